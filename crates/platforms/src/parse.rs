@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! From a specifier to a platform (`Parse` in containerd/platforms
+//! `platforms.go`).
+
+use thiserror::Error;
+
+use crate::Platform;
+use crate::normalize::{is_known_architecture, is_known_os, normalize_architecture, normalize_os};
+
+/// Why a platform specifier was refused; each variant holds the specifier.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ParseError {
+    /// It contains `*`, which the grammar keeps for later.
+    #[error("platform {0:?}: wildcards are not supported")]
+    Wildcard(String),
+    /// Its first component is not `os[(version[+feature]...)]`.
+    #[error("platform {0:?}: operating system is not of the form os[(version[+feature]...)]")]
+    OperatingSystem(String),
+    /// Version or a feature does not percent-decode to UTF-8.
+    #[error("platform {0:?}: version or feature is not valid percent-encoded text")]
+    Encoding(String),
+    /// Architecture or variant is empty or has a character other than letters,
+    /// digits, `_`, `.` and `-`.
+    #[error("platform {0:?}: architecture and variant take letters, digits, '_', '.' and '-' only")]
+    Component(String),
+    /// It has a component after the variant.
+    #[error("platform {0:?}: more components than os/architecture/variant")]
+    TooManyComponents(String),
+    /// It is one word, and that is neither a known operating system nor a
+    /// known architecture.
+    #[error("platform {0:?}: unknown operating system or architecture")]
+    Unknown(String),
+}
+
+pub(crate) fn parse(specifier: &str, host: &Platform) -> Result<Platform, ParseError> {
+    let refuse = |reason: fn(String) -> ParseError| reason(specifier.to_owned());
+    if specifier.contains('*') {
+        return Err(refuse(ParseError::Wildcard));
+    }
+
+    let mut components = specifier.split('/');
+    let first = components.next().unwrap_or_default();
+    let (name, options) = split_os(first).ok_or_else(|| refuse(ParseError::OperatingSystem))?;
+    let mut platform = Platform {
+        os: normalize_os(name),
+        ..Platform::default()
+    };
+    if let Some(options) = options {
+        let decode = |raw| decode(raw).ok_or_else(|| refuse(ParseError::Encoding));
+        let mut options = options.split('+');
+        platform.os_version = decode(options.next().unwrap_or_default())?;
+        platform.os_features = options.map(decode).collect::<Result<_, _>>()?;
+    }
+
+    let (architecture, variant) = (components.next(), components.next());
+    if components.next().is_some() {
+        return Err(refuse(ParseError::TooManyComponents));
+    }
+    if ![architecture, variant]
+        .into_iter()
+        .flatten()
+        .all(is_component)
+    {
+        return Err(refuse(ParseError::Component));
+    }
+    match (architecture, variant) {
+        (None, _) if is_known_os(&platform.os) => {
+            platform.architecture.clone_from(&host.architecture);
+            if host.architecture == "arm" {
+                platform.variant = unless_usual_arm(&host.architecture, host.variant.clone());
+            }
+        }
+        (None, _) => {
+            let (architecture, variant) = normalize_architecture(first, "");
+            if !is_known_architecture(&architecture) {
+                return Err(refuse(ParseError::Unknown));
+            }
+            platform.os.clone_from(&host.os);
+            platform.variant = unless_usual_arm(&architecture, variant);
+            platform.architecture = architecture;
+        }
+        (Some(architecture), None) => {
+            let (architecture, variant) = normalize_architecture(architecture, "");
+            platform.variant = unless_usual_arm(&architecture, variant);
+            platform.architecture = architecture;
+        }
+        (Some(architecture), Some(variant)) => {
+            (platform.architecture, platform.variant) =
+                normalize_architecture(architecture, variant);
+            // A variant that was spelled out stays visible.
+            if platform.architecture == "arm64" && platform.variant.is_empty() {
+                "v8".clone_into(&mut platform.variant);
+            }
+        }
+    }
+    Ok(platform)
+}
+
+/// `arm` alone stands for v7, so that variant is left out unless spelled out.
+fn unless_usual_arm(architecture: &str, variant: String) -> String {
+    if architecture == "arm" && variant == "v7" {
+        String::new()
+    } else {
+        variant
+    }
+}
+
+/// Splits the first component into name and what stands in parentheses; the
+/// options are checked but not yet decoded.
+fn split_os(component: &str) -> Option<(&str, Option<&str>)> {
+    let (name, options) = match component.split_once('(') {
+        Some((name, rest)) => (name, Some(rest.strip_suffix(')')?)),
+        None => (component, None),
+    };
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if name.is_empty() || !name.bytes().all(is_name_byte) {
+        return None;
+    }
+    for (index, option) in options.into_iter().flat_map(|o| o.split('+')).enumerate() {
+        let is_version = index == 0;
+        if (option.is_empty() && !is_version) || !option.bytes().all(is_option_byte) {
+            return None;
+        }
+    }
+    Some((name, options))
+}
+
+/// Whether a version or feature may hold the byte in its escaped form.
+pub(crate) fn is_option_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_.%-".contains(&byte)
+}
+
+fn is_component(component: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    !component.is_empty() && component.bytes().all(allowed)
+}
+
+/// Undoes percent-encoding; `None` if an escape is cut short, is not
+/// hexadecimal, or the result is not UTF-8.
+fn decode(option: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(option.len());
+    let mut bytes = option.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let high = char::from(bytes.next()?).to_digit(16)?;
+            let low = char::from(bytes.next()?).to_digit(16)?;
+            decoded.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            decoded.push(byte);
+        }
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(architecture: &str, variant: &str) -> Platform {
+        Platform {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+            variant: variant.to_owned(),
+            ..Platform::default()
+        }
+    }
+
+    #[test]
+    fn the_missing_half_is_the_hosts() {
+        for (specifier, host, expected) in [
+            ("linux", host("arm64", "v8"), "linux/arm64"),
+            ("linux", host("arm", "v7"), "linux/arm"),
+            ("linux", host("arm", "v6"), "linux/arm/v6"),
+            ("linux(+erofs)", host("arm", "v6"), "linux(+erofs)/arm/v6"),
+            ("amd64", host("arm64", "v8"), "linux/amd64"),
+            ("linux/amd64", host("arm64", "v8"), "linux/amd64"),
+        ] {
+            assert_eq!(parse(specifier, &host).unwrap().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn the_host_adds_no_features() {
+        let mut host = host("amd64", "");
+        host.os_features = vec!["erofs".to_owned()];
+        assert_eq!(parse("linux", &host).unwrap().to_string(), "linux/amd64");
+        assert_eq!(parse("amd64", &host).unwrap().to_string(), "linux/amd64");
+    }
+
+    #[test]
+    fn each_refusal_names_its_reason() {
+        for (specifier, reason) in [
+            ("linux/*", ParseError::Wildcard as fn(String) -> ParseError),
+            ("((((", ParseError::OperatingSystem),
+            ("))", ParseError::OperatingSystem),
+            ("%", ParseError::OperatingSystem),
+            ("linux()()", ParseError::OperatingSystem),
+            ("linux(+a", ParseError::OperatingSystem),
+            ("linüx/amd64", ParseError::OperatingSystem),
+            ("linux(%)", ParseError::Encoding),
+            ("linux(+%4)", ParseError::Encoding),
+            ("linux(+%+a)", ParseError::Encoding),
+            ("linux(+%ff)", ParseError::Encoding),
+            ("linux/amd64\n", ParseError::Component),
+            ("linux//v8", ParseError::Component),
+            ("linux/a/b/c/d", ParseError::TooManyComponents),
+            ("linux1", ParseError::Unknown),
+        ] {
+            let expected = reason(specifier.to_owned());
+            assert_eq!(parse(specifier, &host("amd64", "")), Err(expected));
+        }
+    }
+
+    #[test]
+    fn every_short_string_is_refused_or_round_trips() {
+        let host = host("amd64", "");
+        let mut level = vec![String::new()];
+        for _ in 0..6 {
+            level = level
+                .iter()
+                .flat_map(|prefix| {
+                    "a(+)%2/."
+                        .chars()
+                        .map(move |next| format!("{prefix}{next}"))
+                })
+                .collect();
+            for specifier in &level {
+                let Ok(platform) = parse(specifier, &host) else {
+                    continue;
+                };
+                let again = parse(&platform.to_string(), &host).unwrap();
+                assert_eq!(again.normalized(), platform.normalized(), "{specifier}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_strings_end_soon() {
+        let host = host("amd64", "");
+        for unit in ["(", "%", "/", "+a", "a", "(+", "\u{130}"] {
+            let long = unit.repeat(300_000);
+            assert!(parse(&long, &host).is_err());
+            drop(parse(&format!("linux({long})"), &host));
+        }
+        let many = format!("linux({})", "+a".repeat(300_000));
+        assert_eq!(parse(&many, &host).unwrap().to_string(), "linux(+a)/amd64");
+    }
+}

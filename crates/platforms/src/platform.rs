@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The platform itself: its JSON, its text forms and the host's own.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::ParseError;
+use crate::normalize::{HOST_OS, normalize_architecture, normalize_os};
+use crate::parse::{is_option_byte, parse};
+
+/// What an image needs, or a node offers, to run a container.
+///
+/// Serialises as the `platform` object of OCI image-spec `image-index.md`;
+/// the same fields stand in an image config. A field that is absent or null
+/// is empty here, an empty one is not written, unknown ones are ignored.
+///
+/// [`Display`](fmt::Display) is `FormatAll` of containerd/platforms
+/// (`platforms.go`), with version and features; [`FromStr`] is its `Parse`
+/// with the missing half taken from [`Platform::host`].
+///
+/// Equality is that of the fields as they stand: compare
+/// [normalised](Platform::normalized) platforms, or ask a
+/// [`Matcher`](crate::Matcher).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Platform {
+    /// Operating system by its Go name, such as `linux`.
+    #[serde(
+        deserialize_with = "null_as_empty",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub os: String,
+    /// CPU architecture by its Go name, such as `amd64`.
+    #[serde(
+        deserialize_with = "null_as_empty",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub architecture: String,
+    /// Variant of the architecture, such as `v7` of `arm`.
+    #[serde(
+        deserialize_with = "null_as_empty",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub variant: String,
+    /// Version of the operating system; only Windows is matched by it.
+    #[serde(
+        rename = "os.version",
+        deserialize_with = "null_as_empty",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub os_version: String,
+    /// What is demanded of the operating system beyond its name, such as
+    /// `erofs`, in the order it was given.
+    #[serde(
+        rename = "os.features",
+        deserialize_with = "null_as_empty",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub os_features: Vec<String>,
+}
+
+impl Platform {
+    /// The platform of this machine, without features (`DefaultSpec` in
+    /// `defaults_unix.go`).
+    ///
+    /// The variant is empty except on ARM, where it is the one that the
+    /// target's name stands for (`arm64/v8`, `arm/v7`). The reference looks at
+    /// `/proc/cpuinfo` instead; a node whose CPU is older or newer than that
+    /// has to be described by an explicit platform.
+    pub fn host() -> Self {
+        let (architecture, variant) = match std::env::consts::ARCH {
+            "x86" => ("386", ""),
+            "x86_64" => ("amd64", ""),
+            "aarch64" => ("arm64", "v8"),
+            "arm" => ("arm", "v7"),
+            "loongarch64" => ("loong64", ""),
+            "powerpc64" if cfg!(target_endian = "little") => ("ppc64le", ""),
+            "powerpc64" => ("ppc64", ""),
+            same => (same, ""),
+        };
+        Self {
+            os: HOST_OS.to_owned(),
+            architecture: architecture.to_owned(),
+            variant: variant.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Parses a specifier (`Parse` in `platforms.go`).
+    ///
+    /// A single component is an operating system if it is known as one, else
+    /// an architecture; the other half is taken from `host`. Features keep
+    /// their order, duplicates and case.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError`] says which rule of the grammar the specifier breaks.
+    pub fn parse_with_default(specifier: &str, host: &Self) -> Result<Self, ParseError> {
+        parse(specifier, host)
+    }
+
+    /// The canonical form (`Normalize` in `platforms.go`): names in lower case
+    /// and by their Go spelling, a variant that is the architecture's usual one
+    /// removed (or, for `arm`, added), features sorted and without duplicates.
+    #[must_use]
+    pub fn normalized(&self) -> Self {
+        let (architecture, variant) = normalize_architecture(&self.architecture, &self.variant);
+        let mut os_features = self.os_features.clone();
+        os_features.sort();
+        os_features.dedup();
+        Self {
+            os: normalize_os(&self.os),
+            architecture,
+            variant,
+            os_version: self.os_version.clone(),
+            os_features,
+        }
+    }
+
+    /// `os/architecture/variant` without version and features (`Format` in
+    /// `platforms.go`); `unknown` if there is no operating system.
+    pub fn format(&self) -> String {
+        self.join(&self.os)
+    }
+
+    fn join(&self, os: &str) -> String {
+        if self.os.is_empty() {
+            return "unknown".to_owned();
+        }
+        let mut joined = os.to_owned();
+        for component in [&self.architecture, &self.variant] {
+            if !component.is_empty() {
+                joined.push('/');
+                joined.push_str(component);
+            }
+        }
+        joined
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut features: Vec<&str> = self.os_features.iter().map(String::as_str).collect();
+        features.retain(|feature| !feature.is_empty());
+        features.sort_unstable();
+        features.dedup();
+
+        let mut os = self.os.clone();
+        if !self.os_version.is_empty() || !features.is_empty() {
+            os.push('(');
+            escape_into(&mut os, &self.os_version);
+            for feature in features {
+                os.push('+');
+                escape_into(&mut os, feature);
+            }
+            os.push(')');
+        }
+        f.pad(&self.join(&os))
+    }
+}
+
+impl FromStr for Platform {
+    type Err = ParseError;
+
+    fn from_str(specifier: &str) -> Result<Self, Self::Err> {
+        parse(specifier, &Self::host())
+    }
+}
+
+fn escape_into(text: &mut String, option: &str) {
+    for byte in option.bytes() {
+        if is_option_byte(byte) && byte != b'%' {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
+fn null_as_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(text: &str) -> Platform {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn null_absent_and_unknown_fields_are_empty() {
+        let nulls = r#"{"architecture":null,"os":null,"os.version":null,"os.features":null,"variant":null}"#;
+        for text in ["{}", nulls, r#"{"features":["sse4"],"os.feature":1}"#] {
+            assert_eq!(json(text), Platform::default(), "{text}");
+        }
+        assert_eq!(serde_json::to_string(&Platform::default()).unwrap(), "{}");
+    }
+
+    #[test]
+    fn wrong_types_are_errors() {
+        for text in [r#"{"os":1}"#, r#"{"os.features":"erofs"}"#, "[1]", "null"] {
+            assert!(serde_json::from_str::<Platform>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_uses_the_names_of_the_specification() {
+        let text = r#"{"os":"linux","architecture":"arm","variant":"v7","os.version":"6.1","os.features":["erofs","a"]}"#;
+        let platform = json(text);
+        assert_eq!(platform.os_features, ["erofs", "a"]);
+        assert_eq!(serde_json::to_string(&platform).unwrap(), text);
+    }
+
+    #[test]
+    fn what_is_formatted_parses_back() {
+        for os_version in ["", "6.1", "1+2", "é\n", "*"] {
+            for features in [
+                &[][..],
+                &["erofs"],
+                &["z", "a", "z"],
+                &["a+b", "c/d", "e(f)", "g%h"],
+                &["*", " ", "\u{1b}[31m", "日本", "%2B"],
+            ] {
+                for (architecture, variant) in [("amd64", "v1"), ("arm", ""), ("arm64", "v8")] {
+                    let platform = Platform {
+                        os: "Linux".to_owned(),
+                        architecture: architecture.to_owned(),
+                        variant: variant.to_owned(),
+                        os_version: os_version.to_owned(),
+                        os_features: features.iter().map(|f| (*f).to_owned()).collect(),
+                    };
+                    let text = platform.to_string();
+                    assert!(
+                        text.is_ascii() && !text.contains(char::is_control),
+                        "{text:?}"
+                    );
+                    let parsed: Platform = text.parse().unwrap();
+                    assert_eq!(parsed.normalized(), platform.normalized(), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn normalising_twice_changes_nothing() {
+        for text in [
+            "linux/armhf/v6",
+            "linux/arm64/9.0",
+            "macos/x86_64/v1",
+            "linux(+b+a+b)/i386/x",
+        ] {
+            let once = text.parse::<Platform>().unwrap().normalized();
+            assert_eq!(once.normalized(), once, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_host_is_linux_without_features() {
+        let host = Platform::host();
+        assert_eq!(host.os, "linux");
+        assert!(!host.architecture.is_empty() && host.os_features.is_empty());
+        assert_eq!(
+            "linux".parse::<Platform>().unwrap().architecture,
+            host.architecture
+        );
+    }
+}
