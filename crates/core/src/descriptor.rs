@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! OCI descriptors (image-spec `descriptor.md`), read as tolerantly as containerd reads them.
+
+use std::collections::BTreeMap;
+
+use resnap_platforms::Platform;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::Digest;
+
+/// What points at a blob: its media type, digest and size, with annotations and, in an index, the
+/// platform. Fields that resnap has no use for are not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// The media type; empty where the image does not say (old Docker images).
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub media_type: String,
+    /// The digest of the blob as stored.
+    pub digest: Digest,
+    /// The blob's size in bytes.
+    #[serde(default)]
+    pub size: u64,
+    /// Annotations. Go writes an absent map as `null`.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub annotations: BTreeMap<String, String>,
+    /// The platform an index gives its entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+}
+
+fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nulls_and_unknown_fields_are_tolerated() {
+        let json = format!(
+            r#"{{"mediaType":null,"digest":"sha256:{}","size":3,"annotations":null,"urls":["x"]}}"#,
+            "a".repeat(64)
+        );
+        let descriptor: Descriptor = serde_json::from_str(&json).unwrap();
+        assert_eq!(descriptor.size, 3);
+        assert!(descriptor.media_type.is_empty() && descriptor.platform.is_none());
+    }
+
+    #[test]
+    fn a_bad_digest_is_refused() {
+        let json = r#"{"digest":"sha256:../../etc/passwd","size":3}"#;
+        assert!(serde_json::from_str::<Descriptor>(json).is_err());
+        let json = format!(r#"{{"digest":"sha256:{}","size":-1}}"#, "a".repeat(64));
+        assert!(serde_json::from_str::<Descriptor>(&json).is_err());
+    }
+}

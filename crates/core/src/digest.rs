@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Digests and the identities made of them (OCI image-spec `descriptor.md`, `config.md`).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
+
+/// A content digest `algorithm:hex`: `sha256`, `sha384` or `sha512` with lower-case hex of the
+/// algorithm's own length, as the OCI image-spec registers them and containerd accepts them.
+///
+/// As a digest becomes part of paths and keys, nothing else gets through the parser.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest(String);
+
+/// A string that is no digest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a digest: want sha256, sha384 or sha512, a colon and lower-case hex")]
+pub struct InvalidDigest(String);
+
+impl Digest {
+    /// The SHA-256 digest of `bytes`.
+    pub fn sha256(bytes: &[u8]) -> Self {
+        Self(format!("sha256:{}", hex(&Sha256::digest(bytes))))
+    }
+
+    /// `sha256`, `sha384` or `sha512`.
+    pub fn algorithm(&self) -> &str {
+        self.0
+            .split_once(':')
+            .map_or("", |(algorithm, _)| algorithm)
+    }
+
+    /// The lower-case hex after the colon.
+    pub fn encoded(&self) -> &str {
+        self.0.split_once(':').map_or("", |(_, encoded)| encoded)
+    }
+
+    /// `algorithm:hex`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The digest of `bytes` in the algorithm of this one.
+    #[must_use]
+    pub fn same_algorithm(&self, bytes: &[u8]) -> Self {
+        let encoded = match self.algorithm() {
+            "sha512" => hex(&Sha512::digest(bytes)),
+            "sha384" => hex(&Sha384::digest(bytes)),
+            _ => hex(&Sha256::digest(bytes)),
+        };
+        Self(format!("{}:{encoded}", self.algorithm()))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "{byte:02x}");
+            out
+        })
+}
+
+impl FromStr for Digest {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = InvalidDigest;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let length = match text.split_once(':') {
+            Some(("sha256", encoded)) => (encoded, 64),
+            Some(("sha384", encoded)) => (encoded, 96),
+            Some(("sha512", encoded)) => (encoded, 128),
+            _ => return Err(InvalidDigest(shown(&text))),
+        };
+        match length {
+            (encoded, length)
+                if encoded.len() == length
+                    && encoded
+                        .bytes()
+                        .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) =>
+            {
+                Ok(Self(text))
+            }
+            _ => Err(InvalidDigest(shown(&text))),
+        }
+    }
+}
+
+/// What of a hostile string goes into an error.
+fn shown(text: &str) -> String {
+    text.chars().take(140).collect()
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The digest of a layer's uncompressed tar, as the image's config lists it (`rootfs.diff_ids`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DiffId(pub Digest);
+
+impl fmt::Display for DiffId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The identity of a layer on top of its parents (OCI image-spec `config.md`, "Layer ChainID").
+/// containerd names the layer's committed snapshot so.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ChainId(Digest);
+
+impl ChainId {
+    /// The chain ID of a layer on `parent`: the diff ID itself at the bottom, else the SHA-256 of
+    /// `parent diff-id` with one space between.
+    pub fn of(parent: Option<&ChainId>, diff_id: &DiffId) -> Self {
+        match parent {
+            None => Self(diff_id.0.clone()),
+            Some(parent) => Self(Digest::sha256(format!("{parent} {diff_id}").as_bytes())),
+        }
+    }
+
+    /// `algorithm:hex`.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl fmt::Display for ChainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn diff(letter: char) -> DiffId {
+        DiffId(
+            format!("sha256:{}", String::from(letter).repeat(64))
+                .parse()
+                .unwrap(),
+        )
+    }
+
+    #[test]
+    fn digests_are_strict() {
+        let long = format!("sha256:{}", "a".repeat(64));
+        assert_eq!(long.parse::<Digest>().unwrap().encoded(), "a".repeat(64));
+        for bad in [
+            "",
+            "sha256",
+            "sha256:",
+            "sha256:abc",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+            &long.to_uppercase(),
+            &format!("sha256:{}", "../".repeat(22)),
+            &format!("sha512:{}", "a".repeat(64)),
+            &format!("{long} "),
+        ] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad:?} passed");
+        }
+        assert!(
+            "é".repeat(500)
+                .parse::<Digest>()
+                .unwrap_err()
+                .to_string()
+                .len()
+                < 1200
+        );
+    }
+
+    #[test]
+    fn digests_hash_in_their_own_algorithm() {
+        let empty = Digest::sha256(b"");
+        assert_eq!(
+            empty.as_str(),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+        let long: Digest = format!("sha512:{}", "0".repeat(128)).parse().unwrap();
+        assert!(
+            long.same_algorithm(b"")
+                .encoded()
+                .starts_with("cf83e1357eefb8bd")
+        );
+    }
+
+    #[test]
+    fn chain_ids_follow_the_spec() {
+        let base = ChainId::of(None, &diff('a'));
+        assert_eq!(base.as_str(), diff('a').0.as_str());
+        let text = format!("{base} {}", diff('b'));
+        assert_eq!(
+            ChainId::of(Some(&base), &diff('b')).as_str(),
+            Digest::sha256(text.as_bytes()).as_str()
+        );
+    }
+}

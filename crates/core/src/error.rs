@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The one error of ports and backends.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// A result of a port.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, in the terms a caller decides by. These are gRPC's codes, so that nothing is
+/// lost between a backend and whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The operation was cancelled.
+    Cancelled,
+    /// The backend did not say.
+    Unknown,
+    /// The request makes no sense.
+    InvalidArgument,
+    /// Time ran out.
+    DeadlineExceeded,
+    /// The thing is not there.
+    NotFound,
+    /// The thing is there already.
+    AlreadyExists,
+    /// We may not.
+    PermissionDenied,
+    /// Something has no room left.
+    ResourceExhausted,
+    /// The state of something else forbids it.
+    FailedPrecondition,
+    /// A conflict with somebody else's change.
+    Aborted,
+    /// Past the end.
+    OutOfRange,
+    /// The backend cannot do this.
+    Unimplemented,
+    /// A broken promise inside the backend or resnap.
+    Internal,
+    /// The backend is not reachable now.
+    Unavailable,
+    /// Content is not what its digest says.
+    DataLoss,
+    /// Credentials are missing.
+    Unauthenticated,
+}
+
+/// What was tried on what, how it failed, and why.
+///
+/// It displays as `OPERATION SUBJECT`; the reason is its [`source`](StdError::source), so that a
+/// printed chain says nothing twice.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    operation: &'static str,
+    subject: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of `operation` (a verb, as in "read content") on `subject` (a name or digest).
+    pub fn new(kind: Kind, operation: &'static str, subject: impl Into<String>) -> Self {
+        Self {
+            kind,
+            operation,
+            subject: subject.into(),
+            source: None,
+        }
+    }
+
+    /// The same with its reason: another error, or a text.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The kind to decide by.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether the thing is not there.
+    pub fn is_not_found(&self) -> bool {
+        self.kind == Kind::NotFound
+    }
+
+    /// Whether the thing is there already.
+    pub fn is_already_exists(&self) -> bool {
+        self.kind == Kind::AlreadyExists
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.operation, self.subject)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The words of resnap as types, its error, and its ports.
+//!
+//! Every other crate speaks in these terms. A *port* is a narrow trait through which the engine
+//! reaches a containerd (or something that stands for one): images, content, snapshots, leases,
+//! the differ and introspection. Backends implement ports; the engine knows nothing else of them.
+//!
+//! Four different things of this field are spelt `sha256:…`: the digest of a (compressed) layer
+//! blob, the digest of its uncompressed tar ([`DiffId`]), the identity of a layer on top of its
+//! parents ([`ChainId`], also the name of its committed snapshot) and the digest of a manifest or
+//! config. Mixing them up is the bug of the field, so they are types of their own here.
+//!
+//! There is no I/O in this crate, no runtime and no gRPC.
+
+mod descriptor;
+mod digest;
+mod error;
+pub mod labels;
+pub mod media_type;
+mod mount;
+mod ports;
+mod snapshot;
+
+pub use descriptor::Descriptor;
+pub use digest::{ChainId, DiffId, Digest, InvalidDigest};
+pub use error::{Error, Kind, Result};
+pub use labels::Labels;
+pub use mount::Mount;
+pub use ports::{
+    Applied, Applier, ByteStream, ContentInfo, ContentLabeler, ContentReader, Image, Images,
+    Introspection, LeaseId, Leases, Ports, Resource, Scope, Snapshotter, SnapshotterInfo,
+    Snapshotters, read_verified,
+};
+pub use resnap_platforms::Platform;
+pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};

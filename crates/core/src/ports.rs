@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The ports: what the engine asks of a containerd, or of what stands for one.
+//!
+//! All methods may be called at once and from several tasks. Dropping a returned future gives up
+//! waiting; whether the backend still does the work is unknown, as with any RPC, so what makes
+//! something is called under a lease and undone by name. No method retries.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+
+use crate::{
+    ChainId, Descriptor, Digest, Error, Kind, Labels, Mount, Platform, Result, SnapshotInfo,
+    SnapshotKey,
+};
+
+/// Where and under what a call is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// The containerd namespace.
+    pub namespace: Arc<str>,
+    /// The lease that keeps what the call makes.
+    pub lease: Option<LeaseId>,
+}
+
+impl Scope {
+    /// Calls in `namespace`, under no lease.
+    pub fn new(namespace: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            lease: None,
+        }
+    }
+
+    /// The same under `lease`.
+    #[must_use]
+    pub fn leased(&self, lease: LeaseId) -> Self {
+        Self {
+            namespace: Arc::clone(&self.namespace),
+            lease: Some(lease),
+        }
+    }
+}
+
+/// The name of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LeaseId(pub Arc<str>);
+
+/// An image record: a name and what it points at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The reference, or a bare `sha256:…` image ID as the CRI plugin keeps one.
+    pub name: String,
+    /// The index or manifest.
+    pub target: Descriptor,
+}
+
+/// The image store.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// The record of exactly this name; [`Kind::NotFound`] if there is none.
+    async fn get(&self, scope: &Scope, name: &str) -> Result<Image>;
+    /// All records of the namespace, in no order.
+    async fn list(&self, scope: &Scope) -> Result<Vec<Image>>;
+}
+
+/// What the content store knows of a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentInfo {
+    /// The size in bytes.
+    pub size: u64,
+    /// The blob's labels.
+    pub labels: Labels,
+}
+
+/// A blob as it comes, in pieces of the backend's choice.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
+
+/// Reading the content store.
+#[async_trait]
+pub trait ContentReader: Send + Sync {
+    /// Size and labels of a blob; [`Kind::NotFound`] if it is not there.
+    async fn info(&self, scope: &Scope, digest: &Digest) -> Result<ContentInfo>;
+    /// The blob's bytes, unchecked ([`read_verified`] checks). A blob that is not there is
+    /// [`Kind::NotFound`], here or as the stream's first item.
+    async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream>;
+}
+
+/// Reads a whole blob of at most `limit` bytes and checks it against its digest.
+///
+/// # Errors
+/// [`Kind::ResourceExhausted`] for one over the limit, by what it says and by what comes;
+/// [`Kind::DataLoss`] if the bytes are not those of the digest; else the port's.
+pub async fn read_verified(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    descriptor: &Descriptor,
+    limit: usize,
+) -> Result<Vec<u8>> {
+    let digest = &descriptor.digest;
+    let too_large = |size: u64| {
+        Error::new(Kind::ResourceExhausted, "read content", digest.as_str()).because(format!(
+            "{size} bytes or more, and {} has at most {limit}",
+            descriptor.media_type
+        ))
+    };
+    if usize::try_from(descriptor.size).map_or(true, |size| size > limit) {
+        return Err(too_large(descriptor.size));
+    }
+    let mut stream = content.open(scope, digest).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        if bytes.len() + piece.len() > limit {
+            return Err(too_large((bytes.len() + piece.len()) as u64));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    let actual = digest.same_algorithm(&bytes);
+    if actual != *digest {
+        return Err(Error::new(Kind::DataLoss, "read content", digest.as_str())
+            .because(format!("its bytes have the digest {actual}")));
+    }
+    Ok(bytes)
+}
+
+/// Labels of blobs.
+#[async_trait]
+pub trait ContentLabeler: Send + Sync {
+    /// Sets one label and leaves the others as they are.
+    async fn set_label(&self, scope: &Scope, digest: &Digest, key: &str, value: &str)
+    -> Result<()>;
+}
+
+/// One snapshotter (containerd `core/snapshots/snapshotter.go`).
+#[async_trait]
+pub trait Snapshotter: Send + Sync {
+    /// What there is of a name; [`Kind::NotFound`] if nothing.
+    async fn stat(&self, scope: &Scope, key: &SnapshotKey) -> Result<SnapshotInfo>;
+    /// Makes an active snapshot on `parent`. [`Kind::AlreadyExists`] if `key` is taken, and from a
+    /// remote snapshotter if the layer named by the label `snapshot.ref` needs no unpacking.
+    async fn prepare(
+        &self,
+        scope: &Scope,
+        key: &SnapshotKey,
+        parent: Option<&ChainId>,
+        labels: &Labels,
+    ) -> Result<Vec<Mount>>;
+    /// Makes the active snapshot `key` the committed one `name`; its parent is that of the
+    /// Prepare. [`Kind::AlreadyExists`] if `name` is there.
+    async fn commit(
+        &self,
+        scope: &Scope,
+        name: &ChainId,
+        key: &SnapshotKey,
+        labels: &Labels,
+    ) -> Result<()>;
+    /// Removes a snapshot; [`Kind::FailedPrecondition`] if another stands on it.
+    async fn remove(&self, scope: &Scope, key: &SnapshotKey) -> Result<()>;
+}
+
+/// The snapshotters by name.
+pub trait Snapshotters: Send + Sync {
+    /// The snapshotter of this name. Whether there is one shows at the first call.
+    fn snapshotter(&self, name: &str) -> Arc<dyn Snapshotter>;
+}
+
+/// What an Apply wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The digest of the uncompressed tar that was written.
+    pub diff_id: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// Writing a layer to a snapshot.
+#[async_trait]
+pub trait Applier: Send + Sync {
+    /// Writes the layer through the mounts of its active snapshot.
+    /// [`Kind::NotFound`] if the blob is not there.
+    async fn apply(&self, scope: &Scope, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied>;
+}
+
+/// What a lease can keep.
+#[derive(Debug, Clone, Copy)]
+pub enum Resource<'a> {
+    /// A blob and all it refers to.
+    Content(&'a Digest),
+    /// A snapshot and those below it.
+    Snapshot {
+        /// The snapshotter.
+        snapshotter: &'a str,
+        /// The committed snapshot.
+        chain_id: &'a ChainId,
+    },
+}
+
+/// Leases. One cannot be changed once made, and a garbage collection after it has expired takes
+/// along what only it kept.
+#[async_trait]
+pub trait Leases: Send + Sync {
+    /// Makes a lease; [`Kind::AlreadyExists`] if the name is taken.
+    async fn create(&self, scope: &Scope, lease: &LeaseId, labels: &Labels) -> Result<()>;
+    /// Ends a lease. [`Kind::NotFound`] if it is gone already.
+    async fn delete(&self, scope: &Scope, lease: &LeaseId) -> Result<()>;
+    /// Adds a thing to a lease. Whether the thing exists is *not* checked.
+    async fn add_resource(
+        &self,
+        scope: &Scope,
+        lease: &LeaseId,
+        resource: Resource<'_>,
+    ) -> Result<()>;
+}
+
+/// What a snapshotter is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotterInfo {
+    /// Its name.
+    pub name: String,
+    /// What it says it can do (`rebase`, `remap-ids`, …); empty before containerd 2.0.
+    pub capabilities: Vec<String>,
+    /// The platforms it says it takes.
+    pub platforms: Vec<Platform>,
+    /// Where it keeps its snapshots, if it says.
+    pub root: Option<String>,
+    /// Why it did not load, if it did not.
+    pub failure: Option<String>,
+}
+
+/// What the backend says of itself.
+#[async_trait]
+pub trait Introspection: Send + Sync {
+    /// All snapshotters, those that failed to load included, by name.
+    async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>>;
+}
+
+/// All ports of one backend.
+#[derive(Clone)]
+pub struct Ports {
+    /// The image store.
+    pub images: Arc<dyn Images>,
+    /// Blobs.
+    pub content: Arc<dyn ContentReader>,
+    /// Their labels.
+    pub labeler: Arc<dyn ContentLabeler>,
+    /// Snapshotters.
+    pub snapshotters: Arc<dyn Snapshotters>,
+    /// The differ.
+    pub applier: Arc<dyn Applier>,
+    /// Leases.
+    pub leases: Arc<dyn Leases>,
+    /// What the backend says of itself.
+    pub introspection: Arc<dyn Introspection>,
+}
+
+impl std::fmt::Debug for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ports").finish_non_exhaustive()
+    }
+}
