@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The JSON documents of an image: index, manifest, config. Only the fields resnap needs are
+//! read, so that an image which containerd takes is not refused for the others.
+
+use resnap_core::{
+    ContentReader, Descriptor, DiffId, Error, Kind, Platform, Result, Scope, media_type,
+    read_verified,
+};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Most bytes of an index, manifest or config.
+pub const MAX_DOCUMENT_BYTES: usize = 8 << 20;
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Index {
+    #[serde(default)]
+    pub(crate) manifests: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) config: Descriptor,
+    #[serde(default)]
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+/// What an image's config says of its platform and its layers (OCI image-spec `config.md`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The platform.
+    pub platform: Platform,
+    /// The digests of the uncompressed layers, the base first.
+    pub diff_ids: Vec<DiffId>,
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    #[serde(flatten)]
+    platform: Platform,
+    #[serde(default)]
+    rootfs: RawRootfs,
+}
+
+#[derive(Default, Deserialize)]
+struct RawRootfs {
+    #[serde(default)]
+    diff_ids: Vec<DiffId>,
+}
+
+/// Reads the config behind a manifest's config descriptor.
+///
+/// # Errors
+/// [`Kind::NotFound`] if its blob is not there, [`Kind::InvalidArgument`] if the descriptor is not
+/// that of an image config or the blob is not JSON of that form, [`Kind::ResourceExhausted`] past
+/// [`MAX_DOCUMENT_BYTES`], [`Kind::DataLoss`] if it does not match its digest.
+pub async fn rootfs(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    config: &Descriptor,
+) -> Result<Config> {
+    if !media_type::is_config(&config.media_type) {
+        return Err(
+            Error::new(Kind::InvalidArgument, "read config", config.digest.as_str()).because(
+                format!(
+                    "its media type {:?} is not that of a container image",
+                    config.media_type
+                ),
+            ),
+        );
+    }
+    let RawConfig { platform, rootfs } = read(content, scope, config).await?;
+    Ok(Config {
+        platform: platform.normalized(),
+        diff_ids: rootfs.diff_ids,
+    })
+}
+
+pub(crate) async fn read<T: DeserializeOwned>(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    descriptor: &Descriptor,
+) -> Result<T> {
+    let bytes = read_verified(content, scope, descriptor, MAX_DOCUMENT_BYTES).await?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Error::new(
+            Kind::InvalidArgument,
+            "parse",
+            format!("{} {}", descriptor.media_type, descriptor.digest),
+        )
+        .because(error)
+    })
+}
