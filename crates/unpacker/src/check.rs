@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! How ready an image is.
+
+use std::collections::BTreeMap;
+
+use resnap_core::{
+    ChainId, DiffId, Digest, Ports, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+};
+use serde::Serialize;
+
+use crate::{Plan, UnpackError};
+
+/// How ready an image is on some snapshotters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// The image's name in the store.
+    pub image: String,
+    /// What it can be pulled by.
+    pub reference: Option<String>,
+    /// The platform of the manifest.
+    pub platform: String,
+    /// The manifest.
+    pub manifest: Digest,
+    /// The config: the image's ID.
+    pub config: Digest,
+    /// The layers, the base first.
+    pub layers: Vec<LayerCheck>,
+    /// The verdict for each snapshotter.
+    pub snapshotters: BTreeMap<String, Readiness>,
+}
+
+/// The verdict for a snapshotter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// Whether a container could start.
+    pub ready: bool,
+    /// Why the snapshotter needs labels, if it does.
+    pub needs_labels: Option<&'static str>,
+}
+
+/// What there is of one layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LayerCheck {
+    /// The blob.
+    pub digest: Digest,
+    /// The digest of its uncompressed tar.
+    pub diff_id: DiffId,
+    /// Its snapshot's name.
+    pub chain_id: ChainId,
+    /// The blob's size.
+    pub bytes: u64,
+    /// Whether the blob is in the content store.
+    pub blob: bool,
+    /// Its snapshot on each snapshotter.
+    pub snapshots: BTreeMap<String, LayerState>,
+}
+
+/// A layer on a snapshotter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "state")]
+pub enum LayerState {
+    /// There.
+    Committed {
+        /// What its labels say.
+        labels: LabelState,
+    },
+    /// Not there.
+    Missing,
+}
+
+/// The labels of a layer's snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelState {
+    /// All there, naming this reference. Shared layers name the image that came first.
+    Complete(String),
+    /// These are missing.
+    Missing(Vec<&'static str>),
+}
+
+impl LayerState {
+    fn of(info: &SnapshotInfo) -> Self {
+        if info.kind != SnapshotKind::Committed {
+            return Self::Missing;
+        }
+        let missing = labels::missing(&info.labels);
+        let labels = match info.labels.get(labels::IMAGE_REF) {
+            Some(reference) if missing.is_empty() => LabelState::Complete(reference.clone()),
+            _ => LabelState::Missing(missing),
+        };
+        Self::Committed { labels }
+    }
+
+    /// Whether a container can stand on it.
+    fn suffices(&self, needs_labels: bool) -> bool {
+        match self {
+            Self::Missing => false,
+            Self::Committed {
+                labels: LabelState::Complete(_),
+            } => true,
+            Self::Committed {
+                labels: LabelState::Missing(_),
+            } => !needs_labels,
+        }
+    }
+}
+
+pub(crate) async fn check(
+    ports: &Ports,
+    scope: &Scope,
+    plan: &Plan,
+    snapshotters: &[String],
+) -> Result<Check, UnpackError> {
+    let failed = |source| UnpackError::Image {
+        image: plan.image.name.clone(),
+        source,
+    };
+    let mut layers = Vec::with_capacity(plan.layers.len());
+    for layer in &plan.layers {
+        let blob = match ports.content.info(scope, &layer.descriptor.digest).await {
+            Ok(_) => true,
+            Err(error) if error.is_not_found() => false,
+            Err(error) => return Err(failed(error)),
+        };
+        let mut snapshots = BTreeMap::new();
+        for name in snapshotters {
+            let state = state(ports, scope, plan, name, &layer.chain_id).await?;
+            snapshots.insert(name.clone(), state);
+        }
+        layers.push(LayerCheck {
+            digest: layer.descriptor.digest.clone(),
+            diff_id: layer.diff_id.clone(),
+            chain_id: layer.chain_id.clone(),
+            bytes: layer.descriptor.size,
+            blob,
+            snapshots,
+        });
+    }
+    let verdict = |name: &String| {
+        let needs_labels = labels::why_needed(name);
+        let ready = layers.iter().all(|layer| {
+            layer
+                .snapshots
+                .get(name)
+                .is_some_and(|state| state.suffices(needs_labels.is_some()))
+        });
+        (
+            name.clone(),
+            Readiness {
+                ready,
+                needs_labels,
+            },
+        )
+    };
+    let snapshotters = snapshotters.iter().map(verdict).collect();
+    Ok(Check {
+        image: plan.image.name.clone(),
+        reference: plan.image.reference.clone(),
+        platform: plan.platform.to_string(),
+        manifest: plan.manifest.digest.clone(),
+        config: plan.config.digest.clone(),
+        layers,
+        snapshotters,
+    })
+}
+
+pub(crate) async fn is_ready(
+    ports: &Ports,
+    scope: &Scope,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<bool, UnpackError> {
+    let Some(top) = plan.top() else {
+        return Ok(true);
+    };
+    let state = state(ports, scope, plan, snapshotter, top).await?;
+    Ok(state.suffices(labels::why_needed(snapshotter).is_some()))
+}
+
+async fn state(
+    ports: &Ports,
+    scope: &Scope,
+    plan: &Plan,
+    snapshotter: &str,
+    chain_id: &ChainId,
+) -> Result<LayerState, UnpackError> {
+    let snapshotter = ports.snapshotters.snapshotter(snapshotter);
+    match snapshotter.stat(scope, &SnapshotKey::from(chain_id)).await {
+        Ok(info) => Ok(LayerState::of(&info)),
+        Err(error) if error.is_not_found() => Ok(LayerState::Missing),
+        Err(source) => Err(UnpackError::Image {
+            image: plan.image.name.clone(),
+            source,
+        }),
+    }
+}

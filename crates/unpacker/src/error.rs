@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What keeps an image from being ready: the thing, the reason, and the next step.
+
+use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey};
+
+/// Why an image could not be unpacked or checked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnpackError {
+    /// No record, normalised name or image ID fits.
+    #[error("no image {image:?} in namespace {namespace}")]
+    NoSuchImage {
+        /// As the caller wrote it.
+        image: String,
+        /// Where it was looked for.
+        namespace: String,
+    },
+    /// More than one image ID starts like this.
+    #[error("image ID {prefix} fits {}", ids.join(" and "))]
+    AmbiguousId {
+        /// As the caller wrote it.
+        prefix: String,
+        /// The IDs it fits.
+        ids: Vec<String>,
+    },
+    /// The image has no manifest that runs on the platform.
+    #[error(
+        "image {image} has no manifest for {wanted}; it has {}",
+        list(available)
+    )]
+    NoManifest {
+        /// The image.
+        image: String,
+        /// What was asked for.
+        wanted: String,
+        /// What there is.
+        available: Vec<Platform>,
+    },
+    /// containerd has no such snapshotter, or it did not load.
+    #[error("no snapshotter {snapshotter:?} in this containerd{}; it has {}", because(failure), available.join(", "))]
+    NoSuchSnapshotter {
+        /// As the caller wrote it.
+        snapshotter: String,
+        /// Why it did not load, if containerd knows it.
+        failure: Option<String>,
+        /// Those that work.
+        available: Vec<String>,
+    },
+    /// Only the image's ID is known, and nobody can pull by that.
+    #[error(
+        "image {image} is known by its ID only, and snapshotter {snapshotter} needs a reference to pull it by"
+    )]
+    NoReference {
+        /// The image.
+        image: String,
+        /// The snapshotter.
+        snapshotter: String,
+    },
+    /// The manifest and the config do not fit.
+    #[error(
+        "image {image} has {layers} layers in manifest {manifest} and {diff_ids} diff IDs in its config"
+    )]
+    LayerCount {
+        /// The image.
+        image: String,
+        /// The manifest.
+        manifest: Digest,
+        /// Layers of the manifest.
+        layers: usize,
+        /// Diff IDs of the config.
+        diff_ids: usize,
+    },
+    /// A label would be longer than containerd takes.
+    #[error(
+        "label {key} of layer {digest} of image {image} is {bytes} bytes long with its value, and containerd takes {}",
+        resnap_core::labels::MAX_BYTES
+    )]
+    LabelTooLong {
+        /// The image.
+        image: String,
+        /// The layer's blob.
+        digest: Digest,
+        /// The label.
+        key: String,
+        /// Bytes of key and value.
+        bytes: usize,
+    },
+    /// A layer's blob is not on the node any more, and the snapshotter wants it.
+    #[error(
+        "layer {digest} of image {image} is not in the content store, and snapshotter {snapshotter} needs it"
+    )]
+    MissingBlob {
+        /// The image.
+        image: String,
+        /// The layer's blob.
+        digest: Digest,
+        /// The snapshotter.
+        snapshotter: String,
+    },
+    /// What was unpacked is not what the config says.
+    #[error(
+        "layer {digest} of image {image} unpacks to {computed}, but the image's config says {expected}"
+    )]
+    WrongDiffId {
+        /// The image.
+        image: String,
+        /// The layer's blob.
+        digest: Digest,
+        /// The config's diff ID.
+        expected: Digest,
+        /// That of what was written.
+        computed: Digest,
+    },
+    /// A layer is there without the labels its snapshotter needs.
+    #[error("layer {chain_id} of image {image} is on {snapshotter} without the labels it needs there ({})", missing.join(", "))]
+    Unlabelled {
+        /// The image.
+        image: String,
+        /// The layer's snapshot.
+        chain_id: ChainId,
+        /// The snapshotter.
+        snapshotter: String,
+        /// The labels it lacks.
+        missing: Vec<&'static str>,
+    },
+    /// The snapshotter says a layer is there, and containerd knows nothing of it.
+    #[error(
+        "snapshotter {snapshotter} says layer {chain_id} of image {image} exists, but containerd has no such snapshot"
+    )]
+    Disagreement {
+        /// The image.
+        image: String,
+        /// The layer's snapshot.
+        chain_id: ChainId,
+        /// The snapshotter.
+        snapshotter: String,
+    },
+    /// A layer failed otherwise.
+    #[error("unpack layer {number} of {of} ({digest}) of image {image} on {snapshotter}")]
+    Layer {
+        /// The image.
+        image: String,
+        /// The layer, the base being 1.
+        number: usize,
+        /// Layers of the image.
+        of: usize,
+        /// The layer's blob.
+        digest: Digest,
+        /// The snapshotter.
+        snapshotter: String,
+        /// What failed.
+        source: Error,
+    },
+    /// Something else about an image failed.
+    #[error("image {image}")]
+    Image {
+        /// The image.
+        image: String,
+        /// What failed.
+        source: Error,
+    },
+    /// Something that concerns no single image failed.
+    #[error(transparent)]
+    Backend(#[from] Error),
+    /// An error, after which the active snapshot could not be removed either.
+    #[error(
+        "{cause}; its snapshot {left} stays until its lease ends, as removing it failed ({cleanup})"
+    )]
+    Unclean {
+        /// What failed first.
+        #[source]
+        cause: Box<UnpackError>,
+        /// The snapshot that is left.
+        left: SnapshotKey,
+        /// Why.
+        cleanup: Error,
+    },
+    /// The job's task ended without a result.
+    #[error("the job for image {image} broke off: {reason}")]
+    Broken {
+        /// The image.
+        image: String,
+        /// What the runtime says.
+        reason: String,
+    },
+}
+
+fn list(platforms: &[Platform]) -> String {
+    if platforms.is_empty() {
+        return "none".to_owned();
+    }
+    platforms
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn because(failure: &Option<String>) -> String {
+    failure
+        .as_ref()
+        .map(|why| format!(" (it failed to load: {why})"))
+        .unwrap_or_default()
+}
+
+impl UnpackError {
+    /// The kind to decide by, and the gRPC code to answer with.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::NoSuchImage { .. } | Self::NoManifest { .. } | Self::MissingBlob { .. } => {
+                Kind::NotFound
+            }
+            Self::AmbiguousId { .. } | Self::LayerCount { .. } | Self::LabelTooLong { .. } => {
+                Kind::InvalidArgument
+            }
+            Self::NoSuchSnapshotter { .. }
+            | Self::NoReference { .. }
+            | Self::Unlabelled { .. }
+            | Self::Disagreement { .. } => Kind::FailedPrecondition,
+            Self::WrongDiffId { .. } => Kind::DataLoss,
+            Self::Layer { source, .. } | Self::Image { source, .. } => source.kind(),
+            Self::Backend(error) => error.kind(),
+            Self::Unclean { cause, .. } => cause.kind(),
+            Self::Broken { .. } => Kind::Internal,
+        }
+    }
+
+    /// What to do about it, where there is something to say. `namespace` is that of the image.
+    pub fn next_step(&self, namespace: &str) -> Option<String> {
+        Some(match self {
+            Self::NoSuchImage { .. } => format!(
+                "`resnap images --namespace {namespace}` lists what is there; `ctr namespaces ls` the namespaces"
+            ),
+            Self::AmbiguousId { .. } => "give more of the ID".to_owned(),
+            Self::NoManifest { available, .. } if available.is_empty() => {
+                "this is not a container image".to_owned()
+            }
+            Self::NoManifest { .. } => "choose one with --platform".to_owned(),
+            Self::NoSuchSnapshotter { .. } => {
+                "`resnap snapshotters` tells more; a proxy snapshotter is added in containerd's configuration".to_owned()
+            }
+            Self::NoReference { image, .. } => {
+                format!("name it: `ctr --namespace {namespace} images tag {image} REFERENCE`")
+            }
+            Self::LayerCount { .. } | Self::LabelTooLong { .. } => {
+                "the image is broken: build it again".to_owned()
+            }
+            Self::MissingBlob { image, .. } => format!(
+                "pull it again: `ctr --namespace {namespace} content fetch {image}`; containerd's discard_unpacked_layers throws layers away"
+            ),
+            Self::WrongDiffId { .. } => {
+                "the image is broken or was tampered with: pull it again, and if that does not help build it again".to_owned()
+            }
+            Self::Unlabelled { chain_id, snapshotter, .. } => format!(
+                "somebody unpacked it without labels: once no container uses it, remove it and what stands on it (`ctr --namespace {namespace} snapshots --snapshotter {snapshotter} rm {chain_id}`) and unpack again"
+            ),
+            Self::Disagreement { snapshotter, .. } => format!(
+                "containerd's metadata and {snapshotter}'s own disagree: restart {snapshotter}, or remove the snapshot there"
+            ),
+            Self::Unclean { cause, .. } => return cause.next_step(namespace),
+            Self::Backend(error) | Self::Image { source: error, .. } | Self::Layer { source: error, .. } => {
+                return backend_step(error.kind()).map(str::to_owned);
+            }
+            Self::Broken { .. } => "this is a bug in resnap: please report it".to_owned(),
+        })
+    }
+}
+
+fn backend_step(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Unavailable => {
+            Some("is containerd running? its socket is given by --address or CONTAINERD_ADDRESS")
+        }
+        Kind::PermissionDenied => Some("run as root, or as a user who may use containerd's socket"),
+        _ => None,
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What a job tells: events while it runs, a report at its end.
+
+use resnap_core::{ChainId, DiffId, Digest};
+use serde::Serialize;
+
+/// Something happened to a layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Event {
+    /// The image as it was asked for.
+    pub image: String,
+    /// The snapshotter.
+    pub snapshotter: String,
+    /// What happened.
+    #[serde(rename = "event")]
+    pub phase: Phase,
+    /// The layer, the base being 1.
+    pub layer: usize,
+    /// Layers of the image.
+    pub layers: usize,
+    /// The layer's blob.
+    pub digest: Digest,
+    /// The layer's snapshot.
+    pub chain_id: ChainId,
+    /// The size of the layer's blob.
+    pub bytes: u64,
+    /// Since the job began.
+    pub seconds: f64,
+}
+
+/// What can happen to a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Phase {
+    /// It is part of the plan. Told for every layer, the base first, before anything is done.
+    Planned,
+    /// It was there when the job looked.
+    Existed,
+    /// Its snapshot is active.
+    Prepared,
+    /// Its content is being written.
+    Applying,
+    /// It was written and committed.
+    Committed,
+    /// The snapshotter had its content; it was committed without being written.
+    Staged,
+    /// The snapshotter needs no content for it.
+    Remote,
+    /// Somebody else committed it first.
+    Joined,
+    /// It failed, and with it the job.
+    Failed,
+}
+
+/// How a layer came to be ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Written by this job.
+    Applied,
+    /// There before.
+    Existed,
+    /// Committed by somebody else meanwhile.
+    Joined,
+    /// Its content was there; committed by this job.
+    Staged,
+    /// The snapshotter needs no content for it.
+    Remote,
+}
+
+/// One layer of a [`Report`].
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerReport {
+    /// The layer's blob.
+    pub digest: Digest,
+    /// The digest of its uncompressed tar.
+    pub diff_id: DiffId,
+    /// Its snapshot.
+    pub chain_id: ChainId,
+    /// The size of its blob.
+    pub bytes: u64,
+    /// How it came to be ready.
+    pub outcome: Outcome,
+    /// The time it took.
+    pub seconds: f64,
+}
+
+/// The end of a job that succeeded.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The image as it was asked for.
+    pub image: String,
+    /// What `cri.image-ref` says, if the image has a reference.
+    pub reference: Option<String>,
+    /// The snapshotter.
+    pub snapshotter: String,
+    /// The platform of the manifest that was chosen.
+    pub platform: String,
+    /// The manifest.
+    pub manifest: Digest,
+    /// The config: the image's ID.
+    pub config: Digest,
+    /// The top layer's snapshot; `None` for an image without layers.
+    pub chain_id: Option<ChainId>,
+    /// The layers, the base first.
+    pub layers: Vec<LayerReport>,
+    /// The whole time.
+    pub seconds: f64,
+}
+
+impl Report {
+    /// Layers with this outcome.
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.layers
+            .iter()
+            .filter(|layer| layer.outcome == outcome)
+            .count()
+    }
+
+    /// Bytes of the blobs that were written.
+    pub fn applied_bytes(&self) -> u64 {
+        let applied = self
+            .layers
+            .iter()
+            .filter(|layer| layer.outcome == Outcome::Applied);
+        applied.map(|layer| layer.bytes).sum()
+    }
+}

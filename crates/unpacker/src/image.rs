@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! From what a person or a kubelet writes to an image record, and to the reference it can be
+//! pulled by.
+
+use std::collections::BTreeSet;
+
+use oci_spec::distribution::Reference;
+use resnap_core::{Descriptor, Digest, Image, Ports, Scope};
+use resnap_handler_wrapper::choose_manifest;
+use resnap_platforms::Matcher;
+
+use crate::UnpackError;
+
+/// An image that is in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// The record's name.
+    pub name: String,
+    /// What it points at.
+    pub target: Descriptor,
+    /// What it can be pulled by: a name with a tag, else one with a digest; never a bare ID.
+    pub reference: Option<String>,
+}
+
+/// Finds `image`: an exact name, else a normalised Docker name (`web` is
+/// `docker.io/library/web:latest`), else an image ID or the start of one.
+pub(crate) async fn resolve(
+    ports: &Ports,
+    scope: &Scope,
+    image: &str,
+) -> Result<ResolvedImage, UnpackError> {
+    let normalised = image
+        .parse::<Reference>()
+        .ok()
+        .map(|reference| reference.whole());
+    for name in [Some(image.to_owned()), normalised].into_iter().flatten() {
+        match ports.images.get(scope, &name).await {
+            Ok(image) => return with_reference(ports, scope, image).await,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let found = by_id(ports, scope, image).await?;
+    found.ok_or_else(|| UnpackError::NoSuchImage {
+        image: image.to_owned(),
+        namespace: scope.namespace.to_string(),
+    })
+}
+
+/// How good a name is to pull by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Tagged,
+    Digested,
+    BareId,
+}
+
+fn rank(name: &str) -> Rank {
+    // A bare ID would also parse as a repository "sha256" with a long tag.
+    if name.parse::<Digest>().is_ok() {
+        Rank::BareId
+    } else if name.contains('@') {
+        Rank::Digested
+    } else {
+        Rank::Tagged
+    }
+}
+
+async fn with_reference(
+    ports: &Ports,
+    scope: &Scope,
+    image: Image,
+) -> Result<ResolvedImage, UnpackError> {
+    if rank(&image.name) == Rank::Tagged {
+        let reference = Some(image.name.clone());
+        return Ok(ResolvedImage {
+            name: image.name,
+            target: image.target,
+            reference,
+        });
+    }
+    let mut same = ports.images.list(scope).await?;
+    same.retain(|other| other.target.digest == image.target.digest);
+    let reference = best_reference(&same);
+    Ok(ResolvedImage {
+        name: image.name,
+        target: image.target,
+        reference,
+    })
+}
+
+fn best_reference(images: &[Image]) -> Option<String> {
+    let names = images.iter().map(|image| &image.name);
+    names
+        .filter(|name| rank(name) != Rank::BareId)
+        .min_by_key(|name| (rank(name), *name))
+        .cloned()
+}
+
+async fn by_id(
+    ports: &Ports,
+    scope: &Scope,
+    prefix: &str,
+) -> Result<Option<ResolvedImage>, UnpackError> {
+    let hex = prefix.strip_prefix("sha256:").unwrap_or(prefix);
+    if hex.is_empty() || hex.len() > 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(None);
+    }
+    let hex = hex.to_ascii_lowercase();
+    let mut found = Vec::new();
+    let mut ids = BTreeSet::new();
+    for image in ports.images.list(scope).await? {
+        let Some(id) = image_id(ports, scope, &image).await else {
+            continue;
+        };
+        if id.encoded().starts_with(&hex) {
+            ids.insert(id.to_string());
+            found.push(image);
+        }
+    }
+    if ids.len() > 1 {
+        let ids = ids.into_iter().collect();
+        return Err(UnpackError::AmbiguousId {
+            prefix: prefix.to_owned(),
+            ids,
+        });
+    }
+    found.sort_by(|left, right| {
+        (rank(&left.name), &left.name).cmp(&(rank(&right.name), &right.name))
+    });
+    let reference = best_reference(&found);
+    Ok(found.into_iter().next().map(|image| ResolvedImage {
+        name: image.name,
+        target: image.target,
+        reference,
+    }))
+}
+
+/// The ID as the CRI plugin and `docker` tell it: the config's digest. None where the image is not
+/// whole or not for this machine; such an image has a name to be called by.
+async fn image_id(ports: &Ports, scope: &Scope, image: &Image) -> Option<Digest> {
+    if let Ok(id) = image.name.parse() {
+        return Some(id);
+    }
+    let content = ports.content.as_ref();
+    let choice = choose_manifest(content, scope, &image.target, &Matcher::default()).await;
+    choice.ok().map(|choice| choice.config_descriptor.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(name: &str) -> Image {
+        let target = Descriptor {
+            media_type: String::new(),
+            digest: Digest::sha256(b"x"),
+            size: 0,
+            annotations: Default::default(),
+            platform: None,
+        };
+        Image {
+            name: name.to_owned(),
+            target,
+        }
+    }
+
+    #[test]
+    fn a_tag_goes_before_a_digest_and_an_id_never() {
+        let id = Digest::sha256(b"config").to_string();
+        let digested = format!("docker.io/library/a@{id}");
+        let all = [image(&id), image(&digested), image("docker.io/library/b:1")];
+        assert_eq!(
+            best_reference(&all).as_deref(),
+            Some("docker.io/library/b:1")
+        );
+        assert_eq!(best_reference(&all[..2]), Some(digested));
+        assert_eq!(best_reference(&all[..1]), None);
+    }
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The plan: which snapshots an image has, with which labels.
+
+use std::sync::Arc;
+
+use resnap_core::{ChainId, Descriptor, DiffId, Labels, Ports, Scope, labels, media_type};
+use resnap_handler_wrapper::{
+    Children, Choice, ChoiceError, Handler, Wrapper, append_info, choose_manifest,
+};
+use resnap_platforms::{Matcher, Platform};
+
+use crate::{ResolvedImage, UnpackError};
+
+/// What is to be on a snapshotter for an image to be ready there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The image.
+    pub image: ResolvedImage,
+    /// The platform of the manifest.
+    pub platform: Platform,
+    /// The manifest.
+    pub manifest: Descriptor,
+    /// The config.
+    pub config: Descriptor,
+    /// The layers, the base first.
+    pub layers: Vec<PlannedLayer>,
+}
+
+/// One layer of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedLayer {
+    /// The blob.
+    pub descriptor: Descriptor,
+    /// The digest of its uncompressed tar.
+    pub diff_id: DiffId,
+    /// Its committed snapshot.
+    pub chain_id: ChainId,
+    /// The committed snapshot below.
+    pub parent: Option<ChainId>,
+    /// The labels for Prepare and Commit.
+    pub labels: Labels,
+}
+
+impl Plan {
+    /// The committed snapshot of the top layer; `None` for an image without layers.
+    pub fn top(&self) -> Option<&ChainId> {
+        self.layers.last().map(|layer| &layer.chain_id)
+    }
+}
+
+/// Plans `image` for `platform` (the machine's own if `None`); `wrappers` come after
+/// [`append_info`], the first innermost.
+pub(crate) async fn plan(
+    ports: &Ports,
+    scope: &Scope,
+    image: ResolvedImage,
+    platform: Option<&Platform>,
+    wrappers: &[Wrapper],
+) -> Result<Plan, UnpackError> {
+    let failed = |source| UnpackError::Image {
+        image: image.name.clone(),
+        source,
+    };
+    let matcher = platform.map_or_else(Matcher::default, Matcher::only);
+    let choice = choose_manifest(ports.content.as_ref(), scope, &image.target, &matcher).await;
+    let Choice {
+        manifest,
+        config_descriptor,
+        config,
+    } = choice.map_err(|error| match error {
+        ChoiceError::NoMatch(mut available) => {
+            available.sort();
+            available.dedup();
+            UnpackError::NoManifest {
+                image: image.name.clone(),
+                wanted: platform.cloned().unwrap_or_else(Platform::host).to_string(),
+                available,
+            }
+        }
+        ChoiceError::Content(error) => failed(error),
+    })?;
+
+    let handler: Arc<dyn Handler> =
+        Arc::new(Children::new(Arc::clone(&ports.content), scope.clone()));
+    let own = image.reference.as_deref().map(append_info);
+    let handler = own
+        .iter()
+        .chain(wrappers)
+        .fold(handler, |inner, wrapper| wrapper(inner));
+    let children = handler.handle(&manifest).await.map_err(failed)?;
+    let descriptors: Vec<Descriptor> = children
+        .into_iter()
+        .filter(|child| media_type::is_layer(&child.media_type))
+        .collect();
+    if descriptors.len() != config.diff_ids.len() {
+        return Err(UnpackError::LayerCount {
+            image: image.name,
+            manifest: manifest.digest,
+            layers: descriptors.len(),
+            diff_ids: config.diff_ids.len(),
+        });
+    }
+
+    let mut layers: Vec<PlannedLayer> = Vec::with_capacity(descriptors.len());
+    for (descriptor, diff_id) in descriptors.into_iter().zip(config.diff_ids) {
+        let parent = layers.last().map(|layer| layer.chain_id.clone());
+        let chain_id = ChainId::of(parent.as_ref(), &diff_id);
+        let labels = layer_labels(&descriptor, &diff_id, &chain_id, parent.as_ref());
+        if let Some((key, value)) = labels.iter().find(|(key, value)| !labels::fits(key, value)) {
+            return Err(UnpackError::LabelTooLong {
+                image: image.name,
+                digest: descriptor.digest,
+                key: key.clone(),
+                bytes: key.len() + value.len(),
+            });
+        }
+        layers.push(PlannedLayer {
+            descriptor,
+            diff_id,
+            chain_id,
+            parent,
+            labels,
+        });
+    }
+    Ok(Plan {
+        image,
+        platform: config.platform,
+        manifest,
+        config: config_descriptor,
+        layers,
+    })
+}
+
+/// What of the layer's annotations passes on, and the labels that containerd's own unpacker sets.
+fn layer_labels(
+    descriptor: &Descriptor,
+    diff_id: &DiffId,
+    chain_id: &ChainId,
+    parent: Option<&ChainId>,
+) -> Labels {
+    let annotations = descriptor.annotations.iter();
+    let mut labels: Labels = annotations
+        .filter(|(key, _)| key.starts_with(labels::INHERITED_PREFIX))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    labels.insert(labels::SNAPSHOT_REF.to_owned(), chain_id.to_string());
+    labels.insert(labels::DIFF_ID.to_owned(), diff_id.to_string());
+    labels.remove(labels::PARENT_CHAIN_ID);
+    if let Some(parent) = parent {
+        labels.insert(labels::PARENT_CHAIN_ID.to_owned(), parent.to_string());
+    }
+    labels
+}
