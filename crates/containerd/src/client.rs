@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The connection.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hyper_util::rt::TokioIo;
+use resnap_core::{Error, Kind, Ports, Result, Scope};
+use tokio::net::UnixStream;
+use tonic::Request;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint};
+
+/// Where containerd listens unless told otherwise.
+pub const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
+
+/// containerd's own limit for a message.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// A connection to containerd, cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub(crate) channel: Channel,
+}
+
+impl Client {
+    /// Connects to the socket at `address` (an absolute path; a `unix://` in front is taken off).
+    ///
+    /// # Errors
+    /// [`Kind::Unavailable`] if nobody listens there, [`Kind::PermissionDenied`] if we may not
+    /// connect, [`Kind::InvalidArgument`] for a path that cannot be a socket's.
+    pub async fn connect(address: &str) -> Result<Self> {
+        let path = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
+        if !path.is_absolute() {
+            return Err(
+                Error::new(Kind::InvalidArgument, "connect to containerd at", address)
+                    .because("the address must be an absolute path"),
+            );
+        }
+        // The channel connects lazily and would report a wrong path at the first call, as
+        // "transport error".
+        dial(&path).await.map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::PermissionDenied => Kind::PermissionDenied,
+                io::ErrorKind::InvalidInput => Kind::InvalidArgument,
+                _ => Kind::Unavailable,
+            };
+            Error::new(kind, "connect to containerd at", address).because(error)
+        })?;
+        // The URI only fills HTTP/2's :authority.
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(
+            tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { dial(&path).await.map(TokioIo::new) }
+            }),
+        );
+        Ok(Self { channel })
+    }
+
+    /// All ports over this connection.
+    pub fn ports(&self) -> Ports {
+        let client = Arc::new(self.clone());
+        Ports {
+            images: client.clone(),
+            content: client.clone(),
+            labeler: client.clone(),
+            snapshotters: client.clone(),
+            applier: client.clone(),
+            leases: client.clone(),
+            introspection: client,
+        }
+    }
+}
+
+async fn dial(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(path).await
+}
+
+/// `message` with the namespace and lease of `scope` (containerd `pkg/namespaces/grpc.go`,
+/// `core/leases/grpc.go`).
+pub(crate) fn request<T>(scope: &Scope, message: T) -> Result<Request<T>> {
+    let mut request = Request::new(message);
+    let lease = scope
+        .lease
+        .as_ref()
+        .map(|lease| ("containerd-lease", &*lease.0));
+    for (key, value) in [Some(("containerd-namespace", &*scope.namespace)), lease]
+        .into_iter()
+        .flatten()
+    {
+        let value = MetadataValue::try_from(value).map_err(|error| {
+            Error::new(Kind::InvalidArgument, "send", format!("{key} {value:?}")).because(error)
+        })?;
+        request.metadata_mut().insert(key, value);
+    }
+    Ok(request)
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Content (containerd `api/services/content/v1/content.proto`).
+
+use async_trait::async_trait;
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::{Info, InfoRequest, ReadContentRequest, UpdateRequest};
+use futures::StreamExt as _;
+use prost_types::FieldMask;
+use resnap_core::{ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Result, Scope};
+use tonic::transport::Channel;
+
+use crate::client::{Client, MAX_MESSAGE_BYTES, request};
+use crate::status::error;
+
+impl Client {
+    fn content(&self) -> ContentClient<Channel> {
+        ContentClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+#[async_trait]
+impl ContentReader for Client {
+    async fn info(&self, scope: &Scope, digest: &Digest) -> Result<ContentInfo> {
+        let message = InfoRequest {
+            digest: digest.to_string(),
+        };
+        let answer = self.content().info(request(scope, message)?).await;
+        let answer = answer.map_err(|status| error("look up content", digest.as_str(), status))?;
+        let info = answer.into_inner().info.unwrap_or_default();
+        Ok(ContentInfo {
+            size: u64::try_from(info.size).unwrap_or(0),
+            labels: info.labels.into_iter().collect(),
+        })
+    }
+
+    async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream> {
+        let message = ReadContentRequest {
+            digest: digest.to_string(),
+            offset: 0,
+            size: 0,
+        };
+        let answer = self.content().read(request(scope, message)?).await;
+        let answer = answer.map_err(|status| error("read content", digest.as_str(), status))?;
+        let digest = digest.clone();
+        Ok(answer
+            .into_inner()
+            .map(move |piece| match piece {
+                Ok(piece) => Ok(piece.data.into()),
+                Err(status) => Err(error("read content", digest.as_str(), status)),
+            })
+            .boxed())
+    }
+}
+
+#[async_trait]
+impl ContentLabeler for Client {
+    async fn set_label(
+        &self,
+        scope: &Scope,
+        digest: &Digest,
+        key: &str,
+        value: &str,
+    ) -> Result<()> {
+        let message = UpdateRequest {
+            info: Some(Info {
+                digest: digest.to_string(),
+                labels: [(key.to_owned(), value.to_owned())].into(),
+                ..Info::default()
+            }),
+            update_mask: Some(FieldMask {
+                paths: vec![format!("labels.{key}")],
+            }),
+        };
+        let answer = self.content().update(request(scope, message)?).await;
+        answer.map_err(|status| error("label content", digest.as_str(), status))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Images (containerd `api/services/images/v1/images.proto`).
+
+use async_trait::async_trait;
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::{GetImageRequest, Image as ImageMessage, ListImagesRequest};
+use resnap_core::{Descriptor, Error, Image, Images, Kind, Result, Scope};
+use tonic::transport::Channel;
+
+use crate::client::{Client, MAX_MESSAGE_BYTES, request};
+use crate::status::error;
+
+impl Client {
+    fn images(&self) -> ImagesClient<Channel> {
+        ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+#[async_trait]
+impl Images for Client {
+    async fn get(&self, scope: &Scope, name: &str) -> Result<Image> {
+        let message = GetImageRequest {
+            name: name.to_owned(),
+        };
+        let answer = self.images().get(request(scope, message)?).await;
+        let answer = answer.map_err(|status| error("get image", name, status))?;
+        let image = answer.into_inner().image.ok_or_else(|| {
+            Error::new(Kind::Internal, "get image", name).because("the answer holds none")
+        })?;
+        from_message(image)
+    }
+
+    async fn list(&self, scope: &Scope) -> Result<Vec<Image>> {
+        let answer = self
+            .images()
+            .list(request(scope, ListImagesRequest::default())?)
+            .await;
+        let answer = answer.map_err(|status| error("list images of", &*scope.namespace, status))?;
+        answer
+            .into_inner()
+            .images
+            .into_iter()
+            .map(from_message)
+            .collect()
+    }
+}
+
+fn from_message(image: ImageMessage) -> Result<Image> {
+    let target = image.target.unwrap_or_default();
+    let digest = target.digest.parse().map_err(|error| {
+        Error::new(Kind::DataLoss, "read image", image.name.as_str()).because(error)
+    })?;
+    Ok(Image {
+        name: image.name,
+        target: Descriptor {
+            media_type: target.media_type,
+            digest,
+            size: u64::try_from(target.size).unwrap_or(0),
+            annotations: target.annotations.into_iter().collect(),
+            platform: None,
+        },
+    })
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Introspection, by messages of our own: those of containerd-client 0.9 are of containerd 2.1 and
+//! lack `Platform.os_features`, and prost drops what it does not know.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use http::uri::PathAndQuery;
+use resnap_core::{Introspection, Kind, Platform, Result, SnapshotterInfo};
+use tonic::client::Grpc;
+use tonic_prost::ProstCodec;
+
+use crate::client::{Client, MAX_MESSAGE_BYTES};
+use crate::status::error;
+
+/// `containerd.services.introspection.v1.PluginsRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PluginsRequest {
+    /// Field 1.
+    #[prost(string, repeated, tag = "1")]
+    filters: Vec<String>,
+}
+
+/// `containerd.services.introspection.v1.PluginsResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PluginsResponse {
+    /// Field 1.
+    #[prost(message, repeated, tag = "1")]
+    plugins: Vec<PluginMessage>,
+}
+
+/// `containerd.services.introspection.v1.Plugin`, without `type` (1) and `requires` (3).
+#[derive(Clone, PartialEq, prost::Message)]
+struct PluginMessage {
+    /// Field 2.
+    #[prost(string, tag = "2")]
+    id: String,
+    /// Field 4.
+    #[prost(message, repeated, tag = "4")]
+    platforms: Vec<PlatformMessage>,
+    /// Field 5.
+    #[prost(map = "string, string", tag = "5")]
+    exports: HashMap<String, String>,
+    /// Field 6.
+    #[prost(string, repeated, tag = "6")]
+    capabilities: Vec<String>,
+    /// Field 7.
+    #[prost(message, optional, tag = "7")]
+    init_error: Option<StatusMessage>,
+}
+
+/// `containerd.types.Platform`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PlatformMessage {
+    /// Field 1.
+    #[prost(string, tag = "1")]
+    os: String,
+    /// Field 2.
+    #[prost(string, tag = "2")]
+    architecture: String,
+    /// Field 3.
+    #[prost(string, tag = "3")]
+    variant: String,
+    /// Field 4.
+    #[prost(string, tag = "4")]
+    os_version: String,
+    /// Field 5, since containerd 2.3.
+    #[prost(string, repeated, tag = "5")]
+    os_features: Vec<String>,
+}
+
+/// `google.rpc.Status`, without `code` (1) and `details` (3).
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusMessage {
+    /// Field 2.
+    #[prost(string, tag = "2")]
+    message: String,
+}
+
+const PLUGINS: PathAndQuery =
+    PathAndQuery::from_static("/containerd.services.introspection.v1.Introspection/Plugins");
+
+#[async_trait]
+impl Introspection for Client {
+    async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>> {
+        let failed = |status| error("list snapshotters of", "containerd", status);
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        grpc.ready().await.map_err(|error| {
+            resnap_core::Error::new(Kind::Unavailable, "connect to", "containerd").because(error)
+        })?;
+        let message = PluginsRequest {
+            filters: vec!["type==io.containerd.snapshotter.v1".to_owned()],
+        };
+        let codec = ProstCodec::<PluginsRequest, PluginsResponse>::default();
+        let answer = grpc
+            .unary(tonic::Request::new(message), PLUGINS, codec)
+            .await;
+        let plugins = answer.map_err(failed)?.into_inner().plugins;
+        let mut snapshotters: Vec<_> = plugins.into_iter().map(from_message).collect();
+        snapshotters.sort_by(|left, right| left.name.cmp(&right.name));
+        Ok(snapshotters)
+    }
+}
+
+fn from_message(mut plugin: PluginMessage) -> SnapshotterInfo {
+    SnapshotterInfo {
+        name: plugin.id,
+        capabilities: plugin.capabilities,
+        platforms: plugin
+            .platforms
+            .into_iter()
+            .map(|platform| Platform {
+                os: platform.os,
+                architecture: platform.architecture,
+                variant: platform.variant,
+                os_version: platform.os_version,
+                os_features: platform.os_features,
+            })
+            .collect(),
+        root: plugin.exports.remove("root"),
+        failure: plugin.init_error.map(|error| error.message),
+    }
+}

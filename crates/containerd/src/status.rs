@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! gRPC statuses as errors: the one place where codes become kinds.
+
+use std::error::Error as StdError;
+use std::io;
+
+use resnap_core::{Error, Kind};
+use tonic::{Code, Status};
+
+/// The kind of a code. `Ok` is not an error; a backend that fails with it breaks the protocol.
+fn kind(code: Code) -> Kind {
+    match code {
+        Code::Ok => Kind::Internal,
+        Code::Cancelled => Kind::Cancelled,
+        Code::Unknown => Kind::Unknown,
+        Code::InvalidArgument => Kind::InvalidArgument,
+        Code::DeadlineExceeded => Kind::DeadlineExceeded,
+        Code::NotFound => Kind::NotFound,
+        Code::AlreadyExists => Kind::AlreadyExists,
+        Code::PermissionDenied => Kind::PermissionDenied,
+        Code::ResourceExhausted => Kind::ResourceExhausted,
+        Code::FailedPrecondition => Kind::FailedPrecondition,
+        Code::Aborted => Kind::Aborted,
+        Code::OutOfRange => Kind::OutOfRange,
+        Code::Unimplemented => Kind::Unimplemented,
+        Code::Internal => Kind::Internal,
+        Code::Unavailable => Kind::Unavailable,
+        Code::DataLoss => Kind::DataLoss,
+        Code::Unauthenticated => Kind::Unauthenticated,
+    }
+}
+
+/// The error of `operation` on `subject` that containerd answered, or that kept it from answering.
+pub(crate) fn error(operation: &'static str, subject: impl Into<String>, status: Status) -> Error {
+    // tonic gives a connection that breaks or can't be made the codes Unknown, Cancelled or
+    // Internal; what the operating system said is only in the chain.
+    if let Some(io) = io_error(&status) {
+        let kind = match io.kind() {
+            io::ErrorKind::PermissionDenied => Kind::PermissionDenied,
+            _ => Kind::Unavailable,
+        };
+        return Error::new(kind, operation, subject)
+            .because(format!("the connection to containerd failed: {io}"));
+    }
+    let transport = status.source().is_some();
+    let kind = if transport {
+        Kind::Unavailable
+    } else {
+        kind(status.code())
+    };
+    Error::new(kind, operation, subject).because(status.message().to_owned())
+}
+
+fn io_error(status: &Status) -> Option<&io::Error> {
+    let mut next = status.source();
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io);
+        }
+        next = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_a_kind_of_its_own() {
+        let kinds: Vec<Kind> = (0..17).map(|code| kind(Code::from_i32(code))).collect();
+        for (code, kind) in kinds.iter().enumerate().skip(1) {
+            let name = format!("{:?}", Code::from_i32(i32::try_from(code).unwrap()));
+            assert_eq!(format!("{kind:?}"), name);
+        }
+    }
+
+    #[test]
+    fn a_broken_connection_is_unavailable() {
+        let broken = io::Error::from(io::ErrorKind::BrokenPipe);
+        let status = Status::from_error(Box::new(broken));
+        assert_eq!(error("stat", "x", status).kind(), Kind::Unavailable);
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let status = Status::from_error(Box::new(denied));
+        assert_eq!(error("stat", "x", status).kind(), Kind::PermissionDenied);
+        let answered = error("stat", "x", Status::not_found("no"));
+        assert_eq!(
+            (answered.kind(), answered.to_string()),
+            (Kind::NotFound, "stat x".to_owned())
+        );
+    }
+}
