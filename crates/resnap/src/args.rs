@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The arguments.
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use resnap_containerd::DEFAULT_ADDRESS;
+use resnap_platforms::Platform;
+
+/// Make a container image already on a node ready for another snapshotter: every layer unpacked
+/// there and labelled, before a container asks for it.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    after_help = "Examples:
+  resnap snapshotters                          what this containerd has
+  resnap unpack web --snapshotter erofs        make docker.io/library/web:latest ready on erofs
+  resnap check web --snapshotter erofs         is it? (exit code 0: yes, 1: no)
+  resnap --namespace default images            what is ready where
+
+Exit codes: 0 done or ready; 1 `check --snapshotter` and not ready; 2 any error.
+RESNAP_LOG=info (or debug) logs more to standard error."
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// containerd's socket
+    #[arg(long, short, global = true, env = "CONTAINERD_ADDRESS", default_value = DEFAULT_ADDRESS)]
+    pub(crate) address: String,
+    /// The containerd namespace; kubelet's images are in k8s.io
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "CONTAINERD_NAMESPACE",
+        default_value = "k8s.io"
+    )]
+    pub(crate) namespace: String,
+    /// Print JSON: one document; for `unpack` an event per line and the report last
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Unpack and label the layers of images on a snapshotter
+    Unpack(UnpackArguments),
+    /// Show what there is of each layer: snapshots, labels, blobs
+    Check(CheckArguments),
+    /// List the images and the snapshotters they are ready on
+    Images,
+    /// List the snapshotters, what they can do and whether they need labels
+    Snapshotters,
+    /// Print a completion script, as in `source <(resnap completions bash)`
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, as in `resnap man | man -l -`
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnpackArguments {
+    /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// Where the images are to be ready
+    #[arg(long, short)]
+    pub(crate) snapshotter: String,
+    /// The platform, such as linux/arm64; this machine's own if not given
+    #[arg(long)]
+    pub(crate) platform: Option<Platform>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArguments {
+    /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// Look at this snapshotter only, and exit with 1 if an image is not ready there
+    #[arg(long, short)]
+    pub(crate) snapshotter: Option<String>,
+    /// The platform, such as linux/arm64; this machine's own if not given
+    #[arg(long)]
+    pub(crate) platform: Option<Platform>,
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap check`.
+
+use anyhow::Result;
+use resnap_unpacker::{Check, Engine, LabelState, LayerState, Request};
+
+use super::{Outcome, working_snapshotters};
+use crate::args::CheckArguments;
+use crate::output::{Output, Table, bytes, short};
+
+pub(crate) async fn run(
+    engine: &Engine,
+    arguments: CheckArguments,
+    output: &mut Output,
+) -> Result<Outcome> {
+    let snapshotters = match &arguments.snapshotter {
+        Some(name) => {
+            engine.require_snapshotter(name).await?;
+            vec![name.clone()]
+        }
+        None => working_snapshotters(engine).await?,
+    };
+    let mut checks = Vec::new();
+    for image in arguments.images {
+        let request = Request {
+            platform: arguments.platform.clone(),
+            ..Request::new(image, "")
+        };
+        let plan = engine.plan(&request).await?;
+        checks.push(engine.check(&plan, &snapshotters).await?);
+    }
+    output.documents(&checks, show)?;
+    let ready = checks
+        .iter()
+        .all(|check| check.snapshotters.values().all(|verdict| verdict.ready));
+    Ok(if ready || arguments.snapshotter.is_none() {
+        Outcome::Done
+    } else {
+        Outcome::NotReady
+    })
+}
+
+fn show(check: &Check, table: &mut Table) {
+    table.line(format!("image:     {}", check.image));
+    table.line(format!(
+        "reference: {}",
+        check
+            .reference
+            .as_deref()
+            .unwrap_or("none, only the ID is known")
+    ));
+    table.line(format!("platform:  {}", check.platform));
+    table.line(format!("manifest:  {}", check.manifest));
+    table.line(format!("config:    {}", check.config));
+    table.header([
+        "LAYER",
+        "DIGEST",
+        "SIZE",
+        "BLOB",
+        "CHAIN ID",
+        "SNAPSHOTTER",
+        "STATE",
+        "LABELS",
+    ]);
+    for (index, layer) in check.layers.iter().enumerate() {
+        for (name, state) in &layer.snapshots {
+            let (state, labels) = describe(state);
+            table.row([
+                (index + 1).to_string(),
+                short(layer.digest.as_str()),
+                bytes(layer.bytes),
+                if layer.blob { "present" } else { "missing" }.to_owned(),
+                short(layer.chain_id.as_str()),
+                name.clone(),
+                state.to_owned(),
+                labels,
+            ]);
+        }
+    }
+    for (name, verdict) in &check.snapshotters {
+        let needs = match verdict.needs_labels {
+            Some(why) => format!(" (needs labels: {why})"),
+            None => String::new(),
+        };
+        let ready = if verdict.ready { "ready" } else { "not ready" };
+        table.line(format!("{name}: {ready}{needs}"));
+    }
+}
+
+fn describe(state: &LayerState) -> (&'static str, String) {
+    match state {
+        LayerState::Missing => ("missing", "-".to_owned()),
+        LayerState::Committed {
+            labels: LabelState::Complete(reference),
+        } => ("committed", format!("complete, of {reference}")),
+        LayerState::Committed {
+            labels: LabelState::Missing(missing),
+        } => {
+            let names = missing
+                .iter()
+                .map(|label| label.rsplit('/').next().unwrap_or(label));
+            (
+                "committed",
+                format!("missing: {}", names.collect::<Vec<_>>().join(", ")),
+            )
+        }
+    }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap images`.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use resnap_unpacker::{Engine, Request, UnpackError};
+use serde::Serialize;
+
+use super::{Outcome, working_snapshotters};
+use crate::output::{Output, one_line, short, text};
+
+/// One row.
+#[derive(Serialize)]
+struct Row {
+    image: String,
+    id: Option<String>,
+    platform: Option<String>,
+    layers: usize,
+    /// Whether it is ready, by snapshotter.
+    ready: BTreeMap<String, bool>,
+    /// Why the image cannot be looked at.
+    problem: Option<String>,
+}
+
+pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome> {
+    let snapshotters = working_snapshotters(engine).await?;
+    let mut rows = Vec::new();
+    for image in engine.images().await? {
+        rows.push(row(engine, image, &snapshotters).await?);
+    }
+    output.document(&rows, |table| {
+        table.header(["IMAGE", "ID", "PLATFORM", "LAYERS", "READY ON"]);
+        for row in &rows {
+            let ready = row.ready.iter().filter(|(_, ready)| **ready);
+            let ready: Vec<&str> = ready.map(|(name, _)| name.as_str()).collect();
+            let ready = match (&row.problem, ready.is_empty()) {
+                (Some(problem), _) => one_line(problem, 72),
+                (None, true) => "-".to_owned(),
+                (None, false) => ready.join(", "),
+            };
+            table.row([
+                row.image.clone(),
+                row.id.as_deref().map_or_else(|| "-".to_owned(), short),
+                row.platform.clone().unwrap_or_else(|| "-".to_owned()),
+                row.layers.to_string(),
+                ready,
+            ]);
+        }
+    })?;
+    Ok(Outcome::Done)
+}
+
+async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<Row, UnpackError> {
+    let mut row = Row {
+        image,
+        id: None,
+        platform: None,
+        layers: 0,
+        ready: BTreeMap::new(),
+        problem: None,
+    };
+    let plan = match engine.plan(&Request::new(&row.image, "")).await {
+        Ok(plan) => plan,
+        // One broken image must not hide the others.
+        Err(error) => {
+            row.problem = Some(text(&error));
+            return Ok(row);
+        }
+    };
+    row.id = Some(plan.config.digest.to_string());
+    row.platform = Some(plan.platform.to_string());
+    row.layers = plan.layers.len();
+    for snapshotter in snapshotters {
+        let ready = engine.is_ready(&plan, snapshotter).await?;
+        row.ready.insert(snapshotter.clone(), ready);
+    }
+    Ok(row)
+}

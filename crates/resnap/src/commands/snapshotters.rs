@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap snapshotters`.
+
+use anyhow::Result;
+use resnap_core::{SnapshotterInfo, labels};
+use resnap_unpacker::Engine;
+use serde::Serialize;
+
+use super::Outcome;
+use crate::output::{Output, one_line};
+
+/// One row.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    working: bool,
+    failure: Option<String>,
+    capabilities: Vec<String>,
+    platforms: Vec<String>,
+    root: Option<String>,
+    needs_labels: Option<&'static str>,
+}
+
+impl From<SnapshotterInfo> for Row {
+    fn from(info: SnapshotterInfo) -> Self {
+        Self {
+            needs_labels: labels::why_needed(&info.name),
+            working: info.failure.is_none(),
+            platforms: info.platforms.iter().map(ToString::to_string).collect(),
+            name: info.name,
+            failure: info.failure,
+            capabilities: info.capabilities,
+            root: info.root,
+        }
+    }
+}
+
+pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome> {
+    let rows: Vec<Row> = engine
+        .snapshotters()
+        .await?
+        .into_iter()
+        .map(Row::from)
+        .collect();
+    output.document(&rows, |table| {
+        table.header([
+            "NAME",
+            "STATUS",
+            "CAPABILITIES",
+            "PLATFORMS",
+            "NEEDS LABELS",
+        ]);
+        for row in &rows {
+            let status = row
+                .failure
+                .as_ref()
+                .map_or_else(|| "ok".to_owned(), |why| one_line(why, 48));
+            table.row([
+                row.name.clone(),
+                status,
+                dash_if_empty(row.capabilities.join(", ")),
+                dash_if_empty(row.platforms.join(", ")),
+                row.needs_labels
+                    .map_or_else(|| "no".to_owned(), |why| format!("yes: {why}")),
+            ]);
+        }
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn dash_if_empty(text: String) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text
+    }
+}

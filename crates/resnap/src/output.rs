@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What goes to standard output: tables for people, JSON for programs.
+
+use std::io::{self, Write as _};
+
+use anyhow::Result;
+use comfy_table::{ContentArrangement, presets};
+use indicatif::DecimalBytes;
+use resnap_unpacker::UnpackError;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::args::Common;
+use crate::commands::Outcome;
+
+/// Where data goes.
+pub(crate) struct Output {
+    json: bool,
+    namespace: String,
+}
+
+impl Output {
+    pub(crate) fn new(common: &Common) -> Self {
+        Self {
+            json: common.json,
+            namespace: common.namespace.clone(),
+        }
+    }
+
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// One document: as JSON, or as `show` lays it out.
+    pub(crate) fn document<T: Serialize>(
+        &mut self,
+        document: &T,
+        show: impl FnOnce(&mut Table),
+    ) -> Result<()> {
+        if self.json {
+            let text = serde_json::to_string_pretty(document)?;
+            return self.line(text);
+        }
+        let mut table = Table::default();
+        show(&mut table);
+        self.line(table.finish())
+    }
+
+    /// Several of a kind: a JSON array, or one after the other.
+    pub(crate) fn documents<T: Serialize>(
+        &mut self,
+        documents: &[T],
+        show: impl Fn(&T, &mut Table),
+    ) -> Result<()> {
+        self.document(&documents, |table| {
+            for (index, document) in documents.iter().enumerate() {
+                if index > 0 {
+                    table.line(String::new());
+                }
+                show(document, table);
+            }
+        })
+    }
+
+    pub(crate) fn json_line<T: Serialize>(&mut self, value: &T) -> Result<()> {
+        let text = serde_json::to_string(value)?;
+        self.line(text)
+    }
+
+    pub(crate) fn line(&mut self, text: String) -> Result<()> {
+        match writeln!(io::stdout(), "{text}") {
+            // Whoever reads has enough (`resnap images | head`).
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    /// Tells an error to people, and to programs if they listen.
+    pub(crate) fn error(&mut self, error: &anyhow::Error) -> Outcome {
+        let unpack_error = error.downcast_ref::<UnpackError>();
+        let next_step = unpack_error.and_then(|error| error.next_step(&self.namespace));
+        let message = text(error.as_ref());
+        if self.json {
+            let kind = unpack_error.map(|error| format!("{:?}", error.kind()));
+            let value =
+                json!({ "error": { "kind": kind, "message": message, "next_step": next_step } });
+            // Standard error has it in any case.
+            let _ = self.json_line(&value);
+        }
+        let mut stderr = io::stderr();
+        let _ = writeln!(stderr, "resnap: {message}");
+        if let Some(next_step) = next_step {
+            let _ = writeln!(stderr, "  next: {next_step}");
+        }
+        Outcome::Failed
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Text for people: lines and tables with aligned columns, as `kubectl` and `ctr` print them.
+#[derive(Default)]
+pub(crate) struct Table {
+    done: String,
+    table: Option<comfy_table::Table>,
+}
+
+impl Table {
+    /// Begins a table.
+    pub(crate) fn header<const N: usize>(&mut self, names: [&str; N]) {
+        self.end_table();
+        let mut table = comfy_table::Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(names);
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 3));
+        }
+        self.table = Some(table);
+    }
+
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        if let Some(table) = &mut self.table {
+            table.add_row(cells);
+        }
+    }
+
+    /// A line outside any table.
+    pub(crate) fn line(&mut self, text: String) {
+        self.end_table();
+        self.done.push_str(&text);
+        self.done.push('\n');
+    }
+
+    fn end_table(&mut self) {
+        if let Some(table) = self.table.take() {
+            self.done.push_str(&table.trim_fmt());
+            self.done.push('\n');
+        }
+    }
+
+    fn finish(mut self) -> String {
+        self.end_table();
+        self.done.truncate(self.done.trim_end().len());
+        self.done
+    }
+}
+
+/// A digest as people write it: twelve digits.
+pub(crate) fn short(digest: &str) -> String {
+    let hex = digest.rsplit(':').next().unwrap_or(digest);
+    hex.chars().take(12).collect()
+}
+
+/// A size as people read it.
+pub(crate) fn bytes(count: u64) -> String {
+    DecimalBytes(count).to_string()
+}
+
+/// The start of a text, in one line.
+pub(crate) fn one_line(text: &str, most: usize) -> String {
+    let line = text.lines().next().unwrap_or_default();
+    if line.chars().count() <= most {
+        return line.to_owned();
+    }
+    format!("{}…", line.chars().take(most - 1).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_align_and_end_without_blanks() {
+        let mut table = Table::default();
+        table.line("image: web".to_owned());
+        table.header(["A", "B"]);
+        table.row(["long cell".to_owned(), "b".to_owned()]);
+        table.row(["x".to_owned(), String::new()]);
+        assert_eq!(
+            table.finish(),
+            "image: web\nA           B\nlong cell   b\nx"
+        );
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        assert_eq!(one_line("abc\ndef", 3), "abc");
+        assert_eq!(one_line("abcdef", 3), "ab…");
+        assert_eq!(short("sha256:0123456789abcdef"), "0123456789ab");
+    }
+}
