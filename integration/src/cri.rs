@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A blocking client of the CRI, as small as kubelet's part in the tests.
+//!
+//! It brings a runtime of its own, so it is not for use inside another one:
+//! async code calls it in `spawn_blocking` or in a thread.
+
+mod log;
+mod messages;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use log::read_log;
+use messages as m;
+
+/// How long the CRI may take to come up, and a container to end.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long one call may take; kubelet's own limit.
+const CALL: Duration = Duration::from_secs(120);
+
+/// A connection to the CRI of one containerd.
+#[derive(Debug)]
+pub struct Cri {
+    runtime: Runtime,
+    channel: Channel,
+    logs: PathBuf,
+}
+
+/// A pod's sandbox, on the network of the node.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    id: String,
+    config: m::SandboxConfig,
+}
+
+impl Sandbox {
+    /// The CRI's ID, which is also the container's in the namespace `k8s.io`.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// A container that was created.
+#[derive(Debug, Clone)]
+pub struct Container {
+    id: String,
+    log: PathBuf,
+}
+
+impl Container {
+    /// The CRI's ID, which is also the container's in the namespace `k8s.io`.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// What a container left when it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exited {
+    /// Its exit code.
+    pub code: i32,
+    /// What it wrote to stdout and stderr.
+    pub output: String,
+}
+
+impl Cri {
+    /// Connects and waits until the CRI answers, which is later than containerd
+    /// does. Logs of containers are kept below `logs`.
+    pub fn connect(socket: &Path, logs: &Path) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start a tokio runtime for the CRI's client")?;
+        let path = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let channel = {
+            let _entered = runtime.enter();
+            Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
+        };
+        let this = Self {
+            runtime,
+            channel,
+            logs: logs.to_owned(),
+        };
+        this.wait_until_up()
+            .with_context(|| format!("the CRI at {socket:?} does not answer"))?;
+        Ok(this)
+    }
+
+    fn wait_until_up(&self) -> Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match self.status() {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    /// `Status(verbose)`: the answer's `info`, as JSON where it is JSON.
+    pub fn status(&self) -> Result<BTreeMap<String, serde_json::Value>> {
+        let answer: m::Info = self.call("Status", m::StatusRequest { verbose: true })?;
+        Ok(info(answer))
+    }
+
+    /// `RunPodSandbox` with this runtime handler (`""` is the default one), on
+    /// the network of the node.
+    ///
+    /// The error's chain has the `tonic::Status` of the answer, here and below.
+    pub fn run_pod_sandbox(&self, handler: &str, name: &str) -> Result<Sandbox> {
+        let dir = self.logs.join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("create {dir:?}"))?;
+        let security = m::SandboxSecurity {
+            namespace_options: Some(m::NamespaceOption { network: m::NODE }),
+        };
+        let config = m::SandboxConfig {
+            metadata: Some(m::Metadata {
+                name: name.to_owned(),
+                uid: name.to_owned(),
+                namespace: "default".to_owned(),
+            }),
+            log_directory: dir.display().to_string(),
+            linux: Some(m::LinuxSandbox {
+                security_context: Some(security),
+            }),
+        };
+        let request = m::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: handler.to_owned(),
+        };
+        let m::Id { id, .. } = self.call("RunPodSandbox", request)?;
+        Ok(Sandbox { id, config })
+    }
+
+    /// `PodSandboxStatus(verbose)`: the answer's `info`.
+    pub fn pod_sandbox_status(
+        &self,
+        sandbox: &Sandbox,
+    ) -> Result<BTreeMap<String, serde_json::Value>> {
+        let request = m::Id {
+            id: sandbox.id.clone(),
+            verbose: true,
+        };
+        let answer: m::Info = self.call("PodSandboxStatus", request)?;
+        Ok(info(answer))
+    }
+
+    /// `CreateContainer` of an image that is on the node; `command` replaces
+    /// the image's own.
+    pub fn create_container(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        image: &str,
+        command: &[&str],
+    ) -> Result<Container> {
+        let security = m::ContainerSecurity {
+            namespace_options: Some(m::NamespaceOption { network: m::NODE }),
+        };
+        let log = format!("{name}.log");
+        let config = m::ContainerConfig {
+            metadata: Some(m::ContainerMetadata {
+                name: name.to_owned(),
+            }),
+            image: Some(m::ImageSpec {
+                image: image.to_owned(),
+            }),
+            command: command.iter().map(|&word| word.to_owned()).collect(),
+            log_path: log.clone(),
+            linux: Some(m::LinuxContainer {
+                security_context: Some(security),
+            }),
+        };
+        let request = m::CreateContainerRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox.config.clone()),
+        };
+        let m::Id { id, .. } = self.call("CreateContainer", request)?;
+        let log = Path::new(&sandbox.config.log_directory).join(log);
+        Ok(Container { id, log })
+    }
+
+    /// `StartContainer`.
+    pub fn start_container(&self, container: &Container) -> Result<()> {
+        let m::Empty {} = self.call("StartContainer", id(&container.id))?;
+        Ok(())
+    }
+
+    /// Polls until the container has ended, then reads its log.
+    pub fn wait(&self, container: &Container) -> Result<Exited> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let answer: m::ContainerStatusResponse =
+                self.call("ContainerStatus", id(&container.id))?;
+            let status = answer.status.context("ContainerStatus has no status")?;
+            if status.state == m::EXITED {
+                return Ok(Exited {
+                    code: status.exit_code,
+                    output: read_log(&container.log)?,
+                });
+            }
+            if Instant::now() > deadline {
+                bail!("container {} still runs after {DEADLINE:?}", container.id);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Creates, starts and awaits one container.
+    pub fn run(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        image: &str,
+        command: &[&str],
+    ) -> Result<Exited> {
+        let container = self.create_container(sandbox, name, image, command)?;
+        self.start_container(&container)?;
+        self.wait(&container)
+    }
+
+    /// Stops and removes the sandbox with all its containers.
+    pub fn remove_pod_sandbox(&self, sandbox: &Sandbox) -> Result<()> {
+        self.remove(&sandbox.id)
+    }
+
+    /// Stops and removes all sandboxes with all their containers.
+    pub fn remove_all(&self) -> Result<()> {
+        let sandboxes: m::ListPodSandboxResponse = self.call("ListPodSandbox", m::Empty {})?;
+        sandboxes
+            .items
+            .iter()
+            .try_for_each(|item| self.remove(&item.id))
+    }
+
+    fn remove(&self, sandbox: &str) -> Result<()> {
+        let m::Empty {} = self.call("StopPodSandbox", id(sandbox))?;
+        let m::Empty {} = self.call("RemovePodSandbox", id(sandbox))?;
+        Ok(())
+    }
+
+    fn call<Q, A>(&self, method: &str, request: Q) -> Result<A>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{method}"))?;
+        let mut grpc =
+            tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(16 << 20);
+        let mut request = Request::new(request);
+        request.set_timeout(CALL);
+        let answer = self.runtime.block_on(async {
+            grpc.ready()
+                .await
+                .map_err(|error| Status::unavailable(error.to_string()))?;
+            let codec = tonic_prost::ProstCodec::<Q, A>::default();
+            grpc.unary(request, path, codec).await
+        });
+        answer
+            .map(tonic::Response::into_inner)
+            .map_err(|status| anyhow!(status).context(format!("CRI {method}")))
+    }
+}
+
+fn id(id: &str) -> m::Id {
+    m::Id {
+        id: id.to_owned(),
+        verbose: false,
+    }
+}
+
+fn info(answer: m::Info) -> BTreeMap<String, serde_json::Value> {
+    let parse =
+        |text: String| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
+    let pairs = answer.info.into_iter();
+    pairs.map(|(key, text)| (key, parse(text))).collect()
+}

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Real daemons, each with folders, sockets and children of its own.
+//!
+//! | what | where |
+//! |---|---|
+//! | data, state, logs | `<target>/integration/run/<run>/<n>/` |
+//! | sockets, runc's state | `/run/resnap-test/<n>/`, on the run's own tmpfs |
+//!
+//! [`in_private_namespaces`] comes first in `main`; then any number of
+//! [`Containerd`]s can run side by side, also of one version.
+
+mod config;
+mod lifecycle;
+mod mount_helper;
+mod namespaces;
+mod process;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+
+pub use mount_helper::MountHelperCall;
+pub use namespaces::in_private_namespaces;
+
+use crate::debian::{Dist, output};
+
+/// A socket's path has at most 107 bytes, and a target directory may be deep.
+const SOCKETS: &str = "/run/resnap-test";
+
+/// Numbers daemons and containers; no number is given twice in a run.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// What differs between the containerds that tests start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Starts nydus-snapshotter in proxy mode too, as the snapshotter `nydus`
+    /// and the runtime handler `nydus`; containerd 1.6 has no snapshotter for
+    /// one handler, there it becomes the CRI's snapshotter.
+    pub nydus: bool,
+    /// The diff service's order; `None` is erofs before walking where there is
+    /// an erofs differ.
+    pub diff_order: Option<&'static [&'static str]>,
+    /// The CRI's sandbox image.
+    pub pause_image: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            nydus: false,
+            diff_order: None,
+            pause_image: "docker.io/library/pause:1".to_owned(),
+        }
+    }
+}
+
+/// A running containerd; dropping it ends its processes and removes its files.
+#[derive(Debug)]
+pub struct Containerd {
+    dist: Dist,
+    root: PathBuf,
+    sockets: PathBuf,
+    socket: PathBuf,
+    containerd: Option<Child>,
+    nydus: Option<Child>,
+    snapshotters: BTreeSet<String>,
+}
+
+impl Containerd {
+    /// Starts the daemons and waits until they answer.
+    pub fn start(dist: &Dist, options: Options) -> Result<Self> {
+        let run = namespaces::run_dir()?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+        let sockets = Path::new(SOCKETS).join(&number);
+        let mut this = Self {
+            dist: dist.clone(),
+            root: run.join(&number),
+            socket: sockets.join("c.sock"),
+            sockets,
+            containerd: None,
+            nydus: None,
+            snapshotters: BTreeSet::new(),
+        };
+        this.lay_out(&options)?;
+        if options.nydus {
+            this.start_nydus()?;
+        }
+        this.start_containerd()?;
+        Ok(this)
+    }
+
+    /// Such as `containerd 1.7.24`.
+    pub fn name(&self) -> String {
+        self.dist.name()
+    }
+
+    /// As the daemon's program reports it.
+    pub fn version(&self) -> (u32, u32, u32) {
+        self.dist.version()
+    }
+
+    /// Where containerd and its CRI listen.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// containerd's own `root`: `io.containerd.content.v1.content` and so on.
+    pub fn root(&self) -> PathBuf {
+        self.root.join("root")
+    }
+
+    /// A folder for the test's own files (logs of pods, bundles), removed with
+    /// the daemon.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// The tree that pods on the `nydus` handler see; tests may add to it.
+    pub fn guest_root(&self) -> PathBuf {
+        self.root.join("guest")
+    }
+
+    /// The snapshotters that the daemon reports as working.
+    pub fn snapshotters(&self) -> &BTreeSet<String> {
+        &self.snapshotters
+    }
+
+    /// Whether there is a working erofs snapshotter.
+    pub fn has_erofs(&self) -> bool {
+        self.snapshotters.contains("erofs")
+    }
+
+    /// Runs a container of an image that is here to its end, and returns what it
+    /// wrote; `ctr` unpacks for the snapshotter what is not unpacked yet.
+    pub fn run(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        image: &str,
+        command: &[&str],
+    ) -> Result<String> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let run = namespaces::run_dir()?;
+        let run = run.file_name().unwrap_or_default().display();
+        let id = format!("resnap-{run}-{number}");
+        output(
+            self.ctr(namespace)
+                .args(["run", "--rm", "--snapshotter", snapshotter, image, &id])
+                .args(command),
+        )
+        .with_context(|| format!("run {image} on {snapshotter} of {}", self.name()))
+    }
+
+    /// `ctr` for this daemon and the namespace.
+    ///
+    /// A `ctr run` needs a container ID that no other daemon has in a namespace
+    /// of that name, also in another run: the control group goes by these two.
+    /// [`Containerd::run`] sees to it.
+    pub fn ctr(&self, namespace: &str) -> Command {
+        let mut command = Command::new(self.dist.bin().join("ctr"));
+        command
+            .env("PATH", self.path())
+            .env("TMPDIR", self.scratch())
+            .arg("--address")
+            .arg(&self.socket)
+            .args(["--namespace", namespace]);
+        command
+    }
+
+    /// The daemon's own `mount.fuse` comes first; the system's mount comes last.
+    fn path(&self) -> OsString {
+        let dirs = [
+            self.root.join("bin"),
+            self.dist.bin().into(),
+            self.dist.tools().into(),
+        ];
+        let mut path = OsString::new();
+        for dir in dirs {
+            path.push(dir);
+            path.push(":");
+        }
+        path.push("/usr/sbin:/usr/bin:/sbin:/bin");
+        path
+    }
+
+    /// What containerd and nydus wrote so far.
+    pub fn log(&self) -> String {
+        self.read_log("containerd") + &self.nydus_log()
+    }
+
+    /// What nydus wrote so far: with the labels of every Prepare.
+    pub fn nydus_log(&self) -> String {
+        self.read_log("nydus")
+    }
+
+    fn read_log(&self, name: &str) -> String {
+        // A daemon that was not started has none.
+        let log = fs::read(self.root.join(format!("{name}.log"))).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// What the stand-in `mount.fuse` was called with, oldest first.
+    ///
+    /// A sandbox makes one call; a container makes two, as containerd mounts its
+    /// root once itself to look up users before the shim does.
+    pub fn mount_helper_calls(&self) -> Result<Vec<MountHelperCall>> {
+        mount_helper::read_calls(&self.root.join("calls"))
+    }
+
+    /// Kills containerd as a crash would; nydus and the shims stay.
+    pub fn kill(&mut self) -> Result<()> {
+        self.containerd
+            .take()
+            .map_or(Ok(()), |mut child| process::kill(&mut child))
+    }
+
+    /// Starts containerd again with the same files; one that runs is ended first.
+    pub fn restart(&mut self) -> Result<()> {
+        if let Some(mut child) = self.containerd.take() {
+            process::end(&mut child)?;
+        }
+        self.start_containerd()
+    }
+
+    /// Ends everything and removes it, and says what of it failed.
+    pub fn stop(mut self) -> Result<()> {
+        self.clean_up()
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // A test that wants to know calls stop(); the namespaces end the rest.
+        let _ = self.clean_up();
+    }
+}

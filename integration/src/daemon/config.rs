@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The configuration files of containerd and of nydus.
+
+use std::path::Path;
+
+use super::Options;
+
+/// What the two files are written from.
+pub(super) struct Plan<'a> {
+    pub(super) version: (u32, u32, u32),
+    pub(super) options: &'a Options,
+    /// The daemon's folder on disk.
+    pub(super) root: &'a Path,
+    /// The daemon's folder for sockets, whose paths have to be short.
+    pub(super) sockets: &'a Path,
+    /// The folder with runc.
+    pub(super) tools: &'a Path,
+}
+
+impl Plan<'_> {
+    /// erofs came with containerd 2.1.
+    fn erofs(&self) -> bool {
+        self.version >= (2, 1, 0)
+    }
+
+    /// A runtime's own snapshotter came with containerd 1.7.
+    fn snapshotter_by_runtime(&self) -> bool {
+        self.version >= (1, 7, 0)
+    }
+
+    fn diff_order(&self) -> &[&str] {
+        match self.options.diff_order {
+            Some(order) => order,
+            None if self.erofs() => &["erofs", "walking"],
+            None => &["walking"],
+        }
+    }
+
+    pub(super) fn containerd(&self) -> String {
+        let version2 = self.version.0 >= 2;
+        let (root, sockets) = (self.root.display(), self.sockets.display());
+        let mut text = format!(
+            r#"version = {}
+root = "{root}/root"
+state = "{root}/state"
+[grpc]
+  address = "{sockets}/c.sock"
+[ttrpc]
+  address = "{sockets}/c.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{root}/opt"
+[plugins."io.containerd.service.v1.diff-service"]
+  default = {:?}
+"#,
+            if version2 { 3 } else { 2 },
+            self.diff_order(),
+        );
+        if self.options.nydus {
+            text += &format!(
+                "[proxy_plugins.nydus]\n  type = \"snapshot\"\n  address = \"{sockets}/nydus.sock\"\n"
+            );
+        }
+        text += &if version2 { self.cri2() } else { self.cri1() };
+        text
+    }
+
+    fn cri1(&self) -> String {
+        let cri = r#"plugins."io.containerd.grpc.v1.cri""#;
+        let nydus_only = self.options.nydus && !self.snapshotter_by_runtime();
+        format!(
+            r#"[{cri}]
+  sandbox_image = "{}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+[{cri}.cni]
+  conf_dir = "{}/cni"
+[{cri}.containerd]
+  snapshotter = "{}"
+{}"#,
+            self.options.pause_image,
+            self.root.display(),
+            if nydus_only { "nydus" } else { "overlayfs" },
+            self.runtimes(cri),
+        )
+    }
+
+    fn cri2(&self) -> String {
+        let images = r#"plugins."io.containerd.cri.v1.images""#;
+        let runtime = r#"plugins."io.containerd.cri.v1.runtime""#;
+        format!(
+            r#"[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+[{images}]
+  snapshotter = "overlayfs"
+[{images}.pinned_images]
+  sandbox = "{}"
+[{runtime}]
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+[{runtime}.cni]
+  conf_dir = "{}/cni"
+{}"#,
+            self.options.pause_image,
+            self.root.display(),
+            self.runtimes(runtime),
+        )
+    }
+
+    fn runtimes(&self, plugin: &str) -> String {
+        let mut handlers = vec![("runc", None)];
+        if self.options.nydus && self.snapshotter_by_runtime() {
+            handlers.push(("nydus", Some("nydus")));
+        }
+        if self.erofs() {
+            handlers.push(("erofs", Some("erofs")));
+        }
+        let mut text = String::new();
+        for (name, snapshotter) in handlers {
+            let handler = format!("{plugin}.containerd.runtimes.{name}");
+            text += &format!("[{handler}]\n  runtime_type = \"io.containerd.runc.v2\"\n");
+            if let Some(snapshotter) = snapshotter {
+                text += &format!("  snapshotter = \"{snapshotter}\"\n");
+            }
+            text += &format!(
+                "[{handler}.options]\n  BinaryName = \"{}/runc\"\n  Root = \"{}/runc\"\n",
+                self.tools.display(),
+                self.sockets.display(),
+            );
+        }
+        text
+    }
+
+    pub(super) fn nydus(&self) -> String {
+        format!(
+            r#"version = 1
+root = "{}/nydus"
+address = "{}/nydus.sock"
+daemon_mode = "none"
+[system]
+enable = false
+[daemon]
+fs_driver = "proxy"
+recover_policy = "none"
+[cgroup]
+enable = false
+[log]
+log_to_stdout = true
+# Says which labels every Prepare had.
+level = "debug"
+[snapshot]
+enable_kata_volume = true
+sync_remove = true
+[cache_manager]
+gc_period = "24h"
+"#,
+            self.root.display(),
+            self.sockets.display(),
+        )
+    }
+}

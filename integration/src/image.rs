@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Images made offline, as OCI layout archives that `ctr images import` takes.
+//!
+//! [`ImageBuilder`] and [`Index`] make an image of any layers, [`Fault`] makes it a wrong one.
+//! The ready-made images are real file trees out of Debian's packages and are kept in the
+//! target directory: [`web`], [`torture`], [`torture_mkfs`],
+//! [`shared_pair`], [`hello`], [`pause`], [`many`].
+//!
+//! ```no_run
+//! # use resnap_integration::image::{Entry, ImageBuilder, Layer};
+//! # fn main() -> anyhow::Result<()> {
+//! let layer = Layer::of(&[Entry::dir("etc"), Entry::file("etc/motd", "hello\n")])?;
+//! let built = ImageBuilder::new("docker.io/library/small:1")
+//!     .layer(layer)
+//!     .cmd(["/bin/true"])
+//!     .write("small.tar".as_ref())?;
+//! assert_eq!(built.layers.len(), 1);
+//! # Ok(())
+//! # }
+//! ```
+
+mod archive;
+mod builder;
+mod built;
+mod catalog;
+mod layer;
+mod payload;
+pub mod tape;
+mod torture;
+
+pub use builder::{Fault, ImageBuilder, Index, host_platform};
+pub use built::{Built, BuiltLayer, BuiltManifest};
+pub use catalog::{
+    HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, hello, many, pause, shared_pair, web,
+};
+pub use layer::{Compression, Layer, digest};
+pub use tape::Entry;
+pub use torture::{
+    Case, REFUSED, TORTURE, TORTURE_CLOCK, TORTURE_MKFS, TORTURE_SAYS, torture, torture_mkfs,
+};

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What a written image consists of.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A layer of a written image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuiltLayer {
+    /// The digest of the blob.
+    pub digest: String,
+    /// The digest of the uncompressed tar, as the config states it.
+    pub diff_id: String,
+    /// The chain ID of this layer and all below.
+    pub chain_id: String,
+    /// The size of the blob in bytes.
+    pub size: u64,
+}
+
+/// A manifest of a written image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuiltManifest {
+    /// The digest of the manifest.
+    pub digest: String,
+    /// The digest of the config.
+    pub config: String,
+    /// The layers, from the lowest.
+    pub layers: Vec<BuiltLayer>,
+}
+
+/// A written image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Built {
+    /// The name it is imported under.
+    pub reference: String,
+    /// The digest of the index, if the name points to one and not to a manifest.
+    pub index: Option<String>,
+    /// The digest of the manifest, of the first platform's in an index.
+    pub manifest: String,
+    /// The digest of that manifest's config: the image ID in CRI.
+    pub config: String,
+    /// That manifest's layers, from the lowest.
+    pub layers: Vec<BuiltLayer>,
+    /// The manifests of the further platforms of an index.
+    pub others: Vec<BuiltManifest>,
+    /// The archive that `ctr images import` takes.
+    pub archive: PathBuf,
+}
+
+impl Built {
+    /// The digest that the name points to.
+    pub fn target(&self) -> &str {
+        self.index.as_deref().unwrap_or(&self.manifest)
+    }
+
+    /// The chain ID of the whole image, empty without layers.
+    pub fn chain_id(&self) -> &str {
+        self.layers.last().map_or("", |layer| &layer.chain_id)
+    }
+}

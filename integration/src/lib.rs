@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Real daemons, real images, and the tools the live suite is made of.
+
+pub mod cri;
+pub mod daemon;
+pub mod debian;
+pub mod image;
+pub mod tree;

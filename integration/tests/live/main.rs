@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The live suite: resnap, as built, on real daemons.
+//!
+//! Every test runs on each containerd that has what the test needs; the run ends with a table of
+//! who ran what. Pass a part of a name to run some (`cargo test -p resnap-integration --test live
+//! -- erofs`). See `suite.rs` for how a test is written.
+
+// A program of its own, not a library: what it says goes to the terminal.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod cli;
+mod errors;
+mod nydus;
+mod suite;
+mod unpack;
+
+use std::process::ExitCode;
+
+use suite::Test;
+
+fn tests() -> Vec<Test> {
+    [cli::TESTS, errors::TESTS, nydus::TESTS, unpack::TESTS].concat()
+}
+
+fn main() -> ExitCode {
+    suite::main(&tests())
+}
