@@ -7,26 +7,31 @@
 //! namespace of its own there, and the commands `ctr` and `resnap` for them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use resnap_integration::daemon::{Containerd, Options, in_private_namespaces};
 use resnap_integration::debian::{Dist, output, provision};
-use resnap_integration::image::Built;
+use resnap_integration::image::{self, Built};
+use resnap_integration::tree::Tree;
 use serde_json::Value;
 
 /// Two containerds at work keep two cores busy.
 const TESTS_AT_ONCE: usize = 2;
+
+/// How much of a daemon's log a failed test shows.
+const LOG_LINES: usize = 30;
 
 /// A test, run on every containerd that has what it needs.
 #[derive(Clone, Copy)]
 pub(crate) struct Test {
     pub(crate) name: &'static str,
     pub(crate) needs: Needs,
-    pub(crate) run: fn(&mut Node) -> Result<()>,
+    pub(crate) run: fn(&Node) -> Result<()>,
 }
 
 /// What a test needs of a containerd.
@@ -135,29 +140,66 @@ impl Node {
         Ok(())
     }
 
-    /// The default snapshotter's way: what a pull or a first container does.
-    pub(crate) fn unpack_by_containerd(&self, snapshotter: &str, image: &Built) -> Result<()> {
+    /// Makes an image ready with resnap, to its good end, and answers with the report.
+    pub(crate) fn unpack(&self, snapshotter: &str, image: &str) -> Result<Value> {
+        let ended = self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?;
+        let lines = ended.json_lines()?;
+        let last = lines.last().context("unpack printed nothing")?;
+        let report = last.get("report").context("the last line has no report")?;
+        Ok(report.clone())
+    }
+
+    /// What containerd does for a pull or a first container: unpacks what is missing, without
+    /// the labels of the CRI.
+    pub(crate) fn unpack_by_containerd(&self, snapshotter: &str, image: &str) -> Result<()> {
+        // There is no `ctr images unpack` on every version, and mounting an image unpacks it.
+        self.mounted(snapshotter, image, &host_platform(), |_| Ok(()))
+    }
+
+    /// Calls `look` with a folder where the image is mounted, read only.
+    pub(crate) fn mounted<T>(
+        &self,
+        snapshotter: &str,
+        image: &str,
+        platform: &str,
+        look: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<T> {
         let dir = self.containerd.scratch().join(unique("mnt"));
         std::fs::create_dir_all(&dir)?;
-        let dir = dir.to_string_lossy().into_owned();
-        // Mounting an image unpacks it; there is no `ctr images unpack` on every version.
+        let at = dir.to_string_lossy();
         self.ctr(&[
             "images",
             "mount",
             "--snapshotter",
             snapshotter,
-            &image.reference,
-            &dir,
+            "--platform",
+            platform,
+            image,
+            &at,
         ])?;
+        let seen = look(&dir);
         self.ctr(&[
             "images",
             "unmount",
             "--snapshotter",
             snapshotter,
             "--rm",
-            &dir,
+            &at,
         ])?;
-        Ok(())
+        seen
+    }
+
+    /// The tree that a container of the image would see.
+    pub(crate) fn tree(&self, snapshotter: &str, image: &str) -> Result<Tree> {
+        self.mounted(snapshotter, image, &host_platform(), Tree::read)
+    }
+
+    /// What a container of the image prints.
+    pub(crate) fn run(&self, snapshotter: &str, image: &str) -> Result<String> {
+        let said = self
+            .containerd
+            .run(&self.namespace, snapshotter, image, &[]);
+        Ok(said?.trim().to_owned())
     }
 
     /// The labels of a snapshot.
@@ -182,10 +224,21 @@ impl Node {
         .collect()
     }
 
+    /// The leases of the namespace.
+    pub(crate) fn leases(&self) -> Result<Vec<String>> {
+        let leases = self.ctr(&["leases", "ls", "-q"])?;
+        Ok(leases.lines().map(str::to_owned).collect())
+    }
+
     /// That resnap left no lease and no active snapshot.
     pub(crate) fn nothing_left(&self, snapshotter: &str) -> Result<()> {
-        let leases = self.ctr(&["leases", "ls", "-q"])?;
-        ensure!(leases.trim().is_empty(), "leases are left: {leases}");
+        let leases = self.leases()?;
+        ensure!(leases.is_empty(), "leases are left: {leases:?}");
+        self.no_active_snapshot(snapshotter)
+    }
+
+    /// That no snapshot is left but committed ones.
+    pub(crate) fn no_active_snapshot(&self, snapshotter: &str) -> Result<()> {
         let snapshots = self.snapshots(snapshotter)?;
         let active: Vec<_> = snapshots
             .iter()
@@ -205,6 +258,12 @@ impl Node {
         self.ctr(&["leases", "delete", "--sync", &lease])?;
         Ok(())
     }
+}
+
+/// The platform of this machine, such as `linux/amd64`.
+pub(crate) fn host_platform() -> String {
+    let (os, architecture) = image::host_platform();
+    format!("{os}/{architecture}")
 }
 
 /// A name that no other test of this run uses.
@@ -230,17 +289,22 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let results = Results::default();
     let mut trials = Vec::new();
     for (dist, shared) in &daemons {
         for test in tests {
             let fits = test.needs != Needs::Erofs || shared.has_erofs();
             if fits {
-                trials.push(trial(*test, dist.clone(), Arc::clone(shared)));
+                trials.push(trial(*test, dist.clone(), Arc::clone(shared), &results));
             }
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
-    table(tests, &daemons);
+    table(
+        tests,
+        &daemons,
+        &results.lock().unwrap_or_else(PoisonError::into_inner),
+    );
     let mut stopped = true;
     for (_, daemon) in daemons {
         let name = daemon.name();
@@ -268,49 +332,76 @@ fn prepare() -> Result<Vec<(Dist, Arc<Containerd>)>> {
     dists.into_iter().map(start).collect()
 }
 
-fn trial(test: Test, dist: Dist, shared: Arc<Containerd>) -> Trial {
+fn trial(test: Test, dist: Dist, shared: Arc<Containerd>, results: &Results) -> Trial {
     let name = format!("{}::{}", dist.name().replace(' ', "_"), test.name);
+    let results = Arc::clone(results);
     Trial::test(name, move || {
-        let containerd = match test.needs {
-            Needs::Nydus => {
-                let options = Options {
-                    nydus: true,
-                    ..Options::default()
-                };
-                Arc::new(Containerd::start(&dist, options).map_err(failed)?)
-            }
-            Needs::Containerd | Needs::Erofs => shared,
-        };
-        let mut node = Node {
-            containerd,
-            namespace: unique("test"),
-        };
-        (test.run)(&mut node).map_err(|error| {
-            let log = node.containerd.log();
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            Failed::from(format!(
-                "{error:#}\n--- the daemon's log ends ---\n{}",
-                tail.join("\n")
-            ))
-        })
+        let result = run(test, &dist, shared);
+        let word = if result.is_ok() { "ok" } else { "FAILED" };
+        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+        results.insert((test.name, dist.name()), word);
+        result.map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 
-fn failed(error: anyhow::Error) -> Failed {
-    Failed::from(format!("{error:#}"))
+fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
+    let node = match test.needs {
+        Needs::Nydus => {
+            let options = Options {
+                nydus: true,
+                ..Options::default()
+            };
+            Node {
+                containerd: Arc::new(Containerd::start(dist, options)?),
+                // The CRI's, which a daemon of one's own is for.
+                namespace: "k8s.io".to_owned(),
+            }
+        }
+        Needs::Containerd | Needs::Erofs => Node {
+            containerd: shared,
+            namespace: unique("test"),
+        },
+    };
+    (test.run)(&node).map_err(|error| {
+        let log = node.containerd.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(LOG_LINES)..];
+        let tail: Vec<String> = tail.iter().map(|line| cut(line)).collect();
+        anyhow!(
+            "{error:#}\n--- its daemon's log ends ---\n{}",
+            tail.join("\n")
+        )
+    })
 }
 
-/// Which test ran where.
-fn table(tests: &[Test], daemons: &[(Dist, Arc<Containerd>)]) {
+/// A line that does not fill the screen.
+fn cut(line: &str) -> String {
+    line.chars().take(300).collect()
+}
+
+/// What became of which test on which daemon.
+type Results = Arc<Mutex<BTreeMap<(&'static str, String), &'static str>>>;
+
+/// Which test ran where, and how it ended.
+fn table(
+    tests: &[Test],
+    daemons: &[(Dist, Arc<Containerd>)],
+    results: &BTreeMap<(&'static str, String), &'static str>,
+) {
     println!("\n{:<44}{}", "TEST", names(daemons).join("  "));
     for test in tests {
-        let cells = daemons.iter().map(|(_, daemon)| {
-            let runs = test.needs != Needs::Erofs || daemon.has_erofs();
+        let cells = daemons.iter().map(|(dist, daemon)| {
+            let fits = test.needs != Needs::Erofs || daemon.has_erofs();
+            let cell = match results.get(&(test.name, dist.name())) {
+                Some(word) => word,
+                None if !fits => "no erofs",
+                None => "-",
+            };
             let width = daemon.name().len();
-            format!("{:<width$}", if runs { "ran" } else { "no erofs" })
+            format!("{cell:<width$}")
         });
-        println!("{:<44}{}", test.name, cells.collect::<Vec<_>>().join("  "));
+        let row = format!("{:<44}{}", test.name, cells.collect::<Vec<_>>().join("  "));
+        println!("{}", row.trim_end());
     }
 }
 

@@ -6,55 +6,101 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_integration::image::{Built, WEB_SAYS, hello, web};
+use resnap_integration::image::{
+    self, Built, BuiltLayer, Entry, HELLO_SAYS, ImageBuilder, Index, Layer, MANY_MAX, ROOT_CLOCK,
+    TORTURE_CLOCK, TORTURE_MKFS, TORTURE_SAYS, WEB_SAYS, hello, many, shared_pair, torture,
+    torture_mkfs, web,
+};
+use resnap_integration::tree::{Expected, compare, surprises};
+use serde_json::{Value, json};
 
-use crate::suite::{Needs, Node, Test};
+use crate::suite::{Needs, Node, Test, host_platform, unique};
 
 pub(crate) const TESTS: &[Test] = &[
     Test {
-        name: "labels_on_every_layer",
+        name: "every_layer_has_its_labels",
         needs: Needs::Containerd,
-        run: labels_on_every_layer,
+        run: every_layer_has_its_labels,
     },
     Test {
-        name: "erofs_runs_and_equals_overlayfs",
+        name: "the_tree_is_that_of_a_pull",
+        needs: Needs::Containerd,
+        run: the_tree_is_that_of_a_pull,
+    },
+    Test {
+        name: "erofs_equals_overlayfs",
         needs: Needs::Erofs,
         run: erofs_equals_overlayfs,
+    },
+    Test {
+        name: "torture_on_erofs_equals_overlayfs",
+        needs: Needs::Erofs,
+        run: torture_on_erofs_equals_overlayfs,
+    },
+    Test {
+        name: "many_layers_fit_into_labels",
+        needs: Needs::Containerd,
+        run: many_layers_fit_into_labels,
+    },
+    Test {
+        name: "what_is_there_is_not_made_again",
+        needs: Needs::Containerd,
+        run: what_is_there_is_not_made_again,
+    },
+    Test {
+        name: "shared_layers_are_made_once",
+        needs: Needs::Containerd,
+        run: shared_layers_are_made_once,
+    },
+    Test {
+        name: "garbage_collection_follows_the_image",
+        needs: Needs::Containerd,
+        run: garbage_collection_follows_the_image,
+    },
+    Test {
+        name: "docker_media_types_and_platforms",
+        needs: Needs::Containerd,
+        run: docker_media_types_and_platforms,
+    },
+    Test {
+        name: "annotations_become_labels_if_meant_to",
+        needs: Needs::Containerd,
+        run: annotations_become_labels_if_meant_to,
     },
 ];
 
 /// The labels that a layer has to have, and no others.
 pub(crate) fn expected_labels(image: &Built, index: usize) -> BTreeMap<String, String> {
     let layer = &image.layers[index];
-    let above: Vec<&str> = image.layers[index..]
-        .iter()
-        .map(|layer| layer.digest.as_str())
-        .collect();
+    let cri = |name| format!("containerd.io/snapshot/cri.{name}");
     let mut labels = BTreeMap::from([
-        ("containerd.io/snapshot.ref", layer.chain_id.clone()),
-        ("containerd.io/snapshot/diff-id", layer.diff_id.clone()),
         (
-            "containerd.io/snapshot/cri.image-ref",
-            image.reference.clone(),
+            "containerd.io/snapshot.ref".to_owned(),
+            layer.chain_id.clone(),
         ),
         (
-            "containerd.io/snapshot/cri.manifest-digest",
-            image.manifest.clone(),
+            "containerd.io/snapshot/diff-id".to_owned(),
+            layer.diff_id.clone(),
         ),
-        (
-            "containerd.io/snapshot/cri.layer-digest",
-            layer.digest.clone(),
-        ),
-        ("containerd.io/snapshot/cri.image-layers", above.join(",")),
+        (cri("image-ref"), image.reference.clone()),
+        (cri("manifest-digest"), image.manifest.clone()),
+        (cri("layer-digest"), layer.digest.clone()),
+        (cri("image-layers"), image_layers(&image.layers[index..])),
     ]);
     if let Some(below) = index.checked_sub(1) {
-        let parent = image.layers[below].chain_id.clone();
-        labels.insert("containerd.io/snapshot/parent-chain-id", parent);
+        let key = "containerd.io/snapshot/parent-chain-id".to_owned();
+        labels.insert(key, image.layers[below].chain_id.clone());
     }
     labels
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
+}
+
+/// The digests of as many layers, the lowest first, as fit into a label with its key.
+fn image_layers(layers: &[BuiltLayer]) -> String {
+    let room = 4096 - "containerd.io/snapshot/cri.image-layers".len();
+    // A digest is of 71 bytes, and a comma stands between two.
+    let most = (room + 1) / 72;
+    let digests = layers.iter().take(most).map(|layer| layer.digest.as_str());
+    digests.collect::<Vec<_>>().join(",")
 }
 
 /// That every layer of `image` carries exactly its labels.
@@ -70,38 +116,249 @@ pub(crate) fn assert_labels(node: &Node, snapshotter: &str, image: &Built) -> Re
     Ok(())
 }
 
-fn labels_on_every_layer(node: &mut Node) -> Result<()> {
-    let image = hello()?;
-    node.import(&image)?;
-    node.resnap(&["unpack", &image.reference, "--snapshotter", "native"])?
-        .ok()?;
-    assert_labels(node, "native", &image)?;
-    node.nothing_left("native")
+/// How often each outcome is in a report.
+pub(crate) fn outcomes(report: &Value) -> Result<BTreeMap<String, usize>> {
+    let layers = report["layers"].as_array().context("a report has layers")?;
+    let mut counts = BTreeMap::new();
+    for layer in layers {
+        let outcome = layer["outcome"]
+            .as_str()
+            .context("a layer has an outcome")?;
+        *counts.entry(outcome.to_owned()).or_default() += 1;
+    }
+    Ok(counts)
 }
 
-fn erofs_equals_overlayfs(node: &mut Node) -> Result<()> {
+fn all(outcome: &str, layers: usize) -> BTreeMap<String, usize> {
+    BTreeMap::from([(outcome.to_owned(), layers)])
+}
+
+/// That the image is the same on both, save what is expected, and prints `says` on both.
+fn assert_same(
+    node: &Node,
+    [left, right]: [&str; 2],
+    image: &Built,
+    says: &str,
+    expected: &[Expected],
+) -> Result<()> {
+    let trees = [
+        node.tree(left, &image.reference)?,
+        node.tree(right, &image.reference)?,
+    ];
+    ensure!(trees[0].nodes.len() > 100, "{left} shows next to nothing");
+    let surprises = surprises(&compare(&trees[0], &trees[1]), expected);
+    let report: Vec<String> = surprises.iter().map(ToString::to_string).collect();
+    ensure!(
+        report.is_empty(),
+        "{left} and {right} differ:\n{}",
+        report.join("\n")
+    );
+    for snapshotter in [left, right] {
+        let said = node.run(snapshotter, &image.reference)?;
+        ensure!(said == says, "from {snapshotter} it says {said:?}");
+    }
+    Ok(())
+}
+
+fn every_layer_has_its_labels(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    let report = node.unpack("native", &image.reference)?;
+    ensure!(outcomes(&report)? == all("applied", 3), "{report}");
+    assert_labels(node, "native", &image)?;
+    node.nothing_left("native")?;
+    let said = node.run("native", &image.reference)?;
+    ensure!(said == HELLO_SAYS, "it says {said:?}");
+    Ok(())
+}
+
+/// Whatever snapshotter: what resnap makes is what containerd makes, deletions, links, odd names
+/// and all.
+fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
+    let image = torture()?;
+    let pulled = Node {
+        containerd: node.containerd.clone(),
+        namespace: unique("pulled"),
+    };
+    for node in [node, &pulled] {
+        node.import(&image)?;
+    }
+    pulled.unpack_by_containerd("overlayfs", &image.reference)?;
+    node.unpack("overlayfs", &image.reference)?;
+    node.nothing_left("overlayfs")?;
+    let ours = node.tree("overlayfs", &image.reference)?;
+    let theirs = pulled.tree("overlayfs", &image.reference)?;
+    let surprises = surprises(&compare(&theirs, &ours), TORTURE_CLOCK);
+    let report: Vec<String> = surprises.iter().map(ToString::to_string).collect();
+    ensure!(report.is_empty(), "{}", report.join("\n"));
+    let said = node.run("overlayfs", &image.reference)?;
+    ensure!(said == TORTURE_SAYS, "it says {said:?}");
+    Ok(())
+}
+
+fn erofs_equals_overlayfs(node: &Node) -> Result<()> {
     let image = web()?;
     node.import(&image)?;
-    node.unpack_by_containerd("overlayfs", &image)?;
-    node.resnap(&["unpack", &image.reference, "--snapshotter", "erofs"])?
-        .ok()?;
+    node.unpack_by_containerd("overlayfs", &image.reference)?;
+    node.unpack("erofs", &image.reference)?;
     assert_labels(node, "erofs", &image)?;
     node.nothing_left("erofs")?;
-    let run = |snapshotter| {
-        let said = node
-            .containerd
-            .run(&node.namespace, snapshotter, &image.reference, &[]);
-        said.with_context(|| format!("run from {snapshotter}"))
+    assert_same(node, ["overlayfs", "erofs"], &image, WEB_SAYS, ROOT_CLOCK)
+}
+
+fn torture_on_erofs_equals_overlayfs(node: &Node) -> Result<()> {
+    let image = torture_mkfs()?;
+    node.import(&image)?;
+    node.unpack_by_containerd("overlayfs", &image.reference)?;
+    node.unpack("erofs", &image.reference)?;
+    assert_labels(node, "erofs", &image)?;
+    node.nothing_left("erofs")?;
+    let expected = [TORTURE_CLOCK, TORTURE_MKFS].concat();
+    assert_same(
+        node,
+        ["overlayfs", "erofs"],
+        &image,
+        TORTURE_SAYS,
+        &expected,
+    )
+}
+
+fn many_layers_fit_into_labels(node: &Node) -> Result<()> {
+    let image = many(MANY_MAX)?;
+    node.import(&image)?;
+    node.unpack("overlayfs", &image.reference)?;
+    assert_labels(node, "overlayfs", &image)?;
+    let lowest = node.labels("overlayfs", &image.layers[0].chain_id)?;
+    let named = lowest["containerd.io/snapshot/cri.image-layers"].split(',');
+    ensure!(
+        named.count() < MANY_MAX,
+        "all layers fit: this tests nothing"
+    );
+    let said = node.run("overlayfs", &image.reference)?;
+    ensure!(said == MANY_MAX.to_string(), "it says {said:?}");
+    node.nothing_left("overlayfs")
+}
+
+fn what_is_there_is_not_made_again(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    node.unpack("native", &image.reference)?;
+    let again = node.unpack("native", &image.reference)?;
+    ensure!(outcomes(&again)? == all("existed", 3), "{again}");
+    // What somebody else unpacked without labels does for a snapshotter that needs none.
+    node.unpack_by_containerd("overlayfs", &image.reference)?;
+    let theirs = node.unpack("overlayfs", &image.reference)?;
+    ensure!(outcomes(&theirs)? == all("existed", 3), "{theirs}");
+    node.nothing_left("native")?;
+    node.nothing_left("overlayfs")
+}
+
+fn shared_layers_are_made_once(node: &Node) -> Result<()> {
+    let (left, right) = shared_pair()?;
+    node.import(&left)?;
+    node.import(&right)?;
+    node.unpack("overlayfs", &left.reference)?;
+    let report = node.unpack("overlayfs", &right.reference)?;
+    let want = BTreeMap::from([("applied".to_owned(), 1), ("existed".to_owned(), 2)]);
+    ensure!(outcomes(&report)? == want, "{report}");
+    // The shared layers name the image that came first.
+    let labels = node.labels("overlayfs", &right.layers[1].chain_id)?;
+    ensure!(labels == expected_labels(&left, 1), "{labels:#?}");
+    let labels = node.labels("overlayfs", right.chain_id())?;
+    ensure!(labels == expected_labels(&right, 2), "{labels:#?}");
+    // A chain that lost its top is made whole, and no more than that.
+    node.ctr(&[
+        "snapshots",
+        "--snapshotter",
+        "overlayfs",
+        "rm",
+        right.chain_id(),
+    ])?;
+    let report = node.unpack("overlayfs", &right.reference)?;
+    ensure!(outcomes(&report)? == want, "{report}");
+    node.nothing_left("overlayfs")
+}
+
+fn garbage_collection_follows_the_image(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    node.unpack("native", &image.reference)?;
+    node.collect_garbage()?;
+    let kept = node.snapshots("native")?;
+    let wanted = image.layers.iter().map(|layer| &layer.chain_id);
+    ensure!(
+        wanted.clone().all(|key| kept.contains_key(key)),
+        "{kept:#?}"
+    );
+    node.ctr(&["images", "rm", "--sync", &image.reference])?;
+    let kept = node.snapshots("native")?;
+    ensure!(kept.is_empty(), "{kept:#?}");
+    Ok(())
+}
+
+fn docker_media_types_and_platforms(node: &Node) -> Result<()> {
+    let (os, architecture) = image::host_platform();
+    let foreign = if architecture == "arm64" {
+        "amd64"
+    } else {
+        "arm64"
     };
-    ensure!(
-        run("overlayfs")?.trim() == WEB_SAYS,
-        "overlayfs says {}",
-        run("overlayfs")?
-    );
-    ensure!(
-        run("erofs")?.trim() == WEB_SAYS,
-        "erofs says {}",
-        run("erofs")?
-    );
+    let of = |architecture: &str, says: &str| -> Result<ImageBuilder> {
+        let file = Entry::file("says", format!("{says}\n"));
+        let layer = Layer::of(&[Entry::dir("./"), file])?;
+        let image = ImageBuilder::new("unused").docker().layer(layer);
+        Ok(image.platform(os, architecture))
+    };
+    let reference = "docker.io/library/both:1";
+    let archive = node.containerd.scratch().join(unique("both"));
+    let image = Index::new(reference)
+        .image(of(foreign, "abroad")?)
+        .image(of(architecture, "here")?)
+        .write(&archive)?;
+    node.import(&image)?;
+    node.unpack("native", reference)?;
+    let abroad = format!("{os}/{foreign}");
+    let unpack = [
+        "unpack",
+        reference,
+        "--snapshotter",
+        "native",
+        "--platform",
+        &abroad,
+    ];
+    node.resnap(&unpack)?.ok()?;
+    for (platform, says) in [(host_platform(), "here\n"), (abroad.clone(), "abroad\n")] {
+        let said = node.mounted("native", reference, &platform, |dir| {
+            Ok(std::fs::read_to_string(dir.join("says"))?)
+        })?;
+        ensure!(said == says, "{platform} says {said:?}");
+    }
+    let check = ["check", "--json", reference, "--platform", &abroad];
+    let check = node.resnap(&check)?.json()?;
+    ensure!(check[0]["manifest"] == json!(image.manifest), "{check}");
+    Ok(())
+}
+
+fn annotations_become_labels_if_meant_to(node: &Node) -> Result<()> {
+    let own = "containerd.io/snapshot/example.com.note";
+    let archive = node.containerd.scratch().join(unique("annotated"));
+    let image = ImageBuilder::new("docker.io/library/annotated:1")
+        .layer(Layer::of(&[Entry::dir("./"), Entry::file("a", "a\n")])?)
+        .annotate_layer(0, own, "passed on")
+        .annotate_layer(0, "example.com/other", "not passed on")
+        // An image must not choose what a snapshotter is told about it.
+        .annotate_layer(
+            0,
+            "containerd.io/snapshot/cri.image-ref",
+            "docker.io/other:1",
+        )
+        .annotate_layer(0, "containerd.io/snapshot/diff-id", "sha256:bad")
+        .write(&archive)?;
+    node.import(&image)?;
+    node.unpack("native", &image.reference)?;
+    let mut want = expected_labels(&image, 0);
+    want.insert(own.to_owned(), "passed on".to_owned());
+    let labels = node.labels("native", image.chain_id())?;
+    ensure!(labels == want, "{labels:#?}\nwant {want:#?}");
     Ok(())
 }
