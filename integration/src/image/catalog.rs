@@ -143,7 +143,7 @@ pub fn pause() -> Result<Built> {
         // until SIGKILL. `wait` is interrupted by a signal, a foreground sleep is not.
         let wait = "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait $!; done";
         ImageBuilder::new("docker.io/library/pause:1")
-            .layer(busybox([])?)
+            .layer(busybox([Entry::file("etc/hostname", "pause\n")])?)
             .cmd(["/bin/sh", "-c", wait])
             .write(path)
     })

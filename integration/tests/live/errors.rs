@@ -1,8 +1,264 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! (in the making)
+//! What goes wrong is named, with its reason and the next step, and leaves nothing behind.
 
-use crate::suite::Test;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
-pub(crate) const TESTS: &[Test] = &[];
+use anyhow::{Result, ensure};
+use resnap_integration::image::{Built, Entry, Fault, ImageBuilder, Index, Layer, hello};
+
+use crate::suite::{Ended, Needs, Node, Test, end, host_platform, resnap, unique};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test {
+        name: "no_such_image",
+        needs: Needs::Containerd,
+        run: no_such_image,
+    },
+    Test {
+        name: "no_manifest_for_the_platform",
+        needs: Needs::Containerd,
+        run: no_manifest_for_the_platform,
+    },
+    Test {
+        name: "no_such_snapshotter",
+        needs: Needs::Containerd,
+        run: no_such_snapshotter,
+    },
+    Test {
+        name: "known_by_id_only",
+        needs: Needs::Nydus,
+        run: known_by_id_only,
+    },
+    Test {
+        name: "missing_blob",
+        needs: Needs::Containerd,
+        run: missing_blob,
+    },
+    Test {
+        name: "wrong_diff_id",
+        needs: Needs::Containerd,
+        run: wrong_diff_id,
+    },
+    Test {
+        name: "layers_and_diff_ids_differ",
+        needs: Needs::Containerd,
+        run: layers_and_diff_ids_differ,
+    },
+    Test {
+        name: "one_failure_keeps_no_other_image",
+        needs: Needs::Containerd,
+        run: one_failure_keeps_no_other_image,
+    },
+    Test {
+        name: "nobody_listens",
+        needs: Needs::Containerd,
+        run: nobody_listens,
+    },
+    Test {
+        name: "permission_denied",
+        needs: Needs::Containerd,
+        run: permission_denied,
+    },
+];
+
+/// That an error has the kind, and says all these words: the thing, the reason, the next step.
+fn assert_error(ended: Ended, kind: &str, says: &[&str], next_step: &str) -> Result<()> {
+    let error = ended.error()?;
+    ensure!(error["kind"] == kind, "want the kind {kind}: {error}");
+    let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+    for word in says {
+        ensure!(
+            text("message").contains(word),
+            "does not say {word:?}: {error}"
+        );
+    }
+    ensure!(
+        text("next_step").contains(next_step),
+        "{next_step:?} is not the next step: {error}"
+    );
+    Ok(())
+}
+
+fn unpack(node: &Node, image: &str, snapshotter: &str) -> Result<Ended> {
+    node.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])
+}
+
+fn no_such_image(node: &Node) -> Result<()> {
+    let says = ["no image", "docker.io/library/nobody:1", &node.namespace];
+    let ended = unpack(node, "docker.io/library/nobody:1", "native")?;
+    assert_error(ended, "NotFound", &says, "resnap images")?;
+    node.nothing_left("native")
+}
+
+fn no_manifest_for_the_platform(node: &Node) -> Result<()> {
+    let layer = || Layer::of(&[Entry::dir("./")]);
+    let archive = node.containerd.scratch().join(unique("foreign"));
+    let image = Index::new("docker.io/library/foreign:1")
+        .image(
+            ImageBuilder::new("")
+                .platform("linux", "s390x")
+                .layer(layer()?),
+        )
+        .image(
+            ImageBuilder::new("")
+                .platform("linux", "riscv64")
+                .layer(layer()?),
+        )
+        .write(&archive)?;
+    node.import(&image)?;
+    let host = host_platform();
+    let says = [&*image.reference, &*host, "linux/riscv64", "linux/s390x"];
+    assert_error(
+        unpack(node, &image.reference, "native")?,
+        "NotFound",
+        &says,
+        "--platform",
+    )?;
+    node.nothing_left("native")
+}
+
+fn no_such_snapshotter(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    for command in ["unpack", "check"] {
+        let ended = node.resnap(&[
+            command,
+            "--json",
+            &image.reference,
+            "--snapshotter",
+            "nosuch",
+        ])?;
+        let says = ["\"nosuch\"", "overlayfs", "native"];
+        assert_error(ended, "FailedPrecondition", &says, "resnap snapshotters")?;
+    }
+    node.nothing_left("native")
+}
+
+fn known_by_id_only(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    // The CRI keeps an image under its ID as well, sooner or later; only that one is left.
+    node.ctr(&["images", "tag", "--force", &image.reference, &image.config])?;
+    node.ctr(&["images", "rm", &image.reference])?;
+    let says = [image.config.as_str(), "ID only", "nydus"];
+    let ended = unpack(node, &image.config, "nydus")?;
+    assert_error(ended, "FailedPrecondition", &says, "images tag")?;
+    node.nothing_left("nydus")?;
+    // Who needs no reference works without one.
+    node.unpack("native", &image.config)?;
+    node.nothing_left("native")
+}
+
+/// An image of two layers with something wrong about the layer `index`.
+fn faulty(node: &Node, fault: Fault) -> Result<Built> {
+    let file = |name: &str| Layer::of(&[Entry::dir("./"), Entry::file(name, unique(name))]);
+    let archive = node.containerd.scratch().join(unique("faulty"));
+    let image = ImageBuilder::new("docker.io/library/faulty:1")
+        .layer(file("lower")?)
+        .layer(file("upper")?)
+        .fault(fault)
+        .write(&archive)?;
+    node.import(&image)?;
+    Ok(image)
+}
+
+fn missing_blob(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    // As containerd's discard_unpacked_layers leaves it.
+    let base = &image.layers[0];
+    node.ctr(&["content", "rm", &base.digest])?;
+    let says = [&*image.reference, &*base.digest, "native"];
+    let ended = unpack(node, &image.reference, "native")?;
+    assert_error(ended, "NotFound", &says, "content fetch")?;
+    node.nothing_left("native")?;
+    let check = node.resnap(&["check", &image.reference])?.ok()?;
+    ensure!(check.contains("missing"), "{check}");
+    Ok(())
+}
+
+fn wrong_diff_id(node: &Node) -> Result<()> {
+    for index in [0, 1] {
+        let image = faulty(node, Fault::WrongDiffId(index))?;
+        let layer = &image.layers[index];
+        let ended = unpack(node, &image.reference, "native")?;
+        let says = [&*image.reference, &*layer.digest, &*layer.diff_id];
+        assert_error(ended, "DataLoss", &says, "pull it again")?;
+        node.no_active_snapshot("native")?;
+        let committed = node.snapshots("native")?;
+        ensure!(!committed.contains_key(&layer.chain_id), "{committed:#?}");
+        // Layers that were good are kept for the next try, under a lease that expires.
+        let leases = node.leases()?.len();
+        ensure!(
+            committed.len() == index && leases == index,
+            "{committed:#?}, {leases} leases"
+        );
+    }
+    Ok(())
+}
+
+fn layers_and_diff_ids_differ(node: &Node) -> Result<()> {
+    for (fault, diff_ids) in [
+        (Fault::MissingDiffId, "1 diff IDs"),
+        (Fault::ExtraDiffId, "3 diff IDs"),
+    ] {
+        let image = faulty(node, fault)?;
+        let says = [&*image.reference, &*image.manifest, "2 layers", diff_ids];
+        let ended = unpack(node, &image.reference, "native")?;
+        assert_error(ended, "InvalidArgument", &says, "build it again")?;
+        node.nothing_left("native")?;
+    }
+    Ok(())
+}
+
+fn one_failure_keeps_no_other_image(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    let unpack = [
+        "unpack",
+        "nobody",
+        &image.reference,
+        "--snapshotter",
+        "native",
+    ];
+    let ended = node.resnap(&unpack)?;
+    ensure!(ended.code == Some(2), "{ended:?}");
+    ensure!(ended.stderr.contains("no image \"nobody\""), "{ended:?}");
+    ensure!(ended.stdout.contains(&image.reference), "{ended:?}");
+    let check = ["check", &image.reference, "--snapshotter", "native"];
+    node.resnap(&check)?.ok()?;
+    Ok(())
+}
+
+fn nobody_listens(node: &Node) -> Result<()> {
+    let socket = node.containerd.scratch().join("nobody.sock");
+    let socket = socket.to_string_lossy();
+    let ended = end(resnap()?.args(["--address", &socket, "images", "--json"]))?;
+    assert_error(
+        ended,
+        "Unavailable",
+        &[&socket, "No such file"],
+        "CONTAINERD_ADDRESS",
+    )
+}
+
+fn permission_denied(node: &Node) -> Result<()> {
+    // As a stranger may find it: the binary where everybody can run it.
+    let dir = tempfile::tempdir_in("/run")?;
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755))?;
+    let binary = dir.path().join("resnap");
+    std::fs::copy(resnap()?.get_program(), &binary)?;
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&binary)
+        .arg("--address")
+        .arg(node.containerd.socket())
+        .args(["images", "--json"]);
+    let socket = node.containerd.socket().to_string_lossy();
+    assert_error(end(&mut command)?, "PermissionDenied", &[&socket], "root")
+}

@@ -74,6 +74,20 @@ impl Ended {
             .collect()
     }
 
+    /// The error that a command ended with, as it tells it to programs: kind, message and next
+    /// step. All three were told to people as well.
+    pub(crate) fn error(self) -> Result<Value> {
+        ensure!(self.code == Some(2), "want exit code 2: {self:#?}");
+        let line = self.stdout.lines().last().context("nothing was printed")?;
+        let error = serde_json::from_str::<Value>(line)?["error"].take();
+        for key in ["message", "next_step"] {
+            let text = error[key].as_str();
+            let text = text.with_context(|| format!("no {key} in {error}"))?;
+            ensure!(self.stderr.contains(text), "{text:?} is not on stderr");
+        }
+        Ok(error)
+    }
+
     /// The JSON document of a command that ended with 0.
     pub(crate) fn json(self) -> Result<Value> {
         Ok(serde_json::from_str(&self.ok()?)?)
