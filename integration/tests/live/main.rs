@@ -12,6 +12,7 @@
 
 mod cli;
 mod errors;
+mod examples;
 mod nydus;
 mod suite;
 mod unpack;
@@ -21,7 +22,14 @@ use std::process::ExitCode;
 use suite::Test;
 
 fn tests() -> Vec<Test> {
-    [cli::TESTS, errors::TESTS, nydus::TESTS, unpack::TESTS].concat()
+    [
+        cli::TESTS,
+        errors::TESTS,
+        examples::TESTS,
+        nydus::TESTS,
+        unpack::TESTS,
+    ]
+    .concat()
 }
 
 fn main() -> ExitCode {

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A CRI shim's CreateContainer: where the snapshotter does not have the image, the image is
+//! unpacked there, and the container's root file system is asked for once more.
+//!
+//! ```text
+//! cargo run -p resnap-examples --bin embed_unpack -- SOCKET NAMESPACE IMAGE SNAPSHOTTER
+//! ```
+
+// A program that talks to its user.
+#![allow(clippy::print_stdout)]
+
+use anyhow::{Context as _, Result, bail};
+use resnap_containerd::Client;
+use resnap_core::{Labels, Mount, Ports, Scope, SnapshotKey};
+use resnap_unpacker::{Engine, Request};
+
+struct Shim {
+    ports: Ports,
+    scope: Scope,
+    engine: Engine,
+}
+
+impl Shim {
+    async fn create_container(&self, id: &str, request: &Request) -> Result<Vec<Mount>> {
+        match self.root_file_system(id, request).await {
+            Err(error) if is_not_found(&error) => {
+                println!("{} is not on {} yet", request.image, request.snapshotter);
+                let mut job = self.engine.unpack(request.clone());
+                while let Some(event) = job.next_event().await {
+                    println!("layer {}/{}: {:?}", event.layer, event.layers, event.phase);
+                }
+                job.report().await?;
+                self.root_file_system(id, request).await
+            }
+            created => created,
+        }
+    }
+
+    /// The container's writable snapshot. In a shim the container's record keeps it from garbage
+    /// collection, and a lease does until that is written.
+    async fn root_file_system(&self, id: &str, request: &Request) -> Result<Vec<Mount>> {
+        let plan = self.engine.plan(request).await?;
+        let snapshotter = self.ports.snapshotters.snapshotter(&request.snapshotter);
+        let (key, labels) = (SnapshotKey::from(id.to_owned()), Labels::new());
+        let mounts = snapshotter.prepare(&self.scope, &key, plan.top(), &labels);
+        Ok(mounts.await?)
+    }
+}
+
+fn is_not_found(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<resnap_core::Error>();
+    error.is_some_and(resnap_core::Error::is_not_found)
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [socket, namespace, image, snapshotter] = arguments.as_slice() else {
+        bail!("usage: embed_unpack SOCKET NAMESPACE IMAGE SNAPSHOTTER");
+    };
+    let ports = Client::connect(socket).await?.ports();
+    let shim = Shim {
+        engine: Engine::new(ports.clone(), namespace),
+        scope: Scope::new(namespace),
+        ports,
+    };
+    let request = Request::new(image, snapshotter);
+    let created = shim.create_container("embedded", &request).await;
+    for mount in created.context("create container")? {
+        println!("{} on / ({})", mount.source, mount.options.join(","));
+    }
+    let snapshotter = shim.ports.snapshotters.snapshotter(snapshotter);
+    let key = SnapshotKey::from("embedded".to_owned());
+    Ok(snapshotter.remove(&shim.scope, &key).await?)
+}
