@@ -13,7 +13,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use resnap_containerd::Client;
-use resnap_core::{Labels, Mount, Ports, Scope, SnapshotKey};
+use resnap_core::{Labels, LeaseId, Mount, Ports, Scope, SnapshotKey};
 use resnap_unpacker::{Engine, Request};
 
 struct Shim {
@@ -38,8 +38,8 @@ impl Shim {
         }
     }
 
-    /// The container's writable snapshot. In a shim the container's record keeps it from garbage
-    /// collection, and a lease does until that is written.
+    /// The container's writable snapshot, kept from garbage collection by the lease until the
+    /// container's record does so.
     async fn root_file_system(&self, id: &str, request: &Request) -> Result<Vec<Mount>> {
         let plan = self.engine.plan(request).await?;
         let snapshotter = self.ports.snapshotters.snapshotter(&request.snapshotter);
@@ -61,17 +61,18 @@ async fn main() -> Result<()> {
         bail!("usage: embed_unpack SOCKET NAMESPACE IMAGE SNAPSHOTTER");
     };
     let ports = Client::connect(socket).await?.ports();
+    let (scope, lease) = (Scope::new(namespace), LeaseId("embedded".into()));
+    ports.leases.create(&scope, &lease, &Labels::new()).await?;
     let shim = Shim {
         engine: Engine::new(ports.clone(), namespace),
-        scope: Scope::new(namespace),
+        scope: scope.leased(lease.clone()),
         ports,
     };
     let request = Request::new(image, snapshotter);
     let created = shim.create_container("embedded", &request).await;
+    shim.ports.leases.delete(&scope, &lease).await?;
     for mount in created.context("create container")? {
         println!("{} on / ({})", mount.source, mount.options.join(","));
     }
-    let snapshotter = shim.ports.snapshotters.snapshotter(snapshotter);
-    let key = SnapshotKey::from("embedded".to_owned());
-    Ok(snapshotter.remove(&shim.scope, &key).await?)
+    Ok(())
 }

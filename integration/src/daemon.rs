@@ -138,7 +138,7 @@ impl Containerd {
     }
 
     /// Runs a container of an image that is here to its end, and returns what it
-    /// wrote; `ctr` unpacks for the snapshotter what is not unpacked yet.
+    /// wrote to stdout and stderr; `ctr` unpacks for the snapshotter what is not unpacked yet.
     pub fn run(
         &self,
         namespace: &str,
@@ -146,16 +146,57 @@ impl Containerd {
         image: &str,
         command: &[&str],
     ) -> Result<String> {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let run = namespaces::run_dir()?;
-        let run = run.file_name().unwrap_or_default().display();
-        let id = format!("resnap-{run}-{number}");
-        output(
+        let id = container_id()?;
+        // Of a process that ends at once, `ctr` may lose what comes through its pipes.
+        let log = self.scratch().join(&id);
+        let log_uri = format!("file://{}", log.display());
+        let on = ["--snapshotter", snapshotter, "--log-uri", &log_uri];
+        let ran = output(
             self.ctr(namespace)
-                .args(["run", "--rm", "--snapshotter", snapshotter, image, &id])
+                .args(["run", "--rm"])
+                .args(on)
+                .args([image, &id])
                 .args(command),
-        )
-        .with_context(|| format!("run {image} on {snapshotter} of {}", self.name()))
+        );
+        // A container that was not started wrote nothing.
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        ran.with_context(|| {
+            format!(
+                "run {image} on {snapshotter} of {}; it wrote {said:?}",
+                self.name()
+            )
+        })?;
+        Ok(said)
+    }
+
+    /// Calls `look` with the root of a container of an image, as its first process finds it;
+    /// needs a `sleep` in the image, which is unpacked as by [`Containerd::run`].
+    ///
+    /// This way it is containerd that mounts, whatever mounts it thinks of.
+    pub fn look_into<T>(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        image: &str,
+        look: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<T> {
+        let id = container_id()?;
+        let ctr = |words: &[&str]| output(self.ctr(namespace).args(words));
+        let run = ["run", "--detach", "--snapshotter", snapshotter, image, &id];
+        let sleeping = ctr(&[&run[..], &["sleep", "3600"]].concat());
+        let tasks = "state/io.containerd.runtime.v2.task";
+        let rootfs = self
+            .root
+            .join(tasks)
+            .join(namespace)
+            .join(&id)
+            .join("rootfs");
+        let seen = sleeping.and_then(|_| look(&rootfs));
+        let removed = ctr(&["task", "rm", "--force", &id])
+            .and_then(|_| ctr(&["containers", "rm", &id]))
+            .with_context(|| format!("remove container {id}"));
+        let seen = seen.with_context(|| format!("look into {image} on {snapshotter}"))?;
+        removed.map(|_| seen)
     }
 
     /// `ctr` for this daemon and the namespace.
@@ -233,6 +274,14 @@ impl Containerd {
     pub fn stop(mut self) -> Result<()> {
         self.clean_up()
     }
+}
+
+/// An ID that no container has had in this run or another one.
+fn container_id() -> Result<String> {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let run = namespaces::run_dir()?;
+    let run = run.file_name().unwrap_or_default().display();
+    Ok(format!("resnap-{run}-{number}"))
 }
 
 impl Drop for Containerd {

@@ -78,10 +78,13 @@ state = "{root}/state"
   conf_dir = "{}/cni"
 [{cri}.containerd]
   snapshotter = "{}"
+  disable_snapshot_annotations = {}
 {}"#,
             self.options.pause_image,
             self.root.display(),
             if nydus_only { "nydus" } else { "overlayfs" },
+            // As nydus wants it; containerd labels what it pulls then.
+            !self.options.nydus,
             self.runtimes(cri),
         )
     }
@@ -94,6 +97,7 @@ state = "{root}/state"
   disable = true
 [{images}]
   snapshotter = "overlayfs"
+  disable_snapshot_annotations = {}
 [{images}.pinned_images]
   sandbox = "{}"
 [{runtime}]
@@ -102,6 +106,7 @@ state = "{root}/state"
 [{runtime}.cni]
   conf_dir = "{}/cni"
 {}"#,
+            !self.options.nydus,
             self.options.pause_image,
             self.root.display(),
             self.runtimes(runtime),

@@ -167,31 +167,10 @@ impl Node {
     /// the labels of the CRI.
     pub(crate) fn unpack_by_containerd(&self, snapshotter: &str, image: &str) -> Result<()> {
         // There is no `ctr images unpack` on every version, and mounting an image unpacks it.
-        self.mounted(snapshotter, image, &host_platform(), |_| Ok(()))
-    }
-
-    /// Calls `look` with a folder where the image is mounted, read only.
-    pub(crate) fn mounted<T>(
-        &self,
-        snapshotter: &str,
-        image: &str,
-        platform: &str,
-        look: impl FnOnce(&Path) -> Result<T>,
-    ) -> Result<T> {
         let dir = self.containerd.scratch().join(unique("mnt"));
         std::fs::create_dir_all(&dir)?;
         let at = dir.to_string_lossy();
-        self.ctr(&[
-            "images",
-            "mount",
-            "--snapshotter",
-            snapshotter,
-            "--platform",
-            platform,
-            image,
-            &at,
-        ])?;
-        let seen = look(&dir);
+        self.ctr(&["images", "mount", "--snapshotter", snapshotter, image, &at])?;
         self.ctr(&[
             "images",
             "unmount",
@@ -200,12 +179,13 @@ impl Node {
             "--rm",
             &at,
         ])?;
-        seen
+        Ok(())
     }
 
     /// The tree that a container of the image would see.
     pub(crate) fn tree(&self, snapshotter: &str, image: &str) -> Result<Tree> {
-        self.mounted(snapshotter, image, &host_platform(), Tree::read)
+        self.containerd
+            .look_into(&self.namespace, snapshotter, image, Tree::read)
     }
 
     /// What a container of the image prints.

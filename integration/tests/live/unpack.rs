@@ -334,9 +334,14 @@ fn docker_media_types_and_platforms(node: &Node) -> Result<()> {
     ];
     node.resnap(&unpack)?.ok()?;
     for (platform, says) in [(host_platform(), "here\n"), (abroad.clone(), "abroad\n")] {
-        let said = node.mounted("native", reference, &platform, |dir| {
-            Ok(std::fs::read_to_string(dir.join("says"))?)
-        })?;
+        let at = node.containerd.scratch().join(unique("mnt"));
+        std::fs::create_dir_all(&at)?;
+        let dir = at.to_string_lossy();
+        let on = ["--snapshotter", "native", "--platform", &platform];
+        node.ctr(&[&["images", "mount"], &on[..], &[reference, &dir]].concat())?;
+        let said = std::fs::read_to_string(at.join("says"));
+        node.ctr(&["images", "unmount", "--snapshotter", "native", "--rm", &dir])?;
+        let said = said?;
         ensure!(said == says, "{platform} says {said:?}");
     }
     let check = ["check", "--json", reference, "--platform", &abroad];
