@@ -7,7 +7,6 @@
 //! namespace of its own there, and the commands `ctr` and `resnap` for them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
