@@ -12,7 +12,8 @@
 //! parents ([`ChainId`], also the name of its committed snapshot) and the digest of a manifest or
 //! config. Mixing them up is the bug of the field, so they are types of their own here.
 //!
-//! There is no I/O in this crate, no runtime and no gRPC.
+//! There is no I/O in this crate, no runtime and no gRPC. With the feature `testing` come the
+//! conformance suites of the ports and a simulated backend.
 
 mod descriptor;
 mod digest;
@@ -22,6 +23,8 @@ pub mod media_type;
 mod mount;
 mod ports;
 mod snapshot;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use descriptor::Descriptor;
 pub use digest::{ChainId, DiffId, Digest, InvalidDigest};

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Images, blobs, and blobs written to snapshots.
+
+use futures::StreamExt as _;
+
+use super::{Given, assert_kind, chain, key, nowhere};
+use crate::{Descriptor, Kind, Scope, read_verified};
+
+/// Images: by exact name, and of one namespace.
+pub async fn images(given: &Given) {
+    let (images, scope) = (&given.ports.images, &given.scope);
+    let name = given.image.name.as_str();
+    let got = images.get(scope, name).await.unwrap();
+    assert_eq!(got.name, given.image.name);
+    assert_eq!(got.target.digest, given.image.target.digest);
+    assert_eq!(got.target.media_type, given.image.target.media_type);
+    assert_eq!(got.target.size, given.image.target.size);
+    let all = images.list(scope).await.unwrap();
+    assert!(all.contains(&got), "{name} is not in {all:?}");
+
+    assert_kind(images.get(scope, "docker.io/none:1").await, Kind::NotFound);
+    let half = &name[..name.len() - 1];
+    assert_kind(images.get(scope, half).await, Kind::NotFound);
+    let elsewhere = Scope::new("conformance-elsewhere");
+    assert_kind(images.get(&elsewhere, name).await, Kind::NotFound);
+    assert_eq!(images.list(&elsewhere).await.unwrap(), []);
+}
+
+/// Content: reading, and labels.
+pub async fn content(given: &Given) {
+    let (content, scope) = (given.ports.content.as_ref(), &given.scope);
+    for (layer, _) in &given.layers {
+        let info = content.info(scope, &layer.digest).await.unwrap();
+        assert_eq!(info.size, layer.size);
+        let limit = usize::try_from(layer.size).unwrap();
+        let bytes = read_verified(content, scope, layer, limit).await.unwrap();
+        assert_eq!(bytes.len(), limit);
+    }
+    assert_kind(content.info(scope, &nowhere()).await, Kind::NotFound);
+    let missing = match content.open(scope, &nowhere()).await {
+        Ok(mut stream) => stream.next().await.expect("an empty blob").map(drop),
+        Err(error) => Err(error),
+    };
+    assert_kind(missing, Kind::NotFound);
+
+    let (labeler, layer) = (&given.ports.labeler, &given.layers[0].0.digest);
+    let before = content.info(scope, layer).await.unwrap().labels;
+    for (key, value) in [
+        ("example.com/a", "1"),
+        ("example.com/b.c", "2"),
+        ("example.com/a", "3"),
+    ] {
+        let set = labeler.set_label(scope, layer, key, value).await;
+        set.unwrap_or_else(|error| panic!("set {key}: {error:?}"));
+    }
+    let mut expected = before;
+    expected.insert("example.com/a".to_owned(), "3".to_owned());
+    expected.insert("example.com/b.c".to_owned(), "2".to_owned());
+    let after = content.info(scope, layer).await.unwrap().labels;
+    assert_eq!(after, expected, "a label is set and the others stay");
+    let missing = nowhere();
+    let set = labeler.set_label(scope, &missing, "example.com/a", "1");
+    assert_kind(set.await, Kind::NotFound);
+}
+
+/// The applier: the image's layers on one another.
+pub async fn applier(given: &Given) {
+    let (lease, scope) = given.lease("conformance-applier").await;
+    let mut parent = None;
+    for (index, (layer, diff_id)) in given.layers.iter().enumerate() {
+        let name = format!("applied {index}");
+        let mounts = given.prepare(&scope, &name, parent.as_ref()).await.unwrap();
+        if index == 0 {
+            let missing = Descriptor {
+                digest: nowhere(),
+                ..layer.clone()
+            };
+            let lost = given
+                .prepare(&scope, "nothing applied", None)
+                .await
+                .unwrap();
+            let applied = given.ports.applier.apply(&scope, &missing, &lost).await;
+            assert_kind(applied, Kind::NotFound);
+            given.remove(&scope, &key("nothing applied")).await.unwrap();
+        }
+        let applied = given.ports.applier.apply(&scope, layer, &mounts).await;
+        let applied = applied.unwrap();
+        assert_eq!(applied.diff_id, diff_id.0, "layer {index}");
+        assert!(applied.size > 0, "layer {index}");
+        given.commit(&scope, &name).await.unwrap();
+        parent = Some(chain(&name));
+    }
+    given.end_lease(&lease).await;
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A containerd in memory.
+
+mod garbage;
+mod ports;
+mod snapshots;
+mod state;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use self::state::State;
+use super::{Effect, Fault, Operation, SimulatedImage};
+use crate::{ChainId, DiffId, Digest, Error, LeaseId, Ports, Result, SnapshotInfo};
+
+/// How a simulated snapshotter answers a Prepare that carries a layer's labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behaviour {
+    /// With mounts to write to.
+    Ordinary,
+    /// With a read-only mount: the layer is there already.
+    Staged,
+    /// With AlreadyExists, and the layer is committed. Without the labels a remote snapshotter
+    /// lives on, as an ordinary one.
+    Remote,
+    /// With AlreadyExists, and nothing is there: so many times for each layer, then as an ordinary
+    /// one.
+    Lying(usize),
+}
+
+/// A snapshot as a [`Simulated`] keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SimulatedSnapshot {
+    /// What Stat says.
+    pub info: SnapshotInfo,
+    /// What was written to it and to those below, the base first. An Apply that was cut off leaves
+    /// something that is no layer's.
+    pub content: Vec<DiffId>,
+}
+
+impl SimulatedSnapshot {
+    /// The name under which this content may be committed.
+    pub fn chain_id(&self) -> Option<ChainId> {
+        self.content.iter().fold(None, |parent, diff_id| {
+            Some(ChainId::of(parent.as_ref(), diff_id))
+        })
+    }
+}
+
+/// A backend in memory with containerd's rules, garbage collection included, whose calls can be
+/// made to go wrong. Clones are the same backend. Its clock is tokio's, so that a test may pause
+/// it.
+#[derive(Debug, Clone)]
+pub struct Simulated {
+    state: Arc<Mutex<State>>,
+    started: (SystemTime, Instant),
+}
+
+impl Default for Simulated {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Simulated {
+    /// A backend without anything in it.
+    pub fn new() -> Self {
+        Self {
+            state: Arc::default(),
+            started: (SystemTime::now(), Instant::now()),
+        }
+    }
+
+    /// All ports of this backend.
+    pub fn ports(&self) -> Ports {
+        let this = Arc::new(self.clone());
+        Ports {
+            images: this.clone(),
+            content: this.clone(),
+            labeler: this.clone(),
+            snapshotters: this.clone(),
+            applier: this.clone(),
+            leases: this.clone(),
+            introspection: this,
+        }
+    }
+
+    /// Adds a snapshotter.
+    pub fn add_snapshotter(&self, name: &str, behaviour: Behaviour) {
+        self.state().snapshotters.insert(name.to_owned(), behaviour);
+    }
+
+    /// Puts an image's record and blobs in a namespace.
+    pub fn add_image(&self, namespace: &str, name: &str, image: &SimulatedImage) {
+        self.state().add_image(namespace, name, image);
+    }
+
+    /// Removes an image's record; garbage collection takes what it kept.
+    pub fn remove_image(&self, namespace: &str, name: &str) {
+        self.state().namespace(namespace).images.remove(name);
+    }
+
+    /// Removes a blob, as containerd does that discards unpacked layers.
+    pub fn remove_blob(&self, namespace: &str, digest: &Digest) {
+        self.state().namespace(namespace).blobs.remove(digest);
+    }
+
+    /// Makes calls go wrong from here on. Counting begins anew.
+    pub fn set_faults(&self, faults: impl IntoIterator<Item = Fault>) {
+        let mut state = self.state();
+        state.faults = faults.into_iter().collect();
+        state.fired.clear();
+        state.calls.clear();
+    }
+
+    /// Makes every call take a different short time, so that tasks meet in an order that `seed`
+    /// decides.
+    pub fn set_jitter(&self, seed: u64) {
+        self.state().jitter = Some(seed | 1);
+    }
+
+    /// The faults that took place.
+    pub fn fired(&self) -> Vec<Fault> {
+        self.state().fired.clone()
+    }
+
+    /// How often an operation was called since the faults were set.
+    pub fn calls(&self, operation: Operation) -> usize {
+        self.state().calls.get(&operation).copied().unwrap_or(0)
+    }
+
+    /// The leases of a namespace, expired ones included until garbage is collected.
+    pub fn leases(&self, namespace: &str) -> Vec<LeaseId> {
+        let mut state = self.state();
+        let leases = state.namespace(namespace).leases.keys();
+        leases.map(|id| LeaseId(Arc::clone(id))).collect()
+    }
+
+    /// The snapshots of a snapshotter in a namespace, by name.
+    pub fn snapshots(&self, namespace: &str, snapshotter: &str) -> Vec<SimulatedSnapshot> {
+        let mut state = self.state();
+        let all = state.namespace(namespace).snapshots.iter();
+        all.filter(|((owner, _), _)| owner == snapshotter)
+            .map(|((_, key), snapshot)| SimulatedSnapshot {
+                info: snapshot.info(key),
+                content: snapshot.content.clone(),
+            })
+            .collect()
+    }
+
+    /// Collects garbage in all namespaces, as containerd does whenever it likes.
+    pub fn collect_garbage(&self) {
+        let now = self.now();
+        self.state().collect_garbage(now);
+    }
+
+    /// The backend's clock, by which leases expire.
+    pub fn now(&self) -> SystemTime {
+        let (wall, instant) = self.started;
+        wall + instant.elapsed()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work`, unless a fault is meant for this call.
+    async fn call<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        subject: &str,
+        work: impl FnOnce(&mut State) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (fault, jitter) = self.state().begin(operation);
+        match jitter {
+            Some(jitter) => tokio::time::sleep(jitter).await,
+            None => tokio::task::yield_now().await,
+        }
+        let fail = |kind| Err(Error::new(kind, "simulate", subject).because("an injected fault"));
+        match fault {
+            None => work(&mut self.state()),
+            Some(Effect::Fail(kind)) => fail(kind),
+            Some(Effect::LoseAnswer(kind)) => {
+                // Only the answer is lost, whatever it was.
+                let _ = work(&mut self.state());
+                fail(kind)
+            }
+            Some(Effect::Late(kind, delay)) => {
+                let this = self.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    let _ = work(&mut this.state());
+                });
+                fail(kind)
+            }
+            Some(Effect::Delay(delay)) => {
+                tokio::time::sleep(delay).await;
+                work(&mut self.state())
+            }
+            Some(Effect::Hang) => std::future::pending().await,
+        }
+    }
+}
+
+impl State {
+    /// Counts a call; answers with what goes wrong with it and how long it takes.
+    fn begin(&mut self, operation: Operation) -> (Option<Effect>, Option<Duration>) {
+        let calls = self.calls.entry(operation).or_default();
+        *calls += 1;
+        let call = *calls;
+        let meant = |fault: &&Fault| fault.operation == operation && fault.call == call;
+        let fault = self.faults.iter().find(meant).copied();
+        self.fired.extend(fault);
+        let jitter = self.jitter.as_mut().map(|seed| {
+            // Xorshift: any numbers will do, if they are the same for the same seed.
+            *seed ^= *seed << 13;
+            *seed ^= *seed >> 7;
+            *seed ^= *seed << 17;
+            Duration::from_millis(*seed % 8)
+        });
+        (fault.map(|fault| fault.effect), jitter)
+    }
+}

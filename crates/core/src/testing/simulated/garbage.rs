@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Garbage collection by containerd's rules (`core/metadata/gc.go`): roots are images and leases
+//! that have not expired; a blob refers to what its `gc.ref` labels name, a snapshot to its parent.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use super::state::{Lease, Namespace, State};
+use crate::{Digest, SnapshotKey, labels};
+
+const CONTENT_REFERENCE: &str = "containerd.io/gc.ref.content.";
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Node {
+    Content(Digest),
+    Snapshot((String, SnapshotKey)),
+}
+
+impl State {
+    pub(super) fn collect_garbage(&mut self, now: SystemTime) {
+        for namespace in self.namespaces.values_mut() {
+            namespace.leases.retain(|_, lease| !lease.has_expired(now));
+            let used = namespace.used();
+            namespace
+                .blobs
+                .retain(|digest, _| used.contains(&Node::Content(digest.clone())));
+            namespace
+                .snapshots
+                .retain(|snapshot, _| used.contains(&Node::Snapshot(snapshot.clone())));
+        }
+    }
+}
+
+impl Lease {
+    fn has_expired(&self, now: SystemTime) -> bool {
+        let expiry = self.labels.get(labels::GC_EXPIRE);
+        let expiry = expiry.and_then(|text| humantime::parse_rfc3339(text).ok());
+        expiry.is_some_and(|expiry| expiry < now)
+    }
+}
+
+impl Namespace {
+    fn used(&self) -> BTreeSet<Node> {
+        let targets = self.images.values();
+        let mut next: Vec<Node> = targets
+            .map(|target| Node::Content(target.digest.clone()))
+            .collect();
+        for lease in self.leases.values() {
+            next.extend(lease.content.iter().cloned().map(Node::Content));
+            next.extend(lease.snapshots.iter().cloned().map(Node::Snapshot));
+        }
+        let mut used = BTreeSet::new();
+        while let Some(node) = next.pop() {
+            if used.insert(node.clone()) {
+                next.extend(self.references(&node));
+            }
+        }
+        used
+    }
+
+    fn references(&self, node: &Node) -> Vec<Node> {
+        match node {
+            Node::Content(digest) => {
+                let blob = self.blobs.get(digest);
+                let labels = blob.into_iter().flat_map(|(_, labels)| labels);
+                labels
+                    .filter_map(|(key, value)| refer(key, value))
+                    .collect()
+            }
+            Node::Snapshot((snapshotter, key)) => {
+                let snapshot = self.snapshots.get(&(snapshotter.clone(), key.clone()));
+                let parent = snapshot.and_then(|snapshot| snapshot.parent.clone());
+                let parent = parent.map(|parent| Node::Snapshot((snapshotter.clone(), parent)));
+                parent.into_iter().collect()
+            }
+        }
+    }
+}
+
+fn refer(key: &str, value: &str) -> Option<Node> {
+    if key.starts_with(CONTENT_REFERENCE) {
+        return value.parse().ok().map(Node::Content);
+    }
+    let snapshotter = key.strip_prefix(labels::GC_SNAPSHOT_PREFIX)?;
+    let key = SnapshotKey::from(value.to_owned());
+    Some(Node::Snapshot((snapshotter.to_owned(), key)))
+}

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The ports of a simulated containerd.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+
+use super::snapshots::{Commit, Prepare};
+use super::state::OwnedResource;
+use super::{Operation, Simulated};
+use crate::{
+    Applied, Applier, ByteStream, ChainId, ContentInfo, ContentLabeler, ContentReader, Descriptor,
+    DiffId, Digest, Image, Images, Introspection, Labels, LeaseId, Leases, Mount, Platform,
+    Resource, Result, Scope, SnapshotInfo, SnapshotKey, Snapshotter, SnapshotterInfo, Snapshotters,
+};
+
+/// The size of the pieces in which content comes: small, so that it comes in several.
+const PIECE_BYTES: usize = 64;
+
+#[async_trait]
+impl Images for Simulated {
+    async fn get(&self, scope: &Scope, name: &str) -> Result<Image> {
+        let (scope, wanted) = (scope.clone(), name.to_owned());
+        self.call(Operation::GetImage, name, move |state| {
+            state.namespace(&scope.namespace).image(&wanted)
+        })
+        .await
+    }
+
+    async fn list(&self, scope: &Scope) -> Result<Vec<Image>> {
+        let namespace = Arc::clone(&scope.namespace);
+        self.call(Operation::ListImages, &scope.namespace, move |state| {
+            let namespace = state.namespace(&namespace);
+            let names = namespace.images.keys();
+            names.map(|name| namespace.image(name)).collect()
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl ContentReader for Simulated {
+    async fn info(&self, scope: &Scope, digest: &Digest) -> Result<ContentInfo> {
+        let (scope, wanted) = (scope.clone(), digest.clone());
+        self.call(Operation::ContentInfo, digest.as_str(), move |state| {
+            state.namespace(&scope.namespace).content_info(&wanted)
+        })
+        .await
+    }
+
+    async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream> {
+        let (scope, wanted) = (scope.clone(), digest.clone());
+        let bytes = self
+            .call(Operation::OpenContent, digest.as_str(), move |state| {
+                let (bytes, _) = state.namespace(&scope.namespace).blob(&wanted)?;
+                Ok(bytes.clone())
+            })
+            .await?;
+        let pieces: Vec<_> = bytes
+            .chunks(PIECE_BYTES)
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        Ok(futures::stream::iter(pieces).boxed())
+    }
+}
+
+#[async_trait]
+impl ContentLabeler for Simulated {
+    async fn set_label(
+        &self,
+        scope: &Scope,
+        digest: &Digest,
+        key: &str,
+        value: &str,
+    ) -> Result<()> {
+        let (scope, wanted) = (scope.clone(), digest.clone());
+        let (key, value) = (key.to_owned(), value.to_owned());
+        self.call(Operation::SetLabel, digest.as_str(), move |state| {
+            let namespace = state.namespace(&scope.namespace);
+            namespace.set_label(&wanted, key, value)
+        })
+        .await
+    }
+}
+
+impl Snapshotters for Simulated {
+    fn snapshotter(&self, name: &str) -> Arc<dyn Snapshotter> {
+        Arc::new(SimulatedSnapshotter {
+            simulated: self.clone(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+struct SimulatedSnapshotter {
+    simulated: Simulated,
+    name: String,
+}
+
+#[async_trait]
+impl Snapshotter for SimulatedSnapshotter {
+    async fn stat(&self, scope: &Scope, key: &SnapshotKey) -> Result<SnapshotInfo> {
+        let (scope, name, wanted) = (scope.clone(), self.name.clone(), key.clone());
+        self.simulated
+            .call(Operation::Stat, key.as_str(), move |state| {
+                state.stat(&scope, &name, &wanted)
+            })
+            .await
+    }
+
+    async fn prepare(
+        &self,
+        scope: &Scope,
+        key: &SnapshotKey,
+        parent: Option<&ChainId>,
+        labels: &Labels,
+    ) -> Result<Vec<Mount>> {
+        let prepare = Prepare {
+            scope: scope.clone(),
+            snapshotter: self.name.clone(),
+            key: key.clone(),
+            parent: parent.map(SnapshotKey::from),
+            labels: labels.clone(),
+        };
+        self.simulated
+            .call(Operation::Prepare, key.as_str(), move |state| {
+                state.prepare(prepare)
+            })
+            .await
+    }
+
+    async fn commit(
+        &self,
+        scope: &Scope,
+        name: &ChainId,
+        key: &SnapshotKey,
+        labels: &Labels,
+    ) -> Result<()> {
+        let commit = Commit {
+            scope: scope.clone(),
+            snapshotter: self.name.clone(),
+            name: name.into(),
+            key: key.clone(),
+            labels: labels.clone(),
+        };
+        self.simulated
+            .call(Operation::Commit, key.as_str(), move |state| {
+                state.commit(commit)
+            })
+            .await
+    }
+
+    async fn remove(&self, scope: &Scope, key: &SnapshotKey) -> Result<()> {
+        let (scope, name, wanted) = (scope.clone(), self.name.clone(), key.clone());
+        self.simulated
+            .call(Operation::Remove, key.as_str(), move |state| {
+                state.remove(&scope, &name, &wanted)
+            })
+            .await
+    }
+}
+
+#[async_trait]
+impl Applier for Simulated {
+    async fn apply(&self, scope: &Scope, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied> {
+        let digest = &layer.digest;
+        let work = {
+            let (scope, digest, mounts) = (scope.clone(), digest.clone(), mounts.to_vec());
+            move |state: &mut super::State| state.apply(&scope, &digest, &mounts)
+        };
+        let applied = self.call(Operation::Apply, digest.as_str(), work).await;
+        if applied.is_err() {
+            let torn = DiffId(Digest::sha256(b"a part of a layer"));
+            // A snapshot that is gone cannot be written to.
+            let _ = self.state().write(scope, mounts, torn);
+        }
+        applied
+    }
+}
+
+#[async_trait]
+impl Leases for Simulated {
+    async fn create(&self, scope: &Scope, lease: &LeaseId, labels: &Labels) -> Result<()> {
+        let (scope, id, labels) = (scope.clone(), lease.clone(), labels.clone());
+        self.call(Operation::CreateLease, &lease.0, move |state| {
+            state.namespace(&scope.namespace).create_lease(&id, labels)
+        })
+        .await
+    }
+
+    async fn delete(&self, scope: &Scope, lease: &LeaseId) -> Result<()> {
+        let (scope, id) = (scope.clone(), lease.clone());
+        self.call(Operation::DeleteLease, &lease.0, move |state| {
+            state.namespace(&scope.namespace).delete_lease(&id)
+        })
+        .await
+    }
+
+    async fn add_resource(
+        &self,
+        scope: &Scope,
+        lease: &LeaseId,
+        resource: Resource<'_>,
+    ) -> Result<()> {
+        let (scope, id, resource) = (scope.clone(), lease.clone(), OwnedResource::from(resource));
+        self.call(Operation::AddResource, &lease.0, move |state| {
+            state.namespace(&scope.namespace).lease(&id)?.add(resource);
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Introspection for Simulated {
+    async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>> {
+        self.call(Operation::Introspect, "snapshotters", |state| {
+            let names = state.snapshotters.keys();
+            Ok(names
+                .map(|name| SnapshotterInfo {
+                    name: name.clone(),
+                    capabilities: Vec::new(),
+                    platforms: vec![Platform::host()],
+                    root: None,
+                    failure: None,
+                })
+                .collect())
+        })
+        .await
+    }
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What a simulated containerd keeps, but for the rules of snapshots.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Behaviour, Fault, Operation, SimulatedImage};
+use crate::{
+    ContentInfo, Descriptor, DiffId, Digest, Error, Image, Kind, Labels, LeaseId, Resource, Result,
+    Scope, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+};
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) namespaces: BTreeMap<Arc<str>, Namespace>,
+    pub(super) snapshotters: BTreeMap<String, Behaviour>,
+    pub(super) faults: Vec<Fault>,
+    pub(super) fired: Vec<Fault>,
+    pub(super) calls: BTreeMap<Operation, usize>,
+    pub(super) jitter: Option<u64>,
+    /// The number of the snapshot made last: its place in the file system, so to say.
+    pub(super) last_place: u64,
+    /// How often a lying snapshotter has lied about a layer.
+    pub(super) lies: BTreeMap<(String, SnapshotKey), usize>,
+    /// What a remote snapshotter finds in the registry: of a blob, the layer in it.
+    pub(super) registry: BTreeMap<Digest, DiffId>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Namespace {
+    pub(super) images: BTreeMap<String, Descriptor>,
+    pub(super) blobs: BTreeMap<Digest, (Vec<u8>, Labels)>,
+    pub(super) leases: BTreeMap<Arc<str>, Lease>,
+    /// By snapshotter and name.
+    pub(super) snapshots: BTreeMap<(String, SnapshotKey), Snapshot>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Lease {
+    pub(super) labels: Labels,
+    pub(super) content: BTreeSet<Digest>,
+    pub(super) snapshots: BTreeSet<(String, SnapshotKey)>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Snapshot {
+    pub(super) place: u64,
+    pub(super) kind: SnapshotKind,
+    pub(super) parent: Option<SnapshotKey>,
+    pub(super) labels: Labels,
+    pub(super) content: Vec<DiffId>,
+}
+
+impl Snapshot {
+    pub(super) fn info(&self, key: &SnapshotKey) -> SnapshotInfo {
+        SnapshotInfo {
+            key: key.clone(),
+            parent: self.parent.clone(),
+            kind: self.kind,
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+pub(super) fn not_found(what: &'static str, subject: impl ToString) -> Error {
+    Error::new(Kind::NotFound, what, subject.to_string()).because("it does not exist")
+}
+
+pub(super) fn check_labels<'a>(
+    labels: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> Result<()> {
+    match labels
+        .into_iter()
+        .find(|(key, value)| !labels::fits(key, value))
+    {
+        Some((key, _)) => {
+            Err(Error::new(Kind::InvalidArgument, "set label", key.as_str())
+                .because("it is too long"))
+        }
+        None => Ok(()),
+    }
+}
+
+impl State {
+    pub(super) fn namespace(&mut self, name: &str) -> &mut Namespace {
+        self.namespaces.entry(name.into()).or_default()
+    }
+
+    pub(super) fn add_image(&mut self, namespace: &str, name: &str, image: &SimulatedImage) {
+        for layer in &image.layers {
+            let digest = layer.descriptor.digest.clone();
+            self.registry.insert(digest, layer.diff_id.clone());
+        }
+        let namespace = self.namespace(namespace);
+        namespace
+            .images
+            .insert(name.to_owned(), image.manifest.clone());
+        for (digest, blob) in &image.blobs {
+            // A blob that is there keeps its labels.
+            let there = namespace.blobs.entry(digest.clone());
+            there.or_insert_with(|| blob.clone());
+        }
+    }
+}
+
+impl Namespace {
+    pub(super) fn image(&self, name: &str) -> Result<Image> {
+        let target = self.images.get(name);
+        let target = target.ok_or_else(|| not_found("get image", name))?;
+        Ok(Image {
+            name: name.to_owned(),
+            target: target.clone(),
+        })
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> Result<&(Vec<u8>, Labels)> {
+        let blob = self.blobs.get(digest);
+        blob.ok_or_else(|| not_found("read content", digest))
+    }
+
+    pub(super) fn content_info(&self, digest: &Digest) -> Result<ContentInfo> {
+        let (bytes, labels) = self.blob(digest)?;
+        Ok(ContentInfo {
+            size: bytes.len() as u64,
+            labels: labels.clone(),
+        })
+    }
+
+    pub(super) fn set_label(&mut self, digest: &Digest, key: String, value: String) -> Result<()> {
+        let blob = self.blobs.get_mut(digest);
+        let (_, labels) = blob.ok_or_else(|| not_found("label content", digest))?;
+        check_labels([(&key, &value)])?;
+        labels.insert(key, value);
+        Ok(())
+    }
+
+    pub(super) fn create_lease(&mut self, id: &LeaseId, labels: Labels) -> Result<()> {
+        check_labels(&labels)?;
+        if self.leases.contains_key(&id.0) {
+            return Err(Error::new(Kind::AlreadyExists, "create lease", &*id.0));
+        }
+        let lease = Lease {
+            labels,
+            ..Lease::default()
+        };
+        self.leases.insert(Arc::clone(&id.0), lease);
+        Ok(())
+    }
+
+    pub(super) fn delete_lease(&mut self, id: &LeaseId) -> Result<()> {
+        let lease = self.leases.remove(&id.0);
+        lease
+            .map(drop)
+            .ok_or_else(|| not_found("delete lease", &id.0))
+    }
+
+    pub(super) fn lease(&mut self, id: &LeaseId) -> Result<&mut Lease> {
+        let lease = self.leases.get_mut(&id.0);
+        lease.ok_or_else(|| not_found("use lease", &id.0))
+    }
+
+    /// Puts a snapshot on the lease of a call, if it has one.
+    pub(super) fn add_to_lease(
+        &mut self,
+        scope: &Scope,
+        snapshotter: &str,
+        key: &SnapshotKey,
+    ) -> Result<()> {
+        if let Some(id) = &scope.lease {
+            let snapshot = (snapshotter.to_owned(), key.clone());
+            self.lease(id)?.snapshots.insert(snapshot);
+        }
+        Ok(())
+    }
+}
+
+impl Lease {
+    /// Whether there is such a thing is not checked, as containerd does not.
+    pub(super) fn add(&mut self, resource: OwnedResource) {
+        match resource {
+            OwnedResource::Content(digest) => self.content.insert(digest),
+            OwnedResource::Snapshot(snapshot) => self.snapshots.insert(snapshot),
+        };
+    }
+}
+
+/// A [`Resource`] that outlives its call.
+pub(super) enum OwnedResource {
+    Content(Digest),
+    Snapshot((String, SnapshotKey)),
+}
+
+impl From<Resource<'_>> for OwnedResource {
+    fn from(resource: Resource<'_>) -> Self {
+        match resource {
+            Resource::Content(digest) => Self::Content(digest.clone()),
+            Resource::Snapshot {
+                snapshotter,
+                chain_id,
+            } => Self::Snapshot((snapshotter.to_owned(), chain_id.into())),
+        }
+    }
+}

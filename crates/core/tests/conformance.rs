@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The simulated backend keeps the contracts that a real one keeps.
+
+use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer, conformance};
+use resnap_core::{Image, Scope};
+
+#[tokio::test(start_paused = true)]
+async fn the_simulated_backend_conforms() {
+    let simulated = Simulated::new();
+    simulated.add_snapshotter("overlayfs", Behaviour::Ordinary);
+    let image = SimulatedImage::new(["base", "middle", "top"].map(SimulatedLayer::new));
+    simulated.add_image("conformance", "docker.io/library/web:1", &image);
+    let layers = image.layers.iter();
+    let given = conformance::Given {
+        ports: simulated.ports(),
+        scope: Scope::new("conformance"),
+        snapshotter: "overlayfs".to_owned(),
+        image: Image {
+            name: "docker.io/library/web:1".to_owned(),
+            target: image.manifest.clone(),
+        },
+        config: image.config.digest.clone(),
+        layers: layers
+            .map(|layer| (layer.descriptor.clone(), layer.diff_id.clone()))
+            .collect(),
+        collect_garbage: Box::new(move || simulated.collect_garbage()),
+    };
+    conformance::all(&given).await;
+}
