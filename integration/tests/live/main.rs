@@ -11,6 +11,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
+mod conformance;
 mod errors;
 mod examples;
 mod nydus;
@@ -24,6 +25,7 @@ use suite::Test;
 fn tests() -> Vec<Test> {
     [
         cli::TESTS,
+        conformance::TESTS,
         errors::TESTS,
         examples::TESTS,
         nydus::TESTS,

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! containerd keeps the contracts that the engine and its simulated backend rely on.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use resnap_containerd::Client;
+use resnap_core::testing::conformance::{self, Given};
+use resnap_core::{Image, Scope};
+use resnap_integration::image::hello;
+use resnap_unpacker::{Engine, Request};
+
+use crate::suite::{Needs, Node, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test {
+        name: "conformance_of_overlayfs",
+        needs: Needs::Containerd,
+        run: |node| conforms(node, "overlayfs"),
+    },
+    Test {
+        name: "conformance_of_native",
+        needs: Needs::Containerd,
+        run: |node| conforms(node, "native"),
+    },
+    Test {
+        name: "conformance_of_erofs",
+        needs: Needs::Erofs,
+        run: |node| conforms(node, "erofs"),
+    },
+];
+
+fn conforms(node: &mut Node, snapshotter: &str) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let socket = node.containerd.socket().to_string_lossy();
+        let ports = Client::connect(&socket).await?.ports();
+        let engine = Engine::new(ports.clone(), &node.namespace);
+        let plan = engine.plan(&Request::new(&image.reference, "")).await?;
+        let layers = plan.layers.into_iter();
+        let collector = Node {
+            containerd: Arc::clone(&node.containerd),
+            namespace: node.namespace.clone(),
+        };
+        let given = Given {
+            ports,
+            scope: Scope::new(&node.namespace),
+            snapshotter: snapshotter.to_owned(),
+            image: Image {
+                name: plan.image.name,
+                target: plan.image.target,
+            },
+            config: plan.config.digest,
+            layers: layers
+                .map(|layer| (layer.descriptor, layer.diff_id))
+                .collect(),
+            collect_garbage: Box::new(move || {
+                let collected = tokio::task::block_in_place(|| collector.collect_garbage());
+                assert!(collected.is_ok(), "{collected:?}");
+            }),
+        };
+        conformance::all(&given).await;
+        Ok(())
+    })
+}
