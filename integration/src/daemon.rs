@@ -30,6 +30,7 @@ pub use mount_helper::MountHelperCall;
 pub use namespaces::in_private_namespaces;
 
 use crate::debian::{Dist, output};
+use crate::tap::Tap;
 
 /// A socket's path has at most 107 bytes, and a target directory may be deep.
 const SOCKETS: &str = "/run/resnap-test";
@@ -109,6 +110,15 @@ impl Containerd {
     /// Where containerd and its CRI listen.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// A new tap between clients that come to its socket and this containerd, also after restarts.
+    pub fn tap(&self) -> Result<Tap> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Tap::start(
+            &self.sockets.join(format!("tap{number}.sock")),
+            &self.socket,
+        )
     }
 
     /// containerd's own `root`: `io.containerd.content.v1.content` and so on.

@@ -7,4 +7,5 @@ pub mod cri;
 pub mod daemon;
 pub mod debian;
 pub mod image;
+pub mod tap;
 pub mod tree;

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A client's connection and the one to containerd that belongs to it: both end together.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Ping, PingPong, Reason};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinSet;
+
+use super::call;
+use super::record::Shared;
+use super::rule::Side;
+
+/// Room for what is on its way in one stream.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// A stream that is held must not take the others' room.
+const CONNECTION_WINDOW: u32 = 256 << 20;
+
+/// What the calls of one connection need.
+pub(super) struct Link {
+    pub(super) shared: Arc<Shared>,
+    pub(super) backend: SendRequest<Bytes>,
+    pings: Mutex<PingPong>,
+    cut: Notify,
+    client_pid: Option<i32>,
+    backend_pid: Option<i32>,
+}
+
+impl Link {
+    /// Ends both connections without a word.
+    pub(super) fn cut(&self) {
+        self.cut.notify_one();
+    }
+
+    /// Returns when containerd has taken in everything that was sent to it before.
+    pub(super) async fn sync(&self) -> Result<(), h2::Error> {
+        let mut pings = self.pings.lock().await;
+        // h2 may send a ping ahead of what is queued; that is out when the ping is answered, and
+        // containerd reads it before a second ping. It calls more than two, with nothing of its own
+        // sent in between, a flood.
+        pings.ping(Ping::opaque()).await?;
+        pings.ping(Ping::opaque()).await?;
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub(super) fn kill(&self, side: Side) {
+        let pid = match side {
+            Side::Client => self.client_pid,
+            Side::Backend => self.backend_pid,
+        };
+        let own = i32::try_from(std::process::id()).ok();
+        let result = match pid.filter(|_| pid != own).and_then(Pid::from_raw) {
+            Some(pid) => kill_process(pid, Signal::KILL).map_err(|error| error.to_string()),
+            None => Err(format!("it is process {pid:?}, this one is {own:?}")),
+        };
+        if let Err(why) = result {
+            self.shared
+                .problem(format!("the {side:?} can't be killed: {why}"));
+        }
+    }
+}
+
+/// Serves all clients until it is dropped, or no more can come.
+pub(super) async fn accept(listener: UnixListener, backend: PathBuf, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((client, _)) => {
+                    let serve = serve(client, backend.clone(), shared.clone());
+                    connections.spawn(serve);
+                }
+                Err(error) => return shared.problem(format!("no more clients: {error}")),
+            },
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    shared.problem(format!("a connection's task: {error}"));
+                }
+            }
+        }
+    }
+}
+
+async fn serve(client: UnixStream, backend: PathBuf, shared: Arc<Shared>) {
+    // A client gets to know by the end of its connection that nobody is there.
+    let Ok(backend) = UnixStream::connect(backend).await else {
+        return;
+    };
+    let pid = |stream: &UnixStream| stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let (client_pid, backend_pid) = (pid(&client), pid(&backend));
+
+    let handshake = h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .enable_push(false)
+        .handshake(backend);
+    let (send, mut backend) = match handshake.await {
+        Ok(connected) => connected,
+        Err(error) => return note(&shared, Side::Backend, &error),
+    };
+    let Some(pings) = backend.ping_pong() else {
+        return shared.problem("a new connection has no pings");
+    };
+    let link = Arc::new(Link {
+        shared: shared.clone(),
+        backend: send,
+        pings: Mutex::new(pings),
+        cut: Notify::new(),
+        client_pid,
+        backend_pid,
+    });
+
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .handshake(client);
+    let mut client = match handshake.await {
+        Ok(client) => client,
+        Err(error) => return note(&shared, Side::Client, &error),
+    };
+    let mut calls = JoinSet::new();
+    loop {
+        tokio::select! {
+            // Nothing may be written any more after a cut.
+            biased;
+            () = link.cut.notified() => return,
+            ended = &mut backend => {
+                return ended.unwrap_or_else(|error| note(&shared, Side::Backend, &error));
+            }
+            next = client.accept() => match next {
+                Some(Ok((request, respond))) => {
+                    calls.spawn(call::serve(link.clone(), request, respond));
+                }
+                Some(Err(error)) => return note(&shared, Side::Client, &error),
+                None => return,
+            },
+            Some(ended) = calls.join_next() => {
+                if let Err(error) = ended {
+                    shared.problem(format!("a call's task: {error}"));
+                }
+            }
+        }
+    }
+}
+
+/// Peers may leave in whatever way, and processes may die; anything else is against the protocol.
+fn note(shared: &Shared, side: Side, error: &h2::Error) {
+    let left = error.is_io() || error.reason() == Some(Reason::NO_ERROR);
+    if !left {
+        shared.problem(format!("the connection of the {side:?}: {error}"));
+    }
+}

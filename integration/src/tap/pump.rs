@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! One direction of one call: bytes and trailers from one HTTP/2 stream to another.
+
+use std::future::poll_fn;
+
+use bytes::{Bytes, BytesMut};
+use h2::{Error, Reason, RecvStream, SendStream};
+use tonic::codegen::http::HeaderMap;
+
+/// What stands in front of a gRPC message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// How much of a message the tap waits for and keeps.
+const KEPT: usize = 64 << 10;
+
+/// Takes the first message off `from`, or the beginning of a long one; more can come with it.
+///
+/// A request without any message is empty here. One whose first message comes only after containerd
+/// has answered would never go on; gRPC clients send theirs at once.
+pub(super) async fn head(from: &mut RecvStream) -> Result<Bytes, Error> {
+    let mut head = BytesMut::new();
+    while head.len() < KEPT && !has_message(&head) {
+        let Some(bytes) = from.data().await else {
+            break;
+        };
+        let bytes = bytes?;
+        from.flow_control().release_capacity(bytes.len())?;
+        head.extend_from_slice(&bytes);
+    }
+    Ok(head.freeze())
+}
+
+/// The first message in `head`.
+pub(super) fn first_message(head: &Bytes) -> Bytes {
+    let end = message_end(head).unwrap_or(0).min(head.len()).min(KEPT);
+    head.slice(PREFIX.min(end)..end)
+}
+
+fn has_message(head: &[u8]) -> bool {
+    message_end(head).is_some_and(|end| head.len() >= end)
+}
+
+fn message_end(head: &[u8]) -> Option<usize> {
+    let (_, length) = head.get(..PREFIX)?.split_first()?;
+    let length = u32::from_be_bytes(length.try_into().ok()?);
+    usize::try_from(length).ok()?.checked_add(PREFIX)
+}
+
+/// Forwards `head`, then all of `from`, no faster than the receiver takes it, and ends `to` as
+/// `from` ended; answers with its trailers.
+///
+/// # Errors
+/// What ended either stream early. If that was a reset of `from`, `to` was reset the same way.
+pub(super) async fn pump(
+    head: Bytes,
+    mut from: RecvStream,
+    to: &mut SendStream<Bytes>,
+) -> Result<HeaderMap, Error> {
+    let forwarded = forward(head, &mut from, to).await;
+    if let Err(error) = &forwarded
+        && error.is_reset()
+        && let Some(reason) = error.reason()
+    {
+        to.send_reset(reason);
+    }
+    forwarded
+}
+
+async fn forward(
+    head: Bytes,
+    from: &mut RecvStream,
+    to: &mut SendStream<Bytes>,
+) -> Result<HeaderMap, Error> {
+    send(head, to).await?;
+    loop {
+        let bytes = tokio::select! {
+            bytes = from.data() => bytes,
+            reason = poll_fn(|cx| to.poll_reset(cx)) => return Err(reason?.into()),
+        };
+        let Some(bytes) = bytes else { break };
+        let bytes = bytes?;
+        let length = bytes.len();
+        send(bytes, to).await?;
+        from.flow_control().release_capacity(length)?;
+    }
+    let trailers = from.trailers().await?.unwrap_or_default();
+    if trailers.is_empty() {
+        to.send_data(Bytes::new(), true)?;
+    } else {
+        to.send_trailers(trailers.clone())?;
+    }
+    Ok(trailers)
+}
+
+async fn send(mut bytes: Bytes, to: &mut SendStream<Bytes>) -> Result<(), Error> {
+    while !bytes.is_empty() {
+        to.reserve_capacity(bytes.len());
+        let capacity = poll_fn(|cx| to.poll_capacity(cx)).await;
+        let capacity = capacity.unwrap_or_else(|| Err(Reason::CANCEL.into()))?;
+        let piece = bytes.split_to(capacity.min(bytes.len()));
+        to.send_data(piece, false)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_message_is_cut_out() {
+        let two = Bytes::from_static(&[0, 0, 0, 0, 2, 7, 8, 0, 0, 0, 0, 1, 9]);
+        assert_eq!(&first_message(&two)[..], &[7, 8]);
+        assert!(has_message(&two[..7]));
+        assert!(!has_message(&two[..6]) && !has_message(&two[..4]) && !has_message(&[]));
+        assert_eq!(&first_message(&two.slice(..6))[..], &[7]);
+        assert_eq!(first_message(&two.slice(..4)).len(), 0);
+        assert_eq!(first_message(&Bytes::new()).len(), 0);
+    }
+}
