@@ -23,6 +23,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
@@ -69,7 +70,7 @@ pub struct Containerd {
     root: PathBuf,
     sockets: PathBuf,
     socket: PathBuf,
-    containerd: Option<Child>,
+    containerd: Mutex<Option<Child>>,
     nydus: Option<Child>,
     snapshotters: BTreeSet<String>,
 }
@@ -85,7 +86,7 @@ impl Containerd {
             root: run.join(&number),
             socket: sockets.join("c.sock"),
             sockets,
-            containerd: None,
+            containerd: Mutex::default(),
             nydus: None,
             snapshotters: BTreeSet::new(),
         };
@@ -93,7 +94,7 @@ impl Containerd {
         if options.nydus {
             this.start_nydus()?;
         }
-        this.start_containerd()?;
+        this.snapshotters = this.start_containerd()?;
         Ok(this)
     }
 
@@ -266,18 +267,23 @@ impl Containerd {
     }
 
     /// Kills containerd as a crash would; nydus and the shims stay.
-    pub fn kill(&mut self) -> Result<()> {
-        self.containerd
-            .take()
+    pub fn kill(&self) -> Result<()> {
+        self.take()
             .map_or(Ok(()), |mut child| process::kill(&mut child))
     }
 
     /// Starts containerd again with the same files; one that runs is ended first.
-    pub fn restart(&mut self) -> Result<()> {
-        if let Some(mut child) = self.containerd.take() {
+    pub fn restart(&self) -> Result<()> {
+        if let Some(mut child) = self.take() {
             process::end(&mut child)?;
         }
-        self.start_containerd()
+        self.start_containerd().map(drop)
+    }
+
+    /// The process of containerd, of which the caller is in charge then.
+    fn take(&self) -> Option<Child> {
+        let lock = self.containerd.lock();
+        lock.unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Ends everything and removes it, and says what of it failed.

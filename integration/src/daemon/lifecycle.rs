@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -64,16 +65,17 @@ impl Containerd {
         ready
     }
 
-    pub(super) fn start_containerd(&mut self) -> Result<()> {
+    /// Answers with the snapshotters that work.
+    pub(super) fn start_containerd(&self) -> Result<BTreeSet<String>> {
         let mut child = self.spawn("containerd", "containerd")?;
         let ready = self.wait_for(&mut child, "containerd", || {
             // Spares ctr a wait of its own on a socket that is not there yet.
             UnixStream::connect(&self.socket)?;
             output(self.ctr("default").args(["plugins", "ls"]))
         });
-        self.containerd = Some(child);
-        self.snapshotters = working_snapshotters(&ready?);
-        Ok(())
+        let lock = self.containerd.lock();
+        *lock.unwrap_or_else(PoisonError::into_inner) = Some(child);
+        Ok(working_snapshotters(&ready?))
     }
 
     fn spawn(&self, program: &str, name: &str) -> Result<Child> {
@@ -128,10 +130,7 @@ impl Containerd {
         }
         let mut errors = Vec::new();
         let mut attempt = |result: Result<()>| errors.extend(result.err());
-        for mut child in [self.containerd.take(), self.nydus.take()]
-            .into_iter()
-            .flatten()
-        {
+        for mut child in [self.take(), self.nydus.take()].into_iter().flatten() {
             attempt(process::end(&mut child));
         }
         attempt(process::kill_shims(&self.socket));

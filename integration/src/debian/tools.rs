@@ -205,7 +205,11 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
         if !from.is_file() {
             bail!("the packages have no {program}: {from:?} is missing");
         }
-        if !to.exists() {
+        // A target directory that was copied has links to where it was.
+        if fs::read_link(&to).ok().as_deref() != Some(&from) {
+            if to.symlink_metadata().is_ok() {
+                fs::remove_file(&to).with_context(|| format!("remove {to:?}"))?;
+            }
             symlink(&from, &to).with_context(|| format!("link {to:?} to {from:?}"))?;
         }
     }

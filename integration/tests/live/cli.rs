@@ -200,6 +200,8 @@ fn images_tells_what_is_ready_where(node: &Node) -> Result<()> {
     let (image, (left, _)) = (hello()?, shared_pair()?);
     node.import(&image)?;
     node.import(&left)?;
+    // As the CRI keeps it.
+    node.ctr(&["images", "tag", &image.reference, &image.config])?;
     node.unpack("native", "hello:1")?;
     node.ctr(&["content", "rm", &left.config])?;
     let rows = node.resnap(&["images", "--json"])?.json()?;

@@ -32,7 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     },
 ];
 
-fn conforms(node: &mut Node, snapshotter: &str) -> Result<()> {
+fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -16,6 +16,7 @@ mod errors;
 mod examples;
 mod nydus;
 mod suite;
+mod tap;
 mod unpack;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ fn tests() -> Vec<Test> {
         errors::TESTS,
         examples::TESTS,
         nydus::TESTS,
+        tap::TESTS,
         unpack::TESTS,
     ]
     .concat()

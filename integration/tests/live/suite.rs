@@ -40,6 +40,8 @@ pub(crate) enum Needs {
     Containerd,
     /// A working erofs snapshotter; the daemon is shared.
     Erofs,
+    /// A containerd of its own, to stop and start.
+    Alone,
     /// A containerd of its own with nydus, which does not tell namespaces apart.
     Nydus,
 }
@@ -339,14 +341,14 @@ fn trial(test: Test, dist: Dist, shared: Arc<Containerd>, results: &Results) -> 
 
 fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
     let node = match test.needs {
-        Needs::Nydus => {
+        Needs::Alone | Needs::Nydus => {
             let options = Options {
-                nydus: true,
+                nydus: test.needs == Needs::Nydus,
                 ..Options::default()
             };
             Node {
                 containerd: Arc::new(Containerd::start(dist, options)?),
-                // The CRI's, which a daemon of one's own is for.
+                // The CRI's, which only a daemon of one's own has for a single test.
                 namespace: "k8s.io".to_owned(),
             }
         }

@@ -4,6 +4,7 @@
 //! `resnap check`.
 
 use anyhow::Result;
+use resnap_core::labels::NEEDED;
 use resnap_unpacker::{Check, Engine, LabelState, LayerState, Request};
 
 use super::{Outcome, working_snapshotters};
@@ -95,6 +96,9 @@ fn describe(state: &LayerState) -> (&'static str, String) {
         LayerState::Committed {
             labels: LabelState::Complete(reference),
         } => ("committed", format!("complete, of {reference}")),
+        LayerState::Committed {
+            labels: LabelState::Missing(missing),
+        } if missing.len() == NEEDED.len() => ("committed", "none".to_owned()),
         LayerState::Committed {
             labels: LabelState::Missing(missing),
         } => {

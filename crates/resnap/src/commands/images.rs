@@ -3,7 +3,7 @@
 
 //! `resnap images`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use resnap_unpacker::{Engine, Request, UnpackError};
@@ -25,12 +25,25 @@ struct Row {
     problem: Option<String>,
 }
 
+impl Row {
+    fn is_bare_id(&self) -> bool {
+        self.id.as_ref() == Some(&self.image)
+    }
+}
+
 pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome> {
     let snapshotters = working_snapshotters(engine).await?;
     let mut rows = Vec::new();
     for image in engine.images().await? {
         rows.push(row(engine, image, &snapshotters).await?);
     }
+    // The CRI keeps every image under its ID as well.
+    let named: BTreeSet<String> = rows
+        .iter()
+        .filter(|row| !row.is_bare_id())
+        .filter_map(|row| row.id.clone())
+        .collect();
+    rows.retain(|row| !row.is_bare_id() || !named.contains(&row.image));
     output.document(&rows, |table| {
         table.header(["IMAGE", "ID", "PLATFORM", "LAYERS", "READY ON"]);
         for row in &rows {

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The tap itself: that it counts right, does what it is asked to, and otherwise changes nothing.
+
+mod raw;
+mod through;
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::image::{Built, hello};
+use resnap_integration::tap::{Action, Method, Point, Side, Tap};
+use tonic::{Code, Status};
+
+use crate::suite::{Ended, Needs, Node, Test, end};
+use raw::Raw;
+
+pub(crate) const TESTS: &[Test] = &[
+    test("tap_counts_every_call", counts),
+    test("tap_fails_a_call", fails),
+    test("tap_holds_and_delays_a_call", holds),
+    test("tap_loses_a_reply", loses_a_reply),
+    test("tap_cuts_a_connection", cuts),
+    test("tap_lets_a_call_hang", hangs),
+    test("tap_kills_the_client", kills_client),
+    Test {
+        needs: Needs::Alone,
+        ..test("tap_kills_containerd", kills_containerd)
+    },
+    test("tap_tells_what_never_happened", unused_rule),
+    test("tap_passes_streams", through::streams),
+    test("tap_passes_events", through::events),
+    test("tap_passes_resets", through::resets),
+    test("tap_passes_any_method_and_size", through::unary),
+];
+
+/// What resnap says when a call finds or leaves no connection.
+const UNAVAILABLE: &str = "is containerd running?";
+
+const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
+    Test {
+        name,
+        needs: Needs::Containerd,
+        run,
+    }
+}
+
+/// The part of containerd's `PrepareSnapshotRequest` that is looked at.
+#[derive(Clone, PartialEq, prost::Message)]
+struct PrepareRequest {
+    #[prost(string, tag = "1")]
+    snapshotter: String,
+    #[prost(string, tag = "3")]
+    parent: String,
+    #[prost(map = "string, string", tag = "4")]
+    labels: std::collections::HashMap<String, String>,
+}
+
+/// A node with an image, and a tap in front of its containerd.
+fn tapped(node: &Node) -> Result<(Built, Tap)> {
+    let image = hello()?;
+    node.import(&image)?;
+    Ok((image, node.containerd.tap()?))
+}
+
+/// `resnap unpack` of the image on `native` through the tap.
+fn unpack(node: &Node, tap: &Tap, image: &Built) -> Result<Command> {
+    let mut command = node.resnap_command()?;
+    command.env("CONTAINERD_ADDRESS", tap.socket()).args([
+        "unpack",
+        &image.reference,
+        "--snapshotter",
+        "native",
+    ]);
+    Ok(command)
+}
+
+fn start(command: &mut Command) -> Result<Child> {
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("start {command:?}"))
+}
+
+fn failed_with(ended: &Ended, text: &str) -> Result<()> {
+    ensure!(
+        ended.code == Some(2) && ended.stderr.contains(text),
+        "want code 2 and {text:?}: {ended:#?}"
+    );
+    Ok(())
+}
+
+/// How many snapshots of each kind there are: active, committed.
+fn kinds(node: &Node) -> Result<(usize, usize)> {
+    let snapshots = node.snapshots("native")?;
+    let count = |kind: &str| snapshots.values().filter(|have| *have == kind).count();
+    Ok((count("Active"), count("Committed")))
+}
+
+fn has(node: &Node, active: usize, committed: usize) -> Result<()> {
+    let have = kinds(node)?;
+    ensure!(
+        have == (active, committed),
+        "{have:?} snapshots are active and committed, want {:?}",
+        (active, committed)
+    );
+    Ok(())
+}
+
+fn counts(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    for (method, count) in [
+        (Method::PREPARE, 3),
+        (Method::APPLY, 3),
+        (Method::COMMIT, 3),
+        (Method::REMOVE, 0),
+        (Method::CONTENT_UPDATE, 1),
+        (Method::LEASE_CREATE, 1),
+        (Method::LEASE_ADD, 1),
+        (Method::LEASE_DELETE, 1),
+    ] {
+        let have = tap.count(method);
+        ensure!(have == count, "{have} of {method}, want {count}");
+    }
+    let sum: u64 = tap.counts().values().sum();
+    ensure!(sum == tap.count(Method::ANY) && sum == tap.calls().len() as u64);
+
+    let calls = tap.calls().into_iter();
+    let prepares = calls.filter(|call| call.path.ends_with("Snapshots/Prepare"));
+    let mut parent = "";
+    for (call, layer) in prepares.zip(&image.layers) {
+        let request: PrepareRequest = call.decode()?;
+        ensure!(call.status() == Some(Code::Ok), "{call:?}");
+        ensure!(request.snapshotter == "native" && request.parent == parent);
+        let chain_id = request.labels.get("containerd.io/snapshot.ref");
+        ensure!(chain_id == Some(&layer.chain_id), "{request:?}");
+        parent = &layer.chain_id;
+    }
+    ensure!(
+        tap.calls()
+            .iter()
+            .any(|call| call.path.ends_with("Snapshots/Stat")
+                && call.status() == Some(Code::NotFound)),
+        "a status without a reply is noted too"
+    );
+
+    // The second time there is nothing to do.
+    tap.reset();
+    ensure!(tap.counts() == BTreeMap::new());
+    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    ensure!(tap.count(Method::STAT) > 0 && tap.count(Method::PREPARE) == 0);
+    tap.finish()
+}
+
+fn fails(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    let full = || Action::Fail(Status::resource_exhausted("no space: 100 % full\n(a tap)"));
+    tap.on(Method::PREPARE, 2, Point::Before, full());
+    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    failed_with(&ended, "no space: 100 % full")?;
+    has(node, 0, 1)?;
+    let calls = tap.calls();
+    let mut prepares = calls
+        .iter()
+        .filter(|call| call.path.ends_with("Snapshots/Prepare"));
+    ensure!(prepares.next_back().and_then(|call| call.status()) == Some(Code::ResourceExhausted));
+
+    // In place of a reply: containerd has done it.
+    tap.on(Method::PREPARE, 1, Point::After, full());
+    let removing = tap.hold(Method::REMOVE, 1, Point::Before);
+    let mut command = unpack(node, &tap, &image)?;
+    let mut resnap = start(&mut command)?;
+    removing.wait()?;
+    has(node, 1, 1)?;
+    removing.release();
+    ensure!(resnap.wait()?.code() == Some(2));
+    has(node, 0, 1)?;
+    tap.finish()
+}
+
+fn holds(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    let before = tap.hold(Method::COMMIT, 2, Point::Before);
+    let after = tap.hold(Method::COMMIT, 2, Point::After);
+    let delay = Duration::from_millis(300);
+    tap.on(Method::LEASE_DELETE, 1, Point::Before, Action::Delay(delay));
+    let mut resnap = start(&mut unpack(node, &tap, &image)?)?;
+    let call = before.wait()?;
+    ensure!(call.path.ends_with("Snapshots/Commit") && call.status().is_none());
+    has(node, 1, 1)?;
+    ensure!(resnap.try_wait()?.is_none() && tap.count(Method::COMMIT) == 2);
+    before.release();
+    after.wait()?;
+    has(node, 0, 2)?;
+    ensure!(resnap.try_wait()?.is_none() && tap.count(Method::PREPARE) == 2);
+    let released = Instant::now();
+    after.release();
+    ensure!(resnap.wait()?.success());
+    ensure!(released.elapsed() >= delay, "the delay was left out");
+    has(node, 0, 3)?;
+    tap.finish()
+}
+
+fn loses_a_reply(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    tap.on(Method::COMMIT, 1, Point::After, Action::Cut);
+    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    failed_with(&ended, UNAVAILABLE)?;
+    let calls = tap.calls();
+    let commit = calls
+        .iter()
+        .find(|call| call.path.ends_with("Snapshots/Commit"))
+        .context("no Commit")?;
+    ensure!(commit.status().is_none(), "{commit:?}");
+    ensure!(
+        tap.count(Method::COMMIT) == 1 && node.snapshots("native")?.len() == 1,
+        "containerd has not committed"
+    );
+    tap.finish()
+}
+
+fn cuts(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    tap.on(Method::LEASE_CREATE, 1, Point::Before, Action::Cut);
+    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    failed_with(&ended, UNAVAILABLE)?;
+    ensure!(node.ctr(&["leases", "ls", "-q"])?.trim().is_empty());
+
+    // After a cut in the middle the client comes again to clean up.
+    tap.on(Method::APPLY, 1, Point::During, Action::Cut);
+    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    failed_with(&ended, UNAVAILABLE)?;
+    ensure!(tap.count(Method::REMOVE) == 1);
+    has(node, 0, 0)?;
+    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    tap.finish()
+}
+
+fn hangs(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    let held = tap.hold(Method::COMMIT, 1, Point::After);
+    tap.on(Method::COMMIT, 1, Point::After, Action::Hang);
+    let mut resnap = start(&mut unpack(node, &tap, &image)?)?;
+    held.wait()?;
+    held.release();
+    // The tap still serves others while this one hangs.
+    has(node, 0, 1)?;
+    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    ensure!(resnap.try_wait()?.is_none(), "it was answered");
+    resnap.kill()?;
+    resnap.wait()?;
+    tap.finish()
+}
+
+fn kills_client(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    // How many snapshots are active and committed when the killed one is gone.
+    for (method, point, active, committed) in [
+        (Method::LEASE_CREATE, Point::After, 0, 0),
+        (Method::PREPARE, Point::Before, 0, 0),
+        (Method::PREPARE, Point::After, 1, 0),
+        (Method::APPLY, Point::During, 2, 0),
+        (Method::COMMIT, Point::Before, 3, 0),
+        (Method::COMMIT, Point::After, 3, 1),
+        (Method::CONTENT_UPDATE, Point::Before, 3, 3),
+        (Method::LEASE_DELETE, Point::Before, 3, 3),
+    ] {
+        tap.on(method, 1, point, Action::Kill(Side::Client));
+        let ended = start(&mut unpack(node, &tap, &image)?)?.wait()?;
+        ensure!(
+            ended.signal() == Some(9),
+            "{point:?} {method}: {ended} instead of a kill"
+        );
+        has(node, active, committed).with_context(|| format!("{point:?} {method}"))?;
+    }
+    ensure!(node.ctr(&["leases", "ls", "-q"])?.lines().count() == 8);
+    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    tap.finish()
+}
+
+fn kills_containerd(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    tap.on(
+        Method::PREPARE,
+        2,
+        Point::During,
+        Action::Kill(Side::Backend),
+    );
+    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    failed_with(&ended, UNAVAILABLE)?;
+    // Nobody is there for the next one.
+    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    failed_with(&ended, UNAVAILABLE)?;
+    node.containerd.restart()?;
+    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    tap.finish()
+}
+
+fn unused_rule(node: &Node) -> Result<()> {
+    let (image, tap) = tapped(node)?;
+    tap.on(Method::PREPARE, 5, Point::During, Action::Hang);
+    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    let socket = tap.socket().to_owned();
+    let error = tap.finish().err().context("nothing is told")?.to_string();
+    ensure!(
+        error.contains("During") && error.contains("waits for 2 more"),
+        "{error}"
+    );
+    ensure!(!socket.exists(), "the socket is left");
+
+    let tap = node.containerd.tap()?;
+    tap.on(
+        Method::PLUGINS,
+        1,
+        Point::Before,
+        Action::Kill(Side::Client),
+    );
+    let plugins = "/containerd.services.introspection.v1.Introspection/Plugins";
+    let answer = Raw::connect(tap.socket())?.call(plugins, &());
+    ensure!(answer.is_err(), "it was answered");
+    let error = tap.finish().err().context("nothing is told")?.to_string();
+    ensure!(error.contains("the Client can't be killed"), "{error}");
+    Ok(())
+}

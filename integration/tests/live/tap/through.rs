@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What passes a tap unchanged.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use prost::Message;
+use resnap_integration::image::digest;
+use resnap_integration::tap::{Method, Point, Tap};
+use tonic::Code;
+
+use super::raw::{DEADLINE, Raw};
+use crate::suite::{Node, unique};
+
+const WRITE: &str = "/containerd.services.content.v1.Content/Write";
+const SUBSCRIBE: Method = Method::new("/containerd.services.events.v1.Events/Subscribe");
+
+/// The part of containerd's `WriteContentRequest` that is needed to open a blob.
+#[derive(Clone, PartialEq, Message)]
+struct Write {
+    #[prost(string, tag = "2")]
+    name: String,
+}
+
+/// Bytes that the receiver takes for a field of a later version of its own.
+#[derive(Clone, PartialEq, Message)]
+struct Large {
+    #[prost(bytes = "vec", tag = "1000")]
+    bytes: Vec<u8>,
+}
+
+/// `ctr` on the node and namespace, through the tap.
+fn ctr(node: &Node, tap: &Tap) -> Command {
+    let mut command = node.containerd.ctr(&node.namespace);
+    command.arg("--address").arg(tap.socket());
+    command
+}
+
+/// A blob of many windows goes to containerd and comes back.
+pub(super) fn streams(node: &Node) -> Result<()> {
+    let tap = node.containerd.tap()?;
+    let blob: Vec<u8> = (0..10_u32 << 20)
+        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    let mut writer = ctr(node, &tap)
+        .args(["content", "ingest", &unique("blob")])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let mut stdin = writer.stdin.take().context("ctr has no stdin")?;
+    stdin.write_all(&blob)?;
+    drop(stdin);
+    ensure!(writer.wait()?.success(), "ctr content ingest");
+    let digest = digest(&blob);
+    for mut ctr in [node.containerd.ctr(&node.namespace), ctr(node, &tap)] {
+        let read = ctr.args(["content", "get", &digest]).output()?;
+        ensure!(read.status.success() && read.stdout == blob, "{ctr:?}");
+    }
+    ensure!(tap.count(Method::new(WRITE)) == 1 && tap.count(Method::CONTENT_READ) > 0);
+    tap.finish()
+}
+
+/// What containerd says at some time of its own comes at once.
+pub(super) fn events(node: &Node) -> Result<()> {
+    let tap = node.containerd.tap()?;
+    let held = tap.hold(SUBSCRIBE, 1, Point::During);
+    let mut events = ctr(node, &tap)
+        .arg("events")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = events.stdout.take().context("ctr has no stdout")?;
+    held.wait()?;
+    held.release();
+    let (send, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+        lines.for_each(|line| drop(send.send(line)));
+    });
+    let stem = unique("event");
+    let deadline = Instant::now() + DEADLINE;
+    for number in 0.. {
+        // containerd may still be about to subscribe when the first ones happen.
+        node.ctr(&["namespaces", "create", &format!("{stem}-{number}")])?;
+        if lines
+            .recv_timeout(Duration::from_millis(50))
+            .is_ok_and(|line| line.contains(&stem))
+        {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "no event came");
+    }
+    ensure!(events.try_wait()?.is_none(), "ctr events has ended");
+    events.kill()?;
+    events.wait()?;
+    tap.finish()
+}
+
+/// A call that its client takes back is taken back from containerd, and only this one.
+pub(super) fn resets(node: &Node) -> Result<()> {
+    let tap = node.containerd.tap()?;
+    let client = Raw::connect(tap.socket())?;
+    // A stream that writes a blob and does not go on locks the blob's name.
+    let write = |name: &String| {
+        let first = Write { name: name.clone() };
+        client.begin(WRITE, &node.namespace, &first)
+    };
+    let (name, other) = (unique("write"), unique("write"));
+    let (first, kept) = (write(&name)?, write(&other)?);
+    let locked = write(&name).err().context("two write one blob")?;
+    ensure!(locked.message().contains("locked"), "{locked:?}");
+    drop(first);
+    let deadline = Instant::now() + DEADLINE;
+    while let Err(error) = write(&name) {
+        ensure!(Instant::now() < deadline, "the reset is lost: {error}");
+    }
+    ensure!(write(&other).is_err(), "another stream was reset too");
+    drop(kept);
+    tap.finish()
+}
+
+/// What the tap does not know, and as much as containerd takes.
+pub(super) fn unary(node: &Node) -> Result<()> {
+    let tap = node.containerd.tap()?;
+    let client = Raw::connect(tap.socket())?;
+    let unknown = client.call("/no.such.Service/Method", &()).err();
+    let unknown = unknown.context("it was answered")?;
+    ensure!(
+        unknown.code() == Code::Unimplemented && unknown.message().contains("no.such.Service"),
+        "{unknown:?}"
+    );
+    let limit = 16 << 20;
+    let empty = Large {
+        bytes: vec![7; limit / 2],
+    };
+    let around = empty.encoded_len() - empty.bytes.len();
+    for (size, code) in [(limit, Code::Ok), (limit + 1, Code::ResourceExhausted)] {
+        let message = Large {
+            bytes: vec![7; size - around],
+        };
+        ensure!(message.encoded_len() == size);
+        let answer = client.call("/containerd.services.version.v1.Version/Version", &message);
+        let answer = answer.map_or_else(|status| status.code(), |()| Code::Ok);
+        ensure!(answer == code, "{answer:?} for {size} bytes");
+    }
+    let kept: Vec<usize> = tap.calls().iter().map(|call| call.message.len()).collect();
+    ensure!(
+        kept[0] == 0 && kept[1] > 60_000 && kept[1] <= 64 << 10,
+        "{kept:?}"
+    );
+    tap.finish()
+}
