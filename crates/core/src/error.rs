@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 /// A result of a port.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -51,12 +52,12 @@ pub enum Kind {
 ///
 /// It displays as `OPERATION SUBJECT`; the reason is its [`source`](StdError::source), so that a
 /// printed chain says nothing twice.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
     operation: &'static str,
     subject: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
@@ -73,7 +74,7 @@ impl Error {
     /// The same with its reason: another error, or a text.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(Arc::from(source.into()));
         self
     }
 

@@ -61,32 +61,73 @@ pub fn fits(key: &str, value: &str) -> bool {
     key.len() + value.len() <= MAX_BYTES
 }
 
-/// Snapshotters that go wrong without the labels, and how.
-const NEED_LABELS: [(&str, &str); 4] = [
+/// What a snapshotter needs labels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// What it does with them, and what happens without.
+    pub why: &'static str,
+    /// On which layers they have to be.
+    pub layers: NeededOn,
+    /// The label with which a snapshot that was committed without the others becomes what it would
+    /// have been with them, if there is such a label.
+    pub mended_by: Option<(&'static str, &'static str)>,
+}
+
+/// On which layers of an image a snapshotter needs labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeededOn {
+    /// On each.
+    Every,
+    /// On the top layer, on which a container stands.
+    Top,
+}
+
+const LAZILY: &str = "mounts layers lazily by them; without, every layer is unpacked whole";
+
+/// Snapshotters that go wrong without the labels.
+const NEEDS: [(&str, Need); 4] = [
     (
         "nydus",
-        "finds image and layer by them; without, layers are unpacked on the host or the container fails",
+        Need {
+            why: "finds image and layer by them; without, layers are unpacked on the host or the container fails",
+            layers: NeededOn::Top,
+            // A container's mounts are made by what its parent has (nydus-snapshotter 0.13.4
+            // `snapshot/snapshot.go`): in proxy mode by this label and the layer's digest.
+            mended_by: Some(("containerd.io/snapshot/nydus-proxy-mode", "true")),
+        },
     ),
     (
         "overlaybd",
-        "finds the remote blob by them; without, every layer is fetched and unpacked whole",
+        Need {
+            why: "finds the remote blob by them; without, every layer is fetched and unpacked whole",
+            layers: NeededOn::Every,
+            mended_by: None,
+        },
     ),
     (
         "soci",
-        "mounts layers lazily by them; without, every layer is unpacked whole",
+        Need {
+            why: LAZILY,
+            layers: NeededOn::Every,
+            mended_by: None,
+        },
     ),
     (
         "stargz",
-        "mounts layers lazily by them; without, every layer is unpacked whole",
+        Need {
+            why: LAZILY,
+            layers: NeededOn::Every,
+            mended_by: None,
+        },
     ),
 ];
 
-/// Why a snapshotter of this name needs the labels; `None` if it does not.
-pub fn why_needed(snapshotter: &str) -> Option<&'static str> {
-    NEED_LABELS
-        .into_iter()
+/// What a snapshotter of this name needs labels for; `None` if for nothing.
+pub fn need(snapshotter: &str) -> Option<Need> {
+    let mut needs = NEEDS.into_iter();
+    needs
         .find(|(name, _)| *name == snapshotter)
-        .map(|(_, why)| why)
+        .map(|(_, need)| need)
 }
 
 #[cfg(test)]

@@ -32,9 +32,9 @@ pub use error::{Error, Kind, Result};
 pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{
-    Applied, Applier, ByteStream, ContentInfo, ContentLabeler, ContentReader, Image, Images,
-    Introspection, LeaseId, Leases, Ports, Resource, Scope, Snapshotter, SnapshotterInfo,
-    Snapshotters, read_verified,
+    Applied, Applier, ByteStream, Container, Containers, ContentInfo, ContentLabeler,
+    ContentReader, Image, Images, Introspection, LeaseId, LeaseInfo, Leases, Ports, Resource,
+    Scope, Snapshotter, SnapshotterInfo, Snapshotters, read_verified,
 };
 pub use resnap_platforms::Platform;
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};

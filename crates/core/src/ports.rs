@@ -9,6 +9,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -162,6 +163,10 @@ pub trait Snapshotter: Send + Sync {
     ) -> Result<()>;
     /// Removes a snapshot; [`Kind::FailedPrecondition`] if another stands on it.
     async fn remove(&self, scope: &Scope, key: &SnapshotKey) -> Result<()>;
+    /// Sets these labels of a snapshot and leaves its others as they are.
+    async fn set_labels(&self, scope: &Scope, key: &SnapshotKey, labels: &Labels) -> Result<()>;
+    /// The snapshots that stand directly on `parent`, in no order.
+    async fn children(&self, scope: &Scope, parent: &SnapshotKey) -> Result<Vec<SnapshotInfo>>;
 }
 
 /// The snapshotters by name.
@@ -188,17 +193,28 @@ pub trait Applier: Send + Sync {
 }
 
 /// What a lease can keep.
-#[derive(Debug, Clone, Copy)]
-pub enum Resource<'a> {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
     /// A blob and all it refers to.
-    Content(&'a Digest),
+    Content(Digest),
     /// A snapshot and those below it.
     Snapshot {
         /// The snapshotter.
-        snapshotter: &'a str,
-        /// The committed snapshot.
-        chain_id: &'a ChainId,
+        snapshotter: String,
+        /// The snapshot, active or committed.
+        key: SnapshotKey,
     },
+}
+
+/// A lease that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseInfo {
+    /// Its name.
+    pub id: LeaseId,
+    /// When it was made.
+    pub created: SystemTime,
+    /// Its labels.
+    pub labels: Labels,
 }
 
 /// Leases. One cannot be changed once made, and a garbage collection after it has expired takes
@@ -210,12 +226,13 @@ pub trait Leases: Send + Sync {
     /// Ends a lease. [`Kind::NotFound`] if it is gone already.
     async fn delete(&self, scope: &Scope, lease: &LeaseId) -> Result<()>;
     /// Adds a thing to a lease. Whether the thing exists is *not* checked.
-    async fn add_resource(
-        &self,
-        scope: &Scope,
-        lease: &LeaseId,
-        resource: Resource<'_>,
-    ) -> Result<()>;
+    async fn add_resource(&self, scope: &Scope, lease: &LeaseId, resource: &Resource)
+    -> Result<()>;
+    /// The leases of the namespace that have a label of this name, in no order.
+    async fn list(&self, scope: &Scope, label: &str) -> Result<Vec<LeaseInfo>>;
+    /// What a lease keeps, in no order; what is not a [`Resource`] is left out.
+    /// [`Kind::NotFound`] if there is no such lease.
+    async fn resources(&self, scope: &Scope, lease: &LeaseId) -> Result<Vec<Resource>>;
 }
 
 /// What a snapshotter is.
@@ -238,6 +255,26 @@ pub struct SnapshotterInfo {
 pub trait Introspection: Send + Sync {
     /// All snapshotters, those that failed to load included, by name.
     async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>>;
+    /// A name of this backend that no other has, the same after a restart.
+    async fn identity(&self) -> Result<String>;
+}
+
+/// A container's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Its ID.
+    pub id: String,
+    /// The snapshotter of its root file system.
+    pub snapshotter: String,
+    /// Its root file system.
+    pub snapshot: SnapshotKey,
+}
+
+/// The containers.
+#[async_trait]
+pub trait Containers: Send + Sync {
+    /// All of the namespace, in no order.
+    async fn list(&self, scope: &Scope) -> Result<Vec<Container>>;
 }
 
 /// All ports of one backend.
@@ -255,6 +292,8 @@ pub struct Ports {
     pub applier: Arc<dyn Applier>,
     /// Leases.
     pub leases: Arc<dyn Leases>,
+    /// Containers.
+    pub containers: Arc<dyn Containers>,
     /// What the backend says of itself.
     pub introspection: Arc<dyn Introspection>,
 }

@@ -23,6 +23,11 @@ impl SnapshotKey {
         Self(format!("extract-{unique} {chain_id}"))
     }
 
+    /// Whether this is the key of an [extraction](Self::extraction), ours or containerd's own.
+    pub fn is_extraction(&self) -> bool {
+        self.0.starts_with("extract-")
+    }
+
     /// The key as text.
     pub fn as_str(&self) -> &str {
         &self.0

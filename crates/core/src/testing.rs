@@ -15,4 +15,4 @@ mod simulated;
 
 pub use fault::{Effect, Fault, Operation};
 pub use image::{SimulatedImage, SimulatedLayer};
-pub use simulated::{Behaviour, Simulated, SimulatedSnapshot};
+pub use simulated::{Behaviour, Simulated, SimulatedLease, SimulatedSnapshot};

@@ -37,7 +37,17 @@ pub enum Operation {
     DeleteLease,
     /// [`Leases::add_resource`](crate::Leases::add_resource).
     AddResource,
-    /// [`Introspection::snapshotters`](crate::Introspection::snapshotters).
+    /// [`Snapshotter::set_labels`](crate::Snapshotter::set_labels).
+    LabelSnapshot,
+    /// [`Snapshotter::children`](crate::Snapshotter::children).
+    Children,
+    /// [`Leases::list`](crate::Leases::list).
+    ListLeases,
+    /// [`Leases::resources`](crate::Leases::resources).
+    LeaseResources,
+    /// [`Containers::list`](crate::Containers::list).
+    ListContainers,
+    /// A call of [`Introspection`](crate::Introspection).
     Introspect,
 }
 

@@ -13,9 +13,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use self::snapshots::Commit;
 use self::state::State;
 use super::{Effect, Fault, Operation, SimulatedImage};
-use crate::{ChainId, DiffId, Digest, Error, LeaseId, Ports, Result, SnapshotInfo};
+use crate::{
+    ChainId, Container, DiffId, Digest, Error, Labels, LeaseId, Ports, Result, Scope, SnapshotInfo,
+    SnapshotKey,
+};
 
 /// How a simulated snapshotter answers a Prepare that carries a layer's labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,17 @@ impl SimulatedSnapshot {
             Some(ChainId::of(parent.as_ref(), diff_id))
         })
     }
+}
+
+/// A lease as a [`Simulated`] keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SimulatedLease {
+    /// Its name.
+    pub id: LeaseId,
+    /// Its labels.
+    pub labels: Labels,
+    /// The snapshots on it, by snapshotter and name, whether they are there or not.
+    pub snapshots: Vec<(String, SnapshotKey)>,
 }
 
 /// A backend in memory with containerd's rules, garbage collection included, whose calls can be
@@ -85,6 +100,7 @@ impl Simulated {
             snapshotters: this.clone(),
             applier: this.clone(),
             leases: this.clone(),
+            containers: this.clone(),
             introspection: this,
         }
     }
@@ -99,9 +115,45 @@ impl Simulated {
         self.state().add_image(namespace, name, image);
     }
 
+    /// Adds a container's record, which keeps its snapshot.
+    pub fn add_container(&self, namespace: &str, container: Container) {
+        self.state().namespace(namespace).containers.push(container);
+    }
+
+    /// Commits a layer as somebody else would, under no lease; false if its parent is not there.
+    /// One that is there stays as it is.
+    pub fn unpack(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        parent: Option<&ChainId>,
+        diff_id: &DiffId,
+        labels: &Labels,
+    ) -> bool {
+        let chain_id = ChainId::of(parent, diff_id);
+        let commit = Commit {
+            scope: Scope::new(namespace),
+            snapshotter: snapshotter.to_owned(),
+            name: SnapshotKey::from(&chain_id),
+            key: SnapshotKey::extraction("elsewhere", &chain_id),
+            labels: labels.clone(),
+        };
+        self.state()
+            .unpack(commit, parent.map(SnapshotKey::from), diff_id)
+    }
+
     /// Removes an image's record; garbage collection takes what it kept.
     pub fn remove_image(&self, namespace: &str, name: &str) {
         self.state().namespace(namespace).images.remove(name);
+    }
+
+    /// Labels a blob that is there, as somebody else would.
+    pub fn label_blob(&self, namespace: &str, digest: &Digest, key: &str, value: &str) {
+        let mut state = self.state();
+        // Nobody is told where it is not.
+        let _ = state
+            .namespace(namespace)
+            .set_label(digest, key.to_owned(), value.to_owned());
     }
 
     /// Removes a blob, as containerd does that discards unpacked layers.
@@ -134,10 +186,16 @@ impl Simulated {
     }
 
     /// The leases of a namespace, expired ones included until garbage is collected.
-    pub fn leases(&self, namespace: &str) -> Vec<LeaseId> {
+    pub fn leases(&self, namespace: &str) -> Vec<SimulatedLease> {
         let mut state = self.state();
-        let leases = state.namespace(namespace).leases.keys();
-        leases.map(|id| LeaseId(Arc::clone(id))).collect()
+        let leases = state.namespace(namespace).leases.iter();
+        leases
+            .map(|(id, lease)| SimulatedLease {
+                id: LeaseId(Arc::clone(id)),
+                labels: lease.labels.clone(),
+                snapshots: lease.snapshots.iter().cloned().collect(),
+            })
+            .collect()
     }
 
     /// The snapshots of a snapshotter in a namespace, by name.

@@ -38,13 +38,13 @@ async fn leased(given: &Given) {
 
     let (heir, _) = given.lease("conformance-heir").await;
     let resource = Resource::Snapshot {
-        snapshotter: &given.snapshotter,
-        chain_id: &chain("kept"),
+        snapshotter: given.snapshotter.clone(),
+        key: (&chain("kept")).into(),
     };
     let added = given
         .ports
         .leases
-        .add_resource(&given.scope, &heir, resource);
+        .add_resource(&given.scope, &heir, &resource);
     added.await.unwrap();
     given.end_lease(&lease).await;
     (given.collect_garbage)();

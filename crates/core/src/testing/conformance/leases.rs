@@ -3,7 +3,7 @@
 
 //! Leases as such.
 
-use super::{Given, assert_kind, chain, key, nowhere};
+use super::{Given, assert_kind, key, nowhere};
 use crate::{Kind, Labels, LeaseId, Resource, SnapshotKind};
 
 /// Leases: one of each name, adding without a check, and calls under one that is gone.
@@ -13,15 +13,14 @@ pub async fn leases(given: &Given) {
     let again = leases.create(scope, &lease, &Labels::new()).await;
     assert_kind(again, Kind::AlreadyExists);
 
-    let (blob, layer) = (nowhere(), chain("nowhere"));
     let things = [
-        Resource::Content(&blob),
+        Resource::Content(nowhere()),
         Resource::Snapshot {
-            snapshotter: &given.snapshotter,
-            chain_id: &layer,
+            snapshotter: given.snapshotter.clone(),
+            key: key("nowhere"),
         },
     ];
-    for thing in things {
+    for thing in &things {
         let added = leases.add_resource(scope, &lease, thing).await;
         added.unwrap_or_else(|error| panic!("what is not there can be added: {error:?}"));
         let again = leases.add_resource(scope, &lease, thing).await;
@@ -32,7 +31,7 @@ pub async fn leases(given: &Given) {
     given.prepare(&kept, "begun", None).await.unwrap();
     given.end_lease(&lease).await;
     assert_kind(leases.delete(scope, &lease).await, Kind::NotFound);
-    for thing in things {
+    for thing in &things {
         let added = leases.add_resource(scope, &lease, thing).await;
         assert_kind(added, Kind::NotFound);
     }

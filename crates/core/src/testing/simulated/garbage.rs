@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Garbage collection by containerd's rules (`core/metadata/gc.go`): roots are images and leases
-//! that have not expired; a blob refers to what its `gc.ref` labels name, a snapshot to its parent.
+//! Garbage collection by containerd's rules (`core/metadata/gc.go`): roots are images, containers and
+//! leases that have not expired; a blob refers to what its `gc.ref` labels name, a snapshot to its parent.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -51,6 +51,10 @@ impl Namespace {
             next.extend(lease.content.iter().cloned().map(Node::Content));
             next.extend(lease.snapshots.iter().cloned().map(Node::Snapshot));
         }
+        let containers = self.containers.iter();
+        next.extend(containers.map(|container| {
+            Node::Snapshot((container.snapshotter.clone(), container.snapshot.clone()))
+        }));
         let mut used = BTreeSet::new();
         while let Some(node) = next.pop() {
             if used.insert(node.clone()) {

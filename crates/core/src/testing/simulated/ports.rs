@@ -10,12 +10,12 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 
 use super::snapshots::{Commit, Prepare};
-use super::state::OwnedResource;
 use super::{Operation, Simulated};
 use crate::{
-    Applied, Applier, ByteStream, ChainId, ContentInfo, ContentLabeler, ContentReader, Descriptor,
-    DiffId, Digest, Image, Images, Introspection, Labels, LeaseId, Leases, Mount, Platform,
-    Resource, Result, Scope, SnapshotInfo, SnapshotKey, Snapshotter, SnapshotterInfo, Snapshotters,
+    Applied, Applier, ByteStream, ChainId, Container, Containers, ContentInfo, ContentLabeler,
+    ContentReader, Descriptor, DiffId, Digest, Image, Images, Introspection, Labels, LeaseId,
+    LeaseInfo, Leases, Mount, Platform, Resource, Result, Scope, SnapshotInfo, SnapshotKey,
+    Snapshotter, SnapshotterInfo, Snapshotters,
 };
 
 /// The size of the pieces in which content comes: small, so that it comes in several.
@@ -162,6 +162,25 @@ impl Snapshotter for SimulatedSnapshotter {
             })
             .await
     }
+
+    async fn set_labels(&self, scope: &Scope, key: &SnapshotKey, labels: &Labels) -> Result<()> {
+        let (scope, name, wanted) = (scope.clone(), self.name.clone(), key.clone());
+        let labels = labels.clone();
+        self.simulated
+            .call(Operation::LabelSnapshot, key.as_str(), move |state| {
+                state.set_labels(&scope, &name, &wanted, labels)
+            })
+            .await
+    }
+
+    async fn children(&self, scope: &Scope, parent: &SnapshotKey) -> Result<Vec<SnapshotInfo>> {
+        let (scope, name, wanted) = (scope.clone(), self.name.clone(), parent.clone());
+        self.simulated
+            .call(Operation::Children, parent.as_str(), move |state| {
+                state.children(&scope, &name, &wanted)
+            })
+            .await
+    }
 }
 
 #[async_trait]
@@ -186,8 +205,10 @@ impl Applier for Simulated {
 impl Leases for Simulated {
     async fn create(&self, scope: &Scope, lease: &LeaseId, labels: &Labels) -> Result<()> {
         let (scope, id, labels) = (scope.clone(), lease.clone(), labels.clone());
+        let now = self.now();
         self.call(Operation::CreateLease, &lease.0, move |state| {
-            state.namespace(&scope.namespace).create_lease(&id, labels)
+            let namespace = state.namespace(&scope.namespace);
+            namespace.create_lease(&id, labels, now)
         })
         .await
     }
@@ -204,12 +225,39 @@ impl Leases for Simulated {
         &self,
         scope: &Scope,
         lease: &LeaseId,
-        resource: Resource<'_>,
+        resource: &Resource,
     ) -> Result<()> {
-        let (scope, id, resource) = (scope.clone(), lease.clone(), OwnedResource::from(resource));
+        let (scope, id, resource) = (scope.clone(), lease.clone(), resource.clone());
         self.call(Operation::AddResource, &lease.0, move |state| {
             state.namespace(&scope.namespace).lease(&id)?.add(resource);
             Ok(())
+        })
+        .await
+    }
+
+    async fn list(&self, scope: &Scope, label: &str) -> Result<Vec<LeaseInfo>> {
+        let (namespace, wanted) = (Arc::clone(&scope.namespace), label.to_owned());
+        self.call(Operation::ListLeases, &scope.namespace, move |state| {
+            Ok(state.namespace(&namespace).leases_labelled(&wanted))
+        })
+        .await
+    }
+
+    async fn resources(&self, scope: &Scope, lease: &LeaseId) -> Result<Vec<Resource>> {
+        let (scope, id) = (scope.clone(), lease.clone());
+        self.call(Operation::LeaseResources, &lease.0, move |state| {
+            Ok(state.namespace(&scope.namespace).lease(&id)?.resources())
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Containers for Simulated {
+    async fn list(&self, scope: &Scope) -> Result<Vec<Container>> {
+        let namespace = Arc::clone(&scope.namespace);
+        self.call(Operation::ListContainers, &scope.namespace, move |state| {
+            Ok(state.namespace(&namespace).containers.clone())
         })
         .await
     }
@@ -217,6 +265,13 @@ impl Leases for Simulated {
 
 #[async_trait]
 impl Introspection for Simulated {
+    async fn identity(&self) -> Result<String> {
+        self.call(Operation::Introspect, "identity", |_| {
+            Ok("simulated".to_owned())
+        })
+        .await
+    }
+
     async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>> {
         self.call(Operation::Introspect, "snapshotters", |state| {
             let names = state.snapshotters.keys();

@@ -55,6 +55,38 @@ impl State {
         Ok(snapshot.info(key))
     }
 
+    pub(super) fn set_labels(
+        &mut self,
+        scope: &Scope,
+        snapshotter: &str,
+        key: &SnapshotKey,
+        labels: Labels,
+    ) -> Result<()> {
+        self.behaviour(snapshotter)?;
+        check_labels(&labels)?;
+        let snapshots = &mut self.namespace(&scope.namespace).snapshots;
+        let snapshot = snapshots.get_mut(&(snapshotter.to_owned(), key.clone()));
+        let snapshot = snapshot.ok_or_else(|| not_found("label snapshot", key))?;
+        snapshot.labels.extend(labels);
+        Ok(())
+    }
+
+    pub(super) fn children(
+        &mut self,
+        scope: &Scope,
+        snapshotter: &str,
+        parent: &SnapshotKey,
+    ) -> Result<Vec<SnapshotInfo>> {
+        self.behaviour(snapshotter)?;
+        let snapshots = self.namespace(&scope.namespace).snapshots.iter();
+        let children = snapshots.filter(|((owner, _), snapshot)| {
+            owner == snapshotter && snapshot.parent.as_ref() == Some(parent)
+        });
+        Ok(children
+            .map(|((_, key), snapshot)| snapshot.info(key))
+            .collect())
+    }
+
     pub(super) fn prepare(&mut self, prepare: Prepare) -> Result<Vec<Mount>> {
         let Prepare {
             scope,
@@ -71,7 +103,7 @@ impl State {
         for taken in target.iter().chain([&key]) {
             let full = (snapshotter.clone(), taken.clone());
             if namespace.snapshots.contains_key(&full) {
-                namespace.add_to_lease(&scope, &snapshotter, taken)?;
+                // Newer versions put it on the lease; 1.6 does not.
                 return Err(exists("prepare snapshot", taken));
             }
         }
@@ -157,7 +189,6 @@ impl State {
         let active = (snapshotter.clone(), key.clone());
         let committed = (snapshotter.clone(), name.clone());
         if namespace.snapshots.contains_key(&committed) {
-            namespace.add_to_lease(&scope, &snapshotter, &name)?;
             return Err(exists("commit snapshot", &name));
         }
         let found = namespace.snapshots.get(&active);
@@ -174,6 +205,35 @@ impl State {
         namespace.snapshots.remove(&active);
         namespace.snapshots.insert(committed, snapshot);
         Ok(())
+    }
+
+    /// What `commit` stands for, done at once.
+    pub(super) fn unpack(
+        &mut self,
+        commit: Commit,
+        parent: Option<SnapshotKey>,
+        layer: &DiffId,
+    ) -> bool {
+        self.last_place += 1;
+        let place = self.last_place;
+        let snapshots = &mut self.namespace(&commit.scope.namespace).snapshots;
+        let mut content = Vec::new();
+        if let Some(parent) = &parent {
+            let Some(below) = snapshots.get(&(commit.snapshotter.clone(), parent.clone())) else {
+                return false;
+            };
+            content.clone_from(&below.content);
+        }
+        content.push(layer.clone());
+        let there = snapshots.entry((commit.snapshotter, commit.name));
+        there.or_insert(Snapshot {
+            place,
+            kind: SnapshotKind::Committed,
+            parent,
+            labels: commit.labels,
+            content,
+        });
+        true
     }
 
     pub(super) fn remove(

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::{Behaviour, Fault, Operation, SimulatedImage};
 use crate::{
-    ContentInfo, Descriptor, DiffId, Digest, Error, Image, Kind, Labels, LeaseId, Resource, Result,
-    Scope, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+    Container, ContentInfo, Descriptor, DiffId, Digest, Error, Image, Kind, Labels, LeaseId,
+    LeaseInfo, Resource, Result, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
 };
 
 #[derive(Debug, Default)]
@@ -35,10 +36,12 @@ pub(super) struct Namespace {
     pub(super) leases: BTreeMap<Arc<str>, Lease>,
     /// By snapshotter and name.
     pub(super) snapshots: BTreeMap<(String, SnapshotKey), Snapshot>,
+    pub(super) containers: Vec<Container>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lease {
+    pub(super) created: SystemTime,
     pub(super) labels: Labels,
     pub(super) content: BTreeSet<Digest>,
     pub(super) snapshots: BTreeSet<(String, SnapshotKey)>,
@@ -136,14 +139,21 @@ impl Namespace {
         Ok(())
     }
 
-    pub(super) fn create_lease(&mut self, id: &LeaseId, labels: Labels) -> Result<()> {
+    pub(super) fn create_lease(
+        &mut self,
+        id: &LeaseId,
+        labels: Labels,
+        created: SystemTime,
+    ) -> Result<()> {
         check_labels(&labels)?;
         if self.leases.contains_key(&id.0) {
             return Err(Error::new(Kind::AlreadyExists, "create lease", &*id.0));
         }
         let lease = Lease {
+            created,
             labels,
-            ..Lease::default()
+            content: BTreeSet::new(),
+            snapshots: BTreeSet::new(),
         };
         self.leases.insert(Arc::clone(&id.0), lease);
         Ok(())
@@ -154,6 +164,18 @@ impl Namespace {
         lease
             .map(drop)
             .ok_or_else(|| not_found("delete lease", &id.0))
+    }
+
+    pub(super) fn leases_labelled(&self, label: &str) -> Vec<LeaseInfo> {
+        let leases = self.leases.iter();
+        leases
+            .filter(|(_, lease)| lease.labels.contains_key(label))
+            .map(|(id, lease)| LeaseInfo {
+                id: LeaseId(Arc::clone(id)),
+                created: lease.created,
+                labels: lease.labels.clone(),
+            })
+            .collect()
     }
 
     pub(super) fn lease(&mut self, id: &LeaseId) -> Result<&mut Lease> {
@@ -178,28 +200,18 @@ impl Namespace {
 
 impl Lease {
     /// Whether there is such a thing is not checked, as containerd does not.
-    pub(super) fn add(&mut self, resource: OwnedResource) {
+    pub(super) fn add(&mut self, resource: Resource) {
         match resource {
-            OwnedResource::Content(digest) => self.content.insert(digest),
-            OwnedResource::Snapshot(snapshot) => self.snapshots.insert(snapshot),
+            Resource::Content(digest) => self.content.insert(digest),
+            Resource::Snapshot { snapshotter, key } => self.snapshots.insert((snapshotter, key)),
         };
     }
-}
 
-/// A [`Resource`] that outlives its call.
-pub(super) enum OwnedResource {
-    Content(Digest),
-    Snapshot((String, SnapshotKey)),
-}
-
-impl From<Resource<'_>> for OwnedResource {
-    fn from(resource: Resource<'_>) -> Self {
-        match resource {
-            Resource::Content(digest) => Self::Content(digest.clone()),
-            Resource::Snapshot {
-                snapshotter,
-                chain_id,
-            } => Self::Snapshot((snapshotter.to_owned(), chain_id.into())),
-        }
+    pub(super) fn resources(&self) -> Vec<Resource> {
+        let content = self.content.iter().cloned().map(Resource::Content);
+        let snapshots = self.snapshots.iter().cloned();
+        content
+            .chain(snapshots.map(|(snapshotter, key)| Resource::Snapshot { snapshotter, key }))
+            .collect()
     }
 }
