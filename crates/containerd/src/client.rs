@@ -6,13 +6,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use resnap_core::{Error, Kind, Ports, Result, Scope};
 use tokio::net::UnixStream;
-use tonic::Request;
+use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+use crate::status::error;
 
 /// Where containerd listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
@@ -20,10 +24,15 @@ pub const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
 /// containerd's own limit for a message.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
+/// How long containerd may take to answer, unless told otherwise: longer than a snapshotter that
+/// asks a registry takes to prepare a layer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A connection to containerd, cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) channel: Channel,
+    call_timeout: Duration,
 }
 
 impl Client {
@@ -57,7 +66,48 @@ impl Client {
                 async move { dial(&path).await.map(TokioIo::new) }
             }),
         );
-        Ok(Self { channel })
+        Ok(Self {
+            channel,
+            call_timeout: CALL_TIMEOUT,
+        })
+    }
+
+    /// The same connection with another limit to each call but those whose length depends on the
+    /// image: applying a layer and reading a blob. The limit of [`Client::connect`] is 60 s.
+    #[must_use]
+    pub fn with_call_timeout(mut self, limit: Duration) -> Self {
+        self.call_timeout = limit;
+        self
+    }
+
+    /// What containerd answers to a call, or its error.
+    pub(crate) async fn call<T>(
+        &self,
+        operation: &'static str,
+        subject: impl Into<String>,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T> {
+        let subject = subject.into();
+        let answered = async {
+            let answer = call.await;
+            answer.map_err(|status| error(operation, subject.as_str(), status))
+        };
+        let answer = self.in_time(operation, subject.as_str(), answered).await?;
+        Ok(answer.into_inner())
+    }
+
+    /// Gives up what takes too long, as a call to a daemon that hangs does.
+    pub(crate) async fn in_time<T>(
+        &self,
+        operation: &'static str,
+        subject: impl Into<String>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let limit = self.call_timeout;
+        timeout(limit, work).await.unwrap_or_else(|_| {
+            Err(Error::new(Kind::DeadlineExceeded, operation, subject)
+                .because(format!("containerd did not answer within {limit:?}")))
+        })
     }
 
     /// All ports over this connection.
@@ -70,6 +120,7 @@ impl Client {
             snapshotters: client.clone(),
             applier: client.clone(),
             leases: client.clone(),
+            containers: client.clone(),
             introspection: client,
         }
     }

@@ -26,9 +26,10 @@ impl ContentReader for Client {
         let message = InfoRequest {
             digest: digest.to_string(),
         };
-        let answer = self.content().info(request(scope, message)?).await;
-        let answer = answer.map_err(|status| error("look up content", digest.as_str(), status))?;
-        let info = answer.into_inner().info.unwrap_or_default();
+        let mut client = self.content();
+        let call = client.info(request(scope, message)?);
+        let answer = self.call("look up content", digest.as_str(), call).await?;
+        let info = answer.info.unwrap_or_default();
         Ok(ContentInfo {
             size: u64::try_from(info.size).unwrap_or(0),
             labels: info.labels.into_iter().collect(),
@@ -41,11 +42,11 @@ impl ContentReader for Client {
             offset: 0,
             size: 0,
         };
-        let answer = self.content().read(request(scope, message)?).await;
-        let answer = answer.map_err(|status| error("read content", digest.as_str(), status))?;
+        let mut client = self.content();
+        let call = client.read(request(scope, message)?);
+        let answer = self.call("read content", digest.as_str(), call).await?;
         let digest = digest.clone();
         Ok(answer
-            .into_inner()
             .map(move |piece| match piece {
                 Ok(piece) => Ok(piece.data.into()),
                 Err(status) => Err(error("read content", digest.as_str(), status)),
@@ -73,8 +74,9 @@ impl ContentLabeler for Client {
                 paths: vec![format!("labels.{key}")],
             }),
         };
-        let answer = self.content().update(request(scope, message)?).await;
-        answer.map_err(|status| error("label content", digest.as_str(), status))?;
+        let mut client = self.content();
+        let call = client.update(request(scope, message)?);
+        self.call("label content", digest.as_str(), call).await?;
         Ok(())
     }
 }

@@ -10,7 +10,6 @@ use resnap_core::{Descriptor, Error, Image, Images, Kind, Result, Scope};
 use tonic::transport::Channel;
 
 use crate::client::{Client, MAX_MESSAGE_BYTES, request};
-use crate::status::error;
 
 impl Client {
     fn images(&self) -> ImagesClient<Channel> {
@@ -24,26 +23,20 @@ impl Images for Client {
         let message = GetImageRequest {
             name: name.to_owned(),
         };
-        let answer = self.images().get(request(scope, message)?).await;
-        let answer = answer.map_err(|status| error("get image", name, status))?;
-        let image = answer.into_inner().image.ok_or_else(|| {
+        let mut client = self.images();
+        let call = client.get(request(scope, message)?);
+        let answer = self.call("get image", name, call).await?;
+        let image = answer.image.ok_or_else(|| {
             Error::new(Kind::Internal, "get image", name).because("the answer holds none")
         })?;
         from_message(image)
     }
 
     async fn list(&self, scope: &Scope) -> Result<Vec<Image>> {
-        let answer = self
-            .images()
-            .list(request(scope, ListImagesRequest::default())?)
-            .await;
-        let answer = answer.map_err(|status| error("list images of", &*scope.namespace, status))?;
-        answer
-            .into_inner()
-            .images
-            .into_iter()
-            .map(from_message)
-            .collect()
+        let mut client = self.images();
+        let call = client.list(request(scope, ListImagesRequest::default())?);
+        let answer = self.call("list images of", &*scope.namespace, call).await?;
+        answer.images.into_iter().map(from_message).collect()
     }
 }
 

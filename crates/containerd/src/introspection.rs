@@ -8,12 +8,12 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use http::uri::PathAndQuery;
-use resnap_core::{Introspection, Kind, Platform, Result, SnapshotterInfo};
+use resnap_core::{Introspection, Platform, Result, SnapshotterInfo};
+use tonic::Status;
 use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
 
 use crate::client::{Client, MAX_MESSAGE_BYTES};
-use crate::status::error;
 
 /// `containerd.services.introspection.v1.PluginsRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -79,28 +79,61 @@ struct StatusMessage {
     message: String,
 }
 
+/// `containerd.services.introspection.v1.ServerResponse`, without the process (2, 3) and the
+/// deprecations (4).
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServerResponse {
+    /// Field 1.
+    #[prost(string, tag = "1")]
+    uuid: String,
+}
+
+const SERVER: PathAndQuery =
+    PathAndQuery::from_static("/containerd.services.introspection.v1.Introspection/Server");
 const PLUGINS: PathAndQuery =
     PathAndQuery::from_static("/containerd.services.introspection.v1.Introspection/Plugins");
 
 #[async_trait]
 impl Introspection for Client {
     async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>> {
-        let failed = |status| error("list snapshotters of", "containerd", status);
-        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        grpc.ready().await.map_err(|error| {
-            resnap_core::Error::new(Kind::Unavailable, "connect to", "containerd").because(error)
-        })?;
         let message = PluginsRequest {
             filters: vec!["type==io.containerd.snapshotter.v1".to_owned()],
         };
-        let codec = ProstCodec::<PluginsRequest, PluginsResponse>::default();
-        let answer = grpc
-            .unary(tonic::Request::new(message), PLUGINS, codec)
-            .await;
-        let plugins = answer.map_err(failed)?.into_inner().plugins;
+        let answer: PluginsResponse = self
+            .introspect("list snapshotters of", PLUGINS, message)
+            .await?;
+        let plugins = answer.plugins;
         let mut snapshotters: Vec<_> = plugins.into_iter().map(from_message).collect();
         snapshotters.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(snapshotters)
+    }
+
+    async fn identity(&self) -> Result<String> {
+        let answer: ServerResponse = self.introspect("identify", SERVER, ()).await?;
+        Ok(answer.uuid)
+    }
+}
+
+impl Client {
+    /// A call that is of no namespace.
+    async fn introspect<Q, A>(
+        &self,
+        operation: &'static str,
+        path: PathAndQuery,
+        message: Q,
+    ) -> Result<A>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let call = async {
+            let ready = grpc.ready().await;
+            ready.map_err(|error| Status::from_error(error.into()))?;
+            let codec = ProstCodec::<Q, A>::default();
+            grpc.unary(tonic::Request::new(message), path, codec).await
+        };
+        self.call(operation, "containerd", call).await
     }
 }
 

@@ -3,16 +3,19 @@
 
 //! Leases (containerd `api/services/leases/v1/leases.proto`).
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use async_trait::async_trait;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::{
-    AddResourceRequest, CreateRequest, DeleteRequest, Resource as ResourceMessage,
+    AddResourceRequest, CreateRequest, DeleteRequest, ListRequest, ListResourcesRequest,
+    Resource as ResourceMessage,
 };
-use resnap_core::{Labels, LeaseId, Leases, Resource, Result, Scope};
+use prost_types::Timestamp;
+use resnap_core::{Labels, LeaseId, LeaseInfo, Leases, Resource, Result, Scope};
 use tonic::transport::Channel;
 
 use crate::client::{Client, request};
-use crate::status::error;
 
 impl Client {
     fn leases(&self) -> LeasesClient<Channel> {
@@ -27,8 +30,9 @@ impl Leases for Client {
             id: lease.0.to_string(),
             labels: labels.clone().into_iter().collect(),
         };
-        let answer = self.leases().create(request(scope, message)?).await;
-        answer.map_err(|status| error("create lease", &*lease.0, status))?;
+        let mut client = self.leases();
+        let call = client.create(request(scope, message)?);
+        self.call("create lease", &*lease.0, call).await?;
         Ok(())
     }
 
@@ -37,8 +41,9 @@ impl Leases for Client {
             id: lease.0.to_string(),
             sync: false,
         };
-        let answer = self.leases().delete(request(scope, message)?).await;
-        answer.map_err(|status| error("delete lease", &*lease.0, status))?;
+        let mut client = self.leases();
+        let call = client.delete(request(scope, message)?);
+        self.call("delete lease", &*lease.0, call).await?;
         Ok(())
     }
 
@@ -46,27 +51,74 @@ impl Leases for Client {
         &self,
         scope: &Scope,
         lease: &LeaseId,
-        resource: Resource<'_>,
+        resource: &Resource,
     ) -> Result<()> {
-        let resource = match resource {
-            Resource::Content(digest) => ResourceMessage {
-                id: digest.to_string(),
-                r#type: "content".to_owned(),
-            },
-            Resource::Snapshot {
-                snapshotter,
-                chain_id,
-            } => ResourceMessage {
-                id: chain_id.to_string(),
-                r#type: format!("snapshots/{snapshotter}"),
-            },
-        };
         let message = AddResourceRequest {
             id: lease.0.to_string(),
-            resource: Some(resource),
+            resource: Some(to_message(resource)),
         };
-        let answer = self.leases().add_resource(request(scope, message)?).await;
-        answer.map_err(|status| error("add to lease", &*lease.0, status))?;
+        let mut client = self.leases();
+        let call = client.add_resource(request(scope, message)?);
+        self.call("add to lease", &*lease.0, call).await?;
         Ok(())
     }
+
+    async fn list(&self, scope: &Scope, label: &str) -> Result<Vec<LeaseInfo>> {
+        let message = ListRequest {
+            filters: vec![format!("labels.{label:?}")],
+        };
+        let mut client = self.leases();
+        let call = client.list(request(scope, message)?);
+        let answer = self.call("list leases of", &*scope.namespace, call).await?;
+        let leases = answer.leases.into_iter();
+        Ok(leases
+            .map(|lease| LeaseInfo {
+                id: LeaseId(lease.id.into()),
+                created: lease.created_at.map_or(UNIX_EPOCH, system_time),
+                labels: lease.labels.into_iter().collect(),
+            })
+            .collect())
+    }
+
+    async fn resources(&self, scope: &Scope, lease: &LeaseId) -> Result<Vec<Resource>> {
+        let message = ListResourcesRequest {
+            id: lease.0.to_string(),
+        };
+        let mut client = self.leases();
+        let call = client.list_resources(request(scope, message)?);
+        let answer = self.call("look into lease", &*lease.0, call).await?;
+        let resources = answer.resources.into_iter();
+        Ok(resources.filter_map(from_message).collect())
+    }
+}
+
+const CONTENT: &str = "content";
+/// The snapshotter's name follows.
+const SNAPSHOTS: &str = "snapshots/";
+
+fn to_message(resource: &Resource) -> ResourceMessage {
+    match resource {
+        Resource::Content(digest) => ResourceMessage {
+            id: digest.to_string(),
+            r#type: CONTENT.to_owned(),
+        },
+        Resource::Snapshot { snapshotter, key } => ResourceMessage {
+            id: key.to_string(),
+            r#type: format!("{SNAPSHOTS}{snapshotter}"),
+        },
+    }
+}
+
+fn from_message(message: ResourceMessage) -> Option<Resource> {
+    if message.r#type == CONTENT {
+        return message.id.parse().ok().map(Resource::Content);
+    }
+    let snapshotter = message.r#type.strip_prefix(SNAPSHOTS)?.to_owned();
+    let key = message.id.into();
+    Some(Resource::Snapshot { snapshotter, key })
+}
+
+/// A time that no clock can show is as good as none.
+fn system_time(time: Timestamp) -> SystemTime {
+    SystemTime::try_from(time).unwrap_or(UNIX_EPOCH)
 }

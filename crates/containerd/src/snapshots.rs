@@ -8,9 +8,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, Info, Kind as KindMessage, PrepareSnapshotRequest,
-    RemoveSnapshotRequest, StatSnapshotRequest,
+    CommitSnapshotRequest, Info, Kind as KindMessage, ListSnapshotsRequest, PrepareSnapshotRequest,
+    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest,
 };
+use prost_types::FieldMask;
 use resnap_core::{
     ChainId, Error, Kind, Labels, Mount, Result, Scope, SnapshotInfo, SnapshotKey, SnapshotKind,
     Snapshotter, Snapshotters,
@@ -23,10 +24,8 @@ use crate::status::error;
 
 impl Snapshotters for Client {
     fn snapshotter(&self, name: &str) -> Arc<dyn Snapshotter> {
-        let client =
-            SnapshotsClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         Arc::new(Remote {
-            client,
+            client: self.clone(),
             name: name.to_owned(),
         })
     }
@@ -34,11 +33,16 @@ impl Snapshotters for Client {
 
 /// One snapshotter of containerd's.
 struct Remote {
-    client: SnapshotsClient<Channel>,
+    client: Client,
     name: String,
 }
 
 impl Remote {
+    fn snapshots(&self) -> SnapshotsClient<Channel> {
+        SnapshotsClient::new(self.client.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     fn subject(&self, key: &impl std::fmt::Display) -> String {
         format!("{key} on {}", self.name)
     }
@@ -51,9 +55,13 @@ impl Snapshotter for Remote {
             snapshotter: self.name.clone(),
             key: key.as_str().to_owned(),
         };
-        let answer = self.client.clone().stat(request(scope, message)?).await;
-        let answer = answer.map_err(|status| error("stat snapshot", self.subject(key), status))?;
-        answer.into_inner().info.and_then(info).ok_or_else(|| {
+        let mut client = self.snapshots();
+        let call = client.stat(request(scope, message)?);
+        let answer = self
+            .client
+            .call("stat snapshot", self.subject(key), call)
+            .await?;
+        answer.info.and_then(info).ok_or_else(|| {
             Error::new(Kind::Internal, "stat snapshot", self.subject(key))
                 .because("the answer names no snapshot, or one of an unknown kind")
         })
@@ -72,15 +80,13 @@ impl Snapshotter for Remote {
             parent: parent.map(ToString::to_string).unwrap_or_default(),
             labels: labels.clone().into_iter().collect(),
         };
-        let answer = self.client.clone().prepare(request(scope, message)?).await;
-        let answer =
-            answer.map_err(|status| error("prepare snapshot", self.subject(key), status))?;
-        Ok(answer
-            .into_inner()
-            .mounts
-            .into_iter()
-            .map(from_message)
-            .collect())
+        let mut client = self.snapshots();
+        let call = client.prepare(request(scope, message)?);
+        let answer = self
+            .client
+            .call("prepare snapshot", self.subject(key), call)
+            .await?;
+        Ok(answer.mounts.into_iter().map(from_message).collect())
     }
 
     async fn commit(
@@ -96,8 +102,11 @@ impl Snapshotter for Remote {
             key: key.as_str().to_owned(),
             labels: labels.clone().into_iter().collect(),
         };
-        let answer = self.client.clone().commit(request(scope, message)?).await;
-        answer.map_err(|status| error("commit snapshot", self.subject(name), status))?;
+        let mut client = self.snapshots();
+        let call = client.commit(request(scope, message)?);
+        self.client
+            .call("commit snapshot", self.subject(name), call)
+            .await?;
         Ok(())
     }
 
@@ -106,9 +115,55 @@ impl Snapshotter for Remote {
             snapshotter: self.name.clone(),
             key: key.as_str().to_owned(),
         };
-        let answer = self.client.clone().remove(request(scope, message)?).await;
-        answer.map_err(|status| error("remove snapshot", self.subject(key), status))?;
+        let mut client = self.snapshots();
+        let call = client.remove(request(scope, message)?);
+        self.client
+            .call("remove snapshot", self.subject(key), call)
+            .await?;
         Ok(())
+    }
+
+    async fn set_labels(&self, scope: &Scope, key: &SnapshotKey, labels: &Labels) -> Result<()> {
+        let message = UpdateSnapshotRequest {
+            snapshotter: self.name.clone(),
+            info: Some(Info {
+                name: key.as_str().to_owned(),
+                labels: labels.clone().into_iter().collect(),
+                ..Info::default()
+            }),
+            update_mask: Some(FieldMask {
+                paths: labels.keys().map(|key| format!("labels.{key}")).collect(),
+            }),
+        };
+        let mut client = self.snapshots();
+        let call = client.update(request(scope, message)?);
+        self.client
+            .call("label snapshot", self.subject(key), call)
+            .await?;
+        Ok(())
+    }
+
+    async fn children(&self, scope: &Scope, parent: &SnapshotKey) -> Result<Vec<SnapshotInfo>> {
+        let message = ListSnapshotsRequest {
+            snapshotter: self.name.clone(),
+            filters: vec![format!("parent=={parent}")],
+        };
+        let failed = |status| error("list snapshots on", self.subject(parent), status);
+        let mut client = self.snapshots();
+        let all = async {
+            let mut answer = client
+                .list(request(scope, message)?)
+                .await
+                .map_err(failed)?;
+            let mut found = Vec::new();
+            while let Some(piece) = answer.get_mut().message().await.map_err(failed)? {
+                found.extend(piece.info.into_iter().filter_map(info));
+            }
+            Ok(found)
+        };
+        self.client
+            .in_time("list snapshots on", self.subject(parent), all)
+            .await
     }
 }
 
