@@ -14,7 +14,7 @@
 use anyhow::{Context as _, Result, bail};
 use resnap_containerd::Client;
 use resnap_core::{Labels, LeaseId, Mount, Ports, Scope, SnapshotKey};
-use resnap_unpacker::{Engine, Request};
+use resnap_unpacker::{Engine, Request, Settings};
 
 struct Shim {
     ports: Ports,
@@ -64,7 +64,7 @@ async fn main() -> Result<()> {
     let (scope, lease) = (Scope::new(namespace), LeaseId("embedded".into()));
     ports.leases.create(&scope, &lease, &Labels::new()).await?;
     let shim = Shim {
-        engine: Engine::new(ports.clone(), namespace),
+        engine: Engine::new(ports.clone(), namespace, Settings::default())?,
         scope: scope.leased(lease.clone()),
         ports,
     };

@@ -3,6 +3,8 @@
 
 //! The arguments.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use resnap_containerd::DEFAULT_ADDRESS;
@@ -20,7 +22,8 @@ use resnap_platforms::Platform;
   resnap check web --snapshotter erofs         is it? (exit code 0: yes, 1: no)
   resnap --namespace default images            what is ready where
 
-Exit codes: 0 done or ready; 1 `check --snapshotter` and not ready; 2 any error.
+Exit codes: 0 done or ready; 1 `check --snapshotter` and not ready; 2 any error; 130 stopped by
+a signal.
 RESNAP_LOG=info (or debug) logs more to standard error."
 )]
 pub(crate) struct Arguments {
@@ -58,6 +61,8 @@ pub(crate) enum Command {
     Check(CheckArguments),
     /// List the images and the snapshotters they are ready on
     Images,
+    /// List the leases under which images are unpacked, and whose makers are dead
+    Leases(LeasesArguments),
     /// List the snapshotters, what they can do and whether they need labels
     Snapshotters,
     /// Print a completion script, as in `source <(resnap completions bash)`
@@ -77,9 +82,32 @@ pub(crate) struct UnpackArguments {
     /// Where the images are to be ready
     #[arg(long, short)]
     pub(crate) snapshotter: String,
+    /// Mend layers that somebody unpacked without labels: by setting the labels (nydus), else by
+    /// removing the layers, if nothing uses them, and unpacking them again
+    #[arg(long)]
+    pub(crate) repair: bool,
+    #[command(flatten)]
+    pub(crate) work: Work,
     /// The platform, such as linux/arm64; this machine's own if not given
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LeasesArguments {
+    /// End the leases of the dead; the layers that only they keep are unpacked anew then
+    #[arg(long)]
+    pub(crate) sweep: bool,
+    #[command(flatten)]
+    pub(crate) work: Work,
+}
+
+/// What commands take that do what other processes may do at the same time.
+#[derive(Debug, Args)]
+pub(crate) struct Work {
+    /// Where processes leave locks for each other; the same for all that use one containerd
+    #[arg(long, env = "RESNAP_RUNTIME_DIR", default_value = "/run/resnap")]
+    pub(crate) runtime_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

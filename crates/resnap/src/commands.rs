@@ -6,14 +6,15 @@
 pub(crate) mod check;
 pub(crate) mod generate;
 pub(crate) mod images;
+pub(crate) mod leases;
 pub(crate) mod snapshotters;
 pub(crate) mod unpack;
 
 use anyhow::Result;
 use resnap_containerd::Client;
-use resnap_unpacker::{Engine, UnpackError};
+use resnap_unpacker::{Engine, Settings, UnpackError};
 
-use crate::args::Common;
+use crate::args::{Common, Work};
 
 /// How a command ends, as the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,14 +26,27 @@ pub(crate) enum Outcome {
     NotReady = 1,
     /// Something went wrong, and was told.
     Failed = 2,
+    /// Stopped by a signal.
+    Cancelled = 130,
 }
 
-/// The engine on a connection to containerd.
+/// The engine on a connection to containerd, for looking.
 pub(crate) async fn engine(common: &Common) -> Result<Engine> {
+    connect(common, Settings::default()).await
+}
+
+/// The engine on a connection to containerd, for work that other processes may do as well.
+pub(crate) async fn working_engine(common: &Common, work: &Work) -> Result<Engine> {
+    let mut settings = Settings::default();
+    settings.runtime_dir = Some(work.runtime_dir.clone());
+    connect(common, settings).await
+}
+
+async fn connect(common: &Common, settings: Settings) -> Result<Engine> {
     let client = Client::connect(&common.address)
         .await
         .map_err(UnpackError::from)?;
-    Ok(Engine::new(client.ports(), &common.namespace))
+    Ok(Engine::new(client.ports(), &common.namespace, settings)?)
 }
 
 /// The names of the snapshotters that work.

@@ -4,7 +4,7 @@
 //! The command line of resnap.
 //!
 //! Data goes to standard output, progress and logs to standard error. The exit code is 0 for done
-//! or ready, 1 for `check --snapshotter` and not ready, 2 for any error.
+//! or ready, 1 for `check --snapshotter` and not ready, 2 for any error, 130 for stopped by a signal.
 
 mod args;
 mod commands;
@@ -16,7 +16,9 @@ use std::process::ExitCode;
 
 use args::{Arguments, Command};
 use clap::Parser as _;
-use commands::{Outcome, check, engine, generate, images, snapshotters, unpack};
+use commands::{
+    Outcome, check, engine, generate, images, leases, snapshotters, unpack, working_engine,
+};
 use output::Output;
 use tracing_subscriber::EnvFilter;
 
@@ -44,7 +46,12 @@ fn run(arguments: Arguments, output: &mut Output) -> anyhow::Result<Outcome> {
     runtime.block_on(async {
         match command {
             Command::Unpack(arguments) => {
-                unpack::run(&engine(&common).await?, arguments, output).await
+                let engine = working_engine(&common, &arguments.work).await?;
+                unpack::run(&engine, arguments, output).await
+            }
+            Command::Leases(arguments) => {
+                let engine = working_engine(&common, &arguments.work).await?;
+                leases::run(&engine, arguments, output).await
             }
             Command::Check(arguments) => {
                 check::run(&engine(&common).await?, arguments, output).await

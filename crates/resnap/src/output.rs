@@ -94,7 +94,10 @@ impl Output {
         if let Some(next_step) = next_step {
             let _ = writeln!(stderr, "  next: {next_step}");
         }
-        Outcome::Failed
+        match unpack_error {
+            Some(UnpackError::Cancelled { .. }) => Outcome::Cancelled,
+            _ => Outcome::Failed,
+        }
     }
 }
 
@@ -157,6 +160,12 @@ impl Table {
         self.done.truncate(self.done.trim_end().len());
         self.done
     }
+}
+
+/// A cell that has something in it.
+pub(crate) fn or_dash(text: Option<String>) -> String {
+    text.filter(|text| !text.is_empty())
+        .unwrap_or_else(|| "-".to_owned())
 }
 
 /// A digest as people write it: twelve digits.

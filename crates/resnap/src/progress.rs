@@ -11,13 +11,14 @@ use resnap_unpacker::{Event, Phase};
 
 use crate::output::{bytes, short};
 
-/// The progress of one image.
+/// The progress of several images.
 pub(crate) struct Progress {
-    bars: Option<Bars>,
+    terminal: Option<MultiProgress>,
+    images: Vec<Option<Bars>>,
 }
 
+/// Of one image.
 struct Bars {
-    multi: MultiProgress,
     /// Bytes of the layers that are done, of all.
     total: ProgressBar,
     /// The layer at work.
@@ -25,52 +26,58 @@ struct Bars {
 }
 
 impl Progress {
-    pub(crate) fn new() -> Self {
-        let bars = io::stderr().is_terminal().then(|| {
-            let multi = MultiProgress::new();
-            let spinner = style(ProgressStyle::default_spinner(), "  {spinner} {msg}");
-            let bar = style(
-                ProgressStyle::default_bar(),
-                "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {elapsed}",
-            );
-            let layer = multi.add(ProgressBar::new_spinner().with_style(spinner));
-            layer.enable_steady_tick(Duration::from_millis(120));
-            let total = multi.add(ProgressBar::new(0).with_style(bar));
-            Bars {
-                multi,
-                total,
-                layer,
-            }
-        });
-        Self { bars }
+    pub(crate) fn new(images: usize) -> Self {
+        let terminal = io::stderr().is_terminal().then(MultiProgress::new);
+        let bars = |_| terminal.as_ref().map(Bars::new);
+        Self {
+            images: (0..images).map(bars).collect(),
+            terminal,
+        }
     }
 
-    pub(crate) fn show(&mut self, event: &Event) {
-        let Some(bars) = &self.bars else {
+    /// Shows what happened to the image of this number.
+    pub(crate) fn show(&mut self, number: usize, event: &Event) {
+        let line = line(event, self.images.len() > 1);
+        let (Some(terminal), Some(Some(bars))) = (&self.terminal, self.images.get(number)) else {
             if event.phase != Phase::Planned && event.phase != Phase::Prepared {
                 // Without standard error there is nobody to tell.
-                let _ = writeln!(io::stderr(), "{}", line(event));
+                let _ = writeln!(io::stderr(), "{line}");
             }
             return;
         };
         match event.phase {
             Phase::Planned => bars.total.inc_length(event.bytes),
-            Phase::Prepared | Phase::Applying => bars.layer.set_message(line(event)),
+            Phase::Prepared | Phase::Applying | Phase::Waiting => bars.layer.set_message(line),
             _ => {
                 bars.total.inc(event.bytes);
                 // A terminal that is gone takes no lines.
-                let _ = bars.multi.println(line(event));
+                let _ = terminal.println(line);
             }
         }
         bars.total
             .set_prefix(format!("{} on {}", event.image, event.snapshotter));
     }
 
-    pub(crate) fn finish(self) {
-        if let Some(bars) = self.bars {
+    /// The image of this number is done.
+    pub(crate) fn finish(&mut self, number: usize) {
+        if let Some(bars) = self.images.get_mut(number).and_then(Option::take) {
             bars.layer.finish_and_clear();
             bars.total.finish_and_clear();
         }
+    }
+}
+
+impl Bars {
+    fn new(terminal: &MultiProgress) -> Self {
+        let spinner = style(ProgressStyle::default_spinner(), "  {spinner} {msg}");
+        let bar = style(
+            ProgressStyle::default_bar(),
+            "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {elapsed}",
+        );
+        let layer = terminal.add(ProgressBar::new_spinner().with_style(spinner));
+        layer.enable_steady_tick(Duration::from_millis(120));
+        let total = terminal.add(ProgressBar::new(0).with_style(bar));
+        Self { total, layer }
     }
 }
 
@@ -79,13 +86,20 @@ fn style(default: ProgressStyle, template: &str) -> ProgressStyle {
     default.template(template).unwrap_or(fallback)
 }
 
-fn line(event: &Event) -> String {
+fn line(event: &Event, with_image: bool) -> String {
+    let image = if with_image {
+        format!("{}: ", event.image)
+    } else {
+        String::new()
+    };
+    let waits_for = event.waits_for.as_ref();
     format!(
-        "layer {:>width$}/{} {}: {} ({}, {:.1} s)",
+        "{image}layer {:>width$}/{} {}: {}{} ({}, {:.1} s)",
         event.layer,
         event.layers,
         short(event.digest.as_str()),
         word(event.phase),
+        waits_for.map_or_else(String::new, |who| format!(" {who}")),
         bytes(event.bytes),
         event.seconds,
         width = event.layers.to_string().len(),
@@ -96,6 +110,7 @@ fn word(phase: Phase) -> &'static str {
     match phase {
         Phase::Planned => "planned",
         Phase::Existed => "already there",
+        Phase::Waiting => "waiting for",
         Phase::Prepared => "prepared",
         Phase::Applying => "unpacking",
         Phase::Committed => "unpacked",

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use resnap_core::labels::NeededOn;
 use resnap_core::{
     ChainId, DiffId, Digest, Ports, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
 };
@@ -139,20 +140,19 @@ pub(crate) async fn check(
         });
     }
     let verdict = |name: &String| {
-        let needs_labels = labels::why_needed(name);
-        let ready = layers.iter().all(|layer| {
-            layer
-                .snapshots
-                .get(name)
-                .is_some_and(|state| state.suffices(needs_labels.is_some()))
+        let need = labels::need(name);
+        let top = layers.len().saturating_sub(1);
+        let ready = layers.iter().enumerate().all(|(index, layer)| {
+            let needed = need.is_some_and(|need| need.layers == NeededOn::Every || index == top);
+            let state = layer.snapshots.get(name);
+            state.is_some_and(|state| state.suffices(needed))
         });
-        (
-            name.clone(),
-            Readiness {
-                ready,
-                needs_labels,
-            },
-        )
+        let needs_labels = need.map(|need| need.why);
+        let readiness = Readiness {
+            ready,
+            needs_labels,
+        };
+        (name.clone(), readiness)
     };
     let snapshotters = snapshotters.iter().map(verdict).collect();
     Ok(Check {
@@ -176,7 +176,7 @@ pub(crate) async fn is_ready(
         return Ok(true);
     };
     let state = state(ports, scope, plan, snapshotter, top).await?;
-    Ok(state.suffices(labels::why_needed(snapshotter).is_some()))
+    Ok(state.suffices(labels::need(snapshotter).is_some()))
 }
 
 async fn state(

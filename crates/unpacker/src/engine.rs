@@ -3,24 +3,90 @@
 
 //! The engine.
 
-use std::time::Instant;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use resnap_core::{Kind, Ports, Scope, SnapshotterInfo, labels};
+use resnap_core::labels;
+use resnap_core::{Digest, Error, Kind, Ports, Scope, SnapshotterInfo};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::{Instant, interval_at};
 use tracing::Instrument as _;
 
 use crate::chain::Chain;
-use crate::job::Teller;
+use crate::flight::Flight;
+use crate::job::Canceller;
+use crate::lease::{Left, Tenure};
+use crate::locks::Locks;
 use crate::plan::plan;
-use crate::{Check, Event, Job, Phase, Plan, Report, ResolvedImage, UnpackError, check, image};
+use crate::{
+    Check, Job, LeaseStatus, Phase, Plan, Report, ResolvedImage, UnpackError, check, image,
+};
 
-/// Makes images ready, in one namespace, through one backend. Cheap to clone.
+/// Makes images ready, in one namespace, through one backend. Clones are the same engine: they
+/// share jobs and limits.
 #[derive(Debug, Clone)]
-pub struct Engine {
-    ports: Ports,
-    scope: Scope,
+pub struct Engine(Shared);
+
+pub(crate) type Shared = Arc<Inner>;
+
+/// What all jobs of an engine share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) ports: Ports,
+    pub(crate) scope: Scope,
+    pub(crate) locks: Locks,
+    pub(crate) lifetime: Duration,
+    pub(crate) clock: Clock,
+    applies: Semaphore,
+    identity: OnceCell<String>,
+    flights: Mutex<Vec<Arc<Flight>>>,
+}
+
+/// How an engine works.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Where engines of this machine, also in other processes, leave locks for each other, by
+    /// which they do nothing twice and tell the leases of the living from those of the dead.
+    /// Without it an engine knows of its own jobs only.
+    pub runtime_dir: Option<PathBuf>,
+    /// How many layers are written at once. 3, as containerd has it.
+    pub parallel_applies: usize,
+    /// How long a lease lives of whose maker nothing is heard. 1 h.
+    pub lease_lifetime: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            runtime_dir: None,
+            parallel_applies: 3,
+            lease_lifetime: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Wall time, going as tokio's clock goes.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    wall: SystemTime,
+    start: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            wall: SystemTime::now(),
+            start: Instant::now(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> SystemTime {
+        self.wall + self.start.elapsed()
+    }
 }
 
 /// What is wanted.
@@ -34,6 +100,9 @@ pub struct Request {
     pub platform: Option<Platform>,
     /// The reference the user wrote, for where the store knows the image by its ID only.
     pub user_reference: Option<String>,
+    /// Whether layers that are there without labels are mended: by labels where that is known to
+    /// do (nydus in proxy mode), else by removing and unpacking them again.
+    pub repair: bool,
     /// What else is to be done to the layers' descriptors: annotations under
     /// `containerd.io/snapshot/` become labels.
     pub wrappers: Vec<Wrapper>,
@@ -45,6 +114,7 @@ impl std::fmt::Debug for Request {
             .field("image", &self.image)
             .field("snapshotter", &self.snapshotter)
             .field("platform", &self.platform)
+            .field("repair", &self.repair)
             .finish_non_exhaustive()
     }
 }
@@ -57,6 +127,7 @@ impl Request {
             snapshotter: snapshotter.into(),
             platform: None,
             user_reference: None,
+            repair: false,
             wrappers: Vec::new(),
         }
     }
@@ -64,26 +135,42 @@ impl Request {
 
 impl Engine {
     /// An engine for the images of `namespace`.
-    pub fn new(ports: Ports, namespace: &str) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`UnpackError::RuntimeDir`] if the runtime directory cannot be made or used.
+    pub fn new(ports: Ports, namespace: &str, settings: Settings) -> Result<Self, UnpackError> {
+        let locks = match settings.runtime_dir {
+            None => Locks::in_process(),
+            Some(dir) => Locks::in_dir(&dir).map_err(|error| UnpackError::RuntimeDir {
+                dir,
+                source: Arc::new(error),
+            })?,
+        };
+        Ok(Self(Arc::new(Inner {
             ports,
             scope: Scope::new(namespace),
-        }
+            locks,
+            lifetime: settings.lease_lifetime,
+            clock: Clock::start(),
+            applies: Semaphore::new(settings.parallel_applies),
+            identity: OnceCell::new(),
+            flights: Mutex::default(),
+        })))
     }
 
-    /// Begins to make an image ready. The work is a task of its own and goes on without the
-    /// handle. Must be called within a tokio runtime.
+    /// Begins to make an image ready, or joins the job that does so already. Must be called within
+    /// a tokio runtime; the work ends with that, not with the handle.
     pub fn unpack(&self, request: Request) -> Job {
-        let (sender, events) = mpsc::unbounded_channel();
         let image = request.image.clone();
-        let span = tracing::info_span!("unpack", image, snapshotter = request.snapshotter);
-        let engine = self.clone();
-        let work = async move { engine.run(&request, sender).await };
-        Job {
-            image,
-            events,
-            task: tokio::spawn(work.instrument(span)),
-        }
+        let canceller = Canceller::default();
+        let (engine, cancelling) = (self.clone(), canceller.clone());
+        let begin = async move {
+            let plan = engine.plan(&request).await?;
+            let flight = engine.0.board(plan, request)?;
+            cancelling.aim(&flight);
+            Ok(flight)
+        };
+        Job::new(image, tokio::spawn(begin), canceller)
     }
 
     /// Which snapshots `request` stands for; nothing is changed.
@@ -93,8 +180,9 @@ impl Engine {
     pub async fn plan(&self, request: &Request) -> Result<Plan, UnpackError> {
         let mut image = self.resolve(&request.image).await?;
         image.reference = image.reference.or_else(|| request.user_reference.clone());
+        let (ports, scope) = (&self.0.ports, &self.0.scope);
         let platform = request.platform.as_ref();
-        plan(&self.ports, &self.scope, image, platform, &request.wrappers).await
+        plan(ports, scope, image, platform, &request.wrappers).await
     }
 
     /// Finds an image record by an exact name, else a Docker name, else an image ID.
@@ -102,7 +190,7 @@ impl Engine {
     /// # Errors
     /// [`UnpackError::NoSuchImage`], [`UnpackError::AmbiguousId`], or what the backend says.
     pub async fn resolve(&self, image: &str) -> Result<ResolvedImage, UnpackError> {
-        image::resolve(&self.ports, &self.scope, image).await
+        image::resolve(&self.0.ports, &self.0.scope, image).await
     }
 
     /// How ready the planned image is on each of `snapshotters`.
@@ -110,7 +198,7 @@ impl Engine {
     /// # Errors
     /// What the backend says.
     pub async fn check(&self, plan: &Plan, snapshotters: &[String]) -> Result<Check, UnpackError> {
-        check::check(&self.ports, &self.scope, plan, snapshotters).await
+        check::check(&self.0.ports, &self.0.scope, plan, snapshotters).await
     }
 
     /// Whether the planned image is ready on `snapshotter`, by a look at its top layer: a committed
@@ -119,7 +207,7 @@ impl Engine {
     /// # Errors
     /// What the backend says.
     pub async fn is_ready(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
-        check::is_ready(&self.ports, &self.scope, plan, snapshotter).await
+        check::is_ready(&self.0.ports, &self.0.scope, plan, snapshotter).await
     }
 
     /// The names of all images of the namespace, sorted.
@@ -127,7 +215,7 @@ impl Engine {
     /// # Errors
     /// What the backend says.
     pub async fn images(&self) -> Result<Vec<String>, UnpackError> {
-        let images = self.ports.images.list(&self.scope).await?;
+        let images = self.0.ports.images.list(&self.0.scope).await?;
         let mut names: Vec<String> = images.into_iter().map(|image| image.name).collect();
         names.sort();
         Ok(names)
@@ -138,7 +226,7 @@ impl Engine {
     /// # Errors
     /// What the backend says.
     pub async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>, UnpackError> {
-        Ok(self.ports.introspection.snapshotters().await?)
+        Ok(self.0.ports.introspection.snapshotters().await?)
     }
 
     /// Makes sure that `name` is a snapshotter that works.
@@ -146,60 +234,109 @@ impl Engine {
     /// # Errors
     /// [`UnpackError::NoSuchSnapshotter`] with those that do.
     pub async fn require_snapshotter(&self, name: &str) -> Result<(), UnpackError> {
-        let all = self.snapshotters().await?;
-        let found = all.iter().find(|snapshotter| snapshotter.name == name);
-        if found.is_some_and(|snapshotter| snapshotter.failure.is_none()) {
-            return Ok(());
-        }
-        Err(UnpackError::NoSuchSnapshotter {
-            snapshotter: name.to_owned(),
-            failure: found.and_then(|snapshotter| snapshotter.failure.clone()),
-            available: all
-                .iter()
-                .filter(|snapshotter| snapshotter.failure.is_none())
-                .map(|snapshotter| snapshotter.name.clone())
-                .collect(),
-        })
+        self.0.require_snapshotter(name).await
     }
 
-    async fn run(
-        &self,
-        request: &Request,
-        events: mpsc::UnboundedSender<Event>,
-    ) -> Result<Report, UnpackError> {
-        let started = Instant::now();
-        let plan = self.plan(request).await?;
-        let snapshotter = request.snapshotter.as_str();
-        if plan.image.reference.is_none() && labels::why_needed(snapshotter).is_some() {
+    /// The leases that engines made in the namespace, the oldest first.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub async fn leases(&self) -> Result<Vec<LeaseStatus>, UnpackError> {
+        self.0.leases().await
+    }
+
+    /// Ends the leases of the dead, and answers with them. What only they kept is garbage then.
+    ///
+    /// # Errors
+    /// What the backend says; leases are left then.
+    pub async fn sweep(&self) -> Result<Vec<LeaseStatus>, UnpackError> {
+        self.0.sweep().await
+    }
+}
+
+impl Inner {
+    /// The job for this plan: the one that runs already, or else a new one.
+    fn board(self: &Arc<Self>, plan: Plan, request: Request) -> Result<Arc<Flight>, UnpackError> {
+        let Request {
+            snapshotter,
+            repair,
+            ..
+        } = request;
+        if plan.image.reference.is_none() && labels::need(&snapshotter).is_some() {
             return Err(UnpackError::NoReference {
                 image: plan.image.name,
-                snapshotter: snapshotter.to_owned(),
+                snapshotter,
             });
         }
-        let teller = Teller {
-            plan: &plan,
-            image: &request.image,
-            snapshotter,
-            started,
-            events,
+        let mut flights = self.flights();
+        let running = flights
+            .iter()
+            .find(|flight| flight.serves(&plan, &snapshotter, repair));
+        if let Some(running) = running {
+            return Ok(Arc::clone(running));
+        }
+        let flight = Flight::new(plan, snapshotter, repair);
+        flights.push(Arc::clone(&flight));
+        let name = &flight.plan.image.name;
+        let span = tracing::info_span!("unpack", image = name, snapshotter = flight.snapshotter);
+        tokio::spawn(Arc::clone(self).fly(Arc::clone(&flight)).instrument(span));
+        Ok(flight)
+    }
+
+    /// Does a job to its end, whatever that is, and leaves nothing behind.
+    async fn fly(self: Arc<Self>, flight: Arc<Flight>) {
+        let tenure = Tenure::new(Arc::clone(&self), &flight.plan, &flight.snapshotter);
+        let tenure = Arc::new(tenure);
+        let chain = Chain::new(Arc::clone(&self), Arc::clone(&flight), Arc::clone(&tenure));
+        (0..flight.plan.layers.len()).for_each(|index| flight.tell(index, Phase::Planned));
+        // A task of its own, so that a panic ends only that.
+        let mut work = tokio::spawn(async move { chain.make().await }.in_current_span());
+        // A lease is succeeded well before half of its life is over.
+        let pause = self.lifetime / 3;
+        let mut succession = interval_at(Instant::now() + pause, pause);
+        let result = loop {
+            tokio::select! {
+                ended = &mut work => break ended,
+                _ = succession.tick() => {
+                    if let Err(error) = tenure.succeed().await {
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(error, "the job's lease was not succeeded this time");
+                    }
+                }
+            }
         };
-        (0..plan.layers.len()).for_each(|index| teller.tell(index, Phase::Planned));
-        let chain = Chain::new(&self.ports, &self.scope, &plan, snapshotter, &teller);
-        let layers = match chain.make().await {
-            Ok(layers) => layers,
-            Err(error) => return Err(self.explain(snapshotter, error).await),
+        let image = || flight.plan.image.name.clone();
+        let result = result.unwrap_or_else(|error| {
+            Err(UnpackError::Broken {
+                image: image(),
+                reason: error.to_string(),
+            })
+        });
+        let left = tenure.end(result.is_err()).await;
+        let clean = left.is_ok();
+        let result = match (result, left) {
+            (Err(cause), Err(Left::Snapshot(left, cleanup))) => Err(UnpackError::Unclean {
+                cause: Box::new(cause),
+                left,
+                cleanup,
+            }),
+            (result, Err(Left::Snapshot(_, error) | Left::Lease(error))) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the job is over, and its lease not yet");
+                result
+            }
+            (result, Ok(())) => result,
         };
-        Ok(Report {
-            image: request.image.clone(),
-            reference: plan.image.reference.clone(),
-            snapshotter: snapshotter.to_owned(),
-            platform: plan.platform.to_string(),
-            manifest: plan.manifest.digest.clone(),
-            config: plan.config.digest.clone(),
-            chain_id: plan.top().cloned(),
-            layers,
-            seconds: started.elapsed().as_secs_f64(),
-        })
+        let result = match result {
+            Ok(layers) => Ok(report(&flight, layers)),
+            Err(error) => Err(self.explain(&flight.snapshotter, error).await),
+        };
+        self.flights()
+            .retain(|running| !Arc::ptr_eq(running, &flight));
+        flight.finish(result);
+        if !clean {
+            self.reap().await;
+        }
     }
 
     /// containerd answers a wrong snapshotter name with InvalidArgument, whatever the call; asking
@@ -215,5 +352,59 @@ impl Engine {
             Err(missing @ UnpackError::NoSuchSnapshotter { .. }) => missing,
             _ => error,
         }
+    }
+
+    async fn require_snapshotter(&self, name: &str) -> Result<(), UnpackError> {
+        let all = self.ports.introspection.snapshotters().await?;
+        let found = all.iter().find(|snapshotter| snapshotter.name == name);
+        if found.is_some_and(|snapshotter| snapshotter.failure.is_none()) {
+            return Ok(());
+        }
+        Err(UnpackError::NoSuchSnapshotter {
+            snapshotter: name.to_owned(),
+            failure: found.and_then(|snapshotter| snapshotter.failure.clone()),
+            available: all
+                .iter()
+                .filter(|snapshotter| snapshotter.failure.is_none())
+                .map(|snapshotter| snapshotter.name.clone())
+                .collect(),
+        })
+    }
+
+    /// The right to write a layer now.
+    pub(crate) async fn may_apply(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        // Nobody closes it.
+        self.applies.acquire().await.ok()
+    }
+
+    /// The lock under which a snapshot is made, by whoever it may be on this machine.
+    pub(crate) async fn chain_lock(&self, snapshotter: &str, key: &str) -> Result<String, Error> {
+        let mut backend = "";
+        if self.locks.are_shared() {
+            let identity = || self.ports.introspection.identity();
+            backend = self.identity.get_or_try_init(identity).await?;
+        }
+        let namespace = &self.scope.namespace;
+        let of = format!("{backend}\n{namespace}\n{snapshotter}\n{key}");
+        Ok(format!("chain-{}", Digest::sha256(of.as_bytes()).encoded()))
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Vec<Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn report(flight: &Flight, layers: Vec<crate::LayerReport>) -> Report {
+    let plan = &flight.plan;
+    Report {
+        image: plan.image.name.clone(),
+        reference: plan.image.reference.clone(),
+        snapshotter: flight.snapshotter.clone(),
+        platform: plan.platform.to_string(),
+        manifest: plan.manifest.digest.clone(),
+        config: plan.config.digest.clone(),
+        chain_id: plan.top().cloned(),
+        layers,
+        seconds: flight.seconds(),
     }
 }

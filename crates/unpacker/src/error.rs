@@ -3,10 +3,14 @@
 
 //! What keeps an image from being ready: the thing, the reason, and the next step.
 
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey};
 
 /// Why an image could not be unpacked or checked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
     /// No record, normalised name or image ID fits.
@@ -177,6 +181,34 @@ pub enum UnpackError {
         /// Why.
         cleanup: Error,
     },
+    /// A layer without labels could be made again only if nothing stood on it.
+    #[error("layer {chain_id} of image {image} is in use on {snapshotter}, by {by}")]
+    InUse {
+        /// The image.
+        image: String,
+        /// The layer's snapshot.
+        chain_id: ChainId,
+        /// The snapshotter.
+        snapshotter: String,
+        /// The container, or else the snapshot that stands on it.
+        by: String,
+    },
+    /// The job was cancelled.
+    #[error("unpacking image {image} for {snapshotter} was cancelled")]
+    Cancelled {
+        /// The image.
+        image: String,
+        /// The snapshotter.
+        snapshotter: String,
+    },
+    /// The directory for locks cannot be used.
+    #[error("use {} for locks between processes", dir.display())]
+    RuntimeDir {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: Arc<io::Error>,
+    },
     /// The job's task ended without a result.
     #[error("the job for image {image} broke off: {reason}")]
     Broken {
@@ -218,11 +250,14 @@ impl UnpackError {
             Self::NoSuchSnapshotter { .. }
             | Self::NoReference { .. }
             | Self::Unlabelled { .. }
+            | Self::InUse { .. }
+            | Self::RuntimeDir { .. }
             | Self::Disagreement { .. } => Kind::FailedPrecondition,
             Self::WrongDiffId { .. } => Kind::DataLoss,
             Self::Layer { source, .. } | Self::Image { source, .. } => source.kind(),
             Self::Backend(error) => error.kind(),
             Self::Unclean { cause, .. } => cause.kind(),
+            Self::Cancelled { .. } => Kind::Cancelled,
             Self::Broken { .. } => Kind::Internal,
         }
     }
@@ -253,9 +288,16 @@ impl UnpackError {
             Self::WrongDiffId { .. } => {
                 "the image is broken or was tampered with: pull it again, and if that does not help build it again".to_owned()
             }
-            Self::Unlabelled { chain_id, snapshotter, .. } => format!(
-                "somebody unpacked it without labels: once no container uses it, remove it and what stands on it (`ctr --namespace {namespace} snapshots --snapshotter {snapshotter} rm {chain_id}`) and unpack again"
+            Self::Unlabelled { image, snapshotter, .. } => format!(
+                "somebody unpacked it without labels; `resnap --namespace {namespace} unpack {image} --snapshotter {snapshotter} --repair` mends it"
             ),
+            Self::InUse { by, .. } => format!("nothing was changed; remove {by} and try again"),
+            Self::Cancelled { .. } => {
+                "its finished layers stay for an hour; unpack it again to go on".to_owned()
+            }
+            Self::RuntimeDir { .. } => {
+                "choose another one with --runtime-dir or RESNAP_RUNTIME_DIR".to_owned()
+            }
             Self::Disagreement { snapshotter, .. } => format!(
                 "containerd's metadata and {snapshotter}'s own disagree: restart {snapshotter}, or remove the snapshot there"
             ),

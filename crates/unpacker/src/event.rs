@@ -28,6 +28,9 @@ pub struct Event {
     pub bytes: u64,
     /// Since the job began.
     pub seconds: f64,
+    /// For whom the layer waits, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }
 
 /// What can happen to a layer.
@@ -39,6 +42,8 @@ pub enum Phase {
     Planned,
     /// It was there when the job looked.
     Existed,
+    /// Somebody else makes it, and the job waits for them.
+    Waiting,
     /// Its snapshot is active.
     Prepared,
     /// Its content is being written.
@@ -69,6 +74,18 @@ pub enum Outcome {
     Staged,
     /// The snapshotter needs no content for it.
     Remote,
+}
+
+impl From<Outcome> for Phase {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Applied => Self::Committed,
+            Outcome::Existed => Self::Existed,
+            Outcome::Joined => Self::Joined,
+            Outcome::Staged => Self::Staged,
+            Outcome::Remote => Self::Remote,
+        }
+    }
 }
 
 /// One layer of a [`Report`].

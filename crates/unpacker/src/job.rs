@@ -1,79 +1,107 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A running unpack.
+//! What a caller has of a job.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use resnap_core::ChainId;
-use tokio::sync::mpsc;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
 use tokio::task::JoinHandle;
 
-use crate::plan::PlannedLayer;
-use crate::{Event, Phase, Plan, Report, UnpackError};
+use crate::flight::Flight;
+use crate::{Event, Report, UnpackError};
 
-/// The handle of a running unpack. Dropping it stops neither the work nor its clean-up.
+/// A caller's handle of a job. Dropping it stops nothing: the job belongs to the engine, and others
+/// may wait for it as well.
 #[derive(Debug)]
 pub struct Job {
-    pub(crate) image: String,
-    pub(crate) events: mpsc::UnboundedReceiver<Event>,
-    pub(crate) task: JoinHandle<Result<Report, UnpackError>>,
+    /// As the caller wrote it.
+    image: String,
+    /// The job itself, once it is planned.
+    flight: Shared<BoxFuture<'static, Result<Arc<Flight>, UnpackError>>>,
+    canceller: Canceller,
+    told: usize,
+}
+
+/// Cancels a job.
+#[derive(Debug, Clone, Default)]
+pub struct Canceller(Arc<Cancelling>);
+
+#[derive(Debug, Default)]
+struct Cancelling {
+    asked: AtomicBool,
+    flight: OnceLock<Arc<Flight>>,
+}
+
+impl Canceller {
+    /// Makes the job stop, for all who wait for it: its active snapshot is removed, its committed
+    /// layers stay under its lease. It ends, with [`UnpackError::Cancelled`], once that is done.
+    pub fn cancel(&self) {
+        self.0.asked.store(true, Ordering::SeqCst);
+        if let Some(flight) = self.0.flight.get() {
+            flight.cancel();
+        }
+    }
+
+    /// Names the job, once it is known.
+    pub(crate) fn aim(&self, flight: &Arc<Flight>) {
+        // A handle is of one job.
+        let _ = self.0.flight.set(Arc::clone(flight));
+        if self.0.asked.load(Ordering::SeqCst) {
+            flight.cancel();
+        }
+    }
 }
 
 impl Job {
-    /// The next event, `None` after the last. Cancel-safe.
+    pub(crate) fn new(
+        image: String,
+        begin: JoinHandle<Result<Arc<Flight>, UnpackError>>,
+        canceller: Canceller,
+    ) -> Self {
+        let name = image.clone();
+        let flight = begin.map(|begun| {
+            begun.unwrap_or_else(|error| {
+                Err(UnpackError::Broken {
+                    image: name,
+                    reason: error.to_string(),
+                })
+            })
+        });
+        Self {
+            image,
+            flight: flight.boxed().shared(),
+            canceller,
+            told: 0,
+        }
+    }
+
+    /// The next event, `None` after the last. Who joins a job that runs gets its events from the
+    /// first one on. Cancel-safe.
     pub async fn next_event(&mut self) -> Option<Event> {
-        self.events.recv().await
+        let flight = self.flight.clone().await.ok()?;
+        let mut event = flight.event(self.told).await?;
+        self.told += 1;
+        event.image.clone_from(&self.image);
+        Some(event)
     }
 
     /// The end of the job. Events that were not asked for are dropped.
     ///
     /// # Errors
-    /// What kept the image from being ready. No active snapshot is left then.
+    /// What kept the image from being ready. No active snapshot is left then, unless the error is
+    /// [`UnpackError::Unclean`].
     pub async fn report(self) -> Result<Report, UnpackError> {
-        let Self { image, task, .. } = self;
-        task.await.unwrap_or_else(|error| {
-            Err(UnpackError::Broken {
-                image,
-                reason: error.to_string(),
-            })
-        })
+        let Self { image, flight, .. } = self;
+        let mut report = flight.await?.result().await?;
+        report.image = image;
+        Ok(report)
     }
-}
 
-/// Tells events of one job.
-#[derive(Debug)]
-pub(crate) struct Teller<'a> {
-    pub(crate) plan: &'a Plan,
-    pub(crate) image: &'a str,
-    pub(crate) snapshotter: &'a str,
-    pub(crate) started: Instant,
-    pub(crate) events: mpsc::UnboundedSender<Event>,
-}
-
-impl Teller<'_> {
-    /// Tells `phase` of the layer at `index`.
-    pub(crate) fn tell(&self, index: usize, phase: Phase) {
-        let Some(PlannedLayer {
-            descriptor,
-            chain_id,
-            ..
-        }) = self.plan.layers.get(index)
-        else {
-            return;
-        };
-        let chain_id: &ChainId = chain_id;
-        // Nobody listening is fine.
-        let _ = self.events.send(Event {
-            image: self.image.to_owned(),
-            snapshotter: self.snapshotter.to_owned(),
-            phase,
-            layer: index + 1,
-            layers: self.plan.layers.len(),
-            digest: descriptor.digest.clone(),
-            chain_id: chain_id.clone(),
-            bytes: descriptor.size,
-            seconds: self.started.elapsed().as_secs_f64(),
-        });
+    /// What cancels the job, at any time and from anywhere.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
     }
 }

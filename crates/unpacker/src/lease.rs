@@ -1,81 +1,246 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The lease under which a job works.
+//! What a job holds on the node: its lease, which another succeeds before it expires, and the
+//! active snapshot it is filling.
 
-use std::hash::{BuildHasher as _, RandomState};
-use std::time::{Duration, SystemTime};
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use resnap_core::{ChainId, Digest, Labels, LeaseId, Ports, Resource, Result, Scope, labels};
+use resnap_core::{
+    Digest, Error, Kind, Labels, LeaseId, Resource, Result, Scope, SnapshotKey, labels,
+};
+use tokio::sync::{RwLock, RwLockReadGuard};
 
-/// A lease ends by itself after this time, whatever happens to the job.
-const LIFETIME: Duration = Duration::from_secs(3600);
+use crate::Plan;
+use crate::engine::Shared;
+use crate::locks::{Lock, unique};
 
-/// On our leases: the image, for whoever looks at them.
-const IMAGE_LABEL: &str = "resnap.io/image";
+/// On our leases: the image, for whoever looks at them. It tells our leases from others.
+pub(crate) const IMAGE: &str = "resnap.io/image";
+/// On our leases: the snapshotter.
+pub(crate) const SNAPSHOTTER: &str = "resnap.io/snapshotter";
+/// On our leases: the chain that is made under it, by its top.
+pub(crate) const CHAIN_ID: &str = "resnap.io/chain-id";
+/// On our leases: [`crate::locks::Locks::identity`] of the maker; only who shares it can tell
+/// whether the maker is alive.
+pub(crate) const LOCKS: &str = "resnap.io/locks";
 
-/// A lease that exists, and the scope of calls under it.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    id: LeaseId,
-    pub(crate) scope: Scope,
+/// How long undoing may take: its own time, as the caller's may be over.
+const CLEANUP_TIME: Duration = Duration::from_secs(10);
+
+/// The lock that whoever made the lease holds for as long as it works under it.
+pub(crate) fn lock_name(lease: &LeaseId) -> String {
+    format!("lease-{}", lease.0)
 }
 
-impl Lease {
-    /// Makes a lease for the image at `target`, and puts the target on it.
-    pub(crate) async fn create(
-        ports: &Ports,
-        scope: &Scope,
-        image: &str,
-        target: &Digest,
-    ) -> Result<Self> {
-        let id = LeaseId(format!("resnap-{}", unique()).into());
-        let expiry = humantime::format_rfc3339_seconds(SystemTime::now() + LIFETIME).to_string();
+/// A lease, and the scope of calls under it.
+#[derive(Debug)]
+struct Lease {
+    id: LeaseId,
+    scope: Scope,
+    /// Held while we work under it.
+    _lock: Lock,
+}
+
+/// What one job holds.
+#[derive(Debug)]
+pub(crate) struct Tenure {
+    shared: Shared,
+    target: Digest,
+    snapshotter: String,
+    labels: Labels,
+    lease: RwLock<Option<Lease>>,
+    active: Mutex<Option<SnapshotKey>>,
+    /// Whether there is something that only the lease keeps.
+    made: AtomicBool,
+}
+
+/// What could not be removed, and why.
+#[derive(Debug)]
+pub(crate) enum Left {
+    /// The active snapshot.
+    Snapshot(SnapshotKey, Error),
+    /// The lease.
+    Lease(Error),
+}
+
+impl Tenure {
+    pub(crate) fn new(shared: Shared, plan: &Plan, snapshotter: &str) -> Self {
         // A long name may not fit into a label, and is only told.
-        let image = image.chars().take(1024).collect();
-        let labels = Labels::from([
-            (labels::GC_EXPIRE.to_owned(), expiry),
-            (IMAGE_LABEL.to_owned(), image),
+        let image = plan.image.name.chars().take(1024).collect();
+        let mut labels = Labels::from([
+            (IMAGE.to_owned(), image),
+            (SNAPSHOTTER.to_owned(), snapshotter.to_owned()),
+            (LOCKS.to_owned(), shared.locks.identity().to_owned()),
         ]);
-        ports.leases.create(scope, &id, &labels).await?;
-        let lease = Self {
-            scope: scope.leased(id.clone()),
-            id,
-        };
-        ports
-            .leases
-            .add_resource(&lease.scope, &lease.id, Resource::Content(target))
-            .await?;
-        Ok(lease)
+        if let Some(top) = plan.top() {
+            labels.insert(CHAIN_ID.to_owned(), top.to_string());
+        }
+        Self {
+            shared,
+            target: plan.image.target.digest.clone(),
+            snapshotter: snapshotter.to_owned(),
+            labels,
+            lease: RwLock::default(),
+            active: Mutex::default(),
+            made: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes the lease and puts the image's target on it. What was made is known to
+    /// [`Tenure::end`] even if this fails.
+    pub(crate) async fn begin(&self) -> Result<()> {
+        let mut current = self.lease.write().await;
+        let lease = current.insert(self.lease()?);
+        self.create(lease).await?;
+        let target = Resource::Content(self.target.clone());
+        let leases = &self.shared.ports.leases;
+        leases.add_resource(&lease.scope, &lease.id, &target).await
+    }
+
+    /// The scope of calls under the lease, which is not succeeded while this is held.
+    pub(crate) async fn scope(&self) -> Result<RwLockReadGuard<'_, Scope>> {
+        let lease = self.lease.read().await;
+        RwLockReadGuard::try_map(lease, |lease| lease.as_ref().map(|lease| &lease.scope))
+            .map_err(|_| Error::new(Kind::Internal, "work under", "a lease that was never made"))
     }
 
     /// Adds a snapshot that somebody else made. It may have been collected before: look again.
-    pub(crate) async fn add(
-        &self,
-        ports: &Ports,
-        snapshotter: &str,
-        chain_id: &ChainId,
-    ) -> Result<()> {
-        let resource = Resource::Snapshot {
-            snapshotter,
-            chain_id,
+    pub(crate) async fn keep(&self, key: SnapshotKey) -> Result<()> {
+        let scope = self.scope().await?;
+        let Some(lease) = &scope.lease else {
+            return Ok(());
         };
-        ports
-            .leases
-            .add_resource(&self.scope, &self.id, resource)
-            .await
+        let snapshotter = self.snapshotter.clone();
+        let resource = Resource::Snapshot { snapshotter, key };
+        let leases = &self.shared.ports.leases;
+        leases.add_resource(&scope, lease, &resource).await
     }
 
-    /// Ends the lease; one that has ended already is fine.
-    pub(crate) async fn delete(self, ports: &Ports) -> Result<()> {
-        match ports.leases.delete(&self.scope, &self.id).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
+    /// Notes the active snapshot that is made or may be made from now on.
+    pub(crate) fn fill(&self, key: &SnapshotKey) {
+        *self.active() = Some(key.clone());
+    }
+
+    /// Notes that the active snapshot is none any more.
+    pub(crate) fn filled(&self) {
+        *self.active() = None;
+    }
+
+    /// Notes that something is worth keeping if the job fails.
+    pub(crate) fn made(&self) {
+        self.made.store(true, Ordering::Relaxed);
+    }
+
+    /// Removes the active snapshot, if there is one.
+    pub(crate) async fn remove_active(&self) -> Result<(), Left> {
+        let Some(key) = self.active().clone() else {
+            return Ok(());
+        };
+        let scope = &self.shared.scope;
+        let snapshotters = &self.shared.ports.snapshotters;
+        let snapshotter = snapshotters.snapshotter(&self.snapshotter);
+        match in_time(snapshotter.remove(scope, &key)).await {
+            Err(error) if !error.is_not_found() => Err(Left::Snapshot(key, error)),
+            _ => {
+                self.filled();
+                Ok(())
+            }
         }
+    }
+
+    /// Makes another lease with all that this one keeps, and ends this one. A lease cannot be
+    /// prolonged.
+    pub(crate) async fn succeed(&self) -> Result<()> {
+        let leases = &self.shared.ports.leases;
+        let mut current = self.lease.write().await;
+        let Some(old) = &*current else {
+            return Ok(());
+        };
+        let new = self.lease()?;
+        let succession = async {
+            self.create(&new).await?;
+            for resource in leases.resources(&old.scope, &old.id).await? {
+                leases.add_resource(&new.scope, &new.id, &resource).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = succession.await {
+            // One that stays expires.
+            let _ = in_time(leases.delete(&new.scope, &new.id)).await;
+            return Err(error);
+        }
+        let old = current.replace(new);
+        drop(current);
+        match old {
+            Some(old) => delete(&self.shared, &old).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes what the job must not leave. `keep` is for a job that failed: its layers stay under
+    /// the lease until that expires.
+    pub(crate) async fn end(&self, keep: bool) -> Result<(), Left> {
+        let removed = self.remove_active().await;
+        // Taking the lease out gives its lock back, so that the next job may take it over.
+        let Some(lease) = self.lease.write().await.take() else {
+            return removed;
+        };
+        if removed.is_err() || keep && self.made.load(Ordering::Relaxed) {
+            return removed;
+        }
+        delete(&self.shared, &lease).await.map_err(Left::Lease)
+    }
+
+    /// A lease's name, locked.
+    fn lease(&self) -> Result<Lease> {
+        let id = LeaseId(format!("resnap-{}", unique()).into());
+        let purpose = format!("{} on {}", self.labels[IMAGE], self.snapshotter);
+        let name = lock_name(&id);
+        let failed = |name: String| Error::new(Kind::FailedPrecondition, "lock", name);
+        let lock = match self.shared.locks.try_lock(&name, &purpose) {
+            Ok(Ok(lock)) => lock,
+            Ok(Err(holder)) => return Err(failed(name).because(holder)),
+            Err(error) => return Err(failed(name).because(error)),
+        };
+        Ok(Lease {
+            scope: self.shared.scope.leased(id.clone()),
+            id,
+            _lock: lock,
+        })
+    }
+
+    async fn create(&self, lease: &Lease) -> Result<()> {
+        let expiry = self.shared.clock.now() + self.shared.lifetime;
+        let expiry = humantime::format_rfc3339_seconds(expiry).to_string();
+        let mut labels = self.labels.clone();
+        labels.insert(labels::GC_EXPIRE.to_owned(), expiry);
+        let leases = &self.shared.ports.leases;
+        leases.create(&self.shared.scope, &lease.id, &labels).await
+    }
+
+    fn active(&self) -> MutexGuard<'_, Option<SnapshotKey>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A name nobody else has: 64 random bits, as the standard library seeds its hash maps.
-pub(crate) fn unique() -> String {
-    format!("{:016x}", RandomState::new().hash_one(SystemTime::now()))
+/// Ends a lease; one that has ended already is fine.
+async fn delete(shared: &Shared, lease: &Lease) -> Result<()> {
+    match in_time(shared.ports.leases.delete(&shared.scope, &lease.id)).await {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Undoing that takes too long is given up; the lease's expiry does it then.
+pub(crate) async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(CLEANUP_TIME, work)
+        .await
+        .unwrap_or_else(|_| {
+            let limit = format!("{CLEANUP_TIME:?}");
+            Err(Error::new(Kind::DeadlineExceeded, "clean up in", limit))
+        })
 }

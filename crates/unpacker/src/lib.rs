@@ -17,22 +17,30 @@
 //! - The digest of what was written must be the config's diff ID.
 //! - After an error no active snapshot of the job is left; committed layers stay, under a lease
 //!   that ends by itself, for the next try.
-//! - Work runs in a task of its own: a [`Job`] that is dropped goes on.
+//! - A job belongs to the engine: a [`Job`] that is dropped goes on, who asks for the same joins
+//!   it, and only a [`Canceller`] stops it.
+//! - A layer is made once, however many ask for it: jobs, images that share it, processes.
+//! - What a dead job left is taken over by the next one for its image, or removed.
 
 mod chain;
 mod check;
+mod dead;
 mod engine;
 mod error;
 mod event;
+mod flight;
 mod image;
 mod job;
 mod lease;
+mod locks;
 mod plan;
+mod repair;
 
 pub use check::{Check, LabelState, LayerCheck, LayerState, Readiness};
-pub use engine::{Engine, Request};
+pub use dead::{LeaseStatus, Owner};
+pub use engine::{Engine, Request, Settings};
 pub use error::UnpackError;
 pub use event::{Event, LayerReport, Outcome, Phase, Report};
 pub use image::ResolvedImage;
-pub use job::Job;
+pub use job::{Canceller, Job};
 pub use plan::{Plan, PlannedLayer};

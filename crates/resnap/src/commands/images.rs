@@ -10,7 +10,7 @@ use resnap_unpacker::{Engine, Request, UnpackError};
 use serde::Serialize;
 
 use super::{Outcome, working_snapshotters};
-use crate::output::{Output, one_line, short, text};
+use crate::output::{Output, one_line, or_dash, short, text};
 
 /// One row.
 #[derive(Serialize)]
@@ -49,15 +49,14 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
         for row in &rows {
             let ready = row.ready.iter().filter(|(_, ready)| **ready);
             let ready: Vec<&str> = ready.map(|(name, _)| name.as_str()).collect();
-            let ready = match (&row.problem, ready.is_empty()) {
-                (Some(problem), _) => one_line(problem, 72),
-                (None, true) => "-".to_owned(),
-                (None, false) => ready.join(", "),
+            let ready = match &row.problem {
+                Some(problem) => one_line(problem, 72),
+                None => or_dash(Some(ready.join(", "))),
             };
             table.row([
                 row.image.clone(),
-                row.id.as_deref().map_or_else(|| "-".to_owned(), short),
-                row.platform.clone().unwrap_or_else(|| "-".to_owned()),
+                or_dash(row.id.as_deref().map(short)),
+                or_dash(row.platform.clone()),
                 row.layers.to_string(),
                 ready,
             ]);

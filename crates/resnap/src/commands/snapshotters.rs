@@ -9,7 +9,7 @@ use resnap_unpacker::Engine;
 use serde::Serialize;
 
 use super::Outcome;
-use crate::output::{Output, one_line};
+use crate::output::{Output, one_line, or_dash};
 
 /// One row.
 #[derive(Serialize)]
@@ -26,7 +26,7 @@ struct Row {
 impl From<SnapshotterInfo> for Row {
     fn from(info: SnapshotterInfo) -> Self {
         Self {
-            needs_labels: labels::why_needed(&info.name),
+            needs_labels: labels::need(&info.name).map(|need| need.why),
             working: info.failure.is_none(),
             platforms: info.platforms.iter().map(ToString::to_string).collect(),
             name: info.name,
@@ -60,20 +60,12 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
             table.row([
                 row.name.clone(),
                 status,
-                dash_if_empty(row.capabilities.join(", ")),
-                dash_if_empty(row.platforms.join(", ")),
+                or_dash(Some(row.capabilities.join(", "))),
+                or_dash(Some(row.platforms.join(", "))),
                 row.needs_labels
                     .map_or_else(|| "no".to_owned(), |why| format!("yes: {why}")),
             ]);
         }
     })?;
     Ok(Outcome::Done)
-}
-
-fn dash_if_empty(text: String) -> String {
-    if text.is_empty() {
-        "-".to_owned()
-    } else {
-        text
-    }
 }

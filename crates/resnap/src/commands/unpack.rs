@@ -4,7 +4,12 @@
 //! `resnap unpack`.
 
 use anyhow::Result;
-use resnap_unpacker::{Engine, Outcome as LayerOutcome, Report, Request};
+use resnap_unpacker::{
+    Canceller, Engine, Event, Job, Outcome as LayerOutcome, Report, Request, UnpackError,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::Outcome;
 use crate::args::UnpackArguments;
@@ -16,37 +21,76 @@ pub(crate) async fn run(
     arguments: UnpackArguments,
     output: &mut Output,
 ) -> Result<Outcome> {
-    let mut worst = Outcome::Done;
-    for image in arguments.images {
-        let request = Request {
+    let jobs = arguments.images.into_iter().map(|image| {
+        engine.unpack(Request {
             platform: arguments.platform.clone(),
+            repair: arguments.repair,
             ..Request::new(image, &arguments.snapshotter)
-        };
-        // One image that fails must not keep the others from being unpacked.
-        if let Err(error) = unpack(engine, request, output).await {
-            worst = worst.max(output.error(&error));
+        })
+    });
+    let jobs: Vec<Job> = jobs.collect();
+    let signals = listen(jobs.iter().map(Job::canceller).collect())?;
+    let mut progress = (!output.is_json()).then(|| Progress::new(jobs.len()));
+    let (sender, mut told) = mpsc::unbounded_channel();
+    for (number, job) in jobs.into_iter().enumerate() {
+        tokio::spawn(follow(number, job, sender.clone()));
+    }
+    drop(sender);
+    let mut worst = Outcome::Done;
+    while let Some((number, told)) = told.recv().await {
+        match (told, &mut progress) {
+            (Told::Event(event), Some(progress)) => progress.show(number, &event),
+            (Told::Event(event), None) => output.json_line(&event)?,
+            (Told::End(result), progress) => {
+                if let Some(progress) = progress {
+                    progress.finish(number);
+                }
+                // One image that fails must not keep the others from being unpacked.
+                match *result {
+                    Ok(report) if output.is_json() => {
+                        output.json_line(&serde_json::json!({ "report": report }))?;
+                    }
+                    Ok(report) => output.line(summary(&report))?,
+                    Err(error) => worst = worst.max(output.error(&error.into())),
+                }
+            }
         }
     }
+    signals.abort();
     Ok(worst)
 }
 
-async fn unpack(engine: &Engine, request: Request, output: &mut Output) -> Result<()> {
-    let mut job = engine.unpack(request);
-    let mut progress = (!output.is_json()).then(Progress::new);
+/// What a job tells.
+enum Told {
+    Event(Event),
+    End(Box<Result<Report, UnpackError>>),
+}
+
+async fn follow(number: usize, mut job: Job, told: mpsc::UnboundedSender<(usize, Told)>) {
+    // Who listens does so to the end, or is gone with the process.
     while let Some(event) = job.next_event().await {
-        match &mut progress {
-            Some(progress) => progress.show(&event),
-            None => output.json_line(&event)?,
+        let _ = told.send((number, Told::Event(event)));
+    }
+    let end = Told::End(Box::new(job.report().await));
+    let _ = told.send((number, end));
+}
+
+/// The first signal cancels the jobs, which then clean up; the second does not wait for that.
+fn listen(cancellers: Vec<Canceller>) -> Result<JoinHandle<()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(tokio::spawn(async move {
+        for patient in [true, false] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if !patient {
+                std::process::exit(Outcome::Cancelled as i32);
+            }
+            cancellers.iter().for_each(Canceller::cancel);
         }
-    }
-    if let Some(progress) = progress {
-        progress.finish();
-    }
-    let report = job.report().await?;
-    if output.is_json() {
-        return output.json_line(&serde_json::json!({ "report": report }));
-    }
-    output.line(summary(&report))
+    }))
 }
 
 fn summary(report: &Report) -> String {

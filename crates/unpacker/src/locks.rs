@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What one does and nobody else may meanwhile: locks by name, within this process and, with a
+//! runtime directory, between processes.
+//!
+//! Between processes a lock is a file that its holder has locked (`flock`), so it ends with the
+//! holder however that ends. The file says who that is, for those who wait.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+
+/// How often a lock of another process is tried again: flock can wait, but not be given up.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Most bytes read of what a file says about its holder.
+const MAX_HOLDER: u64 = 512;
+
+const SUFFIX: &str = ".lock";
+
+/// The locks of an engine. Clones are the same locks.
+#[derive(Debug, Clone)]
+pub(crate) struct Locks(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: Option<PathBuf>,
+    identity: String,
+    held: Mutex<HashSet<String>>,
+    released: Notify,
+}
+
+/// A lock that is held, until dropped.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    locks: Locks,
+    name: String,
+    file: Option<File>,
+}
+
+impl Locks {
+    /// Locks that other processes know nothing of.
+    pub(crate) fn in_process() -> Self {
+        Self::new(None, format!("process {}", unique()))
+    }
+
+    /// Locks that hold between all processes with the same `dir`, which is made if need be.
+    pub(crate) fn in_dir(dir: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        // Containers that each have a directory of this name do not share it.
+        let metadata = fs::metadata(dir)?;
+        let identity = format!("directory {}:{}", metadata.dev(), metadata.ino());
+        Ok(Self::new(Some(dir.to_owned()), identity))
+    }
+
+    fn new(dir: Option<PathBuf>, identity: String) -> Self {
+        Self(Arc::new(Inner {
+            dir,
+            identity,
+            held: Mutex::default(),
+            released: Notify::new(),
+        }))
+    }
+
+    /// What those have in common who see the same locks.
+    pub(crate) fn identity(&self) -> &str {
+        &self.0.identity
+    }
+
+    /// Whether other processes may see these locks.
+    pub(crate) fn are_shared(&self) -> bool {
+        self.0.dir.is_some()
+    }
+
+    /// Takes the lock `name` for `purpose`, or says who has it.
+    pub(crate) fn try_lock(&self, name: &str, purpose: &str) -> io::Result<Result<Lock, String>> {
+        if !self.held().insert(name.to_owned()) {
+            return Ok(Err("another job of this process".to_owned()));
+        }
+        // From here on a drop gives the name back.
+        let mut lock = Lock {
+            locks: self.clone(),
+            name: name.to_owned(),
+            file: None,
+        };
+        if let Some(path) = self.path(name) {
+            match lock_file(&path)? {
+                Ok(mut file) => {
+                    file.set_len(0)?;
+                    write!(file, "process {} ({purpose})", std::process::id())?;
+                    lock.file = Some(file);
+                }
+                Err(holder) => return Ok(Err(holder)),
+            }
+        }
+        Ok(Ok(lock))
+    }
+
+    /// Waits for the lock `name`; `waits` is told for whom, once for each. Cancel-safe.
+    pub(crate) async fn lock(
+        &self,
+        name: &str,
+        purpose: &str,
+        mut waits: impl FnMut(String),
+    ) -> io::Result<Lock> {
+        let mut told = None;
+        loop {
+            let mut released = pin!(self.0.released.notified());
+            // Before the look, so that no release goes unnoticed.
+            released.as_mut().enable();
+            let holder = match self.try_lock(name, purpose)? {
+                Ok(lock) => return Ok(lock),
+                Err(holder) => holder,
+            };
+            if told.as_ref() != Some(&holder) {
+                waits(holder.clone());
+                told = Some(holder);
+            }
+            // Other processes wake nobody here.
+            tokio::select! {
+                () = released => {}
+                () = tokio::time::sleep(POLL) => {}
+            }
+        }
+    }
+
+    /// Who holds `name`, if anybody does.
+    pub(crate) fn holder(&self, name: &str) -> io::Result<Option<String>> {
+        if self.held().contains(name) {
+            return Ok(Some(format!("process {}", std::process::id())));
+        }
+        let Some(path) = self.path(name).filter(|path| path.exists()) else {
+            return Ok(None);
+        };
+        match lock_file(&path)? {
+            Err(holder) => Ok(Some(holder)),
+            // It was left behind; we hold it now and may remove it.
+            Ok(_locked) => fs::remove_file(path).map(|()| None),
+        }
+    }
+
+    /// Removes the files of those that ended without doing so.
+    pub(crate) fn sweep(&self) -> io::Result<()> {
+        let Some(dir) = &self.0.dir else {
+            return Ok(());
+        };
+        for entry in fs::read_dir(dir)? {
+            let name = entry?.file_name();
+            if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) {
+                self.holder(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        let dir = self.0.dir.as_ref()?;
+        Some(dir.join(format!("{name}{SUFFIX}")))
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.file.is_some()
+            && let Some(path) = self.locks.path(&self.name)
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::warn!(?path, %error, "a lock's file stays");
+        }
+        self.locks.held().remove(&self.name);
+        // A try that failed wakes nobody: it would wake itself, and so not wait at all.
+        if self.file.is_some() || !self.locks.are_shared() {
+            self.locks.0.released.notify_waiters();
+        }
+    }
+}
+
+/// The file at `path`, locked, or who has it.
+fn lock_file(path: &Path) -> io::Result<Result<File, String>> {
+    loop {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(Err(says(&mut file))),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // The last holder may have removed the file between our open and our lock.
+        let there = fs::metadata(path).map(|metadata| metadata.ino());
+        if there.is_ok_and(|inode| file.metadata().is_ok_and(|own| own.ino() == inode)) {
+            return Ok(Ok(file));
+        }
+    }
+}
+
+/// What a lock's file says about its holder.
+fn says(file: &mut File) -> String {
+    let mut text = String::new();
+    // Who it is does not matter enough to fail for.
+    let _ = file.take(MAX_HOLDER).read_to_string(&mut text);
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    if text.is_empty() {
+        return "another process".to_owned();
+    }
+    text
+}
+
+/// A name nobody else has: 64 random bits, as the standard library seeds its hash maps.
+pub(crate) fn unique() -> String {
+    format!("{:016x}", RandomState::new().hash_one(SystemTime::now()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> (tempfile::TempDir, Locks, Locks) {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second] = [(); 2].map(|()| Locks::in_dir(dir.path()).unwrap());
+        (dir, first, second)
+    }
+
+    #[test]
+    fn one_holds_and_others_learn_who() {
+        let (dir, first, second) = two();
+        assert_eq!(first.identity(), second.identity());
+        let lock = first.try_lock("a", "web on erofs").unwrap().unwrap();
+        let own = format!("process {} (web on erofs)", std::process::id());
+        assert_eq!(second.try_lock("a", "").unwrap().unwrap_err(), own);
+        assert_eq!(second.holder("a").unwrap(), Some(own));
+        assert!(first.try_lock("a", "").unwrap().is_err());
+        assert!(second.try_lock("b", "").unwrap().is_ok());
+        drop(lock);
+        assert!(second.try_lock("a", "").unwrap().is_ok());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn files_of_the_dead_go_and_of_the_living_stay() {
+        let (dir, first, second) = two();
+        let lock = first.try_lock("living", "").unwrap().unwrap();
+        fs::write(dir.path().join("dead.lock"), "process 1").unwrap();
+        assert_eq!(second.holder("dead").unwrap(), None);
+        fs::write(dir.path().join("dead.lock"), "process 1").unwrap();
+        second.sweep().unwrap();
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(second.holder("living").unwrap().is_some());
+        drop(lock);
+    }
+
+    #[tokio::test]
+    async fn waiters_get_it_one_by_one() {
+        let (_dir, first, second) = two();
+        let inside = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let tasks = (0..20).map(|number| {
+            let locks = if number % 2 == 0 { &first } else { &second }.clone();
+            let inside = Arc::clone(&inside);
+            tokio::spawn(async move {
+                let lock = locks.lock("a", "", drop).await.unwrap();
+                assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                tokio::task::yield_now().await;
+                inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                drop(lock);
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+    }
+}

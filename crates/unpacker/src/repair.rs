@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Chains that somebody unpacked without labels.
+
+use resnap_core::labels::{Need, NeededOn};
+use resnap_core::{Labels, SnapshotKey, labels};
+
+use crate::UnpackError;
+use crate::chain::Chain;
+use crate::plan::PlannedLayer;
+
+impl Chain {
+    /// Gives the layers that are there the labels they lack: by setting them where that makes of a
+    /// snapshot what it would have been with them; else the layers are removed, from the top down,
+    /// to be made again. Nothing is changed where a snapshot to be removed is in use.
+    pub(crate) async fn repair(&self) -> Result<(), UnpackError> {
+        let layers = &self.flight.plan.layers;
+        let need = labels::need(&self.flight.snapshotter);
+        if let (Some(mended_by), Some(top)) = (need.and_then(|need| need.mended_by), layers.last())
+        {
+            return self.mend(top, mended_by).await;
+        }
+        let mut present = 0;
+        let mut lowest = None;
+        for (index, layer) in layers.iter().enumerate() {
+            let Some(info) = self.find(layer).await? else {
+                break;
+            };
+            present = index + 1;
+            if lowest.is_none() && !labels::missing(&info.labels).is_empty() {
+                lowest = Some(index);
+            }
+        }
+        let Some(lowest) = lowest else {
+            return Ok(());
+        };
+        for index in lowest..present {
+            self.require_unused(index).await?;
+        }
+        for (index, layer) in layers[lowest..present].iter().enumerate().rev() {
+            let _lock = self.lock(lowest + index).await?;
+            let removed = self
+                .snapshotter
+                .remove(&self.shared.scope, &SnapshotKey::from(&layer.chain_id))
+                .await;
+            if let Err(error) = removed
+                && !error.is_not_found()
+            {
+                return Err(self.failed_layer(lowest + index, error));
+            }
+        }
+        Ok(())
+    }
+
+    async fn mend(
+        &self,
+        top: &PlannedLayer,
+        (key, value): (&str, &str),
+    ) -> Result<(), UnpackError> {
+        let Some(info) = self.find(top).await? else {
+            return Ok(());
+        };
+        if labels::missing(&info.labels).is_empty() {
+            return Ok(());
+        }
+        let mut labels: Labels = top.labels.clone();
+        labels.insert(key.to_owned(), value.to_owned());
+        let (scope, key) = (&self.shared.scope, SnapshotKey::from(&top.chain_id));
+        let mended = self.snapshotter.set_labels(scope, &key, &labels);
+        mended.await.map_err(|error| self.failed(error))
+    }
+
+    /// That nothing stands on a layer but the next one of this image.
+    async fn require_unused(&self, index: usize) -> Result<(), UnpackError> {
+        let layers = &self.flight.plan.layers;
+        let layer = &layers[index];
+        let key = SnapshotKey::from(&layer.chain_id);
+        let scope = &self.shared.scope;
+        let children = self.snapshotter.children(scope, &key).await;
+        let children = children.map_err(|error| self.failed_layer(index, error))?;
+        let next = layers.get(index + 1);
+        let next = next.map(|next| SnapshotKey::from(&next.chain_id));
+        let other = children
+            .into_iter()
+            .find(|child| Some(&child.key) != next.as_ref());
+        let Some(other) = other else {
+            return Ok(());
+        };
+        let containers = self.shared.ports.containers.list(scope).await;
+        let containers = containers.map_err(|error| self.failed(error))?;
+        let container = containers.into_iter().find(|container| {
+            container.snapshotter == self.flight.snapshotter && container.snapshot == other.key
+        });
+        Err(UnpackError::InUse {
+            image: self.flight.plan.image.name.clone(),
+            chain_id: layer.chain_id.clone(),
+            snapshotter: self.flight.snapshotter.clone(),
+            by: match container {
+                Some(container) => format!("container {}", container.id),
+                None => format!("snapshot {}", other.key),
+            },
+        })
+    }
+
+    /// Where the snapshotter needs labels, the lowest `count` layers must have them.
+    pub(crate) async fn require_labels(&self, count: usize) -> Result<(), UnpackError> {
+        let layers = &self.flight.plan.layers[..count];
+        let layers = match labels::need(&self.flight.snapshotter) {
+            None => return Ok(()),
+            Some(Need {
+                layers: NeededOn::Every,
+                ..
+            }) => layers,
+            // Unless all are there, the top will be made, with its labels.
+            Some(_) if count < self.flight.plan.layers.len() => return Ok(()),
+            Some(_) => &layers[count.saturating_sub(1)..],
+        };
+        for layer in layers {
+            let info = self.find(layer).await?;
+            let missing = info.map(|info| labels::missing(&info.labels));
+            let missing = missing.unwrap_or_default();
+            if !missing.is_empty() {
+                return Err(UnpackError::Unlabelled {
+                    image: self.flight.plan.image.name.clone(),
+                    chain_id: layer.chain_id.clone(),
+                    snapshotter: self.flight.snapshotter.clone(),
+                    missing,
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What a run is made of, at random.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use resnap_core::Kind;
+use resnap_core::testing::{Behaviour, Effect, Fault, Operation, SimulatedImage, SimulatedLayer};
+
+/// The snapshotters: one that needs no labels and one that does.
+pub(crate) const SNAPSHOTTERS: [&str; 2] = ["overlayfs", "nydus"];
+
+/// Prepares that the engine tries when a snapshotter lies.
+const PREPARE_TRIES: usize = 3;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    pub(crate) images: Vec<Vec<Layer>>,
+    /// Of [`SNAPSHOTTERS`].
+    pub(crate) behaviours: [Behaviour; 2],
+    pub(crate) chains: Vec<Chain>,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) callers: Vec<Caller>,
+    /// An image whose record is removed at this time.
+    pub(crate) deletion: Option<(usize, Duration)>,
+    /// Garbage is collected all the time, with this pause between.
+    pub(crate) garbage: Option<Duration>,
+    /// Decides the order of what happens at once.
+    pub(crate) seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layer {
+    Whole(u8),
+    /// Its blob is not there any more.
+    Missing(u8),
+    /// The config says that it holds something else.
+    Mislabelled(u8),
+}
+
+/// Layers that somebody else unpacks.
+#[derive(Debug, Clone)]
+pub(crate) struct Chain {
+    pub(crate) image: usize,
+    pub(crate) snapshotter: usize,
+    /// When; `None` is before everything else.
+    pub(crate) comes: Option<Duration>,
+    /// At most so many, from the base, and none above a layer that is not whole.
+    pub(crate) layers: usize,
+    pub(crate) labelled: bool,
+    /// Whether the image keeps it from garbage collection.
+    pub(crate) rooted: bool,
+}
+
+/// Somebody who wants an image unpacked.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) image: usize,
+    pub(crate) snapshotter: usize,
+    pub(crate) comes: Duration,
+    pub(crate) then: Then,
+}
+
+/// What a caller does with its job.
+#[derive(Debug, Clone)]
+pub(crate) enum Then {
+    /// Waits for its end.
+    Waits,
+    /// Drops it after this time.
+    Leaves(Duration),
+}
+
+impl Layer {
+    pub(crate) fn simulated(self) -> SimulatedLayer {
+        match self {
+            Self::Whole(number) => SimulatedLayer::new(&format!("layer {number}")),
+            Self::Missing(number) => SimulatedLayer::new(&format!("missing {number}")),
+            Self::Mislabelled(number) => SimulatedLayer::mislabelled(&format!("wrong {number}")),
+        }
+    }
+}
+
+impl Scenario {
+    pub(crate) fn image(&self, index: usize) -> SimulatedImage {
+        SimulatedImage::new(self.images[index].iter().map(|layer| layer.simulated()))
+    }
+
+    /// Whether a snapshotter may use up the engine's tries: by lying, or as what was there is
+    /// garbage a moment later.
+    pub(crate) fn may_disagree(&self, snapshotter: usize) -> bool {
+        match self.behaviours[snapshotter] {
+            Behaviour::Lying(times) => times >= PREPARE_TRIES || self.garbage.is_some(),
+            _ => self.garbage.is_some() && !self.faults.is_empty(),
+        }
+    }
+}
+
+pub(crate) fn image_name(index: usize) -> String {
+    format!("docker.io/library/image-{index}:1")
+}
+
+pub(crate) fn scenarios() -> impl Strategy<Value = Scenario> {
+    let images = images().prop_flat_map(|images| {
+        let count = images.len();
+        (
+            Just(images),
+            prop::collection::vec(chain(count), 0..3),
+            prop::collection::vec(caller(count), 1..6),
+            prop::option::weighted(0.2, (0..count, milliseconds(0..100))),
+        )
+    });
+    let garbage = prop::option::of(milliseconds(1..40));
+    let faults = prop::collection::vec(fault(), 0..4);
+    (
+        images,
+        [behaviour(), behaviour()],
+        faults,
+        garbage,
+        any::<u64>(),
+    )
+        .prop_map(
+            |((images, chains, callers, deletion), behaviours, faults, garbage, seed)| Scenario {
+                images,
+                behaviours,
+                chains,
+                faults,
+                callers,
+                deletion,
+                garbage,
+                seed,
+            },
+        )
+}
+
+/// Images of up to six layers on parts of a common base.
+fn images() -> impl Strategy<Value = Vec<Vec<Layer>>> {
+    let base = prop::collection::vec(layer(), 0..=4);
+    let tops = prop::collection::vec((0..=4_usize, prop::collection::vec(layer(), 0..=2)), 1..=3);
+    (base, tops).prop_map(|(base, tops)| {
+        tops.into_iter()
+            .map(|(shared, top)| {
+                let shared = &base[..shared.min(base.len())];
+                [shared, &top].concat()
+            })
+            .collect()
+    })
+}
+
+fn milliseconds(range: Range<u64>) -> impl Strategy<Value = Duration> {
+    range.prop_map(Duration::from_millis)
+}
+
+fn layer() -> impl Strategy<Value = Layer> {
+    prop_oneof![
+        20 => (0..6_u8).prop_map(Layer::Whole),
+        1 => (0..2_u8).prop_map(Layer::Missing),
+        1 => (0..2_u8).prop_map(Layer::Mislabelled),
+    ]
+}
+
+fn behaviour() -> impl Strategy<Value = Behaviour> {
+    prop_oneof![
+        4 => Just(Behaviour::Ordinary),
+        2 => Just(Behaviour::Staged),
+        2 => Just(Behaviour::Remote),
+        1 => (1..=PREPARE_TRIES).prop_map(Behaviour::Lying),
+    ]
+}
+
+fn chain(images: usize) -> impl Strategy<Value = Chain> {
+    let (labelled, rooted) = (prop::bool::weighted(0.7), any::<bool>());
+    let comes = prop::option::of(milliseconds(0..100));
+    (0..images, 0..2_usize, comes, 1..=6_usize, labelled, rooted).prop_map(
+        |(image, snapshotter, comes, layers, labelled, rooted)| Chain {
+            image,
+            snapshotter,
+            comes,
+            layers,
+            labelled,
+            rooted,
+        },
+    )
+}
+
+fn caller(images: usize) -> impl Strategy<Value = Caller> {
+    let then = prop_oneof![
+        3 => Just(Then::Waits),
+        1 => milliseconds(0..100).prop_map(Then::Leaves),
+    ];
+    (0..images, 0..2_usize, milliseconds(0..100), then).prop_map(
+        |(image, snapshotter, comes, then)| Caller {
+            image,
+            snapshotter,
+            comes,
+            then,
+        },
+    )
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    use Operation::*;
+    let operation = select(vec![
+        GetImage,
+        ListImages,
+        ContentInfo,
+        OpenContent,
+        SetLabel,
+        Stat,
+        Prepare,
+        Commit,
+        Remove,
+        Apply,
+        CreateLease,
+        DeleteLease,
+        AddResource,
+        Introspect,
+    ]);
+    let kind = || {
+        select(vec![
+            Kind::Unavailable,
+            Kind::Unknown,
+            Kind::NotFound,
+            Kind::DeadlineExceeded,
+            Kind::FailedPrecondition,
+        ])
+    };
+    let delay = || milliseconds(0..20_000);
+    let effect = prop_oneof![
+        3 => kind().prop_map(Effect::Fail),
+        3 => kind().prop_map(Effect::LoseAnswer),
+        1 => (kind(), delay()).prop_map(|(kind, delay)| Effect::Late(kind, delay)),
+        1 => delay().prop_map(Effect::Delay),
+        1 => Just(Effect::Hang),
+    ];
+    (operation, 1..12_usize, effect).prop_map(|(operation, call, effect)| Fault {
+        operation,
+        call,
+        effect: match (operation, effect) {
+            // Only undoing has a time limit: a job whose call never ends is for its caller to
+            // cancel.
+            (Remove | DeleteLease, Effect::Hang) => effect,
+            (_, Effect::Hang) => Effect::Fail(Kind::Unavailable),
+            // This of what is there would be no fault but a lie.
+            (Prepare | Commit | Apply | AddResource | SetLabel, _) => effect,
+            (_, Effect::Fail(Kind::NotFound)) => Effect::Fail(Kind::Unavailable),
+            (_, Effect::LoseAnswer(Kind::NotFound)) => Effect::LoseAnswer(Kind::Unavailable),
+            (_, Effect::Late(Kind::NotFound, delay)) => Effect::Late(Kind::Unavailable, delay),
+            _ => effect,
+        },
+    })
+}
