@@ -51,7 +51,7 @@ impl Link {
         Ok(())
     }
 
-    /// SIGKILL.
+    /// SIGKILL; the connection then ends with the process.
     pub(super) fn kill(&self, side: Side) {
         let pid = match side {
             Side::Client => self.client_pid,
@@ -65,6 +65,7 @@ impl Link {
         if let Err(why) = result {
             self.shared
                 .problem(format!("the {side:?} can't be killed: {why}"));
+            self.cut();
         }
     }
 }

@@ -12,7 +12,7 @@ use tonic::codegen::http::HeaderMap;
 /// What stands in front of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
-/// How much of a message the tap waits for and keeps.
+/// How much of a message the tap waits for, and so keeps; it can be a frame more.
 const KEPT: usize = 64 << 10;
 
 /// Takes the first message off `from`, or the beginning of a long one; more can come with it.
@@ -34,7 +34,7 @@ pub(super) async fn head(from: &mut RecvStream) -> Result<Bytes, Error> {
 
 /// The first message in `head`.
 pub(super) fn first_message(head: &Bytes) -> Bytes {
-    let end = message_end(head).unwrap_or(0).min(head.len()).min(KEPT);
+    let end = message_end(head).unwrap_or(0).min(head.len());
     head.slice(PREFIX.min(end)..end)
 }
 
@@ -52,25 +52,10 @@ fn message_end(head: &[u8]) -> Option<usize> {
 /// `from` ended; answers with its trailers.
 ///
 /// # Errors
-/// What ended either stream early. If that was a reset of `from`, `to` was reset the same way.
+/// What ended either stream early; `to` is left as it is then.
 pub(super) async fn pump(
     head: Bytes,
     mut from: RecvStream,
-    to: &mut SendStream<Bytes>,
-) -> Result<HeaderMap, Error> {
-    let forwarded = forward(head, &mut from, to).await;
-    if let Err(error) = &forwarded
-        && error.is_reset()
-        && let Some(reason) = error.reason()
-    {
-        to.send_reset(reason);
-    }
-    forwarded
-}
-
-async fn forward(
-    head: Bytes,
-    from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
 ) -> Result<HeaderMap, Error> {
     send(head, to).await?;

@@ -20,7 +20,7 @@ use super::rule::{Point, Rule, Step};
 pub struct Call {
     /// `/package.Service/Method`.
     pub path: String,
-    /// The first message of the request, or as much of it as is kept (64 KiB).
+    /// The first message of the request, or the first 64 KiB or more of a long one.
     pub message: Bytes,
     status: Arc<OnceLock<Code>>,
 }

@@ -10,7 +10,7 @@ use resnap_containerd::Client;
 use resnap_core::testing::conformance::{self, Given};
 use resnap_core::{Image, Scope};
 use resnap_integration::image::hello;
-use resnap_unpacker::{Engine, Request};
+use resnap_unpacker::{Engine, Request, Settings};
 
 use crate::suite::{Needs, Node, Test};
 
@@ -42,7 +42,7 @@ fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
     runtime.block_on(async {
         let socket = node.containerd.socket().to_string_lossy();
         let ports = Client::connect(&socket).await?.ports();
-        let engine = Engine::new(ports.clone(), &node.namespace);
+        let engine = Engine::new(ports.clone(), &node.namespace, Settings::default())?;
         let plan = engine.plan(&Request::new(&image.reference, "")).await?;
         let layers = plan.layers.into_iter();
         let collector = Node {

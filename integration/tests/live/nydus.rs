@@ -144,27 +144,45 @@ fn without_resnap(node: &Node, cri: &Cri, sandbox: &Sandbox, image: &Built) -> R
     }
     ensure!(said.output.trim() == "left" && calls == 0, "{said:?}");
     // What is there then must not be taken for ready.
-    let refused = node.resnap(&[
+    let unpack = [
         "unpack",
         "--json",
         &image.reference,
         "--snapshotter",
         "nydus",
-    ])?;
-    let error = refused.error()?;
+    ];
+    let error = node.resnap(&unpack)?.error()?;
     ensure!(error["kind"] == json!("FailedPrecondition"), "{error}");
     let message = error["message"].as_str().unwrap_or_default();
     let told = [
         &image.reference,
-        &image.layers[0].chain_id,
+        image.chain_id(),
         "nydus",
         "cri.layer-digest",
     ];
     ensure!(told.iter().all(|word| message.contains(*word)), "{message}");
-    let check = node.resnap(&["check", &image.reference, "--snapshotter", "nydus"])?;
-    ensure!(check.code == Some(1), "{check:?}");
-    let bare = check.stdout.lines();
+    let next = error["next_step"].as_str().unwrap_or_default();
+    ensure!(next.contains("--repair"), "{next}");
+    let check = ["check", &image.reference, "--snapshotter", "nydus"];
+    let bad = node.resnap(&check)?;
+    ensure!(bad.code == Some(1), "{bad:?}");
+    let bare = bad.stdout.lines();
     let bare = bare.filter(|line| line.ends_with("committed   none"));
-    ensure!(bare.count() == image.layers.len(), "{}", check.stdout);
+    ensure!(bare.count() == image.layers.len(), "{}", bad.stdout);
+
+    // Mended in place, while a container uses it, and the next one is right.
+    let later = ["/bin/sh", "-c", "sleep 2; cat /etc/side"];
+    let using = cri.create_container(sandbox, "using", &image.reference, &later)?;
+    cri.start_container(&using)?;
+    node.resnap(&[&unpack[..], &["--repair"]].concat())?.ok()?;
+    node.resnap(&check)?.ok()?;
+    ensure!(
+        cri.wait(&using)?.output.trim() == "left",
+        "the old one changed"
+    );
+    let said = cri.run(sandbox, "mended", &image.reference, &[])?;
+    ensure!(said.output.trim() == GUEST_SAYS, "{said:?}");
+    let calls = node.containerd.mount_helper_calls()?;
+    assert_pulled(&calls[before..], &[image])?;
     Ok(())
 }

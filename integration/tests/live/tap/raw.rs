@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::{BufMut as _, Bytes, BytesMut};
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use prost::Message;
 use tokio::net::UnixStream;
@@ -25,7 +25,13 @@ pub(super) struct Raw {
     connection: SendRequest<Bytes>,
 }
 
-/// A call that has been answered once and can go on; dropping it takes it back by a reset.
+/// A call whose request can go on; dropping it takes the call back by a reset.
+pub(super) struct Asked {
+    request: SendStream<Bytes>,
+    reply: ResponseFuture,
+}
+
+/// One that has been answered once and can go on.
 pub(super) struct Stream {
     _request: SendStream<Bytes>,
     _reply: RecvStream,
@@ -53,7 +59,8 @@ impl Raw {
     /// A unary call of which only the status counts.
     pub(super) fn call(&self, path: &str, message: &impl Message) -> Result<(), Status> {
         self.within(async {
-            let (_, mut reply) = self.send(path, "default", message, true).await?;
+            let asked = self.send(path, "default", message, true).await?;
+            let (_, mut reply) = asked.answer().await?;
             while let Some(bytes) = reply.data().await {
                 let bytes = bytes.map_err(broken)?;
                 let room = reply.flow_control().release_capacity(bytes.len());
@@ -68,6 +75,16 @@ impl Raw {
         })
     }
 
+    /// Sends the first message of a stream.
+    pub(super) fn ask(
+        &self,
+        path: &str,
+        namespace: &str,
+        message: &impl Message,
+    ) -> Result<Asked, Status> {
+        self.within(self.send(path, namespace, message, false))
+    }
+
     /// Sends the first message of a stream and waits for the first of the reply.
     pub(super) fn begin(
         &self,
@@ -76,7 +93,8 @@ impl Raw {
         message: &impl Message,
     ) -> Result<Stream, Status> {
         self.within(async {
-            let (request, mut reply) = self.send(path, namespace, message, false).await?;
+            let asked = self.send(path, namespace, message, false).await?;
+            let (request, mut reply) = asked.answer().await?;
             if let Some(bytes) = reply.data().await {
                 bytes.map_err(broken)?;
                 return Ok(Stream {
@@ -95,7 +113,7 @@ impl Raw {
         namespace: &str,
         message: &impl Message,
         end: bool,
-    ) -> Result<(SendStream<Bytes>, RecvStream), Status> {
+    ) -> Result<Asked, Status> {
         let request = Request::post(format!("http://localhost{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -109,11 +127,9 @@ impl Raw {
         bytes.extend_from_slice(&message.encode_to_vec());
 
         let mut connection = self.connection.clone().ready().await.map_err(broken)?;
-        let (reply, mut to) = connection.send_request(request, false).map_err(broken)?;
-        to.send_data(bytes.freeze(), end).map_err(broken)?;
-        let (head, reply) = reply.await.map_err(broken)?.into_parts();
-        // An error without a reply comes in the headers.
-        Status::from_header_map(&head.headers).map_or(Ok((to, reply)), Err)
+        let (reply, mut request) = connection.send_request(request, false).map_err(broken)?;
+        request.send_data(bytes.freeze(), end).map_err(broken)?;
+        Ok(Asked { request, reply })
     }
 
     fn within<T>(&self, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
@@ -121,6 +137,14 @@ impl Raw {
             let done = tokio::time::timeout(DEADLINE, work).await;
             done.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))
         })
+    }
+}
+
+impl Asked {
+    async fn answer(self) -> Result<(SendStream<Bytes>, RecvStream), Status> {
+        let (head, reply) = self.reply.await.map_err(broken)?.into_parts();
+        // An error without a reply comes in the headers.
+        Status::from_header_map(&head.headers).map_or(Ok((self.request, reply)), Err)
     }
 }
 
