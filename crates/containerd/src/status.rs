@@ -44,13 +44,12 @@ pub(crate) fn error(operation: &'static str, subject: impl Into<String>, status:
         return Error::new(kind, operation, subject)
             .because(format!("the connection to containerd failed: {io}"));
     }
-    let transport = status.source().is_some();
-    let kind = if transport {
-        Kind::Unavailable
-    } else {
-        kind(status.code())
-    };
-    Error::new(kind, operation, subject).because(status.message().to_owned())
+    let message = status.message();
+    if status.source().is_some() {
+        return Error::new(Kind::Unavailable, operation, subject)
+            .because(format!("the connection to containerd failed: {message}"));
+    }
+    Error::new(kind(status.code()), operation, subject).because(message.to_owned())
 }
 
 fn io_error(status: &Status) -> Option<&io::Error> {

@@ -12,7 +12,7 @@ use resnap_core::{Digest, Error, Kind, Ports, Scope, SnapshotterInfo};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
 use tokio::sync::{OnceCell, Semaphore};
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Instrument as _;
 
 use crate::chain::Chain;
@@ -294,6 +294,7 @@ impl Inner {
         // A lease is succeeded well before half of its life is over.
         let pause = self.lifetime / 3;
         let mut succession = interval_at(Instant::now() + pause, pause);
+        succession.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let result = loop {
             tokio::select! {
                 ended = &mut work => break ended,

@@ -94,7 +94,7 @@ impl Tenure {
     /// [`Tenure::end`] even if this fails.
     pub(crate) async fn begin(&self) -> Result<()> {
         let mut current = self.lease.write().await;
-        let lease = current.insert(self.lease()?);
+        let lease = current.insert(self.lease().await?);
         self.create(lease).await?;
         let target = Resource::Content(self.target.clone());
         let leases = &self.shared.ports.leases;
@@ -160,7 +160,7 @@ impl Tenure {
         let Some(old) = &*current else {
             return Ok(());
         };
-        let new = self.lease()?;
+        let new = self.lease().await?;
         let succession = async {
             self.create(&new).await?;
             for resource in leases.resources(&old.scope, &old.id).await? {
@@ -196,20 +196,18 @@ impl Tenure {
     }
 
     /// A lease's name, locked.
-    fn lease(&self) -> Result<Lease> {
+    async fn lease(&self) -> Result<Lease> {
         let id = LeaseId(format!("resnap-{}", unique()).into());
         let purpose = format!("{} on {}", self.labels[IMAGE], self.snapshotter);
         let name = lock_name(&id);
-        let failed = |name: String| Error::new(Kind::FailedPrecondition, "lock", name);
-        let lock = match self.shared.locks.try_lock(&name, &purpose) {
-            Ok(Ok(lock)) => lock,
-            Ok(Err(holder)) => return Err(failed(name).because(holder)),
-            Err(error) => return Err(failed(name).because(error)),
-        };
+        // Nobody else has this name; but who looks for files of the dead may hold it for a moment.
+        let lock = self.shared.locks.lock(&name, &purpose, drop).await;
         Ok(Lease {
             scope: self.shared.scope.leased(id.clone()),
             id,
-            _lock: lock,
+            _lock: lock.map_err(|error| {
+                Error::new(Kind::FailedPrecondition, "lock", name).because(error)
+            })?,
         })
     }
 
