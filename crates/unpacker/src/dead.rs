@@ -130,11 +130,13 @@ impl Inner {
             let Resource::Snapshot { snapshotter, key } = resource else {
                 continue;
             };
+            let snapshotter = self.ports.snapshotters.snapshotter(&snapshotter);
             if !key.is_extraction() {
-                keeps = true;
+                // A lease may list what was never there, or is there no more.
+                let found = in_time(snapshotter.stat(&self.scope, &key)).await;
+                keeps |= !found.is_err_and(|error| error.is_not_found());
                 continue;
             }
-            let snapshotter = self.ports.snapshotters.snapshotter(&snapshotter);
             match in_time(snapshotter.remove(&self.scope, &key)).await {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
