@@ -12,6 +12,7 @@
 
 mod cli;
 mod conformance;
+mod crash;
 mod errors;
 mod examples;
 mod nydus;
@@ -27,6 +28,7 @@ fn tests() -> Vec<Test> {
     [
         cli::TESTS,
         conformance::TESTS,
+        crash::TESTS,
         errors::TESTS,
         examples::TESTS,
         nydus::TESTS,

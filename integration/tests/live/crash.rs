@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Kills, restarts, lost replies, hangs, expiries and signals: whatever ends a run, the next one
+//! goes on from the committed layers, and after it nothing of ours is left.
+
+mod expiry;
+mod killed;
+mod replies;
+mod restart;
+mod stopped;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_containerd::Client;
+use resnap_integration::image::{Built, hello};
+use resnap_integration::tap::Tap;
+use resnap_unpacker::{Engine, Request, Settings};
+use serde_json::Value;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::suite::{Ended, Needs, Node, Test, end, unique};
+use crate::unpack::assert_labels;
+
+pub(crate) const TESTS: &[Test] = &[
+    test("crash_anywhere_and_the_next_run_goes_on", killed::anywhere),
+    test(
+        "crash_of_one_process_and_the_other_goes_on",
+        killed::one_of_two,
+    ),
+    Test {
+        needs: Needs::Alone,
+        ..test("crash_of_containerd_under_a_run", restart::under_a_run)
+    },
+    Test {
+        needs: Needs::Alone,
+        ..test(
+            "crash_of_containerd_and_an_engine_cleans_up",
+            restart::reaped,
+        )
+    },
+    test("crash_lost_replies", replies::lost),
+    test("crash_calls_that_hang", replies::hang),
+    test("crash_expiry_of_a_lease_is_forestalled", expiry::succeeded),
+    test("crash_leaves_a_lease_that_is_told_dead", stopped::leases),
+    test("crash_by_signal_is_orderly", stopped::by_signal),
+    test("crash_by_two_signals_is_at_once", stopped::by_two_signals),
+];
+
+/// How long what is not to be waited for by a time of its own may take.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
+    Test {
+        name,
+        needs: Needs::Containerd,
+        run,
+    }
+}
+
+/// An image of three layers in a namespace of its own, a tap on the way there, and a runtime
+/// directory of its own.
+struct Scene {
+    node: Node,
+    image: Built,
+    tap: Tap,
+    runtime_dir: PathBuf,
+}
+
+impl Scene {
+    fn new(node: &Node) -> Result<Self> {
+        let node = Node {
+            containerd: Arc::clone(&node.containerd),
+            namespace: unique("crash"),
+        };
+        let image = hello()?;
+        node.import(&image)?;
+        Ok(Self {
+            tap: node.containerd.tap()?,
+            runtime_dir: node.containerd.scratch().join(unique("runtime")),
+            image,
+            node,
+        })
+    }
+
+    /// `resnap` with the runtime directory, not through the tap.
+    fn resnap(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.node.resnap_command()?;
+        command
+            .env("RESNAP_RUNTIME_DIR", &self.runtime_dir)
+            .args(arguments);
+        Ok(command)
+    }
+
+    /// `resnap unpack` of the image, not through the tap.
+    fn unpack(&self, snapshotter: &str) -> Result<Command> {
+        let image = &self.image.reference;
+        self.resnap(&["unpack", "--json", "--snapshotter", snapshotter, image])
+    }
+
+    /// `resnap unpack` of the image through the tap.
+    fn tapped(&self, snapshotter: &str) -> Result<Command> {
+        let mut command = self.unpack(snapshotter)?;
+        command.env("CONTAINERD_ADDRESS", self.tap.socket());
+        Ok(command)
+    }
+
+    /// That the next run finds so many layers and makes the rest, all with their labels, and that
+    /// then nothing is left.
+    fn goes_on_from(&self, existed: usize, snapshotter: &str) -> Result<()> {
+        let report = report(end(&mut self.unpack(snapshotter)?)?)?;
+        let layers = report["layers"].as_array().context("no layers")?;
+        let outcomes: Vec<&str> = layers
+            .iter()
+            .filter_map(|layer| layer["outcome"].as_str())
+            .collect();
+        let mut want = vec!["existed"; existed];
+        want.resize(self.image.layers.len(), "applied");
+        ensure!(outcomes == want, "{outcomes:?}, want {want:?}");
+        self.is_whole(snapshotter)
+    }
+
+    /// That all layers outlive a garbage collection, with their labels, and nothing is left.
+    fn is_whole(&self, snapshotter: &str) -> Result<()> {
+        self.nothing_left(snapshotter)?;
+        self.node.collect_garbage()?;
+        assert_labels(&self.node, snapshotter, &self.image, &[])
+    }
+
+    /// That there is no lease, no active snapshot and no file of ours.
+    fn nothing_left(&self, snapshotter: &str) -> Result<()> {
+        self.node.nothing_left(snapshotter)?;
+        let files = files(&self.runtime_dir)?;
+        ensure!(files.is_empty(), "files are left: {files:?}");
+        Ok(())
+    }
+
+    /// That there are so many snapshots, active and committed.
+    fn has(&self, active: usize, committed: usize, snapshotter: &str) -> Result<()> {
+        let have = self.snapshots(snapshotter)?;
+        let want = (active, committed);
+        ensure!(have == want, "{have:?} active and committed, want {want:?}");
+        Ok(())
+    }
+
+    fn snapshots(&self, snapshotter: &str) -> Result<(usize, usize)> {
+        let snapshots = self.node.snapshots(snapshotter)?;
+        let count = |kind: &str| snapshots.values().filter(|have| *have == kind).count();
+        Ok((count("Active"), count("Committed")))
+    }
+
+    /// An engine in this process, through the tap, and what is asked of it.
+    async fn engine(
+        &self,
+        snapshotter: &str,
+        call_timeout: Option<Duration>,
+        lease_lifetime: Option<Duration>,
+    ) -> Result<(Engine, Request)> {
+        let mut client = Client::connect(&self.tap.socket().to_string_lossy()).await?;
+        if let Some(limit) = call_timeout {
+            client = client.with_call_timeout(limit);
+        }
+        let mut settings = Settings::default();
+        settings.runtime_dir = Some(self.runtime_dir.clone());
+        if let Some(lifetime) = lease_lifetime {
+            settings.lease_lifetime = lifetime;
+        }
+        let engine = Engine::new(client.ports(), &self.node.namespace, settings)?;
+        Ok((engine, Request::new(&self.image.reference, snapshotter)))
+    }
+}
+
+/// The names in a directory, which need not be there.
+fn files(dir: &Path) -> Result<Vec<String>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(dir)?;
+    entries
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect()
+}
+
+/// The report of an unpack that ended well.
+fn report(ended: Ended) -> Result<Value> {
+    let mut lines = ended.json_lines()?;
+    let last = lines.last_mut().context("nothing was printed")?;
+    Ok(last["report"].take())
+}
+
+/// Starts a command of which nobody reads what it says.
+fn start(command: &mut Command) -> Result<Child> {
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("start {command:?}"))
+}
+
+/// Polls until `is_so`.
+fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// How a process ended; one that does not end is killed.
+fn ended(child: &mut Child) -> Result<ExitStatus> {
+    let mut status = None;
+    let ended = until("the process ends", || {
+        status = child.try_wait()?;
+        Ok(status.is_some())
+    });
+    if ended.is_err() {
+        child.kill()?;
+        child.wait()?;
+    }
+    ended?;
+    status.context("no status")
+}
+
+/// Reads what a process says until a line has `text`.
+fn until_said(stream: impl std::io::Read, text: &str) -> Result<()> {
+    for line in BufReader::new(stream).lines() {
+        if line?.contains(text) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("it ended without saying {text:?}")
+}
+
+fn runtime() -> Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    Ok(builder.worker_threads(1).enable_all().build()?)
+}

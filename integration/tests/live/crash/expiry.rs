@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A lease that would expire under a long unpack.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use resnap_integration::tap::Method;
+use resnap_integration::tap::Point::During;
+
+use super::{Scene, runtime, until};
+use crate::suite::Node;
+
+/// A lease's life, cut to whole seconds; it is succeeded after a third of it.
+const LIFETIME: Duration = Duration::from_secs(4);
+
+pub(super) fn succeeded(node: &Node) -> Result<()> {
+    let scene = Scene::new(node)?;
+    let held = scene.tap.hold(Method::APPLY, 2, During);
+    let runtime = runtime()?;
+    let begun = Instant::now();
+    let (engine, request) = runtime.block_on(scene.engine("native", None, Some(LIFETIME)))?;
+    let job = runtime.block_on(async { engine.unpack(request) });
+    held.wait()?;
+    let mut names = Vec::new();
+    until("a third lease, and the end of the first's life", || {
+        scene.node.collect_garbage()?;
+        scene.has(1, 1, "native")?;
+        for name in scene.node.leases()? {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        Ok(names.len() > 2 && begun.elapsed() > LIFETIME)
+    })?;
+    held.release();
+    let report = runtime.block_on(job.report())?;
+    ensure!(report.count(resnap_unpacker::Outcome::Applied) == 3);
+    scene.is_whole("native")?;
+    scene.tap.finish()
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! SIGKILL.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::tap::Point::{After, Before, During};
+use resnap_integration::tap::{Action, Method, Point, Side};
+
+use super::{Scene, ended, start, until_said};
+use crate::suite::{Node, end};
+
+/// Where a run is killed, how many snapshots are active and committed then, and where.
+const POINTS: [(Method, u64, Point, (usize, usize), &str); 16] = [
+    (Method::LEASE_CREATE, 1, After, (0, 0), "native"),
+    (Method::LEASE_ADD, 1, After, (0, 0), "overlayfs"),
+    (Method::PREPARE, 1, After, (1, 0), "overlayfs"),
+    (Method::PREPARE, 2, Before, (0, 1), "native"),
+    (Method::PREPARE, 2, After, (1, 1), "native"),
+    (Method::PREPARE, 3, After, (1, 2), "overlayfs"),
+    (Method::APPLY, 1, During, (1, 0), "overlayfs"),
+    (Method::APPLY, 2, During, (1, 1), "native"),
+    (Method::COMMIT, 1, Before, (1, 0), "native"),
+    (Method::COMMIT, 1, After, (0, 1), "overlayfs"),
+    (Method::COMMIT, 2, Before, (1, 1), "overlayfs"),
+    (Method::COMMIT, 2, After, (0, 2), "native"),
+    (Method::COMMIT, 3, After, (0, 3), "native"),
+    (Method::CONTENT_UPDATE, 1, Before, (0, 3), "overlayfs"),
+    (Method::CONTENT_UPDATE, 1, After, (0, 3), "native"),
+    (Method::LEASE_DELETE, 1, Before, (0, 3), "overlayfs"),
+];
+
+pub(super) fn anywhere(node: &Node) -> Result<()> {
+    for (method, nth, point, left, snapshotter) in POINTS {
+        killed_at(node, (method, nth, point), left, snapshotter)
+            .with_context(|| format!("killed on {snapshotter} {point:?} {nth} of {method}"))?;
+    }
+    Ok(())
+}
+
+fn killed_at(
+    node: &Node,
+    (method, nth, point): (Method, u64, Point),
+    (active, committed): (usize, usize),
+    snapshotter: &str,
+) -> Result<()> {
+    let scene = Scene::new(node)?;
+    scene.tap.on(method, nth, point, Action::Kill(Side::Client));
+    let killed = end(&mut scene.tapped(snapshotter)?)?;
+    ensure!(killed.code.is_none(), "{killed:#?} instead of a kill");
+    // What the dead run made is worth its time: its lease keeps it.
+    scene.node.collect_garbage()?;
+    scene.has(active, committed, snapshotter)?;
+    scene.goes_on_from(committed, snapshotter)?;
+    scene.tap.finish()
+}
+
+pub(super) fn one_of_two(node: &Node) -> Result<()> {
+    let scene = Scene::new(node)?;
+    let held = scene.tap.hold(Method::APPLY, 2, During);
+    let mut first = start(&mut scene.tapped("native")?)?;
+    held.wait()?;
+    let other = scene.node.containerd.tap()?;
+    let image = &scene.image.reference;
+    let mut second = scene
+        .resnap(&["unpack", "--snapshotter", "native", image])?
+        .env("CONTAINERD_ADDRESS", other.socket())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let stderr = second.stderr.as_mut().context("no stderr")?;
+    until_said(stderr, &format!("waiting for process {}", first.id()))?;
+    ensure!(other.count(Method::PREPARE) == 0, "it does not wait");
+    first.kill()?;
+    ensure!(first.wait()?.signal() == Some(9));
+    ensure!(ended(&mut second)?.success());
+    // Every layer was written once, save the one that was torn.
+    let applies = [&scene.tap, &other].map(|tap| tap.count(Method::APPLY));
+    ensure!(applies == [2, 2], "{applies:?}");
+    scene.is_whole("native")?;
+    other.finish()?;
+    drop(held);
+    scene.tap.finish()
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Replies that do not come.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use resnap_core::Kind;
+use resnap_integration::tap::Point::{After, Before};
+use resnap_integration::tap::{Action, Method, Point};
+
+use super::{Scene, runtime, until};
+use crate::suite::{Node, end};
+
+/// The call without a reply; whether the run ends well all the same; how many layers the next one
+/// finds.
+const LOST: [(Method, u64, Point, bool, usize); 7] = [
+    (Method::LEASE_CREATE, 1, After, false, 0),
+    (Method::LEASE_ADD, 1, After, false, 0),
+    (Method::PREPARE, 2, After, false, 1),
+    (Method::APPLY, 2, After, false, 1),
+    (Method::COMMIT, 2, After, true, 3),
+    (Method::LEASE_DELETE, 1, After, true, 3),
+    // It did not even get there.
+    (Method::LEASE_DELETE, 1, Before, true, 3),
+];
+
+pub(super) fn lost(node: &Node) -> Result<()> {
+    for (method, nth, point, ends_well, existed) in LOST {
+        let scene = Scene::new(node)?;
+        scene.tap.on(method, nth, point, Action::Cut);
+        let context = || format!("cut {point:?} {nth} of {method}");
+        let ended = end(&mut scene.tapped("native")?)?;
+        if ends_well {
+            ended.ok().with_context(context)?;
+        } else {
+            let error = ended.error().with_context(context)?;
+            let message = error["message"].as_str().unwrap_or_default();
+            ensure!(
+                error["kind"] == "Unavailable" && message.contains(&scene.image.reference),
+                "{}: {error}",
+                context()
+            );
+        }
+        // Also without another run nothing half-made is left.
+        scene
+            .has(0, existed, "native")
+            .and_then(|()| scene.goes_on_from(existed, "native"))
+            .with_context(context)?;
+        scene.tap.finish()?;
+    }
+    Ok(())
+}
+
+/// The limit to a call: what a busy machine needs for one, and not more.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// The call that hangs, whether the run ends well all the same, and how many layers are there then.
+const HANGS: [(Method, u64, Point, bool, usize); 6] = [
+    (Method::LEASE_CREATE, 1, After, false, 0),
+    (Method::PREPARE, 2, Before, false, 1),
+    (Method::PREPARE, 2, After, false, 1),
+    (Method::COMMIT, 2, Before, false, 1),
+    (Method::COMMIT, 2, After, true, 3),
+    (Method::LEASE_DELETE, 1, Before, true, 3),
+];
+
+pub(super) fn hang(node: &Node) -> Result<()> {
+    // Side by side, as each waits for most of its time.
+    thread::scope(|scope| {
+        let cases = HANGS.map(|case| scope.spawn(move || hangs(node, case)));
+        for ((method, nth, point, ..), case) in HANGS.iter().zip(cases) {
+            let result = case.join().map_err(|_| anyhow!("it panicked"));
+            result
+                .flatten()
+                .with_context(|| format!("hang {point:?} {nth} of {method}"))?;
+        }
+        Ok(())
+    })
+}
+
+fn hangs(
+    node: &Node,
+    (method, nth, point, ends_well, existed): (Method, u64, Point, bool, usize),
+) -> Result<()> {
+    let scene = Scene::new(node)?;
+    scene.tap.on(method, nth, point, Action::Hang);
+    let runtime = runtime()?;
+    let (result, took) = runtime.block_on(async {
+        let (engine, request) = scene.engine("native", Some(LIMIT), None).await?;
+        let begun = Instant::now();
+        let result = engine.unpack(request).report().await;
+        anyhow::Ok((result, begun.elapsed()))
+    })?;
+    ensure!(took < LIMIT + Duration::from_secs(10), "it took {took:?}");
+    if ends_well {
+        result?;
+    } else {
+        let error = result.err().context("it went well")?;
+        ensure!(error.kind() == Kind::DeadlineExceeded, "{error:?}");
+        ensure!(error.to_string().contains(&scene.image.reference));
+    }
+    scene.has(0, existed, "native")?;
+    if ends_well {
+        // The engine lives, and does what it could not do then.
+        until("the lease is gone", || Ok(scene.node.leases()?.is_empty()))?;
+    }
+    scene.goes_on_from(existed, "native")?;
+    scene.tap.finish()
+}

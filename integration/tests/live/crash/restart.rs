@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! containerd that goes and comes again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_core::Kind;
+use resnap_integration::tap::Method;
+use resnap_integration::tap::Point::During;
+
+use super::{Scene, ended, runtime, start, until};
+use crate::suite::Node;
+
+/// How long after the return of containerd a run may take.
+const RETURN: Duration = Duration::from_secs(30);
+
+/// A crash during an Apply, and an orderly restart during a Commit.
+pub(super) fn under_a_run(node: &Node) -> Result<()> {
+    for (method, crash, snapshotter) in [
+        (Method::APPLY, true, "native"),
+        (Method::COMMIT, false, "overlayfs"),
+    ] {
+        let scene = Scene::new(node)?;
+        let held = scene.tap.hold(method, 2, During);
+        let mut resnap = start(&mut scene.tapped(snapshotter)?)?;
+        held.wait()?;
+        if crash {
+            node.containerd.kill()?;
+        }
+        node.containerd.restart()?;
+        let back = Instant::now();
+        let status = ended(&mut resnap)?;
+        ensure!(back.elapsed() < RETURN);
+        ensure!(matches!(status.code(), Some(0 | 2)), "{status}");
+        let (_, committed) = scene.snapshots(snapshotter)?;
+        // The Commit that was held may have been done.
+        ensure!((1..=3).contains(&committed), "{committed} layers are there");
+        scene.goes_on_from(committed, snapshotter)?;
+        drop(held);
+        scene.tap.finish()?;
+    }
+    Ok(())
+}
+
+/// An engine that lives on removes what it could not remove while containerd was away.
+pub(super) fn reaped(node: &Node) -> Result<()> {
+    let scene = Scene::new(node)?;
+    let held = scene.tap.hold(Method::APPLY, 2, During);
+    let runtime = runtime()?;
+    let (engine, request) = runtime.block_on(scene.engine("native", None, None))?;
+    let job = runtime.block_on(async { engine.unpack(request) });
+    held.wait()?;
+    node.containerd.kill()?;
+    let error = runtime.block_on(job.report());
+    let error = error.err().context("it went well")?;
+    ensure!(error.kind() == Kind::Unavailable, "{error:?}");
+    node.containerd.restart()?;
+    until("its active snapshot is removed", || {
+        Ok(scene.snapshots("native")? == (0, 1))
+    })?;
+    scene.goes_on_from(1, "native")?;
+    drop(held);
+    scene.tap.finish()
+}
