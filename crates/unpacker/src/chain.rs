@@ -5,6 +5,7 @@
 //! (containerd `core/unpack/unpacker.go` does the same for a pull).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use resnap_core::{
     Error, Kind, Mount, SnapshotInfo, SnapshotKey, SnapshotKind, Snapshotter, labels,
@@ -29,6 +30,8 @@ pub(crate) struct Chain {
     pub(crate) flight: Arc<Flight>,
     pub(crate) snapshotter: Arc<dyn Snapshotter>,
     tenure: Arc<Tenure>,
+    /// Whether somebody else was at work on one of the layers.
+    waited: AtomicBool,
 }
 
 /// How a try to make a layer ended.
@@ -46,6 +49,7 @@ impl Chain {
             shared,
             flight,
             tenure,
+            waited: AtomicBool::new(false),
         }
     }
 
@@ -78,6 +82,10 @@ impl Chain {
             reports.push(report(layer, outcome, started));
         }
         self.root().await?;
+        if self.waited.load(Ordering::Relaxed) {
+            // Whoever we waited for lived when we looked for the dead, and may have died since.
+            self.take_over(top).await;
+        }
         Ok(reports)
     }
 
@@ -130,6 +138,7 @@ impl Chain {
         let (image, snapshotter) = (&self.flight.plan.image.name, &self.flight.snapshotter);
         let purpose = format!("{image} on {snapshotter}");
         let lock = self.shared.locks.lock(&name, &purpose, |holder| {
+            self.waited.store(true, Ordering::Relaxed);
             self.flight
                 .tell_waiting(index, Phase::Waiting, Some(holder));
         });

@@ -85,11 +85,12 @@ impl Inner {
         })
     }
 
-    /// Cleans up behind this engine's jobs once the backend answers again.
-    pub(crate) async fn reap(&self) {
+    /// Cleans up behind this engine's jobs once the backend answers again; leases under which the
+    /// chain `made` was made keep nothing any more that is not kept otherwise.
+    pub(crate) async fn reap(&self, made: Option<(&str, &ChainId)>) {
         for pause in PAUSES {
             tokio::time::sleep(Duration::from_secs(pause)).await;
-            if self.bury_dead(None).await.is_ok() {
+            if self.bury_dead(made).await.is_ok() {
                 return;
             }
         }

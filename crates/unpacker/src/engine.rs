@@ -328,6 +328,7 @@ impl Inner {
             }
             (result, Ok(())) => result,
         };
+        let made = flight.plan.top().filter(|_| result.is_ok());
         let result = match result {
             Ok(layers) => Ok(report(&flight, layers)),
             Err(error) => Err(self.explain(&flight.snapshotter, error).await),
@@ -336,7 +337,8 @@ impl Inner {
             .retain(|running| !Arc::ptr_eq(running, &flight));
         flight.finish(result);
         if !clean {
-            self.reap().await;
+            let made = made.map(|top| (flight.snapshotter.as_str(), top));
+            self.reap(made).await;
         }
     }
 
