@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::UnpackError;
 use crate::engine::Inner;
-use crate::lease::{CHAIN_ID, IMAGE, LOCKS, SNAPSHOTTER, in_time, lock_name};
+use crate::lease::{CHAIN_ID, IMAGE, LOCKS, SNAPSHOTTER, in_time, lock_name, undo};
 
 /// Pauses between tries to clean up behind a backend that does not answer.
 const PAUSES: [u64; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
@@ -138,18 +138,13 @@ impl Inner {
                 keeps |= !found.is_err_and(|error| error.is_not_found());
                 continue;
             }
-            match in_time(snapshotter.remove(&self.scope, &key)).await {
-                Err(error) if !error.is_not_found() => return Err(error),
-                _ => {}
-            }
+            undo(|| snapshotter.remove(&self.scope, &key)).await?;
         }
         if keeps && !forgotten {
             return Ok(true);
         }
-        match in_time(leases.delete(&self.scope, &id)).await {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(keeps),
-        }
+        undo(|| leases.delete(&self.scope, &id)).await?;
+        Ok(keeps)
     }
 
     fn status(&self, lease: LeaseInfo) -> LeaseStatus {

@@ -31,6 +31,14 @@ pub(crate) const LOCKS: &str = "resnap.io/locks";
 /// How long undoing may take: its own time, as the caller's may be over.
 const CLEANUP_TIME: Duration = Duration::from_secs(10);
 
+/// Pauses before undoing is tried again: enough for a new connection, and little for who finds
+/// that the backend is gone.
+const RECONNECT: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+];
+
 /// The lock that whoever made the lease holds for as long as it works under it.
 pub(crate) fn lock_name(lease: &LeaseId) -> String {
     format!("lease-{}", lease.0)
@@ -143,9 +151,9 @@ impl Tenure {
         let scope = &self.shared.scope;
         let snapshotters = &self.shared.ports.snapshotters;
         let snapshotter = snapshotters.snapshotter(&self.snapshotter);
-        match in_time(snapshotter.remove(scope, &key)).await {
-            Err(error) if !error.is_not_found() => Err(Left::Snapshot(key, error)),
-            _ => {
+        match undo(|| snapshotter.remove(scope, &key)).await {
+            Err(error) => Err(Left::Snapshot(key, error)),
+            Ok(()) => {
                 self.filled();
                 Ok(())
             }
@@ -227,7 +235,27 @@ impl Tenure {
 
 /// Ends a lease; one that has ended already is fine.
 async fn delete(shared: &Shared, lease: &Lease) -> Result<()> {
-    match in_time(shared.ports.leases.delete(&shared.scope, &lease.id)).await {
+    undo(|| shared.ports.leases.delete(&shared.scope, &lease.id)).await
+}
+
+/// Removes something; that it is not there is fine.
+///
+/// A connection that broke under the call before takes along those that come until its end is
+/// noticed: one loss must not cost both the work and the undoing.
+pub(crate) async fn undo<F>(mut remove: impl FnMut() -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let removed = in_time(async {
+        for pause in RECONNECT {
+            match remove().await {
+                Err(error) if error.kind() == Kind::Unavailable => tokio::time::sleep(pause).await,
+                removed => return removed,
+            }
+        }
+        remove().await
+    });
+    match removed.await {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
