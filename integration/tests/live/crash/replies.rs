@@ -35,6 +35,7 @@ pub(super) fn lost(node: &Node) -> Result<()> {
         let ended = end(&mut scene.tapped("native")?)?;
         if ends_well {
             ended.ok().with_context(context)?;
+            scene.nothing_left("native").with_context(context)?;
         } else {
             let error = ended.error().with_context(context)?;
             let message = error["message"].as_str().unwrap_or_default();
