@@ -13,8 +13,10 @@ use resnap_integration::tap::{Action, Method, Point, Side};
 use super::{Scene, ended, start, until_said};
 use crate::suite::{Node, end};
 
-/// Where a run is killed, how many snapshots are active and committed then, and where.
-const POINTS: [(Method, u64, Point, (usize, usize), &str); 16] = [
+/// Where a run is killed, how many snapshots are active and committed then, and on what.
+type Case = (Method, u64, Point, (usize, usize), &'static str);
+
+const POINTS: [Case; 16] = [
     (Method::LEASE_CREATE, 1, After, (0, 0), "native"),
     (Method::LEASE_ADD, 1, After, (0, 0), "overlayfs"),
     (Method::PREPARE, 1, After, (1, 0), "overlayfs"),
@@ -34,19 +36,16 @@ const POINTS: [(Method, u64, Point, (usize, usize), &str); 16] = [
 ];
 
 pub(super) fn anywhere(node: &Node) -> Result<()> {
-    for (method, nth, point, left, snapshotter) in POINTS {
-        killed_at(node, (method, nth, point), left, snapshotter)
+    for case in POINTS {
+        let (method, nth, point, _, snapshotter) = case;
+        killed_at(node, case)
             .with_context(|| format!("killed on {snapshotter} {point:?} {nth} of {method}"))?;
     }
     Ok(())
 }
 
-fn killed_at(
-    node: &Node,
-    (method, nth, point): (Method, u64, Point),
-    (active, committed): (usize, usize),
-    snapshotter: &str,
-) -> Result<()> {
+fn killed_at(node: &Node, case: Case) -> Result<()> {
+    let (method, nth, point, (active, committed), snapshotter) = case;
     let scene = Scene::new(node)?;
     scene.tap.on(method, nth, point, Action::Kill(Side::Client));
     let killed = end(&mut scene.tapped(snapshotter)?)?;
