@@ -6,7 +6,7 @@
 use resnap_core::{ContentReader, Descriptor, Error, Kind, Platform, Result, Scope, media_type};
 use resnap_platforms::Matcher;
 
-use crate::document::{Config, Index, Manifest, read, rootfs};
+use crate::document::{Config, Index, manifest, read, rootfs};
 
 /// The manifest that was chosen, and what is in its config.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl Walk<'_> {
     }
 
     async fn manifest(&mut self, node: &Descriptor) -> Result<Option<Choice>> {
-        let manifest: Manifest = read(self.content, self.scope, node).await?;
+        let manifest = manifest(self.content, self.scope, node).await?;
         let config = rootfs(self.content, self.scope, &manifest.config).await?;
         if node.platform.is_none() && !self.matcher.matches(&config.platform) {
             self.seen.push(config.platform);

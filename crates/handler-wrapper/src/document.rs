@@ -14,6 +14,9 @@ use serde::de::DeserializeOwned;
 /// Most bytes of an index, manifest or config.
 pub const MAX_DOCUMENT_BYTES: usize = 8 << 20;
 
+/// Most layers of an image. No kernel mounts as many, and each costs memory several times over.
+pub const MAX_LAYERS: usize = 4096;
+
 #[derive(Debug, Deserialize)]
 pub(crate) struct Index {
     #[serde(default)]
@@ -76,6 +79,28 @@ pub async fn rootfs(
         platform: platform.normalized(),
         diff_ids: rootfs.diff_ids,
     })
+}
+
+/// Reads a manifest.
+///
+/// # Errors
+/// As [`rootfs`]; [`Kind::InvalidArgument`] also past [`MAX_LAYERS`].
+pub(crate) async fn manifest(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    descriptor: &Descriptor,
+) -> Result<Manifest> {
+    let manifest: Manifest = read(content, scope, descriptor).await?;
+    let layers = manifest.layers.len();
+    if layers > MAX_LAYERS {
+        let digest = descriptor.digest.as_str();
+        return Err(
+            Error::new(Kind::InvalidArgument, "read manifest", digest).because(format!(
+                "it has {layers} layers, and may have at most {MAX_LAYERS}"
+            )),
+        );
+    }
+    Ok(manifest)
 }
 
 pub(crate) async fn read<T: DeserializeOwned>(

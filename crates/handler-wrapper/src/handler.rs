@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use resnap_core::{ContentReader, Descriptor, Result, Scope, media_type};
 
-use crate::document::{Index, Manifest, read};
+use crate::document::{Index, manifest, read};
 
 /// Answers with what a descriptor points at.
 ///
@@ -58,7 +58,7 @@ impl Handler for Children {
             return Ok(index.manifests);
         }
         if media_type::is_manifest(&descriptor.media_type) {
-            let manifest: Manifest = read(content, &self.scope, descriptor).await?;
+            let manifest = manifest(content, &self.scope, descriptor).await?;
             return Ok(std::iter::once(manifest.config)
                 .chain(manifest.layers)
                 .collect());

@@ -22,5 +22,5 @@ mod handler;
 
 pub use annotate::append_info;
 pub use choice::{Choice, ChoiceError, choose_manifest};
-pub use document::{Config, MAX_DOCUMENT_BYTES, rootfs};
+pub use document::{Config, MAX_DOCUMENT_BYTES, MAX_LAYERS, rootfs};
 pub use handler::{Children, Handler, Wrapper};
