@@ -3,6 +3,7 @@
 
 //! What goes to standard output: tables for people, JSON for programs.
 
+use std::borrow::Cow;
 use std::io::{self, Write as _};
 
 use anyhow::Result;
@@ -41,11 +42,11 @@ impl Output {
     ) -> Result<()> {
         if self.json {
             let text = serde_json::to_string_pretty(document)?;
-            return self.line(text);
+            return print(&text);
         }
         let mut table = Table::default();
         show(&mut table);
-        self.line(table.finish())
+        print(&table.finish())
     }
 
     /// Several of a kind: a JSON array, or one after the other.
@@ -65,16 +66,12 @@ impl Output {
     }
 
     pub(crate) fn json_line<T: Serialize>(&mut self, value: &T) -> Result<()> {
-        let text = serde_json::to_string(value)?;
-        self.line(text)
+        print(&serde_json::to_string(value)?)
     }
 
-    pub(crate) fn line(&mut self, text: String) -> Result<()> {
-        match writeln!(io::stdout(), "{text}") {
-            // Whoever reads has enough (`resnap images | head`).
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            result => Ok(result?),
-        }
+    /// One line for people.
+    pub(crate) fn line(&mut self, text: &str) -> Result<()> {
+        print(&printable(text))
     }
 
     /// Tells an error to people, and to programs if they listen.
@@ -90,9 +87,9 @@ impl Output {
             let _ = self.json_line(&value);
         }
         let mut stderr = io::stderr();
-        let _ = writeln!(stderr, "resnap: {message}");
+        let _ = writeln!(stderr, "resnap: {}", printable(&message));
         if let Some(next_step) = next_step {
-            let _ = writeln!(stderr, "  next: {next_step}");
+            let _ = writeln!(stderr, "  next: {}", printable(&next_step));
         }
         match unpack_error {
             Some(UnpackError::Cancelled { .. }) => Outcome::Cancelled,
@@ -101,7 +98,41 @@ impl Output {
     }
 }
 
-/// An error with its causes, in one line.
+fn print(text: &str) -> Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        // Whoever reads has enough (`resnap images | head`).
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// A text as it may go to a terminal, in one line. Names, platforms and what daemons say come from
+/// strangers: a control character in them could move the cursor over other output, and a line
+/// break or a change of direction forge some. They are shown escaped.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unprintable) {
+        return Cow::Borrowed(text);
+    }
+    let mut printable = String::with_capacity(text.len());
+    for char in text.chars() {
+        if is_unprintable(char) {
+            printable.extend(char.escape_default());
+        } else {
+            printable.push(char);
+        }
+    }
+    Cow::Owned(printable)
+}
+
+fn is_unprintable(char: char) -> bool {
+    // Besides control characters: breaks of lines and paragraphs, marks and overrides of
+    // direction, and what takes no room.
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(char, '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// An error with its causes.
 pub(crate) fn text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -137,14 +168,14 @@ impl Table {
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         if let Some(table) = &mut self.table {
-            table.add_row(cells);
+            table.add_row(cells.each_ref().map(|cell| printable(cell)));
         }
     }
 
     /// A line outside any table.
     pub(crate) fn line(&mut self, text: String) {
         self.end_table();
-        self.done.push_str(&text);
+        self.done.push_str(&printable(&text));
         self.done.push('\n');
     }
 
@@ -203,6 +234,27 @@ mod tests {
             table.finish(),
             "image: web\nA           B\nlong cell   b\nx"
         );
+    }
+
+    #[test]
+    fn strangers_do_not_write_on_the_terminal() {
+        let evil = "docker.io/\u{1b}[2Jé:1\n\u{9b}H\u{202e}\u{7f}";
+        let shown = r"docker.io/\u{1b}[2Jé:1\n\u{9b}H\u{202e}\u{7f}";
+        assert_eq!(printable(evil), shown);
+        assert!(matches!(
+            printable("Größe 日本 – ok"),
+            Cow::Borrowed("Größe 日本 – ok")
+        ));
+
+        let mut table = Table::default();
+        table.line(evil.to_owned());
+        table.header(["A", "B"]);
+        table.row([evil.to_owned(), "b".to_owned()]);
+        let text = table.finish();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[0], shown);
+        assert_eq!(lines[2], format!("{shown}   b"));
     }
 
     #[test]

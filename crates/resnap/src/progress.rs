@@ -9,7 +9,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use resnap_unpacker::{Event, Phase};
 
-use crate::output::{bytes, short};
+use crate::output::{bytes, printable, short};
 
 /// The progress of several images.
 pub(crate) struct Progress {
@@ -38,6 +38,7 @@ impl Progress {
     /// Shows what happened to the image of this number.
     pub(crate) fn show(&mut self, number: usize, event: &Event) {
         let line = line(event, self.images.len() > 1);
+        let line = printable(&line).into_owned();
         let (Some(terminal), Some(Some(bars))) = (&self.terminal, self.images.get(number)) else {
             if event.phase != Phase::Planned && event.phase != Phase::Prepared {
                 // Without standard error there is nobody to tell.
@@ -54,8 +55,8 @@ impl Progress {
                 let _ = terminal.println(line);
             }
         }
-        bars.total
-            .set_prefix(format!("{} on {}", event.image, event.snapshotter));
+        let prefix = format!("{} on {}", event.image, event.snapshotter);
+        bars.total.set_prefix(printable(&prefix).into_owned());
     }
 
     /// The image of this number is done.

@@ -38,7 +38,7 @@ pub(crate) async fn run(
     if arguments.sweep && !output.is_json() {
         let count = leases.len();
         let plural = if count == 1 { "" } else { "s" };
-        output.line(format!("{count} lease{plural} of the dead ended"))?;
+        output.line(&format!("{count} lease{plural} of the dead ended"))?;
     }
     Ok(Outcome::Done)
 }

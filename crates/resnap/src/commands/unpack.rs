@@ -50,7 +50,7 @@ pub(crate) async fn run(
                     Ok(report) if output.is_json() => {
                         output.json_line(&serde_json::json!({ "report": report }))?;
                     }
-                    Ok(report) => output.line(summary(&report))?,
+                    Ok(report) => output.line(&summary(&report))?,
                     Err(error) => worst = worst.max(output.error(&error.into())),
                 }
             }
