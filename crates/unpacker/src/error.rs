@@ -157,6 +157,14 @@ pub enum UnpackError {
         /// What failed.
         source: Error,
     },
+    /// The image's index, manifest or config cannot be used.
+    #[error("image {image}")]
+    Documents {
+        /// The image.
+        image: String,
+        /// What failed.
+        source: Error,
+    },
     /// Something else about an image failed.
     #[error("image {image}")]
     Image {
@@ -192,6 +200,20 @@ pub enum UnpackError {
         snapshotter: String,
         /// The container, or else the snapshot that stands on it.
         by: String,
+    },
+    /// A layer without labels, on which nothing stands, and containerd thinks otherwise.
+    #[error(
+        "layer {chain_id} of image {image} cannot be removed from {snapshotter}, though nothing is left that stands on it"
+    )]
+    Unremovable {
+        /// The image.
+        image: String,
+        /// The layer's snapshot.
+        chain_id: ChainId,
+        /// The snapshotter.
+        snapshotter: String,
+        /// What containerd says.
+        source: Error,
     },
     /// The job was cancelled.
     #[error("unpacking image {image} for {snapshotter} was cancelled")]
@@ -251,10 +273,13 @@ impl UnpackError {
             | Self::NoReference { .. }
             | Self::Unlabelled { .. }
             | Self::InUse { .. }
+            | Self::Unremovable { .. }
             | Self::RuntimeDir { .. }
             | Self::Disagreement { .. } => Kind::FailedPrecondition,
             Self::WrongDiffId { .. } => Kind::DataLoss,
-            Self::Layer { source, .. } | Self::Image { source, .. } => source.kind(),
+            Self::Layer { source, .. }
+            | Self::Documents { source, .. }
+            | Self::Image { source, .. } => source.kind(),
             Self::Backend(error) => error.kind(),
             Self::Unclean { cause, .. } => cause.kind(),
             Self::Cancelled { .. } => Kind::Cancelled,
@@ -292,6 +317,9 @@ impl UnpackError {
                 "somebody unpacked it without labels; `resnap --namespace {namespace} unpack {image} --snapshotter {snapshotter} --repair` mends it"
             ),
             Self::InUse { by, .. } => format!("nothing was changed; remove {by} and try again"),
+            Self::Unremovable { image, .. } => format!(
+                "containerd's garbage collection removes it with the image: `ctr --namespace {namespace} images rm --sync {image}`, and pull it again"
+            ),
             Self::Cancelled { .. } => {
                 "its finished layers stay for an hour; unpack it again to go on".to_owned()
             }
@@ -302,6 +330,22 @@ impl UnpackError {
                 "containerd's metadata and {snapshotter}'s own disagree: restart {snapshotter}, or remove the snapshot there"
             ),
             Self::Unclean { cause, .. } => return cause.next_step(namespace),
+            Self::Documents { image, source } => match source.kind() {
+                Kind::NotFound => format!(
+                    "pull it again: `ctr --namespace {namespace} content fetch {image}`"
+                ),
+                Kind::InvalidArgument | Kind::ResourceExhausted => {
+                    "no such image is taken: build it again".to_owned()
+                }
+                Kind::DataLoss => format!(
+                    "the content store is damaged there: remove it (`ctr --namespace {namespace} content rm DIGEST`) and pull the image again"
+                ),
+                kind => return backend_step(kind).map(str::to_owned),
+            },
+            // containerd tells a broken blob from its own trouble by words only.
+            Self::Layer { source, .. } if source.kind() == Kind::Unknown => {
+                "containerd's log may say more; if the layer is broken, pull or build the image again".to_owned()
+            }
             Self::Backend(error) | Self::Image { source: error, .. } | Self::Layer { source: error, .. } => {
                 return backend_step(error.kind()).map(str::to_owned);
             }

@@ -59,7 +59,7 @@ pub(crate) async fn plan(
     platform: Option<&Platform>,
     wrappers: &[Wrapper],
 ) -> Result<Plan, UnpackError> {
-    let failed = |source| UnpackError::Image {
+    let failed = |source| UnpackError::Documents {
         image: image.name.clone(),
         source,
     };
@@ -152,4 +152,28 @@ fn layer_labels(
         labels.insert(labels::PARENT_CHAIN_ID.to_owned(), parent.to_string());
     }
     labels
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Kind;
+    use resnap_core::testing::{Simulated, SimulatedImage, SimulatedLayer};
+    use resnap_handler_wrapper::MAX_LAYERS;
+
+    use crate::{Engine, Request, Settings};
+
+    #[tokio::test]
+    async fn layers_are_taken_up_to_a_limit() {
+        let backend = Simulated::new();
+        let layer = SimulatedLayer::new("the same again");
+        for (name, layers) in [("tall", MAX_LAYERS), ("too-tall", MAX_LAYERS + 1)] {
+            let image = SimulatedImage::new(vec![layer.clone(); layers]);
+            backend.add_image("k8s.io", name, &image);
+        }
+        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let plan = engine.plan(&Request::new("tall", "")).await.unwrap();
+        assert_eq!(plan.layers.len(), MAX_LAYERS);
+        let error = engine.plan(&Request::new("too-tall", "")).await;
+        assert_eq!(error.unwrap_err().kind(), Kind::InvalidArgument);
+    }
 }

@@ -4,7 +4,7 @@
 //! Chains that somebody unpacked without labels.
 
 use resnap_core::labels::{Need, NeededOn};
-use resnap_core::{Labels, SnapshotKey, labels};
+use resnap_core::{Kind, Labels, SnapshotKey, labels};
 
 use crate::UnpackError;
 use crate::chain::Chain;
@@ -47,7 +47,19 @@ impl Chain {
             if let Err(error) = removed
                 && !error.is_not_found()
             {
-                return Err(self.failed_layer(lowest + index, error));
+                // containerd counts as a child what garbage collection has removed, and then only
+                // garbage collection removes the parent.
+                let index = lowest + index;
+                let is_counted = error.kind() == Kind::FailedPrecondition;
+                if is_counted && self.require_unused(index).await.is_ok() {
+                    return Err(UnpackError::Unremovable {
+                        image: self.flight.plan.image.name.clone(),
+                        chain_id: layer.chain_id.clone(),
+                        snapshotter: self.flight.snapshotter.clone(),
+                        source: error,
+                    });
+                }
+                return Err(self.failed_layer(index, error));
             }
         }
         Ok(())
