@@ -18,6 +18,7 @@ mod examples;
 mod nydus;
 mod suite;
 mod tap;
+mod together;
 mod unpack;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ fn tests() -> Vec<Test> {
         examples::TESTS,
         nydus::TESTS,
         tap::TESTS,
+        together::TESTS,
         unpack::TESTS,
     ]
     .concat()
