@@ -13,6 +13,7 @@
 mod cli;
 mod conformance;
 mod crash;
+mod differ;
 mod errors;
 mod examples;
 mod nydus;
@@ -30,6 +31,7 @@ fn tests() -> Vec<Test> {
         cli::TESTS,
         conformance::TESTS,
         crash::TESTS,
+        differ::TESTS,
         errors::TESTS,
         examples::TESTS,
         nydus::TESTS,

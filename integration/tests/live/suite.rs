@@ -44,6 +44,19 @@ pub(crate) enum Needs {
     Alone,
     /// A containerd of its own with nydus, which does not tell namespaces apart.
     Nydus,
+    /// A working erofs snapshotter, in a containerd of its own whose only differ is the walking
+    /// one. Where there is no erofs, that is so in any containerd.
+    WalkingOnly,
+}
+
+impl Needs {
+    /// Whether a containerd has it.
+    fn fits(self, containerd: &Containerd) -> bool {
+        match self {
+            Self::Erofs | Self::WalkingOnly => containerd.has_erofs(),
+            Self::Containerd | Self::Alone | Self::Nydus => true,
+        }
+    }
 }
 
 /// A containerd and a namespace on it.
@@ -87,6 +100,16 @@ impl Ended {
             ensure!(self.stderr.contains(text), "{text:?} is not on stderr");
         }
         Ok(error)
+    }
+
+    /// The kind of the error that a command ended with, where any will do.
+    pub(crate) fn kind(&self) -> Result<String> {
+        let line = self.stdout.lines().last().context("nothing was printed")?;
+        let error: Value = serde_json::from_str(line)?;
+        let kind = error["error"]["kind"].as_str();
+        Ok(kind
+            .with_context(|| format!("no kind in {error}"))?
+            .to_owned())
     }
 
     /// The JSON document of a command that ended with 0.
@@ -165,7 +188,7 @@ impl Node {
     }
 
     /// What containerd does for a pull or a first container: unpacks what is missing, without
-    /// the labels of the CRI.
+    /// the labels of the CRI. The `ctr` of containerd 1.6 does so for overlayfs, whatever it is told.
     pub(crate) fn unpack_by_containerd(&self, snapshotter: &str, image: &str) -> Result<()> {
         // There is no `ctr images unpack` on every version, and mounting an image unpacks it.
         let dir = self.containerd.scratch().join(unique("mnt"));
@@ -288,8 +311,7 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
     let mut trials = Vec::new();
     for (dist, shared) in &daemons {
         for test in tests {
-            let fits = test.needs != Needs::Erofs || shared.has_erofs();
-            if fits {
+            if test.needs.fits(shared) {
                 trials.push(trial(*test, dist.clone(), Arc::clone(shared), &results));
             }
         }
@@ -341,9 +363,10 @@ fn trial(test: Test, dist: Dist, shared: Arc<Containerd>, results: &Results) -> 
 
 fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
     let node = match test.needs {
-        Needs::Alone | Needs::Nydus => {
+        Needs::Alone | Needs::Nydus | Needs::WalkingOnly => {
             let options = Options {
                 nydus: test.needs == Needs::Nydus,
+                diff_order: (test.needs == Needs::WalkingOnly).then_some(&["walking"]),
                 ..Options::default()
             };
             Node {
@@ -386,10 +409,9 @@ fn table(
     println!("\n{:<44}{}", "TEST", names(daemons).join("  "));
     for test in tests {
         let cells = daemons.iter().map(|(dist, daemon)| {
-            let fits = test.needs != Needs::Erofs || daemon.has_erofs();
             let cell = match results.get(&(test.name, dist.name())) {
                 Some(word) => word,
-                None if !fits => "no erofs",
+                None if !test.needs.fits(daemon) => "no erofs",
                 None => "-",
             };
             let width = daemon.name().len();

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A layer changes the ones below as it says, whichever of containerd's differs writes it.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use flate2::read::GzDecoder;
+use resnap_integration::image::{Built, Compression, Entry, ImageBuilder, Layer, hello};
+use resnap_integration::tap::{Method, Point};
+use resnap_integration::tree::Tree;
+
+use crate::suite::{Needs, Node, Test, end, unique};
+use crate::unpack::assert_labels;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test {
+        name: "layers_change_those_below_on_overlayfs",
+        needs: Needs::Containerd,
+        run: |node| changes_those_below(node, "overlayfs", Differ::Walking, &[]),
+    },
+    Test {
+        name: "layers_change_those_below_by_the_erofs_differ",
+        needs: Needs::Erofs,
+        run: |node| changes_those_below(node, "erofs", Differ::Erofs, MKFS),
+    },
+    Test {
+        name: "layers_change_those_below_by_walking_alone",
+        needs: Needs::WalkingOnly,
+        run: |node| {
+            changes_those_below(node, "overlayfs", Differ::Walking, &[])?;
+            changes_those_below(node, "erofs", Differ::Walking, &[])
+        },
+    },
+];
+
+/// Who writes a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Differ {
+    /// Into the directory of the snapshot.
+    Walking,
+    /// As `layer.erofs` beside that.
+    Erofs,
+}
+
+/// What a differ gets wrong, and why.
+type Known = (Change, &'static str);
+
+/// mkfs.erofs 1.8, by which containerd 2.1 writes a layer, sees nothing of the layers below.
+const MKFS: &[Known] = &[(
+    Change::Unstated,
+    "mkfs.erofs makes a directory that the layer does not state root's, mode 0777",
+)];
+
+/// How a layer can change those below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// What it deletes is gone.
+    Deleted,
+    /// A directory that it does not state, but writes to, is as it was.
+    Unstated,
+}
+
+/// The lowest layer of [`hello`], which has the programs, and two on it: what is to be changed, and
+/// the changes.
+fn image(node: &Node) -> Result<Built> {
+    let hello = hello()?;
+    let blob = hello.layers[0].digest.replace(':', "/");
+    let mut archive = tar::Archive::new(File::open(&hello.archive)?);
+    let mut programs = Vec::new();
+    for entry in archive.entries()? {
+        let entry = entry?;
+        if entry.path()?.ends_with(&blob) {
+            GzDecoder::new(entry).read_to_end(&mut programs)?;
+        }
+    }
+    let kept = |path: &str| {
+        let dir = Entry::dir(path).mode(0o2750).owner(1000, 1001);
+        dir.xattr("user.lower", "1")
+    };
+    let lower = [
+        Entry::dir("./"),
+        Entry::dir("t"),
+        Entry::file("t/file", ""),
+        Entry::dir("t/dir"),
+        Entry::file("t/dir/file", ""),
+        Entry::dir("t/opaque"),
+        Entry::file("t/opaque/file", ""),
+        kept("t/kept"),
+        kept("t/kept/sub"),
+        Entry::file("t/kept/file", ""),
+        kept("t/emptied"),
+        Entry::file("t/emptied/file", ""),
+    ];
+    let upper = [
+        Entry::dir("./"),
+        Entry::dir("t"),
+        Entry::whiteout("t/file"),
+        Entry::whiteout("t/dir"),
+        Entry::dir("t/opaque"),
+        Entry::opaque("t/opaque"),
+        Entry::file("t/kept/sub/new", ""),
+        Entry::whiteout("t/emptied/file"),
+    ];
+    let archive = node.containerd.scratch().join(unique("differ"));
+    let image = ImageBuilder::new("docker.io/library/differ:1")
+        .layer(Layer::new(&programs, Compression::Gzip)?)
+        .layer(Layer::of(&lower)?)
+        .layer(Layer::of(&upper)?)
+        .write(&archive)?;
+    node.import(&image)?;
+    Ok(image)
+}
+
+/// What is there as it should not be.
+fn faults(tree: &Tree) -> Vec<(Change, String)> {
+    let mut faults = Vec::new();
+    for path in ["t/file", "t/dir", "t/opaque/file", "t/emptied/file"] {
+        if tree.nodes.contains_key(path.as_bytes()) {
+            faults.push((Change::Deleted, format!("{path} is there")));
+        }
+    }
+    for path in ["t/kept/file", "t/kept/sub/new", "t/opaque"] {
+        if !tree.nodes.contains_key(path.as_bytes()) {
+            faults.push((Change::Deleted, format!("{path} is not there")));
+        }
+    }
+    for path in ["t/kept", "t/kept/sub", "t/emptied"] {
+        let node = tree.nodes.get(path.as_bytes());
+        let is_kept = node.is_some_and(|node| {
+            (node.mode, node.uid, node.gid) == (0o2750, 1000, 1001)
+                && node.xattrs.get(&b"user.lower"[..]) == Some(&b"1".to_vec())
+        });
+        if !is_kept {
+            faults.push((Change::Unstated, format!("{path}: {node:?}")));
+        }
+    }
+    faults
+}
+
+/// The part of containerd's `ApplyRequest` that is looked at.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ApplyRequest {
+    #[prost(message, repeated, tag = "2")]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Mount {
+    #[prost(string, tag = "2")]
+    source: String,
+}
+
+fn changes_those_below(
+    node: &Node,
+    snapshotter: &str,
+    differ: Differ,
+    known: &[Known],
+) -> Result<()> {
+    let image = image(node)?;
+    let tap = node.containerd.tap()?;
+    let applied = tap.hold(Method::APPLY, 1, Point::After);
+    let mut command = node.resnap_command()?;
+    command.env("CONTAINERD_ADDRESS", tap.socket()).args([
+        "unpack",
+        &image.reference,
+        "--snapshotter",
+        snapshotter,
+    ]);
+    let ended = std::thread::spawn(move || end(&mut command));
+    let request: ApplyRequest = applied.wait()?.decode()?;
+    let source = &request.mounts.first().context("no mount")?.source;
+    let snapshot = Path::new(source).parent().context("no snapshot")?;
+    let by = match snapshot.join("layer.erofs").exists() {
+        true => Differ::Erofs,
+        false => Differ::Walking,
+    };
+    applied.release();
+    let ended = ended.join().ok().context("the test panicked")??;
+    ensure!(by == differ, "{by:?} wrote to {source}");
+    ended.ok()?;
+    tap.finish()?;
+    node.nothing_left(snapshotter)?;
+    assert_labels(node, snapshotter, &image, &[])?;
+
+    let faults = faults(&node.tree(snapshotter, &image.reference)?);
+    for (change, fault) in &faults {
+        let is_known = known.iter().any(|(known, _)| known == change);
+        ensure!(is_known, "on {snapshotter} by {differ:?}: {fault}");
+    }
+    for (change, reason) in known {
+        let is_so = faults.iter().any(|(fault, _)| fault == change);
+        ensure!(is_so, "{change:?} is right, so this is gone: {reason}");
+    }
+    Ok(())
+}
