@@ -66,7 +66,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// That an error has the kind, and says all these words: the thing, the reason, the next step.
-fn assert_error(ended: Ended, kind: &str, says: &[&str], next_step: &str) -> Result<()> {
+pub(crate) fn assert_error(ended: Ended, kind: &str, says: &[&str], next_step: &str) -> Result<()> {
     let error = ended.error()?;
     ensure!(error["kind"] == kind, "want the kind {kind}: {error}");
     let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
@@ -83,7 +83,8 @@ fn assert_error(ended: Ended, kind: &str, says: &[&str], next_step: &str) -> Res
     Ok(())
 }
 
-fn unpack(node: &Node, image: &str, snapshotter: &str) -> Result<Ended> {
+/// `resnap unpack --json`.
+pub(crate) fn unpack(node: &Node, image: &str, snapshotter: &str) -> Result<Ended> {
     node.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])
 }
 

@@ -16,6 +16,7 @@ mod crash;
 mod differ;
 mod errors;
 mod examples;
+mod hostile;
 mod nydus;
 mod suite;
 mod tap;
@@ -34,6 +35,7 @@ fn tests() -> Vec<Test> {
         differ::TESTS,
         errors::TESTS,
         examples::TESTS,
+        hostile::TESTS,
         nydus::TESTS,
         tap::TESTS,
         together::TESTS,

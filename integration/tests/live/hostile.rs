@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Images that are broken, absurd or meant to harm.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result, ensure};
+use flate2::write::GzEncoder;
+use resnap_integration::image::tape::{self, Entry};
+use resnap_integration::image::{
+    Built, HELLO_SAYS, ImageBuilder, Layer, digest, hello, host_platform,
+};
+use resnap_integration::tap::{Action, Method, Point};
+use serde_json::{Value, json};
+use tonic::Status;
+
+use crate::errors::{assert_error, unpack};
+use crate::suite::{Needs, Node, Test, end, unique};
+
+pub(crate) const TESTS: &[Test] = &[
+    test("corrupt_layers", corrupt_layers),
+    test("too_large_a_manifest", too_large_a_manifest),
+    test("indexes_nested_too_deep", nested_too_deep),
+    test("too_many_layers", too_many_layers),
+    test("damaged_blobs", damaged_blobs),
+    test("control_characters_stay_off_terminals", control_characters),
+    test("a_layer_that_is_there_and_is_not", disagreement),
+];
+
+const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
+    Test {
+        name,
+        needs: Needs::Containerd,
+        run,
+    }
+}
+
+const ON: &str = "native";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// The blobs of an image that no builder makes.
+#[derive(Default)]
+struct Blobs(BTreeMap<String, Vec<u8>>);
+
+impl Blobs {
+    /// Adds a blob, and answers with its descriptor.
+    fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {
+        let (digest, size) = (digest(&bytes), bytes.len());
+        self.0.insert(digest.clone(), bytes);
+        json!({ "mediaType": media_type, "digest": digest, "size": size })
+    }
+
+    fn add_json(&mut self, media_type: &str, value: &Value) -> Value {
+        self.add(media_type, value.to_string().into_bytes())
+    }
+
+    /// An image of these layers, for this machine.
+    fn add_image(&mut self, layers: &[Value], diff_ids: &[String]) -> Value {
+        let config = self.add_config(diff_ids);
+        let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
+        self.add_json(MANIFEST, &manifest)
+    }
+
+    fn add_config(&mut self, diff_ids: &[String]) -> Value {
+        let (os, architecture) = host_platform();
+        let config = json!({
+            "os": os,
+            "architecture": architecture,
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        self.add_json(CONFIG, &config)
+    }
+
+    fn add_index(&mut self, manifest: &Value) -> Value {
+        self.add_json(
+            INDEX,
+            &json!({ "schemaVersion": 2, "manifests": [manifest] }),
+        )
+    }
+
+    /// Puts all on the node, `target` as the image `name`.
+    fn import(self, node: &Node, name: &str, mut target: Value) -> Result<()> {
+        target["annotations"] = json!({ "io.containerd.image.name": name });
+        let index = json!({ "schemaVersion": 2, "manifests": [target] });
+        let layout = json!({ "imageLayoutVersion": "1.0.0" });
+        let mut entries = vec![
+            Entry::file("oci-layout", layout.to_string()),
+            Entry::file("index.json", index.to_string()),
+        ];
+        let blobs = self.0.into_iter();
+        entries.extend(blobs.map(|(digest, bytes)| {
+            Entry::file(format!("blobs/{}", digest.replace(':', "/")), bytes)
+        }));
+        let path = node.containerd.scratch().join(unique("hostile"));
+        File::create(&path)?.write_all(&tape::pack(&entries)?)?;
+        let path = path.to_string_lossy();
+        node.ctr(&["images", "import", "--all-platforms", "--no-unpack", &path])?;
+        Ok(())
+    }
+}
+
+/// The digest of a descriptor.
+fn of(descriptor: &Value) -> String {
+    descriptor["digest"].as_str().unwrap_or_default().to_owned()
+}
+
+fn corrupt_layers(node: &Node) -> Result<()> {
+    let tar = tape::pack(&[Entry::dir("./"), Entry::file("name", "x".repeat(5000))])?;
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&tar)?;
+    let whole = encoder.finish()?;
+    let (half, crc) = (whole.len() / 2, whole.len() - 8);
+    let mut flipped = whole.clone();
+    flipped[crc] ^= 1;
+    let name = "docker.io/library/corrupt:1";
+    for blob in [
+        whole[..half].to_vec(),
+        [&whole[..half], &[0xff; 100]].concat(),
+        flipped,
+        b"not compressed at all".to_vec(),
+    ] {
+        let mut blobs = Blobs::default();
+        let layer = blobs.add(GZIP, blob);
+        let says = [name, &of(&layer), "layer 1 of 1", ON];
+        let says = says.map(str::to_owned);
+        let target = blobs.add_image(&[layer], &[digest(&tar)]);
+        blobs.import(node, name, target)?;
+        let ended = unpack(node, name, ON)?;
+        let kind = ended.kind()?;
+        assert_error(ended, &kind, &says.each_ref().map(String::as_str), "again")?;
+        node.nothing_left(ON)?;
+    }
+    Ok(())
+}
+
+fn too_large_a_manifest(node: &Node) -> Result<()> {
+    let name = "docker.io/library/large:1";
+    let mut blobs = Blobs::default();
+    let config = blobs.add_config(&[]);
+    let mut manifest = json!({ "schemaVersion": 2, "config": config, "layers": [] })
+        .to_string()
+        .into_bytes();
+    manifest.resize((8 << 20) + 1, b' ');
+    let target = blobs.add(MANIFEST, manifest);
+    let digest = of(&target);
+    blobs.import(node, name, target)?;
+    let says = [name, &digest, "8388609 bytes", "at most 8388608"];
+    let ended = unpack(node, name, ON)?;
+    assert_error(ended, "ResourceExhausted", &says, "build it again")?;
+    node.nothing_left(ON)
+}
+
+fn nested_too_deep(node: &Node) -> Result<()> {
+    let name = "docker.io/library/deep:1";
+    for (depth, fits) in [(8, true), (9, false)] {
+        let mut blobs = Blobs::default();
+        let mut target = blobs.add_image(&[], &[]);
+        for _ in 0..depth {
+            target = blobs.add_index(&target);
+        }
+        blobs.import(node, name, target)?;
+        let ended = unpack(node, name, ON)?;
+        if fits {
+            ended.ok()?;
+        } else {
+            let says = [name, "nested more than 8 deep"];
+            assert_error(ended, "ResourceExhausted", &says, "build it again")?;
+        }
+        node.nothing_left(ON)?;
+    }
+    Ok(())
+}
+
+fn too_many_layers(node: &Node) -> Result<()> {
+    let name = "docker.io/library/tall:1";
+    let tar = tape::pack(&[Entry::dir("./")])?;
+    let layers = 4097;
+    let mut blobs = Blobs::default();
+    let layer = blobs.add("application/vnd.oci.image.layer.v1.tar", tar.clone());
+    let target = blobs.add_image(&vec![layer; layers], &vec![digest(&tar); layers]);
+    let manifest = of(&target);
+    blobs.import(node, name, target)?;
+    let says = [name, &manifest, "4097 layers", "at most 4096"];
+    let ended = unpack(node, name, ON)?;
+    assert_error(ended, "InvalidArgument", &says, "build it again")?;
+    node.nothing_left(ON)
+}
+
+/// An image with blobs that no other test has.
+fn own(node: &Node) -> Result<Built> {
+    let archive = node.containerd.scratch().join(unique("own"));
+    let file = Entry::file("name", &node.namespace);
+    let image = ImageBuilder::new("docker.io/library/own:1")
+        .layer(Layer::of(&[Entry::dir("./"), file])?)
+        .env("OWNER", &node.namespace)
+        .write(&archive)?;
+    node.import(&image)?;
+    Ok(image)
+}
+
+fn damaged_blobs(node: &Node) -> Result<()> {
+    let image = own(node)?;
+    let blobs = "io.containerd.content.v1.content/blobs";
+    let blobs = node.containerd.root().join(blobs);
+    for digest in [&image.manifest, &image.config] {
+        let path = blobs.join(digest.replace(':', "/"));
+        let good = std::fs::read(&path)?;
+        // JSON still, and as long: only the digest tells.
+        let text = String::from_utf8(good.clone())?;
+        let bad = text.replacen("sha256:", "sha256:f", 1);
+        std::fs::write(&path, &bad[..text.len()])?;
+        let ended = unpack(node, &image.reference, ON)?;
+        let says = [&*image.reference, digest, "its bytes have the digest"];
+        assert_error(ended, "DataLoss", &says, "content rm")?;
+        node.nothing_left(ON)?;
+        std::fs::write(&path, good)?;
+    }
+    node.unpack(ON, &image.reference)?;
+    node.nothing_left(ON)
+}
+
+fn control_characters(node: &Node) -> Result<()> {
+    let name = "docker.io/library/loud:1";
+    let mut blobs = Blobs::default();
+    let mut image = blobs.add_image(&[], &[]);
+    let evil = "\u{1b}[2J\u{7}\u{202e}evil\nresnap: all is well";
+    image["platform"] = json!({ "os": "linux", "architecture": evil });
+    let target = blobs.add_index(&image);
+    blobs.import(node, name, target)?;
+    for arguments in [
+        &["unpack", name, "--snapshotter", ON][..],
+        &["check", name],
+        &["images"],
+    ] {
+        let ended = node.resnap(arguments)?;
+        let text = [ended.stdout, ended.stderr].concat();
+        // A table shows the start of it only.
+        let shown = text.contains("evil") || arguments == ["images"];
+        ensure!(shown, "{text:?}");
+        let harmful = |char: char| char != '\n' && (char.is_control() || char == '\u{202e}');
+        ensure!(!text.contains(harmful), "{text:?}");
+        let forged = text.lines().any(|line| line == "resnap: all is well");
+        ensure!(!forged, "{text:?}");
+    }
+    // Programs get what is there.
+    let ended = node.resnap(&["unpack", "--json", name, "--snapshotter", ON])?;
+    let last = ended.stdout.lines().last().context("nothing was printed")?;
+    let error: Value = serde_json::from_str(last)?;
+    let message = error["error"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains(evil), "{message:?}");
+    node.nothing_left(ON)
+}
+
+fn disagreement(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    let exists = || Action::Fail(Status::already_exists("says the snapshotter"));
+    let answered = |times: u64| {
+        let tap = node.containerd.tap()?;
+        for nth in 1..=times {
+            tap.on(Method::PREPARE, nth, Point::Before, exists());
+        }
+        let mut command = node.resnap_command()?;
+        command
+            .env("CONTAINERD_ADDRESS", tap.socket())
+            .args(["unpack", "--json", &image.reference])
+            .args(["--snapshotter", ON]);
+        let ended = end(&mut command)?;
+        tap.finish()?;
+        Ok::<_, anyhow::Error>(ended)
+    };
+    let base = &image.layers[0].chain_id;
+    let says = [&*image.reference, base, ON, "no such snapshot"];
+    assert_error(answered(3)?, "FailedPrecondition", &says, "restart native")?;
+    node.nothing_left(ON)?;
+    // A garbage collection between two calls may look like that.
+    answered(2)?.ok()?;
+    node.nothing_left(ON)?;
+    let said = node.run(ON, &image.reference)?;
+    ensure!(said == HELLO_SAYS, "it says {said:?}");
+    Ok(())
+}
