@@ -18,6 +18,7 @@ mod errors;
 mod examples;
 mod hostile;
 mod nydus;
+mod repair;
 mod suite;
 mod tap;
 mod together;
@@ -37,6 +38,7 @@ fn tests() -> Vec<Test> {
         examples::TESTS,
         hostile::TESTS,
         nydus::TESTS,
+        repair::TESTS,
         tap::TESTS,
         together::TESTS,
         unpack::TESTS,
