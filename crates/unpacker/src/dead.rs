@@ -114,8 +114,14 @@ impl Inner {
     /// not to be `forgotten`. Answers whether it keeps one, or did.
     async fn bury(&self, lease: &LeaseStatus, forgotten: bool) -> Result<bool, Error> {
         let id = LeaseId(lease.lease.as_str().into());
-        // Held, so that two who bury do not meet, and found free, so that it is dead still.
-        let lock = self.locks.try_lock(&lock_name(&id), "clean-up");
+        // Not the maker's lock, which would make the dead look alive to others.
+        let (name, purpose) = (format!("burial-{}", id.0), "clean-up");
+        let lock = if forgotten {
+            // Who is at it may leave what is to be forgotten.
+            self.locks.lock(&name, purpose, drop).await.map(Ok)
+        } else {
+            self.locks.try_lock(&name, purpose)
+        };
         let lock = lock
             .map_err(|error| Error::new(Kind::FailedPrecondition, "lock", &*id.0).because(error))?;
         let Ok(_lock) = lock else {
