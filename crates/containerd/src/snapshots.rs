@@ -146,7 +146,7 @@ impl Snapshotter for Remote {
     async fn children(&self, scope: &Scope, parent: &SnapshotKey) -> Result<Vec<SnapshotInfo>> {
         let message = ListSnapshotsRequest {
             snapshotter: self.name.clone(),
-            filters: vec![format!("parent=={parent}")],
+            filters: vec![format!("parent=={:?}", parent.as_str())],
         };
         let failed = |status| error("list snapshots on", self.subject(parent), status);
         let mut client = self.snapshots();
