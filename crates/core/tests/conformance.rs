@@ -4,7 +4,7 @@
 //! The simulated backend keeps the contracts that a real one keeps.
 
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer, conformance};
-use resnap_core::{Image, Scope};
+use resnap_core::{Container, Image, Scope, SnapshotKey};
 
 #[tokio::test(start_paused = true)]
 async fn the_simulated_backend_conforms() {
@@ -12,6 +12,12 @@ async fn the_simulated_backend_conforms() {
     simulated.add_snapshotter("overlayfs", Behaviour::Ordinary);
     let image = SimulatedImage::new(["base", "middle", "top"].map(SimulatedLayer::new));
     simulated.add_image("conformance", "docker.io/library/web:1", &image);
+    let container = Container {
+        id: "web".to_owned(),
+        snapshotter: "overlayfs".to_owned(),
+        snapshot: SnapshotKey::from("web".to_owned()),
+    };
+    simulated.add_container("conformance", container.clone());
     let layers = image.layers.iter();
     let given = conformance::Given {
         ports: simulated.ports(),
@@ -25,6 +31,7 @@ async fn the_simulated_backend_conforms() {
         layers: layers
             .map(|layer| (layer.descriptor.clone(), layer.diff_id.clone()))
             .collect(),
+        container,
         collect_garbage: Box::new(move || simulated.collect_garbage()),
     };
     conformance::all(&given).await;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use anyhow::Result;
 use resnap_containerd::Client;
 use resnap_core::testing::conformance::{self, Given};
-use resnap_core::{Image, Scope};
+use resnap_core::{Container, Image, Scope, SnapshotKey};
 use resnap_integration::image::hello;
 use resnap_unpacker::{Engine, Request, Settings};
 
-use crate::suite::{Needs, Node, Test};
+use crate::suite::{Needs, Node, Test, unique};
 
 pub(crate) const TESTS: &[Test] = &[
     Test {
@@ -35,6 +35,9 @@ pub(crate) const TESTS: &[Test] = &[
 fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
+    let id = unique("conformance");
+    let create = ["containers", "create", "--snapshotter", snapshotter];
+    node.ctr(&[&create[..], &[&image.reference, &id]].concat())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -61,6 +64,12 @@ fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
             layers: layers
                 .map(|layer| (layer.descriptor, layer.diff_id))
                 .collect(),
+            // ctr names the snapshot like the container.
+            container: Container {
+                id: id.clone(),
+                snapshotter: snapshotter.to_owned(),
+                snapshot: SnapshotKey::from(id),
+            },
             collect_garbage: Box::new(move || {
                 let collected = tokio::task::block_in_place(|| collector.collect_garbage());
                 assert!(collected.is_ok(), "{collected:?}");

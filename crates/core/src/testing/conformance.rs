@@ -23,8 +23,8 @@ pub use leases::leases;
 pub use snapshots::snapshots;
 
 use crate::{
-    ChainId, Descriptor, DiffId, Digest, Image, Kind, Labels, LeaseId, Mount, Ports, Result, Scope,
-    SnapshotKey, SnapshotKind, Snapshotter,
+    ChainId, Container, Descriptor, DiffId, Digest, Image, Kind, Labels, LeaseId, Mount, Ports,
+    Result, Scope, SnapshotKey, SnapshotKind, Snapshotter,
 };
 
 /// The backend under test, and what was put on it.
@@ -41,6 +41,8 @@ pub struct Given {
     pub config: Digest,
     /// Its layers, the base first, and their diff IDs; at least two.
     pub layers: Vec<(Descriptor, DiffId)>,
+    /// The only container in the namespace, on that snapshotter.
+    pub container: Container,
     /// Collects the backend's garbage, and comes back when that is done.
     pub collect_garbage: Box<dyn Fn() + Send + Sync>,
 }
@@ -60,15 +62,21 @@ pub async fn all(given: &Given) {
     images(given).await;
     content(given).await;
     introspection(given).await;
+    containers(given).await;
     applier(given).await;
     snapshots(given).await;
     leases(given).await;
     garbage(given).await;
 }
 
-/// Introspection: the snapshotters by name.
+/// Introspection: the snapshotters by name, and whose they are.
 pub async fn introspection(given: &Given) {
-    let all = given.ports.introspection.snapshotters().await.unwrap();
+    let introspection = &given.ports.introspection;
+    let identity = introspection.identity().await.unwrap();
+    assert!(!identity.is_empty(), "it has a name");
+    let again = introspection.identity().await.unwrap();
+    assert_eq!(again, identity, "and no other one a moment later");
+    let all = introspection.snapshotters().await.unwrap();
     let names: Vec<_> = all.iter().map(|snapshotter| &snapshotter.name).collect();
     assert!(names.is_sorted(), "{names:?}");
     let ours = all
@@ -76,6 +84,15 @@ pub async fn introspection(given: &Given) {
         .find(|snapshotter| snapshotter.name == given.snapshotter);
     let ours = ours.unwrap_or_else(|| panic!("{} is not in {names:?}", given.snapshotter));
     assert_eq!(ours.failure, None);
+}
+
+/// Containers: whose root file systems there are, in one namespace.
+pub async fn containers(given: &Given) {
+    let containers = &given.ports.containers;
+    let all = containers.list(&given.scope).await.unwrap();
+    assert_eq!(all, [given.container.clone()]);
+    let elsewhere = Scope::new("conformance-elsewhere");
+    assert_eq!(containers.list(&elsewhere).await.unwrap(), []);
 }
 
 impl Given {

@@ -73,6 +73,7 @@ pub enum Effect {
     Late(Kind, Duration),
     /// It takes this much longer.
     Delay(Duration),
-    /// It never does anything and never answers.
+    /// It never does anything. It is given up after a minute, as the containerd client does; an
+    /// Apply, which may take any time, is not.
     Hang,
 }

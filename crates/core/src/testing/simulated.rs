@@ -17,9 +17,12 @@ use self::snapshots::Commit;
 use self::state::State;
 use super::{Effect, Fault, Operation, SimulatedImage};
 use crate::{
-    ChainId, Container, DiffId, Digest, Error, Labels, LeaseId, Ports, Result, Scope, SnapshotInfo,
-    SnapshotKey,
+    ChainId, Container, DiffId, Digest, Error, Kind, Labels, LeaseId, Ports, Result, Scope,
+    SnapshotInfo, SnapshotKey,
 };
+
+/// How long the containerd client waits for an answer, but for an Apply's.
+const CALL_TIME: Duration = Duration::from_secs(60);
 
 /// How a simulated snapshotter answers a Prepare that carries a layer's labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,7 +262,11 @@ impl Simulated {
                 tokio::time::sleep(delay).await;
                 work(&mut self.state())
             }
-            Some(Effect::Hang) => std::future::pending().await,
+            Some(Effect::Hang) if operation == Operation::Apply => std::future::pending().await,
+            Some(Effect::Hang) => {
+                tokio::time::sleep(CALL_TIME).await;
+                fail(Kind::DeadlineExceeded)
+            }
         }
     }
 }

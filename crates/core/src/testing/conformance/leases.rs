@@ -3,11 +3,23 @@
 
 //! Leases as such.
 
-use super::{Given, assert_kind, key, nowhere};
-use crate::{Kind, Labels, LeaseId, Resource, SnapshotKind};
+use std::time::{Duration, SystemTime};
 
-/// Leases: one of each name, adding without a check, and calls under one that is gone.
+use super::{Given, assert_kind, chain, key, labels, nowhere};
+use crate::{Kind, Labels, LeaseId, Resource, Scope, SnapshotKey, SnapshotKind};
+
+/// On the lease that is listed.
+const LISTED: &str = "conformance.example.com/listed";
+
+/// Leases: which there are and what they keep, and what is done to them.
 pub async fn leases(given: &Given) {
+    changed(given).await;
+    listed(given).await;
+    resources(given).await;
+}
+
+/// One of each name, adding without a check, and calls under one that is gone.
+async fn changed(given: &Given) {
     let (leases, scope) = (&given.ports.leases, &given.scope);
     let (lease, leased) = given.lease("conformance-leases").await;
     let again = leases.create(scope, &lease, &Labels::new()).await;
@@ -46,4 +58,60 @@ pub async fn leases(given: &Given) {
 
     let never = LeaseId("conformance-never".into());
     assert_kind(leases.delete(scope, &never).await, Kind::NotFound);
+}
+
+async fn listed(given: &Given) {
+    let (leases, scope) = (&given.ports.leases, &given.scope);
+    assert_eq!(leases.list(scope, LISTED).await.unwrap(), []);
+    let ours = labels([(LISTED, "as such"), ("example.com/other", "too")]);
+    let before = SystemTime::now();
+    let (lease, _) = given.lease_with("conformance-listed", &ours).await;
+    let others = labels([("example.com/other", LISTED)]);
+    let (other, _) = given.lease_with("conformance-other", &others).await;
+    let mut all = leases.list(scope, LISTED).await.unwrap();
+    assert_eq!(all.len(), 1, "only those with the label: {all:?}");
+    let info = all.remove(0);
+    assert_eq!((&info.id, &info.labels), (&lease, &ours));
+    // Its clock may be another one.
+    let minute = Duration::from_secs(60);
+    let around = before - minute..SystemTime::now() + minute;
+    assert!(around.contains(&info.created), "{info:?}");
+    let elsewhere = Scope::new("conformance-elsewhere");
+    assert_eq!(leases.list(&elsewhere, LISTED).await.unwrap(), []);
+    given.end_lease(&lease).await;
+    given.end_lease(&other).await;
+    assert_eq!(leases.list(scope, LISTED).await.unwrap(), []);
+}
+
+async fn resources(given: &Given) {
+    let (lease, scope) = given.lease("conformance-resources").await;
+    assert_eq!(given.resources(&lease).await, []);
+    let blob = Resource::Content(given.config.clone());
+    let leases = &given.ports.leases;
+    let added = leases.add_resource(&given.scope, &lease, &blob).await;
+    added.unwrap();
+    given.prepare(&scope, "leased", None).await.unwrap();
+    let snapshot = |key| Resource::Snapshot {
+        snapshotter: given.snapshotter.clone(),
+        key,
+    };
+    let active = snapshot(key("leased"));
+    let on_it = given.resources(&lease).await;
+    assert_eq!(on_it, [blob.clone(), active], "what is made under it");
+    given.commit(&scope, "leased").await.unwrap();
+    let committed = snapshot(SnapshotKey::from(&chain("leased")));
+    let on_it = given.resources(&lease).await;
+    assert_eq!(on_it, [blob, committed], "and what becomes of it");
+    given.end_lease(&lease).await;
+    let gone = leases.resources(&given.scope, &lease).await;
+    assert_kind(gone, Kind::NotFound);
+}
+
+impl Given {
+    async fn resources(&self, lease: &LeaseId) -> Vec<Resource> {
+        let resources = self.ports.leases.resources(&self.scope, lease).await;
+        let mut resources = resources.unwrap();
+        resources.sort();
+        resources
+    }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Prepare, Commit, Stat, Remove.
+//! Prepare, Commit, Stat, Remove; labels and children of snapshots.
 
 use super::{Given, assert_kind, chain, key, labels};
 use crate::{Kind, Labels, LeaseId, Scope, SnapshotKey, SnapshotKind, labels as names};
@@ -12,6 +12,8 @@ pub async fn snapshots(given: &Given) {
     active(given, &scope).await;
     committed(given, &scope).await;
     taken(given, &scope).await;
+    labelled(given, &scope).await;
+    children(given, &scope).await;
     removal(given, &scope).await;
     elsewhere(given, &scope).await;
     given.end_lease(&lease).await;
@@ -80,6 +82,55 @@ async fn taken(given: &Given, scope: &Scope) {
     assert_eq!(given.kind(&key("d")).await, None);
 }
 
+async fn labelled(given: &Given, scope: &Scope) {
+    let snapshotter = given.snapshotter();
+    let name = SnapshotKey::from(&chain("b"));
+    let before = snapshotter.stat(scope, &name).await.unwrap();
+    for values in [["1", "2"], ["1", "3"]] {
+        let new = labels([
+            ("example.com/a", values[0]),
+            ("containerd.io/snapshot/b.c", values[1]),
+        ]);
+        snapshotter.set_labels(scope, &name, &new).await.unwrap();
+        let single = labels([("example.com/d", "4")]);
+        snapshotter.set_labels(scope, &name, &single).await.unwrap();
+        let mut expected = before.clone();
+        expected.labels.extend(new);
+        expected.labels.extend(single);
+        let after = snapshotter.stat(scope, &name).await.unwrap();
+        assert_eq!(after, expected, "these are set, and all else stays");
+    }
+    let any = labels([("example.com/a", "5")]);
+    let set = snapshotter.set_labels(scope, &key("nowhere"), &any).await;
+    assert_kind(set, Kind::NotFound);
+    let long = "x".repeat(names::MAX_BYTES);
+    let long = labels([("example.com/a", &long)]);
+    let set = snapshotter.set_labels(scope, &name, &long).await;
+    assert_kind(set, Kind::InvalidArgument);
+}
+
+async fn children(given: &Given, scope: &Scope) {
+    let [lower, upper] = ["a", "b"].map(|name| SnapshotKey::from(&chain(name)));
+    let active = given.prepare(scope, "h", Some(&chain("a"))).await;
+    active.unwrap();
+    let snapshotter = given.snapshotter();
+    let children = snapshotter.children(scope, &lower).await.unwrap();
+    for child in &children {
+        let info = snapshotter.stat(scope, &child.key).await.unwrap();
+        assert_eq!(*child, info, "all is told of each");
+    }
+    let mut keys: Vec<_> = children.into_iter().map(|child| child.key).collect();
+    keys.sort();
+    assert_eq!(keys, [key("h"), upper.clone()], "active ones too");
+    given.remove(scope, &key("h")).await.unwrap();
+    let keys = snapshotter.children(scope, &lower).await.unwrap();
+    assert_eq!(keys.len(), 1, "not those that are gone: {keys:?}");
+    for childless in [upper, key("nowhere")] {
+        let none = snapshotter.children(scope, &childless).await.unwrap();
+        assert_eq!(none, []);
+    }
+}
+
 async fn removal(given: &Given, scope: &Scope) {
     let snapshotter = given.snapshotter();
     let [lower, upper] = ["a", "b"].map(|name| SnapshotKey::from(&chain(name)));
@@ -106,6 +157,11 @@ async fn elsewhere(given: &Given, scope: &Scope) {
     assert_kind(none.stat(scope, &name).await, Kind::InvalidArgument);
     let prepare = none.prepare(scope, &key("g"), None, &Labels::new()).await;
     assert_kind(prepare, Kind::InvalidArgument);
+    let set = none.set_labels(scope, &name, &Labels::new()).await;
+    assert_kind(set, Kind::InvalidArgument);
+    assert_kind(none.children(scope, &name).await, Kind::InvalidArgument);
+    let none = given.snapshotter().children(&stranger, &name).await;
+    assert_eq!(none.unwrap(), []);
 
     let long = "x".repeat(names::MAX_BYTES);
     let long = labels([("example.com/long", &long)]);
