@@ -11,8 +11,13 @@ use proptest::sample::select;
 use resnap_core::Kind;
 use resnap_core::testing::{Behaviour, Effect, Fault, Operation, SimulatedImage, SimulatedLayer};
 
-/// The snapshotters: one that needs no labels and one that does.
-pub(crate) const SNAPSHOTTERS: [&str; 2] = ["overlayfs", "nydus"];
+/// The snapshotters: one that needs no labels, one that needs them on the top layer, and one that
+/// needs them on each.
+pub(crate) const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "nydus", "stargz"];
+
+/// Lives of leases. No fault but those of Apply delays a call for as long as a third of these.
+const MINUTES: Duration = Duration::from_secs(300);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Prepares that the engine tries when a snapshotter lies.
 const PREPARE_TRIES: usize = 3;
@@ -21,7 +26,11 @@ const PREPARE_TRIES: usize = 3;
 pub(crate) struct Scenario {
     pub(crate) images: Vec<Vec<Layer>>,
     /// Of [`SNAPSHOTTERS`].
-    pub(crate) behaviours: [Behaviour; 2],
+    pub(crate) behaviours: [Behaviour; 3],
+    /// How many engines there are, which know of each other.
+    pub(crate) engines: usize,
+    /// How long their leases live.
+    pub(crate) lifetime: Duration,
     pub(crate) chains: Vec<Chain>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) callers: Vec<Caller>,
@@ -54,6 +63,8 @@ pub(crate) struct Chain {
     pub(crate) labelled: bool,
     /// Whether the image keeps it from garbage collection.
     pub(crate) rooted: bool,
+    /// Whether a container stands on it, if it is there before everything else.
+    pub(crate) contained: bool,
 }
 
 /// Somebody who wants an image unpacked.
@@ -61,6 +72,8 @@ pub(crate) struct Chain {
 pub(crate) struct Caller {
     pub(crate) image: usize,
     pub(crate) snapshotter: usize,
+    pub(crate) repair: bool,
+    pub(crate) engine: usize,
     pub(crate) comes: Duration,
     pub(crate) then: Then,
 }
@@ -72,6 +85,8 @@ pub(crate) enum Then {
     Waits,
     /// Drops it after this time.
     Leaves(Duration),
+    /// Cancels it after this time, and waits for its end.
+    Cancels(Duration),
 }
 
 impl Layer {
@@ -87,6 +102,55 @@ impl Layer {
 impl Scenario {
     pub(crate) fn image(&self, index: usize) -> SimulatedImage {
         SimulatedImage::new(self.images[index].iter().map(|layer| layer.simulated()))
+    }
+
+    /// Nothing goes wrong, nobody else is there, and no job is cancelled.
+    pub(crate) fn calm(mut self) -> Self {
+        for layer in self.images.iter_mut().flatten() {
+            let (Layer::Whole(number) | Layer::Missing(number) | Layer::Mislabelled(number)) =
+                *layer;
+            *layer = Layer::Whole(number);
+        }
+        for behaviour in &mut self.behaviours {
+            if let Behaviour::Lying(times) = behaviour {
+                *times = PREPARE_TRIES - 1;
+            }
+        }
+        for caller in &mut self.callers {
+            if let Then::Cancels(_) = caller.then {
+                caller.then = Then::Waits;
+            }
+        }
+        self.chains.clear();
+        self.faults.clear();
+        self.deletion = None;
+        self
+    }
+
+    /// One who repairs what the others left, alone.
+    pub(crate) fn repair_alone(mut self) -> Self {
+        self.faults.clear();
+        self.deletion = None;
+        self.garbage = None;
+        self.callers.truncate(1);
+        for chain in &mut self.chains {
+            chain.comes = None;
+        }
+        for caller in &mut self.callers {
+            caller.repair = true;
+            caller.then = Then::Waits;
+            if let Some(chain) = self.chains.first() {
+                (caller.image, caller.snapshotter) = (chain.image, chain.snapshotter);
+            }
+        }
+        self
+    }
+
+    /// Whether an Apply never ends, so that callers must cancel in the end.
+    pub(crate) fn hangs(&self) -> bool {
+        let hang =
+            |fault: &Fault| (fault.operation, fault.effect) == (Operation::Apply, Effect::Hang);
+        self.faults.iter().any(hang)
     }
 
     /// Whether a snapshotter may use up the engine's tries: by lying, or as what was there is
@@ -115,25 +179,25 @@ pub(crate) fn scenarios() -> impl Strategy<Value = Scenario> {
     });
     let garbage = prop::option::of(milliseconds(1..40));
     let faults = prop::collection::vec(fault(), 0..4);
-    (
-        images,
-        [behaviour(), behaviour()],
-        faults,
-        garbage,
-        any::<u64>(),
-    )
-        .prop_map(
-            |((images, chains, callers, deletion), behaviours, faults, garbage, seed)| Scenario {
+    let behaviours = [behaviour(), behaviour(), behaviour()];
+    let engines = (1..=2_usize, select(vec![MINUTES, HOUR]));
+    (images, behaviours, engines, faults, garbage, any::<u64>()).prop_map(
+        |(images, behaviours, (engines, lifetime), faults, garbage, seed)| {
+            let (images, chains, callers, deletion) = images;
+            Scenario {
                 images,
                 behaviours,
+                engines,
+                lifetime,
                 chains,
                 faults,
                 callers,
                 deletion,
                 garbage,
                 seed,
-            },
-        )
+            }
+        },
+    )
 }
 
 /// Images of up to six layers on parts of a common base.
@@ -172,29 +236,35 @@ fn behaviour() -> impl Strategy<Value = Behaviour> {
 }
 
 fn chain(images: usize) -> impl Strategy<Value = Chain> {
-    let (labelled, rooted) = (prop::bool::weighted(0.7), any::<bool>());
+    let labelled = prop::bool::weighted(0.5);
+    let kept = (any::<bool>(), any::<bool>());
     let comes = prop::option::of(milliseconds(0..100));
-    (0..images, 0..2_usize, comes, 1..=6_usize, labelled, rooted).prop_map(
-        |(image, snapshotter, comes, layers, labelled, rooted)| Chain {
+    (0..images, 0..3_usize, comes, 1..=6_usize, labelled, kept).prop_map(
+        |(image, snapshotter, comes, layers, labelled, (rooted, contained))| Chain {
             image,
             snapshotter,
             comes,
             layers,
             labelled,
             rooted,
+            contained,
         },
     )
 }
 
 fn caller(images: usize) -> impl Strategy<Value = Caller> {
     let then = prop_oneof![
-        3 => Just(Then::Waits),
-        1 => milliseconds(0..100).prop_map(Then::Leaves),
+        6 => Just(Then::Waits),
+        2 => milliseconds(0..100).prop_map(Then::Leaves),
+        1 => milliseconds(0..200).prop_map(Then::Cancels),
     ];
-    (0..images, 0..2_usize, milliseconds(0..100), then).prop_map(
-        |(image, snapshotter, comes, then)| Caller {
+    let engine = (0..2_usize, prop::bool::weighted(0.2));
+    (0..images, 0..3_usize, engine, milliseconds(0..100), then).prop_map(
+        |(image, snapshotter, (engine, repair), comes, then)| Caller {
             image,
             snapshotter,
+            repair,
+            engine,
             comes,
             then,
         },
@@ -217,6 +287,11 @@ fn fault() -> impl Strategy<Value = Fault> {
         CreateLease,
         DeleteLease,
         AddResource,
+        LabelSnapshot,
+        Children,
+        ListLeases,
+        LeaseResources,
+        ListContainers,
         Introspect,
     ]);
     let kind = || {
@@ -236,14 +311,13 @@ fn fault() -> impl Strategy<Value = Fault> {
         1 => delay().prop_map(Effect::Delay),
         1 => Just(Effect::Hang),
     ];
-    (operation, 1..12_usize, effect).prop_map(|(operation, call, effect)| Fault {
+    let hours = (0..4000_u64).prop_map(Duration::from_secs);
+    (operation, 1..12_usize, effect, hours).prop_map(|(operation, call, effect, hours)| Fault {
         operation,
         call,
         effect: match (operation, effect) {
-            // Only undoing has a time limit: a job whose call never ends is for its caller to
-            // cancel.
-            (Remove | DeleteLease, Effect::Hang) => effect,
-            (_, Effect::Hang) => Effect::Fail(Kind::Unavailable),
+            // Longer than leases live: they have to be succeeded.
+            (Apply, Effect::Delay(_)) => Effect::Delay(hours),
             // This of what is there would be no fault but a lie.
             (Prepare | Commit | Apply | AddResource | SetLabel, _) => effect,
             (_, Effect::Fail(Kind::NotFound)) => Effect::Fail(Kind::Unavailable),
