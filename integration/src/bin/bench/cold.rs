@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! An image of which nothing is there but its blobs.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use resnap_integration::image::{Built, web};
+use resnap_integration::tap::Method;
+
+use crate::bed::{Bed, time_all};
+use crate::table::{Row, Table};
+
+const ROUNDS: usize = 7;
+const MANY: usize = 16;
+
+pub(crate) fn run(bed: &Bed) -> Result<Table> {
+    let image = web()?;
+    // What is read or loaded for the first time is not to be the first variant's.
+    unpack(bed, &image, "cold-first", 1)?;
+    let mut samples = [1, MANY].map(|processes| (processes, Vec::new()));
+    for round in 0..ROUNDS {
+        for (processes, times) in &mut samples {
+            let namespace = format!("cold-{round}-{processes}");
+            times.push(unpack(bed, &image, &namespace, *processes)?);
+        }
+        samples.reverse();
+    }
+    samples.sort_by_key(|(processes, _)| *processes);
+    let [one, many] = samples.map(|(processes, times)| {
+        let variant = format!("processes at once: {processes}");
+        Row::timed(variant, &times)
+    });
+    let many = Row {
+        calls: applies(bed, &image)?,
+        ..many.against(&one)
+    };
+    Ok(Table {
+        name: "cold",
+        about: format!(
+            "`resnap unpack` of {} layers on {}, each time in a new namespace, until the last process\n\
+             ends. Of the calls only the Applies of all are counted.",
+            image.layers.len(),
+            bed.lazy()
+        ),
+        containerd: bed.containerd.name(),
+        cores: std::thread::available_parallelism()?.get(),
+        rows: vec![one, many],
+    })
+}
+
+fn unpack(bed: &Bed, image: &Built, namespace: &str, processes: usize) -> Result<Duration> {
+    bed.import(namespace, image)?;
+    let socket = bed.containerd.socket();
+    let unpack = || bed.unpack(socket, namespace, bed.lazy(), image);
+    let mut commands: Vec<Command> = (0..processes).map(|_| unpack()).collect();
+    let taken = time_all(&mut commands)?;
+    bed.remove(namespace, image)?;
+    Ok(taken)
+}
+
+/// How often all the processes together let a layer be written.
+fn applies(bed: &Bed, image: &Built) -> Result<std::collections::BTreeMap<String, u64>> {
+    let namespace = "cold-counted";
+    bed.import(namespace, image)?;
+    let tap = bed.containerd.tap()?;
+    let unpack = || bed.unpack(tap.socket(), namespace, bed.lazy(), image);
+    let mut commands: Vec<Command> = (0..MANY).map(|_| unpack()).collect();
+    time_all(&mut commands)?;
+    let applies = tap.count(Method::APPLY);
+    tap.finish()?;
+    bed.remove(namespace, image)?;
+    let layers = image.layers.len();
+    ensure!(
+        applies == layers as u64,
+        "{applies} Applies for {layers} layers"
+    );
+    Ok([(Method::APPLY.to_string(), applies)].into())
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `make bench`: what resnap takes on a real containerd, next to what `ctr` takes there.
+//!
+//! Every table is of one run: its variants take turns, so that what else the machine does meets
+//! them alike, and medians and their ratios are shown. Samples go to `target/bench/<name>.json`.
+
+// What it prints is what it is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bed;
+mod cold;
+mod memory;
+mod table;
+mod warm;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bed::Bed;
+use resnap_integration::daemon::in_private_namespaces;
+
+fn main() -> ExitCode {
+    match in_private_namespaces().and_then(|()| run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nthe benchmark failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let bed = Bed::start()?;
+    for table in [warm::run(&bed)?, memory::run(&bed)?, cold::run(&bed)?] {
+        table.show();
+        table.write()?;
+    }
+    bed.stop()
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What was measured, for people and for programs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use resnap_integration::debian::target_dir;
+use serde::Serialize;
+
+/// Variants side by side.
+#[derive(Serialize)]
+pub(crate) struct Table {
+    pub(crate) name: &'static str,
+    /// What it shows, and how to read it.
+    pub(crate) about: String,
+    pub(crate) containerd: String,
+    pub(crate) cores: usize,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// A variant.
+#[derive(Default, Serialize)]
+pub(crate) struct Row {
+    pub(crate) variant: String,
+    /// In the order they were taken.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) milliseconds: Vec<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) median: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) min: Option<f64>,
+    /// Its median as a multiple of that of the row which it is compared with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ratio: Option<f64>,
+    /// The calls that containerd got of one run.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) calls: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) peak_kib: Option<u64>,
+}
+
+impl Row {
+    pub(crate) fn timed(variant: impl Into<String>, samples: &[Duration]) -> Self {
+        let milliseconds: Vec<f64> = samples
+            .iter()
+            .map(|sample| sample.as_secs_f64() * 1e3)
+            .collect();
+        let mut sorted = milliseconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        Self {
+            variant: variant.into(),
+            median: sorted.get(sorted.len() / 2).copied(),
+            min: sorted.first().copied(),
+            milliseconds,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn against(mut self, other: &Self) -> Self {
+        self.ratio = self.median.zip(other.median).map(|(own, of)| own / of);
+        self
+    }
+}
+
+impl Table {
+    pub(crate) fn show(&self) {
+        println!("\n# {}: {}", self.name, self.about);
+        println!(
+            "{:<44}{:>7}{:>11}{:>11}{:>8}{:>11}",
+            "", "RPCs", "median", "min", "ratio", "peak"
+        );
+        for row in &self.rows {
+            let calls: u64 = row.calls.values().sum();
+            let milliseconds = |time: Option<f64>| cell(time.map(|time| format!("{time:.1} ms")));
+            println!(
+                "{:<44}{:>7}{:>11}{:>11}{:>8}{:>11}",
+                row.variant,
+                cell((calls > 0).then(|| calls.to_string())),
+                milliseconds(row.median),
+                milliseconds(row.min),
+                cell(row.ratio.map(|ratio| format!("{ratio:.2}"))),
+                cell(
+                    row.peak_kib
+                        .map(|kib| format!("{:.1} MiB", kib as f64 / 1024.0))
+                ),
+            );
+        }
+    }
+
+    pub(crate) fn write(&self) -> Result<()> {
+        let dir = target_dir().with_file_name("bench");
+        fs::create_dir_all(&dir).with_context(|| format!("create {dir:?}"))?;
+        let path = dir.join(format!("{}.json", self.name));
+        let text = serde_json::to_string_pretty(self)?;
+        fs::write(&path, text).with_context(|| format!("write {path:?}"))
+    }
+}
+
+fn cell(text: Option<String>) -> String {
+    text.unwrap_or_default()
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! An image that is ready already.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Result;
+use resnap_integration::image::{Built, MANY_MAX, many, web};
+
+use crate::bed::{Bed, time};
+use crate::table::{Row, Table};
+
+const NAMESPACE: &str = "warm";
+const SNAPSHOTTER: &str = "overlayfs";
+const ROUNDS: usize = 15;
+
+pub(crate) fn run(bed: &Bed) -> Result<Table> {
+    let mut rows = Vec::new();
+    for image in [web()?, many(MANY_MAX)?] {
+        rows.extend(image_rows(bed, &image)?);
+    }
+    Ok(Table {
+        name: "warm",
+        about: format!(
+            "an image that is ready on {SNAPSHOTTER} already. Nothing of ctr's only looks; nearest\n\
+             is `ctr images mount`, which looks at every layer first, as any client of containerd\n\
+             does, and then mounts. The ratio is ctr to resnap; unmounting is not counted."
+        ),
+        containerd: bed.containerd.name(),
+        cores: std::thread::available_parallelism()?.get(),
+        rows,
+    })
+}
+
+fn image_rows(bed: &Bed, image: &Built) -> Result<[Row; 2]> {
+    let unpack = |socket| bed.unpack(socket, NAMESPACE, SNAPSHOTTER, image);
+    let socket = bed.containerd.socket();
+    bed.import(NAMESPACE, image)?;
+    time(&mut unpack(socket))?;
+    let dir = bed.containerd.scratch().join("mnt");
+    std::fs::create_dir_all(&dir)?;
+    let dir = dir.to_string_lossy();
+    let mount = |by: Option<&str>| -> Result<Duration> {
+        let mut command = bed.containerd.ctr(NAMESPACE);
+        // The last address counts.
+        by.map(|by| command.args(["--address", by]));
+        quiet(&mut command).args(["images", "mount", "--snapshotter", SNAPSHOTTER]);
+        let taken = time(command.args([&*image.reference, &*dir]))?;
+        let unmount = ["images", "unmount", "--rm", "--snapshotter", SNAPSHOTTER];
+        bed.ctr(NAMESPACE, &[&unmount[..], &[&*dir]].concat())?;
+        Ok(taken)
+    };
+    // Without the tap, which takes time of its own.
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(time(&mut unpack(socket))?);
+        theirs.push(mount(None)?);
+    }
+    let tap = bed.containerd.tap()?;
+    time(&mut unpack(tap.socket()))?;
+    let our_calls = tap.counts();
+    tap.reset();
+    mount(Some(&tap.socket().to_string_lossy()))?;
+    let their_calls = tap.counts();
+    tap.finish()?;
+    bed.remove(NAMESPACE, image)?;
+    let layers = image.layers.len();
+    let ours = Row {
+        calls: our_calls,
+        ..Row::timed(format!("{layers} layers: resnap unpack"), &ours)
+    };
+    let theirs = Row {
+        calls: their_calls,
+        ..Row::timed(format!("{layers} layers: ctr images mount"), &theirs)
+    };
+    let theirs = theirs.against(&ours);
+    Ok([ours, theirs])
+}
+
+fn quiet(command: &mut Command) -> &mut Command {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(Stdio::null())
+}
