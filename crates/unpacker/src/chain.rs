@@ -21,8 +21,9 @@ use crate::lease::{Left, Tenure};
 use crate::locks::{Lock, unique};
 use crate::plan::PlannedLayer;
 
-/// Tries for a layer of which the snapshotter says it is there, and containerd knows nothing.
-const TRIES: usize = 3;
+/// Tries for a layer of which the snapshotter says it is there, and containerd knows nothing; and for
+/// a repair that others come in the way of.
+pub(crate) const TRIES: usize = 3;
 
 /// One image on one snapshotter, and the job that makes it.
 pub(crate) struct Chain {

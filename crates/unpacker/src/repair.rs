@@ -7,7 +7,7 @@ use resnap_core::labels::{Need, NeededOn};
 use resnap_core::{Kind, Labels, SnapshotKey, labels};
 
 use crate::UnpackError;
-use crate::chain::Chain;
+use crate::chain::{Chain, TRIES};
 use crate::plan::PlannedLayer;
 
 impl Chain {
@@ -21,6 +21,18 @@ impl Chain {
         {
             return self.mend(top, mended_by).await;
         }
+        for _ in 0..TRIES {
+            if !self.remove_unlabelled().await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the lowest layer without labels and those above; answers whether somebody else was
+    /// at it meanwhile, so that one has to look again.
+    async fn remove_unlabelled(&self) -> Result<bool, UnpackError> {
+        let layers = &self.flight.plan.layers;
         let mut present = 0;
         let mut lowest = None;
         for (index, layer) in layers.iter().enumerate() {
@@ -33,25 +45,34 @@ impl Chain {
             }
         }
         let Some(lowest) = lowest else {
-            return Ok(());
+            return Ok(false);
         };
-        for index in lowest..present {
+        for (index, layer) in layers.iter().enumerate().take(present).skip(lowest) {
             self.require_unused(index).await?;
+            // What could not be made again must not be removed.
+            self.require_blob(layer).await?;
         }
         for (index, layer) in layers[lowest..present].iter().enumerate().rev() {
             let _lock = self.lock(lowest + index).await?;
+            // As long as the lowest is the old one, so are those above: what another repair made
+            // while we waited must not be removed.
+            let old = self.find(&layers[lowest]).await?;
+            if old.is_none_or(|info| labels::missing(&info.labels).is_empty()) {
+                return Ok(true);
+            }
             let removed = self
                 .snapshotter
                 .remove(&self.shared.scope, &SnapshotKey::from(&layer.chain_id))
                 .await;
-            if let Err(error) = removed
-                && !error.is_not_found()
-            {
-                // containerd counts as a child what garbage collection has removed, and then only
-                // garbage collection removes the parent.
-                let index = lowest + index;
-                let is_counted = error.kind() == Kind::FailedPrecondition;
-                if is_counted && self.require_unused(index).await.is_ok() {
+            let index = lowest + index;
+            match removed {
+                Err(error) if error.kind() == Kind::FailedPrecondition => {
+                    if self.require_unused(index).await.is_err() {
+                        // Somebody builds on it by now.
+                        return Ok(true);
+                    }
+                    // containerd counts as a child what garbage collection has removed, and then
+                    // only garbage collection removes the parent.
                     return Err(UnpackError::Unremovable {
                         image: self.flight.plan.image.name.clone(),
                         chain_id: layer.chain_id.clone(),
@@ -59,10 +80,11 @@ impl Chain {
                         source: error,
                     });
                 }
-                return Err(self.failed_layer(index, error));
+                Err(error) if !error.is_not_found() => return Err(self.failed_layer(index, error)),
+                _ => {}
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     async fn mend(

@@ -90,7 +90,7 @@ pub async fn introspection(given: &Given) {
 pub async fn containers(given: &Given) {
     let containers = &given.ports.containers;
     let all = containers.list(&given.scope).await.unwrap();
-    assert_eq!(all, [given.container.clone()]);
+    assert_eq!(all, std::slice::from_ref(&given.container));
     let elsewhere = Scope::new("conformance-elsewhere");
     assert_eq!(containers.list(&elsewhere).await.unwrap(), []);
 }
