@@ -63,15 +63,19 @@ impl Chain {
         if self.flight.repair {
             self.repair().await?;
         }
-        if self.is_rooted().await? && self.find(top).await?.is_some() {
-            self.require_labels(layers.len()).await?;
+        if self.is_rooted().await?
+            && self.find(top).await?.is_some()
+            && self.require_labels(layers.len()).await?
+        {
             self.take_over(top).await;
             return Ok(self.existed(layers.len()));
         }
         let begun = self.tenure.begin().await;
         begun.map_err(|error| self.failed(error))?;
-        let present = self.keep_present().await?;
-        self.require_labels(present).await?;
+        let mut present = self.keep_present().await?;
+        while !self.require_labels(present).await? {
+            present = self.keep_present().await?;
+        }
         self.take_over(top).await;
         let mut reports = self.existed(present);
         for (index, layer) in layers.iter().enumerate().skip(present) {

@@ -137,23 +137,25 @@ impl Chain {
         })
     }
 
-    /// Where the snapshotter needs labels, the lowest `count` layers must have them.
-    pub(crate) async fn require_labels(&self, count: usize) -> Result<(), UnpackError> {
+    /// Where the snapshotter needs labels, the lowest `count` layers must have them. Answers whether
+    /// all that were looked at are there: a repair may be removing them.
+    pub(crate) async fn require_labels(&self, count: usize) -> Result<bool, UnpackError> {
         let layers = &self.flight.plan.layers[..count];
         let layers = match labels::need(&self.flight.snapshotter) {
-            None => return Ok(()),
+            None => return Ok(true),
             Some(Need {
                 layers: NeededOn::Every,
                 ..
             }) => layers,
             // Unless all are there, the top will be made, with its labels.
-            Some(_) if count < self.flight.plan.layers.len() => return Ok(()),
+            Some(_) if count < self.flight.plan.layers.len() => return Ok(true),
             Some(_) => &layers[count.saturating_sub(1)..],
         };
         for layer in layers {
-            let info = self.find(layer).await?;
-            let missing = info.map(|info| labels::missing(&info.labels));
-            let missing = missing.unwrap_or_default();
+            let Some(info) = self.find(layer).await? else {
+                return Ok(false);
+            };
+            let missing = labels::missing(&info.labels);
             if !missing.is_empty() {
                 return Err(UnpackError::Unlabelled {
                     image: self.flight.plan.image.name.clone(),
@@ -163,6 +165,6 @@ impl Chain {
                 });
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
