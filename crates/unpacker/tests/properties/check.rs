@@ -212,6 +212,10 @@ impl World<'_> {
         if self.is_deleted(caller.image) && error.kind() == Kind::NotFound {
             return true;
         }
+        // A repair does not ask who has leased what it removes.
+        if self.may_be_removed(caller.snapshotter) && error.kind() == Kind::NotFound {
+            return true;
+        }
         match error {
             UnpackError::MissingBlob { .. } => {
                 layers
@@ -260,14 +264,17 @@ fn excuses_active(fired: &[Fault]) -> bool {
 }
 
 /// Whether ending a lease was what went wrong, or it was made after it was ended, or nobody could
-/// tell whether there was something to keep.
+/// tell whether there was something to keep: a lease that is left for its active snapshot may name
+/// layers that were gone when they were added.
 fn excuses_lease(fired: &[Fault]) -> bool {
     fired
         .iter()
         .any(|fault| match (fault.operation, fault.effect) {
             (Operation::CreateLease, Effect::Late(..)) => true,
             (Operation::ListLeases | Operation::LeaseResources, _) => true,
-            (Operation::DeleteLease, effect) => !matches!(effect, Effect::LoseAnswer(_)),
+            (Operation::DeleteLease | Operation::Remove, effect) => {
+                !matches!(effect, Effect::LoseAnswer(_))
+            }
             _ => false,
         })
 }
