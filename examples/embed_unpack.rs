@@ -11,9 +11,11 @@
 // A program that talks to its user.
 #![allow(clippy::print_stdout)]
 
+use std::time::{Duration, SystemTime};
+
 use anyhow::{Context as _, Result, bail};
 use resnap_containerd::Client;
-use resnap_core::{Labels, LeaseId, Mount, Ports, Scope, SnapshotKey};
+use resnap_core::{Error, Labels, LeaseId, Mount, Ports, Scope, SnapshotKey, labels};
 use resnap_unpacker::{Engine, Request, Settings};
 
 struct Shim {
@@ -25,7 +27,7 @@ struct Shim {
 impl Shim {
     async fn create_container(&self, id: &str, request: &Request) -> Result<Vec<Mount>> {
         match self.root_file_system(id, request).await {
-            Err(error) if is_not_found(&error) => {
+            Err(error) if error.downcast_ref().is_some_and(Error::is_not_found) => {
                 println!("{} is not on {} yet", request.image, request.snapshotter);
                 let mut job = self.engine.unpack(request.clone());
                 while let Some(event) = job.next_event().await {
@@ -49,11 +51,6 @@ impl Shim {
     }
 }
 
-fn is_not_found(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref::<resnap_core::Error>();
-    error.is_some_and(resnap_core::Error::is_not_found)
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -61,8 +58,11 @@ async fn main() -> Result<()> {
         bail!("usage: embed_unpack SOCKET NAMESPACE IMAGE SNAPSHOTTER");
     };
     let ports = Client::connect(socket).await?.ports();
-    let (scope, lease) = (Scope::new(namespace), LeaseId("embedded".into()));
-    ports.leases.create(&scope, &lease, &Labels::new()).await?;
+    let scope = Scope::new(namespace);
+    let lease = LeaseId(format!("embedded-{}", std::process::id()).into());
+    let expiry = humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(3600));
+    let labels = Labels::from([(labels::GC_EXPIRE.to_owned(), expiry.to_string())]);
+    ports.leases.create(&scope, &lease, &labels).await?;
     let shim = Shim {
         engine: Engine::new(ports.clone(), namespace, Settings::default())?,
         scope: scope.leased(lease.clone()),
@@ -70,9 +70,9 @@ async fn main() -> Result<()> {
     };
     let request = Request::new(image, snapshotter);
     let created = shim.create_container("embedded", &request).await;
-    shim.ports.leases.delete(&scope, &lease).await?;
+    let ended = shim.ports.leases.delete(&scope, &lease).await;
     for mount in created.context("create container")? {
         println!("{} on / ({})", mount.source, mount.options.join(","));
     }
-    Ok(())
+    Ok(ended?)
 }

@@ -35,7 +35,11 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
-fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+/// Reads what Go wrote: an absent list or map as `null`.
+///
+/// # Errors
+/// Those of the value.
+pub fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())

@@ -26,7 +26,7 @@ mod snapshot;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use descriptor::Descriptor;
+pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, InvalidDigest};
 pub use error::{Error, Kind, Result};
 pub use labels::Labels;

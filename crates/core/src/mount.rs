@@ -20,10 +20,53 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Whether the mount is read-only. If the last mount of a Prepare is, the layer is *staged*:
-    /// its content is there and only Commit is left (containerd 2.4 `core/unpack/unpacker.go`,
+    /// Whether the mount is read-only, by its type where the options do not say (containerd 2.4
+    /// `core/mount/mount.go`, `ReadOnly`). If the last mount of a Prepare is, the layer is
+    /// *staged*: its content is there and only Commit is left (`core/unpack/unpacker.go`,
     /// `isStaged`).
     pub fn is_read_only(&self) -> bool {
-        self.options.iter().any(|option| option == "ro")
+        // What stands before the last slash is for the mount manager.
+        let kind = self.kind.rsplit('/').next().unwrap_or_default();
+        let mut options = self.options.iter().flat_map(|options| options.split(','));
+        match kind {
+            "erofs" => true,
+            "overlay" => {
+                let options: Vec<&str> = options.collect();
+                options.contains(&"ro")
+                    || !options.iter().any(|option| option.starts_with("upperdir="))
+            }
+            _ => options.any(|option| option == "ro"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn read_only_by_options_or_by_type() {
+        for (kind, options, read_only) in [
+            ("bind", &["rbind", "ro"][..], true),
+            ("bind", &["rbind", "rw"], false),
+            ("erofs", &["loop"], true),
+            ("ext4", &["rw,ro"], true),
+            ("overlay", &["lowerdir=a:b"], true),
+            ("overlay", &["lowerdir=a,upperdir=b", "workdir=c"], false),
+            ("overlay", &["upperdir=b", "ro"], true),
+            (
+                "format/mkdir/overlay",
+                &["upperdir={{ mount 0 }}/upper"],
+                false,
+            ),
+            ("format/overlay", &["lowerdir={{ overlay 0 1 }}"], true),
+        ] {
+            let mount = Mount {
+                kind: kind.to_owned(),
+                options: options.iter().map(|&option| option.to_owned()).collect(),
+                ..Mount::default()
+            };
+            assert_eq!(mount.is_read_only(), read_only, "{mount:?}");
+        }
     }
 }

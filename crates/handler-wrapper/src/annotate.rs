@@ -12,20 +12,21 @@ use resnap_core::{Descriptor, Digest, Result, labels, media_type};
 use crate::handler::{Handler, Wrapper};
 
 /// The wrapper that annotates each layer of a manifest with the four `cri.*` labels, over whatever
-/// the image itself says under these names. `reference` is what the image can be pulled by.
-pub fn append_info(reference: &str) -> Wrapper {
-    let reference: Arc<str> = reference.into();
+/// the image itself says under these names. `reference` is what the image can be pulled by; without
+/// one there are only the other three.
+pub fn append_info(reference: Option<&str>) -> Wrapper {
+    let reference: Option<Arc<str>> = reference.map(Into::into);
     Arc::new(move |inner| {
         Arc::new(AppendInfo {
             inner,
-            reference: Arc::clone(&reference),
+            reference: reference.clone(),
         })
     })
 }
 
 struct AppendInfo {
     inner: Arc<dyn Handler>,
-    reference: Arc<str>,
+    reference: Option<Arc<str>>,
 }
 
 #[async_trait]
@@ -33,13 +34,13 @@ impl Handler for AppendInfo {
     async fn handle(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>> {
         let mut children = self.inner.handle(descriptor).await?;
         if media_type::is_manifest(&descriptor.media_type) {
-            annotate(&mut children, &self.reference, &descriptor.digest);
+            annotate(&mut children, self.reference.as_deref(), &descriptor.digest);
         }
         Ok(children)
     }
 }
 
-fn annotate(children: &mut [Descriptor], reference: &str, manifest: &Digest) {
+fn annotate(children: &mut [Descriptor], reference: Option<&str>, manifest: &Digest) {
     let layers: Vec<Digest> = children
         .iter()
         .filter(|child| media_type::is_layer(&child.media_type))
@@ -50,8 +51,15 @@ fn annotate(children: &mut [Descriptor], reference: &str, manifest: &Digest) {
         .filter(|child| media_type::is_layer(&child.media_type));
     for (index, layer) in layer_descriptors.enumerate() {
         let own = layer.digest.to_string();
+        // An image must not choose what a snapshotter is told about it.
+        layer.annotations.remove(labels::IMAGE_REF);
+        if let Some(reference) = reference {
+            let reference = reference.to_owned();
+            layer
+                .annotations
+                .insert(labels::IMAGE_REF.to_owned(), reference);
+        }
         layer.annotations.extend([
-            (labels::IMAGE_REF.to_owned(), reference.to_owned()),
             (labels::MANIFEST_DIGEST.to_owned(), manifest.to_string()),
             (labels::LAYER_DIGEST.to_owned(), own),
             (
@@ -107,7 +115,7 @@ mod tests {
     fn layers_get_four_labels_and_the_config_none() {
         let mut children = vec![config(), layer(0), layer(1)];
         let manifest = Digest::sha256(b"manifest");
-        annotate(&mut children, "docker.io/library/a:1", &manifest);
+        annotate(&mut children, Some("docker.io/library/a:1"), &manifest);
 
         assert_eq!(children[0], config());
         let top = &children[2].annotations;

@@ -3,10 +3,14 @@
 
 //! Choosing the manifest of a platform (containerd `core/images/image.go`, `Manifest`).
 
-use resnap_core::{ContentReader, Descriptor, Error, Kind, Platform, Result, Scope, media_type};
+use std::collections::{BTreeSet, HashSet};
+
+use resnap_core::{
+    ContentReader, Descriptor, Digest, Error, Kind, Platform, Result, Scope, media_type,
+};
 use resnap_platforms::Matcher;
 
-use crate::document::{Config, Index, manifest, read, rootfs};
+use crate::document::{Config, MAX_DOCUMENT_BYTES, index, manifest, rootfs};
 
 /// The manifest that was chosen, and what is in its config.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +26,7 @@ pub struct Choice {
 /// Why there is no choice.
 #[derive(Debug, thiserror::Error)]
 pub enum ChoiceError {
-    /// Nothing matches; these are the platforms the image has.
+    /// Nothing matches; these are platforms the image has, at most 32 of them.
     #[error("no manifest for the platform")]
     NoMatch(Vec<Platform>),
     /// A document could not be read.
@@ -48,12 +52,18 @@ pub async fn choose_manifest(
         content,
         scope,
         matcher,
-        seen: Vec::new(),
+        seen: BTreeSet::new(),
+        visited: HashSet::new(),
         reads_left: MAX_DOCUMENTS,
+        bytes_left: MAX_BYTES,
+        skipped: None,
     };
     match walk.choose(target, MAX_DEPTH).await? {
         Some(choice) => Ok(choice),
-        None => Err(ChoiceError::NoMatch(walk.seen)),
+        None => match walk.skipped {
+            Some(error) if walk.seen.is_empty() => Err(error.into()),
+            _ => Err(ChoiceError::NoMatch(walk.seen.into_iter().collect())),
+        },
     }
 }
 
@@ -64,13 +74,24 @@ const MAX_DEPTH: usize = 8;
 /// give no platform takes a read for each.
 const MAX_DOCUMENTS: usize = 256;
 
+/// Bytes of documents that are read for one choice.
+const MAX_BYTES: u64 = 4 * MAX_DOCUMENT_BYTES as u64;
+
+/// Platforms that are told of where none matches.
+const MAX_SEEN: usize = 32;
+
 struct Walk<'a> {
     content: &'a dyn ContentReader,
     scope: &'a Scope,
     matcher: &'a Matcher,
     /// Platforms met that did not match.
-    seen: Vec<Platform>,
+    seen: BTreeSet<Platform>,
+    /// Documents that were read; reading one again finds nothing new.
+    visited: HashSet<Digest>,
     reads_left: usize,
+    bytes_left: u64,
+    /// The last entry that was no image.
+    skipped: Option<Error>,
 }
 
 impl Walk<'_> {
@@ -79,6 +100,14 @@ impl Walk<'_> {
             Error::new(Kind::ResourceExhausted, "read index", node.digest.as_str()).because(
                 format!("more than {MAX_DOCUMENTS} manifests had to be read for a choice"),
             )
+        })?;
+        if !self.visited.insert(node.digest.clone()) {
+            return Ok(None);
+        }
+        self.bytes_left = self.bytes_left.checked_sub(node.size).ok_or_else(|| {
+            Error::new(Kind::ResourceExhausted, "read", node.digest.as_str()).because(format!(
+                "more than {MAX_BYTES} bytes of documents had to be read for a choice"
+            ))
         })?;
         if media_type::is_manifest(&node.media_type) {
             return self.manifest(node).await;
@@ -97,7 +126,7 @@ impl Walk<'_> {
                     .because(format!("indexes are nested more than {MAX_DEPTH} deep")),
             );
         }
-        let index: Index = read(self.content, self.scope, node).await?;
+        let index = index(self.content, self.scope, node).await?;
         let candidates: Vec<&Descriptor> = self.matcher.pick(
             index
                 .manifests
@@ -109,24 +138,34 @@ impl Walk<'_> {
                 Ok(None) => {}
                 // What an index lists without a platform may be no image at all.
                 Err(error)
-                    if candidate.platform.is_none() && error.kind() == Kind::InvalidArgument => {}
+                    if candidate.platform.is_none() && error.kind() == Kind::InvalidArgument =>
+                {
+                    self.skipped = Some(error);
+                }
                 decided => return decided,
             }
         }
-        self.seen.extend(
-            index
-                .manifests
-                .into_iter()
-                .filter_map(|entry| entry.platform),
-        );
+        for platform in index
+            .manifests
+            .into_iter()
+            .filter_map(|entry| entry.platform)
+        {
+            self.see(platform);
+        }
         Ok(None)
+    }
+
+    fn see(&mut self, platform: Platform) {
+        if self.seen.len() < MAX_SEEN {
+            self.seen.insert(platform);
+        }
     }
 
     async fn manifest(&mut self, node: &Descriptor) -> Result<Option<Choice>> {
         let manifest = manifest(self.content, self.scope, node).await?;
         let config = rootfs(self.content, self.scope, &manifest.config).await?;
         if node.platform.is_none() && !self.matcher.matches(&config.platform) {
-            self.seen.push(config.platform);
+            self.see(config.platform);
             return Ok(None);
         }
         Ok(Some(Choice {

@@ -6,10 +6,10 @@
 
 use resnap_core::{
     ContentReader, Descriptor, DiffId, Error, Kind, Platform, Result, Scope, media_type,
-    read_verified,
+    null_is_default, read_verified,
 };
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 /// Most bytes of an index, manifest or config.
 pub const MAX_DOCUMENT_BYTES: usize = 8 << 20;
@@ -19,15 +19,20 @@ pub const MAX_LAYERS: usize = 4096;
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Index {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) manifests: Vec<Descriptor>,
+    /// What only a manifest has.
+    config: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) layers: Vec<Descriptor>,
+    /// What only an index has.
+    manifests: Option<IgnoredAny>,
 }
 
 /// What an image's config says of its platform and its layers (OCI image-spec `config.md`).
@@ -43,13 +48,13 @@ pub struct Config {
 struct RawConfig {
     #[serde(flatten)]
     platform: Platform,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     rootfs: RawRootfs,
 }
 
 #[derive(Default, Deserialize)]
 struct RawRootfs {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     diff_ids: Vec<DiffId>,
 }
 
@@ -91,6 +96,9 @@ pub(crate) async fn manifest(
     descriptor: &Descriptor,
 ) -> Result<Manifest> {
     let manifest: Manifest = read(content, scope, descriptor).await?;
+    if manifest.manifests.is_some() {
+        return Err(ambiguous(descriptor));
+    }
     let layers = manifest.layers.len();
     if layers > MAX_LAYERS {
         let digest = descriptor.digest.as_str();
@@ -103,7 +111,30 @@ pub(crate) async fn manifest(
     Ok(manifest)
 }
 
-pub(crate) async fn read<T: DeserializeOwned>(
+/// Reads an index.
+///
+/// # Errors
+/// As [`manifest`], but for the layers.
+pub(crate) async fn index(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    descriptor: &Descriptor,
+) -> Result<Index> {
+    let index: Index = read(content, scope, descriptor).await?;
+    if index.config.is_some() || index.layers.is_some() {
+        return Err(ambiguous(descriptor));
+    }
+    Ok(index)
+}
+
+/// What one takes for an index and another for a manifest is two images under one digest
+/// (containerd `core/images/image.go`, `validateMediaType`).
+fn ambiguous(descriptor: &Descriptor) -> Error {
+    Error::new(Kind::InvalidArgument, "read", descriptor.digest.as_str())
+        .because("it is an index and a manifest at once")
+}
+
+async fn read<T: DeserializeOwned>(
     content: &dyn ContentReader,
     scope: &Scope,
     descriptor: &Descriptor,

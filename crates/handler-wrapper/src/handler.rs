@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use resnap_core::{ContentReader, Descriptor, Result, Scope, media_type};
 
-use crate::document::{Index, manifest, read};
+use crate::document::{index, manifest};
 
 /// Answers with what a descriptor points at.
 ///
@@ -54,7 +54,7 @@ impl Handler for Children {
     async fn handle(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>> {
         let content = self.content.as_ref();
         if media_type::is_index(&descriptor.media_type) {
-            let index: Index = read(content, &self.scope, descriptor).await?;
+            let index = index(content, &self.scope, descriptor).await?;
             return Ok(index.manifests);
         }
         if media_type::is_manifest(&descriptor.media_type) {

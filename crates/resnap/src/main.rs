@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     let mut output = Output::new(&arguments.common);
     let outcome = match run(arguments, &mut output) {
         Ok(outcome) => outcome,
-        Err(error) => output.error(&error),
+        Err(error) => output.error(&error, None),
     };
     ExitCode::from(outcome as u8)
 }
@@ -58,8 +58,8 @@ fn run(arguments: Arguments, output: &mut Output) -> anyhow::Result<Outcome> {
             }
             Command::Images => images::run(&engine(&common).await?, output).await,
             Command::Snapshotters => snapshotters::run(&engine(&common).await?, output).await,
-            Command::Completions { shell } => generate::completions(shell),
-            Command::Man => generate::man(),
+            Command::Completions { shell } => generate::completions(shell, output),
+            Command::Man => generate::man(output),
         }
     })
 }

@@ -74,15 +74,18 @@ impl Output {
         print(&printable(text))
     }
 
-    /// Tells an error to people, and to programs if they listen.
-    pub(crate) fn error(&mut self, error: &anyhow::Error) -> Outcome {
+    /// Tells an error, of this image if it is of one, to people, and to programs if they listen.
+    pub(crate) fn error(&mut self, error: &anyhow::Error, image: Option<&str>) -> Outcome {
         let unpack_error = error.downcast_ref::<UnpackError>();
         let next_step = unpack_error.and_then(|error| error.next_step(&self.namespace));
         let message = text(error.as_ref());
         if self.json {
             let kind = unpack_error.map(|error| format!("{:?}", error.kind()));
-            let value =
-                json!({ "error": { "kind": kind, "message": message, "next_step": next_step } });
+            let mut value = json!({ "kind": kind, "message": message, "next_step": next_step });
+            if let Some(image) = image {
+                value["image"] = json!(image);
+            }
+            let value = json!({ "error": value });
             // Standard error has it in any case.
             let _ = self.json_line(&value);
         }
@@ -92,7 +95,7 @@ impl Output {
             let _ = writeln!(stderr, "  next: {}", printable(&next_step));
         }
         match unpack_error {
-            Some(UnpackError::Cancelled { .. }) => Outcome::Cancelled,
+            Some(error) if error.is_cancelled() => Outcome::Cancelled,
             _ => Outcome::Failed,
         }
     }

@@ -58,6 +58,10 @@ impl Chain {
     pub(crate) async fn make(&self) -> Result<Vec<LayerReport>, UnpackError> {
         let layers = &self.flight.plan.layers;
         let Some(top) = layers.last() else {
+            // Nobody will ask the snapshotter for anything.
+            self.shared
+                .require_snapshotter(&self.flight.snapshotter)
+                .await?;
             return Ok(Vec::new());
         };
         if self.flight.repair {
@@ -255,12 +259,13 @@ impl Chain {
         mounts: &[Mount],
     ) -> Result<(), UnpackError> {
         let digest = &layer.descriptor.digest;
-        let scope = &self.shared.scope;
         let work = async {
             let _permit = self.shared.may_apply().await;
             self.flight.tell(index, Phase::Applying);
+            // Not held: a lease must be succeeded during a long Apply, which adds nothing to it.
+            let scope = self.tenure.scope().await?.clone();
             let applier = &self.shared.ports.applier;
-            applier.apply(scope, &layer.descriptor, mounts).await
+            applier.apply(&scope, &layer.descriptor, mounts).await
         };
         let applied = tokio::select! {
             applied = work => applied,
@@ -269,14 +274,7 @@ impl Chain {
         let applied = match applied {
             Ok(applied) => applied,
             Err(error) => {
-                let info = self.shared.ports.content.info(scope, digest).await;
-                if info.is_err_and(|error| error.is_not_found()) {
-                    return Err(UnpackError::MissingBlob {
-                        image: self.flight.plan.image.name.clone(),
-                        digest: digest.clone(),
-                        snapshotter: self.flight.snapshotter.clone(),
-                    });
-                }
+                self.require_blob(layer).await?;
                 return Err(self.failed_layer(index, error));
             }
         };
@@ -289,6 +287,21 @@ impl Chain {
             expected: layer.diff_id.0.clone(),
             computed: applied.diff_id,
         })
+    }
+
+    /// That a layer's blob is there.
+    pub(crate) async fn require_blob(&self, layer: &PlannedLayer) -> Result<(), UnpackError> {
+        let digest = &layer.descriptor.digest;
+        let info = self.shared.ports.content.info(&self.shared.scope, digest);
+        match info.await {
+            Err(error) if error.is_not_found() => Err(UnpackError::MissingBlob {
+                image: self.flight.plan.image.name.clone(),
+                digest: digest.clone(),
+                snapshotter: self.flight.snapshotter.clone(),
+            }),
+            // Whatever else is wrong shows when it is read.
+            _ => Ok(()),
+        }
     }
 
     /// Puts a committed layer that somebody else made on the lease; `None` if there is none.

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use resnap_core::labels::NeededOn;
 use resnap_core::{
-    ChainId, DiffId, Digest, Ports, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+    ChainId, DiffId, Digest, Error, Kind, Ports, Scope, SnapshotInfo, SnapshotKey, SnapshotKind,
+    labels,
 };
 use serde::Serialize;
 
@@ -69,6 +70,11 @@ pub enum LayerState {
     },
     /// Not there.
     Missing,
+    /// The snapshotter does not answer.
+    Unknown {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// The labels of a layer's snapshot.
@@ -97,7 +103,7 @@ impl LayerState {
     /// Whether a container can stand on it.
     fn suffices(&self, needs_labels: bool) -> bool {
         match self {
-            Self::Missing => false,
+            Self::Missing | Self::Unknown { .. } => false,
             Self::Committed {
                 labels: LabelState::Complete(_),
             } => true,
@@ -140,14 +146,12 @@ pub(crate) async fn check(
         });
     }
     let verdict = |name: &String| {
-        let need = labels::need(name);
-        let top = layers.len().saturating_sub(1);
         let ready = layers.iter().enumerate().all(|(index, layer)| {
-            let needed = need.is_some_and(|need| need.layers == NeededOn::Every || index == top);
+            let needed = needs_labels(name, index, layers.len());
             let state = layer.snapshots.get(name);
             state.is_some_and(|state| state.suffices(needed))
         });
-        let needs_labels = need.map(|need| need.why);
+        let needs_labels = labels::need(name).map(|need| need.why);
         let readiness = Readiness {
             ready,
             needs_labels,
@@ -166,17 +170,36 @@ pub(crate) async fn check(
     })
 }
 
+/// Whether the layer at `index` of `count` has to have labels.
+fn needs_labels(snapshotter: &str, index: usize, count: usize) -> bool {
+    labels::need(snapshotter)
+        .is_some_and(|need| need.layers == NeededOn::Every || index + 1 == count)
+}
+
 pub(crate) async fn is_ready(
     ports: &Ports,
     scope: &Scope,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
-    let Some(top) = plan.top() else {
-        return Ok(true);
-    };
-    let state = state(ports, scope, plan, snapshotter, top).await?;
-    Ok(state.suffices(labels::need(snapshotter).is_some()))
+    let count = plan.layers.len();
+    // A committed snapshot's parents are there: of those only their labels are in question.
+    for (index, layer) in plan.layers.iter().enumerate().rev() {
+        let needed = needs_labels(snapshotter, index, count);
+        if !needed && index + 1 < count {
+            continue;
+        }
+        match state(ports, scope, plan, snapshotter, &layer.chain_id).await? {
+            LayerState::Unknown { reason } => {
+                return Err(UnpackError::Backend(
+                    Error::new(Kind::Unavailable, "ask snapshotter", snapshotter).because(reason),
+                ));
+            }
+            state if !state.suffices(needed) => return Ok(false),
+            _ => {}
+        }
+    }
+    Ok(true)
 }
 
 async fn state(
@@ -190,6 +213,13 @@ async fn state(
     match snapshotter.stat(scope, &SnapshotKey::from(chain_id)).await {
         Ok(info) => Ok(LayerState::of(&info)),
         Err(error) if error.is_not_found() => Ok(LayerState::Missing),
+        // A snapshotter behind the backend can be gone, and the others are there.
+        Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded) => {
+            let reason = std::error::Error::source(&error).map(ToString::to_string);
+            Ok(LayerState::Unknown {
+                reason: reason.unwrap_or_else(|| error.to_string()),
+            })
+        }
         Err(source) => Err(UnpackError::Image {
             image: plan.image.name.clone(),
             source,

@@ -179,7 +179,10 @@ impl Engine {
     /// What of the image is missing or broken, as for [`Engine::unpack`].
     pub async fn plan(&self, request: &Request) -> Result<Plan, UnpackError> {
         let mut image = self.resolve(&request.image).await?;
-        image.reference = image.reference.or_else(|| request.user_reference.clone());
+        let written = request.user_reference.as_deref();
+        image.reference = image
+            .reference
+            .or_else(|| written.and_then(image::normalise));
         let (ports, scope) = (&self.0.ports, &self.0.scope);
         let platform = request.platform.as_ref();
         plan(ports, scope, image, platform, &request.wrappers).await
@@ -201,8 +204,8 @@ impl Engine {
         check::check(&self.0.ports, &self.0.scope, plan, snapshotters).await
     }
 
-    /// Whether the planned image is ready on `snapshotter`, by a look at its top layer: a committed
-    /// snapshot's parents are there, and its labels were set together with theirs.
+    /// Whether the planned image is ready on `snapshotter`, by a look at its top layer, on which a
+    /// container stands, and at all of those that have to have labels.
     ///
     /// # Errors
     /// What the backend says.
@@ -357,7 +360,7 @@ impl Inner {
         }
     }
 
-    async fn require_snapshotter(&self, name: &str) -> Result<(), UnpackError> {
+    pub(crate) async fn require_snapshotter(&self, name: &str) -> Result<(), UnpackError> {
         let all = self.ports.introspection.snapshotters().await?;
         let found = all.iter().find(|snapshotter| snapshotter.name == name);
         if found.is_some_and(|snapshotter| snapshotter.failure.is_none()) {

@@ -178,11 +178,12 @@ pub enum UnpackError {
     Backend(#[from] Error),
     /// An error, after which the active snapshot could not be removed either.
     #[error(
-        "{cause}; its snapshot {left} stays until its lease ends, as removing it failed ({cleanup})"
+        "{}; its snapshot {left} stays until its lease ends, as removing it failed ({})",
+        in_full(cause.as_ref()),
+        in_full(cleanup)
     )]
     Unclean {
         /// What failed first.
-        #[source]
         cause: Box<UnpackError>,
         /// The snapshot that is left.
         left: SnapshotKey,
@@ -252,6 +253,18 @@ fn list(platforms: &[Platform]) -> String {
         .join(", ")
 }
 
+/// An error with its causes.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
 fn because(failure: &Option<String>) -> String {
     failure
         .as_ref()
@@ -284,6 +297,15 @@ impl UnpackError {
             Self::Unclean { cause, .. } => cause.kind(),
             Self::Cancelled { .. } => Kind::Cancelled,
             Self::Broken { .. } => Kind::Internal,
+        }
+    }
+
+    /// Whether the job was cancelled, cleanly or not.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancelled { .. } => true,
+            Self::Unclean { cause, .. } => cause.is_cancelled(),
+            _ => false,
         }
     }
 
@@ -356,10 +378,32 @@ impl UnpackError {
 
 fn backend_step(kind: Kind) -> Option<&'static str> {
     match kind {
-        Kind::Unavailable => {
-            Some("is containerd running? its socket is given by --address or CONTAINERD_ADDRESS")
-        }
+        Kind::Unavailable => Some(
+            "is containerd running, and the snapshotter behind it? containerd's socket is given by --address or CONTAINERD_ADDRESS",
+        ),
         Kind::PermissionDenied => Some("run as root, or as a user who may use containerd's socket"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unclean_end_says_everything_once() {
+        let cause = UnpackError::Image {
+            image: "web".to_owned(),
+            source: Error::new(Kind::Unavailable, "prepare", "a").because("cut"),
+        };
+        let unclean = UnpackError::Unclean {
+            cause: Box::new(cause),
+            left: SnapshotKey::from("b".to_owned()),
+            cleanup: Error::new(Kind::DeadlineExceeded, "remove", "b").because("too slow"),
+        };
+        let says = "image web: prepare a: cut; its snapshot b stays until its lease ends, \
+                    as removing it failed (remove b: too slow)";
+        assert_eq!(in_full(&unclean), says);
+        assert_eq!(unclean.kind(), Kind::Unavailable);
     }
 }

@@ -143,6 +143,7 @@ impl Report {
             .layers
             .iter()
             .filter(|layer| layer.outcome == Outcome::Applied);
-        applied.map(|layer| layer.bytes).sum()
+        // A descriptor may state any size.
+        applied.fold(0, |sum, layer| sum.saturating_add(layer.bytes))
     }
 }

@@ -7,11 +7,11 @@
 use std::collections::BTreeSet;
 
 use oci_spec::distribution::Reference;
-use resnap_core::{Descriptor, Digest, Image, Ports, Scope};
-use resnap_handler_wrapper::choose_manifest;
-use resnap_platforms::Matcher;
+use resnap_core::{Descriptor, Digest, Error, Image, Kind, Ports, Scope};
+use resnap_handler_wrapper::{ChoiceError, choose_manifest};
 
 use crate::UnpackError;
+use crate::plan::host_matcher;
 
 /// An image that is in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +31,12 @@ pub(crate) async fn resolve(
     scope: &Scope,
     image: &str,
 ) -> Result<ResolvedImage, UnpackError> {
-    let normalised = image
-        .parse::<Reference>()
-        .ok()
-        .map(|reference| reference.whole());
-    for name in [Some(image.to_owned()), normalised].into_iter().flatten() {
+    match ports.images.get(scope, image).await {
+        Ok(image) => return with_reference(ports, scope, image).await,
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
+    if let Some(name) = normalise(image) {
         match ports.images.get(scope, &name).await {
             Ok(image) => return with_reference(ports, scope, image).await,
             Err(error) if error.is_not_found() => {}
@@ -46,6 +47,22 @@ pub(crate) async fn resolve(
     found.ok_or_else(|| UnpackError::NoSuchImage {
         image: image.to_owned(),
         namespace: scope.namespace.to_string(),
+    })
+}
+
+/// A Docker name in full, as the CRI plugin keeps it: of a tag and a digest, the digest counts
+/// (containerd `pkg/reference`, `ParseDockerRef`). `None` for what is no such name or a bare ID.
+pub(crate) fn normalise(name: &str) -> Option<String> {
+    if rank(name) == Rank::BareId {
+        return None;
+    }
+    let reference: Reference = name.parse().ok()?;
+    Some(match reference.digest() {
+        Some(digest) => {
+            let (registry, repository) = (reference.registry(), reference.repository());
+            format!("{registry}/{repository}@{digest}")
+        }
+        None => reference.whole(),
     })
 }
 
@@ -112,7 +129,7 @@ async fn by_id(
     let mut found = Vec::new();
     let mut ids = BTreeSet::new();
     for image in ports.images.list(scope).await? {
-        let Some(id) = image_id(ports, scope, &image).await else {
+        let Some(id) = image_id(ports, scope, &image).await? else {
             continue;
         };
         if id.encoded().starts_with(&hex) {
@@ -140,13 +157,25 @@ async fn by_id(
 
 /// The ID as the CRI plugin and `docker` tell it: the config's digest. None where the image is not
 /// whole or not for this machine; such an image has a name to be called by.
-async fn image_id(ports: &Ports, scope: &Scope, image: &Image) -> Option<Digest> {
+async fn image_id(ports: &Ports, scope: &Scope, image: &Image) -> Result<Option<Digest>, Error> {
     if let Ok(id) = image.name.parse() {
-        return Some(id);
+        return Ok(Some(id));
     }
     let content = ports.content.as_ref();
-    let choice = choose_manifest(content, scope, &image.target, &Matcher::default()).await;
-    choice.ok().map(|choice| choice.config_descriptor.digest)
+    let matcher = host_matcher(&image.target);
+    match choose_manifest(content, scope, &image.target, &matcher).await {
+        Ok(choice) => Ok(Some(choice.config_descriptor.digest)),
+        Err(ChoiceError::Content(error)) if is_backend_failure(error.kind()) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether an error is about the way to an image, not about the image.
+fn is_backend_failure(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Cancelled | Kind::DeadlineExceeded | Kind::PermissionDenied | Kind::Unavailable
+    )
 }
 
 #[cfg(test)]
@@ -165,6 +194,24 @@ mod tests {
             name: name.to_owned(),
             target,
         }
+    }
+
+    #[test]
+    fn names_are_read_as_docker_writes_them() {
+        let digest = Digest::sha256(b"x").to_string();
+        for (name, whole) in [
+            ("web", "docker.io/library/web:latest".to_owned()),
+            ("me/web:1", "docker.io/me/web:1".to_owned()),
+            ("localhost:5000/web", "localhost:5000/web:latest".to_owned()),
+            (
+                &format!("web:1@{digest}"),
+                format!("docker.io/library/web@{digest}"),
+            ),
+        ] {
+            assert_eq!(normalise(name), Some(whole), "{name}");
+        }
+        assert_eq!(normalise(&digest), None);
+        assert_eq!(normalise("No Name"), None);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(crate) async fn plan(
         image: image.name.clone(),
         source,
     };
-    let matcher = platform.map_or_else(Matcher::default, Matcher::only);
+    let matcher = platform.map_or_else(|| host_matcher(&image.target), Matcher::only);
     let choice = choose_manifest(ports.content.as_ref(), scope, &image.target, &matcher).await;
     let Choice {
         manifest,
@@ -84,11 +84,10 @@ pub(crate) async fn plan(
 
     let handler: Arc<dyn Handler> =
         Arc::new(Children::new(Arc::clone(&ports.content), scope.clone()));
-    let own = image.reference.as_deref().map(append_info);
-    let handler = own
+    let own = append_info(image.reference.as_deref());
+    let handler = wrappers
         .iter()
-        .chain(wrappers)
-        .fold(handler, |inner, wrapper| wrapper(inner));
+        .fold(own(handler), |inner, wrapper| wrapper(inner));
     let children = handler.handle(&manifest).await.map_err(failed)?;
     let descriptors: Vec<Descriptor> = children
         .into_iter()
@@ -131,6 +130,16 @@ pub(crate) async fn plan(
         config: config_descriptor,
         layers,
     })
+}
+
+/// What this machine takes of an image. One that is for one platform only was chosen by whoever
+/// pulled it (containerd `core/images/image.go`, `Manifest`, looks at no config then).
+pub(crate) fn host_matcher(target: &Descriptor) -> Matcher {
+    if media_type::is_manifest(&target.media_type) {
+        Matcher::all()
+    } else {
+        Matcher::default()
+    }
 }
 
 /// What of the layer's annotations passes on, and the labels that containerd's own unpacker sets.

@@ -56,6 +56,11 @@ fn an_image_has_many_names(node: &Node) -> Result<()> {
         node.import(image)?;
     }
     let hex = image.config.trim_start_matches("sha256:");
+    let digest = format!("docker.io/library/hello@{}", image.manifest);
+    node.ctr(&["images", "tag", &image.reference, &digest])?;
+    // Of a tag and a digest the digest counts, as for the CRI.
+    let check = node.resnap(&["check", "--json", &format!("hello:1@{}", image.manifest)])?;
+    ensure!(check.json()?[0]["image"] == json!(digest));
     for name in [
         "docker.io/library/hello:1",
         "hello:1",

@@ -316,6 +316,16 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
             }
         }
     }
+    // What no daemon can show is not shown, and must not look so.
+    let homeless: Vec<&str> = tests
+        .iter()
+        .filter(|test| !daemons.iter().any(|(_, daemon)| test.needs.fits(daemon)))
+        .map(|test| test.name)
+        .collect();
+    if !arguments.list && !homeless.is_empty() {
+        eprintln!("no containerd here has what these tests need: {homeless:?}");
+        return ExitCode::FAILURE;
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     table(
         tests,

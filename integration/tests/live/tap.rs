@@ -39,7 +39,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// What resnap says when a call finds or leaves no connection.
-const UNAVAILABLE: &str = "is containerd running?";
+const UNAVAILABLE: &str = "is containerd running";
 
 const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
     Test {

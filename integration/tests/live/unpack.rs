@@ -63,6 +63,11 @@ pub(crate) const TESTS: &[Test] = &[
         run: docker_media_types_and_platforms,
     },
     Test {
+        name: "a_single_manifest_is_taken",
+        needs: Needs::Containerd,
+        run: a_single_manifest_is_taken,
+    },
+    Test {
         name: "annotations_become_labels_if_meant_to",
         needs: Needs::Containerd,
         run: annotations_become_labels_if_meant_to,
@@ -302,6 +307,28 @@ fn garbage_collection_follows_the_image(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// An image of one platform was chosen by whoever pulled it, whatever its config says.
+fn a_single_manifest_is_taken(node: &Node) -> Result<()> {
+    let archive = node.containerd.scratch().join(unique("single"));
+    let image = ImageBuilder::new("docker.io/library/single:1")
+        .platform("linux", "s390x")
+        .layer(Layer::of(&[Entry::dir("./"), Entry::file("s390x", "")])?)
+        .write(&archive)?;
+    node.import(&image)?;
+    node.unpack("native", &image.reference)?;
+    assert_labels(node, "native", &image, &[])?;
+    let wrong = [
+        "check",
+        "--json",
+        &image.reference,
+        "--platform",
+        "linux/arm64",
+    ];
+    let error = node.resnap(&wrong)?.error()?;
+    ensure!(error["kind"] == "NotFound", "{error}");
+    Ok(())
+}
+
 fn docker_media_types_and_platforms(node: &Node) -> Result<()> {
     let (os, architecture) = image::host_platform();
     let foreign = if architecture == "arm64" {
@@ -370,6 +397,19 @@ fn annotations_become_labels_if_meant_to(node: &Node) -> Result<()> {
     let mut want = expected_labels(&image, 0);
     want.insert(own.to_owned(), "passed on".to_owned());
     let labels = node.labels("native", image.chain_id())?;
+    ensure!(labels == want, "{labels:#?}\nwant {want:#?}");
+
+    // Nor where nobody knows a reference: then there is none.
+    let by_id = Node {
+        containerd: node.containerd.clone(),
+        namespace: unique("by-id"),
+    };
+    by_id.import(&image)?;
+    by_id.ctr(&["images", "tag", &image.reference, &image.config])?;
+    by_id.ctr(&["images", "rm", &image.reference])?;
+    by_id.unpack("native", &image.config)?;
+    want.remove("containerd.io/snapshot/cri.image-ref");
+    let labels = by_id.labels("native", image.chain_id())?;
     ensure!(labels == want, "{labels:#?}\nwant {want:#?}");
     Ok(())
 }

@@ -9,7 +9,7 @@ use resnap_unpacker::{Check, Engine, LabelState, LayerState, Request};
 
 use super::{Outcome, working_snapshotters};
 use crate::args::CheckArguments;
-use crate::output::{Output, Table, bytes, short};
+use crate::output::{Output, Table, bytes, one_line, short};
 
 pub(crate) async fn run(
     engine: &Engine,
@@ -93,6 +93,7 @@ fn show(check: &Check, table: &mut Table) {
 fn describe(state: &LayerState) -> (&'static str, String) {
     match state {
         LayerState::Missing => ("missing", "-".to_owned()),
+        LayerState::Unknown { reason } => ("unknown", one_line(reason, 72)),
         LayerState::Committed {
             labels: LabelState::Complete(reference),
         } => ("committed", format!("complete, of {reference}")),

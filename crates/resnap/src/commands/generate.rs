@@ -3,8 +3,6 @@
 
 //! Completions and the manual page, from the arguments themselves.
 
-use std::io;
-
 use anyhow::Result;
 use clap::CommandFactory as _;
 use clap_complete::Shell;
@@ -12,27 +10,32 @@ use clap_mangen::Man;
 
 use super::Outcome;
 use crate::args::Arguments;
+use crate::output::Output;
 
-pub(crate) fn completions(shell: Shell) -> Result<Outcome> {
-    clap_complete::generate(
-        shell,
-        &mut Arguments::command(),
-        "resnap",
-        &mut io::stdout(),
-    );
+pub(crate) fn completions(shell: Shell, output: &mut Output) -> Result<Outcome> {
+    // The generator panics where it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "resnap", &mut script);
+    print(&script, output)
+}
+
+fn print(text: &[u8], output: &mut Output) -> Result<Outcome> {
+    let text = String::from_utf8_lossy(text);
+    output.line(text.trim_end())?;
     Ok(Outcome::Done)
 }
 
 /// The page of `resnap` and those of its commands, one after the other.
-pub(crate) fn man() -> Result<Outcome> {
+pub(crate) fn man(output: &mut Output) -> Result<Outcome> {
+    let mut page = Vec::new();
     let mut command = Arguments::command();
     command.build();
-    Man::new(command.clone()).render(&mut io::stdout())?;
+    Man::new(command.clone()).render(&mut page)?;
     for subcommand in command
         .get_subcommands()
         .filter(|command| command.get_name() != "help")
     {
-        Man::new(subcommand.clone()).render(&mut io::stdout())?;
+        Man::new(subcommand.clone()).render(&mut page)?;
     }
-    Ok(Outcome::Done)
+    print(&page, output)
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
+use resnap_core::Kind;
 use resnap_unpacker::{Engine, Request, UnpackError};
 use serde::Serialize;
 
@@ -18,9 +19,9 @@ struct Row {
     image: String,
     id: Option<String>,
     platform: Option<String>,
-    layers: usize,
-    /// Whether it is ready, by snapshotter.
-    ready: BTreeMap<String, bool>,
+    layers: Option<usize>,
+    /// Whether it is ready, by snapshotter; null where the snapshotter does not answer.
+    ready: BTreeMap<String, Option<bool>>,
     /// Why the image cannot be looked at.
     problem: Option<String>,
 }
@@ -47,17 +48,23 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
     output.document(&rows, |table| {
         table.header(["IMAGE", "ID", "PLATFORM", "LAYERS", "READY ON"]);
         for row in &rows {
-            let ready = row.ready.iter().filter(|(_, ready)| **ready);
+            let ready = row.ready.iter().filter(|(_, ready)| **ready == Some(true));
             let ready: Vec<&str> = ready.map(|(name, _)| name.as_str()).collect();
             let ready = match &row.problem {
                 Some(problem) => one_line(problem, 72),
                 None => or_dash(Some(ready.join(", "))),
             };
+            let silent = row.ready.iter().filter(|(_, ready)| ready.is_none());
+            let silent: Vec<&str> = silent.map(|(name, _)| name.as_str()).collect();
+            let ready = match silent.as_slice() {
+                [] => ready,
+                silent => format!("{ready} (no answer from {})", silent.join(", ")),
+            };
             table.row([
                 row.image.clone(),
                 or_dash(row.id.as_deref().map(short)),
                 or_dash(row.platform.clone()),
-                row.layers.to_string(),
+                or_dash(row.layers.map(|layers| layers.to_string())),
                 ready,
             ]);
         }
@@ -70,7 +77,7 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
         image,
         id: None,
         platform: None,
-        layers: 0,
+        layers: None,
         ready: BTreeMap::new(),
         problem: None,
     };
@@ -84,9 +91,14 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
     };
     row.id = Some(plan.config.digest.to_string());
     row.platform = Some(plan.platform.to_string());
-    row.layers = plan.layers.len();
+    row.layers = Some(plan.layers.len());
     for snapshotter in snapshotters {
-        let ready = engine.is_ready(&plan, snapshotter).await?;
+        let ready = match engine.is_ready(&plan, snapshotter).await {
+            Ok(ready) => Some(ready),
+            // One snapshotter that is gone must not hide the others.
+            Err(error) if error.kind() == Kind::Unavailable => None,
+            Err(error) => return Err(error),
+        };
         row.ready.insert(snapshotter.clone(), ready);
     }
     Ok(row)

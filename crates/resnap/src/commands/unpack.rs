@@ -21,7 +21,8 @@ pub(crate) async fn run(
     arguments: UnpackArguments,
     output: &mut Output,
 ) -> Result<Outcome> {
-    let jobs = arguments.images.into_iter().map(|image| {
+    let images = arguments.images;
+    let jobs = images.iter().map(|image| {
         engine.unpack(Request {
             platform: arguments.platform.clone(),
             repair: arguments.repair,
@@ -51,7 +52,11 @@ pub(crate) async fn run(
                         output.json_line(&serde_json::json!({ "report": report }))?;
                     }
                     Ok(report) => output.line(&summary(&report))?,
-                    Err(error) => worst = worst.max(output.error(&error.into())),
+                    Err(error) => {
+                        worst = worst.max(
+                            output.error(&error.into(), images.get(number).map(String::as_str)),
+                        )
+                    }
                 }
             }
         }
