@@ -181,10 +181,10 @@ impl Chain {
                 let Some(info) = self.adopt(index, layer).await? else {
                     return Ok(Try::Again);
                 };
-                self.tenure.made();
                 // What has our labels was made by our call: the snapshotter did it, remotely.
                 let ours = |(key, value)| info.labels.get(key) == Some(value);
                 if layer.labels.iter().all(ours) {
+                    self.tenure.made();
                     return Ok(Try::Made(Outcome::Remote));
                 }
                 self.joined(index).await.map(Try::Made)

@@ -230,6 +230,8 @@ impl World<'_> {
             UnpackError::InUse { .. } => caller.repair && self.is_unlabelled(caller.snapshotter),
             UnpackError::Cancelled { .. } => self.scenario.hangs() || self.is_cancelled(caller),
             UnpackError::Disagreement { .. } => self.scenario.may_disagree(caller.snapshotter),
+            // Undoing has a time limit of its own, which a delay can use up.
+            UnpackError::Unclean { .. } => !fired.is_empty(),
             UnpackError::Broken { .. } => false,
             _ => harmed,
         }
