@@ -3,6 +3,7 @@
 
 //! The engine.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -25,6 +26,9 @@ use crate::{
     Check, Job, LeaseStatus, Phase, Plan, Report, ResolvedImage, UnpackError, check, image,
 };
 
+/// Most plans that are kept; one of many layers takes half a megabyte.
+const MAX_PLANS: usize = 128;
+
 /// Makes images ready, in one namespace, through one backend. Clones are the same engine: they
 /// share jobs and limits.
 #[derive(Debug, Clone)]
@@ -42,6 +46,7 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     applies: Semaphore,
     identity: OnceCell<String>,
+    plans: Mutex<HashMap<String, Arc<Plan>>>,
     flights: Mutex<Vec<Arc<Flight>>>,
 }
 
@@ -154,6 +159,7 @@ impl Engine {
             clock: Clock::start(),
             applies: Semaphore::new(settings.parallel_applies),
             identity: OnceCell::new(),
+            plans: Mutex::default(),
             flights: Mutex::default(),
         })))
     }
@@ -173,11 +179,12 @@ impl Engine {
         Job::new(image, tokio::spawn(begin), canceller)
     }
 
-    /// Which snapshots `request` stands for; nothing is changed.
+    /// Which snapshots `request` stands for; nothing is changed. Which image a name stands for is
+    /// looked up each time; what that consists of cannot change and is read once.
     ///
     /// # Errors
     /// What of the image is missing or broken, as for [`Engine::unpack`].
-    pub async fn plan(&self, request: &Request) -> Result<Plan, UnpackError> {
+    pub async fn plan(&self, request: &Request) -> Result<Arc<Plan>, UnpackError> {
         let mut image = self.resolve(&request.image).await?;
         let written = request.user_reference.as_deref();
         image.reference = image
@@ -185,7 +192,29 @@ impl Engine {
             .or_else(|| written.and_then(image::normalise));
         let (ports, scope) = (&self.0.ports, &self.0.scope);
         let platform = request.platform.as_ref();
-        plan(ports, scope, image, platform, &request.wrappers).await
+        // What a wrapper does is its own affair.
+        let key = request.wrappers.is_empty().then(|| {
+            let (name, reference) = (&image.name, &image.reference);
+            format!(
+                "{name}\n{reference:?}\n{}\n{platform:?}",
+                image.target.digest
+            )
+        });
+        if let Some(known) = key
+            .as_ref()
+            .and_then(|key| self.0.plans().get(key).cloned())
+        {
+            return Ok(known);
+        }
+        let plan = Arc::new(plan(ports, scope, image, platform, &request.wrappers).await?);
+        if let Some(key) = key {
+            let mut plans = self.0.plans();
+            if plans.len() >= MAX_PLANS {
+                plans.clear();
+            }
+            plans.insert(key, Arc::clone(&plan));
+        }
+        Ok(plan)
     }
 
     /// Finds an image record by an exact name, else a Docker name, else an image ID.
@@ -259,7 +288,11 @@ impl Engine {
 
 impl Inner {
     /// The job for this plan: the one that runs already, or else a new one.
-    fn board(self: &Arc<Self>, plan: Plan, request: Request) -> Result<Arc<Flight>, UnpackError> {
+    fn board(
+        self: &Arc<Self>,
+        plan: Arc<Plan>,
+        request: Request,
+    ) -> Result<Arc<Flight>, UnpackError> {
         let Request {
             snapshotter,
             repair,
@@ -267,7 +300,7 @@ impl Inner {
         } = request;
         if plan.image.reference.is_none() && labels::need(&snapshotter).is_some() {
             return Err(UnpackError::NoReference {
-                image: plan.image.name,
+                image: plan.image.name.clone(),
                 snapshotter,
             });
         }
@@ -393,6 +426,10 @@ impl Inner {
         let namespace = &self.scope.namespace;
         let of = format!("{backend}\n{namespace}\n{snapshotter}\n{key}");
         Ok(format!("chain-{}", Digest::sha256(of.as_bytes()).encoded()))
+    }
+
+    fn plans(&self) -> MutexGuard<'_, HashMap<String, Arc<Plan>>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flights(&self) -> MutexGuard<'_, Vec<Arc<Flight>>> {

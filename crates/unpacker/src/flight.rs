@@ -13,7 +13,7 @@ use crate::{Event, Phase, Plan, Report, UnpackError};
 /// A job, from the moment it is begun until nobody looks at it any more.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    pub(crate) plan: Plan,
+    pub(crate) plan: Arc<Plan>,
     pub(crate) snapshotter: String,
     pub(crate) repair: bool,
     started: Instant,
@@ -25,7 +25,7 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    pub(crate) fn new(plan: Plan, snapshotter: String, repair: bool) -> Arc<Self> {
+    pub(crate) fn new(plan: Arc<Plan>, snapshotter: String, repair: bool) -> Arc<Self> {
         Arc::new(Self {
             plan,
             snapshotter,
@@ -43,7 +43,7 @@ impl Flight {
         !*self.cancelled.borrow()
             && self.repair == repair
             && self.snapshotter == snapshotter
-            && self.plan == *plan
+            && *self.plan == *plan
     }
 
     /// Since the job began, in seconds.

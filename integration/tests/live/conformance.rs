@@ -47,7 +47,7 @@ fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
         let ports = Client::connect(&socket).await?.ports();
         let engine = Engine::new(ports.clone(), &node.namespace, Settings::default())?;
         let plan = engine.plan(&Request::new(&image.reference, "")).await?;
-        let layers = plan.layers.into_iter();
+        let layers = plan.layers.clone().into_iter();
         let collector = Node {
             containerd: Arc::clone(&node.containerd),
             namespace: node.namespace.clone(),
@@ -57,10 +57,10 @@ fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
             scope: Scope::new(&node.namespace),
             snapshotter: snapshotter.to_owned(),
             image: Image {
-                name: plan.image.name,
-                target: plan.image.target,
+                name: plan.image.name.clone(),
+                target: plan.image.target.clone(),
             },
-            config: plan.config.digest,
+            config: plan.config.digest.clone(),
             layers: layers
                 .map(|layer| (layer.descriptor, layer.diff_id))
                 .collect(),

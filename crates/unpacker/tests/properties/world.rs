@@ -41,7 +41,7 @@ pub(crate) struct World<'a> {
     /// Where the engines know of each other.
     pub(crate) dir: TempDir,
     /// Of each image.
-    pub(crate) plans: Vec<Plan>,
+    pub(crate) plans: Vec<std::sync::Arc<Plan>>,
     /// The labels that a layer's snapshot may have.
     pub(crate) labels: BTreeMap<SnapshotKey, BTreeSet<Labels>>,
     /// What containers stand on.
