@@ -22,6 +22,7 @@ pub mod labels;
 pub mod media_type;
 mod mount;
 mod ports;
+mod service;
 mod snapshot;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -37,4 +38,5 @@ pub use ports::{
     Scope, Snapshotter, SnapshotterInfo, Snapshotters, read_verified,
 };
 pub use resnap_platforms::Platform;
+pub use service::{Progress, UnpackService, Unready};
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};

@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Images,
     /// List the leases under which images are unpacked, and whose makers are dead
     Leases(LeasesArguments),
+    /// Serve kubelet in containerd's place, and make images ready before containers ask for them
+    Serve(ServeArguments),
     /// List the snapshotters, what they can do and whether they need labels
     Snapshotters,
     /// Print a completion script, as in `source <(resnap completions bash)`
@@ -98,6 +100,15 @@ pub(crate) struct LeasesArguments {
     /// End the leases of the dead; the layers that only they keep are unpacked anew then
     #[arg(long)]
     pub(crate) sweep: bool,
+    #[command(flatten)]
+    pub(crate) work: Work,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// Where kubelet finds the CRI: its --container-runtime-endpoint
+    #[arg(long, default_value = "/run/resnap/cri.sock")]
+    pub(crate) cri_socket: PathBuf,
     #[command(flatten)]
     pub(crate) work: Work,
 }

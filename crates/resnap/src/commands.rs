@@ -7,6 +7,7 @@ pub(crate) mod check;
 pub(crate) mod generate;
 pub(crate) mod images;
 pub(crate) mod leases;
+pub(crate) mod serve;
 pub(crate) mod snapshotters;
 pub(crate) mod unpack;
 

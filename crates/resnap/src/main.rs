@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use args::{Arguments, Command};
 use clap::Parser as _;
 use commands::{
-    Outcome, check, engine, generate, images, leases, snapshotters, unpack, working_engine,
+    Outcome, check, engine, generate, images, leases, serve, snapshotters, unpack, working_engine,
 };
 use output::Output;
 use tracing_subscriber::EnvFilter;
@@ -49,6 +49,7 @@ fn run(arguments: Arguments, output: &mut Output) -> anyhow::Result<Outcome> {
                 let engine = working_engine(&common, &arguments.work).await?;
                 unpack::run(&engine, arguments, output).await
             }
+            Command::Serve(arguments) => serve::run(&common, arguments).await,
             Command::Leases(arguments) => {
                 let engine = working_engine(&common, &arguments.work).await?;
                 leases::run(&engine, arguments, output).await

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! As much of gRPC over HTTP/2 as the proxy speaks itself: one message in a body, and answers that
+//! are an error.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Response};
+use http_body_util::{BodyExt as _, Empty, combinators::BoxBody};
+use hyper::Error;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use prost::Message;
+use resnap_core::Kind;
+
+/// A body on its way through.
+pub(crate) type Body = BoxBody<Bytes, Error>;
+
+/// What a message is framed by: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// An error as gRPC tells it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} (gRPC code {code})")]
+pub(crate) struct Status {
+    /// The number of the code.
+    pub(crate) code: u16,
+    pub(crate) message: String,
+}
+
+/// The number of a kind, which has gRPC's name.
+pub(crate) fn code(kind: Kind) -> u16 {
+    match kind {
+        Kind::Cancelled => 1,
+        Kind::Unknown => 2,
+        Kind::InvalidArgument => 3,
+        Kind::DeadlineExceeded => DEADLINE_EXCEEDED,
+        Kind::NotFound => 5,
+        Kind::AlreadyExists => 6,
+        Kind::PermissionDenied => 7,
+        Kind::ResourceExhausted => RESOURCE_EXHAUSTED,
+        Kind::FailedPrecondition => 9,
+        Kind::Aborted => 10,
+        Kind::OutOfRange => 11,
+        Kind::Unimplemented => 12,
+        Kind::Internal => INTERNAL,
+        Kind::Unavailable => UNAVAILABLE,
+        Kind::DataLoss => 15,
+        Kind::Unauthenticated => 16,
+    }
+}
+
+/// DEADLINE_EXCEEDED.
+pub(crate) const DEADLINE_EXCEEDED: u16 = 4;
+/// RESOURCE_EXHAUSTED.
+pub(crate) const RESOURCE_EXHAUSTED: u16 = 8;
+/// INTERNAL.
+const INTERNAL: u16 = 13;
+/// UNAVAILABLE.
+pub(crate) const UNAVAILABLE: u16 = 14;
+
+impl Status {
+    pub(crate) fn new(code: u16, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The answer that has headers only.
+    pub(crate) fn into_response(self) -> Response<Body> {
+        const PLAIN: &AsciiSet = &CONTROLS.add(b'%');
+        let message = utf8_percent_encode(&self.message, PLAIN).to_string();
+        let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed());
+        let headers = response.headers_mut();
+        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", self.code.into());
+        // Percent-encoded, it is always one.
+        if let Ok(message) = HeaderValue::from_str(&message) {
+            headers.insert("grpc-message", message);
+        }
+        response
+    }
+
+    /// The error in an answer's headers or trailers, if it is one.
+    pub(crate) fn in_headers(headers: &HeaderMap) -> Option<Self> {
+        let code = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+        let message = headers
+            .get("grpc-message")
+            .map(|text| percent_encoding::percent_decode(text.as_bytes()).decode_utf8_lossy());
+        (code != 0).then(|| Self::new(code, message.unwrap_or_default()))
+    }
+}
+
+/// The message in a body that has just one, uncompressed.
+pub(crate) fn decode<M: Message + Default>(body: &[u8]) -> Option<M> {
+    let (prefix, message) = body.split_at_checked(PREFIX)?;
+    let length = u32::from_be_bytes(prefix[1..].try_into().ok()?);
+    if prefix[0] != 0 || usize::try_from(length).ok()? != message.len() {
+        return None;
+    }
+    M::decode(message).ok()
+}
+
+/// A body with this message.
+pub(crate) fn encode(message: &impl Message) -> Result<Bytes, Status> {
+    let length = message.encoded_len();
+    let mut body = BytesMut::with_capacity(PREFIX + length);
+    body.put_u8(0);
+    let too_long = |_| Status::new(INTERNAL, "a message of over 4 GiB");
+    body.put_u32(u32::try_from(length).map_err(too_long)?);
+    let encoded = message.encode(&mut body);
+    encoded.map_err(|error| Status::new(INTERNAL, error.to_string()))?;
+    Ok(body.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::messages::PodSandboxStatusRequest;
+
+    #[test]
+    fn a_message_survives_its_frame() {
+        let message = PodSandboxStatusRequest {
+            pod_sandbox_id: "a".to_owned(),
+            verbose: true,
+        };
+        let body = encode(&message).unwrap();
+        assert_eq!(decode(&body), Some(message));
+        assert_eq!(decode::<PodSandboxStatusRequest>(&body[..7]), None);
+        let mut compressed = body.to_vec();
+        compressed[0] = 1;
+        assert_eq!(decode::<PodSandboxStatusRequest>(&compressed), None);
+    }
+
+    #[test]
+    fn a_status_survives_its_headers() {
+        let status = Status::new(UNAVAILABLE, "50 % of \"ü\"\nare there");
+        let response = status.clone().into_response();
+        assert_eq!(Status::in_headers(response.headers()), Some(status));
+    }
+}

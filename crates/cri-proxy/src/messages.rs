@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The fields of the CRI's messages that the proxy reads, with the numbers of `runtime.v1` in
+//! k8s.io/cri-api. What is forwarded is never made from these.
+
+use std::collections::HashMap;
+
+/// `RunPodSandboxRequest`, without `config` (1).
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct RunPodSandboxRequest {
+    #[prost(string, tag = "2")]
+    pub(crate) runtime_handler: String,
+}
+
+/// `CreateContainerRequest`, without `sandbox_config` (3).
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct CreateContainerRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) pod_sandbox_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) config: Option<ContainerConfig>,
+}
+
+/// `ContainerConfig`: what it runs, and what it mounts.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ContainerConfig {
+    #[prost(message, optional, tag = "2")]
+    pub(crate) image: Option<ImageSpec>,
+    #[prost(message, repeated, tag = "7")]
+    pub(crate) mounts: Vec<Mount>,
+}
+
+/// `Mount`: an image volume, where it has an image.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Mount {
+    #[prost(message, optional, tag = "9")]
+    pub(crate) image: Option<ImageSpec>,
+}
+
+/// `ImageSpec`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ImageSpec {
+    /// A reference or an image ID.
+    #[prost(string, tag = "1")]
+    pub(crate) image: String,
+    /// As the pod has it; not set by old kubelets.
+    #[prost(string, tag = "18")]
+    pub(crate) user_specified_image: String,
+}
+
+/// `PodSandboxStatusRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PodSandboxStatusRequest {
+    #[prost(string, tag = "1")]
+    pub(crate) pod_sandbox_id: String,
+    #[prost(bool, tag = "2")]
+    pub(crate) verbose: bool,
+}
+
+/// `StatusRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StatusRequest {
+    #[prost(bool, tag = "1")]
+    pub(crate) verbose: bool,
+}
+
+/// `StatusResponse` and `PodSandboxStatusResponse`, of which the numbers agree: only `info`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Info {
+    #[prost(map = "string, string", tag = "2")]
+    pub(crate) info: HashMap<String, String>,
+}
+
+/// `ImageFsInfoRequest` and `ListImagesRequest`, without a filter.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Nothing {}
+
+/// `ImageFsInfoResponse`, without `container_filesystems` (2).
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ImageFsInfoResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) image_filesystems: Vec<FilesystemUsage>,
+}
+
+/// `FilesystemUsage`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct FilesystemUsage {
+    #[prost(message, optional, tag = "2")]
+    pub(crate) fs_id: Option<FilesystemIdentifier>,
+}
+
+/// `FilesystemIdentifier`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct FilesystemIdentifier {
+    #[prost(string, tag = "1")]
+    pub(crate) mountpoint: String,
+}
+
+/// `ListImagesResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ListImagesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) images: Vec<Image>,
+}
+
+/// `Image`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Image {
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) repo_tags: Vec<String>,
+    #[prost(bool, tag = "8")]
+    pub(crate) pinned: bool,
+}
