@@ -29,7 +29,7 @@ use messages as m;
 /// How long the CRI may take to come up, and a container to end.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long one call may take; kubelet's own limit.
+/// How long one call may take unless told otherwise; kubelet's own limit.
 const CALL: Duration = Duration::from_secs(120);
 
 /// A connection to the CRI of one containerd.
@@ -38,6 +38,7 @@ pub struct Cri {
     runtime: Runtime,
     channel: Channel,
     logs: PathBuf,
+    timeout: Duration,
 }
 
 /// A pod's sandbox, on the network of the node.
@@ -98,10 +99,18 @@ impl Cri {
             runtime,
             channel,
             logs: logs.to_owned(),
+            timeout: CALL,
         };
         this.wait_until_up()
             .with_context(|| format!("the CRI at {socket:?} does not answer"))?;
         Ok(this)
+    }
+
+    /// The same with another limit to each call, which goes along as its deadline.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
     }
 
     fn wait_until_up(&self) -> Result<()> {
@@ -267,7 +276,7 @@ impl Cri {
         let mut grpc =
             tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(16 << 20);
         let mut request = Request::new(request);
-        request.set_timeout(CALL);
+        request.set_timeout(self.timeout);
         let answer = self.runtime.block_on(async {
             grpc.ready()
                 .await

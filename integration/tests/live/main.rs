@@ -18,6 +18,7 @@ mod errors;
 mod examples;
 mod hostile;
 mod nydus;
+mod proxy;
 mod repair;
 mod suite;
 mod tap;
@@ -38,6 +39,7 @@ fn tests() -> Vec<Test> {
         examples::TESTS,
         hostile::TESTS,
         nydus::TESTS,
+        proxy::TESTS,
         repair::TESTS,
         tap::TESTS,
         together::TESTS,

@@ -47,14 +47,21 @@ pub(crate) enum Needs {
     /// A working erofs snapshotter, in a containerd of its own whose only differ is the walking
     /// one. Where there is no erofs, that is so in any containerd.
     WalkingOnly,
+    /// The same where a runtime handler can have a snapshotter of its own.
+    NydusHandler,
+    /// A containerd of its own with a runtime handler on a working erofs snapshotter.
+    ErofsHandler,
 }
 
 impl Needs {
-    /// Whether a containerd has it.
-    fn fits(self, containerd: &Containerd) -> bool {
+    /// What of it a containerd does not have.
+    fn lacks(self, containerd: &Containerd) -> Option<&'static str> {
         match self {
-            Self::Erofs | Self::WalkingOnly => containerd.has_erofs(),
-            Self::Containerd | Self::Alone | Self::Nydus => true,
+            Self::Erofs | Self::ErofsHandler | Self::WalkingOnly if !containerd.has_erofs() => {
+                Some("no erofs")
+            }
+            Self::NydusHandler if containerd.version() < (1, 7, 0) => Some("no handler"),
+            _ => None,
         }
     }
 }
@@ -311,7 +318,7 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
     let mut trials = Vec::new();
     for (dist, shared) in &daemons {
         for test in tests {
-            if test.needs.fits(shared) {
+            if test.needs.lacks(shared).is_none() {
                 trials.push(trial(*test, dist.clone(), Arc::clone(shared), &results));
             }
         }
@@ -319,7 +326,11 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
     // What no daemon can show is not shown, and must not look so.
     let homeless: Vec<&str> = tests
         .iter()
-        .filter(|test| !daemons.iter().any(|(_, daemon)| test.needs.fits(daemon)))
+        .filter(|test| {
+            !daemons
+                .iter()
+                .any(|(_, daemon)| test.needs.lacks(daemon).is_none())
+        })
         .map(|test| test.name)
         .collect();
     if !arguments.list && !homeless.is_empty() {
@@ -373,9 +384,13 @@ fn trial(test: Test, dist: Dist, shared: Arc<Containerd>, results: &Results) -> 
 
 fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
     let node = match test.needs {
-        Needs::Alone | Needs::Nydus | Needs::WalkingOnly => {
+        Needs::Alone
+        | Needs::Nydus
+        | Needs::NydusHandler
+        | Needs::ErofsHandler
+        | Needs::WalkingOnly => {
             let options = Options {
-                nydus: test.needs == Needs::Nydus,
+                nydus: matches!(test.needs, Needs::Nydus | Needs::NydusHandler),
                 diff_order: (test.needs == Needs::WalkingOnly).then_some(&["walking"]),
                 ..Options::default()
             };
@@ -419,11 +434,8 @@ fn table(
     println!("\n{:<44}{}", "TEST", names(daemons).join("  "));
     for test in tests {
         let cells = daemons.iter().map(|(dist, daemon)| {
-            let cell = match results.get(&(test.name, dist.name())) {
-                Some(word) => word,
-                None if !test.needs.fits(daemon) => "no erofs",
-                None => "-",
-            };
+            let result = results.get(&(test.name, dist.name())).copied();
+            let cell = result.or(test.needs.lacks(daemon)).unwrap_or("-");
             let width = daemon.name().len();
             format!("{cell:<width$}")
         });
