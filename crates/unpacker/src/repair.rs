@@ -102,7 +102,11 @@ impl Chain {
         labels.insert(key.to_owned(), value.to_owned());
         let (scope, key) = (&self.shared.scope, SnapshotKey::from(&top.chain_id));
         let mended = self.snapshotter.set_labels(scope, &key, &labels);
-        mended.await.map_err(|error| self.failed(error))
+        match mended.await {
+            // Garbage collection was faster: then it is made, with its labels.
+            Err(error) if !error.is_not_found() => Err(self.failed(error)),
+            _ => Ok(()),
+        }
     }
 
     /// That nothing stands on a layer but the next one of this image.
