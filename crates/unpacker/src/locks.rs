@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 
 /// How often a lock of another process is tried again: flock can wait, but not be given up.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(10);
 
 /// Most bytes read of what a file says about its holder.
 const MAX_HOLDER: u64 = 512;
