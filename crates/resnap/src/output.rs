@@ -69,6 +69,11 @@ impl Output {
         print(&serde_json::to_string(value)?)
     }
 
+    /// What resnap itself wrote, for a program to read.
+    pub(crate) fn verbatim(&mut self, text: &str) -> Result<()> {
+        print(text)
+    }
+
     /// One line for people.
     pub(crate) fn line(&mut self, text: &str) -> Result<()> {
         print(&printable(text))

@@ -4,6 +4,7 @@
 //! The command line as people and programs meet it.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{HELLO_SAYS, hello, shared_pair};
@@ -279,5 +280,15 @@ fn wrong_usage_ends_with_2(node: &Node) -> Result<()> {
         let printed = end(resnap()?.args(right))?.ok()?;
         ensure!(printed.contains("resnap"), "{right:?}: {printed}");
     }
+    // A shell takes the script, and completes a command with it.
+    let resnap = resnap()?.get_program().to_owned();
+    let complete = "source <(\"$0\" completions bash); COMP_WORDS=(resnap unp); COMP_CWORD=1; \
+                    _resnap resnap unp resnap; echo \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("bash");
+    bash.args(["-c", complete]).arg(&resnap);
+    let completed = end(&mut bash)?.ok()?;
+    ensure!(completed.trim() == "unpack", "{completed:?}");
+    let page = end(Command::new(&resnap).arg("man"))?.ok()?;
+    ensure!(page.lines().any(|line| line.starts_with(".TH")), "{page}");
     Ok(())
 }

@@ -21,7 +21,7 @@ pub(crate) fn completions(shell: Shell, output: &mut Output) -> Result<Outcome> 
 
 fn print(text: &[u8], output: &mut Output) -> Result<Outcome> {
     let text = String::from_utf8_lossy(text);
-    output.line(text.trim_end())?;
+    output.verbatim(text.trim_end())?;
     Ok(Outcome::Done)
 }
 
