@@ -29,7 +29,7 @@ pub mod testing;
 
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, InvalidDigest};
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, Result, in_full};
 pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{

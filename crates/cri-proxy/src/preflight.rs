@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use resnap_core::{Progress, UnpackService, Unready, labels};
+use resnap_core::{Progress, UnpackService, Unready, in_full, labels};
 
 use crate::deadline::Deadline;
 use crate::grpc::{DEADLINE_EXCEEDED, Status, code};
@@ -120,14 +120,7 @@ impl Look<'_> {
         snapshotter: &str,
         error: &resnap_core::Error,
     ) -> Result<(), Status> {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        let status = Status::new(code(error.kind()), text);
+        let status = Status::new(code(error.kind()), in_full(error));
         if labels::need(snapshotter).is_none() {
             return forward(image, &status);
         }

@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use anyhow::Result;
 use comfy_table::{ContentArrangement, presets};
 use indicatif::DecimalBytes;
+use resnap_core::in_full;
 use resnap_unpacker::UnpackError;
 use serde::Serialize;
 use serde_json::json;
@@ -83,7 +84,7 @@ impl Output {
     pub(crate) fn error(&mut self, error: &anyhow::Error, image: Option<&str>) -> Outcome {
         let unpack_error = error.downcast_ref::<UnpackError>();
         let next_step = unpack_error.and_then(|error| error.next_step(&self.namespace));
-        let message = text(error.as_ref());
+        let message = in_full(error.as_ref());
         if self.json {
             let kind = unpack_error.map(|error| format!("{:?}", error.kind()));
             let mut value = json!({ "kind": kind, "message": message, "next_step": next_step });
@@ -138,18 +139,6 @@ fn is_unprintable(char: char) -> bool {
     char.is_control()
         || matches!(char, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(char, '\u{2060}'..='\u{206f}' | '\u{feff}')
-}
-
-/// An error with its causes.
-pub(crate) fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Text for people: lines and tables with aligned columns, as `kubectl` and `ctr` print them.

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey};
+use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, in_full};
 
 /// Why an image could not be unpacked or checked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -251,18 +251,6 @@ fn list(platforms: &[Platform]) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-/// An error with its causes.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 fn because(failure: &Option<String>) -> String {

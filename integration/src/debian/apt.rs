@@ -98,10 +98,11 @@ fn mirror() -> Result<String> {
         "Created-By: Packages",
     ]))
     .context("ask apt for its mirror; this needs Debian's apt")?;
-    Ok(pick_mirror(&sites).to_owned())
+    let mirror = pick_mirror(&sites).map(str::to_owned);
+    mirror.context("apt's sources name no archive of a Debian release from bookworm on")
 }
 
-fn pick_mirror(sites: &str) -> &str {
+fn pick_mirror(sites: &str) -> Option<&str> {
     sites
         .lines()
         .filter_map(|line| line.split_once(' '))
@@ -109,8 +110,7 @@ fn pick_mirror(sites: &str) -> &str {
             site.trim_end_matches('/').ends_with("/debian")
                 && Suite::ALL.iter().any(|suite| suite.name() == *release)
         })
-        // Debian's own name serves where the sources say it in another way.
-        .map_or("http://deb.debian.org/debian", |(site, _)| site)
+        .map(|(site, _)| site)
 }
 
 #[cfg(test)]
@@ -123,7 +123,7 @@ mod tests {
             http://mirror.example.com/debian-security bookworm-security\n\
             http://mirror.example.com/debian bookworm-updates\n\
             http://mirror.example.com/debian bookworm\n";
-        assert_eq!(pick_mirror(sites), "http://mirror.example.com/debian");
-        assert_eq!(pick_mirror(""), "http://deb.debian.org/debian");
+        assert_eq!(pick_mirror(sites), Some("http://mirror.example.com/debian"));
+        assert_eq!(pick_mirror(""), None);
     }
 }

@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use resnap_core::Kind;
+use resnap_core::{Kind, in_full};
 use resnap_unpacker::{Engine, Request, UnpackError};
 use serde::Serialize;
 
 use super::{Outcome, working_snapshotters};
-use crate::output::{Output, one_line, or_dash, short, text};
+use crate::output::{Output, one_line, or_dash, short};
 
 /// One row.
 #[derive(Serialize)]
@@ -85,7 +85,7 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
         Ok(plan) => plan,
         // One broken image must not hide the others.
         Err(error) => {
-            row.problem = Some(text(&error));
+            row.problem = Some(in_full(&error));
             return Ok(row);
         }
     };

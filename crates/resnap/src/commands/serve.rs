@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use async_trait::async_trait;
-use resnap_core::{Error, Kind, Progress, UnpackService, Unready, labels};
+use resnap_core::{Error, Kind, Progress, UnpackService, Unready, in_full, labels};
 use resnap_cri_proxy::Proxy;
 use resnap_unpacker::{Engine, Phase, Request, UnpackError};
 use tokio::net::{UnixListener, UnixStream};
@@ -21,7 +21,6 @@ use tokio::sync::watch;
 
 use super::{Outcome, working_engine};
 use crate::args::{Common, ServeArguments, Work};
-use crate::output::text;
 
 /// How long calls may take to end after the signal to stop.
 const GRACE: Duration = Duration::from_secs(30);
@@ -60,7 +59,7 @@ async fn connected(common: &Common, work: &Work) -> Result<Engine> {
         if unpack_error.is_none_or(|error| error.kind() != Kind::Unavailable) {
             return Err(error);
         }
-        tracing::warn!("{}; trying again", text(error.as_ref()));
+        tracing::warn!("{}; trying again", in_full(error.as_ref()));
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -145,7 +144,7 @@ impl UnpackService for Service {
             Err(UnpackError::NoSuchImage { .. }) => Err(Unready::Unknown),
             Err(error) => {
                 let failed = Error::new(error.kind(), "make ready", image);
-                Err(Unready::Failed(failed.because(text(&error))))
+                Err(Unready::Failed(failed.because(in_full(&error))))
             }
         }
     }
