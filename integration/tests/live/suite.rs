@@ -431,15 +431,20 @@ fn table(
     daemons: &[(Dist, Arc<Containerd>)],
     results: &BTreeMap<(&'static str, String), &'static str>,
 ) {
-    println!("\n{:<44}{}", "TEST", names(daemons).join("  "));
+    let width = tests.iter().map(|test| test.name.len()).max().unwrap_or(0);
+    println!("\n{:<width$}  {}", "TEST", names(daemons).join("  "));
     for test in tests {
         let cells = daemons.iter().map(|(dist, daemon)| {
             let result = results.get(&(test.name, dist.name())).copied();
             let cell = result.or(test.needs.lacks(daemon)).unwrap_or("-");
-            let width = daemon.name().len();
-            format!("{cell:<width$}")
+            let column = daemon.name().len();
+            format!("{cell:<column$}")
         });
-        let row = format!("{:<44}{}", test.name, cells.collect::<Vec<_>>().join("  "));
+        let row = format!(
+            "{:<width$}  {}",
+            test.name,
+            cells.collect::<Vec<_>>().join("  ")
+        );
         println!("{}", row.trim_end());
     }
 }
