@@ -10,6 +10,13 @@ use crate::UnpackError;
 use crate::chain::{Chain, TRIES};
 use crate::plan::PlannedLayer;
 
+/// How a try to remove layers ended.
+enum Removal {
+    Done,
+    /// Somebody else was at it, or else this is in the way.
+    Again(Option<UnpackError>),
+}
+
 impl Chain {
     /// Gives the layers that are there the labels they lack: by setting them where that makes of a
     /// snapshot what it would have been with them; else the layers are removed, from the top down,
@@ -21,17 +28,18 @@ impl Chain {
         {
             return self.mend(top, mended_by).await;
         }
+        let mut obstacle = None;
         for _ in 0..TRIES {
-            if !self.remove_unlabelled().await? {
-                break;
+            match self.remove_unlabelled().await? {
+                Removal::Done => return Ok(()),
+                Removal::Again(why) => obstacle = why,
             }
         }
-        Ok(())
+        obstacle.map_or(Ok(()), Err)
     }
 
-    /// Removes the lowest layer without labels and those above; answers whether somebody else was
-    /// at it meanwhile, so that one has to look again.
-    async fn remove_unlabelled(&self) -> Result<bool, UnpackError> {
+    /// Removes the lowest layer without labels and those above.
+    async fn remove_unlabelled(&self) -> Result<Removal, UnpackError> {
         let layers = &self.flight.plan.layers;
         let mut present = 0;
         let mut lowest = None;
@@ -45,7 +53,7 @@ impl Chain {
             }
         }
         let Some(lowest) = lowest else {
-            return Ok(false);
+            return Ok(Removal::Done);
         };
         for (index, layer) in layers.iter().enumerate().take(present).skip(lowest) {
             self.require_unused(index).await?;
@@ -58,7 +66,7 @@ impl Chain {
             // while we waited must not be removed.
             let old = self.find(&layers[lowest]).await?;
             if old.is_none_or(|info| labels::missing(&info.labels).is_empty()) {
-                return Ok(true);
+                return Ok(Removal::Again(None));
             }
             let removed = self
                 .snapshotter
@@ -67,24 +75,21 @@ impl Chain {
             let index = lowest + index;
             match removed {
                 Err(error) if error.kind() == Kind::FailedPrecondition => {
-                    if self.require_unused(index).await.is_err() {
-                        // Somebody builds on it by now.
-                        return Ok(true);
-                    }
+                    // Somebody builds on it by now, which the next look tells. If nobody does,
                     // containerd counts as a child what garbage collection has removed, and then
                     // only garbage collection removes the parent.
-                    return Err(UnpackError::Unremovable {
+                    return Ok(Removal::Again(Some(UnpackError::Unremovable {
                         image: self.flight.plan.image.name.clone(),
                         chain_id: layer.chain_id.clone(),
                         snapshotter: self.flight.snapshotter.clone(),
                         source: error,
-                    });
+                    })));
                 }
                 Err(error) if !error.is_not_found() => return Err(self.failed_layer(index, error)),
                 _ => {}
             }
         }
-        Ok(false)
+        Ok(Removal::Done)
     }
 
     async fn mend(
