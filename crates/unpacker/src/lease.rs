@@ -179,7 +179,7 @@ impl Tenure {
         };
         if let Err(error) = succession.await {
             // One that stays expires.
-            let _ = in_time(leases.delete(&new.scope, &new.id)).await;
+            let _ = delete(&self.shared, &new).await;
             return Err(error);
         }
         let old = current.replace(new);
