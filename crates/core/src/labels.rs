@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The labels of a layer's snapshot, and who needs them.
+//! The labels of a layer's snapshot. Who needs them: [`crate::Profiles`].
 
 use std::collections::BTreeMap;
 
@@ -59,75 +59,6 @@ pub fn missing(labels: &Labels) -> Vec<&'static str> {
 /// Whether a label is one containerd takes.
 pub fn fits(key: &str, value: &str) -> bool {
     key.len() + value.len() <= MAX_BYTES
-}
-
-/// What a snapshotter needs labels for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Need {
-    /// What it does with them, and what happens without.
-    pub why: &'static str,
-    /// On which layers they have to be.
-    pub layers: NeededOn,
-    /// The label with which a snapshot that was committed without the others becomes what it would
-    /// have been with them, if there is such a label.
-    pub mended_by: Option<(&'static str, &'static str)>,
-}
-
-/// On which layers of an image a snapshotter needs labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NeededOn {
-    /// On each.
-    Every,
-    /// On the top layer, on which a container stands.
-    Top,
-}
-
-const LAZILY: &str = "mounts layers lazily by them; without, every layer is unpacked whole";
-
-/// Snapshotters that go wrong without the labels.
-const NEEDS: [(&str, Need); 4] = [
-    (
-        "nydus",
-        Need {
-            why: "finds image and layer by them; without, layers are unpacked on the host or the container fails",
-            layers: NeededOn::Top,
-            // A container's mounts are made by what its parent has (nydus-snapshotter 0.13.4
-            // `snapshot/snapshot.go`): in proxy mode by this label and the layer's digest.
-            mended_by: Some(("containerd.io/snapshot/nydus-proxy-mode", "true")),
-        },
-    ),
-    (
-        "overlaybd",
-        Need {
-            why: "finds the remote blob by them; without, every layer is fetched and unpacked whole",
-            layers: NeededOn::Every,
-            mended_by: None,
-        },
-    ),
-    (
-        "soci",
-        Need {
-            why: LAZILY,
-            layers: NeededOn::Every,
-            mended_by: None,
-        },
-    ),
-    (
-        "stargz",
-        Need {
-            why: LAZILY,
-            layers: NeededOn::Every,
-            mended_by: None,
-        },
-    ),
-];
-
-/// What a snapshotter of this name needs labels for; `None` if for nothing.
-pub fn need(snapshotter: &str) -> Option<Need> {
-    let mut needs = NEEDS.into_iter();
-    needs
-        .find(|(name, _)| *name == snapshotter)
-        .map(|(_, need)| need)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod labels;
 pub mod media_type;
 mod mount;
 mod ports;
+mod profile;
 mod service;
 mod snapshot;
 #[cfg(feature = "testing")]
@@ -37,6 +38,7 @@ pub use ports::{
     ContentReader, Image, Images, Introspection, LeaseId, LeaseInfo, Leases, Ports, Resource,
     Scope, Snapshotter, SnapshotterInfo, Snapshotters, read_verified,
 };
+pub use profile::{Need, NeededOn, Profile, Profiles, Volumes};
 pub use resnap_platforms::Platform;
-pub use service::{Progress, UnpackService, Unready};
+pub use service::{Progress, UnpackService, Unready, Want};
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};

@@ -34,11 +34,11 @@ pub(crate) fn code(kind: Kind) -> u16 {
         Kind::Unknown => 2,
         Kind::InvalidArgument => 3,
         Kind::DeadlineExceeded => DEADLINE_EXCEEDED,
-        Kind::NotFound => 5,
+        Kind::NotFound => NOT_FOUND,
         Kind::AlreadyExists => 6,
         Kind::PermissionDenied => 7,
         Kind::ResourceExhausted => RESOURCE_EXHAUSTED,
-        Kind::FailedPrecondition => 9,
+        Kind::FailedPrecondition => FAILED_PRECONDITION,
         Kind::Aborted => 10,
         Kind::OutOfRange => 11,
         Kind::Unimplemented => 12,
@@ -51,8 +51,12 @@ pub(crate) fn code(kind: Kind) -> u16 {
 
 /// DEADLINE_EXCEEDED.
 pub(crate) const DEADLINE_EXCEEDED: u16 = 4;
+/// NOT_FOUND.
+pub(crate) const NOT_FOUND: u16 = 5;
 /// RESOURCE_EXHAUSTED.
 pub(crate) const RESOURCE_EXHAUSTED: u16 = 8;
+/// FAILED_PRECONDITION.
+pub(crate) const FAILED_PRECONDITION: u16 = 9;
 /// INTERNAL.
 const INTERNAL: u16 = 13;
 /// UNAVAILABLE.

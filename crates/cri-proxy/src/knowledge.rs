@@ -4,16 +4,20 @@
 //! What the proxy finds out from containerd's CRI: which handler and which pod has which
 //! snapshotter, and which image pods have for their sandbox.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
+use crate::facts::{Handlers, Source, Told};
 use crate::grpc::Status;
 use crate::messages::{
-    ImageFsInfoResponse, Info, ListImagesResponse, Nothing, PodSandboxStatusRequest, StatusRequest,
+    ImageFsInfoResponse, ListImagesResponse, ListPodSandboxResponse, Nothing,
+    PodSandboxStatusRequest, PodSandboxStatusResponse, StatusRequest, StatusResponse,
+    VersionResponse,
 };
 use crate::pass::Backend;
+use crate::settings::Settings;
 
 /// Most pods that are remembered; a node has a few hundred.
 const MAX_SANDBOXES: usize = 4096;
@@ -22,61 +26,22 @@ const MAX_SANDBOXES: usize = 4096;
 const PLUGIN: &str = "io.containerd.snapshotter.v1.";
 
 /// What was found out. Pods do not change their snapshotter, so it is asked for once each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Knowledge {
+    pub(crate) settings: Settings,
     handlers: Mutex<Option<Arc<Handlers>>>,
     sandboxes: Mutex<HashMap<String, String>>,
 }
 
-/// The runtime handlers of a containerd.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Handlers {
-    /// Their snapshotters; a handler without one of its own is not there.
-    snapshotters: BTreeMap<String, String>,
-    default_handler: String,
-    /// That of all others.
-    default_snapshotter: String,
-    /// The image of sandboxes, where containerd says it (1.x).
-    sandbox_image: Option<String>,
-}
-
-impl Handlers {
-    /// The snapshotter of a handler, if it is not the default one.
-    pub(crate) fn special(&self, handler: &str) -> Option<&str> {
-        let handler = match handler {
-            "" => &self.default_handler,
-            handler => handler,
-        };
-        let snapshotter = self.snapshotters.get(handler)?;
-        (*snapshotter != self.default_snapshotter).then_some(snapshotter)
-    }
-
-    /// Whether this is the snapshotter for which containerd pulls.
-    pub(crate) fn is_default(&self, snapshotter: &str) -> bool {
-        self.default_snapshotter == snapshotter
-    }
-
-    /// What containerd's configuration says, as its CRI tells it.
-    fn read(config: &Value, default_snapshotter: Option<String>) -> Self {
-        let containerd = &config["containerd"];
-        let runtimes = containerd["runtimes"].as_object().into_iter().flatten();
-        let snapshotters = runtimes.filter_map(|(name, runtime)| {
-            let snapshotter = runtime["snapshotter"].as_str()?;
-            (!snapshotter.is_empty()).then(|| (name.clone(), snapshotter.to_owned()))
-        });
-        let text = |value: &Value| value.as_str().map(str::to_owned);
+impl Knowledge {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self {
-            snapshotters: snapshotters.collect(),
-            default_handler: text(&containerd["defaultRuntimeName"]).unwrap_or_default(),
-            default_snapshotter: text(&containerd["snapshotter"])
-                .or(default_snapshotter)
-                .unwrap_or_default(),
-            sandbox_image: text(&config["sandboxImage"]),
+            settings,
+            handlers: Mutex::default(),
+            sandboxes: Mutex::default(),
         }
     }
-}
 
-impl Knowledge {
     /// Forgets what a containerd may have been restarted without.
     pub(crate) fn forget_handlers(&self) {
         *self.known_handlers() = None;
@@ -88,13 +53,13 @@ impl Knowledge {
         if let Some(known) = self.known_handlers().clone() {
             return Ok(known);
         }
-        let handlers = Arc::new(Self::ask(backend).await?);
+        let handlers = Arc::new(self.ask(backend).await?);
         *self.known_handlers() = Some(Arc::clone(&handlers));
         Ok(handlers)
     }
 
-    async fn ask(backend: &Backend) -> Result<Handlers, Status> {
-        let status: Info = backend
+    async fn ask(&self, backend: &Backend) -> Result<Handlers, Status> {
+        let status: StatusResponse = backend
             .ask(
                 "/runtime.v1.RuntimeService/Status",
                 &StatusRequest { verbose: true },
@@ -112,14 +77,19 @@ impl Knowledge {
             let root = first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint);
             default = root.and_then(|root| Some(root.rsplit_once(PLUGIN)?.1.to_owned()));
         }
-        Ok(Handlers::read(&config, default))
+        let version: VersionResponse = backend
+            .ask("/runtime.v1.RuntimeService/Version", &Nothing {})
+            .await?;
+        let mut handlers = Handlers::read(&config, default, &version.runtime_version);
+        handlers.amend(&self.settings);
+        Ok(handlers)
     }
 
     fn known_handlers(&self) -> MutexGuard<'_, Option<Arc<Handlers>>> {
         self.handlers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The snapshotter of a pod; `None` if containerd does not say.
+    /// The snapshotter of a pod; `None` if neither containerd nor the configuration says.
     pub(crate) async fn snapshotter_of(
         &self,
         backend: &Backend,
@@ -128,19 +98,19 @@ impl Knowledge {
         if let Some(known) = self.sandboxes().get(sandbox) {
             return Ok(Some(known.clone()));
         }
-        let request = PodSandboxStatusRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-            verbose: true,
+        let status = sandbox_status(backend, sandbox).await?;
+        let snapshotter = match text(&info(&status)["snapshotter"]) {
+            Some(snapshotter) => snapshotter,
+            None => {
+                // Other sandbox controllers than containerd's first do not tell.
+                let handlers = self.handlers(backend).await?;
+                let handler = status.status.unwrap_or_default().runtime_handler;
+                match handlers.snapshotter(&handler) {
+                    Some(snapshotter) => snapshotter.to_owned(),
+                    None => return Ok(None),
+                }
+            }
         };
-        let status: Info = backend
-            .ask("/runtime.v1.RuntimeService/PodSandboxStatus", &request)
-            .await?;
-        let info = status.info.get("info").map(String::as_str);
-        let info: Value = serde_json::from_str(info.unwrap_or("{}")).unwrap_or_default();
-        let snapshotter = info["snapshotter"].as_str().unwrap_or_default().to_owned();
-        if snapshotter.is_empty() {
-            return Ok(None);
-        }
         let mut sandboxes = self.sandboxes();
         if sandboxes.len() >= MAX_SANDBOXES {
             // Those that run are asked for again; those that are gone are not missed.
@@ -150,12 +120,12 @@ impl Knowledge {
         Ok(Some(snapshotter))
     }
 
-    /// The image of sandboxes, if it can be told.
+    /// The image of sandboxes, and who says so; `None` if nobody does.
     pub(crate) async fn sandbox_image(
         &self,
         backend: &Backend,
-        handlers: &Handlers,
-    ) -> Result<Option<String>, Status> {
+    ) -> Result<Option<Told<String>>, Status> {
+        let handlers = self.handlers(backend).await?;
         if handlers.sandbox_image.is_some() {
             return Ok(handlers.sandbox_image.clone());
         }
@@ -164,10 +134,32 @@ impl Knowledge {
             .await?;
         // containerd 2.x pins it, and nothing else unless it is told to.
         let mut pinned = answer.images.into_iter().filter(|image| image.pinned);
-        match (pinned.next(), pinned.next()) {
-            (Some(image), None) => Ok(image.repo_tags.into_iter().next()),
-            _ => Ok(None),
+        let only = match (pinned.next(), pinned.next()) {
+            (Some(image), None) => image.repo_tags.into_iter().next(),
+            _ => None,
+        };
+        if let Some(image) = only {
+            return Ok(Some(Told::new(image, Source::Containerd)));
         }
+        let answer: ListPodSandboxResponse = backend
+            .ask("/runtime.v1.RuntimeService/ListPodSandbox", &Nothing {})
+            .await?;
+        let youngest = answer.items.into_iter().max_by_key(|item| item.created_at);
+        let Some(youngest) = youngest else {
+            return Ok(None);
+        };
+        Ok(Self::image_of(backend, &youngest.id)
+            .await?
+            .map(|image| Told::new(image, Source::PodSandboxStatus)))
+    }
+
+    /// The image that a pod has for its sandbox, if containerd says.
+    pub(crate) async fn image_of(
+        backend: &Backend,
+        sandbox: &str,
+    ) -> Result<Option<String>, Status> {
+        let status = sandbox_status(backend, sandbox).await?;
+        Ok(text(&info(&status)["image"]))
     }
 
     fn sandboxes(&self) -> MutexGuard<'_, HashMap<String, String>> {
@@ -177,31 +169,25 @@ impl Knowledge {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
+async fn sandbox_status(
+    backend: &Backend,
+    sandbox: &str,
+) -> Result<PodSandboxStatusResponse, Status> {
+    let request = PodSandboxStatusRequest {
+        pod_sandbox_id: sandbox.to_owned(),
+        verbose: true,
+    };
+    backend
+        .ask("/runtime.v1.RuntimeService/PodSandboxStatus", &request)
+        .await
+}
 
-    use super::*;
+fn info(status: &PodSandboxStatusResponse) -> Value {
+    let info = status.info.get("info").map(String::as_str);
+    serde_json::from_str(info.unwrap_or("{}")).unwrap_or_default()
+}
 
-    #[test]
-    fn handlers_of_all_versions_are_read() {
-        let runtimes = json!({ "runc": { "snapshotter": "" }, "kata": { "snapshotter": "nydus" } });
-        let old = json!({
-            "containerd": { "snapshotter": "overlayfs", "defaultRuntimeName": "runc", "runtimes": runtimes },
-            "sandboxImage": "pause:3",
-        });
-        let new = json!({ "containerd": { "defaultRuntimeName": "runc", "runtimes": runtimes } });
-        let old = Handlers::read(&old, None);
-        let new = Handlers::read(&new, Some("overlayfs".to_owned()));
-        for handlers in [&old, &new] {
-            assert_eq!(handlers.special("kata"), Some("nydus"));
-            assert_eq!(handlers.special("runc"), None);
-            assert_eq!(handlers.special(""), None);
-            assert_eq!(handlers.special("unknown"), None);
-            assert!(handlers.is_default("overlayfs"));
-        }
-        assert_eq!(old.sandbox_image.as_deref(), Some("pause:3"));
-        let odd = Handlers::read(&Value::Null, None);
-        assert_eq!(odd.special("kata"), None);
-    }
+fn text(value: &Value) -> Option<String> {
+    let text = value.as_str().filter(|text| !text.is_empty());
+    text.map(str::to_owned)
 }

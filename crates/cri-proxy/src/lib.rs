@@ -7,7 +7,7 @@
 //! ```text
 //! kubelet ──► Proxy ──────────────── the same bytes ───────────────► containerd
 //!               │ RunPodSandbox: handler ─► snapshotter, sandbox image
-//!               │ CreateContainer: sandbox ─► snapshotter, the container's image
+//!               │ CreateContainer: sandbox ─► snapshotter, the container's image, image volumes
 //!               └► UnpackService::ensure(image, snapshotter)
 //! ```
 //!
@@ -16,10 +16,18 @@
 //! a snapshotter that goes wrong without does the caller get an error instead.
 
 mod deadline;
+mod facts;
+mod failure;
 mod grpc;
 mod knowledge;
 mod messages;
+mod observe;
 mod pass;
 mod preflight;
+mod pull;
+mod settings;
 
+pub use facts::{Fact, Source, Told};
+pub use observe::{Observer, Seen, Why};
 pub use pass::Proxy;
+pub use settings::{Settings, Unlabelled};

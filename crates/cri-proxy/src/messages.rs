@@ -65,14 +65,61 @@ pub(crate) struct StatusRequest {
     pub(crate) verbose: bool,
 }
 
-/// `StatusResponse` and `PodSandboxStatusResponse`, of which the numbers agree: only `info`.
+/// `StatusResponse`, without `status` (1).
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Info {
+pub(crate) struct StatusResponse {
     #[prost(map = "string, string", tag = "2")]
     pub(crate) info: HashMap<String, String>,
 }
 
-/// `ImageFsInfoRequest` and `ListImagesRequest`, without a filter.
+/// `PodSandboxStatusResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PodSandboxStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) status: Option<PodSandboxStatus>,
+    #[prost(map = "string, string", tag = "2")]
+    pub(crate) info: HashMap<String, String>,
+}
+
+/// `PodSandboxStatus`: the name that was given to RunPodSandbox.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PodSandboxStatus {
+    #[prost(string, tag = "9")]
+    pub(crate) runtime_handler: String,
+}
+
+/// `ListPodSandboxResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ListPodSandboxResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) items: Vec<PodSandbox>,
+}
+
+/// `PodSandbox`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PodSandbox {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
+    /// Nanoseconds since 1970.
+    #[prost(int64, tag = "4")]
+    pub(crate) created_at: i64,
+}
+
+/// `VersionResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct VersionResponse {
+    #[prost(string, tag = "3")]
+    pub(crate) runtime_version: String,
+}
+
+/// `PullImageRequest`, without credentials (2), as containerd pulls the image of sandboxes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) image: Option<ImageSpec>,
+}
+
+/// A request without a filter, of any of the calls that list; an answer that is not looked at.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Nothing {}
 

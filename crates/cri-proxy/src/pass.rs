@@ -22,9 +22,13 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
 use crate::deadline::Deadline;
+use crate::facts::Fact;
 use crate::grpc::{Body, RESOURCE_EXHAUSTED, Status, UNAVAILABLE, decode, encode};
 use crate::knowledge::Knowledge;
-use crate::preflight;
+use crate::observe::{Observer, Seen};
+use crate::preflight::{Call, Look, Needed};
+use crate::pull::Pulls;
+use crate::settings::Settings;
 
 /// The largest message that is looked into, four times what containerd takes.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -44,8 +48,18 @@ pub struct Proxy(Arc<Inner>);
 
 pub(crate) struct Inner {
     backend: PathBuf,
-    service: Arc<dyn UnpackService>,
-    knowledge: Knowledge,
+    pub(crate) service: Arc<dyn UnpackService>,
+    pub(crate) knowledge: Knowledge,
+    pulls: Pulls,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl Inner {
+    pub(crate) fn saw(&self, seen: &Seen) {
+        if let Some(observer) = &self.observer {
+            observer.saw(seen);
+        }
+    }
 }
 
 impl std::fmt::Debug for Inner {
@@ -58,12 +72,33 @@ impl std::fmt::Debug for Inner {
 
 impl Proxy {
     /// A proxy in front of the containerd at `backend`, which need not run yet.
-    pub fn new(backend: &Path, service: Arc<dyn UnpackService>) -> Self {
+    pub fn new(
+        backend: &Path,
+        service: Arc<dyn UnpackService>,
+        settings: Settings,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Self {
         Self(Arc::new(Inner {
             backend: backend.to_owned(),
             service,
-            knowledge: Knowledge::default(),
+            knowledge: Knowledge::new(settings),
+            pulls: Pulls::default(),
+            observer,
         }))
+    }
+
+    /// What is known of this containerd, and who says so.
+    ///
+    /// # Errors
+    /// What containerd says, as text, if it does not answer.
+    pub async fn facts(&self) -> Result<Vec<Fact>, String> {
+        let backend = Backend::new(Arc::clone(&self.0));
+        let knowledge = &self.0.knowledge;
+        let ask = async {
+            let handlers = knowledge.handlers(&backend).await?;
+            Ok(handlers.facts(knowledge.sandbox_image(&backend).await?))
+        };
+        ask.await.map_err(|status: Status| status.to_string())
     }
 
     /// Serves clients until `stop` says so; then takes no more, lets calls end for as long as
@@ -126,7 +161,7 @@ impl Proxy {
         }
     }
 
-    async fn call(&self, backend: &Backend, request: Request<Incoming>) -> Response<Body> {
+    async fn call(&self, backend: &Arc<Backend>, request: Request<Incoming>) -> Response<Body> {
         let answer = match request.uri().path() {
             CREATE_CONTAINER | RUN_POD_SANDBOX => self.look(backend, request).await,
             _ => backend.forward(request.map(|body| body.boxed())).await,
@@ -137,7 +172,7 @@ impl Proxy {
     /// A call whose image may have to be made ready first.
     async fn look(
         &self,
-        backend: &Backend,
+        backend: &Arc<Backend>,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Status> {
         let deadline = Deadline::of(request.headers());
@@ -146,21 +181,35 @@ impl Proxy {
         let body = body
             .map_err(|error| Status::new(RESOURCE_EXHAUSTED, format!("read the request: {error}")))?
             .to_bytes();
-        let look = preflight::Look {
-            service: &*self.0.service,
-            knowledge: &self.0.knowledge,
-            backend,
+        let send = || {
+            let body = Full::new(body.clone()).map_err(|never| match never {});
+            backend.forward(Request::from_parts(head.clone(), body.boxed()))
+        };
+        let call = match head.uri.path() {
+            CREATE_CONTAINER => decode(&body).map(Call::CreateContainer),
+            _ => decode(&body).map(Call::RunPodSandbox),
+        };
+        let Some(call) = call else {
+            return send().await;
+        };
+        let look = Look {
+            proxy: Arc::clone(&self.0),
+            backend: Arc::clone(backend),
+            call,
             deadline,
         };
-        if head.uri.path() == CREATE_CONTAINER {
-            if let Some(message) = decode(&body) {
-                look.create_container(message).await?;
+        let needed = look.before().await?;
+        let answer = send().await?;
+        // containerd tells errors without a message of their own, in headers only.
+        let failed = Status::in_headers(answer.headers());
+        if let Some(status) = failed {
+            if look.again(&status).await? {
+                return send().await;
             }
-        } else if let Some(message) = decode(&body) {
-            look.run_pod_sandbox(message).await?;
+        } else if needed == Needed::Unknown {
+            tokio::spawn(look.after());
         }
-        let body = Full::new(body).map_err(|never| match never {}).boxed();
-        backend.forward(Request::from_parts(head, body)).await
+        Ok(answer)
     }
 }
 
@@ -231,6 +280,11 @@ impl Backend {
         }
         let bytes: Bytes = body.to_bytes();
         decode(&bytes).ok_or_else(|| unreadable(&"it is no message of this kind"))
+    }
+
+    /// The pulls of all connections.
+    pub(crate) fn pulls(&self) -> &Pulls {
+        &self.proxy.pulls
     }
 
     /// Makes sure that there is a connection; one that is made may be to another containerd than

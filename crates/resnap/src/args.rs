@@ -3,11 +3,11 @@
 
 //! The arguments.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use resnap_containerd::DEFAULT_ADDRESS;
 use resnap_platforms::Platform;
 
 /// Make a container image already on a node ready for another snapshotter: every layer unpacked
@@ -36,18 +36,19 @@ pub(crate) struct Arguments {
 /// What every command takes.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// containerd's socket
-    #[arg(long, short, global = true, env = "CONTAINERD_ADDRESS", default_value = DEFAULT_ADDRESS)]
-    pub(crate) address: String,
-    /// The containerd namespace; kubelet's images are in k8s.io
-    #[arg(
-        long,
-        short,
-        global = true,
-        env = "CONTAINERD_NAMESPACE",
-        default_value = "k8s.io"
-    )]
-    pub(crate) namespace: String,
+    /// containerd's socket [default: /run/containerd/containerd.sock]
+    #[arg(long, short, global = true, env = "CONTAINERD_ADDRESS")]
+    pub(crate) address: Option<String>,
+    /// The containerd namespace; kubelet's images are in the default one [default: k8s.io]
+    #[arg(long, short, global = true, env = "CONTAINERD_NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// Where processes leave locks for each other, and the daemon its sockets; the same for all
+    /// that use one containerd [default: /run/resnap]
+    #[arg(long, global = true, env = "RESNAP_RUNTIME_DIR", value_name = "DIR")]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// The configuration file [default: /etc/resnap/config.toml, if it is there]
+    #[arg(long, global = true, env = "RESNAP_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Print JSON: one document; for `unpack` an event per line and the report last
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -67,6 +68,9 @@ pub(crate) enum Command {
     Serve(ServeArguments),
     /// List the snapshotters, what they can do and whether they need labels
     Snapshotters,
+    /// What the daemon would be told
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Print a completion script, as in `source <(resnap completions bash)`
     Completions {
         /// The shell
@@ -74,6 +78,13 @@ pub(crate) enum Command {
     },
     /// Print the manual page, as in `resnap man | man -l -`
     Man,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print each value, and whether it is from a flag, the environment, the configuration file,
+    /// containerd, or resnap's own
+    Explain(ServeArguments),
 }
 
 #[derive(Debug, Args)]
@@ -88,8 +99,6 @@ pub(crate) struct UnpackArguments {
     /// removing the layers, if nothing uses them, and unpacking them again
     #[arg(long)]
     pub(crate) repair: bool,
-    #[command(flatten)]
-    pub(crate) work: Work,
     /// The platform, such as linux/arm64; this machine's own if not given
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
@@ -100,25 +109,17 @@ pub(crate) struct LeasesArguments {
     /// End the leases of the dead; the layers that only they keep are unpacked anew then
     #[arg(long)]
     pub(crate) sweep: bool,
-    #[command(flatten)]
-    pub(crate) work: Work,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
-    /// Where kubelet finds the CRI: its --container-runtime-endpoint
-    #[arg(long, default_value = "/run/resnap/cri.sock")]
-    pub(crate) cri_socket: PathBuf,
-    #[command(flatten)]
-    pub(crate) work: Work,
-}
-
-/// What commands take that do what other processes may do at the same time.
-#[derive(Debug, Args)]
-pub(crate) struct Work {
-    /// Where processes leave locks for each other; the same for all that use one containerd
-    #[arg(long, env = "RESNAP_RUNTIME_DIR", default_value = "/run/resnap")]
-    pub(crate) runtime_dir: PathBuf,
+    /// Where kubelet finds the CRI: its --container-runtime-endpoint [default: cri.sock in the
+    /// runtime directory]
+    #[arg(long, env = "RESNAP_CRI_SOCKET", value_name = "SOCKET")]
+    pub(crate) cri_socket: Option<PathBuf>,
+    /// Where to tell Prometheus, on the loopback device, such as 127.0.0.1:9464 [default: nowhere]
+    #[arg(long, env = "RESNAP_METRICS_ADDRESS", value_name = "ADDRESS")]
+    pub(crate) metrics_address: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]

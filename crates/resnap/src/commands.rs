@@ -4,10 +4,10 @@
 //! The commands.
 
 pub(crate) mod check;
+pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod images;
 pub(crate) mod leases;
-pub(crate) mod serve;
 pub(crate) mod snapshotters;
 pub(crate) mod unpack;
 
@@ -15,7 +15,7 @@ use anyhow::Result;
 use resnap_containerd::Client;
 use resnap_unpacker::{Engine, Settings, UnpackError};
 
-use crate::args::{Common, Work};
+use crate::config::Config;
 
 /// How a command ends, as the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,22 +32,27 @@ pub(crate) enum Outcome {
 }
 
 /// The engine on a connection to containerd, for looking.
-pub(crate) async fn engine(common: &Common) -> Result<Engine> {
-    connect(common, Settings::default()).await
+pub(crate) async fn engine(config: &Config) -> Result<Engine> {
+    connect(config, Settings::default()).await
 }
 
 /// The engine on a connection to containerd, for work that other processes may do as well.
-pub(crate) async fn working_engine(common: &Common, work: &Work) -> Result<Engine> {
+pub(crate) async fn working_engine(config: &Config) -> Result<Engine> {
     let mut settings = Settings::default();
-    settings.runtime_dir = Some(work.runtime_dir.clone());
-    connect(common, settings).await
+    settings.runtime_dir = Some(config.runtime_dir.value.clone());
+    connect(config, settings).await
 }
 
-async fn connect(common: &Common, settings: Settings) -> Result<Engine> {
-    let client = Client::connect(&common.address)
+async fn connect(config: &Config, mut settings: Settings) -> Result<Engine> {
+    settings.profiles = config.profiles.clone();
+    let client = Client::connect(&config.address.value)
         .await
         .map_err(UnpackError::from)?;
-    Ok(Engine::new(client.ports(), &common.namespace, settings)?)
+    Ok(Engine::new(
+        client.ports(),
+        &config.namespace.value,
+        settings,
+    )?)
 }
 
 /// The names of the snapshotters that work.

@@ -8,59 +8,70 @@
 
 mod args;
 mod commands;
+mod config;
+mod daemon;
 mod output;
 mod progress;
 
 use std::io;
 use std::process::ExitCode;
 
-use args::{Arguments, Command};
-use clap::Parser as _;
+use args::{Arguments, Command, ConfigCommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::{
-    Outcome, check, engine, generate, images, leases, serve, snapshotters, unpack, working_engine,
+    Outcome, check, engine, explain, generate, images, leases, snapshotters, unpack, working_engine,
 };
+use config::Config;
 use output::Output;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let matches = Arguments::command().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let filter = EnvFilter::try_from_env("RESNAP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .init();
 
-    let mut output = Output::new(&arguments.common);
-    let outcome = match run(arguments, &mut output) {
+    let mut output = Output::new(arguments.common.json);
+    let outcome = match run(arguments, &matches, &mut output) {
         Ok(outcome) => outcome,
         Err(error) => output.error(&error, None),
     };
     ExitCode::from(outcome as u8)
 }
 
-fn run(arguments: Arguments, output: &mut Output) -> anyhow::Result<Outcome> {
+fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyhow::Result<Outcome> {
     let Arguments { common, command } = arguments;
+    let serve = match &command {
+        Command::Completions { shell } => return generate::completions(*shell, output),
+        Command::Man => return generate::man(output),
+        Command::Serve(serve) | Command::Config(ConfigCommand::Explain(serve)) => Some(serve),
+        _ => None,
+    };
+    let config = Config::load(&common, serve, matches)?;
+    output.set_namespace(&config.namespace.value);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         match command {
             Command::Unpack(arguments) => {
-                let engine = working_engine(&common, &arguments.work).await?;
-                unpack::run(&engine, arguments, output).await
+                unpack::run(&working_engine(&config).await?, arguments, output).await
             }
-            Command::Serve(arguments) => serve::run(&common, arguments).await,
+            Command::Serve(_) => daemon::run(&config).await,
+            Command::Config(ConfigCommand::Explain(_)) => explain::run(&config, output).await,
             Command::Leases(arguments) => {
-                let engine = working_engine(&common, &arguments.work).await?;
-                leases::run(&engine, arguments, output).await
+                leases::run(&working_engine(&config).await?, arguments, output).await
             }
             Command::Check(arguments) => {
-                check::run(&engine(&common).await?, arguments, output).await
+                check::run(&engine(&config).await?, arguments, output).await
             }
-            Command::Images => images::run(&engine(&common).await?, output).await,
-            Command::Snapshotters => snapshotters::run(&engine(&common).await?, output).await,
-            Command::Completions { shell } => generate::completions(shell, output),
-            Command::Man => generate::man(output),
+            Command::Images => images::run(&engine(&config).await?, output).await,
+            Command::Snapshotters => snapshotters::run(&engine(&config).await?, output).await,
+            // They need nothing, and were done above.
+            Command::Completions { .. } | Command::Man => Ok(Outcome::Done),
         }
     })
 }

@@ -14,7 +14,6 @@ use resnap_unpacker::UnpackError;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::Common;
 use crate::commands::Outcome;
 
 /// Where data goes.
@@ -24,11 +23,16 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(common: &Common) -> Self {
+    pub(crate) fn new(json: bool) -> Self {
         Self {
-            json: common.json,
-            namespace: common.namespace.clone(),
+            json,
+            namespace: String::new(),
         }
+    }
+
+    /// The namespace in which next steps are to be taken.
+    pub(crate) fn set_namespace(&mut self, namespace: &str) {
+        self.namespace = namespace.to_owned();
     }
 
     pub(crate) fn is_json(&self) -> bool {

@@ -5,13 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use resnap_core::labels::NeededOn;
 use resnap_core::{
-    ChainId, DiffId, Digest, Error, Kind, Ports, Scope, SnapshotInfo, SnapshotKey, SnapshotKind,
-    labels,
+    ChainId, DiffId, Digest, Error, Kind, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
 };
 use serde::Serialize;
 
+use crate::engine::Inner;
 use crate::{Plan, UnpackError};
 
 /// How ready an image is on some snapshotters.
@@ -39,7 +38,7 @@ pub struct Readiness {
     /// Whether a container could start.
     pub ready: bool,
     /// Why the snapshotter needs labels, if it does.
-    pub needs_labels: Option<&'static str>,
+    pub needs_labels: Option<String>,
 }
 
 /// What there is of one layer.
@@ -115,8 +114,7 @@ impl LayerState {
 }
 
 pub(crate) async fn check(
-    ports: &Ports,
-    scope: &Scope,
+    engine: &Inner,
     plan: &Plan,
     snapshotters: &[String],
 ) -> Result<Check, UnpackError> {
@@ -126,14 +124,19 @@ pub(crate) async fn check(
     };
     let mut layers = Vec::with_capacity(plan.layers.len());
     for layer in &plan.layers {
-        let blob = match ports.content.info(scope, &layer.descriptor.digest).await {
+        let blob = match engine
+            .ports
+            .content
+            .info(&engine.scope, &layer.descriptor.digest)
+            .await
+        {
             Ok(_) => true,
             Err(error) if error.is_not_found() => false,
             Err(error) => return Err(failed(error)),
         };
         let mut snapshots = BTreeMap::new();
         for name in snapshotters {
-            let state = state(ports, scope, plan, name, &layer.chain_id).await?;
+            let state = state(engine, plan, name, &layer.chain_id).await?;
             snapshots.insert(name.clone(), state);
         }
         layers.push(LayerCheck {
@@ -147,11 +150,11 @@ pub(crate) async fn check(
     }
     let verdict = |name: &String| {
         let ready = layers.iter().enumerate().all(|(index, layer)| {
-            let needed = needs_labels(name, index, layers.len());
+            let needed = engine.needs_labels(name, index, layers.len());
             let state = layer.snapshots.get(name);
             state.is_some_and(|state| state.suffices(needed))
         });
-        let needs_labels = labels::need(name).map(|need| need.why);
+        let needs_labels = engine.profiles.need(name).map(|need| need.why.to_string());
         let readiness = Readiness {
             ready,
             needs_labels,
@@ -170,26 +173,51 @@ pub(crate) async fn check(
     })
 }
 
-/// Whether the layer at `index` of `count` has to have labels.
-fn needs_labels(snapshotter: &str, index: usize, count: usize) -> bool {
-    labels::need(snapshotter)
-        .is_some_and(|need| need.layers == NeededOn::Every || index + 1 == count)
+impl Inner {
+    /// Whether the layer at `index` of `count` has to have labels.
+    fn needs_labels(&self, snapshotter: &str, index: usize, count: usize) -> bool {
+        let need = self.profiles.need(snapshotter);
+        need.is_some_and(|need| need.covers(index, count))
+    }
+}
+
+/// Whether the top layer has the label by which its content is in guests only.
+pub(crate) async fn is_remote(
+    engine: &Inner,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<bool, UnpackError> {
+    let need = engine.profiles.need(snapshotter);
+    let (Some(top), Some((key, value))) = (plan.top(), need.and_then(|need| need.mended_by)) else {
+        return Ok(false);
+    };
+    let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
+    match snapshotter
+        .stat(&engine.scope, &SnapshotKey::from(top))
+        .await
+    {
+        Ok(info) => Ok(info.labels.get(key).is_some_and(|found| found == value)),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(source) => Err(UnpackError::Image {
+            image: plan.image.name.clone(),
+            source,
+        }),
+    }
 }
 
 pub(crate) async fn is_ready(
-    ports: &Ports,
-    scope: &Scope,
+    engine: &Inner,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
     let count = plan.layers.len();
     // A committed snapshot's parents are there: of those only their labels are in question.
     for (index, layer) in plan.layers.iter().enumerate().rev() {
-        let needed = needs_labels(snapshotter, index, count);
+        let needed = engine.needs_labels(snapshotter, index, count);
         if !needed && index + 1 < count {
             continue;
         }
-        match state(ports, scope, plan, snapshotter, &layer.chain_id).await? {
+        match state(engine, plan, snapshotter, &layer.chain_id).await? {
             LayerState::Unknown { reason } => {
                 return Err(UnpackError::Backend(
                     Error::new(Kind::Unavailable, "ask snapshotter", snapshotter).because(reason),
@@ -203,14 +231,16 @@ pub(crate) async fn is_ready(
 }
 
 async fn state(
-    ports: &Ports,
-    scope: &Scope,
+    engine: &Inner,
     plan: &Plan,
     snapshotter: &str,
     chain_id: &ChainId,
 ) -> Result<LayerState, UnpackError> {
-    let snapshotter = ports.snapshotters.snapshotter(snapshotter);
-    match snapshotter.stat(scope, &SnapshotKey::from(chain_id)).await {
+    let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
+    match snapshotter
+        .stat(&engine.scope, &SnapshotKey::from(chain_id))
+        .await
+    {
         Ok(info) => Ok(LayerState::of(&info)),
         Err(error) if error.is_not_found() => Ok(LayerState::Missing),
         // A snapshotter behind the backend can be gone, and the others are there.

@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use resnap_core::labels;
-use resnap_core::{Digest, Error, Kind, Ports, Scope, SnapshotterInfo};
+use resnap_core::{Digest, Error, Kind, Ports, Profiles, Scope, SnapshotterInfo};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
 use tokio::sync::{OnceCell, Semaphore};
@@ -43,6 +42,7 @@ pub(crate) struct Inner {
     pub(crate) scope: Scope,
     pub(crate) locks: Locks,
     pub(crate) lifetime: Duration,
+    pub(crate) profiles: Profiles,
     pub(crate) clock: Clock,
     applies: Semaphore,
     identity: OnceCell<String>,
@@ -62,6 +62,8 @@ pub struct Settings {
     pub parallel_applies: usize,
     /// How long a lease lives of whose maker nothing is heard. 1 h.
     pub lease_lifetime: Duration,
+    /// What is known of snapshotters.
+    pub profiles: Profiles,
 }
 
 impl Default for Settings {
@@ -70,6 +72,7 @@ impl Default for Settings {
             runtime_dir: None,
             parallel_applies: 3,
             lease_lifetime: Duration::from_secs(3600),
+            profiles: Profiles::default(),
         }
     }
 }
@@ -156,6 +159,7 @@ impl Engine {
             scope: Scope::new(namespace),
             locks,
             lifetime: settings.lease_lifetime,
+            profiles: settings.profiles,
             clock: Clock::start(),
             applies: Semaphore::new(settings.parallel_applies),
             identity: OnceCell::new(),
@@ -230,7 +234,7 @@ impl Engine {
     /// # Errors
     /// What the backend says.
     pub async fn check(&self, plan: &Plan, snapshotters: &[String]) -> Result<Check, UnpackError> {
-        check::check(&self.0.ports, &self.0.scope, plan, snapshotters).await
+        check::check(&self.0, plan, snapshotters).await
     }
 
     /// Whether the planned image is ready on `snapshotter`, by a look at its top layer, on which a
@@ -239,7 +243,21 @@ impl Engine {
     /// # Errors
     /// What the backend says.
     pub async fn is_ready(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
-        check::is_ready(&self.0.ports, &self.0.scope, plan, snapshotter).await
+        check::is_ready(&self.0, plan, snapshotter).await
+    }
+
+    /// Whether the planned image is on `snapshotter` in the form of which the files come to be in
+    /// guests only: mounted on the host it is empty.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub async fn is_remote(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
+        check::is_remote(&self.0, plan, snapshotter).await
+    }
+
+    /// What is known of the snapshotters.
+    pub fn profiles(&self) -> &Profiles {
+        &self.0.profiles
     }
 
     /// The names of all images of the namespace, sorted.
@@ -298,7 +316,7 @@ impl Inner {
             repair,
             ..
         } = request;
-        if plan.image.reference.is_none() && labels::need(&snapshotter).is_some() {
+        if plan.image.reference.is_none() && self.profiles.need(&snapshotter).is_some() {
             return Err(UnpackError::NoReference {
                 image: plan.image.name.clone(),
                 snapshotter,

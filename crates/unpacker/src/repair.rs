@@ -3,7 +3,6 @@
 
 //! Chains that somebody unpacked without labels.
 
-use resnap_core::labels::{Need, NeededOn};
 use resnap_core::{Kind, Labels, SnapshotKey, labels};
 
 use crate::UnpackError;
@@ -23,7 +22,7 @@ impl Chain {
     /// to be made again. Nothing is changed where a snapshot to be removed is in use.
     pub(crate) async fn repair(&self) -> Result<(), UnpackError> {
         let layers = &self.flight.plan.layers;
-        let need = labels::need(&self.flight.snapshotter);
+        let need = self.shared.profiles.need(&self.flight.snapshotter);
         if let (Some(mended_by), Some(top)) = (need.and_then(|need| need.mended_by), layers.last())
         {
             return self.mend(top, mended_by).await;
@@ -149,18 +148,12 @@ impl Chain {
     /// Where the snapshotter needs labels, the lowest `count` layers must have them. Answers whether
     /// all that were looked at are there: a repair may be removing them.
     pub(crate) async fn require_labels(&self, count: usize) -> Result<bool, UnpackError> {
-        let layers = &self.flight.plan.layers[..count];
-        let layers = match labels::need(&self.flight.snapshotter) {
-            None => return Ok(true),
-            Some(Need {
-                layers: NeededOn::Every,
-                ..
-            }) => layers,
-            // Unless all are there, the top will be made, with its labels.
-            Some(_) if count < self.flight.plan.layers.len() => return Ok(true),
-            Some(_) => &layers[count.saturating_sub(1)..],
+        let Some(need) = self.shared.profiles.need(&self.flight.snapshotter) else {
+            return Ok(true);
         };
-        for layer in layers {
+        let layers = &self.flight.plan.layers;
+        let looked_at = layers[..count].iter().enumerate();
+        for (_, layer) in looked_at.filter(|(index, _)| need.covers(*index, layers.len())) {
             let Some(info) = self.find(layer).await? else {
                 return Ok(false);
             };

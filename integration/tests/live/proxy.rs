@@ -55,6 +55,7 @@ const CREATE_CONTAINER: Method = Method::new("/runtime.v1.RuntimeService/CreateC
 /// A running `resnap serve`, ended with the value.
 struct Served {
     process: Child,
+    dir: PathBuf,
     socket: PathBuf,
 }
 
@@ -65,15 +66,24 @@ impl Served {
 
     /// In front of a containerd, or of a tap to it.
     fn before(node: &Node, backend: &Path) -> Result<Self> {
-        let socket = node.containerd.socket().with_file_name(unique("p"));
+        let dir = node.containerd.socket().with_file_name(unique("p"));
+        Self::in_dir(node, backend, &dir)
+    }
+
+    /// With this runtime directory.
+    fn in_dir(node: &Node, backend: &Path, dir: &Path) -> Result<Self> {
         let process = node
             .resnap_command()?
+            .env("RESNAP_RUNTIME_DIR", dir)
             .arg("--address")
             .arg(backend)
-            .args(["serve", "--cri-socket"])
-            .arg(&socket)
+            .arg("serve")
             .spawn()?;
-        Ok(Self { process, socket })
+        Ok(Self {
+            process,
+            dir: dir.to_owned(),
+            socket: dir.join("cri.sock"),
+        })
     }
 
     /// Ends it as systemd does.
@@ -252,7 +262,7 @@ fn survives_restarts(node: &Node) -> Result<()> {
     let error = caller.join().map_err(|_| anyhow!("the client panicked"))?;
     ensure!(error.is_some(), "answered by a dead proxy");
     held.release();
-    let served = Served::before(node, tap.socket())?;
+    let served = Served::in_dir(node, tap.socket(), &served.dir)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let said = cri.run(&sandbox, "c", &image.reference, &[])?;
     ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");

@@ -168,6 +168,12 @@ impl Node {
         let mut command = resnap()?;
         command
             .env("CONTAINERD_ADDRESS", self.containerd.socket())
+            .env(
+                "RESNAP_RUNTIME_DIR",
+                self.containerd.socket().with_file_name("r"),
+            )
+            // Whatever this machine has.
+            .env("RESNAP_CONFIG", "/dev/null")
             .args(["--namespace", &self.namespace]);
         Ok(command)
     }

@@ -81,7 +81,7 @@ fn show(check: &Check, table: &mut Table) {
         }
     }
     for (name, verdict) in &check.snapshotters {
-        let needs = match verdict.needs_labels {
+        let needs = match &verdict.needs_labels {
             Some(why) => format!(" (needs labels: {why})"),
             None => String::new(),
         };

@@ -4,7 +4,7 @@
 //! `resnap snapshotters`.
 
 use anyhow::Result;
-use resnap_core::{SnapshotterInfo, labels};
+use resnap_core::SnapshotterInfo;
 use resnap_unpacker::Engine;
 use serde::Serialize;
 
@@ -20,13 +20,14 @@ struct Row {
     capabilities: Vec<String>,
     platforms: Vec<String>,
     root: Option<String>,
-    needs_labels: Option<&'static str>,
+    needs_labels: Option<String>,
 }
 
-impl From<SnapshotterInfo> for Row {
-    fn from(info: SnapshotterInfo) -> Self {
+impl Row {
+    fn new(engine: &Engine, info: SnapshotterInfo) -> Self {
+        let need = engine.profiles().need(&info.name);
         Self {
-            needs_labels: labels::need(&info.name).map(|need| need.why),
+            needs_labels: need.map(|need| need.why.to_string()),
             working: info.failure.is_none(),
             platforms: info.platforms.iter().map(ToString::to_string).collect(),
             name: info.name,
@@ -42,7 +43,7 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
         .snapshotters()
         .await?
         .into_iter()
-        .map(Row::from)
+        .map(|info| Row::new(engine, info))
         .collect();
     output.document(&rows, |table| {
         table.header([
@@ -63,6 +64,7 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
                 or_dash(Some(row.capabilities.join(", "))),
                 or_dash(Some(row.platforms.join(", "))),
                 row.needs_labels
+                    .as_ref()
                     .map_or_else(|| "no".to_owned(), |why| format!("yes: {why}")),
             ]);
         }

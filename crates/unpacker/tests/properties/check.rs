@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
-use resnap_core::labels::NeededOn;
 use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, SimulatedLease, SimulatedSnapshot,
 };
@@ -125,7 +124,10 @@ impl World<'_> {
         for ((name, key), before) in &self.contained {
             let after = all.get(&(*name, key.clone()));
             let after = after.unwrap_or_else(|| panic!("{key} went from under a container"));
-            let mendable = labels::need(name).is_some_and(|need| need.mended_by.is_some());
+            let mendable = self
+                .profiles
+                .need(name)
+                .is_some_and(|need| need.mended_by.is_some());
             let mut same = before.clone();
             if mendable {
                 same.info.labels.clone_from(&after.info.labels);
@@ -176,9 +178,8 @@ impl World<'_> {
                 });
                 assert_eq!(snapshot.info.kind, SnapshotKind::Committed);
                 let missing = labels::missing(&snapshot.info.labels);
-                let needed = labels::need(name).is_some_and(|need| {
-                    need.layers == NeededOn::Every || index + 1 == layers.len()
-                });
+                let need = self.profiles.need(name);
+                let needed = need.is_some_and(|need| need.covers(index, layers.len()));
                 assert!(!needed || missing.is_empty(), "{snapshot:?}");
             }
         }
@@ -187,7 +188,7 @@ impl World<'_> {
     /// Whether a repair may have removed what was ready without labels, and failed then.
     fn may_be_removed(&self, snapshotter: usize) -> bool {
         let mut callers = self.scenario.callers.iter();
-        labels::need(SNAPSHOTTERS[snapshotter]).is_none()
+        self.profiles.need(SNAPSHOTTERS[snapshotter]).is_none()
             && self.is_unlabelled(snapshotter)
             && callers.any(|caller| caller.repair && caller.snapshotter == snapshotter)
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::future::{join_all, join3};
 use resnap_core::testing::{Simulated, SimulatedSnapshot};
-use resnap_core::{ChainId, Container, Labels, Scope, SnapshotKey, labels};
+use resnap_core::{ChainId, Container, Labels, Profiles, Scope, SnapshotKey, labels};
 use resnap_unpacker::{Engine, Plan, PlannedLayer, Report, Request, Settings, UnpackError};
 use tempfile::TempDir;
 
@@ -38,6 +38,7 @@ pub(crate) struct World<'a> {
     pub(crate) scenario: &'a Scenario,
     pub(crate) simulated: Simulated,
     pub(crate) engines: Vec<Engine>,
+    pub(crate) profiles: Profiles,
     /// Where the engines know of each other.
     pub(crate) dir: TempDir,
     /// Of each image.
@@ -84,6 +85,7 @@ impl<'a> World<'a> {
             scenario,
             simulated,
             engines,
+            profiles: Profiles::default(),
             dir,
             plans,
             labels,
@@ -113,7 +115,10 @@ impl<'a> World<'a> {
 
     /// A top layer without labels may be given them.
     fn know_mended(&mut self) {
-        let mended = SNAPSHOTTERS.into_iter().filter_map(labels::need);
+        let profiles = &self.profiles;
+        let mended = SNAPSHOTTERS
+            .into_iter()
+            .filter_map(|name| profiles.need(name));
         for (key, value) in mended.filter_map(|need| need.mended_by) {
             for top in self.plans.iter().filter_map(|plan| plan.layers.last()) {
                 let mut labels = top.labels.clone();

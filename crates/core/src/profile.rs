@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What is known of snapshotters by their names, since they do not tell it themselves.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// What is known of one snapshotter. Of one that is not in the table nothing is, and so it needs
+/// nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Profile {
+    /// What it needs labels for; `None` if for nothing.
+    pub need: Option<Need>,
+    /// What an image on it shows that is mounted on the host, as image volumes are.
+    pub volumes: Volumes,
+}
+
+/// What a snapshotter needs labels for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// What it does with them, and what happens without.
+    pub why: Cow<'static, str>,
+    /// On which layers they have to be.
+    pub layers: NeededOn,
+    /// The label with which a snapshot that was committed without the others becomes what it would
+    /// have been with them, if there is such a label.
+    pub mended_by: Option<(&'static str, &'static str)>,
+}
+
+impl Need {
+    /// Whether the layer at `index` of `count` has to have labels.
+    pub fn covers(&self, index: usize, count: usize) -> bool {
+        self.layers == NeededOn::Every || index + 1 == count
+    }
+}
+
+/// On which layers of an image a snapshotter needs labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NeededOn {
+    /// On each.
+    Every,
+    /// On the top layer, on which a container stands.
+    Top,
+}
+
+/// What an image shows that is mounted on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Volumes {
+    /// Nobody knows.
+    #[default]
+    Unknown,
+    /// Its files.
+    Host,
+    /// Its files, up to the containerd of this major and minor version, which mounts it no more.
+    HostBefore(u32, u32),
+    /// Nothing: with labels its files come to be in the guest only.
+    Guest,
+}
+
+const LAZILY: &str = "mounts layers lazily by them; without, every layer is unpacked whole";
+
+/// The table of snapshotters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profiles(BTreeMap<String, Profile>);
+
+impl Default for Profiles {
+    /// The snapshotters that containerd has, and those in wide use beside it.
+    fn default() -> Self {
+        let lazy = |why| Profile {
+            need: Some(Need {
+                why: Cow::Borrowed(why),
+                layers: NeededOn::Every,
+                mended_by: None,
+            }),
+            volumes: Volumes::Host,
+        };
+        let plain = |volumes| Profile {
+            need: None,
+            volumes,
+        };
+        let nydus = Profile {
+            need: Some(Need {
+                why: Cow::Borrowed(
+                    "finds image and layer by them; without, layers are unpacked on the host or \
+                     the container fails",
+                ),
+                layers: NeededOn::Top,
+                // A container's mounts are made by what its parent has (nydus-snapshotter 0.13.4
+                // `snapshot/snapshot.go`): in proxy mode by this label and the layer's digest.
+                mended_by: Some(("containerd.io/snapshot/nydus-proxy-mode", "true")),
+            }),
+            volumes: Volumes::Guest,
+        };
+        let overlaybd = Profile {
+            volumes: Volumes::Unknown,
+            ..lazy(
+                "finds the remote blob by them; without, every layer is fetched and unpacked whole",
+            )
+        };
+        let table = [
+            // From 2.2 on its mounts are for the mount manager, which image volumes do not go by.
+            ("erofs", plain(Volumes::HostBefore(2, 2))),
+            ("nydus", nydus),
+            ("overlaybd", overlaybd),
+            ("overlayfs", plain(Volumes::Host)),
+            ("soci", lazy(LAZILY)),
+            ("stargz", lazy(LAZILY)),
+        ];
+        Self(
+            table
+                .map(|(name, profile)| (name.to_owned(), profile))
+                .into(),
+        )
+    }
+}
+
+impl Profiles {
+    /// What is known of the snapshotter of this name.
+    pub fn get(&self, snapshotter: &str) -> &Profile {
+        const UNKNOWN: &Profile = &Profile {
+            need: None,
+            volumes: Volumes::Unknown,
+        };
+        self.0.get(snapshotter).unwrap_or(UNKNOWN)
+    }
+
+    /// What the snapshotter of this name needs labels for.
+    pub fn need(&self, snapshotter: &str) -> Option<&Need> {
+        self.get(snapshotter).need.as_ref()
+    }
+
+    /// What is known of a snapshotter, to be changed; it enters the table.
+    pub fn entry(&mut self, snapshotter: &str) -> &mut Profile {
+        self.0.entry(snapshotter.to_owned()).or_default()
+    }
+
+    /// All of the table, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Profile)> {
+        self.0
+            .iter()
+            .map(|(name, profile)| (name.as_str(), profile))
+    }
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What the proxy tells of its work, to be counted.
+
+/// Something the proxy saw or did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Seen {
+    /// A caller was answered before its deadline, while the work went on.
+    AnsweredEarly,
+    /// A call was forwarded though an image was not made ready.
+    Forwarded(Why),
+    /// A call was sent to containerd once more, after it had failed at unpacking.
+    Retried,
+    /// containerd was made to pull the image of sandboxes.
+    Pulled,
+}
+
+/// Why an image was not made ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Which image it is could not be found out.
+    Unresolved,
+    /// Somebody unpacked it without labels.
+    Unlabelled,
+    /// It failed.
+    Failed,
+}
+
+/// Who is told.
+pub trait Observer: Send + Sync {
+    /// Is told at once, and must not block.
+    fn saw(&self, seen: &Seen);
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What resnap is told: by flags, the environment and a file, in this order, or else by itself.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use resnap_containerd::DEFAULT_ADDRESS;
+use resnap_core::{Need, NeededOn, Profile, Profiles, Volumes};
+use resnap_cri_proxy::Unlabelled;
+use serde::Deserialize;
+
+use crate::args::{Common, ServeArguments};
+
+/// Where the file is unless told otherwise.
+pub(crate) const FILE: &str = "/etc/resnap/config.toml";
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    Flag,
+    Environment,
+    File,
+    Default,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flag => "flag",
+            Self::Environment => "environment",
+            Self::File => "config file",
+            Self::Default => "default",
+        })
+    }
+}
+
+/// A value and where it comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting<T> {
+    pub(crate) value: T,
+    pub(crate) source: Source,
+}
+
+impl<T> Setting<T> {
+    fn or_default(file: Option<T>, default: T) -> Self {
+        let source = file.as_ref().map_or(Source::Default, |_| Source::File);
+        let value = file.unwrap_or(default);
+        Self { value, source }
+    }
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The file that was read, if any was.
+    pub(crate) file: Setting<Option<PathBuf>>,
+    pub(crate) address: Setting<String>,
+    pub(crate) namespace: Setting<String>,
+    pub(crate) runtime_dir: Setting<PathBuf>,
+    pub(crate) cri_socket: Setting<PathBuf>,
+    pub(crate) api_socket: Setting<PathBuf>,
+    /// Off if `None`.
+    pub(crate) metrics_address: Setting<Option<SocketAddr>>,
+    pub(crate) always: Setting<bool>,
+    /// As [`resnap_cri_proxy::Settings::unlabelled`].
+    pub(crate) unlabelled: Setting<Option<Unlabelled>>,
+    pub(crate) default_snapshotter: Option<String>,
+    pub(crate) sandbox_image: Option<String>,
+    pub(crate) handlers: BTreeMap<String, String>,
+    pub(crate) profiles: Profiles,
+    /// Those of the profiles that the file has changed.
+    pub(crate) changed_profiles: Vec<String>,
+}
+
+/// The file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    address: Option<String>,
+    namespace: Option<String>,
+    runtime_dir: Option<PathBuf>,
+    cri: CriSection,
+    api: ApiSection,
+    metrics: MetricsSection,
+    snapshotters: BTreeMap<String, SnapshotterSection>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CriSection {
+    socket: Option<PathBuf>,
+    always: Option<bool>,
+    unlabelled: Option<UnlabelledWord>,
+    default_snapshotter: Option<String>,
+    sandbox_image: Option<String>,
+    handlers: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ApiSection {
+    socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MetricsSection {
+    address: Option<SocketAddr>,
+}
+
+/// What the operator knows of a snapshotter.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SnapshotterSection {
+    labels: Option<LabelsWord>,
+    reason: Option<String>,
+    volumes: Option<VolumesWord>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum UnlabelledWord {
+    Repair,
+    Forward,
+    Fail,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum LabelsWord {
+    None,
+    Top,
+    Every,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum VolumesWord {
+    Host,
+    Guest,
+}
+
+impl From<UnlabelledWord> for Unlabelled {
+    fn from(word: UnlabelledWord) -> Self {
+        match word {
+            UnlabelledWord::Repair => Self::Repair,
+            UnlabelledWord::Forward => Self::Forward,
+            UnlabelledWord::Fail => Self::Fail,
+        }
+    }
+}
+
+impl SnapshotterSection {
+    fn amend(self, profile: &mut Profile) {
+        let reason = self.reason.map(Into::into);
+        match self.labels {
+            Some(LabelsWord::None) => profile.need = None,
+            Some(word) => {
+                let known = profile.need.take();
+                let (why, mended_by) = known
+                    .map(|need| (need.why, need.mended_by))
+                    .unwrap_or_else(|| ("the configuration says so".into(), None));
+                profile.need = Some(Need {
+                    why: reason.unwrap_or(why),
+                    layers: if word == LabelsWord::Top {
+                        NeededOn::Top
+                    } else {
+                        NeededOn::Every
+                    },
+                    mended_by,
+                });
+            }
+            None => {
+                if let (Some(need), Some(reason)) = (&mut profile.need, reason) {
+                    need.why = reason;
+                }
+            }
+        }
+        match self.volumes {
+            Some(VolumesWord::Host) => profile.volumes = Volumes::Host,
+            Some(VolumesWord::Guest) => profile.volumes = Volumes::Guest,
+            None => {}
+        }
+    }
+}
+
+impl Config {
+    /// Puts together what the arguments say, and the file that they name or that is at [`FILE`].
+    pub(crate) fn load(
+        common: &Common,
+        serve: Option<&ServeArguments>,
+        matches: &ArgMatches,
+    ) -> Result<Self> {
+        let (path, file) = match &common.config {
+            Some(path) => (None, read(path)?),
+            None => match read(Path::new(FILE)) {
+                Ok(file) => (Some(PathBuf::from(FILE)), file),
+                Err(error) if is_missing(&error) => (None, File::default()),
+                Err(error) => return Err(error),
+            },
+        };
+        let given = Given(matches);
+        let runtime_dir = given.or(
+            "runtime_dir",
+            common.runtime_dir.clone(),
+            Setting::or_default(file.runtime_dir, "/run/resnap".into()),
+        );
+        let below = |name| runtime_dir.value.join(name);
+        let cri_socket = Setting::or_default(file.cri.socket, below("cri.sock"));
+        let api_socket = Setting::or_default(file.api.socket, below("api.sock"));
+        let metrics = Setting {
+            source: file
+                .metrics
+                .address
+                .map_or(Source::Default, |_| Source::File),
+            value: file.metrics.address,
+        };
+        let metrics_flag = serve.and_then(|serve| serve.metrics_address);
+        let unlabelled = file.cri.unlabelled.map(Unlabelled::from);
+        let mut profiles = Profiles::default();
+        let changed_profiles = file.snapshotters.keys().cloned().collect();
+        for (name, section) in file.snapshotters {
+            section.amend(profiles.entry(&name));
+        }
+        let config = Self {
+            file: given.or(
+                "config",
+                common.config.clone().map(Some),
+                Setting {
+                    value: path,
+                    source: Source::Default,
+                },
+            ),
+            address: given.or(
+                "address",
+                common.address.clone(),
+                Setting::or_default(file.address, DEFAULT_ADDRESS.to_owned()),
+            ),
+            namespace: given.or(
+                "namespace",
+                common.namespace.clone(),
+                Setting::or_default(file.namespace, "k8s.io".to_owned()),
+            ),
+            cri_socket: given.or(
+                "cri_socket",
+                serve.and_then(|serve| serve.cri_socket.clone()),
+                cri_socket,
+            ),
+            api_socket,
+            metrics_address: given.or("metrics_address", metrics_flag.map(Some), metrics),
+            runtime_dir,
+            always: Setting::or_default(file.cri.always, false),
+            unlabelled: Setting {
+                source: unlabelled.map_or(Source::Default, |_| Source::File),
+                value: unlabelled,
+            },
+            default_snapshotter: file.cri.default_snapshotter,
+            sandbox_image: file.cri.sandbox_image,
+            handlers: file.cri.handlers,
+            profiles,
+            changed_profiles,
+        };
+        if let Some(address) = config
+            .metrics_address
+            .value
+            .filter(|at| !at.ip().is_loopback())
+        {
+            bail!("metrics address {address} is not on the loopback device; take 127.0.0.1 or ::1");
+        }
+        Ok(config)
+    }
+
+    /// containerd's socket.
+    pub(crate) fn backend(&self) -> &Path {
+        Path::new(self.address.value.trim_start_matches("unix://"))
+    }
+}
+
+/// What is given on the command line or by the environment.
+struct Given<'a>(&'a ArgMatches);
+
+impl Given<'_> {
+    fn or<T>(&self, id: &str, given: Option<T>, otherwise: Setting<T>) -> Setting<T> {
+        let Some(value) = given else {
+            return otherwise;
+        };
+        let mut matches = Some(self.0);
+        let mut environment = false;
+        while let Some(level) = matches {
+            // Arguments of one level are not known to the next.
+            if matches!(level.try_contains_id(id), Ok(true)) {
+                environment = level.value_source(id) == Some(ValueSource::EnvVariable);
+            }
+            matches = level.subcommand().map(|(_, level)| level);
+        }
+        let source = if environment {
+            Source::Environment
+        } else {
+            Source::Flag
+        };
+        Setting { value, source }
+    }
+}
+
+fn read(path: &Path) -> Result<File> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {path:?}"))?;
+    toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+        anyhow!(
+            "configuration file {path:?}, line {line}: {}",
+            error.message()
+        )
+    })
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
