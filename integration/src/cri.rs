@@ -181,6 +181,25 @@ impl Cri {
         image: &str,
         command: &[&str],
     ) -> Result<Container> {
+        self.create_with_volumes(sandbox, name, image, command, &[])
+    }
+
+    /// The same with image volumes: paths in the container, and what is there.
+    pub fn create_with_volumes(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        image: &str,
+        command: &[&str],
+        volumes: &[(&str, &str)],
+    ) -> Result<Container> {
+        let volumes = volumes.iter().map(|&(path, image)| m::Mount {
+            container_path: path.to_owned(),
+            readonly: true,
+            image: Some(m::ImageSpec {
+                image: image.to_owned(),
+            }),
+        });
         let security = m::ContainerSecurity {
             namespace_options: Some(m::NamespaceOption { network: m::NODE }),
         };
@@ -193,6 +212,7 @@ impl Cri {
                 image: image.to_owned(),
             }),
             command: command.iter().map(|&word| word.to_owned()).collect(),
+            mounts: volumes.collect(),
             log_path: log.clone(),
             linux: Some(m::LinuxContainer {
                 security_context: Some(security),
@@ -212,6 +232,21 @@ impl Cri {
     pub fn start_container(&self, container: &Container) -> Result<()> {
         let m::Empty {} = self.call("StartContainer", id(&container.id))?;
         Ok(())
+    }
+
+    /// `ExecSync`, to its good end: what the command wrote to stdout.
+    pub fn exec(&self, container: &Container, command: &[&str]) -> Result<String> {
+        let request = m::ExecSyncRequest {
+            container_id: container.id.clone(),
+            cmd: command.iter().map(|&word| word.to_owned()).collect(),
+            timeout: 10,
+        };
+        let answer: m::ExecSyncResponse = self.call("ExecSync", request)?;
+        let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+        if answer.exit_code != 0 {
+            bail!("{command:?} ended with {}: {said}", answer.exit_code);
+        }
+        Ok(said)
     }
 
     /// Polls until the container has ended, then reads its log.

@@ -106,6 +106,17 @@ pub(super) struct LinuxContainer {
     pub(super) security_context: Option<ContainerSecurity>,
 }
 
+/// `Mount` of an image volume.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Mount {
+    #[prost(string, tag = "1")]
+    pub(super) container_path: String,
+    #[prost(bool, tag = "3")]
+    pub(super) readonly: bool,
+    #[prost(message, optional, tag = "9")]
+    pub(super) image: Option<ImageSpec>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
@@ -115,6 +126,8 @@ pub(super) struct ContainerConfig {
     /// Replaces the image's entrypoint.
     #[prost(string, repeated, tag = "3")]
     pub(super) command: Vec<String>,
+    #[prost(message, repeated, tag = "7")]
+    pub(super) mounts: Vec<Mount>,
     #[prost(string, tag = "11")]
     pub(super) log_path: String,
     #[prost(message, optional, tag = "15")]
@@ -129,6 +142,25 @@ pub(super) struct CreateContainerRequest {
     pub(super) config: Option<ContainerConfig>,
     #[prost(message, optional, tag = "3")]
     pub(super) sandbox_config: Option<SandboxConfig>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ExecSyncRequest {
+    #[prost(string, tag = "1")]
+    pub(super) container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) cmd: Vec<String>,
+    /// In seconds.
+    #[prost(int64, tag = "3")]
+    pub(super) timeout: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ExecSyncResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub(super) stdout: Vec<u8>,
+    #[prost(int32, tag = "3")]
+    pub(super) exit_code: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -47,7 +47,7 @@ impl Method {
     }
 
     /// Whether a call of `path` is one of this method.
-    pub(super) fn is(self, path: &str) -> bool {
+    pub fn is(self, path: &str) -> bool {
         self == Self::ANY || self.0 == path
     }
 }

@@ -18,12 +18,15 @@ mod errors;
 mod examples;
 mod hostile;
 mod nydus;
+mod policy;
 mod proxy;
 mod repair;
+mod served;
 mod suite;
 mod tap;
 mod together;
 mod unpack;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -39,11 +42,13 @@ fn tests() -> Vec<Test> {
         examples::TESTS,
         hostile::TESTS,
         nydus::TESTS,
+        policy::TESTS,
         proxy::TESTS,
         repair::TESTS,
         tap::TESTS,
         together::TESTS,
         unpack::TESTS,
+        volumes::TESTS,
     ]
     .concat()
 }

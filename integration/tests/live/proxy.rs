@@ -3,18 +3,16 @@
 
 //! `resnap serve` between a CRI client and containerd.
 
-use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::image::{HELLO_SAYS, hello, pause};
 use resnap_integration::tap::{Method, Point};
-use rustix::process::{Pid, Signal, kill_process};
 use tonic::{Code, Status};
 
-use crate::suite::{Needs, Node, Test, unique};
+use crate::served::Served;
+use crate::suite::{Needs, Node, Test};
 use crate::unpack::assert_labels;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -50,65 +48,11 @@ pub(crate) const TESTS: &[Test] = &[
     },
 ];
 
-const CREATE_CONTAINER: Method = Method::new("/runtime.v1.RuntimeService/CreateContainer");
-
-/// A running `resnap serve`, ended with the value.
-struct Served {
-    process: Child,
-    dir: PathBuf,
-    socket: PathBuf,
-}
-
-impl Served {
-    fn start(node: &Node) -> Result<Self> {
-        Self::before(node, node.containerd.socket())
-    }
-
-    /// In front of a containerd, or of a tap to it.
-    fn before(node: &Node, backend: &Path) -> Result<Self> {
-        let dir = node.containerd.socket().with_file_name(unique("p"));
-        Self::in_dir(node, backend, &dir)
-    }
-
-    /// With this runtime directory.
-    fn in_dir(node: &Node, backend: &Path, dir: &Path) -> Result<Self> {
-        let process = node
-            .resnap_command()?
-            .env("RESNAP_RUNTIME_DIR", dir)
-            .arg("--address")
-            .arg(backend)
-            .arg("serve")
-            .spawn()?;
-        Ok(Self {
-            process,
-            dir: dir.to_owned(),
-            socket: dir.join("cri.sock"),
-        })
-    }
-
-    /// Ends it as systemd does.
-    fn stop(mut self) -> Result<()> {
-        let pid = i32::try_from(self.process.id())?;
-        if let Some(pid) = Pid::from_raw(pid) {
-            kill_process(pid, Signal::TERM)?;
-        }
-        let ended = self.process.wait()?;
-        ensure!(ended.success(), "resnap serve ended with {ended}");
-        ensure!(!self.socket.exists(), "its socket is left");
-        Ok(())
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+pub(crate) const CREATE_CONTAINER: Method =
+    Method::new("/runtime.v1.RuntimeService/CreateContainer");
 
 /// The images of a pod on the node, as after pulls for the default snapshotter.
-fn pulled(node: &Node) -> Result<()> {
+pub(crate) fn pulled(node: &Node) -> Result<()> {
     for image in [&hello()?, &pause()?] {
         node.import(image)?;
         node.unpack_by_containerd("overlayfs", &image.reference)?;
@@ -257,12 +201,11 @@ fn survives_restarts(node: &Node) -> Result<()> {
         move || cri.create_container(&sandbox, "c", &reference, &[]).err()
     });
     held.wait()?;
-    served.process.kill()?;
-    served.process.wait()?;
+    served.kill()?;
     let error = caller.join().map_err(|_| anyhow!("the client panicked"))?;
     ensure!(error.is_some(), "answered by a dead proxy");
     held.release();
-    let served = Served::in_dir(node, tap.socket(), &served.dir)?;
+    let served = served.again(node, tap.socket())?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let said = cri.run(&sandbox, "c", &image.reference, &[])?;
     ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap serve`, as a process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use anyhow::{Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::suite::{Node, unique};
+
+/// A running `resnap serve`, ended with the value.
+pub(crate) struct Served {
+    process: Child,
+    /// Its runtime directory.
+    pub(crate) dir: PathBuf,
+    /// Where it serves the CRI.
+    pub(crate) socket: PathBuf,
+}
+
+impl Served {
+    pub(crate) fn start(node: &Node) -> Result<Self> {
+        Self::before(node, node.containerd.socket())
+    }
+
+    /// In front of a containerd, or of a tap to it.
+    pub(crate) fn before(node: &Node, backend: &Path) -> Result<Self> {
+        Self::configured(node, backend, "")
+    }
+
+    /// With this configuration file.
+    pub(crate) fn configured(node: &Node, backend: &Path, config: &str) -> Result<Self> {
+        let dir = node.containerd.socket().with_file_name(unique("p"));
+        fs::create_dir(&dir)?;
+        fs::write(dir.join("config.toml"), config)?;
+        Self::in_dir(node, backend, dir)
+    }
+
+    /// The next one, where one was killed.
+    pub(crate) fn again(&self, node: &Node, backend: &Path) -> Result<Self> {
+        Self::in_dir(node, backend, self.dir.clone())
+    }
+
+    fn in_dir(node: &Node, backend: &Path, dir: PathBuf) -> Result<Self> {
+        let process = node
+            .resnap_command()?
+            .env("RESNAP_RUNTIME_DIR", &dir)
+            .env("RESNAP_CONFIG", dir.join("config.toml"))
+            .arg("--address")
+            .arg(backend)
+            .arg("serve")
+            .spawn()?;
+        let socket = dir.join("cri.sock");
+        Ok(Self {
+            process,
+            dir,
+            socket,
+        })
+    }
+
+    /// Ends it as a crash does.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Ends it as systemd does.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let pid = i32::try_from(self.process.id())?;
+        if let Some(pid) = Pid::from_raw(pid) {
+            kill_process(pid, Signal::TERM)?;
+        }
+        let ended = self.process.wait()?;
+        ensure!(ended.success(), "resnap serve ended with {ended}");
+        ensure!(!self.socket.exists(), "its socket is left");
+        Ok(())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

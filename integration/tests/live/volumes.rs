@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Image volumes through `resnap serve`.
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::cri::{Cri, Sandbox};
+use resnap_integration::image::{Built, hello, shared_pair};
+use tonic::{Code, Status};
+
+use crate::proxy::pulled;
+use crate::served::Served;
+use crate::suite::{Needs, Node, Test};
+use crate::unpack::assert_labels;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test {
+        name: "volume_on_erofs",
+        needs: Needs::ErofsHandler,
+        run: on_erofs,
+    },
+    Test {
+        name: "volume_on_nydus",
+        needs: Needs::NydusHandler,
+        run: on_nydus,
+    },
+];
+
+/// The CRI's image volumes came with containerd 2.1.
+const VOLUMES: (u32, u32, u32) = (2, 1, 0);
+
+/// From here on containerd's erofs wants its mount manager, which its image volumes do not use.
+const UNMOUNTABLE: (u32, u32, u32) = (2, 2, 0);
+
+const READ: [&str; 3] = ["/bin/sh", "-c", "cat /volume/etc/side"];
+
+/// What a container reads from its volume, or how its creation failed.
+fn read(
+    cri: &Cri,
+    sandbox: &Sandbox,
+    name: &str,
+    volume: &Built,
+) -> Result<Result<String, Status>> {
+    let volumes = [("/volume", volume.reference.as_str())];
+    let image = hello()?;
+    let created = cri.create_with_volumes(sandbox, name, &image.reference, &READ, &volumes);
+    let container = match created {
+        Ok(container) => container,
+        Err(error) => {
+            let status = error.downcast_ref::<Status>().context("no status")?;
+            return Ok(Err(status.clone()));
+        }
+    };
+    cri.start_container(&container)?;
+    Ok(Ok(cri.wait(&container)?.output.trim().to_owned()))
+}
+
+/// What went wrong, if anything did.
+fn code(said: &Result<String, Status>) -> Option<Code> {
+    said.as_ref().err().map(Status::code)
+}
+
+fn on_erofs(node: &Node) -> Result<()> {
+    pulled(node)?;
+    let (left, _) = shared_pair()?;
+    node.import(&left)?;
+    node.unpack_by_containerd("overlayfs", &left.reference)?;
+    let served = Served::start(node)?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
+    let said = read(&cri, &sandbox, "c", &left)?;
+    if node.containerd.version() < UNMOUNTABLE {
+        ensure!(said.as_deref().ok() == Some("left"), "{said:?}");
+        assert_labels(node, "erofs", &left, &[])?;
+    } else {
+        let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
+        let without = read(&direct, &sandbox, "d", &left)?;
+        ensure!(code(&said) == code(&without), "{said:?} is not {without:?}");
+    }
+    cri.remove_all()?;
+    drop(cri);
+    served.stop()
+}
+
+fn on_nydus(node: &Node) -> Result<()> {
+    pulled(node)?;
+    let (left, right) = shared_pair()?;
+    for image in [&left, &right] {
+        node.import(image)?;
+        node.unpack_by_containerd("overlayfs", &image.reference)?;
+    }
+    // Bind mounts need their place to be there.
+    std::fs::create_dir_all(node.containerd.guest_root().join("volume"))?;
+    let served = Served::start(node)?;
+    let proxied = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
+    let sandbox = proxied.run_pod_sandbox("nydus", "pod")?;
+    let said = read(&proxied, &sandbox, "proxied", &left)?;
+    let without = read(&direct, &sandbox, "direct", &right)?;
+    if node.containerd.version() >= VOLUMES {
+        ensure!(said.as_deref().ok() == Some("left"), "{said:?}");
+        ensure!(without.as_deref().ok() == Some("right"), "{without:?}");
+    } else {
+        ensure!(code(&said) == code(&without), "{said:?} is not {without:?}");
+    }
+
+    // What a container has is remote, and would be an empty volume.
+    let image = hello()?;
+    let error = read(&proxied, &sandbox, "empty", &image)?;
+    let status = error.err().context("an empty volume was mounted")?;
+    ensure!(status.code() == Code::FailedPrecondition, "{status:?}");
+    let told = [image.reference.as_str(), "nydus", "empty"];
+    ensure!(
+        told.iter().all(|word| status.message().contains(word)),
+        "{status:?}"
+    );
+    proxied.remove_all()?;
+    drop((proxied, direct));
+    served.stop()
+}
