@@ -15,6 +15,7 @@ mod client;
 mod containers;
 mod content;
 mod diff;
+mod events;
 mod images;
 mod introspection;
 mod leases;

@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use resnap_platforms::Platform;
 
+use crate::warm::Floor;
+
 /// Make a container image already on a node ready for another snapshotter: every layer unpacked
 /// there and labelled, before a container asks for it.
 #[derive(Debug, Parser)]
@@ -58,6 +60,8 @@ pub(crate) struct Common {
 pub(crate) enum Command {
     /// Unpack and label the layers of images on a snapshotter
     Unpack(UnpackArguments),
+    /// Make images ready ahead, where there is room
+    Warm(WarmArguments),
     /// Show what there is of each layer: snapshots, labels, blobs
     Check(CheckArguments),
     /// List the images and the snapshotters they are ready on
@@ -102,6 +106,30 @@ pub(crate) struct UnpackArguments {
     /// The platform, such as linux/arm64; this machine's own if not given
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WarmArguments {
+    /// Names of images as `resnap images` lists them, with * for any text
+    #[arg(required_unless_present = "all", value_name = "PATTERN")]
+    pub(crate) images: Vec<String>,
+    /// All images of the node
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Where the images are to be ready; may be given more than once
+    #[arg(
+        long = "snapshotter",
+        short,
+        required = true,
+        value_name = "SNAPSHOTTER"
+    )]
+    pub(crate) snapshotters: Vec<String>,
+    /// How much of the snapshotter's file system stays free, as a share or a size [default: 15%]
+    #[arg(long, value_name = "FLOOR")]
+    pub(crate) min_free: Option<Floor>,
+    /// Only say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ pub(crate) mod images;
 pub(crate) mod leases;
 pub(crate) mod snapshotters;
 pub(crate) mod unpack;
+pub(crate) mod warm;
 
 use anyhow::Result;
 use resnap_containerd::Client;

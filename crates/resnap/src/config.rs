@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -19,6 +20,7 @@ use resnap_cri_proxy::Unlabelled;
 use serde::Deserialize;
 
 use crate::args::{Common, ServeArguments};
+use crate::warm::Floor;
 
 /// Where the file is unless told otherwise.
 pub(crate) const FILE: &str = "/etc/resnap/config.toml";
@@ -76,6 +78,8 @@ pub(crate) struct Config {
     pub(crate) default_snapshotter: Option<String>,
     pub(crate) sandbox_image: Option<String>,
     pub(crate) handlers: BTreeMap<String, String>,
+    pub(crate) prewarm: Vec<Rule>,
+    pub(crate) prewarm_jobs: usize,
     pub(crate) profiles: Profiles,
     /// Those of the profiles that the file has changed.
     pub(crate) changed_profiles: Vec<String>,
@@ -88,10 +92,12 @@ struct File {
     address: Option<String>,
     namespace: Option<String>,
     runtime_dir: Option<PathBuf>,
+    prewarm_jobs: Option<NonZeroUsize>,
     cri: CriSection,
     api: ApiSection,
     metrics: MetricsSection,
     snapshotters: BTreeMap<String, SnapshotterSection>,
+    prewarm: Vec<Rule>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -115,6 +121,23 @@ struct ApiSection {
 #[serde(deny_unknown_fields, default)]
 struct MetricsSection {
     address: Option<SocketAddr>,
+}
+
+/// Which images are made ready ahead, and where.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Rule {
+    /// Names, with `*` for any text.
+    #[serde(default = "all")]
+    pub(crate) images: Vec<String>,
+    pub(crate) snapshotters: Vec<String>,
+    /// What stays free of a snapshotter's file system.
+    #[serde(default)]
+    pub(crate) min_free: Floor,
+}
+
+fn all() -> Vec<String> {
+    vec!["*".to_owned()]
 }
 
 /// What the operator knows of a snapshotter.
@@ -266,6 +289,8 @@ impl Config {
             default_snapshotter: file.cri.default_snapshotter,
             sandbox_image: file.cri.sandbox_image,
             handlers: file.cri.handlers,
+            prewarm: file.prewarm,
+            prewarm_jobs: file.prewarm_jobs.map_or(1, NonZeroUsize::get),
             profiles,
             changed_profiles,
         };

@@ -4,6 +4,7 @@
 //! `resnap serve`.
 
 mod listen;
+mod prewarm;
 mod service;
 
 use std::sync::Arc;
@@ -28,9 +29,12 @@ pub(crate) async fn run(config: &Config) -> Result<Outcome> {
     let (listener, socket) = Socket::listen(&config.cri_socket.value, 0o660).await?;
     let engine = connected(config).await?;
     let stopped = signals()?;
-    let proxy = proxy(config, engine);
+    let proxy = proxy(config, engine.clone());
     tracing::info!(socket = ?config.cri_socket.value, backend = ?config.backend(), "serving");
-    proxy.serve(listener, stopped, GRACE).await;
+    tokio::select! {
+        () = proxy.serve(listener, stopped, GRACE) => {}
+        () = prewarm::run(config, &engine) => {}
+    }
     socket.remove()?;
     Ok(Outcome::Done)
 }

@@ -12,6 +12,7 @@ mod config;
 mod daemon;
 mod output;
 mod progress;
+mod warm;
 
 use std::io;
 use std::process::ExitCode;
@@ -19,7 +20,8 @@ use std::process::ExitCode;
 use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::{
-    Outcome, check, engine, explain, generate, images, leases, snapshotters, unpack, working_engine,
+    Outcome, check, engine, explain, generate, images, leases, snapshotters, unpack,
+    warm as warm_command, working_engine,
 };
 use config::Config;
 use output::Output;
@@ -64,6 +66,9 @@ fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyho
             Command::Config(ConfigCommand::Explain(_)) => explain::run(&config, output).await,
             Command::Leases(arguments) => {
                 leases::run(&working_engine(&config).await?, arguments, output).await
+            }
+            Command::Warm(arguments) => {
+                warm_command::run(&working_engine(&config).await?, arguments, output).await
             }
             Command::Check(arguments) => {
                 check::run(&engine(&config).await?, arguments, output).await

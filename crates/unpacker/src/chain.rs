@@ -260,7 +260,7 @@ impl Chain {
     ) -> Result<(), UnpackError> {
         let digest = &layer.descriptor.digest;
         let work = async {
-            let _permit = self.shared.may_apply().await;
+            let _permit = self.shared.may_apply(&self.flight).await;
             self.flight.tell(index, Phase::Applying);
             // Not held: a lease must be succeeded during a long Apply, which adds nothing to it.
             let scope = self.tenure.scope().await?.clone();

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use resnap_core::{Digest, Error, Kind, Ports, Profiles, Scope, SnapshotterInfo};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Instrument as _;
 
@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) profiles: Profiles,
     pub(crate) clock: Clock,
     applies: Semaphore,
+    /// Jobs that somebody waits for.
+    urgent: watch::Sender<usize>,
     identity: OnceCell<String>,
     plans: Mutex<HashMap<String, Arc<Plan>>>,
     flights: Mutex<Vec<Arc<Flight>>>,
@@ -111,6 +113,9 @@ pub struct Request {
     /// Whether layers that are there without labels are mended: by labels where that is known to
     /// do (nydus in proxy mode), else by removing and unpacking them again.
     pub repair: bool,
+    /// Whether nobody waits for it: its layers are written when no other job is at work. Once
+    /// somebody who waits joins it, it is as urgent as theirs.
+    pub background: bool,
     /// What else is to be done to the layers' descriptors: annotations under
     /// `containerd.io/snapshot/` become labels.
     pub wrappers: Vec<Wrapper>,
@@ -136,6 +141,7 @@ impl Request {
             platform: None,
             user_reference: None,
             repair: false,
+            background: false,
             wrappers: Vec::new(),
         }
     }
@@ -162,6 +168,7 @@ impl Engine {
             profiles: settings.profiles,
             clock: Clock::start(),
             applies: Semaphore::new(settings.parallel_applies),
+            urgent: watch::Sender::new(0),
             identity: OnceCell::new(),
             plans: Mutex::default(),
             flights: Mutex::default(),
@@ -314,6 +321,7 @@ impl Inner {
         let Request {
             snapshotter,
             repair,
+            background,
             ..
         } = request;
         if plan.image.reference.is_none() && self.profiles.need(&snapshotter).is_some() {
@@ -327,10 +335,16 @@ impl Inner {
             .iter()
             .find(|flight| flight.serves(&plan, &snapshotter, repair));
         if let Some(running) = running {
+            if !background {
+                self.hurry(running);
+            }
             return Ok(Arc::clone(running));
         }
         let flight = Flight::new(plan, snapshotter, repair);
         flights.push(Arc::clone(&flight));
+        if !background {
+            self.hurry(&flight);
+        }
         let name = &flight.plan.image.name;
         let span = tracing::info_span!("unpack", image = name, snapshotter = flight.snapshotter);
         tokio::spawn(Arc::clone(self).fly(Arc::clone(&flight)).instrument(span));
@@ -389,6 +403,9 @@ impl Inner {
         };
         self.flights()
             .retain(|running| !Arc::ptr_eq(running, &flight));
+        if flight.is_urgent() {
+            self.urgent.send_modify(|jobs| *jobs -= 1);
+        }
         flight.finish(result);
         if !clean {
             let made = made.map(|top| (flight.snapshotter.as_str(), top));
@@ -428,8 +445,21 @@ impl Inner {
         })
     }
 
-    /// The right to write a layer now.
-    pub(crate) async fn may_apply(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+    /// Notes that somebody waits for a job that is in `flights`, whose lock is held.
+    fn hurry(&self, flight: &Flight) {
+        if flight.hurry() {
+            self.urgent.send_modify(|jobs| *jobs += 1);
+        }
+    }
+
+    /// The right to write a layer of this job now.
+    pub(crate) async fn may_apply(&self, flight: &Flight) -> Option<SemaphorePermit<'_>> {
+        let mut urgent = self.urgent.subscribe();
+        // A job that becomes urgent changes the number itself, and so ends its waiting.
+        while *urgent.borrow_and_update() > 0 && !flight.is_urgent() {
+            // The sender is ours.
+            let _ = urgent.changed().await;
+        }
         // Nobody closes it.
         self.applies.acquire().await.ok()
     }

@@ -3,6 +3,7 @@
 
 //! One job and all who wait for it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
@@ -22,6 +23,7 @@ pub(crate) struct Flight {
     news: watch::Sender<()>,
     result: OnceLock<Result<Report, UnpackError>>,
     cancelled: watch::Sender<bool>,
+    urgent: AtomicBool,
 }
 
 impl Flight {
@@ -35,6 +37,7 @@ impl Flight {
             news: watch::Sender::new(()),
             result: OnceLock::new(),
             cancelled: watch::Sender::new(false),
+            urgent: AtomicBool::new(false),
         })
     }
 
@@ -44,6 +47,16 @@ impl Flight {
             && self.repair == repair
             && self.snapshotter == snapshotter
             && *self.plan == *plan
+    }
+
+    /// Notes that somebody waits for the job; answers whether that is news.
+    pub(crate) fn hurry(&self) -> bool {
+        !self.urgent.swap(true, Ordering::SeqCst)
+    }
+
+    /// Whether somebody waits for the job.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::SeqCst)
     }
 
     /// Since the job began, in seconds.

@@ -19,6 +19,7 @@ mod examples;
 mod hostile;
 mod nydus;
 mod policy;
+mod prewarm;
 mod proxy;
 mod repair;
 mod served;
@@ -43,6 +44,7 @@ fn tests() -> Vec<Test> {
         hostile::TESTS,
         nydus::TESTS,
         policy::TESTS,
+        prewarm::TESTS,
         proxy::TESTS,
         repair::TESTS,
         tap::TESTS,

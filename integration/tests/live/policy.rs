@@ -44,6 +44,7 @@ const MENDED: (u32, u32, u32) = (2, 2, 2);
 
 /// The guest shows what no layer has.
 fn furnish_guest(node: &Node) -> Result<()> {
+    std::fs::create_dir_all(node.containerd.guest_root().join("tmp"))?;
     let etc = node.containerd.guest_root().join("etc");
     std::fs::create_dir_all(&etc)?;
     for file in ["message", "side"] {

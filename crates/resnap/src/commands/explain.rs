@@ -94,6 +94,15 @@ fn told(config: &Config) -> Vec<Row> {
             value.map(|address| address.to_string())
         }),
     ];
+    for (index, rule) in config.prewarm.iter().enumerate() {
+        let (images, snapshotters) = (rule.images.join(", "), rule.snapshotters.join(", "));
+        let value = format!("{images} on {snapshotters}, {} stay free", rule.min_free);
+        rows.push(Row::new(
+            format!("prewarm.{index}"),
+            Some(value),
+            Source::File,
+        ));
+    }
     for (name, profile) in config.profiles.iter() {
         let source = if config
             .changed_profiles

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Events (containerd `api/services/events/v1/events.proto`).
+
+use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::services::v1::events_client::EventsClient;
+use futures::{Stream, TryFutureExt as _, TryStreamExt as _};
+use prost::Message;
+use resnap_core::{Result, Scope};
+
+use crate::client::{Client, request};
+use crate::status::error;
+
+/// `ImageCreate` and `ImageUpdate` (containerd `api/events/image.proto`), without the labels (2).
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageChange {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+impl Client {
+    /// The names of image records as they are made or changed, from the first poll on. containerd
+    /// forgets events that nobody reads, and ends the stream when it ends itself.
+    ///
+    /// # Errors
+    /// In the stream, once, what broke it off.
+    pub fn image_changes(
+        &self,
+        namespace: &str,
+    ) -> impl Stream<Item = Result<String>> + Send + use<> {
+        const WATCH: &str = "watch the images of";
+        let filter = |topic| format!("topic=={topic:?},namespace=={namespace:?}");
+        let message = SubscribeRequest {
+            filters: ["/images/create", "/images/update"].map(filter).into(),
+        };
+        let request = request(&Scope::new(namespace), message);
+        let mut client = EventsClient::new(self.channel.clone());
+        let namespace = namespace.to_owned();
+        let failed = move |status| error(WATCH, namespace.as_str(), status);
+        let failed_later = failed.clone();
+        // containerd answers no earlier than with the first event: that may be tomorrow.
+        let envelopes = async move {
+            let answer = client.subscribe(request?).await.map_err(failed)?;
+            Ok(answer.into_inner().map_err(failed_later))
+        };
+        let names = envelopes.try_flatten_stream();
+        names.try_filter_map(|envelope| {
+            let event = envelope.event.unwrap_or_default();
+            // What is not one is not for us.
+            let change = ImageChange::decode(event.value.as_slice()).ok();
+            std::future::ready(Ok(change.map(|change| change.name)))
+        })
+    }
+}

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap warm`.
+
+use anyhow::Result;
+use resnap_core::in_full;
+use resnap_unpacker::{Engine, Event, UnpackError};
+use serde::Serialize;
+use wildmatch::WildMatch;
+
+use super::Outcome;
+use crate::args::WarmArguments;
+use crate::output::{Output, bytes, one_line};
+use crate::progress::Progress;
+use crate::warm::{Warmed, choose, warm};
+
+/// One row.
+#[derive(Serialize)]
+struct Row {
+    image: String,
+    snapshotter: String,
+    state: &'static str,
+    /// Bytes of blobs that were unpacked.
+    unpacked: Option<u64>,
+    /// Why it is not ready.
+    problem: Option<String>,
+}
+
+impl Row {
+    fn new(image: &str, snapshotter: &str, warmed: Result<Warmed, UnpackError>) -> Self {
+        let (mut unpacked, mut problem) = (None, None);
+        let state = match warmed {
+            Ok(Warmed::Ready) => "ready",
+            Ok(Warmed::Would) => "would unpack",
+            Ok(Warmed::Unpacked(report)) => {
+                unpacked = Some(report.applied_bytes());
+                "unpacked"
+            }
+            Ok(Warmed::NoRoom { free, floor }) => {
+                let (free, floor) = (bytes(free), bytes(floor));
+                problem = Some(format!("{free} are free, and {floor} are to stay so"));
+                "no room"
+            }
+            Err(error) => {
+                problem = Some(in_full(&error));
+                "failed"
+            }
+        };
+        Self {
+            image: image.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+            state,
+            unpacked,
+            problem,
+        }
+    }
+}
+
+pub(crate) async fn run(
+    engine: &Engine,
+    arguments: WarmArguments,
+    output: &mut Output,
+) -> Result<Outcome> {
+    for snapshotter in &arguments.snapshotters {
+        engine.require_snapshotter(snapshotter).await?;
+    }
+    let mut patterns = arguments.images;
+    if arguments.all {
+        patterns.push("*".to_owned());
+    }
+    let patterns: Vec<WildMatch> = patterns
+        .iter()
+        .map(|pattern| WildMatch::new(pattern))
+        .collect();
+    let images = choose(engine, engine.images().await?, &patterns).await;
+    let (floor, dry_run) = (arguments.min_free.unwrap_or_default(), arguments.dry_run);
+    let mut progress = (!output.is_json()).then(|| Progress::new(images.len()));
+    let mut rows = Vec::new();
+    for (number, image) in images.iter().enumerate() {
+        for snapshotter in &arguments.snapshotters {
+            let tell = |event: &Event| {
+                if let Some(progress) = &mut progress {
+                    progress.show(number, event);
+                }
+            };
+            let warmed = warm(engine, image, snapshotter, floor, dry_run, tell).await;
+            rows.push(Row::new(image, snapshotter, warmed));
+        }
+        if let Some(progress) = &mut progress {
+            progress.finish(number);
+        }
+    }
+    output.document(&rows, |table| {
+        table.header(["IMAGE", "SNAPSHOTTER", "STATE", "UNPACKED", "PROBLEM"]);
+        for row in &rows {
+            table.row([
+                row.image.clone(),
+                row.snapshotter.clone(),
+                row.state.to_owned(),
+                row.unpacked.map_or_else(|| "-".to_owned(), bytes),
+                row.problem
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), |why| one_line(why, 72)),
+            ]);
+        }
+    })?;
+    let left = rows.iter().any(|row| row.problem.is_some());
+    Ok(if left { Outcome::Failed } else { Outcome::Done })
+}
