@@ -103,6 +103,11 @@ impl Containerd {
         self.dist.name()
     }
 
+    /// Its programs.
+    pub fn dist(&self) -> &Dist {
+        &self.dist
+    }
+
     /// As the daemon's program reports it.
     pub fn version(&self) -> (u32, u32, u32) {
         self.dist.version()

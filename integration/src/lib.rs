@@ -7,5 +7,6 @@ pub mod cri;
 pub mod daemon;
 pub mod debian;
 pub mod image;
+pub mod registry;
 pub mod tap;
 pub mod tree;

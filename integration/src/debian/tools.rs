@@ -19,7 +19,7 @@ const CONTAINERD: [Suite; 3] = [Suite::Bookworm, Suite::Trixie, Suite::Forky];
 
 /// runc of a newer suite wants a newer libc, this one runs on Debian 12; the
 /// libseccomp2 that it needs is there wherever apt is.
-const BOOKWORM: [&str; 3] = ["containerd", "runc", "busybox-static"];
+const BOOKWORM: [&str; 4] = ["containerd", "runc", "busybox-static", "docker-registry"];
 
 const TRIXIE: [&str; 2] = ["containerd", "nydus-snapshotter"];
 
@@ -57,7 +57,7 @@ impl Dist {
 
     /// The folder with the programs that all containerds share: `runc`,
     /// `containerd-nydus-grpc`, `nydus-overlayfs`, `mkfs.erofs`, `fsck.erofs`,
-    /// `dump.erofs`, a static `busybox` and the shim of containerd 1.7.
+    /// `dump.erofs`, a static `busybox`, `docker-registry` and the shim of containerd 1.7.
     pub fn tools(&self) -> &Path {
         &self.tools
     }
@@ -198,6 +198,7 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
         "common/usr/bin/containerd-nydus-grpc",
         "common/usr/bin/nydus-overlayfs",
         "common/bin/busybox",
+        "common/usr/bin/docker-registry",
         "containerd-trixie/usr/bin/containerd-shim-runc-v2",
     ] {
         let from = root.join(program);

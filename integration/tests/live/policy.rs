@@ -3,9 +3,14 @@
 
 //! What `resnap serve` does where the node is not as it should be, and as its operator says.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::Cri;
+use resnap_integration::daemon::{Containerd, Options};
 use resnap_integration::image::{Built, HELLO_SAYS, hello, pause, shared_pair};
+use resnap_integration::registry::Registry;
 use resnap_integration::tap::{Call, Method, Point};
 use tonic::{Code, Status};
 
@@ -19,6 +24,11 @@ pub(crate) const TESTS: &[Test] = &[
         name: "policy_poisoned_node",
         needs: Needs::NydusHandler,
         run: poisoned_node,
+    },
+    Test {
+        name: "policy_sandbox_image_is_pulled",
+        needs: Needs::NydusHandler,
+        run: sandbox_image_is_pulled,
     },
     Test {
         name: "policy_unlabelled_is_as_configured",
@@ -102,6 +112,50 @@ fn poisoned_node(node: &Node) -> Result<()> {
     ensure!(said.output.trim() == before, "{said:?}");
     cri.remove_all()?;
     drop((direct, cri));
+    served.stop()?;
+    node.nothing_left("nydus")
+}
+
+/// A node on which the image of sandboxes is not, and its first pod.
+fn sandbox_image_is_pulled(node: &Node) -> Result<()> {
+    let dist = node.containerd.dist();
+    let registry = Registry::start(dist, &node.containerd.scratch().join("registry"))?;
+    let reference = registry.reference("pause:1");
+    node.import(&pause()?)?;
+    node.ctr(&["images", "tag", &pause()?.reference, &reference])?;
+    node.ctr(&["images", "push", "--plain-http", &reference])?;
+    let options = Options {
+        nydus: true,
+        pause_image: reference.clone(),
+        ..Options::default()
+    };
+    let node = Node {
+        containerd: Arc::new(Containerd::start(dist, options)?),
+        namespace: node.namespace.clone(),
+    };
+    let served = Served::start(&node)?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    cri.run_pod_sandbox("nydus", "first")?;
+    // containerd 2 does not say which image it is before it is there: that pod has it bare.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_remote(&node, &pause()?)? {
+        ensure!(Instant::now() < deadline, "it was left without labels");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let labels = node.labels("nydus", pause()?.chain_id())?;
+    let named = labels.get("containerd.io/snapshot/cri.image-ref");
+    ensure!(named == Some(&reference), "{labels:#?}");
+    cri.run_pod_sandbox("nydus", "second")?;
+    let calls = node.containerd.mount_helper_calls()?;
+    ensure!(
+        !calls.is_empty(),
+        "the second pod was not pulled in the guest"
+    );
+    if node.containerd.version() < (2, 0, 0) {
+        ensure!(calls.len() == 2, "nor was the first: {calls:?}");
+    }
+    cri.remove_all()?;
+    drop(cri);
     served.stop()?;
     node.nothing_left("nydus")
 }

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A real registry: Debian's `docker-registry`, on the loopback device.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::debian::Dist;
+
+/// How long it may take until it answers.
+const START: Duration = Duration::from_secs(10);
+
+/// A running registry, empty at first; dropping it ends it and removes what it holds.
+#[derive(Debug)]
+pub struct Registry {
+    child: Child,
+    address: SocketAddr,
+    dir: PathBuf,
+}
+
+impl Registry {
+    /// Starts one that keeps its blobs in `dir`, which is made.
+    pub fn start(dist: &Dist, dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("create {dir:?}"))?;
+        // Free now, and nobody else on this loopback device looks for one.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
+            dir.join("data").display()
+        );
+        fs::write(&config, text).with_context(|| format!("write {config:?}"))?;
+        let child = Command::new(dist.tools().join("docker-registry"))
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start docker-registry")?;
+        let mut this = Self {
+            child,
+            address,
+            dir: dir.to_owned(),
+        };
+        let deadline = Instant::now() + START;
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = this.child.try_wait()? {
+                bail!("docker-registry ended by itself: {status}");
+            }
+            if Instant::now() > deadline {
+                bail!("docker-registry does not answer after {START:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(this)
+    }
+
+    /// The reference of an image here; containerd takes registries by this name without TLS.
+    pub fn reference(&self, name: &str) -> String {
+        format!("localhost:{}/{name}", self.address.port())
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // The run's folder goes with the run in any case.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
