@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! gRPC statuses as errors: the one place where codes become kinds.
+//! gRPC statuses as errors.
 
 use std::error::Error as StdError;
 use std::io;
@@ -11,25 +11,7 @@ use tonic::{Code, Status};
 
 /// The kind of a code. `Ok` is not an error; a backend that fails with it breaks the protocol.
 fn kind(code: Code) -> Kind {
-    match code {
-        Code::Ok => Kind::Internal,
-        Code::Cancelled => Kind::Cancelled,
-        Code::Unknown => Kind::Unknown,
-        Code::InvalidArgument => Kind::InvalidArgument,
-        Code::DeadlineExceeded => Kind::DeadlineExceeded,
-        Code::NotFound => Kind::NotFound,
-        Code::AlreadyExists => Kind::AlreadyExists,
-        Code::PermissionDenied => Kind::PermissionDenied,
-        Code::ResourceExhausted => Kind::ResourceExhausted,
-        Code::FailedPrecondition => Kind::FailedPrecondition,
-        Code::Aborted => Kind::Aborted,
-        Code::OutOfRange => Kind::OutOfRange,
-        Code::Unimplemented => Kind::Unimplemented,
-        Code::Internal => Kind::Internal,
-        Code::Unavailable => Kind::Unavailable,
-        Code::DataLoss => Kind::DataLoss,
-        Code::Unauthenticated => Kind::Unauthenticated,
-    }
+    Kind::of_code(code as i32).unwrap_or(Kind::Internal)
 }
 
 /// The error of `operation` on `subject` that containerd answered, or that kept it from answering.

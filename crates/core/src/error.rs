@@ -13,39 +13,74 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What went wrong, in the terms a caller decides by. These are gRPC's codes, so that nothing is
 /// lost between a backend and whoever asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Kind {
     /// The operation was cancelled.
-    Cancelled,
+    Cancelled = 1,
     /// The backend did not say.
-    Unknown,
+    Unknown = 2,
     /// The request makes no sense.
-    InvalidArgument,
+    InvalidArgument = 3,
     /// Time ran out.
-    DeadlineExceeded,
+    DeadlineExceeded = 4,
     /// The thing is not there.
-    NotFound,
+    NotFound = 5,
     /// The thing is there already.
-    AlreadyExists,
+    AlreadyExists = 6,
     /// We may not.
-    PermissionDenied,
+    PermissionDenied = 7,
     /// Something has no room left.
-    ResourceExhausted,
+    ResourceExhausted = 8,
     /// The state of something else forbids it.
-    FailedPrecondition,
+    FailedPrecondition = 9,
     /// A conflict with somebody else's change.
-    Aborted,
+    Aborted = 10,
     /// Past the end.
-    OutOfRange,
+    OutOfRange = 11,
     /// The backend cannot do this.
-    Unimplemented,
+    Unimplemented = 12,
     /// A broken promise inside the backend or resnap.
-    Internal,
+    Internal = 13,
     /// The backend is not reachable now.
-    Unavailable,
+    Unavailable = 14,
     /// Content is not what its digest says.
-    DataLoss,
+    DataLoss = 15,
     /// Credentials are missing.
-    Unauthenticated,
+    Unauthenticated = 16,
+}
+
+impl Kind {
+    const ALL: [Self; 16] = [
+        Self::Cancelled,
+        Self::Unknown,
+        Self::InvalidArgument,
+        Self::DeadlineExceeded,
+        Self::NotFound,
+        Self::AlreadyExists,
+        Self::PermissionDenied,
+        Self::ResourceExhausted,
+        Self::FailedPrecondition,
+        Self::Aborted,
+        Self::OutOfRange,
+        Self::Unimplemented,
+        Self::Internal,
+        Self::Unavailable,
+        Self::DataLoss,
+        Self::Unauthenticated,
+    ];
+
+    /// The number of gRPC's code of this name (grpc `doc/statuscodes.md`).
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The kind of gRPC's code of this number; `None` for 0, which is no error, and for those that
+    /// gRPC does not have.
+    pub fn of_code(code: i32) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| i32::from(kind.code()) == code)
+    }
 }
 
 /// What was tried on what, how it failed, and why.
@@ -117,5 +152,24 @@ impl StdError for Error {
         self.source
             .as_deref()
             .map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_the_codes_of_grpc() {
+        assert_eq!(Kind::of_code(0), None);
+        assert_eq!(Kind::of_code(17), None);
+        for (code, kind) in (1..).zip(Kind::ALL) {
+            assert_eq!(
+                (kind.code(), Kind::of_code(code.into())),
+                (code, Some(kind))
+            );
+        }
+        assert_eq!(Kind::NotFound.code(), 5);
+        assert_eq!(Kind::Unauthenticated.code(), 16);
     }
 }

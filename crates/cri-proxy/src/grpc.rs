@@ -27,26 +27,9 @@ pub(crate) struct Status {
     pub(crate) message: String,
 }
 
-/// The number of a kind, which has gRPC's name.
+/// The number of a kind.
 pub(crate) fn code(kind: Kind) -> u16 {
-    match kind {
-        Kind::Cancelled => 1,
-        Kind::Unknown => 2,
-        Kind::InvalidArgument => 3,
-        Kind::DeadlineExceeded => DEADLINE_EXCEEDED,
-        Kind::NotFound => NOT_FOUND,
-        Kind::AlreadyExists => 6,
-        Kind::PermissionDenied => 7,
-        Kind::ResourceExhausted => RESOURCE_EXHAUSTED,
-        Kind::FailedPrecondition => FAILED_PRECONDITION,
-        Kind::Aborted => 10,
-        Kind::OutOfRange => 11,
-        Kind::Unimplemented => 12,
-        Kind::Internal => INTERNAL,
-        Kind::Unavailable => UNAVAILABLE,
-        Kind::DataLoss => 15,
-        Kind::Unauthenticated => 16,
-    }
+    kind.code().into()
 }
 
 /// DEADLINE_EXCEEDED.
