@@ -150,6 +150,11 @@ impl ChainId {
         }
     }
 
+    /// One that another process computed, and tells.
+    pub fn told(digest: Digest) -> Self {
+        Self(digest)
+    }
+
     /// `algorithm:hex`.
     pub fn as_str(&self) -> &str {
         self.0.as_str()

@@ -83,7 +83,7 @@ pub enum LabelState {
     /// All there, naming this reference. Shared layers name the image that came first.
     Complete(String),
     /// These are missing.
-    Missing(Vec<&'static str>),
+    Missing(Vec<String>),
 }
 
 impl LayerState {
@@ -94,7 +94,7 @@ impl LayerState {
         let missing = labels::missing(&info.labels);
         let labels = match info.labels.get(labels::IMAGE_REF) {
             Some(reference) if missing.is_empty() => LabelState::Complete(reference.clone()),
-            _ => LabelState::Missing(missing),
+            _ => LabelState::Missing(missing.into_iter().map(str::to_owned).collect()),
         };
         Self::Committed { labels }
     }

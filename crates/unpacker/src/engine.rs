@@ -16,13 +16,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Instrument as _;
 
 use crate::chain::Chain;
-use crate::flight::Flight;
+use crate::flight::{Boarding, Flight, Seat};
 use crate::job::Canceller;
+use crate::jobs::Jobs;
 use crate::lease::{Left, Tenure};
 use crate::locks::Locks;
 use crate::plan::plan;
 use crate::{
-    Check, Job, LeaseStatus, Phase, Plan, Report, ResolvedImage, UnpackError, check, image,
+    Check, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report, ResolvedImage, UnpackError,
+    check, image,
 };
 
 /// Most plans that are kept; one of many layers takes half a megabyte.
@@ -46,10 +48,12 @@ pub(crate) struct Inner {
     pub(crate) clock: Clock,
     applies: Semaphore,
     /// Jobs that somebody waits for.
-    urgent: watch::Sender<usize>,
+    pub(crate) urgent: watch::Sender<usize>,
     identity: OnceCell<String>,
     plans: Mutex<HashMap<String, Arc<Plan>>>,
-    flights: Mutex<Vec<Arc<Flight>>>,
+    pub(crate) jobs: Mutex<Jobs>,
+    /// Sent when a job comes, changes or goes.
+    pub(crate) changed: watch::Sender<()>,
 }
 
 /// How an engine works.
@@ -116,6 +120,8 @@ pub struct Request {
     /// Whether nobody waits for it: its layers are written when no other job is at work. Once
     /// somebody who waits joins it, it is as urgent as theirs.
     pub background: bool,
+    /// Who asks, in a word for people: what [`JobStatus::origin`] says of a job that this begins.
+    pub origin: String,
     /// What else is to be done to the layers' descriptors: annotations under
     /// `containerd.io/snapshot/` become labels.
     pub wrappers: Vec<Wrapper>,
@@ -128,6 +134,7 @@ impl std::fmt::Debug for Request {
             .field("snapshotter", &self.snapshotter)
             .field("platform", &self.platform)
             .field("repair", &self.repair)
+            .field("origin", &self.origin)
             .finish_non_exhaustive()
     }
 }
@@ -142,6 +149,7 @@ impl Request {
             user_reference: None,
             repair: false,
             background: false,
+            origin: String::new(),
             wrappers: Vec::new(),
         }
     }
@@ -171,7 +179,8 @@ impl Engine {
             urgent: watch::Sender::new(0),
             identity: OnceCell::new(),
             plans: Mutex::default(),
-            flights: Mutex::default(),
+            jobs: Mutex::default(),
+            changed: watch::Sender::new(()),
         })))
     }
 
@@ -183,9 +192,9 @@ impl Engine {
         let (engine, cancelling) = (self.clone(), canceller.clone());
         let begin = async move {
             let plan = engine.plan(&request).await?;
-            let flight = engine.0.board(plan, request)?;
-            cancelling.aim(&flight);
-            Ok(flight)
+            let seat = engine.0.board(plan, request)?;
+            cancelling.aim(&seat.flight);
+            Ok(Arc::new(seat))
         };
         Job::new(image, tokio::spawn(begin), canceller)
     }
@@ -236,6 +245,38 @@ impl Engine {
         image::resolve(&self.0.ports, &self.0.scope, image).await
     }
 
+    /// The containerd namespace of its images.
+    pub fn namespace(&self) -> &str {
+        &self.0.scope.namespace
+    }
+
+    /// How ready an image is on the snapshotter that `request` names, or on all that work if it
+    /// names none.
+    ///
+    /// # Errors
+    /// As for [`Engine::plan`] and [`Engine::require_snapshotter`].
+    pub async fn check_image(&self, request: &Request) -> Result<Check, UnpackError> {
+        let name = &request.snapshotter;
+        let snapshotters = if name.is_empty() {
+            self.working_snapshotters().await?
+        } else {
+            self.require_snapshotter(name).await?;
+            vec![name.clone()]
+        };
+        let plan = self.plan(request).await?;
+        self.check(&plan, &snapshotters).await
+    }
+
+    /// The names of the snapshotters that work.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub async fn working_snapshotters(&self) -> Result<Vec<String>, UnpackError> {
+        let all = self.snapshotters().await?.into_iter();
+        let working = all.filter(|snapshotter| snapshotter.failure.is_none());
+        Ok(working.map(|snapshotter| snapshotter.name).collect())
+    }
+
     /// How ready the planned image is on each of `snapshotters`.
     ///
     /// # Errors
@@ -260,6 +301,28 @@ impl Engine {
     /// What the backend says.
     pub async fn is_remote(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
         check::is_remote(&self.0, plan, snapshotter).await
+    }
+
+    /// The jobs that run, the oldest first.
+    pub fn jobs(&self) -> Vec<JobStatus> {
+        let jobs = self.0.jobs();
+        jobs.running.iter().map(|job| job.status()).collect()
+    }
+
+    /// Sees jobs come, change and go, from now on.
+    pub fn watch_jobs(&self) -> JobWatch {
+        JobWatch::new(Arc::clone(&self.0))
+    }
+
+    /// Cancels the running job of this number, for all who wait for it, as [`Canceller::cancel`]
+    /// does, and waits for its end; or, if `unless_shared`, only if no more than one caller waits.
+    /// Dropping the future stops only the waiting.
+    ///
+    /// # Errors
+    /// [`UnpackError::NoSuchJob`], [`UnpackError::SharedJob`]. What the job itself failed with is
+    /// in its status.
+    pub async fn cancel(&self, id: u64, unless_shared: bool) -> Result<JobStatus, UnpackError> {
+        self.0.cancel(id, unless_shared).await
     }
 
     /// What is known of the snapshotters.
@@ -312,16 +375,13 @@ impl Engine {
 }
 
 impl Inner {
-    /// The job for this plan: the one that runs already, or else a new one.
-    fn board(
-        self: &Arc<Self>,
-        plan: Arc<Plan>,
-        request: Request,
-    ) -> Result<Arc<Flight>, UnpackError> {
+    /// A seat in the job for this plan: the one that runs already, or else a new one.
+    fn board(self: &Arc<Self>, plan: Arc<Plan>, request: Request) -> Result<Seat, UnpackError> {
         let Request {
             snapshotter,
             repair,
             background,
+            origin,
             ..
         } = request;
         if plan.image.reference.is_none() && self.profiles.need(&snapshotter).is_some() {
@@ -330,25 +390,35 @@ impl Inner {
                 snapshotter,
             });
         }
-        let mut flights = self.flights();
-        let running = flights
-            .iter()
-            .find(|flight| flight.serves(&plan, &snapshotter, repair));
-        if let Some(running) = running {
+        let mut jobs = self.jobs();
+        let running = jobs.running.iter();
+        let mut running = running.filter(|flight| flight.serves(&plan, &snapshotter, repair));
+        if let Some(running) = running.next() {
             if !background {
                 self.hurry(running);
             }
-            return Ok(Arc::clone(running));
+            return Ok(Seat::new(running, true));
         }
-        let flight = Flight::new(plan, snapshotter, repair);
-        flights.push(Arc::clone(&flight));
+        let boarding = Boarding {
+            id: jobs.next_id(),
+            plan,
+            snapshotter,
+            namespace: self.scope.namespace.to_string(),
+            repair,
+            origin,
+            started: self.clock.now(),
+            changed: self.changed.clone(),
+        };
+        let flight = Flight::new(boarding);
+        let seat = Seat::new(&flight, false);
+        jobs.running.push(Arc::clone(&flight));
         if !background {
             self.hurry(&flight);
         }
         let name = &flight.plan.image.name;
         let span = tracing::info_span!("unpack", image = name, snapshotter = flight.snapshotter);
         tokio::spawn(Arc::clone(self).fly(Arc::clone(&flight)).instrument(span));
-        Ok(flight)
+        Ok(seat)
     }
 
     /// Does a job to its end, whatever that is, and leaves nothing behind.
@@ -401,12 +471,7 @@ impl Inner {
             Ok(layers) => Ok(report(&flight, layers)),
             Err(error) => Err(self.explain(&flight.snapshotter, error).await),
         };
-        self.flights()
-            .retain(|running| !Arc::ptr_eq(running, &flight));
-        if flight.is_urgent() {
-            self.urgent.send_modify(|jobs| *jobs -= 1);
-        }
-        flight.finish(result);
+        self.land(&flight, result);
         if !clean {
             let made = made.map(|top| (flight.snapshotter.as_str(), top));
             self.reap(made).await;
@@ -445,7 +510,7 @@ impl Inner {
         })
     }
 
-    /// Notes that somebody waits for a job that is in `flights`, whose lock is held.
+    /// Notes that somebody waits for a job that is among those that run, whose lock is held.
     fn hurry(&self, flight: &Flight) {
         if flight.hurry() {
             self.urgent.send_modify(|jobs| *jobs += 1);
@@ -478,10 +543,6 @@ impl Inner {
 
     fn plans(&self) -> MutexGuard<'_, HashMap<String, Arc<Plan>>> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn flights(&self) -> MutexGuard<'_, Vec<Arc<Flight>>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

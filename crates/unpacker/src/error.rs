@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, in_full};
 
+use crate::Failure;
+
 /// Why an image could not be unpacked or checked.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -232,6 +234,22 @@ pub enum UnpackError {
         /// Why.
         source: Arc<io::Error>,
     },
+    /// No job that runs has this number.
+    #[error("no job {id} is running")]
+    NoSuchJob {
+        /// The number.
+        id: u64,
+    },
+    /// A job was to be cancelled only if nobody else waits for it.
+    #[error("unpacking image {image} for {snapshotter} goes on: others wait for it")]
+    SharedJob {
+        /// Its number.
+        id: u64,
+        /// The image.
+        image: String,
+        /// The snapshotter.
+        snapshotter: String,
+    },
     /// The job's task ended without a result.
     #[error("the job for image {image} broke off: {reason}")]
     Broken {
@@ -264,9 +282,10 @@ impl UnpackError {
     /// The kind to decide by, and the gRPC code to answer with.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::NoSuchImage { .. } | Self::NoManifest { .. } | Self::MissingBlob { .. } => {
-                Kind::NotFound
-            }
+            Self::NoSuchImage { .. }
+            | Self::NoManifest { .. }
+            | Self::MissingBlob { .. }
+            | Self::NoSuchJob { .. } => Kind::NotFound,
             Self::AmbiguousId { .. } | Self::LayerCount { .. } | Self::LabelTooLong { .. } => {
                 Kind::InvalidArgument
             }
@@ -276,6 +295,7 @@ impl UnpackError {
             | Self::InUse { .. }
             | Self::Unremovable { .. }
             | Self::RuntimeDir { .. }
+            | Self::SharedJob { .. }
             | Self::Disagreement { .. } => Kind::FailedPrecondition,
             Self::WrongDiffId { .. } => Kind::DataLoss,
             Self::Layer { source, .. }
@@ -285,6 +305,35 @@ impl UnpackError {
             Self::Unclean { cause, .. } => cause.kind(),
             Self::Cancelled { .. } => Kind::Cancelled,
             Self::Broken { .. } => Kind::Internal,
+        }
+    }
+
+    /// Which error it is, for programs; of an unclean end the one that came first.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::NoSuchImage { .. } => "NO_SUCH_IMAGE",
+            Self::AmbiguousId { .. } => "AMBIGUOUS_ID",
+            Self::NoManifest { .. } => "NO_MANIFEST",
+            Self::NoSuchSnapshotter { .. } => "NO_SUCH_SNAPSHOTTER",
+            Self::NoReference { .. } => "NO_REFERENCE",
+            Self::LayerCount { .. } => "LAYER_COUNT",
+            Self::LabelTooLong { .. } => "LABEL_TOO_LONG",
+            Self::MissingBlob { .. } => "MISSING_BLOB",
+            Self::WrongDiffId { .. } => "WRONG_DIFF_ID",
+            Self::Unlabelled { .. } => "UNLABELLED",
+            Self::Disagreement { .. } => "DISAGREEMENT",
+            Self::Layer { .. } => "LAYER",
+            Self::Documents { .. } => "DOCUMENTS",
+            Self::Image { .. } => "IMAGE",
+            Self::Backend(_) => "BACKEND",
+            Self::InUse { .. } => "IN_USE",
+            Self::Unremovable { .. } => "UNREMOVABLE",
+            Self::Cancelled { .. } => Failure::CANCELLED,
+            Self::RuntimeDir { .. } => "RUNTIME_DIR",
+            Self::NoSuchJob { .. } => "NO_SUCH_JOB",
+            Self::SharedJob { .. } => "SHARED_JOB",
+            Self::Broken { .. } => "BROKEN",
+            Self::Unclean { cause, .. } => cause.reason(),
         }
     }
 
@@ -359,6 +408,8 @@ impl UnpackError {
             Self::Backend(error) | Self::Image { source: error, .. } | Self::Layer { source: error, .. } => {
                 return backend_step(error.kind()).map(str::to_owned);
             }
+            Self::NoSuchJob { .. } => "it may be over; `resnap jobs` lists those that run".to_owned(),
+            Self::SharedJob { id, .. } => format!("`resnap cancel {id}` ends it for all"),
             Self::Broken { .. } => "this is a bug in resnap: please report it".to_owned(),
         })
     }

@@ -60,6 +60,16 @@ pub enum Phase {
     Failed,
 }
 
+impl Phase {
+    /// Whether the layer is ready by it. Of each layer of a job that succeeds one such is told.
+    pub fn is_ready(self) -> bool {
+        match self {
+            Self::Existed | Self::Committed | Self::Staged | Self::Remote | Self::Joined => true,
+            Self::Planned | Self::Waiting | Self::Prepared | Self::Applying | Self::Failed => false,
+        }
+    }
+}
+
 /// How a layer came to be ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -3,21 +3,30 @@
 
 //! One job and all who wait for it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::{Event, Phase, Plan, Report, UnpackError};
+use crate::{Event, Failure, JobState, JobStatus, Phase, Plan, Report, UnpackError};
 
 /// A job, from the moment it is begun until nobody looks at it any more.
 #[derive(Debug)]
 pub(crate) struct Flight {
+    pub(crate) id: u64,
     pub(crate) plan: Arc<Plan>,
     pub(crate) snapshotter: String,
+    namespace: String,
     pub(crate) repair: bool,
+    origin: String,
+    wall_started: SystemTime,
     started: Instant,
+    /// How many seats are taken.
+    waiting: AtomicUsize,
+    /// The engine's.
+    changed: watch::Sender<()>,
     events: Mutex<Vec<Event>>,
     /// Sent at every event and at the end.
     news: watch::Sender<()>,
@@ -26,19 +35,104 @@ pub(crate) struct Flight {
     urgent: AtomicBool,
 }
 
+/// What a new job is made of.
+pub(crate) struct Boarding {
+    pub(crate) id: u64,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) snapshotter: String,
+    /// For next steps.
+    pub(crate) namespace: String,
+    pub(crate) repair: bool,
+    pub(crate) origin: String,
+    pub(crate) started: SystemTime,
+    /// Sent when what [`Flight::status`] says changes.
+    pub(crate) changed: watch::Sender<()>,
+}
+
+/// A caller's place in a job, left when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) flight: Arc<Flight>,
+    /// Whether the job was running before.
+    pub(crate) joined: bool,
+}
+
+impl Seat {
+    pub(crate) fn new(flight: &Arc<Flight>, joined: bool) -> Self {
+        flight.waiting.fetch_add(1, Ordering::SeqCst);
+        flight.changed.send_replace(());
+        Self {
+            flight: Arc::clone(flight),
+            joined,
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.flight.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.flight.changed.send_replace(());
+    }
+}
+
 impl Flight {
-    pub(crate) fn new(plan: Arc<Plan>, snapshotter: String, repair: bool) -> Arc<Self> {
+    pub(crate) fn new(boarding: Boarding) -> Arc<Self> {
         Arc::new(Self {
-            plan,
-            snapshotter,
-            repair,
+            id: boarding.id,
+            plan: boarding.plan,
+            snapshotter: boarding.snapshotter,
+            namespace: boarding.namespace,
+            repair: boarding.repair,
+            origin: boarding.origin,
+            wall_started: boarding.started,
             started: Instant::now(),
+            waiting: AtomicUsize::new(0),
+            changed: boarding.changed,
             events: Mutex::default(),
             news: watch::Sender::new(()),
             result: OnceLock::new(),
             cancelled: watch::Sender::new(false),
             urgent: AtomicBool::new(false),
         })
+    }
+
+    /// How many callers wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// The job as it is now.
+    pub(crate) fn status(&self) -> JobStatus {
+        let (plan, result) = (&self.plan, self.result.get());
+        let error = result.and_then(|result| result.as_ref().err());
+        let state = match (result, error) {
+            (None, _) if *self.cancelled.borrow() => JobState::Cancelling,
+            (None, _) => JobState::Running,
+            (Some(_), Some(error)) if error.is_cancelled() => JobState::Cancelled,
+            (Some(_), Some(_)) => JobState::Failed,
+            (Some(_), None) => JobState::Done,
+        };
+        let sum = |sum: u64, bytes: u64| sum.saturating_add(bytes);
+        let all = plan.layers.iter().map(|layer| layer.descriptor.size);
+        let events = self.events();
+        let ready = || events.iter().filter(|event| event.phase.is_ready());
+        JobStatus {
+            id: self.id,
+            image: plan.image.name.clone(),
+            snapshotter: self.snapshotter.clone(),
+            platform: plan.platform.to_string(),
+            origin: self.origin.clone(),
+            state,
+            started: self.wall_started,
+            layers: plan.layers.len(),
+            ready_layers: ready().count(),
+            // A descriptor may state any size.
+            bytes: all.fold(0, sum),
+            ready_bytes: ready().map(|event| event.bytes).fold(0, sum),
+            waiting: self.waiting(),
+            waits_for: events.last().and_then(|event| event.waits_for.clone()),
+            failure: error.map(|error| Failure::new(error, &self.namespace)),
+        }
     }
 
     /// Whether who asks for this gets it from this job.
@@ -85,6 +179,7 @@ impl Flight {
             waits_for,
         });
         self.news.send_replace(());
+        self.changed.send_replace(());
     }
 
     /// The event with this number, waiting for it; `None` if the job is over without.
@@ -124,6 +219,7 @@ impl Flight {
     /// Makes the job stop where it can.
     pub(crate) fn cancel(&self) {
         self.cancelled.send_replace(true);
+        self.changed.send_replace(());
     }
 
     /// Waits until the job is cancelled.

@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use tokio::task::JoinHandle;
 
-use crate::flight::Flight;
+use crate::flight::{Flight, Seat};
 use crate::{Event, Report, UnpackError};
 
 /// A caller's handle of a job. Dropping it stops nothing: the job belongs to the engine, and others
@@ -19,10 +19,19 @@ use crate::{Event, Report, UnpackError};
 pub struct Job {
     /// As the caller wrote it.
     image: String,
-    /// The job itself, once it is planned.
-    flight: Shared<BoxFuture<'static, Result<Arc<Flight>, UnpackError>>>,
+    /// The place in the job, once that is planned.
+    seat: Shared<BoxFuture<'static, Result<Arc<Seat>, UnpackError>>>,
     canceller: Canceller,
     told: usize,
+}
+
+/// A job that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// Its number, as in [`JobStatus::id`](crate::JobStatus::id).
+    pub id: u64,
+    /// Whether it was running before, for somebody else.
+    pub joined: bool,
 }
 
 /// Cancels a job.
@@ -58,11 +67,11 @@ impl Canceller {
 impl Job {
     pub(crate) fn new(
         image: String,
-        begin: JoinHandle<Result<Arc<Flight>, UnpackError>>,
+        begin: JoinHandle<Result<Arc<Seat>, UnpackError>>,
         canceller: Canceller,
     ) -> Self {
         let name = image.clone();
-        let flight = begin.map(|begun| {
+        let seat = begin.map(|begun| {
             begun.unwrap_or_else(|error| {
                 Err(UnpackError::Broken {
                     image: name,
@@ -72,17 +81,29 @@ impl Job {
         });
         Self {
             image,
-            flight: flight.boxed().shared(),
+            seat: seat.boxed().shared(),
             canceller,
             told: 0,
         }
     }
 
+    /// Waits until it is known which job this is. Cancel-safe.
+    ///
+    /// # Errors
+    /// What kept the job from being begun.
+    pub async fn begun(&self) -> Result<Begun, UnpackError> {
+        let seat = self.seat.clone().await?;
+        Ok(Begun {
+            id: seat.flight.id,
+            joined: seat.joined,
+        })
+    }
+
     /// The next event, `None` after the last. Who joins a job that runs gets its events from the
     /// first one on. Cancel-safe.
     pub async fn next_event(&mut self) -> Option<Event> {
-        let flight = self.flight.clone().await.ok()?;
-        let mut event = flight.event(self.told).await?;
+        let seat = self.seat.clone().await.ok()?;
+        let mut event = seat.flight.event(self.told).await?;
         self.told += 1;
         event.image.clone_from(&self.image);
         Some(event)
@@ -94,8 +115,9 @@ impl Job {
     /// What kept the image from being ready. No active snapshot is left then, unless the error is
     /// [`UnpackError::Unclean`].
     pub async fn report(self) -> Result<Report, UnpackError> {
-        let Self { image, flight, .. } = self;
-        let mut report = flight.await?.result().await?;
+        let Self { image, seat, .. } = self;
+        let seat = seat.await?;
+        let mut report = seat.flight.result().await?;
         report.image = image;
         Ok(report)
     }

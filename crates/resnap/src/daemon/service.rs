@@ -26,6 +26,7 @@ impl UnpackService for Service {
     ) -> Result<(), Unready> {
         let request = Request {
             repair: want.repair,
+            origin: "cri".to_owned(),
             user_reference: want.reference.map(str::to_owned),
             ..Request::new(want.image, want.snapshotter)
         };
@@ -82,7 +83,7 @@ impl Far {
     fn after(&mut self, event: &Event) -> Progress {
         match event.phase {
             Phase::Planned => self.total = self.total.saturating_add(event.bytes),
-            Phase::Existed | Phase::Committed | Phase::Staged | Phase::Remote | Phase::Joined => {
+            phase if phase.is_ready() => {
                 self.done += 1;
                 self.bytes = self.bytes.saturating_add(event.bytes);
             }
