@@ -21,6 +21,7 @@ use crate::job::Canceller;
 use crate::jobs::Jobs;
 use crate::lease::{Left, Tenure};
 use crate::locks::Locks;
+use crate::observe::{Observer, Seen};
 use crate::plan::plan;
 use crate::{
     Check, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report, ResolvedImage, UnpackError,
@@ -46,6 +47,7 @@ pub(crate) struct Inner {
     pub(crate) lifetime: Duration,
     pub(crate) profiles: Profiles,
     pub(crate) clock: Clock,
+    observer: Option<Arc<dyn Observer>>,
     applies: Semaphore,
     /// Jobs that somebody waits for.
     pub(crate) urgent: watch::Sender<usize>,
@@ -70,6 +72,8 @@ pub struct Settings {
     pub lease_lifetime: Duration,
     /// What is known of snapshotters.
     pub profiles: Profiles,
+    /// Who is told of all jobs.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 impl Default for Settings {
@@ -79,6 +83,7 @@ impl Default for Settings {
             parallel_applies: 3,
             lease_lifetime: Duration::from_secs(3600),
             profiles: Profiles::default(),
+            observer: None,
         }
     }
 }
@@ -175,6 +180,7 @@ impl Engine {
             lifetime: settings.lease_lifetime,
             profiles: settings.profiles,
             clock: Clock::start(),
+            observer: settings.observer,
             applies: Semaphore::new(settings.parallel_applies),
             urgent: watch::Sender::new(0),
             identity: OnceCell::new(),
@@ -191,8 +197,9 @@ impl Engine {
         let canceller = Canceller::default();
         let (engine, cancelling) = (self.clone(), canceller.clone());
         let begin = async move {
-            let plan = engine.plan(&request).await?;
-            let seat = engine.0.board(plan, request)?;
+            let plan = engine.plan(&request).await;
+            let seat = plan.and_then(|plan| engine.0.board(plan, request));
+            let seat = seat.inspect_err(|error| engine.0.saw(&Seen::Refused(error)))?;
             cancelling.aim(&seat.flight);
             Ok(Arc::new(seat))
         };
@@ -397,6 +404,7 @@ impl Inner {
             if !background {
                 self.hurry(running);
             }
+            self.saw(&Seen::Joined);
             return Ok(Seat::new(running, true));
         }
         let boarding = Boarding {
@@ -408,6 +416,7 @@ impl Inner {
             origin,
             started: self.clock.now(),
             changed: self.changed.clone(),
+            observer: self.observer.clone(),
         };
         let flight = Flight::new(boarding);
         let seat = Seat::new(&flight, false);
@@ -473,6 +482,7 @@ impl Inner {
         };
         self.land(&flight, result);
         if !clean {
+            self.saw(&Seen::CleanupFailed);
             let made = made.map(|top| (flight.snapshotter.as_str(), top));
             self.reap(made).await;
         }
@@ -539,6 +549,12 @@ impl Inner {
         let namespace = &self.scope.namespace;
         let of = format!("{backend}\n{namespace}\n{snapshotter}\n{key}");
         Ok(format!("chain-{}", Digest::sha256(of.as_bytes()).encoded()))
+    }
+
+    fn saw(&self, seen: &Seen<'_>) {
+        if let Some(observer) = &self.observer {
+            observer.saw(seen);
+        }
     }
 
     fn plans(&self) -> MutexGuard<'_, HashMap<String, Arc<Plan>>> {

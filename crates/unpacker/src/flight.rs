@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::observe::{Observer, Seen};
 use crate::{Event, Failure, JobState, JobStatus, Phase, Plan, Report, UnpackError};
 
 /// A job, from the moment it is begun until nobody looks at it any more.
@@ -33,6 +34,7 @@ pub(crate) struct Flight {
     result: OnceLock<Result<Report, UnpackError>>,
     cancelled: watch::Sender<bool>,
     urgent: AtomicBool,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 /// What a new job is made of.
@@ -47,6 +49,7 @@ pub(crate) struct Boarding {
     pub(crate) started: SystemTime,
     /// Sent when what [`Flight::status`] says changes.
     pub(crate) changed: watch::Sender<()>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 /// A caller's place in a job, left when it is dropped.
@@ -77,7 +80,7 @@ impl Drop for Seat {
 
 impl Flight {
     pub(crate) fn new(boarding: Boarding) -> Arc<Self> {
-        Arc::new(Self {
+        let flight = Self {
             id: boarding.id,
             plan: boarding.plan,
             snapshotter: boarding.snapshotter,
@@ -93,7 +96,16 @@ impl Flight {
             result: OnceLock::new(),
             cancelled: watch::Sender::new(false),
             urgent: AtomicBool::new(false),
-        })
+            observer: boarding.observer,
+        };
+        flight.saw(&Seen::Began);
+        Arc::new(flight)
+    }
+
+    fn saw(&self, seen: &Seen<'_>) {
+        if let Some(observer) = &self.observer {
+            observer.saw(seen);
+        }
     }
 
     /// How many callers wait.
@@ -165,6 +177,7 @@ impl Flight {
 
     /// The same, with for whom the layer waits.
     pub(crate) fn tell_waiting(&self, index: usize, phase: Phase, waits_for: Option<String>) {
+        self.saw(&Seen::Layer(phase));
         let layer = &self.plan.layers[index];
         self.events().push(Event {
             image: self.plan.image.name.clone(),
@@ -211,6 +224,11 @@ impl Flight {
 
     /// Ends the job, for all who wait.
     pub(crate) fn finish(&self, result: Result<Report, UnpackError>) {
+        // Before those who wait know: whoever counts then counts this.
+        self.saw(&Seen::Ended {
+            error: result.as_ref().err(),
+            seconds: self.seconds(),
+        });
         // Only its own task does so, once.
         let _ = self.result.set(result);
         self.news.send_replace(());

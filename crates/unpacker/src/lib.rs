@@ -35,6 +35,7 @@ mod job;
 mod jobs;
 mod lease;
 mod locks;
+mod observe;
 mod plan;
 mod repair;
 
@@ -47,4 +48,5 @@ pub use failure::Failure;
 pub use image::ResolvedImage;
 pub use job::{Begun, Canceller, Job};
 pub use jobs::{JobState, JobStatus, JobWatch};
+pub use observe::{Observer, Seen};
 pub use plan::{Plan, PlannedLayer};
