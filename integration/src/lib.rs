@@ -10,3 +10,4 @@ pub mod image;
 pub mod registry;
 pub mod tap;
 pub mod tree;
+pub mod wire;

@@ -32,6 +32,7 @@
 
 mod call;
 mod connection;
+mod exchange;
 mod method;
 mod pump;
 mod record;
@@ -48,9 +49,10 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
+pub use exchange::{End, Exchange, Half};
 pub use method::Method;
 pub use record::Call;
-pub use rule::{Action, Held, Point, Side};
+pub use rule::{Action, Answer, Held, Point, Side};
 
 use record::Shared;
 
@@ -139,6 +141,11 @@ impl Tap {
     /// All calls, in the order they came.
     pub fn calls(&self) -> Vec<Call> {
         self.shared.calls()
+    }
+
+    /// Keeps all that passes of later calls, for [`Call::exchange`]; streams are kept whole.
+    pub fn keep(&self) {
+        self.shared.keep();
     }
 
     /// Forgets the calls so far; what is asked of later ones stays.

@@ -5,25 +5,29 @@
 
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Error, RecvStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tonic::Status;
 use tonic::codegen::http::request::Parts;
 use tonic::codegen::http::{Request, Response};
 
 use super::connection::Link;
-use super::pump::{first_message, head, pump};
+use super::exchange::{End, Way};
+use super::pump::{first_message, head, pump, send};
 use super::record::Call;
-use super::rule::{Action, Point, Step};
+use super::rule::{Action, Answer, Point, Step};
+
+/// How long the data of an answer may take before the reset that breaks it off.
+const BEFORE_RESET: Duration = Duration::from_millis(50);
 
 /// Why a call has no reply of containerd's to pass on.
 enum Ended {
     /// It gets this answer of the tap's.
-    Failed(Status),
+    Answered(Box<Answer>),
     Broken(Error),
 }
 
@@ -44,6 +48,12 @@ pub(super) async fn serve(
         return;
     };
     let (call, steps) = link.shared.arrived(parts.uri.path(), first_message(&head));
+    call.note(Way::Request, |half| {
+        half.start = format!("{} {}", parts.method, parts.uri);
+        half.headers = parts.headers.clone();
+        half.body.extend_from_slice(&head);
+        half.end = body.is_end_stream().then_some(End::Stream);
+    });
     let mut asked = Asked {
         link: &link,
         call: &call,
@@ -52,15 +62,14 @@ pub(super) async fn serve(
     };
     let reply = tokio::select! {
         reply = asked.ask(parts, head, body) => reply,
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+        reason = poll_fn(|cx| respond.poll_reset(cx)) => {
+            let end = reason.ok().map(End::Reset);
+            return call.note(Way::Request, |half| half.end = end);
+        }
     };
     let passed = match reply {
         Ok(reply) => pass_on(&call, reply, &mut respond).await,
-        Err(Ended::Failed(status)) => {
-            let answer = status.into_http();
-            call.answered(answer.headers());
-            respond.send_response(answer, true).map(drop)
-        }
+        Err(Ended::Answered(answer)) => give(&call, *answer, &mut respond).await,
         Err(Ended::Broken(error)) => Err(error),
     };
     match passed {
@@ -81,13 +90,61 @@ async fn pass_on(
     respond: &mut SendResponse<Bytes>,
 ) -> Result<(), Error> {
     let (parts, body) = reply.into_parts();
-    call.answered(&parts.headers);
     let end = body.is_end_stream();
-    let mut to = respond.send_response(Response::from_parts(parts, ()), end)?;
+    let mut to = begin(call, Response::from_parts(parts, ()), end, respond)?;
     if !end {
-        call.answered(&pump(Bytes::new(), body, &mut to).await?);
+        call.answered(&pump(Bytes::new(), body, &mut to, call, Way::Reply).await?);
     }
     Ok(())
+}
+
+/// Answers in containerd's place.
+async fn give(call: &Call, answer: Answer, respond: &mut SendResponse<Bytes>) -> Result<(), Error> {
+    if let Some(reason) = answer.reset.filter(|_| answer.headers.is_empty()) {
+        call.note(Way::Reply, |half| half.end = Some(End::Reset(reason)));
+        respond.send_reset(reason);
+        return Ok(());
+    }
+    let mut head = Response::new(());
+    *head.headers_mut() = answer.headers;
+    let end = answer.body.is_empty() && answer.trailers.is_empty() && answer.reset.is_none();
+    let mut to = begin(call, head, end, respond)?;
+    if end {
+        return Ok(());
+    }
+    call.note(Way::Reply, |half| {
+        half.body.extend_from_slice(&answer.body);
+        half.end = Some(answer.reset.map_or(End::Stream, End::Reset));
+        if answer.reset.is_none() {
+            half.trailers = answer.trailers.clone();
+        }
+    });
+    send(answer.body, &mut to, false).await?;
+    call.answered(&answer.trailers);
+    match answer.reset {
+        Some(reason) => {
+            // h2 forgets what it has not written when a reset comes.
+            tokio::time::sleep(BEFORE_RESET).await;
+            to.send_reset(reason);
+            Ok(())
+        }
+        None => to.send_trailers(answer.trailers),
+    }
+}
+
+fn begin(
+    call: &Call,
+    head: Response<()>,
+    end: bool,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<h2::SendStream<Bytes>, Error> {
+    call.answered(head.headers());
+    call.note(Way::Reply, |half| {
+        half.start = head.status().to_string();
+        half.headers = head.headers().clone();
+        half.end = end.then_some(End::Headers);
+    });
+    respond.send_response(head, end)
 }
 
 struct Asked<'a> {
@@ -110,9 +167,11 @@ impl Asked<'_> {
         let mut backend = self.link.backend.clone().ready().await?;
         let (reply, mut to) = backend.send_request(Request::from_parts(parts, ()), false)?;
         let (send, sent) = oneshot::channel();
+        let call = self.call.clone();
         self.upload.spawn(async move {
             // What ends it early ends the reply too, which tells.
-            if pump(head, body, &mut to).await.is_ok() {
+            let pumped = pump(head, body, &mut to, &call, Way::Request).await;
+            if pumped.is_ok() {
                 let _ = send.send(());
             }
         });
@@ -123,7 +182,11 @@ impl Asked<'_> {
             }
             self.at(Point::During).await?;
         }
-        let reply = reply.await?;
+        let reply = reply.await.inspect_err(|error| {
+            let reason = error.reason().filter(|_| error.is_reset());
+            let end = reason.map(End::Reset);
+            self.call.note(Way::Reply, |half| half.end = end);
+        })?;
         self.at(Point::After).await?;
         Ok(reply)
     }
@@ -137,7 +200,10 @@ impl Asked<'_> {
             match step {
                 Step::Hold(gate) => gate.pass(self.call).await,
                 Step::Do(Action::Delay(time)) => tokio::time::sleep(time).await,
-                Step::Do(Action::Fail(status)) => return Err(Ended::Failed(status)),
+                Step::Do(Action::Fail(status)) => {
+                    return Err(Ended::Answered(Box::new(status.into())));
+                }
+                Step::Do(Action::Answer(answer)) => return Err(Ended::Answered(answer)),
                 Step::Do(Action::Hang) => pending().await,
                 Step::Do(Action::Cut) => {
                     self.link.cut();

@@ -9,6 +9,9 @@ use bytes::{Bytes, BytesMut};
 use h2::{Error, Reason, RecvStream, SendStream};
 use tonic::codegen::http::HeaderMap;
 
+use super::exchange::{End, Way};
+use super::record::Call;
+
 /// What stands in front of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;
 
@@ -57,20 +60,43 @@ pub(super) async fn pump(
     head: Bytes,
     mut from: RecvStream,
     to: &mut SendStream<Bytes>,
+    call: &Call,
+    way: Way,
 ) -> Result<HeaderMap, Error> {
-    send(head, to).await?;
-    loop {
+    // With the data, as it came: who waits for the end of a request must not be told later.
+    let mut end = from.is_end_stream();
+    send(head, to, end).await?;
+    while !end {
         let bytes = tokio::select! {
             bytes = from.data() => bytes,
-            reason = poll_fn(|cx| to.poll_reset(cx)) => return Err(reason?.into()),
+            reason = poll_fn(|cx| to.poll_reset(cx)) => {
+                let reason = reason?;
+                call.note(way.back(), |half| half.end = Some(End::Reset(reason)));
+                return Err(reason.into());
+            }
         };
         let Some(bytes) = bytes else { break };
-        let bytes = bytes?;
+        let bytes = bytes.inspect_err(|error| {
+            let reason = error.reason().filter(|_| error.is_reset());
+            call.note(way, |half| half.end = reason.map(End::Reset));
+        })?;
         let length = bytes.len();
-        send(bytes, to).await?;
+        end = from.is_end_stream();
+        call.note(way, |half| {
+            half.body.extend_from_slice(&bytes);
+            half.end = end.then_some(End::Stream);
+        });
+        send(bytes, to, end).await?;
         from.flow_control().release_capacity(length)?;
     }
+    if end {
+        return Ok(HeaderMap::new());
+    }
     let trailers = from.trailers().await?.unwrap_or_default();
+    call.note(way, |half| {
+        half.trailers = trailers.clone();
+        half.end = Some(End::Stream);
+    });
     if trailers.is_empty() {
         to.send_data(Bytes::new(), true)?;
     } else {
@@ -79,13 +105,24 @@ pub(super) async fn pump(
     Ok(trailers)
 }
 
-async fn send(mut bytes: Bytes, to: &mut SendStream<Bytes>) -> Result<(), Error> {
+pub(super) async fn send(
+    mut bytes: Bytes,
+    to: &mut SendStream<Bytes>,
+    end: bool,
+) -> Result<(), Error> {
     while !bytes.is_empty() {
         to.reserve_capacity(bytes.len());
         let capacity = poll_fn(|cx| to.poll_capacity(cx)).await;
         let capacity = capacity.unwrap_or_else(|| Err(Reason::CANCEL.into()))?;
         let piece = bytes.split_to(capacity.min(bytes.len()));
-        to.send_data(piece, false)?;
+        let last = end && bytes.is_empty();
+        to.send_data(piece, last)?;
+        if last {
+            return Ok(());
+        }
+    }
+    if end {
+        to.send_data(bytes, true)?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use tonic::Code;
 use tonic::codegen::http::HeaderMap;
 
 use super::Method;
+use super::exchange::{Exchange, Half, Way};
 use super::rule::{Point, Rule, Step};
 
 /// A call that came to the tap.
@@ -23,12 +24,27 @@ pub struct Call {
     /// The first message of the request, or the first 64 KiB or more of a long one.
     pub message: Bytes,
     status: Arc<OnceLock<Code>>,
+    /// Only if the tap keeps it.
+    exchange: Option<Arc<Mutex<Exchange>>>,
 }
 
 impl Call {
     /// What the client was answered; `None` if it was not (yet).
     pub fn status(&self) -> Option<Code> {
         self.status.get().copied()
+    }
+
+    /// What has passed so far; nothing, if the call came before [`Tap::keep`](super::Tap::keep).
+    pub fn exchange(&self) -> Exchange {
+        let kept = self.exchange.as_ref().map(|kept| lock(kept).clone());
+        kept.unwrap_or_default()
+    }
+
+    /// Notes what passes one way, if it is to be kept.
+    pub(super) fn note(&self, way: Way, note: impl FnOnce(&mut Half)) {
+        if let Some(kept) = &self.exchange {
+            note(lock(kept).half(way));
+        }
     }
 
     /// The first message of the request.
@@ -55,6 +71,7 @@ pub(super) struct Shared(Mutex<Record>);
 
 #[derive(Debug, Default)]
 struct Record {
+    keep: bool,
     calls: Vec<Call>,
     rules: Vec<Rule>,
     problems: Vec<String>,
@@ -62,7 +79,11 @@ struct Record {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Record> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
+    }
+
+    pub(super) fn keep(&self) {
+        self.lock().keep = true;
     }
 
     pub(super) fn add_rule(&self, method: Method, nth: u64, point: Point, step: Step) {
@@ -84,12 +105,13 @@ impl Shared {
 
     /// Counts a call, and answers with what is to be done to it.
     pub(super) fn arrived(&self, path: &str, message: Bytes) -> (Call, Vec<(Point, Step)>) {
+        let mut record = self.lock();
         let call = Call {
             path: path.to_owned(),
             message,
             status: Arc::default(),
+            exchange: record.keep.then(Arc::default),
         };
-        let mut record = self.lock();
         record.calls.push(call.clone());
         for rule in &mut record.rules {
             if rule.method.is(path) {
@@ -122,4 +144,8 @@ impl Shared {
         problems.extend(unused);
         problems
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

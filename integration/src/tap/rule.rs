@@ -7,8 +7,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
+use h2::Reason;
 use tokio::sync::oneshot;
 use tonic::Status;
+use tonic::codegen::http::HeaderMap;
 
 use super::{Call, Method};
 
@@ -35,6 +38,8 @@ pub enum Action {
     /// It is answered with this status: not forwarded if [`Point::Before`], called off if
     /// [`Point::During`], or in place of containerd's reply.
     Fail(Status),
+    /// The same with an answer of any kind.
+    Answer(Box<Answer>),
     /// The connection of its client is cut without a word: a lost reply if [`Point::After`].
     Cut,
     /// It is never answered; what else is on its connection goes on.
@@ -42,6 +47,28 @@ pub enum Action {
     /// The process on this side is killed by SIGKILL, and the call is not passed on after that. A
     /// client must be a process of its own.
     Kill(Side),
+}
+
+/// An answer as it is on the wire, of status 200.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// Of an answer that has nothing else, these end it; without any, it is only a reset.
+    pub headers: HeaderMap,
+    /// Messages with their prefixes.
+    pub body: Bytes,
+    /// What a whole answer ends with.
+    pub trailers: HeaderMap,
+    /// What breaks it off in the trailers' place.
+    pub reset: Option<Reason>,
+}
+
+impl From<Status> for Answer {
+    fn from(status: Status) -> Self {
+        Self {
+            headers: status.into_http::<()>().into_parts().0.headers,
+            ..Self::default()
+        }
+    }
 }
 
 /// An end of a connection through the tap.
