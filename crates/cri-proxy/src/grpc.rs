@@ -6,14 +6,9 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response};
-use http_body_util::{BodyExt as _, Empty, combinators::BoxBody};
-use hyper::Error;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use prost::Message;
 use resnap_core::Kind;
-
-/// A body on its way through.
-pub(crate) type Body = BoxBody<Bytes, Error>;
 
 /// What a message is framed by: whether it is compressed, and its length.
 const PREFIX: usize = 5;
@@ -32,6 +27,10 @@ pub(crate) fn code(kind: Kind) -> u16 {
     kind.code().into()
 }
 
+/// CANCELLED.
+pub(crate) const CANCELLED: u16 = 1;
+/// UNKNOWN.
+pub(crate) const UNKNOWN: u16 = 2;
 /// DEADLINE_EXCEEDED.
 pub(crate) const DEADLINE_EXCEEDED: u16 = 4;
 /// NOT_FOUND.
@@ -54,23 +53,30 @@ impl Status {
     }
 
     /// The answer that has headers only.
-    pub(crate) fn into_response(self) -> Response<Body> {
-        const PLAIN: &AsciiSet = &CONTROLS.add(b'%');
-        let message = utf8_percent_encode(&self.message, PLAIN).to_string();
-        let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed());
+    pub(crate) fn into_response(self) -> Response<()> {
+        let mut response = Response::new(());
+        *response.headers_mut() = self.into_trailers();
         let headers = response.headers_mut();
         headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", self.code.into());
+        response
+    }
+
+    /// The end of an answer.
+    pub(crate) fn into_trailers(self) -> HeaderMap {
+        const PLAIN: &AsciiSet = &CONTROLS.add(b'%');
+        let message = utf8_percent_encode(&self.message, PLAIN).to_string();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", self.code.into());
         // Percent-encoded, it is always one.
         if let Ok(message) = HeaderValue::from_str(&message) {
-            headers.insert("grpc-message", message);
+            trailers.insert("grpc-message", message);
         }
-        response
+        trailers
     }
 
     /// The error in an answer's headers or trailers, if it is one.
     pub(crate) fn in_headers(headers: &HeaderMap) -> Option<Self> {
-        let code = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+        let code = code_in(headers)?;
         let message = headers
             .get("grpc-message")
             .map(|text| percent_encoding::percent_decode(text.as_bytes()).decode_utf8_lossy());
@@ -78,11 +84,23 @@ impl Status {
     }
 }
 
+/// The code in an answer's headers or trailers; one that is no number is as good as none.
+pub(crate) fn code_in(headers: &HeaderMap) -> Option<u16> {
+    let code = headers.get("grpc-status")?;
+    let code = code.to_str().ok().and_then(|text| text.parse().ok());
+    Some(code.unwrap_or(UNKNOWN))
+}
+
+/// How long the message is that a body begins with.
+pub(crate) fn length(body: &[u8]) -> Option<usize> {
+    let length = body.get(1..PREFIX)?.try_into().ok()?;
+    usize::try_from(u32::from_be_bytes(length)).ok()
+}
+
 /// The message in a body that has just one, uncompressed.
 pub(crate) fn decode<M: Message + Default>(body: &[u8]) -> Option<M> {
-    let (prefix, message) = body.split_at_checked(PREFIX)?;
-    let length = u32::from_be_bytes(prefix[1..].try_into().ok()?);
-    if prefix[0] != 0 || usize::try_from(length).ok()? != message.len() {
+    let message = body.get(PREFIX..)?;
+    if body[0] != 0 || length(body)? != message.len() {
         return None;
     }
     M::decode(message).ok()

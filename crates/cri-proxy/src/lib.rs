@@ -15,6 +15,11 @@
 //! stops a pod that containerd would have started. Only where an image could not be made ready for
 //! a snapshotter that goes wrong without does the caller get an error instead.
 
+mod backend;
+mod body;
+mod call;
+mod clients;
+mod counted;
 mod deadline;
 mod facts;
 mod failure;

@@ -15,6 +15,13 @@ pub enum Seen {
     Retried,
     /// containerd was made to pull the image of sandboxes.
     Pulled,
+    /// A call ended, whoever answered it.
+    Answered {
+        /// The method's name in the CRI, or `other`.
+        method: &'static str,
+        /// The number of gRPC's code, also for a caller that went away or a connection that broke.
+        code: u16,
+    },
 }
 
 /// Why an image was not made ready.

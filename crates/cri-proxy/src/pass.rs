@@ -2,56 +2,70 @@
 // Copyright The resnap Authors
 
 //! The way through: connections of clients, each with one to containerd.
+//!
+//! All of a client's calls and both of its connections are one task, and all clients are in one
+//! thread: a message on its way wakes no other. Several threads spend a third of their time on that.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::http2 as client;
-use hyper::server::conn::http2 as server;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use prost::Message;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use h2::server::{self, Connection};
 use resnap_core::UnpackService;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, watch};
-use tokio::task::JoinSet;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::deadline::Deadline;
+pub(crate) use crate::backend::Backend;
+use crate::call::Passage;
+use crate::clients::Clients;
 use crate::facts::Fact;
-use crate::grpc::{Body, RESOURCE_EXHAUSTED, Status, UNAVAILABLE, decode, encode};
+use crate::grpc::Status;
 use crate::knowledge::Knowledge;
 use crate::observe::{Observer, Seen};
-use crate::preflight::{Call, Look, Needed};
 use crate::pull::Pulls;
 use crate::settings::Settings;
 
-/// The largest message that is looked into, four times what containerd takes.
-const MAX_MESSAGE: usize = 64 << 20;
+/// The largest message that is looked into: containerd takes no larger one.
+pub(crate) const MAX_MESSAGE: usize = 16 << 20;
+
+/// What all messages that are being looked into may take together: two thousand of kubelet's.
+const MAX_MESSAGES: usize = MAX_MESSAGE + 5;
 
 /// Headers and trailers: gRPC puts the text of an error into them.
-const MAX_HEADERS: u32 = 1 << 20;
+pub(crate) const MAX_HEADERS: u32 = 1 << 20;
 
-/// What one stream may have in flight, as containerd's own clients ask for.
-const WINDOW: u32 = 1 << 20;
+/// Of one call, what may have come of it and not gone on yet, each way.
+pub(crate) const STREAM_WINDOW: u32 = 64 << 10;
 
-const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
-const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
+/// The same of all calls of a client.
+pub(crate) const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Of one call, what a receiver may leave unread although it said that it takes it.
+pub(crate) const SEND_BUFFER: usize = 64 << 10;
+
+/// A client's calls at a time; it waits with more.
+const MAX_CALLS: u32 = 1024;
+
+/// What is kept of the grace to tell those whose calls have not ended, and for streams that have
+/// no end to end by themselves.
+pub(crate) const LAST: Duration = Duration::from_secs(1);
 
 /// A proxy in front of one containerd.
 #[derive(Debug, Clone)]
 pub struct Proxy(Arc<Inner>);
 
 pub(crate) struct Inner {
-    backend: PathBuf,
+    pub(crate) backend: PathBuf,
     pub(crate) service: Arc<dyn UnpackService>,
     pub(crate) knowledge: Knowledge,
-    pulls: Pulls,
-    observer: Option<Arc<dyn Observer>>,
+    /// Bytes left of [`MAX_MESSAGES`].
+    pub(crate) room: Semaphore,
+    pub(crate) pulls: Pulls,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 impl Inner {
@@ -70,6 +84,18 @@ impl std::fmt::Debug for Inner {
     }
 }
 
+/// How far the end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Serving,
+    /// Clients are asked to make no more calls here.
+    Draining,
+    /// Answers that have begun and not ended are ended: they may have no end.
+    NoStreams,
+    /// All others are told that they get none.
+    Ending,
+}
+
 impl Proxy {
     /// A proxy in front of the containerd at `backend`, which need not run yet.
     pub fn new(
@@ -82,6 +108,7 @@ impl Proxy {
             backend: backend.to_owned(),
             service,
             knowledge: Knowledge::new(settings),
+            room: Semaphore::new(MAX_MESSAGES),
             pulls: Pulls::default(),
             observer,
         }))
@@ -92,7 +119,7 @@ impl Proxy {
     /// # Errors
     /// What containerd says, as text, if it does not answer.
     pub async fn facts(&self) -> Result<Vec<Fact>, String> {
-        let backend = Backend::new(Arc::clone(&self.0));
+        let backend = Backend::apart(&self.0);
         let knowledge = &self.0.knowledge;
         let ask = async {
             let handlers = knowledge.handlers(&backend).await?;
@@ -102,228 +129,109 @@ impl Proxy {
     }
 
     /// Serves clients until `stop` says so; then takes no more, lets calls end for as long as
-    /// `grace`, and returns. Dropping the future cuts all connections.
+    /// `grace`, tells the others that they will not, and returns. Dropping the future cuts all
+    /// connections.
+    ///
+    /// The unpack service is called in the runtime that this is called in; calls pass in a thread
+    /// of their own.
+    ///
+    /// # Errors
+    /// If that thread cannot be had.
     pub async fn serve(
         &self,
         listener: UnixListener,
         mut stop: watch::Receiver<bool>,
         grace: Duration,
-    ) {
-        let mut clients = JoinSet::new();
+    ) -> io::Result<()> {
+        let clients = Clients::start(Arc::clone(&self.0))?;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                Some(_) = clients.join_next() => continue,
-                () = asked(&mut stop) => break,
+                _ = stop.wait_for(|stop| *stop) => break,
             };
-            match accepted {
-                Ok((stream, _)) => {
-                    clients.spawn(self.clone().client(stream, stop.clone()));
-                }
-                Err(error) => {
-                    // Out of file descriptors, most likely: some may be given back.
-                    tracing::warn!(%error, "a client could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+            let served = accepted.and_then(|(stream, _)| clients.serve(stream.into_std()?));
+            if let Err(error) = served {
+                // Out of file descriptors, most likely: some may be given back.
+                tracing::warn!(%error, "a client could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        let all = async { while clients.join_next().await.is_some() {} };
-        if tokio::time::timeout(grace, all).await.is_err() {
-            tracing::warn!("calls were cut off: they took longer than {grace:?}");
-        }
-    }
-
-    /// Serves one connection to its end.
-    async fn client(self, stream: UnixStream, mut stop: watch::Receiver<bool>) {
-        let backend = Arc::new(Backend::new(Arc::clone(&self.0)));
-        let service = service_fn(|request| {
-            let (proxy, backend) = (self.clone(), Arc::clone(&backend));
-            async move { Ok::<_, std::convert::Infallible>(proxy.call(&backend, request).await) }
-        });
-        let mut server = server::Builder::new(TokioExecutor::new());
-        server
-            .timer(TokioTimer::new())
-            .auto_date_header(false)
-            .max_header_list_size(MAX_HEADERS)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW);
-        let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = asked(&mut stop) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            // Clients that break off are none of our business.
-            tracing::debug!(%error, "a client's connection ended");
-        }
-    }
-
-    async fn call(&self, backend: &Arc<Backend>, request: Request<Incoming>) -> Response<Body> {
-        let answer = match request.uri().path() {
-            CREATE_CONTAINER | RUN_POD_SANDBOX => self.look(backend, request).await,
-            _ => backend.forward(request.map(|body| body.boxed())).await,
-        };
-        answer.unwrap_or_else(Status::into_response)
-    }
-
-    /// A call whose image may have to be made ready first.
-    async fn look(
-        &self,
-        backend: &Arc<Backend>,
-        request: Request<Incoming>,
-    ) -> Result<Response<Body>, Status> {
-        let deadline = Deadline::of(request.headers());
-        let (head, body) = request.into_parts();
-        let body = Limited::new(body, MAX_MESSAGE).collect().await;
-        let body = body
-            .map_err(|error| Status::new(RESOURCE_EXHAUSTED, format!("read the request: {error}")))?
-            .to_bytes();
-        let send = || {
-            let body = Full::new(body.clone()).map_err(|never| match never {});
-            backend.forward(Request::from_parts(head.clone(), body.boxed()))
-        };
-        let call = match head.uri.path() {
-            CREATE_CONTAINER => decode(&body).map(Call::CreateContainer),
-            _ => decode(&body).map(Call::RunPodSandbox),
-        };
-        let Some(call) = call else {
-            return send().await;
-        };
-        let look = Look {
-            proxy: Arc::clone(&self.0),
-            backend: Arc::clone(backend),
-            call,
-            deadline,
-        };
-        let needed = look.before().await?;
-        let answer = send().await?;
-        // containerd tells errors without a message of their own, in headers only.
-        let failed = Status::in_headers(answer.headers());
-        if let Some(status) = failed {
-            if look.again(&status).await? {
-                return send().await;
-            }
-        } else if needed == Needed::Unknown {
-            tokio::spawn(look.after());
-        }
-        Ok(answer)
+        // Who comes now is not to wait for nobody.
+        drop(listener);
+        clients.end(grace).await;
+        Ok(())
     }
 }
 
-/// Waits until it is asked to stop, or nobody is left to ask.
-async fn asked(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// One client's connection to containerd, made when it is needed and again when it broke.
-pub(crate) struct Backend {
+/// Serves one connection to its end.
+pub(crate) async fn client(
     proxy: Arc<Inner>,
-    sender: Mutex<Option<client::SendRequest<Body>>>,
+    outer: Handle,
+    stream: UnixStream,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let connect = async {
+        // Who says nothing takes no room; what is wrong shows when it is read.
+        let _ = stream.readable().await;
+        server::Builder::new()
+            .max_header_list_size(MAX_HEADERS)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_streams(MAX_CALLS)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .handshake(stream)
+            .await
+    };
+    let connected = tokio::select! {
+        connected = connect => connected,
+        _ = phase.wait_for(|phase| *phase > Phase::Serving) => return,
+    };
+    // Clients that break off are none of our business.
+    let ended = match connected {
+        Ok(connection) => serve(&proxy, &outer, connection, phase).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client's connection ended");
+    }
 }
 
-impl Backend {
-    fn new(proxy: Arc<Inner>) -> Self {
-        Self {
-            proxy,
-            sender: Mutex::default(),
-        }
-    }
-
-    /// Sends a request on and gives its answer back, as they are.
-    async fn forward(&self, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let mut sender = self.sender().await?;
-        let unavailable = |error| {
-            Status::new(
-                UNAVAILABLE,
-                format!(
-                    "containerd at {} broke off: {error}",
-                    self.proxy.backend.display()
-                ),
-            )
-        };
-        let answer = sender.send_request(request).await.map_err(unavailable)?;
-        Ok(answer.map(|body| body.boxed()))
-    }
-
-    /// A call of the proxy's own.
-    pub(crate) async fn ask<A: Message + Default>(
-        &self,
-        path: &str,
-        message: &impl Message,
-    ) -> Result<A, Status> {
-        let body = Full::new(encode(message)?).map_err(|never| match never {});
-        let request = Request::post(format!("http://localhost{path}"))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(body.boxed());
-        let unreadable = |error: &dyn std::fmt::Display| {
-            Status::new(
-                UNAVAILABLE,
-                format!("containerd's answer to {path}: {error}"),
-            )
-        };
-        let answer = self
-            .forward(request.map_err(|error| unreadable(&error))?)
-            .await?;
-        if let Some(status) = Status::in_headers(answer.headers()) {
-            return Err(status);
-        }
-        let body = Limited::new(answer.into_body(), MAX_MESSAGE)
-            .collect()
-            .await;
-        let body = body.map_err(|error| unreadable(&error))?;
-        if let Some(status) = body.trailers().and_then(Status::in_headers) {
-            return Err(status);
-        }
-        let bytes: Bytes = body.to_bytes();
-        decode(&bytes).ok_or_else(|| unreadable(&"it is no message of this kind"))
-    }
-
-    /// The pulls of all connections.
-    pub(crate) fn pulls(&self) -> &Pulls {
-        &self.proxy.pulls
-    }
-
-    /// Makes sure that there is a connection; one that is made may be to another containerd than
-    /// the last.
-    pub(crate) async fn connect(&self) -> Result<(), Status> {
-        self.sender().await.map(drop)
-    }
-
-    async fn sender(&self) -> Result<client::SendRequest<Body>, Status> {
-        let mut kept = self.sender.lock().await;
-        if let Some(sender) = kept.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
-        }
-        let unavailable = |error: &dyn std::fmt::Display| {
-            let path = self.proxy.backend.display();
-            Status::new(
-                UNAVAILABLE,
-                format!("containerd at {path} does not answer: {error}"),
-            )
-        };
-        let stream = UnixStream::connect(&self.proxy.backend).await;
-        let stream = stream.map_err(|error| unavailable(&error))?;
-        let mut builder = client::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .max_header_list_size(MAX_HEADERS)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW);
-        let (sender, connection) = builder
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| unavailable(&error))?;
-        // It ends with the last sender, or with containerd.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to containerd ended");
+async fn serve(
+    proxy: &Arc<Inner>,
+    outer: &Handle,
+    mut client: Connection<UnixStream, Bytes>,
+    mut phase: watch::Receiver<Phase>,
+) -> Result<(), h2::Error> {
+    let (send, mut drivers) = mpsc::unbounded_channel();
+    let backend = Backend::new(Arc::clone(proxy), send);
+    let mut backends = FuturesUnordered::new();
+    let phases = phase.clone();
+    let mut calls = FuturesUnordered::new();
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            Some(ended) = backends.next() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection to containerd ended");
+                }
             }
-        });
-        self.proxy.knowledge.forget_handlers();
-        Ok(kept.insert(sender).clone())
+            Some(driver) = drivers.recv() => backends.push(driver),
+            call = client.accept() => match call {
+                Some(call) => {
+                    let (request, respond) = call?;
+                    let call = Passage { proxy, outer, backend: &backend, phase: &phases };
+                    calls.push(call.serve(request, respond));
+                }
+                None => return Ok(()),
+            },
+            Some(()) = calls.next() => {}
+            _ = phase.wait_for(|phase| *phase > Phase::Serving), if !draining => {
+                draining = true;
+                client.graceful_shutdown();
+            }
+            // It does not say that it has understood, and waits for nothing.
+            () = tokio::time::sleep(LAST), if draining && calls.is_empty() => return Ok(()),
+        }
     }
 }

@@ -6,7 +6,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
-use resnap_core::{Need, Progress, Unready, Volumes, Want, in_full};
+use resnap_core::{Need, Progress, UnpackService, Unready, Volumes, Want, in_full};
+use tokio::runtime::Handle;
 
 use crate::deadline::Deadline;
 use crate::facts::Handlers;
@@ -34,10 +35,13 @@ pub(crate) enum Needed {
 }
 
 /// A look at one call.
-pub(crate) struct Look {
-    pub(crate) proxy: Arc<Inner>,
-    pub(crate) backend: Arc<Backend>,
-    pub(crate) call: Call,
+pub(crate) struct Look<'a> {
+    pub(crate) proxy: &'a Arc<Inner>,
+    pub(crate) service: &'a dyn UnpackService,
+    pub(crate) backend: &'a Backend,
+    /// Where what goes on without a client is at home.
+    pub(crate) outer: &'a Handle,
+    pub(crate) call: &'a Call,
     pub(crate) deadline: Option<Deadline>,
 }
 
@@ -68,7 +72,23 @@ impl From<ImageSpec> for Wanted {
     }
 }
 
-impl Look {
+/// containerd took a call of which nobody knew what it needed: now that can be found out.
+pub(crate) fn look_after(proxy: &Arc<Inner>, outer: &Handle, call: Call) {
+    let (proxy, runtime) = (Arc::clone(proxy), outer.clone());
+    outer.spawn(async move {
+        let look = Look {
+            proxy: &proxy,
+            service: &*proxy.service,
+            backend: &Backend::apart(&proxy),
+            outer: &runtime,
+            call: &call,
+            deadline: None,
+        };
+        look.after().await;
+    });
+}
+
+impl Look<'_> {
     /// Makes ready what the call needs, as far as that is known. Ends with an answer for the caller
     /// if the call is not to be forwarded.
     pub(crate) async fn before(&self) -> Result<Needed, Status> {
@@ -91,7 +111,7 @@ impl Look {
         for wanted in &needs.guest_volumes {
             let image = &wanted.image;
             // What is not known is not remote.
-            let remote = self.proxy.service.is_remote(image, snapshotter).await;
+            let remote = self.service.is_remote(image, snapshotter).await;
             if remote.unwrap_or(false) {
                 return Err(Status::new(
                     FAILED_PRECONDITION,
@@ -129,15 +149,14 @@ impl Look {
         Ok(true)
     }
 
-    /// containerd took the call: a sandbox's image that nobody named before is known now, and gets
-    /// what it lacks.
-    pub(crate) async fn after(self) {
+    /// A sandbox's image that nobody named before is known now, and gets what it lacks.
+    async fn after(&self) {
         let look = async {
-            let handlers = self.knowledge().handlers(&self.backend).await?;
+            let handlers = self.knowledge().handlers(self.backend).await?;
             let Some(snapshotter) = self.snapshotter_of_sandbox(&handlers, false) else {
                 return Ok(());
             };
-            let image = self.knowledge().sandbox_image(&self.backend).await?;
+            let image = self.knowledge().sandbox_image(self.backend).await?;
             let Some(image) = image else {
                 return Ok(());
             };
@@ -162,13 +181,13 @@ impl Look {
 
     /// What the call needs on a snapshotter that is looked at, or on `any`.
     async fn needs(&self, any: bool) -> Result<Option<Needs>, Status> {
-        match &self.call {
+        match self.call {
             Call::RunPodSandbox(_) => {
-                let handlers = self.knowledge().handlers(&self.backend).await?;
+                let handlers = self.knowledge().handlers(self.backend).await?;
                 let Some(snapshotter) = self.snapshotter_of_sandbox(&handlers, any) else {
                     return Ok(None);
                 };
-                let image = self.knowledge().sandbox_image(&self.backend).await?;
+                let image = self.knowledge().sandbox_image(self.backend).await?;
                 let wanted = image.map(|image| Wanted {
                     image: image.value,
                     reference: None,
@@ -184,7 +203,7 @@ impl Look {
     }
 
     fn snapshotter_of_sandbox<'a>(&self, handlers: &'a Handlers, any: bool) -> Option<&'a str> {
-        let Call::RunPodSandbox(request) = &self.call else {
+        let Call::RunPodSandbox(request) = self.call else {
             return None;
         };
         let handler = &request.runtime_handler;
@@ -205,7 +224,7 @@ impl Look {
         let Some(config) = &request.config else {
             return Ok(None);
         };
-        let (knowledge, backend) = (self.knowledge(), &self.backend);
+        let (knowledge, backend) = (self.knowledge(), self.backend);
         let sandbox = &request.pod_sandbox_id;
         let Some(snapshotter) = knowledge.snapshotter_of(backend, sandbox).await? else {
             return Ok(None);
@@ -298,7 +317,7 @@ impl Look {
                  still running"
             )
         };
-        let ended = self.in_time(self.proxy.service.ensure(want, &tell), still);
+        let ended = self.in_time(self.service.ensure(want, &tell), still);
         let ended = ended.await?;
         if ended.is_ok() && !self.deadline.is_none_or(Deadline::leaves_time) {
             let image = &wanted.image;
@@ -315,7 +334,9 @@ impl Look {
     /// Has containerd pull an image. Once begun that goes on, whoever waits for it.
     async fn pull(&self, image: &str, snapshotter: &str) -> Result<Result<(), Status>, Status> {
         let still = || format!("pulling {image}, to unpack it for {snapshotter}, still running");
-        let pulled = self.in_time(pull(&self.backend, image), still).await?;
+        let pulled = self
+            .in_time(pull(self.proxy, self.outer, image), still)
+            .await?;
         if pulled.is_ok() {
             self.proxy.saw(&Seen::Pulled);
         }

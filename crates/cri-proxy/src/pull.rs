@@ -4,14 +4,15 @@
 //! Pulls, each done once for all who wait.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use tokio::runtime::Handle;
 
 use crate::grpc::Status;
 use crate::messages::{ImageSpec, Nothing, PullImageRequest};
-use crate::pass::Backend;
+use crate::pass::{Backend, Inner};
 
 /// The pulls that run.
 #[derive(Debug, Default)]
@@ -19,31 +20,31 @@ pub(crate) struct Pulls(Mutex<HashMap<String, Pull>>);
 
 type Pull = Shared<BoxFuture<'static, Result<(), Status>>>;
 
+impl Pulls {
+    fn running(&self) -> MutexGuard<'_, HashMap<String, Pull>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Has containerd pull `image`, without credentials. Dropping the future stops only the waiting.
-pub(crate) async fn pull(backend: &Arc<Backend>, image: &str) -> Result<(), Status> {
-    let pull = {
-        let mut pulls = backend
-            .pulls()
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let begin = || {
-            let (backend, image) = (Arc::clone(backend), image.to_owned());
-            let pull = async move {
-                let pulled = ask(&backend, &image).await;
-                let mut pulls = backend
-                    .pulls()
-                    .0
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                pulls.remove(&image);
-                pulled
-            };
-            let pull = pull.boxed().shared();
-            tokio::spawn(pull.clone());
-            pull
+pub(crate) async fn pull(proxy: &Arc<Inner>, outer: &Handle, image: &str) -> Result<(), Status> {
+    let begin = || {
+        let (proxy, image) = (Arc::clone(proxy), image.to_owned());
+        let pull = async move {
+            let pulled = ask(&Backend::apart(&proxy), &image).await;
+            proxy.pulls.running().remove(&image);
+            pulled
         };
-        pulls.entry(image.to_owned()).or_insert_with(begin).clone()
+        let pull = pull.boxed().shared();
+        outer.spawn(pull.clone());
+        pull
+    };
+    let pull = {
+        let mut running = proxy.pulls.running();
+        running
+            .entry(image.to_owned())
+            .or_insert_with(begin)
+            .clone()
     };
     pull.await
 }

@@ -32,7 +32,7 @@ pub(crate) async fn run(config: &Config) -> Result<Outcome> {
     let proxy = proxy(config, engine.clone());
     tracing::info!(socket = ?config.cri_socket.value, backend = ?config.backend(), "serving");
     tokio::select! {
-        () = proxy.serve(listener, stopped, GRACE) => {}
+        served = proxy.serve(listener, stopped, GRACE) => served?,
         () = prewarm::run(config, &engine) => {}
     }
     socket.remove()?;

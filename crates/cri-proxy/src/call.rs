@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! One call on its way to containerd and back.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::server::SendResponse;
+use h2::{Error, Reason, RecvStream};
+use http::request::Parts;
+use http::{Request, Response};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::backend::Backend;
+use crate::body::{Broken, Head, pump};
+use crate::clients::AtHome;
+use crate::counted::Counted;
+use crate::deadline::Deadline;
+use crate::grpc::{Status, UNAVAILABLE, UNKNOWN, code_in, decode};
+use crate::pass::{Inner, Phase};
+use crate::preflight::{Call, Look, Needed, look_after};
+
+const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
+const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
+
+/// Why a call has no answer of containerd's, or not all of it.
+enum Ended {
+    /// The client is told so.
+    Failed(Status),
+    /// containerd broke this call off, and nothing else.
+    Reset(Reason),
+    /// The client did.
+    Left(Reason),
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        Self::Failed(status)
+    }
+}
+
+/// A call's way, and who is concerned with it.
+pub(crate) struct Passage<'a> {
+    pub(crate) proxy: &'a Arc<Inner>,
+    /// Where the unpack service is at home.
+    pub(crate) outer: &'a Handle,
+    pub(crate) backend: &'a Backend,
+    pub(crate) phase: &'a watch::Receiver<Phase>,
+}
+
+/// What was found out about a call whose image may have had to be made ready.
+struct Looked<'a> {
+    /// What was read of the request.
+    first: Head<'a>,
+    head: Parts,
+    deadline: Option<Deadline>,
+    /// `None` if it cannot be understood.
+    call: Option<Call>,
+    needed: Needed,
+}
+
+impl<'a> Passage<'a> {
+    /// Serves the call to its end. Dropping it takes it back from containerd.
+    pub(crate) async fn serve(
+        self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
+        let counted = Counted::begin(self.proxy.observer.as_ref(), request.uri().path());
+        let ended = self.pass(request, &mut respond).await;
+        match ended {
+            Ok(code) => counted.ends_with(code),
+            Err(Ended::Left(_)) => {}
+            Err(Ended::Reset(reason)) => {
+                counted.ends_with(UNAVAILABLE);
+                respond.send_reset(reason);
+            }
+            Err(Ended::Failed(status)) => {
+                counted.ends_with(status.code);
+                // If the client has gone, it is told to nobody.
+                let _ = respond.send_response(status.into_response(), true);
+            }
+        }
+    }
+
+    /// Passes the call on, and back what containerd answers; gives gRPC's code.
+    async fn pass(
+        &self,
+        request: Request<RecvStream>,
+        respond: &mut SendResponse<Bytes>,
+    ) -> Result<u16, Ended> {
+        let (head, mut body) = request.into_parts();
+        let looked = match head.uri.path() {
+            CREATE_CONTAINER | RUN_POD_SANDBOX => {
+                let look = self.look(&head, &mut body);
+                Some(self.while_there(respond, look).await?)
+            }
+            _ => None,
+        };
+        let bytes = looked.as_ref().map(|looked| looked.first.bytes.clone());
+        let end = looked.is_none() && body.is_end_stream();
+        let (reply, mut to) = self
+            .backend
+            .begin(Request::from_parts(head, ()), end)
+            .await?;
+        let (passed, left) = {
+            let up = async {
+                if !end {
+                    // What ends it early ends the answer too, which tells.
+                    let _ = pump(bytes.unwrap_or_default(), &mut body, &mut to).await;
+                }
+            };
+            let mut up = pin!(up);
+            let mut down = pin!(self.answer(reply, looked, respond));
+            let passed = tokio::select! {
+                biased;
+                passed = &mut down => passed,
+                () = &mut up => down.await,
+            };
+            let left = match passed {
+                Err(Ended::Left(reason)) => Some(reason),
+                _ => None,
+            };
+            (passed, left)
+        };
+        if let Some(reason) = left {
+            to.send_reset(reason);
+        }
+        passed
+    }
+
+    /// Does something for a client for as long as that waits.
+    async fn while_there<T>(
+        &self,
+        respond: &mut SendResponse<Bytes>,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Ended> {
+        tokio::select! {
+            biased;
+            reason = left(respond) => Err(Ended::Left(reason)),
+            () = reached(self.phase, Phase::Ending) => Err(stopping().into()),
+            ended = work => Ok(ended?),
+        }
+    }
+
+    /// Before calls whose image may have to be made ready.
+    async fn look(&self, head: &Parts, body: &mut RecvStream) -> Result<Looked<'a>, Status> {
+        let deadline = Deadline::of(&head.headers);
+        let first = Head::read(body, &self.proxy.room).await?;
+        let call = match head.uri.path() {
+            CREATE_CONTAINER => decode(&first.bytes).map(Call::CreateContainer),
+            _ => decode(&first.bytes).map(Call::RunPodSandbox),
+        };
+        let mut needed = Needed::Known;
+        if let Some(call) = &call {
+            let service = self.service();
+            needed = self.look_at(call, deadline, &service).before().await?;
+        }
+        Ok(Looked {
+            first,
+            head: head.clone(),
+            deadline,
+            call,
+            needed,
+        })
+    }
+
+    fn service(&self) -> AtHome<'_> {
+        AtHome {
+            runtime: self.outer,
+            service: &*self.proxy.service,
+        }
+    }
+
+    fn look_at<'b>(
+        &'b self,
+        call: &'b Call,
+        deadline: Option<Deadline>,
+        service: &'b AtHome<'_>,
+    ) -> Look<'b> {
+        Look {
+            proxy: self.proxy,
+            service,
+            backend: self.backend,
+            outer: self.outer,
+            call,
+            deadline,
+        }
+    }
+
+    /// Passes on what containerd answers, of a second try if it could not unpack at the first.
+    async fn answer(
+        &self,
+        reply: ResponseFuture,
+        looked: Option<Looked<'a>>,
+        respond: &mut SendResponse<Bytes>,
+    ) -> Result<u16, Ended> {
+        let mut reply = self.reply(reply, respond).await?;
+        if let Some(looked) = looked
+            && let Some(call) = looked.call
+        {
+            // containerd tells errors in headers only.
+            let failed = Status::in_headers(reply.headers());
+            if let Some(status) = failed {
+                let service = self.service();
+                let look = self.look_at(&call, looked.deadline, &service);
+                if self.while_there(respond, look.again(&status)).await? {
+                    let request = Request::from_parts(looked.head, ());
+                    let (next, mut to) = self.backend.begin(request, false).await?;
+                    let sent = to.send_data(looked.first.bytes, true);
+                    sent.map_err(|error| self.backend_broke(&error))?;
+                    reply = self.reply(next, respond).await?;
+                }
+            } else if looked.needed == Needed::Unknown {
+                look_after(self.proxy, self.outer, call);
+            }
+        }
+        let (head, mut from) = reply.into_parts();
+        let end = from.is_end_stream();
+        let code = code_in(&head.headers);
+        let sent = respond.send_response(Response::from_parts(head, ()), end);
+        let mut to = sent.map_err(|error| client_broke(&error))?;
+        if end {
+            return Ok(code.unwrap_or(UNKNOWN));
+        }
+        let passed = tokio::select! {
+            biased;
+            passed = pump(Bytes::new(), &mut from, &mut to) => passed.map_err(|broken| match broken {
+                Broken::From(error) => self.backend_broke(&error),
+                Broken::To(error) => client_broke(&error),
+            }),
+            () = reached(self.phase, Phase::NoStreams) => Err(stopping().into()),
+        };
+        match passed {
+            Ok(code) => Ok(code.unwrap_or(UNKNOWN)),
+            Err(Ended::Failed(status)) => {
+                let code = status.code;
+                // Of an answer that has begun, it is the end.
+                let _ = to.send_trailers(status.into_trailers());
+                Ok(code)
+            }
+            Err(ended) => Err(ended),
+        }
+    }
+
+    /// Waits for the beginning of containerd's answer.
+    async fn reply(
+        &self,
+        reply: ResponseFuture,
+        respond: &mut SendResponse<Bytes>,
+    ) -> Result<Response<RecvStream>, Ended> {
+        tokio::select! {
+            biased;
+            reply = reply => reply.map_err(|error| self.backend_broke(&error)),
+            reason = left(respond) => Err(Ended::Left(reason)),
+            () = reached(self.phase, Phase::Ending) => Err(stopping().into()),
+        }
+    }
+
+    fn backend_broke(&self, error: &Error) -> Ended {
+        match error.reason().filter(|_| error.is_reset()) {
+            Some(reason) => Ended::Reset(reason),
+            None => Ended::Failed(self.backend.broke_off(error)),
+        }
+    }
+}
+
+fn client_broke(error: &Error) -> Ended {
+    Ended::Left(error.reason().unwrap_or(Reason::CANCEL))
+}
+
+/// Waits until the client takes the call back.
+async fn left(respond: &mut SendResponse<Bytes>) -> Reason {
+    let reset = poll_fn(|cx| respond.poll_reset(cx)).await;
+    reset.unwrap_or(Reason::CANCEL)
+}
+
+async fn reached(phase: &watch::Receiver<Phase>, wanted: Phase) {
+    if phase
+        .clone()
+        .wait_for(|phase| *phase >= wanted)
+        .await
+        .is_err()
+    {
+        // Who stops the proxy has gone without doing so.
+        std::future::pending().await
+    }
+}
+
+fn stopping() -> Status {
+    Status::new(UNAVAILABLE, "resnap is being stopped")
+}
