@@ -26,6 +26,7 @@ mod served;
 mod suite;
 mod tap;
 mod together;
+mod transparent;
 mod unpack;
 mod volumes;
 
@@ -49,6 +50,7 @@ fn tests() -> Vec<Test> {
         repair::TESTS,
         tap::TESTS,
         together::TESTS,
+        transparent::TESTS,
         unpack::TESTS,
         volumes::TESTS,
     ]

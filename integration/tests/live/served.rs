@@ -14,7 +14,7 @@ use crate::suite::{Node, unique};
 
 /// A running `resnap serve`, ended with the value.
 pub(crate) struct Served {
-    process: Child,
+    pub(crate) process: Child,
     /// Its runtime directory.
     pub(crate) dir: PathBuf,
     /// Where it serves the CRI.
