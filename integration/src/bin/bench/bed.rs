@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use resnap_integration::cri::Cri;
 use resnap_integration::daemon::{Containerd, Options};
 use resnap_integration::debian::{output, provision};
 use resnap_integration::image::Built;
@@ -64,6 +65,22 @@ impl Bed {
         output(self.containerd.ctr(namespace).args(arguments)).map(drop)
     }
 
+    /// `resnap serve` in front of containerd.
+    pub(crate) fn serve(&self) -> Result<Served> {
+        let socket = self.containerd.socket().with_file_name("proxy.sock");
+        let process = Command::new(&self.resnap)
+            .arg("--address")
+            .arg(self.containerd.socket())
+            .args(["serve", "--cri-socket"])
+            .arg(&socket)
+            .spawn()
+            .context("start resnap serve")?;
+        let served = Served { process, socket };
+        // Until it serves.
+        Cri::connect(&served.socket, &self.containerd.scratch())?;
+        Ok(served)
+    }
+
     /// `resnap unpack`, by containerd's socket or a tap's.
     pub(crate) fn unpack(
         &self,
@@ -83,6 +100,37 @@ impl Bed {
             .stderr(Stdio::null());
         command
     }
+}
+
+/// A running `resnap serve`, killed with the value.
+pub(crate) struct Served {
+    process: Child,
+    pub(crate) socket: PathBuf,
+}
+
+impl Served {
+    /// A figure of the process in KiB, as its status names it.
+    pub(crate) fn memory(&self, name: &str) -> Result<u64> {
+        memory(self.process.id(), name)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A figure of a process in KiB, as its status names it.
+pub(crate) fn memory(process: u32, name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let mut lines = status.lines();
+    let figure = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let figure = figure.and_then(|figure| figure.trim().strip_suffix(" kB"));
+    let figure = figure.with_context(|| format!("no {name} in the status"))?;
+    Ok(figure.parse()?)
 }
 
 /// The time that one process takes, from its start to its good end.

@@ -5,6 +5,7 @@
 //!
 //! Every table is of one run: its variants take turns, so that what else the machine does meets
 //! them alike, and medians and their ratios are shown. Samples go to `target/bench/<name>.json`.
+//! The names of tables as arguments choose some.
 
 // What it prints is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -12,6 +13,7 @@
 mod bed;
 mod cold;
 mod memory;
+mod proxy;
 mod table;
 mod warm;
 
@@ -20,6 +22,16 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bed::Bed;
 use resnap_integration::daemon::in_private_namespaces;
+use table::Table;
+
+type Measure = fn(&Bed) -> Result<Table>;
+
+const TABLES: &[(&str, Measure)] = &[
+    ("warm", warm::run),
+    ("memory", memory::run),
+    ("cold", cold::run),
+    ("proxy", proxy::run),
+];
 
 fn main() -> ExitCode {
     match in_private_namespaces().and_then(|()| run()) {
@@ -32,10 +44,14 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
+    let chosen: Vec<String> = std::env::args().skip(1).collect();
     let bed = Bed::start()?;
-    for table in [warm::run(&bed)?, memory::run(&bed)?, cold::run(&bed)?] {
-        table.show();
-        table.write()?;
+    for (name, measure) in TABLES {
+        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
+            let table = measure(&bed)?;
+            table.show();
+            table.write()?;
+        }
     }
     bed.stop()
 }

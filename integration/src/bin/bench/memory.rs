@@ -3,13 +3,11 @@
 
 //! The most memory that resnap takes.
 
-use std::fs;
-
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{Built, MANY_MAX, many, web};
 use resnap_integration::tap::{Method, Point};
 
-use crate::bed::Bed;
+use crate::bed::{Bed, memory};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "memory";
@@ -44,15 +42,10 @@ fn peak(bed: &Bed, image: &Built) -> Result<u64> {
     let last = tap.hold(Method::LEASE_DELETE, 1, Point::Before);
     let mut unpack = bed.unpack(tap.socket(), NAMESPACE, bed.lazy(), image);
     let mut child = unpack.spawn().context("start resnap")?;
-    let status = last
-        .wait()
-        .and_then(|_| Ok(fs::read_to_string(format!("/proc/{}/status", child.id()))?));
+    let peak = last.wait().and_then(|_| memory(child.id(), "VmHWM"));
     last.release();
     ensure!(child.wait()?.success(), "{unpack:?} failed");
     tap.finish()?;
     bed.remove(NAMESPACE, image)?;
-    let status = status?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
-    Ok(peak.context("no VmHWM in the status")?.parse()?)
+    peak
 }

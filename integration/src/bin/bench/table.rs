@@ -33,6 +33,11 @@ pub(crate) struct Row {
     pub(crate) median: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) min: Option<f64>,
+    /// What one of a hundred exceeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) p99: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) per_second: Option<f64>,
     /// Its median as a multiple of that of the row which it is compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ratio: Option<f64>,
@@ -60,6 +65,19 @@ impl Row {
         }
     }
 
+    /// Calls that were too many to show each, made at this rate.
+    pub(crate) fn calls(variant: impl Into<String>, samples: &[Duration], per_second: f64) -> Self {
+        let row = Self::timed(variant, samples);
+        let mut sorted = row.milliseconds;
+        sorted.sort_by(f64::total_cmp);
+        Self {
+            milliseconds: Vec::new(),
+            p99: sorted.get(sorted.len() * 99 / 100).copied(),
+            per_second: Some(per_second),
+            ..row
+        }
+    }
+
     pub(crate) fn against(mut self, other: &Self) -> Self {
         self.ratio = self.median.zip(other.median).map(|(own, of)| own / of);
         self
@@ -70,18 +88,25 @@ impl Table {
     pub(crate) fn show(&self) {
         println!("\n# {}: {}", self.name, self.about);
         println!(
-            "{:<44}{:>7}{:>11}{:>11}{:>8}{:>11}",
-            "", "RPCs", "median", "min", "ratio", "peak"
+            "{:<44}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}",
+            "", "RPCs", "median", "min", "p99", "calls/s", "ratio", "peak"
         );
         for row in &self.rows {
             let calls: u64 = row.calls.values().sum();
-            let milliseconds = |time: Option<f64>| cell(time.map(|time| format!("{time:.1} ms")));
+            let milliseconds = |time: Option<f64>| {
+                cell(time.map(|time| match time.abs() {
+                    10.0.. => format!("{time:.1} ms"),
+                    _ => format!("{time:.3} ms"),
+                }))
+            };
             println!(
-                "{:<44}{:>7}{:>11}{:>11}{:>8}{:>11}",
+                "{:<44}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}",
                 row.variant,
                 cell((calls > 0).then(|| calls.to_string())),
                 milliseconds(row.median),
                 milliseconds(row.min),
+                milliseconds(row.p99),
+                cell(row.per_second.map(|rate| format!("{rate:.0}"))),
                 cell(row.ratio.map(|ratio| format!("{ratio:.2}"))),
                 cell(
                     row.peak_kib
