@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -23,6 +24,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 
 /// A stream that is held must not take the others' room.
 const CONNECTION_WINDOW: u32 = 256 << 20;
+
+/// How long answers may take to the client when containerd's connection has ended.
+const LAST: Duration = Duration::from_millis(200);
 
 /// What the calls of one connection need.
 pub(super) struct Link {
@@ -135,7 +139,8 @@ async fn serve(client: UnixStream, backend: PathBuf, shared: Arc<Shared>) {
             biased;
             () = link.cut.notified() => return,
             ended = &mut backend => {
-                return ended.unwrap_or_else(|error| note(&shared, Side::Backend, &error));
+                ended.unwrap_or_else(|error| note(&shared, Side::Backend, &error));
+                break;
             }
             next = client.accept() => match next {
                 Some(Ok((request, respond))) => {
@@ -151,6 +156,19 @@ async fn serve(client: UnixStream, backend: PathBuf, shared: Arc<Shared>) {
             }
         }
     }
+    // The last answers may have come with the end.
+    let last = async {
+        while !calls.is_empty() {
+            tokio::select! {
+                _ = client.accept() => {}
+                _ = calls.join_next() => {}
+            }
+        }
+        client.graceful_shutdown();
+        while client.accept().await.is_some() {}
+    };
+    // Calls that have no answer see the end of the connection.
+    let _ = tokio::time::timeout(LAST, last).await;
 }
 
 /// Peers may leave in whatever way, and processes may die; anything else is against the protocol.
