@@ -22,7 +22,7 @@ use crate::clients::AtHome;
 use crate::counted::Counted;
 use crate::deadline::Deadline;
 use crate::grpc::{Status, UNAVAILABLE, UNKNOWN, code_in, decode};
-use crate::pass::{Inner, Phase};
+use crate::pass::{Inner, LAST, Phase};
 use crate::preflight::{Call, Look, Needed, look_after};
 
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
@@ -234,7 +234,7 @@ impl<'a> Passage<'a> {
                 Broken::From(error) => self.backend_broke(&error),
                 Broken::To(error) => client_broke(&error),
             }),
-            () = reached(self.phase, Phase::NoStreams) => Err(stopping().into()),
+            () = endless(self.phase) => Err(stopping().into()),
         };
         match passed {
             Ok(code) => Ok(code.unwrap_or(UNKNOWN)),
@@ -290,6 +290,12 @@ async fn reached(phase: &watch::Receiver<Phase>, wanted: Phase) {
         // Who stops the proxy has gone without doing so.
         std::future::pending().await
     }
+}
+
+/// Waits until an answer that has begun will not end by itself: one that begins late has its time.
+async fn endless(phase: &watch::Receiver<Phase>) {
+    reached(phase, Phase::NoStreams).await;
+    tokio::time::sleep(LAST).await;
 }
 
 fn stopping() -> Status {

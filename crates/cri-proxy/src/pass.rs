@@ -45,7 +45,7 @@ pub(crate) const STREAM_WINDOW: u32 = 64 << 10;
 pub(crate) const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Of one call, what a receiver may leave unread although it said that it takes it.
-pub(crate) const SEND_BUFFER: usize = 64 << 10;
+pub(crate) const SEND_BUFFER: usize = 16 << 10;
 
 /// A client's calls at a time; it waits with more.
 const MAX_CALLS: u32 = 1024;

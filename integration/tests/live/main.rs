@@ -14,6 +14,7 @@ mod cli;
 mod conformance;
 mod crash;
 mod differ;
+mod drain;
 mod errors;
 mod examples;
 mod hostile;
@@ -22,6 +23,7 @@ mod policy;
 mod prewarm;
 mod proxy;
 mod repair;
+mod rude;
 mod served;
 mod suite;
 mod tap;
@@ -40,6 +42,7 @@ fn tests() -> Vec<Test> {
         conformance::TESTS,
         crash::TESTS,
         differ::TESTS,
+        drain::TESTS,
         errors::TESTS,
         examples::TESTS,
         hostile::TESTS,
@@ -48,6 +51,7 @@ fn tests() -> Vec<Test> {
         prewarm::TESTS,
         proxy::TESTS,
         repair::TESTS,
+        rude::TESTS,
         tap::TESTS,
         together::TESTS,
         transparent::TESTS,

@@ -65,6 +65,19 @@ impl Bed {
         output(self.containerd.ctr(namespace).args(arguments)).map(drop)
     }
 
+    /// As `resnap check` finds it on the snapshotter of cold unpacks.
+    pub(crate) fn is_ready(&self, namespace: &str, image: &Built) -> Result<bool> {
+        let checked = Command::new(&self.resnap)
+            .arg("--address")
+            .arg(self.containerd.socket())
+            .args(["--namespace", namespace, "check", &image.reference])
+            .args(["--snapshotter", self.lazy()])
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(matches!(checked.code(), Some(0 | 1)), "check: {checked}");
+        Ok(checked.success())
+    }
+
     /// `resnap serve` in front of containerd.
     pub(crate) fn serve(&self) -> Result<Served> {
         let socket = self.containerd.socket().with_file_name("proxy.sock");

@@ -12,8 +12,10 @@
 
 mod bed;
 mod cold;
+mod herd;
 mod memory;
 mod proxy;
+mod rude;
 mod table;
 mod warm;
 
@@ -30,7 +32,9 @@ const TABLES: &[(&str, Measure)] = &[
     ("warm", warm::run),
     ("memory", memory::run),
     ("cold", cold::run),
+    ("herd", herd::run),
     ("proxy", proxy::run),
+    ("rude", rude::run),
 ];
 
 fn main() -> ExitCode {

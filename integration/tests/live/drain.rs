@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap serve` asked to stop in the middle of its work: whoever has asked is answered.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use async_trait::async_trait;
+use resnap_core::{Progress, UnpackService, Unready, Want};
+use resnap_cri_proxy::{Proxy, Settings};
+use resnap_integration::cri::{Container, Cri, Sandbox};
+use resnap_integration::image::hello;
+use resnap_integration::tap::{Method, Point, Tap};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tonic::{Code, Status};
+
+use crate::proxy::{CREATE_CONTAINER, pulled};
+use crate::served::Served;
+use crate::suite::{Needs, Node, Test, unique};
+
+pub(crate) const TESTS: &[Test] = &[
+    Test {
+        name: "proxy_ends_when_all_are_served",
+        needs: Needs::ErofsHandler,
+        run: all_are_served,
+    },
+    Test {
+        name: "proxy_ends_with_an_answer_to_each",
+        needs: Needs::ErofsHandler,
+        run: all_are_answered,
+    },
+];
+
+const CLIENTS: usize = 32;
+
+/// As `resnap serve` has it.
+const GRACE: Duration = Duration::from_secs(30);
+
+fn all_are_served(node: &Node) -> Result<()> {
+    pulled(node)?;
+    let back = node.containerd.tap()?;
+    let mut served = Served::before(node, back.socket())?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let front = front(&served.socket)?;
+    let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
+    let held = back.hold(Method::APPLY, 2, Point::Before);
+    let took = std::thread::scope(|scope| {
+        let creates = creates(scope, node, &front, &sandbox)?;
+        held.wait()?;
+        let pid = i32::try_from(served.process.id())?;
+        kill_process(Pid::from_raw(pid).context("no process")?, Signal::TERM)?;
+        let asked = Instant::now();
+        // It takes no more, and ends nothing.
+        while UnixStream::connect(&served.socket).is_ok() {
+            ensure!(asked.elapsed() < GRACE, "it still takes clients");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        ensure!(served.process.try_wait()?.is_none(), "it has ended");
+        // Longer than streams have that do not end: these are none.
+        std::thread::sleep(Duration::from_millis(1200));
+        held.release();
+        for create in creates {
+            let created = create.join().map_err(|_| anyhow!("a client panicked"))?;
+            created.context("one was not served")?;
+        }
+        let ended = served.process.wait()?;
+        ensure!(ended.success(), "resnap serve ended with {ended}");
+        Ok(asked.elapsed())
+    })?;
+    ensure!(took < GRACE, "it took {took:?}");
+    ensure!(!served.socket.exists(), "its socket is left");
+    ensure!(back.count(CREATE_CONTAINER) == CLIENTS as u64);
+    drop(cri);
+    Cri::connect(node.containerd.socket(), &node.containerd.scratch())?.remove_all()?;
+    front.finish()?;
+    back.finish()
+}
+
+/// An image that is never ready.
+struct Endless;
+
+#[async_trait]
+impl UnpackService for Endless {
+    async fn ensure(
+        &self,
+        _want: Want<'_>,
+        _tell: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<(), Unready> {
+        std::future::pending().await
+    }
+
+    async fn is_remote(&self, _image: &str, _snapshotter: &str) -> Result<bool, Unready> {
+        std::future::pending().await
+    }
+}
+
+/// The work takes longer than the grace, which is short here.
+fn all_are_answered(node: &Node) -> Result<()> {
+    pulled(node)?;
+    let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
+    let sandbox = direct.run_pod_sandbox("erofs", "pod")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let socket = node.containerd.socket().with_file_name(unique("p"));
+    let listener = {
+        let _entered = runtime.enter();
+        UnixListener::bind(&socket)?
+    };
+    let (stop, stopped) = watch::channel(false);
+    let proxy = Proxy::new(
+        node.containerd.socket(),
+        Arc::new(Endless),
+        Settings::default(),
+        None,
+    );
+    let serve = async move {
+        let grace = Duration::from_secs(4);
+        proxy.serve(listener, stopped, grace).await
+    };
+    let serving = runtime.spawn(serve);
+    let front = front(&socket)?;
+    std::thread::scope(|scope| {
+        let creates = creates(scope, node, &front, &sandbox)?;
+        stop.send_replace(true);
+        for create in creates {
+            let created = create.join().map_err(|_| anyhow!("a client panicked"))?;
+            let error = created.err().context("it was created")?;
+            let status = error.downcast_ref::<Status>().context("no status")?;
+            ensure!(status.code() == Code::Unavailable, "{status:?}");
+            ensure!(status.message().contains("being stopped"), "{status:?}");
+        }
+        Ok(())
+    })?;
+    runtime.block_on(async { tokio::time::timeout(GRACE, serving).await })???;
+    direct.remove_all()?;
+    front.finish()
+}
+
+/// A tap that tells how many calls have come.
+fn front(socket: &std::path::Path) -> Result<Tap> {
+    Tap::start(&socket.with_file_name(unique("f")), socket)
+}
+
+/// Clients that create a container each, once all have asked.
+fn creates<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    node: &'scope Node,
+    front: &'scope Tap,
+    sandbox: &'scope Sandbox,
+) -> Result<Vec<std::thread::ScopedJoinHandle<'scope, Result<Container>>>> {
+    let reference = &hello()?.reference;
+    let create = |number: usize| {
+        let reference = reference.clone();
+        scope.spawn(move || {
+            let cri = Cri::connect(front.socket(), &node.containerd.scratch())?;
+            cri.create_container(sandbox, &format!("c{number}"), &reference, &[])
+        })
+    };
+    let all = (0..CLIENTS).map(create).collect();
+    let deadline = Instant::now() + GRACE;
+    while front.count(CREATE_CONTAINER) < CLIENTS as u64 {
+        ensure!(Instant::now() < deadline, "the clients do not ask");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // From the tap to the proxy.
+    std::thread::sleep(Duration::from_millis(100));
+    Ok(all)
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Clients that speak badly, slowly or not at all, and what others notice of them.
+
+mod raw;
+
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use resnap_integration::cri::Cri;
+use resnap_integration::image::digest;
+use resnap_integration::wire::{Wire, frame};
+
+use crate::served::Served;
+use crate::suite::{Needs, Node, Test, unique};
+use raw::{DEADLINE, Frames, connect, ends};
+
+pub(crate) const TESTS: &[Test] = &[Test {
+    name: "proxy_bears_rude_clients",
+    needs: Needs::Containerd,
+    run: bears,
+}];
+
+const VERSION: &str = "/runtime.v1.RuntimeService/Version";
+const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
+const READ: &str = "/containerd.services.content.v1.Content/Read";
+
+/// What the proxy may take for all of them.
+const MEMORY: u64 = 64 << 10;
+
+const IDLE: usize = 2000;
+const MANY: usize = 32;
+
+fn bears(node: &Node) -> Result<()> {
+    let large = vec![7; (16 << 20) - 5];
+    let blob = ingest(node, &large)?;
+    let served = Served::start(node)?;
+    let polite = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let idle = memory(&served)?;
+    let connect = || connect(&served.socket);
+
+    for garbage in raw::GARBAGE {
+        let mut client = connect()?;
+        client.write_all(garbage)?;
+        ends(client).with_context(|| format!("nothing is said to {garbage:02x?}"))?;
+    }
+    halves(&served, &large)?;
+    let more = memory(&served)?.saturating_sub(idle);
+    ensure!(more < MEMORY, "{more} KiB more than the {idle} of before");
+    let mut kept: Vec<UnixStream> = Vec::new();
+    for number in 0..IDLE {
+        let mut client = connect()?;
+        let beginning = Frames::begin();
+        // Some have not even said all of that, or nothing.
+        let said = [beginning.len(), beginning.len(), 10, 0][number % 4];
+        client.write_all(&beginning.bytes()[..said])?;
+        kept.push(client);
+    }
+    for _ in 0..MANY {
+        // Headers that do not end, and a message that does not.
+        let mut client = connect()?;
+        client.write_all(Frames::begin().endless_headers(1, VERSION).bytes())?;
+        kept.push(client);
+        let mut client = connect()?;
+        let begun = &frame(&large)[..60 << 10];
+        let half = Frames::begin().headers(1, CREATE_CONTAINER, &node.namespace);
+        client.write_all(half.data(1, begun, false).bytes())?;
+        kept.push(client);
+        // An answer that is asked for and not read, whatever its reader says it takes.
+        for eager in [false, true] {
+            let mut client = connect()?;
+            let frames = match eager {
+                true => Frames::begin_eagerly(),
+                false => Frames::begin(),
+            };
+            let frames = frames.headers(1, READ, &node.namespace);
+            client.write_all(frames.data(1, &frame(&blob), true).bytes())?;
+            kept.push(client);
+        }
+    }
+    for _ in 0..200 {
+        polite.status()?;
+    }
+    // What is on its way arrives.
+    std::thread::sleep(Duration::from_millis(500));
+    let more = memory(&served)?.saturating_sub(idle);
+    ensure!(more < MEMORY, "{more} KiB more than the {idle} of before");
+
+    drop(polite);
+
+    // They keep nobody from ending.
+    served.stop()?;
+    drop(kept);
+    Ok(())
+}
+
+/// Messages of which there is more than there is room for, and no end: some are refused at once,
+/// and when their callers have gone there is room again.
+fn halves(served: &Served, message: &[u8]) -> Result<()> {
+    let begun = frame(message).slice(..1 << 20);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let (mut kept, mut replies) = (Vec::new(), FuturesUnordered::new());
+        for _ in 0..MANY {
+            let wire = Wire::connect(&served.socket).await?;
+            let (reply, mut request) = wire.open(Wire::to(CREATE_CONTAINER).body(())?).await?;
+            request.send_data(begun.clone(), false)?;
+            replies.push(reply);
+            kept.push((wire, request));
+        }
+        let refused = tokio::time::timeout(DEADLINE, replies.next()).await;
+        let refused = refused.context("none was refused")?.context("no calls")??;
+        let status = refused.headers().get("grpc-status");
+        ensure!(status.is_some_and(|code| code == "8"), "{refused:?}");
+        drop((kept, replies));
+        let wire = Wire::connect(&served.socket).await?;
+        loop {
+            let request = Wire::to(CREATE_CONTAINER).body(())?;
+            let reply = wire
+                .call(request, frame(&message[..message.len() / 2]))
+                .await?;
+            if reply.status() != Some(8) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+}
+
+/// Puts a blob on the node, and gives the request to read it.
+fn ingest(node: &Node, blob: &[u8]) -> Result<Vec<u8>> {
+    let mut writer = node.containerd.ctr(&node.namespace);
+    let name = unique("blob");
+    let mut writer = writer
+        .args(["content", "ingest", &name])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let mut stdin = writer.stdin.take().context("ctr has no stdin")?;
+    stdin.write_all(blob)?;
+    drop(stdin);
+    ensure!(writer.wait()?.success(), "ctr content ingest");
+    let digest = digest(blob);
+    // Nobody refers to it: garbage collection could take it.
+    node.ctr(&["content", "label", &digest, "containerd.io/gc.root=test"])?;
+    let mut request = Vec::new();
+    prost::encoding::string::encode(1, &digest, &mut request);
+    Ok(request)
+}
+
+/// Resident, in KiB.
+fn memory(served: &Served) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", served.process.id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let figure = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(figure.context("no VmRSS in the status")?.parse()?)
+}
