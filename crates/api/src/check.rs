@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! How ready an image is, as a message and back.
+
+use resnap_core::{ChainId, DiffId};
+use resnap_unpacker::{Check, LabelState, LayerCheck, LayerState, Readiness};
+
+use crate::v1::layer_state::State;
+use crate::{Malformed, digest, v1};
+
+impl From<LayerState> for v1::LayerState {
+    fn from(state: LayerState) -> Self {
+        let state = match state {
+            LayerState::Committed { labels } => {
+                let (reference, missing_labels) = match labels {
+                    LabelState::Complete(reference) => (Some(reference), Vec::new()),
+                    LabelState::Missing(missing) => (None, missing),
+                };
+                State::Committed(v1::Committed {
+                    reference,
+                    missing_labels,
+                })
+            }
+            LayerState::Missing => State::Missing(v1::Missing {}),
+            LayerState::Unknown { reason } => State::Unknown(reason),
+        };
+        Self { state: Some(state) }
+    }
+}
+
+impl TryFrom<v1::LayerState> for LayerState {
+    type Error = Malformed;
+
+    fn try_from(state: v1::LayerState) -> Result<Self, Malformed> {
+        Ok(match state.state.ok_or(Malformed("state of a layer"))? {
+            State::Committed(committed) => Self::Committed {
+                labels: match committed.reference {
+                    Some(reference) => LabelState::Complete(reference),
+                    None => LabelState::Missing(committed.missing_labels),
+                },
+            },
+            State::Missing(v1::Missing {}) => Self::Missing,
+            State::Unknown(reason) => Self::Unknown { reason },
+        })
+    }
+}
+
+impl From<LayerCheck> for v1::LayerCheck {
+    fn from(layer: LayerCheck) -> Self {
+        let snapshots = layer.snapshots.into_iter();
+        Self {
+            digest: layer.digest.into(),
+            diff_id: layer.diff_id.0.into(),
+            chain_id: layer.chain_id.to_string(),
+            bytes: layer.bytes,
+            blob: layer.blob,
+            snapshots: snapshots
+                .map(|(name, state)| (name, state.into()))
+                .collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::LayerCheck> for LayerCheck {
+    type Error = Malformed;
+
+    fn try_from(layer: v1::LayerCheck) -> Result<Self, Malformed> {
+        let snapshots = layer.snapshots.into_iter();
+        let snapshots = snapshots.map(|(name, state)| Ok((name, state.try_into()?)));
+        Ok(Self {
+            digest: digest(layer.digest)?,
+            diff_id: DiffId(digest(layer.diff_id)?),
+            chain_id: ChainId::told(digest(layer.chain_id)?),
+            bytes: layer.bytes,
+            blob: layer.blob,
+            snapshots: snapshots.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<Check> for v1::CheckResponse {
+    fn from(check: Check) -> Self {
+        let verdict = |(name, verdict): (String, Readiness)| {
+            let readiness = v1::Readiness {
+                ready: verdict.ready,
+                needs_labels: verdict.needs_labels,
+            };
+            (name, readiness)
+        };
+        Self {
+            image: check.image,
+            reference: check.reference,
+            platform: check.platform,
+            manifest: check.manifest.into(),
+            config: check.config.into(),
+            layers: check.layers.into_iter().map(Into::into).collect(),
+            snapshotters: check.snapshotters.into_iter().map(verdict).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::CheckResponse> for Check {
+    type Error = Malformed;
+
+    fn try_from(check: v1::CheckResponse) -> Result<Self, Malformed> {
+        let verdict = |(name, verdict): (String, v1::Readiness)| {
+            let readiness = Readiness {
+                ready: verdict.ready,
+                needs_labels: verdict.needs_labels,
+            };
+            (name, readiness)
+        };
+        let layers = check.layers.into_iter().map(LayerCheck::try_from);
+        Ok(Self {
+            image: check.image,
+            reference: check.reference,
+            platform: check.platform,
+            manifest: digest(check.manifest)?,
+            config: digest(check.config)?,
+            layers: layers.collect::<Result<_, _>>()?,
+            snapshotters: check.snapshotters.into_iter().map(verdict).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Digest;
+
+    use super::*;
+
+    #[test]
+    fn a_check_survives_its_message() {
+        let digest = Digest::sha256(b"layer");
+        let committed = |labels| LayerState::Committed { labels };
+        let states = [
+            committed(LabelState::Complete("docker.io/library/web:1".to_owned())),
+            committed(LabelState::Missing(vec!["a".to_owned()])),
+            committed(LabelState::Missing(Vec::new())),
+            LayerState::Missing,
+            LayerState::Unknown {
+                reason: "gone".to_owned(),
+            },
+        ];
+        let names = ["erofs", "native", "nydus", "overlayfs", "soci"].map(str::to_owned);
+        let check = Check {
+            image: "web".to_owned(),
+            reference: Some("docker.io/library/web:1".to_owned()),
+            platform: "linux/amd64".to_owned(),
+            manifest: digest.clone(),
+            config: digest.clone(),
+            layers: vec![LayerCheck {
+                digest: digest.clone(),
+                diff_id: DiffId(digest.clone()),
+                chain_id: ChainId::told(digest.clone()),
+                bytes: 7,
+                blob: true,
+                snapshots: names.iter().cloned().zip(states).collect(),
+            }],
+            snapshotters: [(
+                names[0].clone(),
+                Readiness {
+                    ready: true,
+                    needs_labels: Some("so".to_owned()),
+                },
+            )]
+            .into(),
+        };
+        let message = v1::CheckResponse::from(check.clone());
+        assert_eq!(Check::try_from(message), Ok(check));
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Jobs, as messages and back.
+
+use std::time::SystemTime;
+
+use resnap_unpacker::{JobState, JobStatus};
+
+use crate::{Malformed, count, size, v1};
+
+impl From<JobState> for v1::JobState {
+    fn from(state: JobState) -> Self {
+        match state {
+            JobState::Running => Self::Running,
+            JobState::Cancelling => Self::Cancelling,
+            JobState::Done => Self::Done,
+            JobState::Failed => Self::Failed,
+            JobState::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl TryFrom<v1::JobState> for JobState {
+    type Error = Malformed;
+
+    fn try_from(state: v1::JobState) -> Result<Self, Malformed> {
+        Ok(match state {
+            v1::JobState::Running => Self::Running,
+            v1::JobState::Cancelling => Self::Cancelling,
+            v1::JobState::Done => Self::Done,
+            v1::JobState::Failed => Self::Failed,
+            v1::JobState::Cancelled => Self::Cancelled,
+            v1::JobState::Unspecified => return Err(Malformed("state of a job")),
+        })
+    }
+}
+
+impl From<JobStatus> for v1::Job {
+    fn from(job: JobStatus) -> Self {
+        Self {
+            id: job.id,
+            image: job.image,
+            snapshotter: job.snapshotter,
+            platform: job.platform,
+            origin: job.origin,
+            state: v1::JobState::from(job.state).into(),
+            started: Some(job.started.into()),
+            layers: count(job.layers),
+            ready_layers: count(job.ready_layers),
+            bytes: job.bytes,
+            ready_bytes: job.ready_bytes,
+            waiting: count(job.waiting),
+            waits_for: job.waits_for,
+            failure: job.failure.map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<v1::Job> for JobStatus {
+    type Error = Malformed;
+
+    fn try_from(job: v1::Job) -> Result<Self, Malformed> {
+        let started = job.started.map(SystemTime::try_from);
+        Ok(Self {
+            state: job.state().try_into()?,
+            id: job.id,
+            image: job.image,
+            snapshotter: job.snapshotter,
+            platform: job.platform,
+            origin: job.origin,
+            started: started
+                .and_then(Result::ok)
+                .ok_or(Malformed("time of a job"))?,
+            layers: size(job.layers),
+            ready_layers: size(job.ready_layers),
+            bytes: job.bytes,
+            ready_bytes: job.ready_bytes,
+            waiting: size(job.waiting),
+            waits_for: job.waits_for,
+            failure: job.failure.map(Into::into),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use resnap_core::Kind;
+    use resnap_unpacker::Failure;
+
+    use super::*;
+
+    #[test]
+    fn a_job_survives_its_message() {
+        for number in 1..=5 {
+            let state = v1::JobState::try_from(number).unwrap();
+            let job = JobStatus {
+                id: 7,
+                image: "web".to_owned(),
+                snapshotter: "erofs".to_owned(),
+                platform: "linux/amd64".to_owned(),
+                origin: "cri".to_owned(),
+                state: state.try_into().unwrap(),
+                started: SystemTime::UNIX_EPOCH + Duration::from_nanos(1_234_567_890_123),
+                layers: 3,
+                ready_layers: 1,
+                bytes: 300,
+                ready_bytes: 100,
+                waiting: 2,
+                waits_for: Some("process 7".to_owned()),
+                failure: (number == 4).then(|| Failure {
+                    kind: Kind::NotFound,
+                    reason: "MISSING_BLOB".to_owned(),
+                    message: "gone".to_owned(),
+                    next_step: None,
+                }),
+            };
+            assert_eq!(JobStatus::try_from(v1::Job::from(job.clone())), Ok(job));
+        }
+        assert!(JobStatus::try_from(v1::Job::default()).is_err());
+    }
+}

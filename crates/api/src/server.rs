@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The daemon's side.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::{Stream, stream};
+use resnap_core::{Kind, Platform, in_full};
+use resnap_unpacker::{Engine, Failure, Job, JobWatch, UnpackError};
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use crate::status::status;
+use crate::v1::resnap_service_server::{ResnapService, ResnapServiceServer};
+use crate::v1::unpack_response::Told;
+use crate::{Info, v1};
+
+/// The largest request that is read: a few names.
+const MAX_REQUEST_BYTES: usize = 64 << 10;
+
+/// How many calls a client may have open at once, of which each image of an unpack is one.
+const MAX_STREAMS: u32 = 4096;
+
+/// What [`resnap_unpacker::Request::origin`] says of jobs that are asked for here.
+const ORIGIN: &str = "api";
+
+/// Serves the API and gRPC's health service until `stop` says so; then takes no more calls, ends
+/// watches, lets other calls end for as long as `grace`, and returns. Jobs are the engine's: they
+/// go on. Dropping the future cuts all connections.
+///
+/// # Errors
+/// What the operating system says of the listener, as text.
+pub async fn serve(
+    listener: UnixListener,
+    engine: Engine,
+    info: Info,
+    stop: watch::Receiver<bool>,
+    grace: Duration,
+) -> Result<(), String> {
+    let (health, health_server) = tonic_health::server::health_reporter();
+    health.set_serving::<ResnapServiceServer<Api>>().await;
+    let api = Api {
+        engine,
+        info,
+        stop: stop.clone(),
+    };
+    let api = ResnapServiceServer::new(api).max_decoding_message_size(MAX_REQUEST_BYTES);
+    let serving = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .add_service(health_server)
+        .add_service(api)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(stop.clone()));
+    let out_of_time = async {
+        stopped(stop).await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        ended = serving => ended.map_err(|error| in_full(&error)),
+        () = out_of_time => {
+            tracing::warn!("calls of the API were cut off: they took longer than {grace:?}");
+            Ok(())
+        }
+    }
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // Who can say so is gone only with the process.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+struct Api {
+    engine: Engine,
+    info: Info,
+    stop: watch::Receiver<bool>,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Api {
+    fn failed(&self, error: &UnpackError) -> Status {
+        failed(&self.engine, error)
+    }
+}
+
+fn failed(engine: &Engine, error: &UnpackError) -> Status {
+    status(Failure::new(error, engine.namespace()))
+}
+
+/// What is wanted, with the platform as text; an empty one is none.
+fn request(
+    image: String,
+    snapshotter: String,
+    platform: &str,
+) -> Result<resnap_unpacker::Request, Status> {
+    let platform = (!platform.is_empty()).then(|| platform.parse::<Platform>());
+    let platform = platform.transpose();
+    Ok(resnap_unpacker::Request {
+        platform: platform.map_err(|error| Status::invalid_argument(in_full(&error)))?,
+        origin: ORIGIN.to_owned(),
+        ..resnap_unpacker::Request::new(image, snapshotter)
+    })
+}
+
+#[tonic::async_trait]
+impl ResnapService for Api {
+    async fn get_info(
+        &self,
+        _: Request<v1::GetInfoRequest>,
+    ) -> Result<Response<v1::GetInfoResponse>, Status> {
+        let info = self.info.clone();
+        Ok(Response::new(v1::GetInfoResponse {
+            version: info.version,
+            containerd_address: info.containerd_address,
+            containerd_namespace: info.containerd_namespace,
+        }))
+    }
+
+    type UnpackStream = Answers<v1::UnpackResponse>;
+
+    async fn unpack(
+        &self,
+        asked: Request<v1::UnpackRequest>,
+    ) -> Result<Response<Self::UnpackStream>, Status> {
+        let asked = asked.into_inner();
+        let user_reference = Some(asked.user_reference).filter(|text| !text.is_empty());
+        let job = self.engine.unpack(resnap_unpacker::Request {
+            repair: asked.repair,
+            user_reference,
+            ..request(asked.image, asked.snapshotter, &asked.platform)?
+        });
+        let engine = self.engine.clone();
+        let steps = stream::unfold(Step::Begin(job), move |step| {
+            let engine = engine.clone();
+            async move {
+                let (told, next) = step.take().await?;
+                let answer = told.map_err(|error| failed(&engine, &error));
+                Some((
+                    answer.map(|told| v1::UnpackResponse { told: Some(told) }),
+                    next,
+                ))
+            }
+        });
+        Ok(Response::new(Box::pin(steps)))
+    }
+
+    async fn check(
+        &self,
+        asked: Request<v1::CheckRequest>,
+    ) -> Result<Response<v1::CheckResponse>, Status> {
+        let asked = asked.into_inner();
+        let request = request(asked.image, asked.snapshotter, &asked.platform)?;
+        let check = self.engine.check_image(&request).await;
+        let check = check.map_err(|error| self.failed(&error))?;
+        Ok(Response::new(check.into()))
+    }
+
+    async fn list_jobs(
+        &self,
+        _: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let jobs = self.engine.jobs().into_iter().map(Into::into).collect();
+        Ok(Response::new(v1::ListJobsResponse { jobs }))
+    }
+
+    type WatchJobsStream = Answers<v1::WatchJobsResponse>;
+
+    async fn watch_jobs(
+        &self,
+        _: Request<v1::WatchJobsRequest>,
+    ) -> Result<Response<Self::WatchJobsStream>, Status> {
+        let first = Some((self.engine.watch_jobs(), self.stop.clone()));
+        let news = stream::unfold(first, |watch| async move {
+            let (mut watch, stop): (JobWatch, _) = watch?;
+            let news = tokio::select! {
+                jobs = watch.next() => jobs,
+                () = stopped(stop.clone()) => return Some((Err(stops()), None)),
+            };
+            let jobs = news.into_iter().map(Into::into).collect();
+            Some((Ok(v1::WatchJobsResponse { jobs }), Some((watch, stop))))
+        });
+        Ok(Response::new(Box::pin(news)))
+    }
+
+    async fn cancel_job(
+        &self,
+        asked: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let v1::CancelJobRequest { id, unless_shared } = asked.into_inner();
+        let cancelled = self.engine.cancel(id, unless_shared).await;
+        let job = cancelled.map_err(|error| self.failed(&error))?;
+        Ok(Response::new(v1::CancelJobResponse {
+            job: Some(job.into()),
+        }))
+    }
+}
+
+/// How far an Unpack is told.
+enum Step {
+    Begin(Job),
+    Events(Job),
+    Over,
+}
+
+impl Step {
+    async fn take(self) -> Option<(Result<Told, UnpackError>, Self)> {
+        let (told, next) = match self {
+            Self::Begin(job) => match job.begun().await {
+                Ok(begun) => (Ok(Told::Begun(begun.into())), Self::Events(job)),
+                Err(error) => (Err(error), Self::Over),
+            },
+            Self::Events(mut job) => match job.next_event().await {
+                Some(event) => (Ok(Told::Event(event.into())), Self::Events(job)),
+                None => {
+                    let report = job.report().await;
+                    (report.map(|report| Told::Report(report.into())), Self::Over)
+                }
+            },
+            Self::Over => return None,
+        };
+        Some((told, next))
+    }
+}
+
+fn stops() -> Status {
+    status(Failure {
+        kind: Kind::Unavailable,
+        reason: "STOPPING".to_owned(),
+        message: "the daemon stops".to_owned(),
+        next_step: Some("ask again when it is back".to_owned()),
+    })
+}

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What a job tells, as messages and back.
+
+use resnap_core::{ChainId, DiffId};
+use resnap_unpacker::{Begun, Event, LayerReport, Outcome, Phase, Report};
+
+use crate::{Malformed, count, digest, size, v1};
+
+impl From<Begun> for v1::JobBegun {
+    fn from(begun: Begun) -> Self {
+        Self {
+            id: begun.id,
+            joined: begun.joined,
+        }
+    }
+}
+
+impl From<v1::JobBegun> for Begun {
+    fn from(begun: v1::JobBegun) -> Self {
+        Self {
+            id: begun.id,
+            joined: begun.joined,
+        }
+    }
+}
+
+impl From<Phase> for v1::Phase {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Planned => Self::Planned,
+            Phase::Existed => Self::Existed,
+            Phase::Waiting => Self::Waiting,
+            Phase::Prepared => Self::Prepared,
+            Phase::Applying => Self::Applying,
+            Phase::Committed => Self::Committed,
+            Phase::Staged => Self::Staged,
+            Phase::Remote => Self::Remote,
+            Phase::Joined => Self::Joined,
+            Phase::Failed => Self::Failed,
+            // The engine may get more, which then come here.
+            _ => Self::Unspecified,
+        }
+    }
+}
+
+impl TryFrom<v1::Phase> for Phase {
+    type Error = Malformed;
+
+    fn try_from(phase: v1::Phase) -> Result<Self, Malformed> {
+        Ok(match phase {
+            v1::Phase::Planned => Self::Planned,
+            v1::Phase::Existed => Self::Existed,
+            v1::Phase::Waiting => Self::Waiting,
+            v1::Phase::Prepared => Self::Prepared,
+            v1::Phase::Applying => Self::Applying,
+            v1::Phase::Committed => Self::Committed,
+            v1::Phase::Staged => Self::Staged,
+            v1::Phase::Remote => Self::Remote,
+            v1::Phase::Joined => Self::Joined,
+            v1::Phase::Failed => Self::Failed,
+            v1::Phase::Unspecified => return Err(Malformed("phase")),
+        })
+    }
+}
+
+impl From<Event> for v1::Event {
+    fn from(event: Event) -> Self {
+        Self {
+            image: event.image,
+            snapshotter: event.snapshotter,
+            phase: v1::Phase::from(event.phase).into(),
+            layer: count(event.layer),
+            layers: count(event.layers),
+            digest: event.digest.into(),
+            chain_id: event.chain_id.to_string(),
+            bytes: event.bytes,
+            seconds: event.seconds,
+            waits_for: event.waits_for,
+        }
+    }
+}
+
+impl TryFrom<v1::Event> for Event {
+    type Error = Malformed;
+
+    fn try_from(event: v1::Event) -> Result<Self, Malformed> {
+        Ok(Self {
+            phase: event.phase().try_into()?,
+            image: event.image,
+            snapshotter: event.snapshotter,
+            layer: size(event.layer),
+            layers: size(event.layers),
+            digest: digest(event.digest)?,
+            chain_id: ChainId::told(digest(event.chain_id)?),
+            bytes: event.bytes,
+            seconds: event.seconds,
+            waits_for: event.waits_for,
+        })
+    }
+}
+
+impl From<Outcome> for v1::LayerOutcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Applied => Self::Applied,
+            Outcome::Existed => Self::Existed,
+            Outcome::Joined => Self::Joined,
+            Outcome::Staged => Self::Staged,
+            Outcome::Remote => Self::Remote,
+        }
+    }
+}
+
+impl TryFrom<v1::LayerOutcome> for Outcome {
+    type Error = Malformed;
+
+    fn try_from(outcome: v1::LayerOutcome) -> Result<Self, Malformed> {
+        Ok(match outcome {
+            v1::LayerOutcome::Applied => Self::Applied,
+            v1::LayerOutcome::Existed => Self::Existed,
+            v1::LayerOutcome::Joined => Self::Joined,
+            v1::LayerOutcome::Staged => Self::Staged,
+            v1::LayerOutcome::Remote => Self::Remote,
+            v1::LayerOutcome::Unspecified => return Err(Malformed("outcome")),
+        })
+    }
+}
+
+impl From<LayerReport> for v1::LayerReport {
+    fn from(layer: LayerReport) -> Self {
+        Self {
+            digest: layer.digest.into(),
+            diff_id: layer.diff_id.0.into(),
+            chain_id: layer.chain_id.to_string(),
+            bytes: layer.bytes,
+            outcome: v1::LayerOutcome::from(layer.outcome).into(),
+            seconds: layer.seconds,
+        }
+    }
+}
+
+impl TryFrom<v1::LayerReport> for LayerReport {
+    type Error = Malformed;
+
+    fn try_from(layer: v1::LayerReport) -> Result<Self, Malformed> {
+        Ok(Self {
+            outcome: layer.outcome().try_into()?,
+            digest: digest(layer.digest)?,
+            diff_id: DiffId(digest(layer.diff_id)?),
+            chain_id: ChainId::told(digest(layer.chain_id)?),
+            bytes: layer.bytes,
+            seconds: layer.seconds,
+        })
+    }
+}
+
+impl From<Report> for v1::Report {
+    fn from(report: Report) -> Self {
+        Self {
+            image: report.image,
+            reference: report.reference,
+            snapshotter: report.snapshotter,
+            platform: report.platform,
+            manifest: report.manifest.into(),
+            config: report.config.into(),
+            chain_id: report.chain_id.map(|chain_id| chain_id.to_string()),
+            layers: report.layers.into_iter().map(Into::into).collect(),
+            seconds: report.seconds,
+        }
+    }
+}
+
+impl TryFrom<v1::Report> for Report {
+    type Error = Malformed;
+
+    fn try_from(report: v1::Report) -> Result<Self, Malformed> {
+        let layers = report.layers.into_iter().map(LayerReport::try_from);
+        let chain_id = report.chain_id.map(digest).transpose()?;
+        Ok(Self {
+            image: report.image,
+            reference: report.reference,
+            snapshotter: report.snapshotter,
+            platform: report.platform,
+            manifest: digest(report.manifest)?,
+            config: digest(report.config)?,
+            chain_id: chain_id.map(ChainId::told),
+            layers: layers.collect::<Result<_, _>>()?,
+            seconds: report.seconds,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use resnap_core::Digest;
+
+    use super::*;
+
+    #[test]
+    fn what_is_told_survives_its_message() {
+        let digest = Digest::sha256(b"layer");
+        let chain_id = ChainId::told(digest.clone());
+        for number in 1..=10 {
+            let phase = v1::Phase::try_from(number).unwrap();
+            let event = Event {
+                image: "web".to_owned(),
+                snapshotter: "erofs".to_owned(),
+                phase: phase.try_into().unwrap(),
+                layer: 1,
+                layers: 2,
+                digest: digest.clone(),
+                chain_id: chain_id.clone(),
+                bytes: u64::MAX,
+                seconds: 0.1,
+                waits_for: (number == 3).then(|| "process 7".to_owned()),
+            };
+            assert_eq!(v1::Phase::from(event.phase), phase);
+            let bytes = v1::Event::from(event.clone()).encode_to_vec();
+            let back = v1::Event::decode(&*bytes).unwrap();
+            assert_eq!(Event::try_from(back), Ok(event));
+        }
+        let layers = (1..=5).map(|number| {
+            let outcome = v1::LayerOutcome::try_from(number).unwrap();
+            LayerReport {
+                digest: digest.clone(),
+                diff_id: DiffId(digest.clone()),
+                chain_id: chain_id.clone(),
+                bytes: 7,
+                outcome: outcome.try_into().unwrap(),
+                seconds: 0.1,
+            }
+        });
+        let report = Report {
+            image: "web".to_owned(),
+            reference: None,
+            snapshotter: "erofs".to_owned(),
+            platform: "linux/amd64".to_owned(),
+            manifest: digest.clone(),
+            config: digest.clone(),
+            chain_id: Some(chain_id.clone()),
+            layers: layers.collect(),
+            seconds: 1.5,
+        };
+        let message = v1::Report::from(report.clone());
+        assert_eq!(Report::try_from(message), Ok(report));
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let event = v1::Event::default();
+        assert_eq!(Event::try_from(event.clone()), Err(Malformed("phase")));
+        let event = v1::Event { phase: 1, ..event };
+        assert_eq!(Event::try_from(event), Err(Malformed("digest")));
+    }
+}
