@@ -23,6 +23,7 @@ use crate::warm::Floor;
   resnap unpack web --snapshotter erofs        make docker.io/library/web:latest ready on erofs
   resnap check web --snapshotter erofs         is it? (exit code 0: yes, 1: no)
   resnap --namespace default images            what is ready where
+  resnap jobs                                  what the daemon is doing
 
 Exit codes: 0 done or ready; 1 `check --snapshotter` and not ready; 2 any error; 130 stopped by
 a signal.
@@ -51,7 +52,8 @@ pub(crate) struct Common {
     /// The configuration file [default: /etc/resnap/config.toml, if it is there]
     #[arg(long, global = true, env = "RESNAP_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Print JSON: one document; for `unpack` an event per line and the report last
+    /// Print JSON: one document; for `unpack` an event per line and the report last, for `cancel` a
+    /// document per line
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
@@ -59,6 +61,11 @@ pub(crate) struct Common {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Unpack and label the layers of images on a snapshotter
+    ///
+    /// The daemon (`resnap serve`) does it where one serves this containerd and namespace, so that
+    /// nothing is done twice; otherwise this process does. A first signal (Ctrl-C) cancels what this
+    /// command began, and cleans up; what the daemon does for others as well goes on. A second one
+    /// ends the command at once.
     Unpack(UnpackArguments),
     /// Make images ready ahead, where there is room
     Warm(WarmArguments),
@@ -66,6 +73,13 @@ pub(crate) enum Command {
     Check(CheckArguments),
     /// List the images and the snapshotters they are ready on
     Images,
+    /// List the jobs of the daemon: images that are being unpacked
+    Jobs(JobsArguments),
+    /// Cancel jobs of the daemon, for all who wait for them
+    ///
+    /// Finished layers stay for the next try. A container that waits for the image fails to start
+    /// for now; kubelet asks again, which begins a new job.
+    Cancel(CancelArguments),
     /// List the leases under which images are unpacked, and whose makers are dead
     Leases(LeasesArguments),
     /// Serve kubelet in containerd's place, and make images ready before containers ask for them
@@ -130,6 +144,21 @@ pub(crate) struct WarmArguments {
     /// Only say what would be done
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobsArguments {
+    /// Print a line for each job, then one whenever something changes; with --json a document per
+    /// line
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelArguments {
+    /// The job's number, as `resnap jobs` lists it
+    #[arg(required = true, value_name = "ID")]
+    pub(crate) ids: Vec<u64>,
 }
 
 #[derive(Debug, Args)]

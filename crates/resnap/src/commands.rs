@@ -4,9 +4,11 @@
 //! The commands.
 
 pub(crate) mod check;
+pub(crate) mod daemon;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod images;
+pub(crate) mod jobs;
 pub(crate) mod leases;
 pub(crate) mod snapshotters;
 pub(crate) mod unpack;
@@ -54,13 +56,4 @@ async fn connect(config: &Config, mut settings: Settings) -> Result<Engine> {
         &config.namespace.value,
         settings,
     )?)
-}
-
-/// The names of the snapshotters that work.
-pub(crate) async fn working_snapshotters(engine: &Engine) -> Result<Vec<String>> {
-    let all = engine.snapshotters().await?;
-    let working = all
-        .into_iter()
-        .filter(|snapshotter| snapshotter.failure.is_none());
-    Ok(working.map(|snapshotter| snapshotter.name).collect())
 }

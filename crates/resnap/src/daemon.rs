@@ -3,6 +3,7 @@
 
 //! `resnap serve`.
 
+mod api;
 mod listen;
 mod prewarm;
 mod service;
@@ -27,15 +28,23 @@ const GRACE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(config: &Config) -> Result<Outcome> {
     let (listener, socket) = Socket::listen(&config.cri_socket.value, 0o660).await?;
+    let api = Socket::listen(&config.api_socket.value, api::MODE).await;
+    // The first error is what counts.
+    let (api_listener, api_socket) = api.inspect_err(|_| drop(socket.remove()))?;
     let engine = connected(config).await?;
     let stopped = signals()?;
     let proxy = proxy(config, engine.clone());
     tracing::info!(socket = ?config.cri_socket.value, backend = ?config.backend(), "serving");
-    tokio::select! {
-        served = proxy.serve(listener, stopped, GRACE) => served?,
-        () = prewarm::run(config, &engine) => {}
-    }
+    let api = api::serve(config, api_listener, engine.clone(), stopped.clone());
+    let serve = async { tokio::join!(api, proxy.serve(listener, stopped, GRACE)) };
+    let (api, served) = tokio::select! {
+        ended = serve => ended,
+        never = prewarm::run(config, &engine) => match never {},
+    };
     socket.remove()?;
+    api_socket.remove()?;
+    api?;
+    served?;
     Ok(Outcome::Done)
 }
 

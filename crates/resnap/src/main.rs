@@ -19,8 +19,9 @@ use std::process::ExitCode;
 
 use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
+use commands::daemon::Worker;
 use commands::{
-    Outcome, check, engine, explain, generate, images, leases, snapshotters, unpack,
+    Outcome, check, engine, explain, generate, images, jobs, leases, snapshotters, unpack,
     warm as warm_command, working_engine,
 };
 use config::Config;
@@ -60,7 +61,8 @@ fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyho
     runtime.block_on(async {
         match command {
             Command::Unpack(arguments) => {
-                unpack::run(&working_engine(&config).await?, arguments, output).await
+                let worker = Worker::find(&config, working_engine(&config)).await?;
+                unpack::run(&worker, arguments, output).await
             }
             Command::Serve(_) => daemon::run(&config).await,
             Command::Config(ConfigCommand::Explain(_)) => explain::run(&config, output).await,
@@ -71,8 +73,11 @@ fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyho
                 warm_command::run(&working_engine(&config).await?, arguments, output).await
             }
             Command::Check(arguments) => {
-                check::run(&engine(&config).await?, arguments, output).await
+                let worker = Worker::find(&config, engine(&config)).await?;
+                check::run(&worker, arguments, output).await
             }
+            Command::Jobs(arguments) => jobs::run(&config, arguments, output).await,
+            Command::Cancel(arguments) => jobs::cancel(&config, arguments, output).await,
             Command::Images => images::run(&engine(&config).await?, output).await,
             Command::Snapshotters => snapshotters::run(&engine(&config).await?, output).await,
             // They need nothing, and were done above.

@@ -10,7 +10,7 @@ use anyhow::Result;
 use comfy_table::{ContentArrangement, presets};
 use indicatif::DecimalBytes;
 use resnap_core::in_full;
-use resnap_unpacker::UnpackError;
+use resnap_unpacker::{Failure, UnpackError};
 use serde::Serialize;
 use serde_json::json;
 
@@ -19,6 +19,7 @@ use crate::commands::Outcome;
 /// Where data goes.
 pub(crate) struct Output {
     json: bool,
+    closed: bool,
     namespace: String,
 }
 
@@ -26,6 +27,7 @@ impl Output {
     pub(crate) fn new(json: bool) -> Self {
         Self {
             json,
+            closed: false,
             namespace: String::new(),
         }
     }
@@ -33,6 +35,11 @@ impl Output {
     /// The namespace in which next steps are to be taken.
     pub(crate) fn set_namespace(&mut self, namespace: &str) {
         self.namespace = namespace.to_owned();
+    }
+
+    /// Whether nobody reads standard output any more, as was seen when something was printed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
     }
 
     pub(crate) fn is_json(&self) -> bool {
@@ -47,11 +54,11 @@ impl Output {
     ) -> Result<()> {
         if self.json {
             let text = serde_json::to_string_pretty(document)?;
-            return print(&text);
+            return self.print(&text);
         }
         let mut table = Table::default();
         show(&mut table);
-        print(&table.finish())
+        self.print(&table.finish())
     }
 
     /// Several of a kind: a JSON array, or one after the other.
@@ -71,26 +78,32 @@ impl Output {
     }
 
     pub(crate) fn json_line<T: Serialize>(&mut self, value: &T) -> Result<()> {
-        print(&serde_json::to_string(value)?)
+        self.print(&serde_json::to_string(value)?)
     }
 
     /// What resnap itself wrote, for a program to read.
     pub(crate) fn verbatim(&mut self, text: &str) -> Result<()> {
-        print(text)
+        self.print(text)
     }
 
     /// One line for people.
     pub(crate) fn line(&mut self, text: &str) -> Result<()> {
-        print(&printable(text))
+        self.print(&printable(text))
     }
 
     /// Tells an error, of this image if it is of one, to people, and to programs if they listen.
     pub(crate) fn error(&mut self, error: &anyhow::Error, image: Option<&str>) -> Outcome {
-        let unpack_error = error.downcast_ref::<UnpackError>();
-        let next_step = unpack_error.and_then(|error| error.next_step(&self.namespace));
+        let here = error.downcast_ref::<UnpackError>();
+        let here = here.map(|error| Failure::new(error, &self.namespace));
+        let failure = here.or_else(|| error.downcast_ref::<Failure>().cloned());
         let message = in_full(error.as_ref());
+        let next_step = failure
+            .as_ref()
+            .and_then(|failure| failure.next_step.as_ref());
         if self.json {
-            let kind = unpack_error.map(|error| format!("{:?}", error.kind()));
+            let kind = failure
+                .as_ref()
+                .map(|failure| format!("{:?}", failure.kind));
             let mut value = json!({ "kind": kind, "message": message, "next_step": next_step });
             if let Some(image) = image {
                 value["image"] = json!(image);
@@ -102,20 +115,23 @@ impl Output {
         let mut stderr = io::stderr();
         let _ = writeln!(stderr, "resnap: {}", printable(&message));
         if let Some(next_step) = next_step {
-            let _ = writeln!(stderr, "  next: {}", printable(&next_step));
+            let _ = writeln!(stderr, "  next: {}", printable(next_step));
         }
-        match unpack_error {
-            Some(error) if error.is_cancelled() => Outcome::Cancelled,
+        match failure {
+            Some(failure) if failure.is_cancelled() => Outcome::Cancelled,
             _ => Outcome::Failed,
         }
     }
-}
 
-fn print(text: &str) -> Result<()> {
-    match writeln!(io::stdout(), "{text}") {
-        // Whoever reads has enough (`resnap images | head`).
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
+    fn print(&mut self, text: &str) -> Result<()> {
+        match writeln!(io::stdout(), "{text}") {
+            // Whoever reads has enough (`resnap images | head`).
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            result => Ok(result?),
+        }
     }
 }
 

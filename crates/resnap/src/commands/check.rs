@@ -5,32 +5,28 @@
 
 use anyhow::Result;
 use resnap_core::labels::NEEDED;
-use resnap_unpacker::{Check, Engine, LabelState, LayerState, Request};
+use resnap_unpacker::{Check, LabelState, LayerState, Request};
 
-use super::{Outcome, working_snapshotters};
+use super::Outcome;
+use super::daemon::Worker;
 use crate::args::CheckArguments;
 use crate::output::{Output, Table, bytes, one_line, short};
 
 pub(crate) async fn run(
-    engine: &Engine,
+    worker: &Worker,
     arguments: CheckArguments,
     output: &mut Output,
 ) -> Result<Outcome> {
-    let snapshotters = match &arguments.snapshotter {
-        Some(name) => {
-            engine.require_snapshotter(name).await?;
-            vec![name.clone()]
-        }
-        None => working_snapshotters(engine).await?,
-    };
     let mut checks = Vec::new();
     for image in arguments.images {
         let request = Request {
             platform: arguments.platform.clone(),
-            ..Request::new(image, "")
+            ..Request::new(image, arguments.snapshotter.clone().unwrap_or_default())
         };
-        let plan = engine.plan(&request).await?;
-        checks.push(engine.check(&plan, &snapshotters).await?);
+        checks.push(match worker {
+            Worker::Daemon(client) => client.check(&request).await?,
+            Worker::Here(engine) => engine.check_image(&request).await?,
+        });
     }
     output.documents(&checks, show)?;
     let ready = checks

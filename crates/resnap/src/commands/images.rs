@@ -10,7 +10,7 @@ use resnap_core::{Kind, in_full};
 use resnap_unpacker::{Engine, Request, UnpackError};
 use serde::Serialize;
 
-use super::{Outcome, working_snapshotters};
+use super::Outcome;
 use crate::output::{Output, one_line, or_dash, short};
 
 /// One row.
@@ -33,7 +33,7 @@ impl Row {
 }
 
 pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome> {
-    let snapshotters = working_snapshotters(engine).await?;
+    let snapshotters = engine.working_snapshotters().await?;
     let mut rows = Vec::new();
     for image in engine.images().await? {
         rows.push(row(engine, image, &snapshotters).await?);

@@ -4,37 +4,40 @@
 //! `resnap unpack`.
 
 use anyhow::Result;
-use resnap_unpacker::{
-    Canceller, Engine, Event, Job, Outcome as LayerOutcome, Report, Request, UnpackError,
-};
+use resnap_api::{Client, Told as Step};
+use resnap_core::Kind;
+use resnap_unpacker::{Begun, Engine, Event, Failure, Outcome as LayerOutcome, Report, Request};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::Outcome;
+use super::daemon::Worker;
 use crate::args::UnpackArguments;
 use crate::output::{Output, bytes};
 use crate::progress::Progress;
 
 pub(crate) async fn run(
-    engine: &Engine,
+    worker: &Worker,
     arguments: UnpackArguments,
     output: &mut Output,
 ) -> Result<Outcome> {
     let images = arguments.images;
-    let jobs = images.iter().map(|image| {
-        engine.unpack(Request {
+    let (signals, stop) = listen()?;
+    let mut progress = (!output.is_json()).then(|| Progress::new(images.len()));
+    let (sender, mut told) = mpsc::unbounded_channel();
+    for (number, image) in images.iter().enumerate() {
+        let request = Request {
             platform: arguments.platform.clone(),
             repair: arguments.repair,
             ..Request::new(image, &arguments.snapshotter)
-        })
-    });
-    let jobs: Vec<Job> = jobs.collect();
-    let signals = listen(jobs.iter().map(Job::canceller).collect())?;
-    let mut progress = (!output.is_json()).then(|| Progress::new(jobs.len()));
-    let (sender, mut told) = mpsc::unbounded_channel();
-    for (number, job) in jobs.into_iter().enumerate() {
-        tokio::spawn(follow(number, job, sender.clone()));
+        };
+        let following = Following {
+            number,
+            told: sender.clone(),
+            stop: stop.clone(),
+        };
+        tokio::spawn(following.unpack(worker.clone(), request));
     }
     drop(sender);
     let mut worst = Outcome::Done;
@@ -52,10 +55,13 @@ pub(crate) async fn run(
                         output.json_line(&serde_json::json!({ "report": report }))?;
                     }
                     Ok(report) => output.line(&summary(&report))?,
-                    Err(error) => {
-                        worst = worst.max(
-                            output.error(&error.into(), images.get(number).map(String::as_str)),
-                        )
+                    Err(failure) => {
+                        let image = images.get(number).map(String::as_str);
+                        // Others may cancel what the daemon does for us.
+                        worst = worst.max(match output.error(&failure.into(), image) {
+                            Outcome::Cancelled if !*stop.borrow() => Outcome::Failed,
+                            outcome => outcome,
+                        });
                     }
                 }
             }
@@ -65,26 +71,114 @@ pub(crate) async fn run(
     Ok(worst)
 }
 
-/// What a job tells.
+/// What is told of an image.
 enum Told {
     Event(Event),
-    End(Box<Result<Report, UnpackError>>),
+    End(Box<Result<Report, Failure>>),
 }
 
-async fn follow(number: usize, mut job: Job, told: mpsc::UnboundedSender<(usize, Told)>) {
-    // Who listens does so to the end, or is gone with the process.
-    while let Some(event) = job.next_event().await {
-        let _ = told.send((number, Told::Event(event)));
+/// Follows the unpack of the image of a number.
+struct Following {
+    number: usize,
+    told: mpsc::UnboundedSender<(usize, Told)>,
+    /// Says that the user wants it no more.
+    stop: watch::Receiver<bool>,
+}
+
+impl Following {
+    async fn unpack(mut self, worker: Worker, request: Request) {
+        let result = match worker {
+            Worker::Here(engine) => self.here(&engine, request).await,
+            Worker::Daemon(client) => self.there(&client, &request).await,
+        };
+        self.tell(Told::End(Box::new(result)));
     }
-    let end = Told::End(Box::new(job.report().await));
-    let _ = told.send((number, end));
+
+    fn tell(&self, told: Told) {
+        // Who listens does so to the end, or is gone with the process.
+        let _ = self.told.send((self.number, told));
+    }
+
+    /// Until the user wants it no more.
+    async fn stopped(&mut self) {
+        if self.stop.wait_for(|stop| *stop).await.is_err() {
+            // Nobody listens for signals any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn here(&mut self, engine: &Engine, request: Request) -> Result<Report, Failure> {
+        let mut job = engine.unpack(request);
+        let canceller = job.canceller();
+        let mut cancelled = false;
+        loop {
+            tokio::select! {
+                event = job.next_event() => match event {
+                    Some(event) => self.tell(Told::Event(event)),
+                    None => break,
+                },
+                () = self.stopped(), if !cancelled => {
+                    cancelled = true;
+                    canceller.cancel();
+                }
+            }
+        }
+        let report = job.report().await;
+        report.map_err(|error| Failure::new(&error, engine.namespace()))
+    }
+
+    async fn there(&mut self, client: &Client, request: &Request) -> Result<Report, Failure> {
+        let mut unpacking = client.unpack(request).await?;
+        let mut begun = None;
+        let mut cancelled = false;
+        loop {
+            tokio::select! {
+                step = unpacking.next() => match step? {
+                    Step::Begun(job) => begun = Some(job),
+                    Step::Event(event) => self.tell(Told::Event(event)),
+                    Step::Report(report) => return Ok(report),
+                },
+                () = self.stopped(), if begun.is_some() && !cancelled => {
+                    cancelled = true;
+                    if let Some(job) = begun {
+                        leave(client, job, request).await?;
+                    }
+                }
+            }
+        }
+    }
 }
 
-/// The first signal cancels the jobs, which then clean up; the second does not wait for that.
-fn listen(cancellers: Vec<Canceller>) -> Result<JoinHandle<()>> {
+/// Cancels a job that this process began, unless others wait for it; otherwise it is left to them,
+/// which is an error here.
+async fn leave(client: &Client, job: Begun, request: &Request) -> Result<(), Failure> {
+    let id = job.id;
+    if !job.joined {
+        match client.cancel(id, true).await {
+            // How it ended is told to all who wait.
+            Ok(_) => return Ok(()),
+            Err(failure) if failure.kind == Kind::NotFound => return Ok(()),
+            Err(failure) if failure.kind == Kind::FailedPrecondition => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    let Request {
+        image, snapshotter, ..
+    } = request;
+    Err(Failure {
+        kind: Kind::Cancelled,
+        reason: Failure::CANCELLED.to_owned(),
+        message: format!("unpacking image {image} for {snapshotter} goes on, for others"),
+        next_step: Some(format!("`resnap cancel {id}` ends it for all")),
+    })
+}
+
+/// The first signal says so, so that what is begun is cleaned up; the second does not wait for that.
+fn listen() -> Result<(JoinHandle<()>, watch::Receiver<bool>)> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    Ok(tokio::spawn(async move {
+    let (stop, stopped) = watch::channel(false);
+    let listening = tokio::spawn(async move {
         for patient in [true, false] {
             tokio::select! {
                 _ = interrupt.recv() => {}
@@ -93,9 +187,11 @@ fn listen(cancellers: Vec<Canceller>) -> Result<JoinHandle<()>> {
             if !patient {
                 std::process::exit(Outcome::Cancelled as i32);
             }
-            cancellers.iter().for_each(Canceller::cancel);
+            // Who follows an image is gone when that is done.
+            let _ = stop.send(true);
         }
-    }))
+    });
+    Ok((listening, stopped))
 }
 
 fn summary(report: &Report) -> String {

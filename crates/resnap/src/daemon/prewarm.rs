@@ -4,6 +4,7 @@
 //! The rules by which images are made ready ahead.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ const GATHER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// Follows the rules for as long as it is polled.
-pub(super) async fn run(config: &Config, engine: &Engine) {
+pub(super) async fn run(config: &Config, engine: &Engine) -> Infallible {
     if config.prewarm.is_empty() {
         return std::future::pending().await;
     }
