@@ -10,6 +10,7 @@
 // A program of its own, not a library: what it says goes to the terminal.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod api;
 mod cli;
 mod conformance;
 mod crash;
@@ -38,6 +39,7 @@ use suite::Test;
 
 fn tests() -> Vec<Test> {
     [
+        api::TESTS,
         cli::TESTS,
         conformance::TESTS,
         crash::TESTS,

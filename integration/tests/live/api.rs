@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The daemon's own API, and the commands that use it.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use hyper_util::rt::TokioIo;
+use resnap_integration::cri::Cri;
+use resnap_integration::image::hello;
+use resnap_integration::tap::{Method, Point, Tap};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tonic::transport::Endpoint;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+
+use crate::proxy::pulled;
+use crate::served::Served;
+use crate::suite::{Ended, Needs, Node, Test, end, unique};
+
+pub(crate) const TESTS: &[Test] = &[
+    test("api_tells_what_a_process_tells", tells_the_same),
+    Test {
+        name: "api_joins_commands_and_pods",
+        needs: Needs::ErofsHandler,
+        run: joins_commands_and_pods,
+    },
+    test("api_cancels_for_all", cancels_for_all),
+    test("api_signals_spare_the_jobs_of_others", signals),
+    test("api_is_for_root_and_one_daemon", sockets),
+    test("api_daemon_is_killed_and_the_next_goes_on", killed),
+    test("api_daemon_stops_after_its_calls", stops),
+];
+
+const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
+    Test {
+        name,
+        needs: Needs::Containerd,
+        run,
+    }
+}
+
+const ON: &str = "native";
+
+/// How long something may take that takes no time.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A daemon before a tap, and commands that find it.
+struct Through<'a> {
+    node: &'a Node,
+    tap: Tap,
+    served: Served,
+}
+
+impl<'a> Through<'a> {
+    fn start(node: &'a Node) -> Result<Self> {
+        let tap = node.containerd.tap()?;
+        let served = Served::before(node, tap.socket())?;
+        let this = Self { node, tap, served };
+        eventually("the daemon answers", || {
+            Ok(this.resnap(&["jobs"])?.code == Some(0))
+        })?;
+        Ok(this)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.node.resnap_command()?;
+        command
+            .env("CONTAINERD_ADDRESS", self.tap.socket())
+            .env("RESNAP_RUNTIME_DIR", &self.served.dir)
+            .args(arguments);
+        Ok(command)
+    }
+
+    fn resnap(&self, arguments: &[&str]) -> Result<Ended> {
+        end(&mut self.command(arguments)?)
+    }
+
+    fn unpack(&self) -> Result<Running> {
+        let arguments = ["unpack", "--json", "hello:1", "--snapshotter", ON];
+        Running::start(&mut self.command(&arguments)?)
+    }
+
+    fn jobs(&self) -> Result<Vec<Value>> {
+        let jobs = self.resnap(&["jobs", "--json"])?.json()?;
+        Ok(jobs.as_array().context("no array")?.clone())
+    }
+
+    /// Waits until the only job is like this.
+    fn job(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = Vec::new();
+        let found = eventually(what, || {
+            last = self.jobs()?;
+            Ok(last.len() == 1 && is_so(&last[0]))
+        });
+        found.with_context(|| format!("the jobs are {last:?}"))?;
+        last.pop().context("no job")
+    }
+
+    fn end(self) -> Result<()> {
+        let socket = self.served.dir.join("api.sock");
+        self.served.stop()?;
+        ensure!(!socket.exists(), "its socket is left");
+        self.tap.finish()
+    }
+}
+
+/// A command at work, ended with the value.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(Self(command.spawn()?))
+    }
+
+    fn interrupt(&self) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.0.id())?).context("no process")?;
+        Ok(kill_process(pid, Signal::INT)?)
+    }
+
+    fn end(self) -> Result<Ended> {
+        let ended = self.0.wait_with_output()?;
+        Ok(Ended {
+            code: ended.status.code(),
+            stdout: String::from_utf8(ended.stdout)?,
+            stderr: String::from_utf8(ended.stderr)?,
+        })
+    }
+
+    /// The report that it ends with.
+    fn report(self) -> Result<Value> {
+        let mut lines = self.end()?.json_lines()?;
+        let mut last = lines.pop().context("nothing was printed")?;
+        Ok(last["report"].take())
+    }
+}
+
+/// Looks until it is so.
+fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn applied(report: &Value) -> usize {
+    let layers = report["layers"].as_array().into_iter().flatten();
+    layers.filter(|layer| layer["outcome"] == "applied").count()
+}
+
+/// What is told, without what differs each time: times, and the namespace.
+fn told(node: &Node, ended: Ended) -> Result<(Option<i32>, String, String)> {
+    let timeless = |text: &str| {
+        let text = text.replace(&node.namespace, "NAMESPACE");
+        let lines = text.lines().map(|line| {
+            let Ok(mut value) = serde_json::from_str::<Value>(line) else {
+                let words = line.split(' ');
+                let words = words.filter(|word| word.parse::<f64>().is_err());
+                return words.collect::<Vec<_>>().join(" ");
+            };
+            value["seconds"] = json!(0);
+            value["report"]["seconds"] = json!(0);
+            let layers = value["report"]["layers"].as_array_mut();
+            for layer in layers.into_iter().flatten() {
+                layer["seconds"] = json!(0);
+            }
+            value.to_string()
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    Ok((ended.code, timeless(&ended.stdout), timeless(&ended.stderr)))
+}
+
+fn tells_the_same(node: &Node) -> Result<()> {
+    let alone = Node {
+        containerd: Arc::clone(&node.containerd),
+        namespace: unique("alone"),
+    };
+    for node in [node, &alone] {
+        node.import(&hello()?)?;
+    }
+    let through = Through::start(node)?;
+    let mut watch = Running::start(&mut through.command(&["jobs", "--watch"])?)?;
+    let mut watched = BufReader::new(watch.0.stdout.take().context("no output")?);
+    let mut header = String::new();
+    watched.read_line(&mut header)?;
+    ensure!(header.starts_with("ID"), "{header:?}");
+
+    for arguments in [
+        &["check", "hello:1", "--snapshotter", ON][..],
+        &["unpack", "hello:1", "--snapshotter", ON, "--json"],
+        &["unpack", "hello:1", "--snapshotter", ON],
+        &["check", "hello:1", "--snapshotter", ON],
+        &["check", "hello:1", "--json"],
+        &[
+            "unpack",
+            "hello:1",
+            "nobody:1",
+            "--snapshotter",
+            ON,
+            "--json",
+        ],
+        &["unpack", "nobody:1", "--snapshotter", ON],
+        &["unpack", "hello:1", "--snapshotter", "nosuch", "--json"],
+        &["check", "hello:1", "--snapshotter", "nosuch"],
+        &["check", "nobody:1", "--json"],
+        &["check", "hello:1", "--platform", "linux/mips"],
+    ] {
+        let here = told(&alone, alone.resnap(arguments)?)?;
+        let there = told(node, through.resnap(arguments)?)?;
+        ensure!(here == there, "{arguments:?}: {here:#?}\nand {there:#?}");
+    }
+
+    let Through { served, tap, .. } = through;
+    served.stop()?;
+    let seen = watched.lines().collect::<std::io::Result<Vec<_>>>()?;
+    let saw = |words: &[&str]| {
+        let has = |line: &&String| words.iter().all(|word| line.contains(word));
+        seen.iter().any(|line| has(&line))
+    };
+    let reference = &hello()?.reference;
+    ensure!(
+        saw(&["1  ", "running", "0/3", "api", ON, reference]),
+        "{seen:#?}"
+    );
+    ensure!(
+        saw(&["1  ", "done", "3/3", "(100 %)", reference]),
+        "{seen:#?}"
+    );
+    ensure!(saw(&["failed", "nosuch"]), "{seen:#?}");
+    let ended = watch.end()?;
+    ensure!(ended.code == Some(2), "{ended:?}");
+    ensure!(ended.stderr.contains("the daemon stops"), "{ended:?}");
+    node.nothing_left(ON)?;
+    tap.finish()
+}
+
+fn joins_commands_and_pods(node: &Node) -> Result<()> {
+    pulled(node)?;
+    let image = hello()?;
+    let through = Through::start(node)?;
+    let cri = Cri::connect(&through.served.socket, &node.containerd.scratch())?;
+    let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
+    let before = [Method::APPLY, Method::COMMIT, Method::LEASE_CREATE].map(|method| {
+        let count = through.tap.count(method);
+        (method, count)
+    });
+    let held = through.tap.hold(Method::APPLY, 1, Point::Before);
+    let unpack = ["unpack", "--json", "hello:1", "--snapshotter", "erofs"];
+    let first = Running::start(&mut through.command(&unpack)?)?;
+    held.wait()?;
+    let second = Running::start(&mut through.command(&unpack)?)?;
+    let pod = std::thread::spawn({
+        let reference = image.reference.clone();
+        move || {
+            let created = cri.create_container(&sandbox, "c", &reference, &[]);
+            (cri, created)
+        }
+    });
+    let job = through.job("three wait", |job| job["waiting"] == 3)?;
+    let want = json!({
+        "id": job["id"], "image": image.reference, "snapshotter": "erofs",
+        "platform": job["platform"], "origin": "api", "state": "running",
+        "started": job["started"], "layers": 3, "ready_layers": 0,
+        "bytes": image.layers.iter().map(|layer| layer.size).sum::<u64>(), "ready_bytes": 0,
+        "waiting": 3, "waits_for": null, "failure": null,
+    });
+    ensure!(job == want, "{job}\nwant {want}");
+    let table = through.resnap(&["jobs"])?.ok()?;
+    let rows: Vec<&str> = table.lines().collect();
+    ensure!(rows.len() == 2 && rows[0].starts_with("ID"), "{table}");
+    ensure!(rows[1].ends_with(&image.reference), "{table}");
+    held.release();
+    for command in [first, second] {
+        let report = command.report()?;
+        ensure!(applied(&report) == 3, "{report}");
+    }
+    let (cri, created) = pod
+        .join()
+        .map_err(|_| anyhow!("the pod's client panicked"))?;
+    created?;
+    for ((method, before), more) in before.into_iter().zip([3, 3, 1]) {
+        let count = through.tap.count(method) - before;
+        ensure!(count == more, "{count} more of {method}, want {more}");
+    }
+    ensure!(through.jobs()?.is_empty());
+    cri.remove_all()?;
+    drop(cri);
+    through.end()?;
+    node.nothing_left("erofs")
+}
+
+fn cancels_for_all(node: &Node) -> Result<()> {
+    node.import(&hello()?)?;
+    let through = Through::start(node)?;
+    let held = through.tap.hold(Method::APPLY, 2, Point::Before);
+    let callers = [through.unpack()?, through.unpack()?];
+    held.wait()?;
+    let job = through.job("two wait", |job| job["waiting"] == 2)?;
+    ensure!(job["ready_layers"] == 1, "{job}");
+    let id = job["id"].to_string();
+    let cancelled = through.resnap(&["cancel", &id])?.ok()?;
+    let want = format!("job {id} cancelled: docker.io/library/hello:1 on {ON}\n");
+    ensure!(cancelled == want, "{cancelled:?}");
+    for caller in callers {
+        // Not by a signal to them.
+        let ended = caller.end()?;
+        let error = ended.error()?;
+        ensure!(error["kind"] == "Cancelled", "{error}");
+    }
+    ensure!(through.jobs()?.is_empty());
+    node.no_active_snapshot(ON)?;
+    let (snapshots, leases) = (node.snapshots(ON)?, node.leases()?);
+    ensure!(
+        snapshots.len() == 1 && leases.len() == 1,
+        "{snapshots:?} {leases:?}"
+    );
+    held.release();
+
+    let gone = through.resnap(&["cancel", "--json", &id])?.error()?;
+    ensure!(gone["kind"] == "NotFound", "{gone}");
+    let report = through.unpack()?.report()?;
+    ensure!(applied(&report) == 2, "{report}");
+    through.end()?;
+    node.nothing_left(ON)
+}
+
+fn signals(node: &Node) -> Result<()> {
+    node.import(&hello()?)?;
+    let through = Through::start(node)?;
+    let left = |running: Running| {
+        running.interrupt()?;
+        let ended = running.end()?;
+        ensure!(ended.code == Some(130), "{ended:?}");
+        Ok(ended)
+    };
+
+    // Whoever began it goes, and another waits; then that one goes, who did not begin it.
+    let held = through.tap.hold(Method::APPLY, 1, Point::Before);
+    let first = through.unpack()?;
+    held.wait()?;
+    let second = through.unpack()?;
+    through.job("two wait", |job| job["waiting"] == 2)?;
+    for (running, others) in [(first, 1), (second, 0)] {
+        let ended = left(running)?;
+        ensure!(ended.stderr.contains("goes on, for others"), "{ended:?}");
+        let job = through.job("one is gone", |job| job["waiting"] == others)?;
+        ensure!(job["state"] == "running", "{job}");
+    }
+    held.release();
+    eventually("the job ends", || Ok(through.jobs()?.is_empty()))?;
+    let report = through.unpack()?.report()?;
+    ensure!(applied(&report) == 0, "{report}");
+
+    // Who is alone with what they began ends it.
+    node.ctr(&["images", "rm", "--sync", &hello()?.reference])?;
+    node.import(&hello()?)?;
+    let held = through.tap.hold(Method::APPLY, 1, Point::Before);
+    let alone = through.unpack()?;
+    held.wait()?;
+    let ended = left(alone)?;
+    ensure!(ended.stderr.contains("was cancelled"), "{ended:?}");
+    ensure!(through.jobs()?.is_empty());
+    held.release();
+    through.end()?;
+    node.nothing_left(ON)
+}
+
+fn sockets(node: &Node) -> Result<()> {
+    node.import(&hello()?)?;
+    // Nobody serves yet.
+    let nobody = node.resnap(&["jobs", "--json"])?.error()?;
+    ensure!(nobody["kind"] == "Unavailable", "{nobody}");
+
+    let through = Through::start(node)?;
+    let socket = through.served.dir.join("api.sock");
+    let mode = fs::metadata(&socket)?.permissions().mode();
+    ensure!(mode & 0o777 == 0o600, "mode {mode:o}");
+    for service in ["", "resnap.v1.ResnapService"] {
+        ensure!(health(&socket, service)? == ServingStatus::Serving);
+    }
+
+    // A second one finds either socket taken.
+    let second = through.resnap(&["serve"])?;
+    ensure!(second.code == Some(2), "{second:?}");
+    ensure!(
+        second.stderr.contains("another process serves"),
+        "{second:?}"
+    );
+    let other = through.served.dir.join("other.sock");
+    let second = through.resnap(&["serve", "--cri-socket", &other.to_string_lossy()])?;
+    ensure!(second.code == Some(2), "{second:?}");
+    ensure!(
+        second.stderr.contains("another process serves"),
+        "{second:?}"
+    );
+    ensure!(!other.exists(), "it left a socket");
+
+    // It is not for other namespaces, whose images are unpacked all the same.
+    let elsewhere = Node {
+        containerd: Arc::clone(&node.containerd),
+        namespace: unique("elsewhere"),
+    };
+    elsewhere.import(&hello()?)?;
+    let resnap = |arguments: &[&str]| {
+        let mut command = elsewhere.resnap_command()?;
+        command
+            .env("CONTAINERD_ADDRESS", through.tap.socket())
+            .env("RESNAP_RUNTIME_DIR", &through.served.dir);
+        end(command.args(arguments))
+    };
+    let error = resnap(&["jobs", "--json"])?.error()?;
+    ensure!(error["kind"] == "FailedPrecondition", "{error}");
+    resnap(&["unpack", "hello:1", "--snapshotter", ON])?.ok()?;
+    elsewhere.nothing_left(ON)?;
+    ensure!(node.snapshots(ON)?.is_empty());
+    through.end()
+}
+
+/// What gRPC's health service says.
+fn health(socket: &Path, service: &str) -> Result<ServingStatus> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let path = PathBuf::from(socket);
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    runtime.block_on(async {
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(
+            tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            }),
+        );
+        let answer = HealthClient::new(channel).check(request).await?;
+        Ok(answer.into_inner().status())
+    })
+}
+
+fn killed(node: &Node) -> Result<()> {
+    node.import(&hello()?)?;
+    let mut through = Through::start(node)?;
+    let held = through.tap.hold(Method::APPLY, 2, Point::During);
+    let caller = through.unpack()?;
+    held.wait()?;
+    through.served.kill()?;
+    let error = caller.end()?.error()?;
+    ensure!(error["kind"] == "Unavailable", "{error}");
+    held.release();
+    through.served = through.served.again(node, through.tap.socket())?;
+    eventually("the next one answers", || {
+        Ok(through.resnap(&["jobs"])?.code == Some(0))
+    })?;
+    let report = through.unpack()?.report()?;
+    ensure!(applied(&report) == 2, "{report}");
+    // The one that was torn, and no other, twice.
+    let count = through.tap.count(Method::APPLY);
+    ensure!(count == 4, "{count}");
+    node.nothing_left(ON)?;
+    let dir = through.served.dir.clone();
+    through.end()?;
+    let files = fs::read_dir(dir)?.map(|file| Ok(file?.file_name()));
+    let files = files.collect::<Result<Vec<_>>>()?;
+    ensure!(files == ["config.toml"], "{files:?} are left");
+    Ok(())
+}
+
+fn stops(node: &Node) -> Result<()> {
+    node.import(&hello()?)?;
+    let through = Through::start(node)?;
+    let held = through.tap.hold(Method::APPLY, 2, Point::Before);
+    let caller = through.unpack()?;
+    held.wait()?;
+    let socket = through.served.dir.join("api.sock");
+    let Through { tap, served, .. } = through;
+    let stopping = std::thread::spawn(move || served.stop());
+    // It takes nobody any more.
+    eventually("it stops", || {
+        Ok(std::os::unix::net::UnixStream::connect(&socket).is_err())
+    })?;
+    ensure!(!stopping.is_finished(), "it does not wait for its calls");
+    held.release();
+    let report = caller.report()?;
+    ensure!(applied(&report) == 3, "{report}");
+    stopping
+        .join()
+        .map_err(|_| anyhow!("stopping panicked"))??;
+    ensure!(!socket.exists(), "its socket is left");
+    node.nothing_left(ON)?;
+    tap.finish()
+}
