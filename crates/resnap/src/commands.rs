@@ -14,9 +14,11 @@ pub(crate) mod snapshotters;
 pub(crate) mod unpack;
 pub(crate) mod warm;
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use resnap_containerd::Client;
-use resnap_unpacker::{Engine, Settings, UnpackError};
+use resnap_unpacker::{Engine, Observer, Settings, UnpackError};
 
 use crate::config::Config;
 
@@ -41,8 +43,17 @@ pub(crate) async fn engine(config: &Config) -> Result<Engine> {
 
 /// The engine on a connection to containerd, for work that other processes may do as well.
 pub(crate) async fn working_engine(config: &Config) -> Result<Engine> {
+    observed_engine(config, None).await
+}
+
+/// The same, with somebody who is told of its jobs.
+pub(crate) async fn observed_engine(
+    config: &Config,
+    observer: Option<Arc<dyn Observer>>,
+) -> Result<Engine> {
     let mut settings = Settings::default();
     settings.runtime_dir = Some(config.runtime_dir.value.clone());
+    settings.observer = observer;
     connect(config, settings).await
 }
 

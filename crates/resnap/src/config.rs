@@ -352,3 +352,56 @@ fn is_missing(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<io::Error>();
     error.is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, FromArgMatches as _};
+
+    use super::*;
+    use crate::args::Arguments;
+
+    const EXAMPLE: &str = include_str!("../../../examples/config.toml");
+
+    /// What is told by this file alone, without where it is from.
+    fn told(path: &str) -> String {
+        let words = ["resnap", "--config", path, "images"];
+        let matches = Arguments::command().get_matches_from(words);
+        let arguments = Arguments::from_arg_matches(&matches).unwrap();
+        let mut config = Config::load(&arguments.common, None, &matches).unwrap();
+        config.file.value = None;
+        format!("{config:#?}").replace("source: File", "source: Default")
+    }
+
+    #[test]
+    fn the_example_is_the_defaults() {
+        let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/config.toml");
+        assert_eq!(told(example), told("/dev/null"));
+    }
+
+    #[test]
+    fn the_example_has_every_key() {
+        // Prose has a blank after its hash.
+        let uncommented = |line: &str| match line.strip_prefix('#') {
+            Some(key) if !key.is_empty() && !key.starts_with(' ') => format!("{key}\n"),
+            _ => format!("{line}\n"),
+        };
+        let whole: String = EXAMPLE.lines().map(uncommented).collect();
+        let file: File = toml::from_str(&whole).unwrap();
+        assert!(file.snapshotters["mine"].volumes.is_some());
+
+        for section in ["", "[cri]", "[api]", "[metrics]", "[snapshotters.mine]"] {
+            let wrong = format!("{section}\nno_such_key = 1");
+            let error = toml::from_str::<File>(&wrong).unwrap_err();
+            let (_, keys) = error.message().split_once("expected ").unwrap();
+            for key in keys.split('`').skip(1).step_by(2) {
+                let is_there = whole.lines().any(|line| {
+                    line.strip_prefix(key)
+                        .is_some_and(|rest| rest.starts_with(" = "))
+                        || line.starts_with(&format!("[{key}"))
+                        || line.ends_with(&format!(".{key}]"))
+                });
+                assert!(is_there, "{section} {key}");
+            }
+        }
+    }
+}

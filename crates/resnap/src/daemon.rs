@@ -4,54 +4,74 @@
 //! `resnap serve`.
 
 mod api;
+mod http;
 mod listen;
+mod metrics;
 mod prewarm;
 mod service;
+mod systemd;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use resnap_core::{Kind, in_full};
-use resnap_cri_proxy::{Proxy, Settings};
+use resnap_cri_proxy::{Observer, Proxy, Settings};
 use resnap_unpacker::{Engine, UnpackError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::commands::{Outcome, working_engine};
+use crate::commands::{Outcome, observed_engine};
 use crate::config::Config;
 use listen::Socket;
+use metrics::Metrics;
 use service::Service;
+
+pub(crate) use systemd::Sockets;
 
 /// How long calls may take to end after the signal to stop.
 const GRACE: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(config: &Config) -> Result<Outcome> {
-    let (listener, socket) = Socket::listen(&config.cri_socket.value, 0o660).await?;
-    let api = Socket::listen(&config.api_socket.value, api::MODE).await;
-    // The first error is what counts.
-    let (api_listener, api_socket) = api.inspect_err(|_| drop(socket.remove()))?;
-    let engine = connected(config).await?;
-    let stopped = signals()?;
-    let proxy = proxy(config, engine.clone());
+pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome> {
+    systemd::keep_telling();
+    let path = &config.cri_socket.value;
+    let (listener, _socket) = Socket::listen(sockets.take("cri"), path, 0o660).await?;
+    let path = &config.api_socket.value;
+    let (api_listener, _api_socket) = Socket::listen(sockets.take("api"), path, api::MODE).await?;
+    let mut stopped = signals()?;
+    let metrics = metrics(config).await?;
+    let engine = tokio::select! {
+        engine = connected(config, metrics.clone()) => engine?,
+        _ = stopped.wait_for(|stopped| *stopped) => return Ok(Outcome::Done),
+    };
+    let proxy = proxy(config, engine.clone(), metrics.map(|metrics| metrics as _));
     tracing::info!(socket = ?config.cri_socket.value, backend = ?config.backend(), "serving");
+    systemd::ready();
     let api = api::serve(config, api_listener, engine.clone(), stopped.clone());
     let serve = async { tokio::join!(api, proxy.serve(listener, stopped, GRACE)) };
     let (api, served) = tokio::select! {
         ended = serve => ended,
         never = prewarm::run(config, &engine) => match never {},
     };
-    socket.remove()?;
-    api_socket.remove()?;
     api?;
     served?;
     Ok(Outcome::Done)
 }
 
 /// The proxy in front of this engine's containerd.
-pub(crate) fn proxy(config: &Config, engine: Engine) -> Proxy {
+pub(crate) fn proxy(config: &Config, engine: Engine, observer: Option<Arc<dyn Observer>>) -> Proxy {
     let service = Arc::new(Service(engine));
-    Proxy::new(config.backend(), service, settings(config), None)
+    Proxy::new(config.backend(), service, settings(config), observer)
+}
+
+/// What is counted, where anybody may ask for it.
+async fn metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
+    let Some(address) = config.metrics_address.value else {
+        return Ok(None);
+    };
+    let metrics = Arc::new(Metrics::new());
+    http::serve(address, Arc::clone(&metrics), config.address.value.clone()).await?;
+    Ok(Some(metrics))
 }
 
 /// What the configuration says to a proxy.
@@ -76,6 +96,7 @@ fn signals() -> Result<watch::Receiver<bool>> {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        systemd::stopping();
         // Who serves listens for as long as they serve.
         let _ = stop.send(true);
     });
@@ -83,17 +104,26 @@ fn signals() -> Result<watch::Receiver<bool>> {
 }
 
 /// The engine, once containerd is there: at boot it may come later.
-async fn connected(config: &Config) -> Result<Engine> {
+async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Engine> {
     loop {
-        let error = match working_engine(config).await {
+        let observer = metrics.clone().map(|metrics| metrics as _);
+        let answered = async {
+            let engine = observed_engine(config, observer).await?;
+            // Its socket is there before it answers, and while it hangs.
+            engine.snapshotters().await?;
+            Ok(engine)
+        };
+        let error: anyhow::Error = match answered.await {
             Err(error) => error,
             engine => return engine,
         };
-        let unpack_error = error.downcast_ref::<UnpackError>();
-        if unpack_error.is_none_or(|error| error.kind() != Kind::Unavailable) {
+        let kind = error.downcast_ref().map(UnpackError::kind);
+        if !matches!(kind, Some(Kind::Unavailable | Kind::DeadlineExceeded)) {
             return Err(error);
         }
-        tracing::warn!("{}; trying again", in_full(error.as_ref()));
+        let reason = in_full(error.as_ref());
+        systemd::waiting(&reason);
+        tracing::warn!("{reason}; trying again");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

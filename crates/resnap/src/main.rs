@@ -25,6 +25,7 @@ use commands::{
     warm as warm_command, working_engine,
 };
 use config::Config;
+use daemon::Sockets;
 use output::Output;
 use tracing_subscriber::EnvFilter;
 
@@ -55,6 +56,10 @@ fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyho
     };
     let config = Config::load(&common, serve, matches)?;
     output.set_namespace(&config.namespace.value);
+    let sockets = match &command {
+        Command::Serve(_) => Sockets::handed_over()?,
+        _ => Sockets::default(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -64,7 +69,7 @@ fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyho
                 let worker = Worker::find(&config, working_engine(&config)).await?;
                 unpack::run(&worker, arguments, output).await
             }
-            Command::Serve(_) => daemon::run(&config).await,
+            Command::Serve(_) => daemon::run(&config, sockets).await,
             Command::Config(ConfigCommand::Explain(_)) => explain::run(&config, output).await,
             Command::Leases(arguments) => {
                 leases::run(&working_engine(&config).await?, arguments, output).await

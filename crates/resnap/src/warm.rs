@@ -134,6 +134,7 @@ pub(crate) async fn warm(
     let need = engine.profiles().need(snapshotter);
     let request = Request {
         background: true,
+        origin: "prewarm".to_owned(),
         repair: need.is_some_and(|need| need.mended_by.is_some()),
         ..Request::new(image, snapshotter)
     };

@@ -480,9 +480,11 @@ impl Inner {
             Ok(layers) => Ok(report(&flight, layers)),
             Err(error) => Err(self.explain(&flight.snapshotter, error).await),
         };
-        self.land(&flight, result);
         if !clean {
             self.saw(&Seen::CleanupFailed);
+        }
+        self.land(&flight, result);
+        if !clean {
             let made = made.map(|top| (flight.snapshotter.as_str(), top));
             self.reap(made).await;
         }

@@ -19,6 +19,7 @@ mod drain;
 mod errors;
 mod examples;
 mod hostile;
+mod metrics;
 mod nydus;
 mod policy;
 mod prewarm;
@@ -27,6 +28,7 @@ mod repair;
 mod rude;
 mod served;
 mod suite;
+mod systemd;
 mod tap;
 mod together;
 mod transparent;
@@ -48,12 +50,14 @@ fn tests() -> Vec<Test> {
         errors::TESTS,
         examples::TESTS,
         hostile::TESTS,
+        metrics::TESTS,
         nydus::TESTS,
         policy::TESTS,
         prewarm::TESTS,
         proxy::TESTS,
         repair::TESTS,
         rude::TESTS,
+        systemd::TESTS,
         tap::TESTS,
         together::TESTS,
         transparent::TESTS,

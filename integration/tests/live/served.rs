@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command};
 
 use anyhow::{Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,28 +36,28 @@ impl Served {
         let dir = node.containerd.socket().with_file_name(unique("p"));
         fs::create_dir(&dir)?;
         fs::write(dir.join("config.toml"), config)?;
-        Self::in_dir(node, backend, dir)
+        Self::in_dir(node, backend, &dir)
     }
 
     /// The next one, where one was killed.
     pub(crate) fn again(&self, node: &Node, backend: &Path) -> Result<Self> {
-        Self::in_dir(node, backend, self.dir.clone())
+        Self::in_dir(node, backend, &self.dir)
     }
 
-    fn in_dir(node: &Node, backend: &Path, dir: PathBuf) -> Result<Self> {
-        let process = node
-            .resnap_command()?
-            .env("RESNAP_RUNTIME_DIR", &dir)
-            .env("RESNAP_CONFIG", dir.join("config.toml"))
-            .arg("--address")
-            .arg(backend)
-            .arg("serve")
-            .spawn()?;
-        let socket = dir.join("cri.sock");
+    fn in_dir(node: &Node, backend: &Path, dir: &Path) -> Result<Self> {
+        let mut command = node.resnap_command()?;
+        command.env("RESNAP_CONFIG", dir.join("config.toml"));
+        command.arg("--address").arg(backend).arg("serve");
+        Self::begin(&mut command, dir)
+    }
+
+    /// By this command, with this runtime directory.
+    pub(crate) fn begin(command: &mut Command, dir: &Path) -> Result<Self> {
+        let process = command.env("RESNAP_RUNTIME_DIR", dir).spawn()?;
         Ok(Self {
             process,
-            dir,
-            socket,
+            dir: dir.to_owned(),
+            socket: dir.join("cri.sock"),
         })
     }
 
@@ -69,14 +69,21 @@ impl Served {
     }
 
     /// Ends it as systemd does.
-    pub(crate) fn stop(mut self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
+        let socket = self.socket.clone();
+        self.terminate()?;
+        ensure!(!socket.exists(), "its socket is left");
+        Ok(())
+    }
+
+    /// The same, where the socket is not its own.
+    pub(crate) fn terminate(mut self) -> Result<()> {
         let pid = i32::try_from(self.process.id())?;
         if let Some(pid) = Pid::from_raw(pid) {
             kill_process(pid, Signal::TERM)?;
         }
         let ended = self.process.wait()?;
         ensure!(ended.success(), "resnap serve ended with {ended}");
-        ensure!(!self.socket.exists(), "its socket is left");
         Ok(())
     }
 }

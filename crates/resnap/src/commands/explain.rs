@@ -64,7 +64,7 @@ pub(crate) async fn run(config: &Config, output: &mut Output) -> Result<Outcome>
 
 /// What containerd says, or the operator in its place.
 async fn facts(config: &Config) -> Result<Vec<Fact>> {
-    let proxy = daemon::proxy(config, engine(config).await?);
+    let proxy = daemon::proxy(config, engine(config).await?, None);
     proxy.facts().await.map_err(anyhow::Error::msg)
 }
 
