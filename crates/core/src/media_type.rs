@@ -19,10 +19,66 @@ pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json"
 
 /// Layers by the start of their media type: compression and encryption come as suffixes, and
 /// those of Docker and "nondistributable" ones count too.
-const LAYER_PREFIXES: [&str; 2] = [
+const LAYER_PREFIXES: [&str; 3] = [
     "application/vnd.oci.image.layer.",
     "application/vnd.docker.image.rootfs.",
+    EROFS_LAYER,
 ];
+
+/// A layer that is an EROFS image already (containerd 2.3 `core/images/mediatypes.go`,
+/// `MediaTypeErofsLayer`), with or without a suffix. The EROFS image spec is a draft: what it
+/// changes is changed in [`layer`].
+const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
+
+/// What the bytes of a layer are, once they are decompressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A tar archive of changes; its diff ID is the digest of the archive.
+    Tar,
+    /// An EROFS image; its diff ID is the digest of the image.
+    Erofs,
+}
+
+/// How the bytes of a layer are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all: the blob's digest is the diff ID.
+    None,
+    /// RFC 1952, of one member or several.
+    Gzip,
+    /// RFC 8878, of one frame or several.
+    Zstd,
+}
+
+/// Format and compression of a layer; `None` for what is no layer, and for one that only
+/// containerd can read: an encrypted one, or one with an extension of its own.
+pub fn layer(media_type: &str) -> Option<(Format, Compression)> {
+    Some(match media_type {
+        "application/vnd.oci.image.layer.v1.tar"
+        | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+        | "application/vnd.docker.image.rootfs.diff.tar"
+        | "application/vnd.docker.image.rootfs.foreign.diff.tar" => {
+            (Format::Tar, Compression::None)
+        }
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+        | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+        | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+        | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
+            (Format::Tar, Compression::Gzip)
+        }
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => (Format::Tar, Compression::Zstd),
+        EROFS_LAYER => (Format::Erofs, Compression::None),
+        "application/vnd.erofs.layer.v1+zstd" => (Format::Erofs, Compression::Zstd),
+        _ => return None,
+    })
+}
+
+/// Whether a layer of this media type is an EROFS image, also one that cannot be read.
+pub fn is_erofs(media_type: &str) -> bool {
+    media_type.starts_with(EROFS_LAYER)
+}
 
 /// Whether a blob of this media type lists manifests.
 pub fn is_index(media_type: &str) -> bool {
@@ -61,6 +117,29 @@ mod tests {
             "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
         ] {
             assert!(is_layer(layer), "{layer}");
+        }
+        for (media_type, read) in [
+            (
+                "application/vnd.oci.image.layer.v1.tar+zstd",
+                Some((Format::Tar, Compression::Zstd)),
+            ),
+            (
+                "application/vnd.erofs.layer.v1",
+                Some((Format::Erofs, Compression::None)),
+            ),
+            (
+                "application/vnd.erofs.layer.v1+zstd",
+                Some((Format::Erofs, Compression::Zstd)),
+            ),
+            ("application/vnd.erofs.layer.v1+gzip", None),
+            (
+                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+                None,
+            ),
+        ] {
+            assert!(is_layer(media_type), "{media_type}");
+            assert_eq!(layer(media_type), read, "{media_type}");
+            assert_eq!(is_erofs(media_type), media_type.contains("erofs"));
         }
         for other in [
             OCI_CONFIG,
