@@ -4,13 +4,15 @@
 //! The daemon's side.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, stream};
 use resnap_core::{Kind, Platform, in_full};
 use resnap_unpacker::{Engine, Failure, Job, JobWatch, UnpackError};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -23,8 +25,11 @@ use crate::{Info, v1};
 /// The largest request that is read: a few names.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
 
-/// How many calls a client may have open at once, of which each image of an unpack is one.
-const MAX_STREAMS: u32 = 4096;
+/// How many calls may be open at once, of which each image of an unpack is one.
+const MAX_CALLS: u32 = 4096;
+
+/// How long the last answers may take to get out; who only holds a connection is not waited for.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// What [`resnap_unpacker::Request::origin`] says of jobs that are asked for here.
 const ORIGIN: &str = "api";
@@ -44,27 +49,30 @@ pub async fn serve(
 ) -> Result<(), String> {
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_serving::<ResnapServiceServer<Api>>().await;
+    let calls = Arc::new(Semaphore::new(MAX_CALLS as usize));
     let api = Api {
         engine,
         info,
         stop: stop.clone(),
+        calls: Arc::clone(&calls),
     };
     let api = ResnapServiceServer::new(api).max_decoding_message_size(MAX_REQUEST_BYTES);
     let serving = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(MAX_CALLS)
         .add_service(health_server)
         .add_service(api)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(stop.clone()));
-    let out_of_time = async {
+    let over = async {
         stopped(stop).await;
-        tokio::time::sleep(grace).await;
+        if timeout(grace, calls.acquire_many(MAX_CALLS)).await.is_err() {
+            tracing::warn!("calls of the API were cut off: they took longer than {grace:?}");
+            return;
+        }
+        sleep(FLUSH).await;
     };
     tokio::select! {
         ended = serving => ended.map_err(|error| in_full(&error)),
-        () = out_of_time => {
-            tracing::warn!("calls of the API were cut off: they took longer than {grace:?}");
-            Ok(())
-        }
+        () = over => Ok(()),
     }
 }
 
@@ -77,6 +85,8 @@ struct Api {
     engine: Engine,
     info: Info,
     stop: watch::Receiver<bool>,
+    /// One is taken by each call that is worth waiting for.
+    calls: Arc<Semaphore>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -84,6 +94,15 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Api {
     fn failed(&self, error: &UnpackError) -> Status {
         failed(&self.engine, error)
+    }
+
+    /// The right to a call, for as long as it lasts.
+    fn call(&self) -> Result<OwnedSemaphorePermit, Status> {
+        if *self.stop.borrow() {
+            return Err(stops());
+        }
+        let call = Arc::clone(&self.calls).try_acquire_owned();
+        call.map_err(|_| Status::resource_exhausted("too many calls at once"))
     }
 }
 
@@ -126,6 +145,7 @@ impl ResnapService for Api {
         &self,
         asked: Request<v1::UnpackRequest>,
     ) -> Result<Response<Self::UnpackStream>, Status> {
+        let call = self.call()?;
         let asked = asked.into_inner();
         let user_reference = Some(asked.user_reference).filter(|text| !text.is_empty());
         let job = self.engine.unpack(resnap_unpacker::Request {
@@ -134,15 +154,13 @@ impl ResnapService for Api {
             ..request(asked.image, asked.snapshotter, &asked.platform)?
         });
         let engine = self.engine.clone();
-        let steps = stream::unfold(Step::Begin(job), move |step| {
+        let steps = stream::unfold((Step::Begin(job), call), move |(step, call)| {
             let engine = engine.clone();
             async move {
                 let (told, next) = step.take().await?;
                 let answer = told.map_err(|error| failed(&engine, &error));
-                Some((
-                    answer.map(|told| v1::UnpackResponse { told: Some(told) }),
-                    next,
-                ))
+                let answer = answer.map(|told| v1::UnpackResponse { told: Some(told) });
+                Some((answer, (next, call)))
             }
         });
         Ok(Response::new(Box::pin(steps)))
@@ -152,6 +170,7 @@ impl ResnapService for Api {
         &self,
         asked: Request<v1::CheckRequest>,
     ) -> Result<Response<v1::CheckResponse>, Status> {
+        let _call = self.call()?;
         let asked = asked.into_inner();
         let request = request(asked.image, asked.snapshotter, &asked.platform)?;
         let check = self.engine.check_image(&request).await;
@@ -190,6 +209,7 @@ impl ResnapService for Api {
         &self,
         asked: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let _call = self.call()?;
         let v1::CancelJobRequest { id, unless_shared } = asked.into_inner();
         let cancelled = self.engine.cancel(id, unless_shared).await;
         let job = cancelled.map_err(|error| self.failed(&error))?;
