@@ -445,6 +445,7 @@ fn killed(node: &Node) -> Result<()> {
     let held = through.tap.hold(Method::APPLY, 2, Point::During);
     let caller = through.unpack()?;
     held.wait()?;
+    through.job("the job is the daemon's", |job| job["waiting"] == 1)?;
     through.served.kill()?;
     let error = caller.end()?.error()?;
     ensure!(error["kind"] == "Unavailable", "{error}");
