@@ -11,7 +11,7 @@ use h2::{Error, Reason, RecvStream, SendStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::grpc::{DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Status, code_in, length};
-use crate::pass::MAX_MESSAGE;
+use crate::pass::MAX_LOOKED;
 
 /// How long a message that is looked into may take to come: clients send it at once.
 const ARRIVAL: Duration = Duration::from_secs(5);
@@ -126,7 +126,7 @@ impl<'a> Head<'a> {
                 });
             }
             all.extend_from_slice(&bytes);
-            if length(&all).is_some_and(|length| length > MAX_MESSAGE) || all.len() > MAX_HEAD {
+            if length(&all).is_some_and(|length| length > MAX_LOOKED) || all.len() > MAX_HEAD {
                 break;
             }
         }
@@ -138,4 +138,4 @@ impl<'a> Head<'a> {
 }
 
 /// A message with its prefix.
-const MAX_HEAD: usize = MAX_MESSAGE + 5;
+const MAX_HEAD: usize = MAX_LOOKED + 5;

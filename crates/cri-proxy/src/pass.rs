@@ -29,11 +29,15 @@ use crate::observe::{Observer, Seen};
 use crate::pull::Pulls;
 use crate::settings::Settings;
 
-/// The largest message that is looked into: containerd takes no larger one.
+/// The largest answer that is read: containerd gives no larger one.
 pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 
-/// What all messages that are being looked into may take together: two thousand of kubelet's.
-const MAX_MESSAGES: usize = MAX_MESSAGE + 5;
+/// The largest request that is looked into, twice what a pod may be for etcd; a larger one passes
+/// unseen.
+pub(crate) const MAX_LOOKED: usize = 4 << 20;
+
+/// What all messages that are being looked into may take together: five hundred of kubelet's.
+const MAX_MESSAGES: usize = MAX_LOOKED + 5;
 
 /// Headers and trailers: gRPC puts the text of an error into them.
 pub(crate) const MAX_HEADERS: u32 = 1 << 20;

@@ -8,6 +8,7 @@ mod requests;
 
 use std::io::Write as _;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -215,16 +216,26 @@ fn endless(node: &Node) -> Result<()> {
         return bed.finish();
     }
     let (head, request) = asked;
-    let mut events = None;
     let cri = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
-    let first = cri.run_pod_sandbox("", "first")?;
-    bed.runtime.block_on(eventually(async {
-        // The headers come with the first event.
-        let events = events.insert(head.await?.into_body());
-        until(events, first.id()).await
-    }))?;
+    let mut events = {
+        let mut head = head;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut number = 0;
+        // The headers come with the first event after containerd has subscribed; when that is, it
+        // does not say.
+        loop {
+            ensure!(Instant::now() < deadline, "no event comes");
+            number += 1;
+            // It may not have heard of the image yet.
+            let sandbox = cri.run_pod_sandbox("", &format!("pod-{number}"));
+            let wait = async { tokio::time::timeout(Duration::from_millis(500), &mut head).await };
+            match bed.runtime.block_on(wait) {
+                Ok(reply) => break reply?.into_body(),
+                Err(_) => drop(sandbox),
+            }
+        }
+    };
     let second = cri.run_pod_sandbox("", "second")?;
-    let mut events = events.context("there is no stream")?;
     let more = until(&mut events, second.id());
     bed.runtime.block_on(eventually(more))?;
     drop((events, request));

@@ -20,8 +20,10 @@ use crate::served::Served;
 use crate::suite::{Node, unique};
 
 /// What the proxy asks for itself, before the calls that it looks into.
-const OWN: [&str; 4] = [
+const OWN: [&str; 6] = [
+    "/runtime.v1.RuntimeService/Version",
     "/runtime.v1.RuntimeService/Status",
+    "/runtime.v1.RuntimeService/ListPodSandbox",
     "/runtime.v1.RuntimeService/PodSandboxStatus",
     "/runtime.v1.ImageService/ImageFsInfo",
     "/runtime.v1.ImageService/ListImages",
