@@ -96,6 +96,7 @@ impl From<Check> for v1::CheckResponse {
             config: check.config.into(),
             layers: check.layers.into_iter().map(Into::into).collect(),
             snapshotters: check.snapshotters.into_iter().map(verdict).collect(),
+            warnings: check.warnings,
         }
     }
 }
@@ -120,6 +121,7 @@ impl TryFrom<v1::CheckResponse> for Check {
             config: digest(check.config)?,
             layers: layers.collect::<Result<_, _>>()?,
             snapshotters: check.snapshotters.into_iter().map(verdict).collect(),
+            warnings: check.warnings,
         })
     }
 }
@@ -166,6 +168,7 @@ mod tests {
                 },
             )]
             .into(),
+            warnings: vec!["beware".to_owned()],
         };
         let message = v1::CheckResponse::from(check.clone());
         assert_eq!(Check::try_from(message), Ok(check));

@@ -88,6 +88,15 @@ struct ServerResponse {
     uuid: String,
 }
 
+/// `VersionResponse`, without the revision (2).
+#[derive(Clone, PartialEq, prost::Message)]
+struct VersionResponse {
+    #[prost(string, tag = "1")]
+    version: String,
+}
+
+const VERSION: PathAndQuery =
+    PathAndQuery::from_static("/containerd.services.version.v1.Version/Version");
 const SERVER: PathAndQuery =
     PathAndQuery::from_static("/containerd.services.introspection.v1.Introspection/Server");
 const PLUGINS: PathAndQuery =
@@ -115,6 +124,17 @@ impl Introspection for Client {
 }
 
 impl Client {
+    /// The version that containerd says it has (containerd `api/services/version/v1/version.proto`).
+    ///
+    /// # Errors
+    /// As for any call.
+    pub async fn version(&self) -> Result<String> {
+        let answer: VersionResponse = self
+            .introspect("ask for the version of", VERSION, ())
+            .await?;
+        Ok(answer.version)
+    }
+
     /// A call that is of no namespace.
     async fn introspect<Q, A>(
         &self,

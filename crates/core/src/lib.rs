@@ -38,7 +38,7 @@ pub use ports::{
     ContentReader, Image, Images, Introspection, LeaseId, LeaseInfo, Leases, Ports, Resource,
     Scope, Snapshotter, SnapshotterInfo, Snapshotters, read_verified,
 };
-pub use profile::{Need, NeededOn, Profile, Profiles, Volumes};
+pub use profile::{EROFS_FEATURE, Need, NeededOn, Profile, Profiles, Volumes};
 pub use resnap_platforms::Platform;
-pub use service::{Progress, UnpackService, Unready, Want};
+pub use service::{Pick, Progress, UnpackService, Unready, Want, major_minor};
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};

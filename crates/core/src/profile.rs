@@ -4,7 +4,7 @@
 //! What is known of snapshotters by their names, since they do not tell it themselves.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known of one snapshotter. Of one that is not in the table nothing is, and so it needs
 /// nothing.
@@ -14,6 +14,8 @@ pub struct Profile {
     pub need: Option<Need>,
     /// What an image on it shows that is mounted on the host, as image volumes are.
     pub volumes: Volumes,
+    /// The OS features of images that it takes as they are.
+    pub os_features: BTreeSet<String>,
 }
 
 /// What a snapshotter needs labels for.
@@ -58,6 +60,12 @@ pub enum Volumes {
     Guest,
 }
 
+/// The OS feature of an image whose layers are EROFS images.
+pub const EROFS_FEATURE: &str = "erofs";
+
+/// The OS feature of an image in Nydus' own format (nydusify `pkg/converter`).
+const NYDUS_FEATURE: &str = "nydus.remoteimage.v1";
+
 const LAZILY: &str = "mounts layers lazily by them; without, every layer is unpacked whole";
 
 /// The table of snapshotters.
@@ -74,11 +82,14 @@ impl Default for Profiles {
                 mended_by: None,
             }),
             volumes: Volumes::Host,
+            os_features: BTreeSet::new(),
         };
         let plain = |volumes| Profile {
-            need: None,
             volumes,
+            ..Profile::default()
         };
+        // Up to 2.4 containerd reports none of what its snapshotters take.
+        let takes = |feature: &str| BTreeSet::from([feature.to_owned()]);
         let nydus = Profile {
             need: Some(Need {
                 why: Cow::Borrowed(
@@ -91,6 +102,7 @@ impl Default for Profiles {
                 mended_by: Some(("containerd.io/snapshot/nydus-proxy-mode", "true")),
             }),
             volumes: Volumes::Guest,
+            os_features: takes(NYDUS_FEATURE),
         };
         let overlaybd = Profile {
             volumes: Volumes::Unknown,
@@ -100,7 +112,13 @@ impl Default for Profiles {
         };
         let table = [
             // From 2.2 on its mounts are for the mount manager, which image volumes do not go by.
-            ("erofs", plain(Volumes::HostBefore(2, 2))),
+            (
+                "erofs",
+                Profile {
+                    os_features: takes(EROFS_FEATURE),
+                    ..plain(Volumes::HostBefore(2, 2))
+                },
+            ),
             ("nydus", nydus),
             ("overlaybd", overlaybd),
             ("overlayfs", plain(Volumes::Host)),
@@ -121,6 +139,7 @@ impl Profiles {
         const UNKNOWN: &Profile = &Profile {
             need: None,
             volumes: Volumes::Unknown,
+            os_features: BTreeSet::new(),
         };
         self.0.get(snapshotter).unwrap_or(UNKNOWN)
     }
@@ -128,6 +147,18 @@ impl Profiles {
     /// What the snapshotter of this name needs labels for.
     pub fn need(&self, snapshotter: &str) -> Option<&Need> {
         self.get(snapshotter).need.as_ref()
+    }
+
+    /// Of `features` those that the snapshotter of this name does not take.
+    pub fn not_taken<'a>(
+        &self,
+        snapshotter: &str,
+        features: impl IntoIterator<Item = &'a String>,
+    ) -> Vec<&'a str> {
+        let taken = &self.get(snapshotter).os_features;
+        let features = features.into_iter();
+        let missing = features.filter(|feature| !taken.contains(*feature));
+        missing.map(String::as_str).collect()
     }
 
     /// What is known of a snapshotter, to be changed; it enters the table.

@@ -7,6 +7,37 @@ use async_trait::async_trait;
 
 use crate::Error;
 
+/// Which manifest of an index is meant, where it has several for the same platform that differ in
+/// OS features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Pick {
+    /// That in the snapshotter's own format, if all of it is on the node; else the plain one.
+    #[default]
+    Best,
+    /// The plain one, as containerd since 2.3 takes it for containers.
+    Plain,
+    /// The first, as containerd up to 2.2 takes it for containers: it knows of no features.
+    First,
+}
+
+impl Pick {
+    /// What a containerd of this version (`2.1.9`, `v2.4.0-beta.0`, `1.7.24~ds1`) takes for
+    /// containers: containerd/platforms considers features since 1.0.0-rc.4. Of one that does not
+    /// say the newer is thought.
+    pub fn by_containerd(version: &str) -> Self {
+        match major_minor(version) {
+            Some(version) if version < (2, 3) => Self::First,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// Major and minor of a version of containerd's, such as `2.1.9`, `v2.4.0-beta.0` or `1.7.24~ds1`.
+pub fn major_minor(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.trim_start_matches('v').split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
 /// What is to be ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want<'a> {
@@ -18,6 +49,8 @@ pub struct Want<'a> {
     pub snapshotter: &'a str,
     /// Whether layers that somebody unpacked without labels are mended.
     pub repair: bool,
+    /// Which of its manifests.
+    pub pick: Pick,
 }
 
 /// How far an unpack is.

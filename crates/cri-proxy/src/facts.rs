@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use resnap_core::{Pick, major_minor};
 use serde_json::Value;
 
 use crate::settings::Settings;
@@ -59,6 +60,8 @@ pub(crate) struct Handlers {
     pub(crate) sandbox_image: Option<Told<String>>,
     /// Major and minor.
     version: Option<(u32, u32)>,
+    /// Which manifest it takes for containers.
+    pub(crate) pick: Pick,
     /// What does not concern the proxy, and may concern who reads.
     others: Vec<(&'static str, String)>,
 }
@@ -82,7 +85,8 @@ impl Handlers {
                 .or(default_snapshotter)
                 .map(|name| says(&name)),
             sandbox_image: text(&config["sandboxImage"]).map(|image| says(&image)),
-            version: version(containerd),
+            version: major_minor(containerd),
+            pick: Pick::by_containerd(containerd),
             others: vec![("version", containerd.to_owned())],
             ..Self::default()
         };
@@ -189,12 +193,6 @@ impl Handlers {
             .chain(others)
             .collect()
     }
-}
-
-/// Major and minor of `2.1.9`, `v2.4.0-beta.0` or `1.7.24~ds1`.
-fn version(text: &str) -> Option<(u32, u32)> {
-    let mut parts = text.trim_start_matches('v').split('.');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 #[cfg(test)]

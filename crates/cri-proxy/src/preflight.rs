@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
-use resnap_core::{Need, Progress, UnpackService, Unready, Volumes, Want, in_full};
+use resnap_core::{Need, Pick, Progress, UnpackService, Unready, Volumes, Want, in_full};
 use tokio::runtime::Handle;
 
 use crate::deadline::Deadline;
@@ -45,30 +45,43 @@ pub(crate) struct Look<'a> {
     pub(crate) deadline: Option<Deadline>,
 }
 
-/// What a call needs, and where.
+/// What a call needs.
 #[derive(Debug, Default)]
 struct Needs {
-    snapshotter: String,
     /// To be ready there.
     images: Vec<Wanted>,
     /// To be mounted on the host, of a snapshotter that may show nothing there.
     guest_volumes: Vec<Wanted>,
 }
 
-/// An image, as the CRI names it.
+/// An image, as the CRI names it, and where.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     image: String,
     /// What the user wrote; not known from old kubelets.
     reference: Option<String>,
+    snapshotter: String,
+    /// Which manifest containerd takes.
+    pick: Pick,
 }
 
-impl From<ImageSpec> for Wanted {
-    fn from(spec: ImageSpec) -> Self {
+impl Wanted {
+    fn new(spec: ImageSpec, snapshotter: &str, handlers: &Handlers) -> Self {
         Self {
             image: spec.image,
             reference: Some(spec.user_specified_image).filter(|text| !text.is_empty()),
+            snapshotter: snapshotter.to_owned(),
+            pick: handlers.pick,
         }
+    }
+
+    /// The image of a sandbox, that the CRI names nowhere.
+    fn of_sandbox(image: String, snapshotter: &str, handlers: &Handlers) -> Self {
+        let spec = ImageSpec {
+            image,
+            ..ImageSpec::default()
+        };
+        Self::new(spec, snapshotter, handlers)
     }
 }
 
@@ -104,12 +117,11 @@ impl Look<'_> {
         if is_sandbox && needs.images.is_empty() {
             return Ok(Needed::Unknown);
         }
-        let snapshotter = &needs.snapshotter;
         let images = needs.images.iter();
         // What a sandbox lacks, containerd would pull.
-        try_join_all(images.map(|wanted| self.ensure(wanted, snapshotter, is_sandbox))).await?;
+        try_join_all(images.map(|wanted| self.ensure(wanted, is_sandbox))).await?;
         for wanted in &needs.guest_volumes {
-            let image = &wanted.image;
+            let (image, snapshotter) = (&wanted.image, &wanted.snapshotter);
             // What is not known is not remote.
             let remote = self.service.is_remote(image, snapshotter).await;
             if remote.unwrap_or(false) {
@@ -136,7 +148,7 @@ impl Look<'_> {
             return Ok(false);
         };
         for wanted in &needs.images {
-            match self.wait(wanted, &needs.snapshotter, false).await? {
+            match self.wait(wanted, false).await? {
                 Ok(()) => {}
                 // The caller gets containerd's answer, which is as good.
                 Err(error) => {
@@ -160,11 +172,8 @@ impl Look<'_> {
             let Some(image) = image else {
                 return Ok(());
             };
-            let wanted = Wanted {
-                image: image.value,
-                reference: None,
-            };
-            self.ensure(&wanted, snapshotter, false).await
+            let wanted = Wanted::of_sandbox(image.value, snapshotter, &handlers);
+            self.ensure(&wanted, false).await
         };
         if let Err(error) = look.await {
             tracing::warn!(%error, "the image of a pod's sandbox could not be looked after");
@@ -188,12 +197,9 @@ impl Look<'_> {
                     return Ok(None);
                 };
                 let image = self.knowledge().sandbox_image(self.backend).await?;
-                let wanted = image.map(|image| Wanted {
-                    image: image.value,
-                    reference: None,
-                });
+                let wanted =
+                    image.map(|image| Wanted::of_sandbox(image.value, snapshotter, &handlers));
                 Ok(Some(Needs {
-                    snapshotter: snapshotter.to_owned(),
                     images: wanted.into_iter().collect(),
                     guest_volumes: Vec::new(),
                 }))
@@ -233,10 +239,11 @@ impl Look<'_> {
         if !any && !self.looks_at(&handlers, &snapshotter) {
             return Ok(None);
         }
+        let wanted = |spec| Wanted::new(spec, &snapshotter, &handlers);
         let named = |spec: &ImageSpec| !spec.image.is_empty();
-        let mut images: Vec<Wanted> = config.image.clone().into_iter().map(Wanted::from).collect();
+        let mut images: Vec<Wanted> = config.image.clone().into_iter().map(wanted).collect();
         let volumes = config.mounts.iter().filter_map(|mount| mount.image.clone());
-        let volumes = volumes.filter(named).map(Wanted::from);
+        let volumes = volumes.filter(named).map(wanted);
         let mut guest_volumes = Vec::new();
         match knowledge.settings.profiles.get(&snapshotter).volumes {
             Volumes::Host => images.extend(volumes),
@@ -248,14 +255,14 @@ impl Look<'_> {
             Volumes::HostBefore(..) | Volumes::Unknown => {}
         }
         Ok(Some(Needs {
-            snapshotter,
             images,
             guest_volumes,
         }))
     }
 
     /// Makes one image ready, and decides what it means if that cannot be.
-    async fn ensure(&self, wanted: &Wanted, snapshotter: &str, pulls: bool) -> Result<(), Status> {
+    async fn ensure(&self, wanted: &Wanted, pulls: bool) -> Result<(), Status> {
+        let snapshotter = &wanted.snapshotter;
         let settings = &self.knowledge().settings;
         let need = self.need(snapshotter);
         let repair = match (settings.unlabelled, need) {
@@ -263,10 +270,10 @@ impl Look<'_> {
             (Some(Unlabelled::Repair), _) => true,
             (None, Some(need)) => need.mended_by.is_some(),
         };
-        let mut ended = self.wait(wanted, snapshotter, repair).await?;
+        let mut ended = self.wait(wanted, repair).await?;
         if pulls && need.is_some() && matches!(ended, Err(Unready::Unknown)) {
             match self.pull(&wanted.image, snapshotter).await? {
-                Ok(()) => ended = self.wait(wanted, snapshotter, repair).await?,
+                Ok(()) => ended = self.wait(wanted, repair).await?,
                 // Pulling is containerd's business, and so is what it says about it.
                 Err(error) => self.forwarded(Why::Unresolved, &wanted.image, &error),
             }
@@ -291,19 +298,16 @@ impl Look<'_> {
     }
 
     /// Waits until one image is ready, or answers before the caller gives up.
-    async fn wait(
-        &self,
-        wanted: &Wanted,
-        snapshotter: &str,
-        repair: bool,
-    ) -> Result<Result<(), Unready>, Status> {
+    async fn wait(&self, wanted: &Wanted, repair: bool) -> Result<Result<(), Unready>, Status> {
         let latest = Mutex::new(Progress::default());
         let tell = |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+        let snapshotter = &wanted.snapshotter;
         let want = Want {
             image: &wanted.image,
             reference: wanted.reference.as_deref(),
             snapshotter,
             repair,
+            pick: wanted.pick,
         };
         let still = || {
             let Progress {

@@ -21,6 +21,16 @@ pub struct Choice {
     pub config_descriptor: Descriptor,
     /// The config.
     pub config: Config,
+    /// What the manifest lists as layers.
+    pub layers: Vec<Descriptor>,
+}
+
+impl Choice {
+    /// The platform by which the choice was made: the index's word, else the config's.
+    pub fn platform(&self) -> Platform {
+        let listed = self.manifest.platform.as_ref();
+        listed.unwrap_or(&self.config.platform).normalized()
+    }
 }
 
 /// Why there is no choice.
@@ -65,6 +75,23 @@ pub async fn choose_manifest(
             _ => Err(ChoiceError::NoMatch(walk.seen.into_iter().collect())),
         },
     }
+}
+
+/// The platforms that an index names, in its order; none for what is no index.
+///
+/// # Errors
+/// What the content port says, and what is wrong with the index.
+pub async fn listed_platforms(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    target: &Descriptor,
+) -> Result<Vec<Platform>> {
+    if !media_type::is_index(&target.media_type) {
+        return Ok(Vec::new());
+    }
+    let index = index(content, scope, target).await?;
+    let entries = index.manifests.into_iter();
+    Ok(entries.filter_map(|entry| entry.platform).collect())
 }
 
 /// Indexes within indexes that are followed. Real images have one.
@@ -172,6 +199,7 @@ impl Walk<'_> {
             manifest: node.clone(),
             config_descriptor: manifest.config,
             config,
+            layers: manifest.layers,
         }))
     }
 }

@@ -21,6 +21,6 @@ mod document;
 mod handler;
 
 pub use annotate::append_info;
-pub use choice::{Choice, ChoiceError, choose_manifest};
+pub use choice::{Choice, ChoiceError, choose_manifest, listed_platforms};
 pub use document::{Config, MAX_DOCUMENT_BYTES, MAX_LAYERS, rootfs};
 pub use handler::{Children, Handler, Wrapper};

@@ -22,7 +22,17 @@ const WIN32K: &str = "win32k";
 /// compatible too. The [default](Matcher::default) is [`Matcher::only`] of
 /// [`Platform::host`], which offers no features.
 #[derive(Clone, Debug)]
-pub struct Matcher(Rule);
+pub struct Matcher {
+    rule: Rule,
+    features: Features,
+}
+
+/// What becomes of the features that a candidate asks for.
+#[derive(Clone, Copy, Debug)]
+enum Features {
+    Considered,
+    Ignored,
+}
 
 /// All platforms in here are normalised.
 #[derive(Clone, Debug)]
@@ -68,29 +78,46 @@ impl Matcher {
 
     /// Accepts just the platform (`OnlyStrict`; matches like `NewMatcher`).
     pub fn only_strict(platform: &Platform) -> Self {
-        Self(Rule::Ordered(vec![platform.normalized()]))
+        Self::of(Rule::Ordered(vec![platform.normalized()]))
     }
 
     /// Accepts every architecture of the platform's operating system, version
     /// and features, the platform's own first (`OnlyOS`).
     pub fn only_os(platform: &Platform) -> Self {
-        Self(Rule::OnlyOs(platform.normalized()))
+        Self::of(Rule::OnlyOs(platform.normalized()))
     }
 
     /// Accepts each of the platforms, earlier ones first (`Ordered`).
     pub fn ordered(platforms: &[Platform]) -> Self {
-        Self(Rule::Ordered(normalized(platforms)))
+        Self::of(Rule::Ordered(normalized(platforms)))
     }
 
     /// Accepts each of the platforms, none before another; only the number of
     /// features counts (`Any`).
     pub fn any(platforms: &[Platform]) -> Self {
-        Self(Rule::Any(normalized(platforms)))
+        Self::of(Rule::Any(normalized(platforms)))
     }
 
     /// Accepts every platform, all alike (`All`).
     pub fn all() -> Self {
-        Self(Rule::All)
+        Self::of(Rule::All)
+    }
+
+    /// The same, but for the features that candidates ask for, of which it takes all and likes none
+    /// better: as containerd/platforms was before 1.0.0-rc.4, and so containerd up to 2.2.
+    #[must_use]
+    pub fn ignoring_features(self) -> Self {
+        Self {
+            features: Features::Ignored,
+            ..self
+        }
+    }
+
+    fn of(rule: Rule) -> Self {
+        Self {
+            rule,
+            features: Features::Considered,
+        }
     }
 
     /// Whether the platform is acceptable.
@@ -138,7 +165,7 @@ impl Matcher {
         if let Some(rank) = self.rank(platform) {
             return Standing::Acceptable(rank);
         }
-        let without_features = match self.0 {
+        let without_features = match self.rule {
             Rule::Any(_) | Rule::Ordered(_) => self.rank(&Platform {
                 os_features: Vec::new(),
                 ..platform.clone()
@@ -150,8 +177,14 @@ impl Matcher {
 
     /// `None` if the platform is not acceptable.
     fn rank(&self, platform: &Platform) -> Option<Rank> {
-        let candidate = platform.normalized();
-        let position = match &self.0 {
+        let mut candidate = platform.normalized();
+        // As the reference counts: duplicates too.
+        let mut features = platform.os_features.len();
+        if matches!(self.features, Features::Ignored) {
+            candidate.os_features.clear();
+            features = 0;
+        }
+        let position = match &self.rule {
             Rule::All => return Some(Rank::INDIFFERENT),
             Rule::Any(offers) => offers
                 .iter()
@@ -164,8 +197,7 @@ impl Matcher {
         };
         Some(Rank {
             position,
-            // As the reference counts: duplicates too.
-            features: Reverse(platform.os_features.len()),
+            features: Reverse(features),
         })
     }
 }
@@ -281,6 +313,16 @@ mod tests {
         let candidates = [(None, 0), (Some(&other), 1), (Some(&plain), 2), (None, 3)];
         assert_eq!(matcher.pick(candidates), [2, 0, 3]);
         assert_eq!(Matcher::all().pick(candidates), [1, 2, 0, 3]);
+    }
+
+    #[test]
+    fn features_can_be_ignored() {
+        let (plain, native) = (platform("linux/amd64"), platform("linux(+erofs)/amd64"));
+        let matcher = Matcher::only(&plain).ignoring_features();
+        let candidates = [(Some(&native), 0), (Some(&plain), 1)];
+        assert_eq!(matcher.pick(candidates), [0, 1]);
+        assert_eq!(matcher.pick(candidates.into_iter().rev()), [1, 0]);
+        assert_eq!(Matcher::only(&plain).pick(candidates), [1]);
     }
 
     #[test]

@@ -110,14 +110,16 @@ pub(crate) struct UnpackArguments {
     /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
-    /// Where the images are to be ready
+    /// Where the images are to be ready; without it, by the unpack configurations (`resnap config
+    /// explain`): the plain platform on the default snapshotter, EROFS images on erofs
     #[arg(long, short)]
-    pub(crate) snapshotter: String,
+    pub(crate) snapshotter: Option<String>,
     /// Mend layers that somebody unpacked without labels: by setting the labels (nydus), else by
     /// removing the layers, if nothing uses them, and unpacking them again
     #[arg(long)]
     pub(crate) repair: bool,
-    /// The platform, such as linux/arm64; this machine's own if not given
+    /// The platform, such as linux/arm64 or 'linux(+erofs)/amd64'; this machine's own if not given,
+    /// in the snapshotter's own format if all of that is on the node
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
 }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use resnap_containerd::Client;
+use resnap_core::Pick;
 use resnap_unpacker::{Engine, Observer, Settings, UnpackError};
 
 use crate::config::Config;
@@ -57,8 +58,17 @@ pub(crate) async fn observed_engine(
     connect(config, settings).await
 }
 
+/// Which manifests containerd takes for containers.
+pub(crate) async fn pick(config: &Config) -> Result<Pick> {
+    let connected = Client::connect(&config.address.value).await;
+    let client = connected.map_err(UnpackError::from)?;
+    let version = client.version().await.map_err(UnpackError::from)?;
+    Ok(Pick::by_containerd(&version))
+}
+
 async fn connect(config: &Config, mut settings: Settings) -> Result<Engine> {
     settings.profiles = config.profiles.clone();
+    settings.configurations.clone_from(&config.unpack.value);
     let client = Client::connect(&config.address.value)
         .await
         .map_err(UnpackError::from)?;

@@ -3,7 +3,7 @@
 
 //! What resnap is told: by flags, the environment and a file, in this order, or else by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -17,6 +17,7 @@ use clap::parser::ValueSource;
 use resnap_containerd::DEFAULT_ADDRESS;
 use resnap_core::{Need, NeededOn, Profile, Profiles, Volumes};
 use resnap_cri_proxy::Unlabelled;
+use resnap_unpacker::Configuration;
 use serde::Deserialize;
 
 use crate::args::{Common, ServeArguments};
@@ -80,6 +81,8 @@ pub(crate) struct Config {
     pub(crate) handlers: BTreeMap<String, String>,
     pub(crate) prewarm: Vec<Rule>,
     pub(crate) prewarm_jobs: usize,
+    /// What goes where.
+    pub(crate) unpack: Setting<Vec<Configuration>>,
     pub(crate) profiles: Profiles,
     /// Those of the profiles that the file has changed.
     pub(crate) changed_profiles: Vec<String>,
@@ -97,6 +100,7 @@ struct File {
     api: ApiSection,
     metrics: MetricsSection,
     snapshotters: BTreeMap<String, SnapshotterSection>,
+    unpack: Option<Vec<UnpackSection>>,
     prewarm: Vec<Rule>,
 }
 
@@ -147,6 +151,30 @@ struct SnapshotterSection {
     labels: Option<LabelsWord>,
     reason: Option<String>,
     volumes: Option<VolumesWord>,
+    os_features: Option<BTreeSet<String>>,
+}
+
+/// What goes where if the user does not say so.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnpackSection {
+    platform: String,
+    snapshotter: String,
+    #[serde(default)]
+    optional: bool,
+}
+
+impl UnpackSection {
+    fn read(self) -> Result<Configuration> {
+        let platform = self.platform.parse();
+        let platform =
+            platform.with_context(|| format!("[[unpack]] platform {:?}", self.platform))?;
+        Ok(Configuration {
+            platform,
+            snapshotter: self.snapshotter,
+            optional: self.optional,
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -213,6 +241,9 @@ impl SnapshotterSection {
             Some(VolumesWord::Guest) => profile.volumes = Volumes::Guest,
             None => {}
         }
+        if let Some(features) = self.os_features {
+            profile.os_features = features;
+        }
     }
 }
 
@@ -254,6 +285,14 @@ impl Config {
         for (name, section) in file.snapshotters {
             section.amend(profiles.entry(&name));
         }
+        let default_snapshotter = file.cri.default_snapshotter;
+        let defaults = || {
+            let name = default_snapshotter.as_deref().unwrap_or("overlayfs");
+            Configuration::defaults(name)
+        };
+        let unpack: Option<Result<Vec<_>>> = file
+            .unpack
+            .map(|entries| entries.into_iter().map(UnpackSection::read).collect());
         let config = Self {
             file: given.or(
                 "config",
@@ -286,7 +325,11 @@ impl Config {
                 source: unlabelled.map_or(Source::Default, |_| Source::File),
                 value: unlabelled,
             },
-            default_snapshotter: file.cri.default_snapshotter,
+            unpack: Setting {
+                source: unpack.as_ref().map_or(Source::Default, |_| Source::File),
+                value: unpack.unwrap_or_else(|| Ok(defaults()))?,
+            },
+            default_snapshotter,
             sandbox_image: file.cri.sandbox_image,
             handlers: file.cri.handlers,
             prewarm: file.prewarm,
@@ -389,7 +432,15 @@ mod tests {
         let file: File = toml::from_str(&whole).unwrap();
         assert!(file.snapshotters["mine"].volumes.is_some());
 
-        for section in ["", "[cri]", "[api]", "[metrics]", "[snapshotters.mine]"] {
+        for section in [
+            "",
+            "[cri]",
+            "[api]",
+            "[metrics]",
+            "[snapshotters.mine]",
+            "[[unpack]]",
+            "[[prewarm]]",
+        ] {
             let wrong = format!("{section}\nno_such_key = 1");
             let error = toml::from_str::<File>(&wrong).unwrap_err();
             let (_, keys) = error.message().split_once("expected ").unwrap();
@@ -398,6 +449,7 @@ mod tests {
                     line.strip_prefix(key)
                         .is_some_and(|rest| rest.starts_with(" = "))
                         || line.starts_with(&format!("[{key}"))
+                        || line.starts_with(&format!("[[{key}"))
                         || line.ends_with(&format!(".{key}]"))
                 });
                 assert!(is_there, "{section} {key}");

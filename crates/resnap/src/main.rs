@@ -21,7 +21,7 @@ use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::daemon::Worker;
 use commands::{
-    Outcome, check, engine, explain, generate, images, jobs, leases, snapshotters, unpack,
+    Outcome, check, engine, explain, generate, images, jobs, leases, pick, snapshotters, unpack,
     warm as warm_command, working_engine,
 };
 use config::Config;
@@ -75,7 +75,8 @@ fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyho
                 leases::run(&working_engine(&config).await?, arguments, output).await
             }
             Command::Warm(arguments) => {
-                warm_command::run(&working_engine(&config).await?, arguments, output).await
+                let engine = working_engine(&config).await?;
+                warm_command::run(&engine, pick(&config).await?, arguments, output).await
             }
             Command::Check(arguments) => {
                 let worker = Worker::find(&config, engine(&config)).await?;

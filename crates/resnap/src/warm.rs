@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use bytesize::ByteSize;
-use resnap_core::Digest;
+use resnap_core::{Digest, Pick};
 use resnap_unpacker::{Engine, Event, Report, Request, UnpackError};
 use serde::Deserialize;
 use wildmatch::WildMatch;
@@ -122,18 +122,20 @@ pub(crate) async fn choose(
 }
 
 /// Makes one image ready if it is not and there is room, and tells how it goes on; or only says
-/// what it would do.
+/// what it would do. `pick` is what containerd takes for containers: those are who it is for.
 pub(crate) async fn warm(
     engine: &Engine,
     image: &str,
     snapshotter: &str,
     floor: Floor,
     dry_run: bool,
+    pick: Pick,
     mut tell: impl FnMut(&Event),
 ) -> Result<Warmed, UnpackError> {
     let need = engine.profiles().need(snapshotter);
     let request = Request {
         background: true,
+        pick,
         origin: "prewarm".to_owned(),
         repair: need.is_some_and(|need| need.mended_by.is_some()),
         ..Request::new(image, snapshotter)

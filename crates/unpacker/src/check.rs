@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use resnap_core::{
-    ChainId, DiffId, Digest, Error, Kind, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+    ChainId, DiffId, Digest, Error, Kind, Platform, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
 };
+use resnap_handler_wrapper::listed_platforms;
 use serde::Serialize;
 
 use crate::engine::Inner;
@@ -30,6 +31,8 @@ pub struct Check {
     pub layers: Vec<LayerCheck>,
     /// The verdict for each snapshotter.
     pub snapshotters: BTreeMap<String, Readiness>,
+    /// What is wrong with the image itself.
+    pub warnings: Vec<String>,
 }
 
 /// The verdict for a snapshotter.
@@ -170,7 +173,33 @@ pub(crate) async fn check(
         config: plan.config.digest.clone(),
         layers,
         snapshotters,
+        warnings: warnings(engine, plan).await,
     })
+}
+
+/// What is wrong with an index: where an entry with OS features comes before the plain one.
+async fn warnings(engine: &Inner, plan: &Plan) -> Vec<String> {
+    let content = engine.ports.content.as_ref();
+    let listed = listed_platforms(content, &engine.scope, &plan.image.target).await;
+    // What cannot be read is told elsewhere.
+    let listed: Vec<Platform> = listed.unwrap_or_default();
+    let mut warnings = Vec::new();
+    for (index, plain) in listed.iter().enumerate() {
+        let same = |other: &&Platform| {
+            let other = Platform {
+                os_features: Vec::new(),
+                ..other.normalized()
+            };
+            other == plain.normalized()
+        };
+        let mut before = listed.iter().take(index).filter(same);
+        if let Some(first) = before.find(|other| !other.os_features.is_empty()) {
+            warnings.push(format!(
+                "the index lists {first} before {plain}, and containerd up to 2.2 takes the first of the two: list the plain one first"
+            ));
+        }
+    }
+    warnings
 }
 
 impl Inner {

@@ -3,12 +3,12 @@
 
 //! The engine.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use resnap_core::{Digest, Error, Kind, Ports, Profiles, Scope, SnapshotterInfo};
+use resnap_core::{Digest, Error, Kind, Pick, Ports, Profiles, Scope, SnapshotterInfo};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
@@ -24,8 +24,8 @@ use crate::locks::Locks;
 use crate::observe::{Observer, Seen};
 use crate::plan::plan;
 use crate::{
-    Check, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report, ResolvedImage, UnpackError,
-    check, image,
+    Check, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report,
+    ResolvedImage, UnpackError, check, image,
 };
 
 /// Most plans that are kept; one of many layers takes half a megabyte.
@@ -46,6 +46,7 @@ pub(crate) struct Inner {
     pub(crate) locks: Locks,
     pub(crate) lifetime: Duration,
     pub(crate) profiles: Profiles,
+    pub(crate) configurations: Vec<Configuration>,
     pub(crate) clock: Clock,
     observer: Option<Arc<dyn Observer>>,
     applies: Semaphore,
@@ -72,6 +73,9 @@ pub struct Settings {
     pub lease_lifetime: Duration,
     /// What is known of snapshotters.
     pub profiles: Profiles,
+    /// What goes where if the user does not say so, the first that the image and the containerd
+    /// have: [`Configuration::defaults`] of overlayfs.
+    pub configurations: Vec<Configuration>,
     /// Who is told of all jobs.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -83,6 +87,7 @@ impl Default for Settings {
             parallel_applies: 3,
             lease_lifetime: Duration::from_secs(3600),
             profiles: Profiles::default(),
+            configurations: Configuration::defaults("overlayfs"),
             observer: None,
         }
     }
@@ -113,7 +118,7 @@ impl Clock {
 pub struct Request {
     /// An exact name, else a Docker name, else an image ID or the start of one.
     pub image: String,
-    /// Where the image is to be ready.
+    /// Where the image is to be ready; if empty, by [`Settings::configurations`].
     pub snapshotter: String,
     /// The platform; the machine's own if `None`.
     pub platform: Option<Platform>,
@@ -125,6 +130,8 @@ pub struct Request {
     /// Whether nobody waits for it: its layers are written when no other job is at work. Once
     /// somebody who waits joins it, it is as urgent as theirs.
     pub background: bool,
+    /// Which manifest of an index, if no platform is named.
+    pub pick: Pick,
     /// Who asks, in a word for people: what [`JobStatus::origin`] says of a job that this begins.
     pub origin: String,
     /// What else is to be done to the layers' descriptors: annotations under
@@ -154,6 +161,7 @@ impl Request {
             user_reference: None,
             repair: false,
             background: false,
+            pick: Pick::default(),
             origin: String::new(),
             wrappers: Vec::new(),
         }
@@ -179,6 +187,7 @@ impl Engine {
             locks,
             lifetime: settings.lease_lifetime,
             profiles: settings.profiles,
+            configurations: settings.configurations,
             clock: Clock::start(),
             observer: settings.observer,
             applies: Semaphore::new(settings.parallel_applies),
@@ -192,12 +201,16 @@ impl Engine {
 
     /// Begins to make an image ready, or joins the job that does so already. Must be called within
     /// a tokio runtime; the work ends with that, not with the handle.
-    pub fn unpack(&self, request: Request) -> Job {
+    pub fn unpack(&self, mut request: Request) -> Job {
         let image = request.image.clone();
         let canceller = Canceller::default();
         let (engine, cancelling) = (self.clone(), canceller.clone());
         let begin = async move {
-            let plan = engine.plan(&request).await;
+            let settled = engine.0.settle(&mut request).await;
+            let plan = match settled {
+                Ok(()) => engine.plan(&request).await,
+                Err(error) => Err(error),
+            };
             let seat = plan.and_then(|plan| engine.0.board(plan, request));
             let seat = seat.inspect_err(|error| engine.0.saw(&Seen::Refused(error)))?;
             cancelling.aim(&seat.flight);
@@ -217,30 +230,37 @@ impl Engine {
         image.reference = image
             .reference
             .or_else(|| written.and_then(image::normalise));
-        let (ports, scope) = (&self.0.ports, &self.0.scope);
-        let platform = request.platform.as_ref();
         // What a wrapper does is its own affair.
         let key = request.wrappers.is_empty().then(|| {
             let (name, reference) = (&image.name, &image.reference);
+            let features = match request.pick {
+                Pick::Best => &self.0.profiles.get(&request.snapshotter).os_features,
+                Pick::Plain | Pick::First => &BTreeSet::new(),
+            };
             format!(
-                "{name}\n{reference:?}\n{}\n{platform:?}",
-                image.target.digest
+                "{name}\n{reference:?}\n{}\n{:?}\n{:?}\n{features:?}",
+                image.target.digest, request.platform, request.pick
             )
         });
-        if let Some(known) = key
+        let known = key
             .as_ref()
-            .and_then(|key| self.0.plans().get(key).cloned())
-        {
-            return Ok(known);
-        }
-        let plan = Arc::new(plan(ports, scope, image, platform, &request.wrappers).await?);
-        if let Some(key) = key {
-            let mut plans = self.0.plans();
-            if plans.len() >= MAX_PLANS {
-                plans.clear();
+            .and_then(|key| self.0.plans().get(key).cloned());
+        let plan = match known {
+            Some(known) => known,
+            None => {
+                let (plan, lasting) = plan(&self.0, image, request).await?;
+                let plan = Arc::new(plan);
+                if let Some(key) = key.filter(|_| lasting) {
+                    let mut plans = self.0.plans();
+                    if plans.len() >= MAX_PLANS {
+                        plans.clear();
+                    }
+                    plans.insert(key, Arc::clone(&plan));
+                }
+                plan
             }
-            plans.insert(key, Arc::clone(&plan));
-        }
+        };
+        self.0.require_support(&plan, request).await?;
         Ok(plan)
     }
 

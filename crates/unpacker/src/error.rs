@@ -44,6 +44,27 @@ pub enum UnpackError {
         /// What there is.
         available: Vec<Platform>,
     },
+    /// The snapshotter does not take what the image is made of.
+    #[error(
+        "snapshotter {snapshotter} does not support platform {platform} of image {image} (config {config}){}",
+        instead(snapshotter, unknown, takers, others)
+    )]
+    Unsupported {
+        /// The image.
+        image: String,
+        /// The config of the manifest.
+        config: Digest,
+        /// The platform, with all OS features that would have to be taken.
+        platform: String,
+        /// The snapshotter.
+        snapshotter: String,
+        /// Features that no snapshotter is known to take.
+        unknown: Vec<String>,
+        /// Snapshotters that take it.
+        takers: Vec<String>,
+        /// Platforms of the image that the snapshotter takes.
+        others: Vec<Platform>,
+    },
     /// containerd has no such snapshotter, or it did not load.
     #[error("no snapshotter {snapshotter:?} in this containerd{}; it has {}", because(failure), available.join(", "))]
     NoSuchSnapshotter {
@@ -260,6 +281,26 @@ pub enum UnpackError {
     },
 }
 
+/// What would work.
+fn instead(
+    snapshotter: &str,
+    unknown: &[String],
+    takers: &[String],
+    others: &[Platform],
+) -> String {
+    let mut text = String::new();
+    for feature in unknown {
+        text += &format!("; no snapshotter is known to take OS feature {feature:?}");
+    }
+    if !takers.is_empty() {
+        text += &format!("; it is supported by {}", takers.join(", "));
+    }
+    if !others.is_empty() {
+        text += &format!("; of this image {snapshotter} takes {}", list(others));
+    }
+    text
+}
+
 fn list(platforms: &[Platform]) -> String {
     if platforms.is_empty() {
         return "none".to_owned();
@@ -290,6 +331,7 @@ impl UnpackError {
                 Kind::InvalidArgument
             }
             Self::NoSuchSnapshotter { .. }
+            | Self::Unsupported { .. }
             | Self::NoReference { .. }
             | Self::Unlabelled { .. }
             | Self::InUse { .. }
@@ -315,6 +357,7 @@ impl UnpackError {
             Self::AmbiguousId { .. } => "AMBIGUOUS_ID",
             Self::NoManifest { .. } => "NO_MANIFEST",
             Self::NoSuchSnapshotter { .. } => "NO_SUCH_SNAPSHOTTER",
+            Self::Unsupported { .. } => "UNSUPPORTED",
             Self::NoReference { .. } => "NO_REFERENCE",
             Self::LayerCount { .. } => "LAYER_COUNT",
             Self::LabelTooLong { .. } => "LABEL_TOO_LONG",
@@ -357,6 +400,16 @@ impl UnpackError {
                 "this is not a container image".to_owned()
             }
             Self::NoManifest { .. } => "choose one with --platform".to_owned(),
+            Self::Unsupported { takers, others, .. } => match (takers.first(), others.first()) {
+                (Some(taker), Some(other)) => {
+                    format!("take --snapshotter {taker}, or --platform '{other}'")
+                }
+                (Some(taker), None) => format!("take --snapshotter {taker}"),
+                (None, Some(other)) => format!("take --platform '{other}'"),
+                (None, None) => {
+                    "name what takes it in the configuration: [snapshotters.NAME] os_features".to_owned()
+                }
+            },
             Self::NoSuchSnapshotter { .. } => {
                 "`resnap snapshotters` tells more; a proxy snapshotter is added in containerd's configuration".to_owned()
             }

@@ -24,6 +24,7 @@
 
 mod chain;
 mod check;
+mod choose;
 mod dead;
 mod engine;
 mod error;
@@ -40,6 +41,7 @@ mod plan;
 mod repair;
 
 pub use check::{Check, LabelState, LayerCheck, LayerState, Readiness};
+pub use choose::Configuration;
 pub use dead::{LeaseStatus, Owner};
 pub use engine::{Engine, Request, Settings};
 pub use error::UnpackError;

@@ -3,23 +3,27 @@
 
 //! The plan: which snapshots an image has, with which labels.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use resnap_core::{ChainId, Descriptor, DiffId, Labels, Ports, Scope, labels, media_type};
-use resnap_handler_wrapper::{
-    Children, Choice, ChoiceError, Handler, Wrapper, append_info, choose_manifest,
-};
+use resnap_core::{ChainId, Descriptor, DiffId, Labels, labels, media_type};
+use resnap_handler_wrapper::{Children, Choice, ChoiceError, Handler, append_info};
 use resnap_platforms::{Matcher, Platform};
 
-use crate::{ResolvedImage, UnpackError};
+use crate::choose::{Chosen, choose, os_features, wanted};
+use crate::engine::Inner;
+use crate::{Request, ResolvedImage, UnpackError};
 
 /// What is to be on a snapshotter for an image to be ready there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// The image.
     pub image: ResolvedImage,
-    /// The platform of the manifest.
+    /// The platform of the manifest, as the config has it.
     pub platform: Platform,
+    /// What a snapshotter has to take: the OS features of the config, and `erofs` if layers are
+    /// EROFS images.
+    pub os_features: BTreeSet<String>,
     /// The manifest.
     pub manifest: Descriptor,
     /// The config.
@@ -50,42 +54,42 @@ impl Plan {
     }
 }
 
-/// Plans `image` for `platform` (the machine's own if `None`); `wrappers` come after
-/// [`append_info`], the first innermost.
+/// Plans what `request` is about, and whether the plan lasts as long as the image's target stays.
 pub(crate) async fn plan(
-    ports: &Ports,
-    scope: &Scope,
+    engine: &Inner,
     image: ResolvedImage,
-    platform: Option<&Platform>,
-    wrappers: &[Wrapper],
-) -> Result<Plan, UnpackError> {
+    request: &Request,
+) -> Result<(Plan, bool), UnpackError> {
+    let (ports, scope) = (&engine.ports, &engine.scope);
     let failed = |source| UnpackError::Documents {
         image: image.name.clone(),
         source,
     };
-    let matcher = platform.map_or_else(|| host_matcher(&image.target), Matcher::only);
-    let choice = choose_manifest(ports.content.as_ref(), scope, &image.target, &matcher).await;
-    let Choice {
-        manifest,
-        config_descriptor,
-        config,
-    } = choice.map_err(|error| match error {
+    let chosen = choose(engine, &image, request).await;
+    let Chosen { choice, lasting } = chosen.map_err(|error| match error {
         ChoiceError::NoMatch(mut available) => {
             available.sort();
             available.dedup();
             UnpackError::NoManifest {
                 image: image.name.clone(),
-                wanted: platform.cloned().unwrap_or_else(Platform::host).to_string(),
+                wanted: wanted(request).to_string(),
                 available,
             }
         }
         ChoiceError::Content(error) => failed(error),
     })?;
+    let Choice {
+        manifest,
+        config_descriptor,
+        config,
+        layers,
+    } = choice;
 
     let handler: Arc<dyn Handler> =
         Arc::new(Children::new(Arc::clone(&ports.content), scope.clone()));
     let own = append_info(image.reference.as_deref());
-    let handler = wrappers
+    let handler = request
+        .wrappers
         .iter()
         .fold(own(handler), |inner, wrapper| wrapper(inner));
     let children = handler.handle(&manifest).await.map_err(failed)?;
@@ -102,6 +106,7 @@ pub(crate) async fn plan(
         });
     }
 
+    let os_features = os_features(&config.platform, &layers);
     let mut layers: Vec<PlannedLayer> = Vec::with_capacity(descriptors.len());
     for (descriptor, diff_id) in descriptors.into_iter().zip(config.diff_ids) {
         let parent = layers.last().map(|layer| layer.chain_id.clone());
@@ -123,13 +128,15 @@ pub(crate) async fn plan(
             labels,
         });
     }
-    Ok(Plan {
+    let plan = Plan {
         image,
         platform: config.platform,
+        os_features,
         manifest,
         config: config_descriptor,
         layers,
-    })
+    };
+    Ok((plan, lasting))
 }
 
 /// What this machine takes of an image. One that is for one platform only was chosen by whoever

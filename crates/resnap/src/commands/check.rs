@@ -84,6 +84,9 @@ fn show(check: &Check, table: &mut Table) {
         let ready = if verdict.ready { "ready" } else { "not ready" };
         table.line(format!("{name}: {ready}{needs}"));
     }
+    for warning in &check.warnings {
+        table.line(format!("warning: {warning}"));
+    }
 }
 
 fn describe(state: &LayerState) -> (&'static str, String) {

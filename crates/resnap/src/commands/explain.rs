@@ -103,6 +103,19 @@ fn told(config: &Config) -> Vec<Row> {
             Source::File,
         ));
     }
+    for (index, entry) in config.unpack.value.iter().enumerate() {
+        let optional = if entry.optional {
+            ", if it is there"
+        } else {
+            ""
+        };
+        let value = format!("{} on {}{optional}", entry.platform, entry.snapshotter);
+        rows.push(Row::new(
+            format!("unpack.{index}"),
+            Some(value),
+            &config.unpack.source,
+        ));
+    }
     for (name, profile) in config.profiles.iter() {
         let source = if config
             .changed_profiles
@@ -131,6 +144,13 @@ fn told(config: &Config) -> Vec<Row> {
         rows.push(Row::new(
             format!("snapshotters.{name}.labels"),
             labels,
+            &source,
+        ));
+        let features: Vec<&str> = profile.os_features.iter().map(String::as_str).collect();
+        let features = Some(features.join(", ")).filter(|text| !text.is_empty());
+        rows.push(Row::new(
+            format!("snapshotters.{name}.os_features"),
+            features,
             &source,
         ));
         rows.push(Row::new(

@@ -30,7 +30,7 @@ pub(crate) async fn run(
         let request = Request {
             platform: arguments.platform.clone(),
             repair: arguments.repair,
-            ..Request::new(image, &arguments.snapshotter)
+            ..Request::new(image, arguments.snapshotter.as_deref().unwrap_or_default())
         };
         let following = Following {
             number,

@@ -4,7 +4,7 @@
 //! `resnap warm`.
 
 use anyhow::Result;
-use resnap_core::in_full;
+use resnap_core::{Pick, in_full};
 use resnap_unpacker::{Engine, Event, UnpackError};
 use serde::Serialize;
 use wildmatch::WildMatch;
@@ -59,6 +59,7 @@ impl Row {
 
 pub(crate) async fn run(
     engine: &Engine,
+    pick: Pick,
     arguments: WarmArguments,
     output: &mut Output,
 ) -> Result<Outcome> {
@@ -84,7 +85,7 @@ pub(crate) async fn run(
                     progress.show(number, event);
                 }
             };
-            let warmed = warm(engine, image, snapshotter, floor, dry_run, tell).await;
+            let warmed = warm(engine, image, snapshotter, floor, dry_run, pick, tell).await;
             rows.push(Row::new(image, snapshotter, warmed));
         }
         if let Some(progress) = &mut progress {

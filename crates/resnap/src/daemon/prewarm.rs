@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use futures::StreamExt as _;
 use resnap_containerd::Client;
-use resnap_core::in_full;
+use resnap_core::{Pick, in_full};
 use resnap_unpacker::Engine;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -43,6 +43,7 @@ pub(super) async fn run(config: &Config, engine: &Engine) -> Infallible {
 /// Does what there is to do, and then what comes up, until containerd ends.
 async fn follow(config: &Config, engine: &Engine, rules: &Arc<[Rule]>) -> Result<()> {
     let client = Client::connect(&config.address.value).await?;
+    let pick = Pick::by_containerd(&client.version().await?);
     let mut changes = std::pin::pin!(client.image_changes(&config.namespace.value));
     let mut pending = BTreeSet::new();
     let mut running = JoinSet::new();
@@ -64,14 +65,20 @@ async fn follow(config: &Config, engine: &Engine, rules: &Arc<[Rule]>) -> Result
                 let batch = std::mem::take(&mut pending);
                 let (engine, rules) = (engine.clone(), Arc::clone(rules));
                 let at_once = config.prewarm_jobs;
-                running.spawn(async move { work(&engine, &rules, batch, at_once).await });
+                running.spawn(async move { work(&engine, &rules, batch, pick, at_once).await });
             }
         }
     }
 }
 
 /// Makes these images ready where the rules want them.
-async fn work(engine: &Engine, rules: &[Rule], names: BTreeSet<String>, at_once: usize) {
+async fn work(
+    engine: &Engine,
+    rules: &[Rule],
+    names: BTreeSet<String>,
+    pick: Pick,
+    at_once: usize,
+) {
     for rule in rules {
         let patterns: Vec<WildMatch> = rule.images.iter().map(|p| WildMatch::new(p)).collect();
         let images = choose(engine, names.iter().cloned(), &patterns).await;
@@ -80,15 +87,15 @@ async fn work(engine: &Engine, rules: &[Rule], names: BTreeSet<String>, at_once:
             let snapshotters = rule.snapshotters.iter().cloned();
             pairs.extend(snapshotters.map(|snapshotter| (image.clone(), snapshotter)));
         }
-        let one = |(image, snapshotter)| one(engine, image, snapshotter, rule.min_free);
+        let one = |(image, snapshotter)| one(engine, image, snapshotter, rule.min_free, pick);
         futures::stream::iter(pairs)
             .for_each_concurrent(at_once, one)
             .await;
     }
 }
 
-async fn one(engine: &Engine, image: String, snapshotter: String, floor: Floor) {
-    match warm(engine, &image, &snapshotter, floor, false, |_| ()).await {
+async fn one(engine: &Engine, image: String, snapshotter: String, floor: Floor, pick: Pick) {
+    match warm(engine, &image, &snapshotter, floor, false, pick, |_| ()).await {
         Ok(Warmed::Unpacked(report)) => {
             let seconds = report.seconds;
             tracing::info!(image, snapshotter, seconds, "made ready ahead");

@@ -26,6 +26,7 @@ impl UnpackService for Service {
     ) -> Result<(), Unready> {
         let request = Request {
             repair: want.repair,
+            pick: want.pick,
             origin: "cri".to_owned(),
             user_reference: want.reference.map(str::to_owned),
             ..Request::new(want.image, want.snapshotter)
