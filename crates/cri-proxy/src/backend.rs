@@ -3,6 +3,7 @@
 
 //! A client's connection to containerd.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,8 +17,8 @@ use tokio::sync::{Mutex, mpsc};
 use crate::grpc::{Status, UNAVAILABLE, decode, encode};
 use crate::pass::{CONNECTION_WINDOW, Inner, MAX_HEADERS, MAX_MESSAGE, SEND_BUFFER, STREAM_WINDOW};
 
-/// Has to be driven for calls to get on.
-pub(crate) type Driver = Connection<UnixStream, Bytes>;
+/// Has to be driven for calls to get on. Boxed, as a channel makes room for 32 at once.
+pub(crate) type Driver = Pin<Box<Connection<UnixStream, Bytes>>>;
 
 /// One client's connection to containerd, made when it is needed and again when it broke.
 pub(crate) struct Backend {
@@ -138,7 +139,7 @@ impl Backend {
             .await;
         let (sender, driver) = handshake.map_err(|error| unavailable(&error))?;
         // It is not taken any more only when the client has gone.
-        let _ = self.drivers.send(driver);
+        let _ = self.drivers.send(Box::pin(driver));
         self.proxy.knowledge.forget_handlers();
         Ok(kept.insert(sender).clone())
     }

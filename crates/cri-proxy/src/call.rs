@@ -97,7 +97,8 @@ impl<'a> Passage<'a> {
         let (head, mut body) = request.into_parts();
         let looked = match head.uri.path() {
             CREATE_CONTAINER | RUN_POD_SANDBOX => {
-                let look = self.look(&head, &mut body);
+                // Few calls are looked at, and all would be as large.
+                let look = Box::pin(self.look(&head, &mut body));
                 Some(self.while_there(respond, look).await?)
             }
             _ => None,
@@ -209,7 +210,8 @@ impl<'a> Passage<'a> {
             if let Some(status) = failed {
                 let service = self.service();
                 let look = self.look_at(&call, looked.deadline, &service);
-                if self.while_there(respond, look.again(&status)).await? {
+                let again = Box::pin(look.again(&status));
+                if self.while_there(respond, again).await? {
                     let request = Request::from_parts(looked.head, ());
                     let (next, mut to) = self.backend.begin(request, false).await?;
                     let sent = to.send_data(looked.first.bytes, true);

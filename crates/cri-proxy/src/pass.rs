@@ -225,7 +225,8 @@ async fn serve(
                 Some(call) => {
                     let (request, respond) = call?;
                     let call = Passage { proxy, outer, backend: &backend, phase: &phases };
-                    calls.push(call.serve(request, respond));
+                    // Boxed, as the set has room for one in any case, and most clients make none.
+                    calls.push(Box::pin(call.serve(request, respond)));
                 }
                 None => return Ok(()),
             },
