@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Numbers of tar headers and pax records, as Go's `archive/tar` reads them.
+
+use crate::entry::Time;
+
+/// A field of a header: octal digits among spaces and NULs (nothing but those is 0), or base-256
+/// where the first bit is set.
+pub(crate) fn field(bytes: &[u8]) -> Option<i64> {
+    match bytes.first() {
+        Some(first) if first & 0x80 != 0 => binary(bytes),
+        _ => octal(bytes),
+    }
+}
+
+/// Two's complement, big endian, but for the mark in its highest bit.
+fn binary(bytes: &[u8]) -> Option<i64> {
+    let negative = bytes.first()? & 0x40 != 0;
+    let mut value: i64 = if negative { -1 } else { 0 };
+    for (index, byte) in bytes.iter().enumerate() {
+        let byte = match (index, negative) {
+            (0, false) => byte & 0x7f,
+            (0, true) => byte | 0x80,
+            _ => *byte,
+        };
+        // Nothing but copies of the sign may be shifted out.
+        value = value.checked_mul(256)? | i64::from(byte);
+    }
+    Some(value)
+}
+
+fn octal(bytes: &[u8]) -> Option<i64> {
+    let padding = |byte: &u8| matches!(byte, b' ' | 0);
+    let Some(start) = bytes.iter().position(|byte| !padding(byte)) else {
+        return Some(0);
+    };
+    let digits = bytes.get(start..)?.iter();
+    let mut value: i64 = 0;
+    let mut ended = false;
+    for byte in digits {
+        match byte {
+            b'0'..=b'7' if !ended => value = value.checked_mul(8)? + i64::from(byte - b'0'),
+            // What follows a NUL does not count.
+            0 => break,
+            b' ' => ended = true,
+            _ => return None,
+        }
+    }
+    Some(value)
+}
+
+/// Decimal digits, with a sign or not.
+pub(crate) fn decimal(bytes: &[u8]) -> Option<i64> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
+/// Decimal digits that are no less than 0.
+pub(crate) fn size(bytes: &[u8]) -> Option<u64> {
+    u64::try_from(decimal(bytes)?).ok()
+}
+
+/// Decimal seconds with a fraction or not; more than nine digits of it are cut off.
+pub(crate) fn time(bytes: &[u8]) -> Option<Time> {
+    let point = bytes.iter().position(|byte| *byte == b'.');
+    let (whole, fraction) = match point {
+        Some(point) => (bytes.get(..point)?, bytes.get(point + 1..)?),
+        None => (bytes, &[][..]),
+    };
+    if !fraction.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let digits = fraction.iter().chain(std::iter::repeat(&b'0')).take(9);
+    let nanoseconds = digits.fold(0_u32, |sum, digit| sum * 10 + u32::from(digit - b'0'));
+    let seconds = decimal(whole)?;
+    if whole.first() == Some(&b'-') && nanoseconds > 0 {
+        return Some(Time {
+            seconds: seconds.checked_sub(1)?,
+            nanoseconds: 1_000_000_000 - nanoseconds,
+        });
+    }
+    Some(Time {
+        seconds,
+        nanoseconds,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields() {
+        for (bytes, value) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"\0\0\0\0", Some(0)),
+            (b"", Some(0)),
+            (b"12 34\0", None),
+            (b"12\x0034", Some(0o12)),
+            (b"8", None),
+            (b"-1", None),
+            (b"777777777777777777777", Some(i64::MAX)),
+            (b"7777777777777777777777", None),
+            (b"\x80\0\0\0\0\0\0\x01", Some(1)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff", Some(-1)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\x00", Some(-256)),
+            (
+                b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff",
+                Some(i64::MAX),
+            ),
+            (b"\x80\0\0\0\x80\0\0\0\0\0\0\0", None),
+            (b"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", Some(i64::MIN)),
+            (b"\xff\xff\xff\xfe\0\0\0\0\0\0\0\0", None),
+        ] {
+            assert_eq!(field(bytes), value, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn times() {
+        let at = |seconds, nanoseconds| {
+            Some(Time {
+                seconds,
+                nanoseconds,
+            })
+        };
+        for (text, time) in [
+            ("0", at(0, 0)),
+            ("1.5", at(1, 500_000_000)),
+            ("1.030", at(1, 30_000_000)),
+            ("1.", at(1, 0)),
+            ("1.1234567899", at(1, 123_456_789)),
+            ("-1", at(-1, 0)),
+            ("-1.25", at(-2, 750_000_000)),
+            ("-0.25", at(-1, 750_000_000)),
+            ("", None),
+            (".5", None),
+            ("1.x", None),
+            ("-9223372036854775808.5", None),
+            ("99999999999999999999", None),
+        ] {
+            assert_eq!(super::time(text.as_bytes()), time, "{text}");
+        }
+    }
+}
