@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The parts of the format that have a fixed shape (Linux, `fs/erofs/erofs_fs.h`). All numbers are
+//! little endian.
+
+use resnap_layer::Time;
+
+/// Bytes of a block of the images that are written here.
+pub(crate) const BLOCK: usize = 4096;
+
+/// Where the superblock is, in bytes.
+pub(crate) const SUPER_OFFSET: usize = 1024;
+/// Bytes of a superblock.
+pub(crate) const SUPER_SIZE: usize = 128;
+/// Bytes that a node ID counts.
+pub(crate) const SLOT: usize = 32;
+/// Bytes of an extended inode.
+pub(crate) const INODE: usize = 64;
+/// The block address of what has no blocks.
+pub(crate) const NO_BLOCK: u32 = u32::MAX;
+
+const MAGIC: u32 = 0xe0f5_e1e2;
+const COMPAT_CHECKSUM: u32 = 1;
+const COMPAT_MTIME: u32 = 2;
+
+/// Types of inodes, as in `stat`.
+pub(crate) mod mode {
+    pub(crate) const TYPE: u16 = 0o170_000;
+    pub(crate) const FIFO: u16 = 0o010_000;
+    pub(crate) const CHARACTER: u16 = 0o020_000;
+    pub(crate) const DIRECTORY: u16 = 0o040_000;
+    pub(crate) const BLOCK: u16 = 0o060_000;
+    pub(crate) const FILE: u16 = 0o100_000;
+    pub(crate) const SYMLINK: u16 = 0o120_000;
+    pub(crate) const SOCKET: u16 = 0o140_000;
+}
+
+/// Where the data of an inode is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// In blocks of its own.
+    Plain,
+    /// The last part, less than a block, behind the inode; the rest in blocks.
+    Inline,
+    /// In compressed blocks (two forms).
+    Compressed(u8),
+    /// In chunks that lie anywhere.
+    Chunks,
+}
+
+impl Layout {
+    fn from_number(number: u16) -> Option<Self> {
+        match number {
+            0 => Some(Self::Plain),
+            2 => Some(Self::Inline),
+            1 => Some(Self::Compressed(1)),
+            3 => Some(Self::Compressed(3)),
+            4 => Some(Self::Chunks),
+            _ => None,
+        }
+    }
+
+    fn number(self) -> u16 {
+        match self {
+            Self::Plain => 0,
+            Self::Inline => 2,
+            Self::Compressed(number) => number.into(),
+            Self::Chunks => 4,
+        }
+    }
+}
+
+/// What of a superblock is used here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Superblock {
+    pub(crate) block_bits: u8,
+    /// Node ID of the root.
+    pub(crate) root: u16,
+    pub(crate) inodes: u64,
+    /// Modification time of compact inodes.
+    pub(crate) epoch: Time,
+    pub(crate) blocks: u32,
+    /// The block that node IDs count from.
+    pub(crate) meta: u32,
+    /// The block that IDs of shared extended attributes count from.
+    pub(crate) xattrs: u32,
+    pub(crate) uuid: [u8; 16],
+    /// What a reader must know.
+    pub(crate) incompatible: u32,
+    /// Directory blocks are `2^this` file system blocks.
+    pub(crate) directory_bits: u8,
+}
+
+impl Superblock {
+    /// The first block of an image, whose first 1024 bytes are free for boot sectors.
+    pub(crate) fn encode(&self) -> [u8; BLOCK] {
+        let mut block = [0; BLOCK];
+        let mut put = Put::new(&mut block, SUPER_OFFSET);
+        put.bytes(&MAGIC.to_le_bytes());
+        put.bytes(&[0; 4]);
+        put.bytes(&(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes());
+        put.bytes(&[self.block_bits, 0]);
+        put.bytes(&self.root.to_le_bytes());
+        put.bytes(&self.inodes.to_le_bytes());
+        put.bytes(&self.epoch.seconds.to_le_bytes());
+        put.bytes(&self.epoch.nanoseconds.to_le_bytes());
+        put.bytes(&self.blocks.to_le_bytes());
+        put.bytes(&self.meta.to_le_bytes());
+        put.bytes(&self.xattrs.to_le_bytes());
+        put.bytes(&self.uuid);
+        put.bytes(&[0; 16]);
+        put.bytes(&self.incompatible.to_le_bytes());
+        let checksum = crc32c(block.get(SUPER_OFFSET..).unwrap_or_default());
+        Put::new(&mut block, SUPER_OFFSET + 4).bytes(&checksum.to_le_bytes());
+        block
+    }
+
+    /// `None` if it is none.
+    pub(crate) fn decode(bytes: &[u8; SUPER_SIZE]) -> Option<Self> {
+        let get = Get(bytes);
+        if get.u32(0) != MAGIC {
+            return None;
+        }
+        Some(Self {
+            block_bits: get.u8(12),
+            root: get.u16(14),
+            inodes: get.u64(16),
+            epoch: Time {
+                seconds: get.u64(24).cast_signed(),
+                nanoseconds: get.u32(32),
+            },
+            blocks: get.u32(36),
+            meta: get.u32(40),
+            xattrs: get.u32(44),
+            uuid: get.array(48),
+            incompatible: get.u32(80),
+            directory_bits: get.u8(90),
+        })
+    }
+}
+
+/// An inode on disk, but for what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Inode {
+    pub(crate) layout: Layout,
+    /// How many bytes it has: 32 or 64.
+    pub(crate) length: usize,
+    /// Bytes of extended attributes behind it.
+    pub(crate) xattrs: usize,
+    /// With the type.
+    pub(crate) mode: u16,
+    pub(crate) size: u64,
+    /// The first block, or a device number.
+    pub(crate) place: u32,
+    /// The number that 32-bit `stat` shows.
+    pub(crate) number: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// `None` in a compact inode: it is the image's.
+    pub(crate) mtime: Option<Time>,
+    pub(crate) links: u32,
+}
+
+impl Inode {
+    /// The extended form.
+    pub(crate) fn encode(&self) -> [u8; INODE] {
+        let count = match self.xattrs.checked_sub(XATTR_HEADER) {
+            None => 0,
+            Some(entries) => u16::try_from(entries / 4 + 1).unwrap_or(u16::MAX),
+        };
+        let mtime = self.mtime.unwrap_or_default();
+        let mut bytes = [0; INODE];
+        let mut put = Put::new(&mut bytes, 0);
+        put.bytes(&(1 | (self.layout.number() << 1)).to_le_bytes());
+        put.bytes(&count.to_le_bytes());
+        put.bytes(&self.mode.to_le_bytes());
+        put.bytes(&[0; 2]);
+        put.bytes(&self.size.to_le_bytes());
+        put.bytes(&self.place.to_le_bytes());
+        put.bytes(&self.number.to_le_bytes());
+        put.bytes(&self.uid.to_le_bytes());
+        put.bytes(&self.gid.to_le_bytes());
+        put.bytes(&mtime.seconds.to_le_bytes());
+        put.bytes(&mtime.nanoseconds.to_le_bytes());
+        put.bytes(&self.links.to_le_bytes());
+        bytes
+    }
+
+    /// Whether the inode that begins with these bytes is extended.
+    pub(crate) fn is_extended(bytes: &[u8; SLOT]) -> bool {
+        Get(bytes).u16(0) & 1 != 0
+    }
+
+    /// Of 64 bytes, of which a compact one uses 32; `None` for a layout that nobody knows.
+    pub(crate) fn decode(bytes: &[u8; INODE]) -> Option<Self> {
+        let get = Get(bytes);
+        let format = get.u16(0);
+        let layout = Layout::from_number((format >> 1) & 7)?;
+        let xattrs = match usize::from(get.u16(2)) {
+            0 => 0,
+            count => XATTR_HEADER + 4 * (count - 1),
+        };
+        let common = Self {
+            layout,
+            length: INODE,
+            xattrs,
+            mode: get.u16(4),
+            size: get.u64(8),
+            place: get.u32(16),
+            number: get.u32(20),
+            uid: get.u32(24),
+            gid: get.u32(28),
+            mtime: Some(Time {
+                seconds: get.u64(32).cast_signed(),
+                nanoseconds: get.u32(40),
+            }),
+            links: get.u32(44),
+        };
+        if format & 1 != 0 {
+            return Some(common);
+        }
+        Some(Self {
+            length: SLOT,
+            size: get.u32(8).into(),
+            uid: get.u16(24).into(),
+            gid: get.u16(26).into(),
+            mtime: None,
+            links: get.u16(6).into(),
+            ..common
+        })
+    }
+}
+
+/// Bytes before the first extended attribute of an inode.
+pub(crate) const XATTR_HEADER: usize = 12;
+
+/// A device number as inodes have it; `None` for one that Linux has no room for.
+pub(crate) fn device(major: u32, minor: u32) -> Option<u32> {
+    if major > 0xfff || minor > 0xf_ffff {
+        return None;
+    }
+    Some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+}
+
+/// The type of a directory entry.
+pub(crate) fn entry_type(mode: u16) -> u8 {
+    match mode & mode::TYPE {
+        mode::FILE => 1,
+        mode::DIRECTORY => 2,
+        mode::CHARACTER => 3,
+        mode::BLOCK => 4,
+        mode::FIFO => 5,
+        mode::SOCKET => 6,
+        mode::SYMLINK => 7,
+        _ => 0,
+    }
+}
+
+/// CRC-32C without the last inversion. Bit by bit: it sees 3 KiB of an image.
+fn crc32c(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+        })
+    })
+}
+
+/// Puts one field after the other.
+struct Put<'a> {
+    target: &'a mut [u8],
+    at: usize,
+}
+
+impl<'a> Put<'a> {
+    fn new(target: &'a mut [u8], at: usize) -> Self {
+        Self { target, at }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        if let Some(target) = self.target.get_mut(self.at..self.at + bytes.len()) {
+            target.copy_from_slice(bytes);
+        }
+        self.at += bytes.len();
+    }
+}
+
+/// Fields at offsets; what lies outside reads as zeros.
+pub(crate) struct Get<'a>(pub(crate) &'a [u8]);
+
+impl Get<'_> {
+    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+        let bytes = self.0.get(at..).and_then(<[u8]>::first_chunk);
+        bytes.copied().unwrap_or([0; N])
+    }
+
+    pub(crate) fn u8(&self, at: usize) -> u8 {
+        u8::from_le_bytes(self.array(at))
+    }
+
+    pub(crate) fn u16(&self, at: usize) -> u16 {
+        u16::from_le_bytes(self.array(at))
+    }
+
+    pub(crate) fn u32(&self, at: usize) -> u32 {
+        u32::from_le_bytes(self.array(at))
+    }
+
+    pub(crate) fn u64(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.array(at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_encoded_is_decoded() {
+        let superblock = Superblock {
+            block_bits: 12,
+            root: 36,
+            inodes: 7,
+            epoch: Time::default(),
+            blocks: 99,
+            meta: 5,
+            xattrs: 0,
+            uuid: *b"0123456789abcdef",
+            incompatible: 0,
+            directory_bits: 0,
+        };
+        let block = superblock.encode();
+        let bytes = block[SUPER_OFFSET..].first_chunk().unwrap();
+        assert_eq!(Superblock::decode(bytes), Some(superblock));
+        assert_eq!(Superblock::decode(&[0; SUPER_SIZE]), None);
+
+        let inode = Inode {
+            layout: Layout::Inline,
+            length: INODE,
+            xattrs: 12 + 8,
+            mode: mode::FILE | 0o4755,
+            size: 1 << 40,
+            place: 77,
+            number: 3,
+            uid: u32::MAX,
+            gid: 70_000,
+            mtime: Some(Time {
+                seconds: -5,
+                nanoseconds: 999,
+            }),
+            links: 2,
+        };
+        assert_eq!(Inode::decode(&inode.encode()), Some(inode));
+    }
+
+    #[test]
+    fn checksum() {
+        // The check value of CRC-32C, without its last inversion.
+        assert_eq!(!crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn devices() {
+        assert_eq!(device(8, 3), Some(0x803));
+        assert_eq!(device(0xfff, 0xf_ffff), Some(0xffff_ffff));
+        assert_eq!(device(0x1000, 0), None);
+        assert_eq!(device(0, 0x10_0000), None);
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Image layers as EROFS images: a writer that reads a layer once, and a reader of trees.
+//!
+//! ```
+//! use std::io::Cursor;
+//! use resnap_erofs::{Image, Limits, Nothing, Writer};
+//! use resnap_layer::Layer;
+//!
+//! # let stream = std::io::empty();
+//! let mut layer = Layer::new(stream, Default::default());
+//! let mut writer = Writer::new(Cursor::new(Vec::new()), Limits::default())?;
+//! writer.add(&mut layer)?;
+//! // The diff ID is known here, and the layers below are ready.
+//! let (file, summary) = writer.finish(&mut Nothing, [0; 16])?;
+//!
+//! let image = Image::open(file.into_inner())?;
+//! assert_eq!(image.inodes(), summary.inodes);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The image
+//!
+//! ```text
+//! 0        superblock, at byte 1024
+//! 4096     data of files, each from a block's start, in the layer's order
+//! meta     inodes: 64 bytes, extended attributes, then what is inline:
+//!          the target of a symbolic link, the last part of a directory
+//!          other blocks of directories
+//! ```
+//!
+//! Blocks have 4096 bytes; nothing is compressed; no feature is used that Linux 5.4 does not have.
+//! Inodes are extended, as only those have a time of their own; seconds are signed for Linux, so
+//! times before 1970 are kept. Bytes are the same for the same layer, UUID and answers of [`Lower`].
+//!
+//! - **Data goes to its place as it comes**, and nothing of it is kept. Memory is for the tree: some
+//!   100 bytes an inode and its name, bounded by [`Limits`].
+//! - **Data is never inline**, as containerd has it, too (`mkfs.erofs -Enoinline_data`): inodes are
+//!   64 to a block and in the order of directories, so that looking through a tree reads little; a
+//!   file's pages are its blocks. A small file takes 4 KiB, as on other file systems.
+//! - **Metadata comes last**, so that nothing is moved or written twice, whatever later entries do to
+//!   earlier ones, and so that the layers below may still be under way while data is written.
+//! - **Holes** of sparse files are holes of the image's file. They take addresses (an image has at
+//!   most 16 TiB) but no room. Chunks with null addresses would take neither, but cannot be mounted
+//!   before Linux 5.15.
+//!
+//! # What becomes of a layer
+//!
+//! The tree is the one that containerd's differ makes in the upper directory of an overlay, except
+//! where the last column says otherwise.
+//!
+//! | in the layer | in the image | |
+//! |---|---|---|
+//! | a whiteout | a character device 0:0 with mode 0, and `trusted.overlay.origin` on its directory | as `mkfs.erofs --aufs`: without the attribute overlayfs lists the device where nothing lies below |
+//! | an opaque marker | `trusted.overlay.opaque=y` | |
+//! | a whiteout and a directory of one name, or something in it, in any order | the directory, opaque | the image spec: whiteouts are about lower layers; containerd forgets the whiteout or fails |
+//! | a whiteout and another thing of one name | the thing | the same |
+//! | an entry for what is there | replaces it, with all that is in it; a directory only changes its metadata | |
+//! | a parent that is a symbolic link of this layer | followed inside the root | |
+//! | a parent that is a file or device | an error | |
+//! | a parent that is not there | a directory with the metadata it has below ([`Lower`]); 0755, root, 1970 if there is none | containerd: the time of unpacking |
+//! | the root | its metadata | containerd ignores them |
+//! | a hard link | a name of the same inode, whose first entry says the metadata | as GNU tar; containerd takes owner and time of the last |
+//! | a hard link to nothing, or to a directory | an error | |
+//! | attributes `trusted.*`, of unknown kinds, `user.*` of links and devices | left out | |
+//! | a device number beyond 12 and 20 bits | an error | |
+//!
+//! # Hostile input
+//!
+//! Layers and images may hold anything. Nothing panics, no size is believed before the bytes are
+//! there, and looking something up in an [`Image`] takes a bounded number of reads. A tree that is
+//! walked through [`Image::entries`] may have loops; who walks must count.
+
+mod dirent;
+mod error;
+mod format;
+mod image;
+mod layout;
+mod lower;
+mod output;
+mod stack;
+mod tree;
+mod writer;
+mod xattr;
+
+pub use error::{Error, Fault};
+pub use image::{Entries, Image, ImageError, Named, Node, ReadAt};
+pub use layout::Summary;
+pub use lower::{Lower, Metadata, Nothing};
+pub use stack::Stack;
+pub use tree::Limits;
+pub use writer::Writer;

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The tree of a layer in memory: 56 bytes an inode, about 25 and the name itself for each name.
+
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
+use resnap_layer::Time;
+
+use crate::error::Fault;
+use crate::format::mode;
+use crate::xattr::Xattrs;
+
+mod add;
+mod path;
+
+/// The root's inode.
+pub(crate) const ROOT: u32 = 0;
+
+/// The layer states its metadata.
+pub(crate) const STATED: u8 = 1;
+/// A directory that hides the content of lower ones.
+pub(crate) const OPAQUE: u8 = 2;
+/// A directory that was replaced, with all that is in it.
+pub(crate) const DEAD: u8 = 4;
+/// A directory that has no lower ones, as they are deleted.
+pub(crate) const FRESH: u8 = 8;
+/// A symbolic link whose target is in a block of its own.
+pub(crate) const DISTANT: u8 = 16;
+
+/// An inode under construction. What two of its fields mean depends on its type:
+///
+/// | | `size` | `place` |
+/// |---|---|---|
+/// | file | bytes | first block |
+/// | directory | its name, later bytes | its parent, later first block |
+/// | symbolic link | bytes of the target | the target in the arena, or its block |
+/// | device | 0 | device number |
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inode {
+    pub(crate) size: u64,
+    pub(crate) mtime: Time,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) place: u32,
+    /// A set of [`Xattrs`].
+    pub(crate) xattrs: u32,
+    /// Names, later links.
+    pub(crate) links: u32,
+    /// The node ID, once it is known.
+    pub(crate) node: u32,
+    /// With the type.
+    pub(crate) mode: u16,
+    pub(crate) flags: u8,
+}
+
+impl Inode {
+    pub(crate) fn file_type(&self) -> u16 {
+        self.mode & mode::TYPE
+    }
+
+    pub(crate) fn is_directory(&self) -> bool {
+        self.file_type() == mode::DIRECTORY
+    }
+
+    pub(crate) fn is_whiteout(&self) -> bool {
+        self.file_type() == mode::CHARACTER && self.place == 0
+    }
+
+    pub(crate) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// A directory that no layer states: what containerd gives it, but for the time, which is not
+    /// that of the unpacking.
+    fn implicit(parent: u32, flags: u8) -> Self {
+        Self {
+            size: 0,
+            mtime: Time::default(),
+            uid: 0,
+            gid: 0,
+            place: parent,
+            xattrs: 0,
+            links: 0,
+            node: 0,
+            mode: mode::DIRECTORY | 0o755,
+            flags,
+        }
+    }
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Name {
+    pub(crate) directory: u32,
+    pub(crate) inode: u32,
+    start: u32,
+    length: u8,
+}
+
+/// How much memory a layer may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Inodes of the image.
+    pub inodes: u64,
+    /// Bytes of names, targets of symbolic links, and different sets of extended attributes.
+    pub names: u64,
+}
+
+/// 4 million inodes, 512 MiB.
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            inodes: 4_000_000,
+            names: 512 << 20,
+        }
+    }
+}
+
+/// The tree of a layer, under construction.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) inodes: Vec<Inode>,
+    pub(crate) names: Vec<Name>,
+    pub(crate) xattrs: Xattrs,
+    /// Names and targets, one after the other.
+    arena: Vec<u8>,
+    /// From directory and name to the index in `names`.
+    table: HashTable<u32>,
+    hasher: RandomState,
+    limits: Limits,
+    /// The directory that was asked for last: the next entry is mostly in it, too.
+    recent: Option<(Vec<u8>, u32)>,
+}
+
+impl Tree {
+    pub(crate) fn new(mut limits: Limits) -> Self {
+        // So that an offset in the arena has 32 bits.
+        limits.names = limits.names.min(u32::MAX.into());
+        limits.inodes = limits.inodes.min(u32::MAX.into());
+        Self {
+            inodes: vec![Inode::implicit(ROOT, 0)],
+            names: Vec::new(),
+            xattrs: Xattrs::default(),
+            arena: Vec::new(),
+            table: HashTable::new(),
+            hasher: RandomState::new(),
+            limits,
+            recent: None,
+        }
+    }
+
+    pub(crate) fn inode(&self, inode: u32) -> Option<&Inode> {
+        self.inodes.get(inode as usize)
+    }
+
+    pub(crate) fn inode_mut(&mut self, inode: u32) -> Option<&mut Inode> {
+        self.inodes.get_mut(inode as usize)
+    }
+
+    /// The bytes of a name.
+    pub(crate) fn name(&self, name: &Name) -> &[u8] {
+        self.text(name.start, name.length.into())
+    }
+
+    /// Bytes of the arena.
+    pub(crate) fn text(&self, start: u32, length: usize) -> &[u8] {
+        let start = start as usize;
+        self.arena.get(start..start + length).unwrap_or_default()
+    }
+
+    /// Puts bytes into the arena.
+    pub(crate) fn keep(&mut self, bytes: &[u8]) -> Result<u32, Fault> {
+        let used = self.arena.len() as u64 + self.xattrs.memory;
+        if used + bytes.len() as u64 > self.limits.names {
+            return Err(Fault::limit(
+                "bytes of names, links and attributes",
+                self.limits.names,
+            ));
+        }
+        let start = u32::try_from(self.arena.len()).unwrap_or(u32::MAX);
+        self.arena.extend_from_slice(bytes);
+        Ok(start)
+    }
+
+    pub(crate) fn add_inode(&mut self, inode: Inode) -> Result<u32, Fault> {
+        if self.inodes.len() as u64 >= self.limits.inodes || self.xattrs.memory > self.limits.names
+        {
+            return Err(Fault::limit("inodes", self.limits.inodes));
+        }
+        let number = u32::try_from(self.inodes.len()).unwrap_or(u32::MAX);
+        self.inodes.push(inode);
+        Ok(number)
+    }
+
+    fn find(&self, directory: u32, name: &[u8]) -> Option<usize> {
+        let found = self
+            .table
+            .find(self.hasher.hash_one((directory, name)), |index| {
+                let entry = self.names.get(*index as usize);
+                entry.is_some_and(|entry| entry.directory == directory && self.name(entry) == name)
+            });
+        found.map(|index| *index as usize)
+    }
+
+    /// The inode of this name.
+    pub(crate) fn lookup(&self, directory: u32, name: &[u8]) -> Option<u32> {
+        let entry = self
+            .find(directory, name)
+            .and_then(|index| self.names.get(index))?;
+        Some(entry.inode)
+    }
+
+    /// Gives an inode a name. What had the name before has it no longer.
+    pub(crate) fn bind(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<(), Fault> {
+        let index = match self.find(directory, name) {
+            Some(index) => index,
+            None => self.add_name(directory, name, inode)?,
+        };
+        let is_link = self
+            .inode(inode)
+            .is_some_and(|inode| inode.file_type() == mode::SYMLINK);
+        let Some(entry) = self.names.get_mut(index) else {
+            return Ok(());
+        };
+        let before = std::mem::replace(&mut entry.inode, inode);
+        let mut is_way_changed = is_link;
+        if before != inode
+            && let Some(before) = self.inode_mut(before)
+        {
+            if before.is_directory() {
+                before.flags |= DEAD;
+            }
+            is_way_changed |= matches!(before.file_type(), mode::DIRECTORY | mode::SYMLINK);
+        }
+        if is_way_changed {
+            self.recent = None;
+        }
+        if let Some(inode) = self.inode_mut(inode)
+            && inode.is_directory()
+        {
+            (inode.place, inode.size) = (directory, index as u64);
+        }
+        Ok(())
+    }
+
+    fn add_name(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<usize, Fault> {
+        // Names are more than inodes where there are hard links.
+        if self.names.len() as u64 >= self.limits.inodes {
+            return Err(Fault::limit("names", self.limits.inodes));
+        }
+        let length = u8::try_from(name.len()).map_err(|_| Fault::limit("bytes of a name", 255))?;
+        let start = self.keep(name)?;
+        let index = self.names.len();
+        self.names.push(Name {
+            directory,
+            inode,
+            start,
+            length,
+        });
+        let Self {
+            table,
+            names,
+            arena,
+            hasher,
+            ..
+        } = self;
+        let hash = |index: &u32| {
+            let entry = names.get(*index as usize);
+            let name = entry.and_then(|entry| {
+                let start = entry.start as usize;
+                Some((
+                    entry.directory,
+                    arena.get(start..start + usize::from(entry.length))?,
+                ))
+            });
+            hasher.hash_one(name.unwrap_or_default())
+        };
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        table.insert_unique(hasher.hash_one((directory, name)), number, hash);
+        Ok(index)
+    }
+
+    /// Ends lookups: only living names stay, with `.` and `..`, ordered by directory and then name.
+    pub(crate) fn seal(&mut self) -> Result<(), Fault> {
+        self.table = HashTable::new();
+        self.recent = None;
+        // A directory comes after the one that it is in.
+        for index in 0..self.inodes.len() {
+            let parent = self.inodes.get(index).filter(|inode| inode.is_directory());
+            let parent = parent.and_then(|inode| self.inode(inode.place)).copied();
+            if let (Some(parent), Some(inode)) = (parent, self.inodes.get_mut(index)) {
+                inode.flags |= parent.flags & DEAD;
+            }
+        }
+        let inodes = &self.inodes;
+        let lives = |number: u32| {
+            inodes
+                .get(number as usize)
+                .is_some_and(|inode| !inode.has(DEAD))
+        };
+        self.names.retain(|name| lives(name.directory));
+        let start = self.keep(b"..")?;
+        let Self { inodes, names, .. } = self;
+        let directories = inodes
+            .iter()
+            .zip(0..)
+            .filter(|(inode, _)| inode.is_directory() && !inode.has(DEAD));
+        for (inode, number) in directories {
+            for (target, length) in [(number, 1), (inode.place, 2)] {
+                names.push(Name {
+                    directory: number,
+                    inode: target,
+                    start,
+                    length,
+                });
+            }
+        }
+        let arena = &self.arena;
+        let text = |name: &Name| {
+            let start = name.start as usize;
+            arena
+                .get(start..start + usize::from(name.length))
+                .unwrap_or_default()
+        };
+        self.names.sort_unstable_by(|left, right| {
+            let directories = left.directory.cmp(&right.directory);
+            directories.then_with(|| text(left).cmp(text(right)))
+        });
+        Ok(())
+    }
+}
+
+/// The parents and the last name of a path that is not empty.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (
+            path.get(..slash).unwrap_or_default(),
+            path.get(slash + 1..).unwrap_or_default(),
+        ),
+        None => (&[], path),
+    }
+}
+
+/// The permissions of a mode.
+pub(crate) fn permissions(mode: u32) -> u16 {
+    u16::try_from(mode & 0o7777).unwrap_or(0)
+}

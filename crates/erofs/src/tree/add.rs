@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What an entry of a layer does to the tree.
+
+use resnap_layer::{Entry, Kind};
+
+use super::{DISTANT, FRESH, Inode, OPAQUE, ROOT, STATED, Tree, permissions, split};
+use crate::error::Fault;
+use crate::format::{device, mode};
+
+impl Tree {
+    /// Adds an entry of the layer. `place` is where its data is.
+    pub(crate) fn add(&mut self, entry: Entry, place: u32, flags: u8) -> Result<(), Fault> {
+        if let Kind::Opaque = entry.kind {
+            let directory = self.directory(&entry.path)?;
+            if let Some(inode) = self.inode_mut(directory) {
+                inode.flags |= OPAQUE;
+            }
+            return Ok(());
+        }
+        if entry.path.is_empty() {
+            return self.restate(ROOT, &entry);
+        }
+        let (parents, name) = split(&entry.path);
+        let directory = self.directory(parents)?;
+        let before = self.lookup(directory, name);
+        let old = before.and_then(|number| Some((number, *self.inode(number)?)));
+        match (&entry.kind, old) {
+            (Kind::Directory, Some((number, old))) if old.is_directory() => {
+                return self.restate(number, &entry);
+            }
+            // A whiteout hides what is below, not what the same layer has.
+            (Kind::Whiteout, Some((number, old))) => {
+                if let Some(inode) = self.inode_mut(number)
+                    && old.is_directory()
+                {
+                    inode.flags |= OPAQUE | FRESH;
+                }
+                return Ok(());
+            }
+            (Kind::Hardlink(target), _) => return self.link(directory, name, target),
+            _ => {}
+        }
+        let mut flags = flags | STATED;
+        if let (Kind::Directory, Some((_, old))) = (&entry.kind, old)
+            && old.is_whiteout()
+        {
+            flags |= OPAQUE | FRESH;
+        }
+        let inode = self.build(&entry, place, flags)?;
+        let inode = self.add_inode(inode)?;
+        self.bind(directory, name, inode)
+    }
+
+    /// An inode of what the entry says.
+    fn build(&mut self, entry: &Entry, place: u32, flags: u8) -> Result<Inode, Fault> {
+        let at = |major, minor| device(major, minor).ok_or(Fault::Device { major, minor });
+        let (file_type, size, place) = match &entry.kind {
+            Kind::File(file) => (mode::FILE, file.size, place),
+            Kind::Symlink(target) => {
+                let place = match flags & DISTANT {
+                    0 => self.keep(target)?,
+                    _ => place,
+                };
+                (mode::SYMLINK, target.len() as u64, place)
+            }
+            Kind::Character { major, minor } => (mode::CHARACTER, 0, at(*major, *minor)?),
+            Kind::Block { major, minor } => (mode::BLOCK, 0, at(*major, *minor)?),
+            Kind::Fifo => (mode::FIFO, 0, 0),
+            Kind::Whiteout => (mode::CHARACTER, 0, 0),
+            Kind::Directory | Kind::Opaque | Kind::Hardlink(_) => (mode::DIRECTORY, 0, 0),
+        };
+        let is_whiteout = matches!(entry.kind, Kind::Whiteout);
+        Ok(Inode {
+            size,
+            mtime: entry.mtime,
+            uid: entry.uid,
+            gid: entry.gid,
+            place,
+            xattrs: match is_whiteout {
+                true => 0,
+                false => self.xattrs.encode(&entry.xattrs, file_type)?,
+            },
+            links: 0,
+            node: 0,
+            mode: file_type
+                | if is_whiteout {
+                    0
+                } else {
+                    permissions(entry.mode)
+                },
+            flags,
+        })
+    }
+
+    /// Gives a directory the metadata of a later entry.
+    fn restate(&mut self, number: u32, entry: &Entry) -> Result<(), Fault> {
+        let xattrs = self.xattrs.encode(&entry.xattrs, mode::DIRECTORY)?;
+        if let Some(inode) = self.inode_mut(number) {
+            inode.mode = mode::DIRECTORY | permissions(entry.mode);
+            (inode.uid, inode.gid) = (entry.uid, entry.gid);
+            inode.mtime = entry.mtime;
+            inode.xattrs = xattrs;
+            inode.flags |= STATED;
+        }
+        Ok(())
+    }
+
+    /// Another name. An inode has its metadata from its first entry, as GNU tar has it.
+    fn link(&mut self, directory: u32, name: &[u8], target: &[u8]) -> Result<(), Fault> {
+        let missing = || Fault::NoTarget(target.to_vec());
+        if target.is_empty() {
+            return Err(Fault::DirectoryTarget(target.to_vec()));
+        }
+        let number = self.target(target)?.ok_or_else(missing)?;
+        let inode = self.inode(number).ok_or_else(missing)?;
+        if inode.is_directory() {
+            return Err(Fault::DirectoryTarget(target.to_vec()));
+        }
+        if inode.is_whiteout() {
+            return Err(missing());
+        }
+        self.bind(directory, name, number)
+    }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The way to a path, inside the root.
+
+use super::{DISTANT, FRESH, Inode, OPAQUE, ROOT, Tree, split};
+use crate::error::Fault;
+use crate::format::mode;
+
+/// A name on the way, and its directory where there is one.
+type Step = (Vec<u8>, Option<u32>);
+
+impl Tree {
+    /// The directory at `path`, which is made if it is not there, with all its parents. Symbolic
+    /// links of the layer are followed inside the root.
+    pub(crate) fn directory(&mut self, path: &[u8]) -> Result<u32, Fault> {
+        if path.is_empty() {
+            return Ok(ROOT);
+        }
+        if let Some((recent, inode)) = &self.recent
+            && recent == path
+        {
+            return Ok(*inode);
+        }
+        let found = match self.walk(path) {
+            Some(inode) => inode,
+            None => {
+                let mut directory = ROOT;
+                for (name, inode) in self.resolve(path)? {
+                    directory = match inode {
+                        Some(inode) => inode,
+                        None => self.make_directory(directory, &name)?,
+                    };
+                }
+                directory
+            }
+        };
+        self.recent = Some((path.to_vec(), found));
+        Ok(found)
+    }
+
+    /// The directory at `path`, if all of the way are directories.
+    fn walk(&self, path: &[u8]) -> Option<u32> {
+        let mut names = path.split(|byte| *byte == b'/');
+        names.try_fold(ROOT, |directory, name| {
+            let found = self.lookup(directory, name)?;
+            self.inode(found)
+                .filter(|inode| inode.is_directory())
+                .map(|_| found)
+        })
+    }
+
+    /// The inode at `path`, whose last name is not followed.
+    pub(crate) fn target(&self, path: &[u8]) -> Result<Option<u32>, Fault> {
+        let (parents, name) = split(path);
+        let directory = match self.resolve(parents)?.last() {
+            None => Some(ROOT),
+            Some((_, inode)) => *inode,
+        };
+        Ok(directory.and_then(|directory| self.lookup(directory, name)))
+    }
+
+    /// A new directory that the layer does not state, in the place of nothing or of a whiteout.
+    pub(crate) fn make_directory(&mut self, parent: u32, name: &[u8]) -> Result<u32, Fault> {
+        // The lower directory is deleted, so nothing of it may show.
+        let flags = match self.lookup(parent, name) {
+            Some(_) => OPAQUE | FRESH,
+            None => 0,
+        };
+        let inode = self.add_inode(Inode::implicit(parent, flags))?;
+        self.bind(parent, name, inode)?;
+        Ok(inode)
+    }
+
+    /// The names and directories on the way to `path` once all symbolic links are followed; without
+    /// a directory where there is none yet.
+    fn resolve(&self, path: &[u8]) -> Result<Vec<Step>, Fault> {
+        /// As many as containerd's `fs.RootPath` follows.
+        const FOLLOWS: usize = 255;
+        /// More names than a path of `PATH_MAX` bytes has, links included.
+        const NAMES: usize = 8192;
+
+        let mut done: Vec<Step> = Vec::new();
+        let mut todo = Vec::new();
+        let push = |todo: &mut Vec<Vec<u8>>, path: &[u8]| {
+            todo.extend(path.rsplit(|byte| *byte == b'/').map(<[u8]>::to_vec));
+        };
+        push(&mut todo, path);
+        let (mut follows, mut names) = (0, 0);
+        while let Some(name) = todo.pop() {
+            names += 1;
+            if names > NAMES {
+                return Err(Fault::Links);
+            }
+            match &name[..] {
+                b"" | b"." => continue,
+                b".." => {
+                    done.pop();
+                    continue;
+                }
+                _ => {}
+            }
+            let directory = done.last().map_or(Some(ROOT), |(_, inode)| *inode);
+            let found = directory.and_then(|directory| self.lookup(directory, &name));
+            match found.and_then(|number| Some((number, self.inode(number)?))) {
+                None => done.push((name, None)),
+                Some((number, inode)) if inode.is_directory() => done.push((name, Some(number))),
+                Some((_, inode)) if inode.is_whiteout() => done.push((name, None)),
+                Some((_, inode)) if inode.file_type() == mode::SYMLINK => {
+                    follows += 1;
+                    // A target in a block of its own is not at hand; it is longer than 3 KiB.
+                    if follows > FOLLOWS || inode.has(DISTANT) {
+                        return Err(Fault::Links);
+                    }
+                    let target = self.text(inode.place, usize::try_from(inode.size).unwrap_or(0));
+                    if target.starts_with(b"/") {
+                        done.clear();
+                    }
+                    push(&mut todo, target);
+                }
+                Some(_) => return Err(Fault::NotADirectory(path.to_vec())),
+            }
+        }
+        // Linux takes no longer ones (`PATH_MAX`, with the NUL at the end).
+        let length: usize = done.iter().map(|(name, _)| name.len() + 1).sum();
+        if length > 4096 {
+            return Err(Fault::limit(
+                "bytes of a path once links are followed",
+                4095,
+            ));
+        }
+        Ok(done)
+    }
+
+    /// The path of a live directory, as long as its inode says its parent.
+    pub(crate) fn path(&self, mut directory: u32) -> Vec<u8> {
+        let mut names = Vec::new();
+        while directory != ROOT
+            && let Some(inode) = self.inode(directory)
+            && let Some(name) = self
+                .names
+                .get(usize::try_from(inode.size).unwrap_or(usize::MAX))
+        {
+            names.push(self.name(name));
+            directory = inode.place;
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! From a layer to an image.
+
+use std::io::{Read, Seek, Write};
+
+use resnap_layer::{Entry, File, Kind, Layer};
+
+use crate::error::{Error, Fault};
+use crate::format::{BLOCK, INODE, NO_BLOCK, mode};
+use crate::layout::{self, Summary};
+use crate::lower::Lower;
+use crate::output::Output;
+use crate::tree::{DEAD, DISTANT, FRESH, Limits, OPAQUE, ROOT, STATED, Tree, permissions};
+
+/// An image under construction.
+#[derive(Debug)]
+pub struct Writer<W> {
+    output: Output<W>,
+    tree: Tree,
+}
+
+impl<W: Write + Seek> Writer<W> {
+    /// An image in `target`, a new and empty file, from its position 0 on.
+    ///
+    /// # Errors
+    ///
+    /// The target's own.
+    pub fn new(target: W, limits: Limits) -> Result<Self, Error> {
+        Ok(Self {
+            output: Output::new(target).map_err(Error::Write)?,
+            tree: Tree::new(limits),
+        })
+    }
+
+    /// Adds all that the layer has. Data is written as it comes.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the layer, what of it cannot be in an image, and the target's own.
+    pub fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
+        while let Some(entry) = layer.next()? {
+            let place = match &entry.kind {
+                Kind::File(file) => self.data(&entry, file, layer)?,
+                _ => NO_BLOCK,
+            };
+            let path = entry.path.clone();
+            self.entry(entry, place)?
+                .map_err(|fault| Error::Entry { path, fault })?;
+        }
+        Ok(())
+    }
+
+    /// Asks `lower` for the directories that the layer does not state, and writes the rest of the
+    /// image. `uuid` is the image's: the same layer must have the same, different ones others, or
+    /// overlayfs takes them for one; so it is best made from the diff ID, which is known by now.
+    ///
+    /// # Errors
+    ///
+    /// An image too large, what `lower` says, and the target's own.
+    pub fn finish(mut self, lower: &mut dyn Lower, uuid: [u8; 16]) -> Result<(W, Summary), Error> {
+        self.ask(lower)?;
+        layout::write(self.output, self.tree, uuid)
+    }
+
+    /// Writes a file's data; its first block.
+    fn data<R: Read>(
+        &mut self,
+        entry: &Entry,
+        file: &File,
+        layer: &mut Layer<R>,
+    ) -> Result<u32, Error> {
+        if file.size == 0 {
+            return Ok(NO_BLOCK);
+        }
+        let output = &mut self.output;
+        output.align().map_err(Error::Write)?;
+        let start = output.position();
+        let place = layout::block(start, file.size).map_err(|fault| Error::Entry {
+            path: entry.path.clone(),
+            fault,
+        })?;
+        while let Some(piece) = layer.data()? {
+            let hole = (start + piece.offset).saturating_sub(output.position());
+            output.hole(hole).map_err(Error::Write)?;
+            output.put(piece.bytes).map_err(Error::Write)?;
+        }
+        let hole = (start + file.size).saturating_sub(output.position());
+        output.hole(hole).map_err(Error::Write)?;
+        Ok(place)
+    }
+
+    /// Adds an entry whose data is written. The outer error is the target's.
+    fn entry(&mut self, entry: Entry, place: u32) -> Result<Result<(), Fault>, Error> {
+        // Long targets are not kept in memory, and would not fit behind their inode.
+        if let Kind::Symlink(target) = &entry.kind
+            && INODE + target.len() > BLOCK / 2
+        {
+            self.output.align().map_err(Error::Write)?;
+            let start = self.output.position();
+            let place = match layout::block(start, target.len() as u64) {
+                Ok(place) => place,
+                Err(fault) => return Ok(Err(fault)),
+            };
+            self.output.put(target).map_err(Error::Write)?;
+            return Ok(self.tree.add(entry, place, DISTANT));
+        }
+        Ok(self.tree.add(entry, place, 0))
+    }
+
+    /// Gives directories that the layer does not state the metadata they have below.
+    fn ask(&mut self, lower: &mut dyn Lower) -> Result<(), Error> {
+        let tree = &mut self.tree;
+        for number in 0..u32::try_from(tree.inodes.len()).unwrap_or(u32::MAX) {
+            let Some(inode) = tree
+                .inode(number)
+                .filter(|inode| inode.is_directory())
+                .copied()
+            else {
+                continue;
+            };
+            // In a deleted directory there is nothing below. The root cannot be hidden.
+            let parent = tree.inode(inode.place).copied();
+            let parent = parent.filter(|_| number != ROOT);
+            let is_fresh = inode.has(FRESH)
+                || parent.is_some_and(|parent| {
+                    parent.has(FRESH) || (parent.has(OPAQUE) && inode.place != ROOT)
+                });
+            if is_fresh && let Some(inode) = tree.inode_mut(number) {
+                inode.flags |= FRESH;
+            }
+            if is_fresh || inode.has(STATED) || inode.has(DEAD) {
+                continue;
+            }
+            let path = tree.path(number);
+            let found = match lower.directory(&path) {
+                Ok(found) => found,
+                Err(source) => return Err(Error::Lower { path, source }),
+            };
+            let Some(found) = found else {
+                continue;
+            };
+            let xattrs = tree.xattrs.encode(&found.xattrs, mode::DIRECTORY);
+            let xattrs = xattrs.map_err(|fault| Error::Entry { path, fault })?;
+            if let Some(inode) = tree.inode_mut(number) {
+                inode.mode = mode::DIRECTORY | permissions(found.mode);
+                (inode.uid, inode.gid) = (found.uid, found.gid);
+                inode.mtime = found.mtime;
+                inode.xattrs = xattrs;
+            }
+        }
+        Ok(())
+    }
+}

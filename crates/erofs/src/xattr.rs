@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Extended attributes behind an inode: a header of 12 bytes, then entries of name length, name
+//! index, value size (2 bytes), name without the prefix that the index stands for, and value, each
+//! filled up to 4 bytes. They are not shared between inodes, as real layers hardly have any.
+
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
+use resnap_layer::Xattr;
+
+use crate::error::Fault;
+use crate::format::{XATTR_HEADER, mode};
+
+/// What an index stands for. Those that are a whole name come first.
+pub(crate) const PREFIXES: [(u8, &[u8]); 5] = [
+    (2, b"system.posix_acl_access"),
+    (3, b"system.posix_acl_default"),
+    (1, b"user."),
+    (4, b"trusted."),
+    (6, b"security."),
+];
+
+/// As long as a name may be with its prefix, in bytes (`XATTR_NAME_MAX` of Linux).
+const NAME: usize = 255;
+
+/// As much as an inode can have behind it: the count that says so has 16 bits.
+const BODY: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);
+
+/// Tells overlayfs that lower directories of this name are hidden.
+pub(crate) const OPAQUE: (&[u8], &[u8]) = (b"overlay.opaque", b"y");
+/// Tells overlayfs to look for whiteouts, even where nothing lies below the directory.
+pub(crate) const ORIGIN: (&[u8], &[u8]) = (b"overlay.origin", b"");
+
+/// The encoded attributes of all inodes, each combination once.
+#[derive(Debug, Default)]
+pub(crate) struct Xattrs {
+    sets: Vec<Box<[u8]>>,
+    table: HashTable<u32>,
+    hasher: RandomState,
+    /// Bytes of all sets.
+    pub(crate) memory: u64,
+}
+
+impl Xattrs {
+    /// The bytes of the set with this number.
+    pub(crate) fn get(&self, number: u32) -> &[u8] {
+        let index = (number as usize).checked_sub(1);
+        index
+            .and_then(|index| self.sets.get(index))
+            .map_or(&[], |set| set)
+    }
+
+    /// The number of the set of these attributes; 0 for none.
+    ///
+    /// As containerd does, what an inode of this type cannot have is left out, and so is `trusted.`:
+    /// overlayfs would believe it.
+    pub(crate) fn encode(&mut self, xattrs: &[Xattr], file_type: u16) -> Result<u32, Fault> {
+        let mut body = Vec::new();
+        for Xattr { name, value } in xattrs {
+            let Some((index, rest)) = split(name).filter(|(index, _)| holds(file_type, *index))
+            else {
+                continue;
+            };
+            let is_acl = matches!(index, 2 | 3);
+            if name.len() > NAME || (rest.is_empty() && !is_acl) || (is_acl && !is_acl_value(value))
+            {
+                return Err(Fault::Xattr(name.clone()));
+            }
+            push(&mut body, index, rest, value).ok_or_else(|| Fault::Xattr(name.clone()))?;
+        }
+        self.intern(body)
+    }
+
+    /// The number of the set that has `extra` attributes of `trusted.` too.
+    pub(crate) fn with(&mut self, number: u32, extra: &[(&[u8], &[u8])]) -> Result<u32, Fault> {
+        let mut body = self.get(number).to_vec();
+        for (name, value) in extra {
+            push(&mut body, 4, name, value).ok_or_else(|| Fault::Xattr(name.to_vec()))?;
+        }
+        self.intern(body)
+    }
+
+    fn intern(&mut self, body: Vec<u8>) -> Result<u32, Fault> {
+        if body.is_empty() {
+            return Ok(0);
+        }
+        if body.len() > BODY {
+            return Err(Fault::limit("bytes of extended attributes", BODY as u64));
+        }
+        let Self {
+            sets,
+            table,
+            hasher,
+            memory,
+        } = self;
+        let set = |number: &u32| sets.get(*number as usize).map_or(&[][..], |set| set);
+        let hash = hasher.hash_one(&body[..]);
+        if let Some(number) = table.find(hash, |number| set(number) == &body[..]) {
+            return Ok(number + 1);
+        }
+        let number = u32::try_from(sets.len()).unwrap_or(u32::MAX);
+        table.insert_unique(hash, number, |number| hasher.hash_one(set(number)));
+        *memory += body.len() as u64;
+        sets.push(body.into_boxed_slice());
+        Ok(number + 1)
+    }
+}
+
+/// The index and the rest of a name; `None` for namespaces that EROFS does not know.
+fn split(name: &[u8]) -> Option<(u8, &[u8])> {
+    PREFIXES.iter().find_map(|(index, prefix)| {
+        let rest = name.strip_prefix(*prefix)?;
+        (matches!(index, 1 | 4 | 6) || rest.is_empty()).then_some((*index, rest))
+    })
+}
+
+/// Whether Linux lets inodes of this type have such an attribute, and images may set it.
+fn holds(file_type: u16, index: u8) -> bool {
+    match index {
+        1 => matches!(file_type, mode::FILE | mode::DIRECTORY),
+        2 => file_type != mode::SYMLINK,
+        3 => file_type == mode::DIRECTORY,
+        6 => true,
+        _ => false,
+    }
+}
+
+/// Version 2, and entries of 8 bytes: what Linux takes for an access control list.
+fn is_acl_value(value: &[u8]) -> bool {
+    value.starts_with(&[2, 0, 0, 0]) && value.len() % 8 == 4
+}
+
+fn push(body: &mut Vec<u8>, index: u8, name: &[u8], value: &[u8]) -> Option<()> {
+    let lengths = (
+        u8::try_from(name.len()).ok()?,
+        u16::try_from(value.len()).ok()?,
+    );
+    if body.is_empty() {
+        body.resize(XATTR_HEADER, 0);
+    }
+    body.extend([lengths.0, index]);
+    body.extend(lengths.1.to_le_bytes());
+    body.extend(name);
+    body.extend(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn xattr(name: &str, value: &[u8]) -> Xattr {
+        Xattr {
+            name: name.into(),
+            value: value.into(),
+        }
+    }
+
+    #[test]
+    fn sets_are_kept_once() {
+        let mut xattrs = Xattrs::default();
+        let a = xattrs
+            .encode(&[xattr("user.a", b"12345")], mode::FILE)
+            .unwrap();
+        assert_eq!(
+            xattrs.get(a),
+            b"\0\0\0\0\0\0\0\0\0\0\0\0\x01\x01\x05\0a12345\0\0"
+        );
+        assert_eq!(
+            xattrs
+                .encode(&[xattr("user.a", b"12345")], mode::DIRECTORY)
+                .unwrap(),
+            a
+        );
+        assert_eq!(xattrs.encode(&[], mode::FILE).unwrap(), 0);
+        assert_eq!(xattrs.with(0, &[]).unwrap(), 0);
+        let b = xattrs.with(a, &[OPAQUE]).unwrap();
+        assert_eq!(&xattrs.get(b)[24..], b"\x0e\x04\x01\0overlay.opaquey\0");
+        assert_eq!(xattrs.get(0), b"");
+        assert_eq!(xattrs.memory, 24 + 44);
+    }
+
+    #[test]
+    fn what_is_left_out_and_what_is_refused() {
+        let mut xattrs = Xattrs::default();
+        let acl = [2, 0, 0, 0];
+        for (name, value, file_type, is_kept) in [
+            (
+                "trusted.overlay.redirect",
+                &b"/etc"[..],
+                mode::DIRECTORY,
+                false,
+            ),
+            ("user.a", b"", mode::SYMLINK, false),
+            ("security.selinux", b"", mode::SYMLINK, true),
+            ("com.apple.x", b"", mode::FILE, false),
+            ("system.nfs4_acl", b"", mode::FILE, false),
+            ("system.posix_acl_access", &acl, mode::FILE, true),
+            ("system.posix_acl_access.x", &acl, mode::FILE, false),
+            ("system.posix_acl_default", &acl, mode::FILE, false),
+            ("system.posix_acl_default", &acl, mode::DIRECTORY, true),
+        ] {
+            let number = xattrs.encode(&[xattr(name, value)], file_type).unwrap();
+            assert_eq!(number != 0, is_kept, "{name}");
+        }
+        for (name, value) in [
+            ("user.", &b""[..]),
+            (&format!("user.{}", "a".repeat(251)), b""),
+            ("user.a", &[0; 65_536]),
+            ("system.posix_acl_access", b"text"),
+        ] {
+            assert!(
+                xattrs.encode(&[xattr(name, value)], mode::FILE).is_err(),
+                "{name}"
+            );
+        }
+    }
+}
