@@ -84,6 +84,9 @@ mod tree;
 mod writer;
 mod xattr;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::{Error, Fault};
 pub use image::{Entries, Image, ImageError, Named, Node, ReadAt};
 pub use layout::Summary;

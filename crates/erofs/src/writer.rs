@@ -141,10 +141,11 @@ impl<W: Write + Seek> Writer<W> {
             let Some(found) = found else {
                 continue;
             };
-            let xattrs = tree.xattrs.encode(&found.xattrs, mode::DIRECTORY);
+            let mode = mode::DIRECTORY | permissions(found.mode);
+            let xattrs = tree.xattrs.encode(&found.xattrs, mode);
             let xattrs = xattrs.map_err(|fault| Error::Entry { path, fault })?;
             if let Some(inode) = tree.inode_mut(number) {
-                inode.mode = mode::DIRECTORY | permissions(found.mode);
+                inode.mode = mode;
                 (inode.uid, inode.gid) = (found.uid, found.gid);
                 inode.mtime = found.mtime;
                 inode.xattrs = xattrs;

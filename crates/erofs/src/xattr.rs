@@ -52,11 +52,12 @@ impl Xattrs {
             .map_or(&[], |set| set)
     }
 
-    /// The number of the set of these attributes; 0 for none.
+    /// The number of the set of these attributes for an inode of this mode; 0 for none.
     ///
     /// As containerd does, what an inode of this type cannot have is left out, and so is `trusted.`:
     /// overlayfs would believe it.
-    pub(crate) fn encode(&mut self, xattrs: &[Xattr], file_type: u16) -> Result<u32, Fault> {
+    pub(crate) fn encode(&mut self, xattrs: &[Xattr], mode: u16) -> Result<u32, Fault> {
+        let file_type = mode & mode::TYPE;
         let mut body = Vec::new();
         for Xattr { name, value } in xattrs {
             let Some((index, rest)) = split(name).filter(|(index, _)| holds(file_type, *index))
@@ -68,7 +69,11 @@ impl Xattrs {
             {
                 return Err(Fault::Xattr(name.clone()));
             }
-            push(&mut body, index, rest, value).ok_or_else(|| Fault::Xattr(name.clone()))?;
+            let mut value = value.clone();
+            if index == 2 {
+                change_mode(&mut value, mode);
+            }
+            push(&mut body, index, rest, &value).ok_or_else(|| Fault::Xattr(name.clone()))?;
         }
         self.intern(body)
     }
@@ -132,6 +137,31 @@ fn is_acl_value(value: &[u8]) -> bool {
     value.starts_with(&[2, 0, 0, 0]) && value.len() % 8 == 4
 }
 
+/// Gives an access control list the permissions of a mode, as `chmod` does: those of the owner, of
+/// the mask or without one the group, and of others. Entries are tag (2 bytes), permissions (2), ID.
+fn change_mode(list: &mut [u8], mode: u16) {
+    const OWNER: u16 = 1;
+    const GROUP: u16 = 4;
+    const MASK: u16 = 0x10;
+    const OTHERS: u16 = 0x20;
+
+    let entries = || list.iter().skip(4).step_by(8);
+    let has_mask = entries().any(|tag| u16::from(*tag) == MASK);
+    for entry in list.get_mut(4..).unwrap_or_default().chunks_exact_mut(8) {
+        let [tag, tag_high, permissions, ..] = entry else {
+            continue;
+        };
+        let bits = match u16::from_le_bytes([*tag, *tag_high]) {
+            OWNER => mode >> 6,
+            GROUP if !has_mask => mode >> 3,
+            MASK => mode >> 3,
+            OTHERS => mode,
+            _ => continue,
+        };
+        *permissions = (bits & 7).to_le_bytes()[0];
+    }
+}
+
 fn push(body: &mut Vec<u8>, index: u8, name: &[u8], value: &[u8]) -> Option<()> {
     let lengths = (
         u8::try_from(name.len()).ok()?,
@@ -181,6 +211,24 @@ mod tests {
         assert_eq!(&xattrs.get(b)[24..], b"\x0e\x04\x01\0overlay.opaquey\0");
         assert_eq!(xattrs.get(0), b"");
         assert_eq!(xattrs.memory, 24 + 44);
+    }
+
+    #[test]
+    fn lists_follow_the_mode() {
+        let entry = |tag, bits| [tag, 0, bits, 0, 255, 255, 255, 255];
+        let list = |entries: &[[u8; 8]]| [&[2, 0, 0, 0][..], &entries.concat()].concat();
+        let mut with_mask = list(&[entry(1, 0), entry(4, 4), entry(0x10, 0), entry(0x20, 0)]);
+        change_mode(&mut with_mask, 0o765);
+        assert_eq!(
+            with_mask,
+            list(&[entry(1, 7), entry(4, 4), entry(0x10, 6), entry(0x20, 5)])
+        );
+        let mut without = list(&[entry(1, 0), entry(2, 3), entry(4, 0), entry(0x20, 0)]);
+        change_mode(&mut without, 0o4654);
+        assert_eq!(
+            without,
+            list(&[entry(1, 6), entry(2, 3), entry(4, 5), entry(0x20, 4)])
+        );
     }
 
     #[test]

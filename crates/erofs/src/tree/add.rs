@@ -71,34 +71,37 @@ impl Tree {
             Kind::Whiteout => (mode::CHARACTER, 0, 0),
             Kind::Directory | Kind::Opaque | Kind::Hardlink(_) => (mode::DIRECTORY, 0, 0),
         };
-        let is_whiteout = matches!(entry.kind, Kind::Whiteout);
+        let mode = file_type
+            | match &entry.kind {
+                Kind::Whiteout => 0,
+                // Linux knows no other mode of symbolic links.
+                Kind::Symlink(_) => 0o777,
+                _ => permissions(entry.mode),
+            };
+        let xattrs = match &entry.kind {
+            Kind::Whiteout => 0,
+            _ => self.xattrs.encode(&entry.xattrs, mode)?,
+        };
         Ok(Inode {
             size,
             mtime: entry.mtime,
             uid: entry.uid,
             gid: entry.gid,
             place,
-            xattrs: match is_whiteout {
-                true => 0,
-                false => self.xattrs.encode(&entry.xattrs, file_type)?,
-            },
+            xattrs,
             links: 0,
             node: 0,
-            mode: file_type
-                | if is_whiteout {
-                    0
-                } else {
-                    permissions(entry.mode)
-                },
+            mode,
             flags,
         })
     }
 
     /// Gives a directory the metadata of a later entry.
     fn restate(&mut self, number: u32, entry: &Entry) -> Result<(), Fault> {
-        let xattrs = self.xattrs.encode(&entry.xattrs, mode::DIRECTORY)?;
+        let mode = mode::DIRECTORY | permissions(entry.mode);
+        let xattrs = self.xattrs.encode(&entry.xattrs, mode)?;
         if let Some(inode) = self.inode_mut(number) {
-            inode.mode = mode::DIRECTORY | permissions(entry.mode);
+            inode.mode = mode;
             (inode.uid, inode.gid) = (entry.uid, entry.gid);
             inode.mtime = entry.mtime;
             inode.xattrs = xattrs;

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Layers, and what becomes of them.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+
+use crate::{Error, Image, Limits, Lower, Node, Nothing, Writer};
+use resnap_layer::Layer;
+use tar::{Builder, EntryType, Header};
+
+/// An entry of a layer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Item {
+    pub(crate) kind: Option<EntryType>,
+    pub(crate) path: String,
+    pub(crate) data: Vec<u8>,
+    pub(crate) link: String,
+    pub(crate) mode: u32,
+    pub(crate) uid: u64,
+    pub(crate) mtime: String,
+    pub(crate) xattrs: Vec<(String, Vec<u8>)>,
+    pub(crate) device: (u32, u32),
+}
+
+pub(crate) fn item(kind: EntryType, path: &str) -> Item {
+    Item {
+        kind: Some(kind),
+        path: path.to_owned(),
+        mode: 0o755,
+        mtime: "1000".to_owned(),
+        ..Item::default()
+    }
+}
+
+pub(crate) fn directory(path: &str, mode: u32) -> Item {
+    Item {
+        mode,
+        ..item(EntryType::Directory, path)
+    }
+}
+
+pub(crate) fn file(path: &str, data: &[u8]) -> Item {
+    Item {
+        data: data.to_vec(),
+        mode: 0o644,
+        ..item(EntryType::Regular, path)
+    }
+}
+
+pub(crate) fn link(kind: EntryType, path: &str, target: &str) -> Item {
+    Item {
+        link: target.to_owned(),
+        ..item(kind, path)
+    }
+}
+
+/// The items as a tar stream.
+pub(crate) fn layer(items: &[Item]) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    for item in items {
+        let names: Vec<String> = item
+            .xattrs
+            .iter()
+            .map(|(name, _)| format!("SCHILY.xattr.{name}"))
+            .collect();
+        let mut records: Vec<(&str, &[u8])> = names
+            .iter()
+            .zip(&item.xattrs)
+            .map(|(name, (_, value))| (&name[..], &value[..]))
+            .collect();
+        records.push(("mtime", item.mtime.as_bytes()));
+        records.push(("path", item.path.as_bytes()));
+        if !item.link.is_empty() {
+            records.push(("linkpath", item.link.as_bytes()));
+        }
+        builder.append_pax_extensions(records).unwrap();
+        let mut header = Header::new_ustar();
+        header.set_entry_type(item.kind.unwrap());
+        header.set_size(item.data.len() as u64);
+        header.set_mode(item.mode);
+        header.set_uid(item.uid);
+        header.set_gid(item.uid);
+        header.set_mtime(0);
+        header.set_device_major(item.device.0).unwrap();
+        header.set_device_minor(item.device.1).unwrap();
+        header.set_cksum();
+        builder.append(&header, &item.data[..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+pub(crate) fn write_on(stream: &[u8], lower: &mut dyn Lower) -> Result<Vec<u8>, Error> {
+    let mut layer = Layer::new(stream, resnap_layer::Limits::default());
+    let mut writer = Writer::new(Cursor::new(Vec::new()), Limits::default())?;
+    writer.add(&mut layer)?;
+    let (target, summary) = writer.finish(lower, *b"0123456789abcdef")?;
+    let image = target.into_inner();
+    assert_eq!(image.len() as u64, summary.size);
+    Ok(image)
+}
+
+pub(crate) fn write(stream: &[u8]) -> Result<Vec<u8>, Error> {
+    write_on(stream, &mut Nothing)
+}
+
+/// The image of these items.
+pub(crate) fn image(items: &[Item]) -> Image<Vec<u8>> {
+    Image::open(write(&layer(items)).unwrap()).unwrap()
+}
+
+/// Why there is no image of these items, with all causes.
+pub(crate) fn refusal(items: &[Item]) -> String {
+    let error = write(&layer(items)).unwrap_err();
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(&error);
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// All of a tree by path, the root too.
+pub(crate) fn tree(image: &Image<Vec<u8>>) -> BTreeMap<String, Node> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![(String::new(), image.root().unwrap())];
+    while let Some((path, node)) = todo.pop() {
+        if node.is_directory() {
+            for entry in image.entries(&node) {
+                let entry = entry.unwrap();
+                let name = String::from_utf8(entry.name).unwrap();
+                let child = image.node(entry.id).unwrap();
+                let looked_up = image.child(&node, name.as_bytes()).unwrap();
+                assert_eq!(looked_up, Some(child), "{path}/{name}");
+                todo.push((
+                    if path.is_empty() {
+                        name
+                    } else {
+                        format!("{path}/{name}")
+                    },
+                    child,
+                ));
+            }
+        }
+        assert_eq!(image.lookup(path.as_bytes()).unwrap(), Some(node));
+        assert!(found.insert(path, node).is_none());
+    }
+    found
+}
+
+pub(crate) fn paths(image: &Image<Vec<u8>>) -> Vec<String> {
+    tree(image)
+        .into_keys()
+        .filter(|path| !path.is_empty())
+        .collect()
+}
+
+pub(crate) fn find(image: &Image<Vec<u8>>, path: &str) -> Node {
+    image.lookup(path.as_bytes()).unwrap().unwrap()
+}
+
+pub(crate) fn data(image: &Image<Vec<u8>>, path: &str) -> Vec<u8> {
+    let node = find(image, path);
+    let mut data = vec![0; node.size as usize];
+    assert_eq!(image.read(&node, 0, &mut data).unwrap(), data.len());
+    data
+}
+
+/// Names and values of extended attributes.
+pub(crate) fn xattrs(image: &Image<Vec<u8>>, path: &str) -> Vec<(String, Vec<u8>)> {
+    let xattrs = image.xattrs(&find(image, path)).unwrap();
+    xattrs
+        .into_iter()
+        .map(|xattr| (String::from_utf8(xattr.name).unwrap(), xattr.value))
+        .collect()
+}
+
+pub(crate) fn names(image: &Image<Vec<u8>>, path: &str) -> Vec<String> {
+    xattrs(image, path)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect()
+}

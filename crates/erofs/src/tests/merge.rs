@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Layers on each other.
+
+use super::common::*;
+use crate::{Image, Metadata, Stack};
+use tar::EntryType::*;
+
+const OPAQUE: &str = "trusted.overlay.opaque";
+const ORIGIN: &str = "trusted.overlay.origin";
+
+#[test]
+fn whiteouts() {
+    let image = image(&[
+        file("a/.wh.gone", b""),
+        file("b/.wh..wh..opq", b""),
+        file(".wh..wh.plnk/x", b""),
+        item(Char, "c/device"),
+    ]);
+    assert_eq!(paths(&image), ["a", "a/gone", "b", "c", "c/device"]);
+    let whiteout = find(&image, "a/gone");
+    assert!(whiteout.is_whiteout() && whiteout.mode == 0o20000);
+    assert!(find(&image, "c/device").is_whiteout());
+    assert_eq!(names(&image, "a"), [ORIGIN]);
+    assert_eq!(names(&image, "c"), [ORIGIN]);
+    assert_eq!(xattrs(&image, "b"), [(OPAQUE.to_owned(), b"y".to_vec())]);
+    assert_eq!(names(&image, ""), [""; 0]);
+}
+
+#[test]
+fn a_whiteout_hides_lower_layers_only() {
+    let image = image(&[
+        file(".wh.before", b""),
+        directory("before", 0o755),
+        directory("after", 0o755),
+        file("after/child", b""),
+        file(".wh.after", b""),
+        file(".wh.implicit", b""),
+        file("implicit/child", b""),
+        file(".wh.file", b""),
+        file("file", b"data"),
+        file("later", b"data"),
+        file(".wh.later", b""),
+    ]);
+    assert_eq!(
+        paths(&image),
+        [
+            "after",
+            "after/child",
+            "before",
+            "file",
+            "implicit",
+            "implicit/child",
+            "later"
+        ]
+    );
+    for path in ["before", "after", "implicit"] {
+        assert_eq!(names(&image, path), [OPAQUE], "{path}");
+    }
+    assert_eq!(data(&image, "later"), b"data");
+    assert_eq!(names(&image, ""), [""; 0]);
+}
+
+fn stack(layers: &[&[Item]]) -> Stack<Vec<u8>> {
+    let mut images: Vec<Image<Vec<u8>>> = Vec::new();
+    for items in layers {
+        images.insert(0, image(items));
+    }
+    Stack(images)
+}
+
+#[test]
+fn a_stack_is_what_overlayfs_shows() {
+    let mut stack = stack(&[
+        &[
+            directory("./", 0o711),
+            directory("a", 0o700),
+            directory("a/b", 0o701),
+            directory("a/b/c", 0o702),
+            directory("deleted", 0o700),
+            directory("hidden", 0o700),
+            directory("hidden/below", 0o700),
+            directory("replaced/below", 0o700),
+        ],
+        &[
+            directory("a", 0o750),
+            file("a/other", b""),
+            file(".wh.deleted", b""),
+            directory("hidden", 0o751),
+            file("hidden/.wh..wh..opq", b""),
+            file("replaced", b""),
+        ],
+        &[file("z", b"")],
+    ]);
+    stack.0.remove(0);
+    let mode = |path: &str| {
+        stack
+            .directory(path.as_bytes())
+            .unwrap()
+            .map(|found| found.mode)
+    };
+    for (path, expected) in [
+        ("", Some(0o755)),
+        ("a", Some(0o750)),
+        ("a/b", Some(0o701)),
+        ("a/b/c", Some(0o702)),
+        ("a/other", None),
+        ("deleted", None),
+        ("hidden", Some(0o751)),
+        ("hidden/below", None),
+        ("replaced/below", None),
+        ("missing", None),
+    ] {
+        assert_eq!(mode(path), expected, "{path}");
+    }
+}
+
+#[test]
+fn directories_that_a_layer_does_not_state() {
+    let lower = Item {
+        uid: 7,
+        mtime: "5.5".to_owned(),
+        xattrs: vec![("user.a".to_owned(), b"value".to_vec())],
+        ..directory("a", 0o2750)
+    };
+    let base = image(&[
+        directory("./", 0o700),
+        lower,
+        directory("a/b", 0o711),
+        directory("gone", 0o700),
+        directory("gone/x", 0o700),
+        directory("opaque", 0o710),
+        directory("opaque/x", 0o700),
+        directory("stated", 0o700),
+    ]);
+    let upper = layer(&[
+        file("a/b/c/file", b""),
+        file(".wh.gone", b""),
+        file("gone/x/file", b""),
+        file("opaque/x/file", b""),
+        file("opaque/.wh..wh..opq", b""),
+        file("stated/file", b""),
+        directory("stated", 0o777),
+    ]);
+    let image = Image::open(write_on(&upper, &mut Stack(vec![base])).unwrap()).unwrap();
+    let metadata = |path| image.metadata(&find(&image, path)).unwrap();
+    let a = metadata("a");
+    assert_eq!((a.mode, a.uid, a.gid), (0o2750, 7, 7));
+    assert_eq!((a.mtime.seconds, a.mtime.nanoseconds), (5, 500_000_000));
+    assert_eq!(
+        xattrs(&image, "a"),
+        [("user.a".to_owned(), b"value".to_vec())]
+    );
+    for (path, mode) in [
+        ("", 0o700),
+        ("a/b", 0o711),
+        ("gone", 0o755),
+        ("gone/x", 0o755),
+        ("opaque", 0o710),
+        ("opaque/x", 0o755),
+        ("stated", 0o777),
+    ] {
+        assert_eq!(metadata(path).mode, mode, "{path}");
+    }
+    let implicit = Metadata {
+        mode: 0o755,
+        ..Metadata::default()
+    };
+    assert_eq!(metadata("a/b/c"), implicit);
+}

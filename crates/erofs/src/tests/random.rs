@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Any layer against a simple model, and any bytes as an image.
+
+use std::collections::BTreeMap;
+
+use super::common::*;
+use crate::{Image, Stack};
+use proptest::prelude::*;
+use tar::EntryType;
+
+/// What is at a path, as simple as it gets.
+#[derive(Debug, Clone, PartialEq)]
+enum Thing {
+    Directory {
+        mode: u32,
+        is_opaque: bool,
+    },
+    /// Data, and a number that tells it from files of the same data.
+    File(Vec<u8>, usize),
+    Whiteout,
+}
+
+type Model = BTreeMap<String, Thing>;
+
+fn parents(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(at, _)| &path[..at])
+}
+
+fn remove(model: &mut Model, path: &str) {
+    let below = format!("{path}/");
+    model.retain(|other, _| other != path && !other.starts_with(&below));
+}
+
+/// Does what the table in the crate's documentation says; `None` if that is an error.
+fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
+    let (parent, name) = item.path.rsplit_once('/').unwrap_or(("", &item.path));
+    let hidden = name.strip_prefix(".wh.");
+    for path in parents(&item.path) {
+        match model.get(path) {
+            Some(Thing::Directory { .. }) => {}
+            Some(Thing::File(..)) => return None,
+            found => {
+                let is_opaque = found.is_some();
+                model.insert(
+                    path.to_owned(),
+                    Thing::Directory {
+                        mode: 0o755,
+                        is_opaque,
+                    },
+                );
+            }
+        }
+    }
+    if hidden == Some(".wh..opq") {
+        if let Some(Thing::Directory { is_opaque, .. }) = model.get_mut(parent) {
+            *is_opaque = true;
+        }
+        return Some(());
+    }
+    let path = match hidden {
+        Some(hidden) if parent.is_empty() => hidden.to_owned(),
+        Some(hidden) => format!("{parent}/{hidden}"),
+        None => item.path.clone(),
+    };
+    let old = model.get(&path).cloned();
+    let new = match (hidden, item.kind.unwrap(), old) {
+        (Some(_), _, Some(Thing::Directory { mode, .. })) => Thing::Directory {
+            mode,
+            is_opaque: true,
+        },
+        (Some(_), _, Some(old)) => old,
+        (Some(_), _, None) => Thing::Whiteout,
+        (_, EntryType::Directory, Some(Thing::Directory { is_opaque, .. })) => Thing::Directory {
+            mode: item.mode,
+            is_opaque,
+        },
+        (_, EntryType::Directory, old) => {
+            remove(model, &path);
+            Thing::Directory {
+                mode: item.mode,
+                is_opaque: old == Some(Thing::Whiteout),
+            }
+        }
+        (_, EntryType::Link, _) => match model.get(&item.link).cloned() {
+            Some(file @ Thing::File(..)) => {
+                remove(model, &path);
+                file
+            }
+            _ => return None,
+        },
+        _ => {
+            remove(model, &path);
+            Thing::File(item.data.clone(), number)
+        }
+    };
+    model.insert(path, new);
+    Some(())
+}
+
+fn items() -> impl Strategy<Value = Vec<Item>> {
+    let name = prop::sample::select(vec![
+        "a",
+        "b",
+        "c",
+        ".wh.a",
+        ".wh.b",
+        ".wh..wh..opq",
+        "!",
+        "..x",
+    ]);
+    let parent = prop::sample::select(vec!["", "a/", "b/", "a/b/", "a/c/", "b/a/a/", "!/"]);
+    let path = (parent, name).prop_map(|(parent, name)| format!("{parent}{name}"));
+    let target = prop::sample::select(vec!["a", "b", "a/b", "a/c", "b/a", "!"]);
+    let kind = prop::sample::select(vec![
+        EntryType::Regular,
+        EntryType::Regular,
+        EntryType::Directory,
+        EntryType::Directory,
+        EntryType::Link,
+    ]);
+    let item = (kind, path, target, 0..0o1000_u32, 0..9000_usize);
+    let item = item.prop_map(|(kind, path, target, mode, size)| match kind {
+        EntryType::Regular => file(&path, &vec![b'x'; size]),
+        EntryType::Link => link(kind, &path, target),
+        _ => directory(&path, mode),
+    });
+    prop::collection::vec(item, 0..40)
+}
+
+fn compare(model: &Model, image: &Image<Vec<u8>>) {
+    let nodes = tree(image);
+    let found: Vec<&String> = nodes.keys().filter(|path| !path.is_empty()).collect();
+    assert_eq!(found, model.keys().collect::<Vec<_>>());
+    let mut files = BTreeMap::new();
+    for (path, thing) in model {
+        let node = &nodes[path];
+        match thing {
+            Thing::Whiteout => assert!(node.is_whiteout()),
+            Thing::Directory { mode, is_opaque } => {
+                assert!(node.is_directory() && node.mode & 0o7777 == *mode, "{path}");
+                let names = names(image, path);
+                assert_eq!(
+                    names.contains(&"trusted.overlay.opaque".to_owned()),
+                    *is_opaque,
+                    "{path}"
+                );
+            }
+            Thing::File(content, number) => {
+                assert_eq!(&data(image, path), content);
+                let links = model.values().filter(|other| *other == thing).count();
+                assert_eq!(node.links as usize, links, "{path}");
+                assert_eq!(*files.entry(number).or_insert(node.id), node.id, "{path}");
+            }
+        }
+    }
+}
+
+/// Uses all of a reader, as far as it goes.
+fn exhaust(bytes: Vec<u8>) {
+    let Ok(image) = Image::open(bytes) else {
+        return;
+    };
+    let mut todo: Vec<_> = image.root().into_iter().collect();
+    // Directories of a malformed image may have loops.
+    for _ in 0..200 {
+        let Some(node) = todo.pop() else {
+            break;
+        };
+        let _ = image.metadata(&node);
+        let _ = image.read(&node, node.size / 2, &mut [0; 100]);
+        for entry in image.entries(&node).take(200) {
+            let Ok(entry) = entry else {
+                continue;
+            };
+            assert!(!entry.name.is_empty() && !entry.name.contains(&b'/'));
+            todo.extend(image.node(entry.id));
+            let _ = image.child(&node, &entry.name);
+        }
+    }
+    let _ = Stack(vec![image]).directory(b"d/a/b");
+}
+
+fn sample() -> Vec<u8> {
+    let mut items = vec![
+        Item {
+            xattrs: vec![("user.a".to_owned(), b"value".to_vec())],
+            ..directory("d", 0o755)
+        },
+        link(EntryType::Symlink, "d/link", "target"),
+        file("d/a/b/.wh.gone", b""),
+    ];
+    // Names that take more than a block.
+    items.extend(
+        (0..20).map(|index| link(EntryType::Link, &format!("many/{index:0250}"), "d/link")),
+    );
+    write(&layer(&items)).unwrap()
+}
+
+#[test]
+fn one_byte_changed_anywhere() {
+    let image = sample();
+    for at in 1024..image.len() {
+        let mut image = image.clone();
+        image[at] ^= 0xff;
+        exhaust(image);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_layer_becomes_its_image(items in items()) {
+        let mut model = Model::new();
+        let is_right = items.iter().enumerate().all(|(number, item)| apply(&mut model, number, item).is_some());
+        match write(&layer(&items)) {
+            Ok(bytes) => {
+                prop_assert!(is_right);
+                compare(&model, &Image::open(bytes).unwrap());
+            }
+            Err(error) => prop_assert!(!is_right, "{error:?}"),
+        }
+    }
+
+    #[test]
+    fn images_of_any_bytes(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+        length in any::<prop::sample::Index>(),
+    ) {
+        let mut image = sample();
+        for (at, byte) in changes {
+            let at = 1024 + at.index(image.len() - 1024);
+            image[at] = byte;
+        }
+        let length = image.len().saturating_sub(length.index(image.len() * 2));
+        image.truncate(length.max(1024));
+        exhaust(image);
+    }
+}

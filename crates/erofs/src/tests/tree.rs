@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What a layer holds is in its image.
+
+use super::common::*;
+use resnap_layer::Time;
+use tar::EntryType::*;
+
+#[test]
+fn every_type() {
+    let image = image(&[
+        directory("./", 0o1777),
+        Item {
+            uid: 70_000,
+            mtime: "-1.25".to_owned(),
+            ..file("file", b"hello")
+        },
+        link(Link, "hard", "file"),
+        link(Symlink, "soft", "over/there"),
+        Item {
+            device: (8, 3),
+            ..item(Char, "character")
+        },
+        Item {
+            device: (8, 0xf_ffff),
+            ..item(Block, "block")
+        },
+        item(Fifo, "fifo"),
+        directory("directory", 0o700),
+    ]);
+    let modes: Vec<_> = tree(&image).values().map(|node| node.mode).collect();
+    assert_eq!(
+        modes,
+        [
+            0o41777, 0o60755, 0o20755, 0o40700, 0o10755, 0o100644, 0o100644, 0o120777
+        ]
+    );
+    let node = find(&image, "file");
+    assert_eq!(
+        (node.size, node.uid, node.gid, node.links),
+        (5, 70_000, 70_000, 2)
+    );
+    assert_eq!(
+        node.mtime,
+        Time {
+            seconds: -2,
+            nanoseconds: 750_000_000
+        }
+    );
+    assert_eq!(find(&image, "hard"), node);
+    assert_eq!(data(&image, "hard"), b"hello");
+    assert_eq!(data(&image, "soft"), b"over/there");
+    assert_eq!(find(&image, "character").device(), Some(0x803));
+    assert_eq!(find(&image, "block").device(), Some(0xfff0_08ff));
+    assert_eq!(find(&image, "").links, 3);
+    assert_eq!(image.inodes(), 7);
+}
+
+#[test]
+fn data_of_every_length() {
+    let lengths = [
+        0, 1, 511, 512, 4095, 4096, 4097, 65_536, 65_537, 300_000, 1_000_000,
+    ];
+    let content = |length: usize| (0..length).map(|at| (at % 251) as u8).collect::<Vec<_>>();
+    let items: Vec<Item> = lengths
+        .iter()
+        .map(|length| file(&length.to_string(), &content(*length)))
+        .collect();
+    let image = image(&items);
+    for length in lengths {
+        assert!(
+            data(&image, &length.to_string()) == content(length),
+            "{length}"
+        );
+    }
+}
+
+#[test]
+fn links_of_every_length() {
+    let lengths = [1, 1983, 1984, 1985, 3968, 4031, 4032, 4033, 4095];
+    let items: Vec<Item> = lengths
+        .iter()
+        .map(|length| link(Symlink, &length.to_string(), &"t".repeat(*length)))
+        .collect();
+    let image = image(&items);
+    for length in lengths {
+        assert_eq!(data(&image, &length.to_string()).len(), length);
+    }
+}
+
+#[test]
+fn directories_of_many_sizes() {
+    let mut items = Vec::new();
+    // Names that go before and between `.` and `..`, and both sides of a block's end.
+    for count in [
+        0, 1, 2, 250, 251, 252, 253, 254, 255, 256, 257, 270, 271, 272, 273, 600,
+    ] {
+        items.push(directory(&format!("d{count}"), 0o755));
+        for index in 0..count {
+            items.push(file(
+                &format!("d{count}/{}{index}", ["!", ".-", "..-", "z"][index % 4]),
+                b"",
+            ));
+        }
+    }
+    for index in 0..100 {
+        items.push(file(&format!("long/{index}{}", "n".repeat(250)), b""));
+    }
+    let image = image(&items);
+    assert_eq!(paths(&image).len(), items.len() + 1);
+    assert_eq!(image.lookup(b"d600/missing").unwrap(), None);
+    assert_eq!(image.lookup(b"d600/z3/x").unwrap(), None);
+    assert_eq!(find(&image, "d0").links, 2);
+}
+
+#[test]
+fn names_of_any_bytes() {
+    let stream = {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder
+            .append_pax_extensions([("path", &b"\xff\xfe/\x01\n"[..])])
+            .unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_cksum();
+        builder.append(&header, &b""[..]).unwrap();
+        builder.into_inner().unwrap()
+    };
+    let image = crate::Image::open(write(&stream).unwrap()).unwrap();
+    assert!(image.lookup(b"\xff\xfe/\x01\n").unwrap().is_some());
+}
+
+#[test]
+fn extended_attributes() {
+    let many: Vec<_> = (0..10)
+        .map(|index| (format!("user.{index}"), vec![index; 4000]))
+        .collect();
+    let image = image(&[
+        Item {
+            xattrs: vec![
+                ("security.capability".to_owned(), b"\x01\0\0\x02".to_vec()),
+                ("trusted.overlay.redirect".to_owned(), b"/".to_vec()),
+                ("user.a".to_owned(), b"=\n\0".to_vec()),
+                ("user.empty".to_owned(), b"".to_vec()),
+            ],
+            ..file("few", b"data")
+        },
+        Item {
+            xattrs: many.clone(),
+            ..file("many", b"data")
+        },
+        Item {
+            xattrs: many.clone(),
+            ..directory("directory", 0o755)
+        },
+        file("directory/file", b""),
+        Item {
+            xattrs: many.clone(),
+            ..link(Symlink, "link", "target")
+        },
+    ]);
+    assert_eq!(
+        xattrs(&image, "few"),
+        [
+            ("security.capability".to_owned(), b"\x01\0\0\x02".to_vec()),
+            ("user.a".to_owned(), b"=\n\0".to_vec()),
+            ("user.empty".to_owned(), b"".to_vec()),
+        ]
+    );
+    assert_eq!(xattrs(&image, "many"), many);
+    assert_eq!(xattrs(&image, "directory"), many);
+    assert_eq!(xattrs(&image, "link"), []);
+    assert_eq!(data(&image, "many"), b"data");
+    assert_eq!(paths(&image).len(), 5);
+}
+
+#[test]
+fn the_last_entry_wins() {
+    let image = image(&[
+        file("twice", b"one"),
+        file("twice", b"second"),
+        directory("directory", 0o700),
+        file("directory/child", b""),
+        directory("directory", 0o711),
+        directory("gone", 0o755),
+        file("gone/child/grandchild", b""),
+        file("gone", b"file"),
+        file("again", b""),
+        directory("again", 0o755),
+        file("again/child", b""),
+        file("first", b"survives"),
+        link(Link, "second", "first"),
+        file("first", b"new"),
+        link(Symlink, "self", "x"),
+        link(Link, "self", "self"),
+    ]);
+    assert_eq!(
+        paths(&image),
+        [
+            "again",
+            "again/child",
+            "directory",
+            "directory/child",
+            "first",
+            "gone",
+            "second",
+            "self",
+            "twice"
+        ]
+    );
+    assert_eq!(data(&image, "twice"), b"second");
+    assert_eq!(find(&image, "directory").mode, 0o40711);
+    assert_eq!(data(&image, "first"), b"new");
+    assert_eq!(data(&image, "second"), b"survives");
+    assert_eq!(find(&image, "second").links, 1);
+    assert_eq!(image.inodes(), 10);
+}
+
+#[test]
+fn links_on_the_way_are_followed_inside() {
+    let image = image(&[
+        link(Symlink, "lib", "usr/lib"),
+        file("lib/a", b""),
+        link(Symlink, "out", "../../../etc"),
+        file("out/b", b""),
+        link(Symlink, "usr/lib/back", "/out/../var/./x"),
+        file("lib/back/c", b""),
+        link(Link, "d", "lib/back/c"),
+        link(Symlink, "there", "missing/../else"),
+        file("there/e", b""),
+    ]);
+    assert_eq!(
+        paths(&image),
+        [
+            "d",
+            "else",
+            "else/e",
+            "etc",
+            "etc/b",
+            "lib",
+            "out",
+            "there",
+            "usr",
+            "usr/lib",
+            "usr/lib/a",
+            "usr/lib/back",
+            "var",
+            "var/x",
+            "var/x/c"
+        ]
+    );
+}
+
+#[test]
+fn what_is_refused() {
+    for (items, expected) in [
+        (
+            vec![link(Link, "a", "b")],
+            "add \"a\" to the EROFS image: its hard link's target \"b\" is not",
+        ),
+        (
+            vec![directory("d", 0o755), link(Link, "a", "d")],
+            "target \"d\" is a directory",
+        ),
+        (vec![link(Link, "a", "/")], "is a directory"),
+        (
+            vec![file(".wh.b", b""), link(Link, "a", "b")],
+            "is not in the layer",
+        ),
+        (
+            vec![file("a", b""), file("a/b", b"")],
+            "add \"a/b\" to the EROFS image: \"a\" is no directory",
+        ),
+        (
+            vec![
+                link(Symlink, "a", "b"),
+                link(Symlink, "b", "a"),
+                file("a/c", b""),
+            ],
+            "too many symbolic links",
+        ),
+        (
+            vec![Item {
+                device: (4096, 0),
+                ..item(Char, "a")
+            }],
+            "no room for the device 4096:0",
+        ),
+        (
+            vec![Item {
+                xattrs: vec![("user.a".to_owned(), vec![0; 65_536])],
+                ..file("a", b"")
+            }],
+            "attribute \"user.a\" is too long",
+        ),
+    ] {
+        let text = refusal(&items);
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
+fn limits() {
+    let stream = layer(&[file("a/b/c", b""), link(Symlink, "d", &"t".repeat(1000))]);
+    for (limits, what) in [
+        (
+            crate::Limits {
+                inodes: 3,
+                ..Default::default()
+            },
+            "more than 3 inodes",
+        ),
+        (
+            crate::Limits {
+                names: 1000,
+                ..Default::default()
+            },
+            "more than 1000 bytes of names",
+        ),
+    ] {
+        let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
+        let mut writer = crate::Writer::new(std::io::Cursor::new(Vec::new()), limits).unwrap();
+        let error = writer.add(&mut layer).unwrap_err();
+        let text = std::error::Error::source(&error).unwrap().to_string();
+        assert!(text.starts_with(what), "{text}");
+    }
+}
+
+#[test]
+fn the_same_layer_gives_the_same_bytes() {
+    let items: Vec<Item> = (0..500)
+        .map(|index| file(&format!("d{}/{index}", index % 7), b"data"))
+        .collect();
+    let stream = layer(&items);
+    assert!(write(&stream).unwrap() == write(&stream).unwrap());
+}
