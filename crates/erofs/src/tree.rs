@@ -282,10 +282,8 @@ impl Tree {
         Ok(index)
     }
 
-    /// Ends lookups: only living names stay, with `.` and `..`, ordered by directory and then name.
-    pub(crate) fn seal(&mut self) -> Result<(), Fault> {
-        self.table = HashTable::new();
-        self.recent = None;
+    /// Marks all directories in those that were replaced.
+    pub(crate) fn bury(&mut self) {
         // A directory comes after the one that it is in.
         for index in 0..self.inodes.len() {
             let parent = self.inodes.get(index).filter(|inode| inode.is_directory());
@@ -294,6 +292,12 @@ impl Tree {
                 inode.flags |= parent.flags & DEAD;
             }
         }
+    }
+
+    /// Ends lookups: only names in living directories stay, with `.` and `..`, ordered by directory and then name.
+    pub(crate) fn seal(&mut self) -> Result<(), Fault> {
+        self.table = HashTable::new();
+        self.recent = None;
         let inodes = &self.inodes;
         let lives = |number: u32| {
             inodes

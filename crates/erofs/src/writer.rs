@@ -60,6 +60,7 @@ impl<W: Write + Seek> Writer<W> {
     ///
     /// An image too large, what `lower` says, and the target's own.
     pub fn finish(mut self, lower: &mut dyn Lower, uuid: [u8; 16]) -> Result<(W, Summary), Error> {
+        self.tree.bury();
         self.ask(lower)?;
         layout::write(self.output, self.tree, uuid)
     }

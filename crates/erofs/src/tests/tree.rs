@@ -326,6 +326,61 @@ fn limits() {
     }
 }
 
+/// Counts what is written, and keeps none of it.
+#[derive(Debug, Default)]
+struct Sink(u64);
+
+impl std::io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl std::io::Seek for Sink {
+    fn seek(&mut self, _: std::io::SeekFrom) -> std::io::Result<u64> {
+        Ok(0)
+    }
+}
+
+#[test]
+fn holes_take_no_room_and_have_an_end() {
+    let sparse = |size: u64| {
+        let size = size.to_string();
+        let records = [
+            ("GNU.sparse.size", size.as_bytes()),
+            ("GNU.sparse.map", b"0,1,99999999999,1"),
+        ];
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_pax_extensions(records).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_path("sparse").unwrap();
+        header.set_size(2);
+        header.set_cksum();
+        builder.append(&header, &b"xy"[..]).unwrap();
+        builder.into_inner().unwrap()
+    };
+    let write = |size| {
+        let stream = sparse(size);
+        let mut layer = resnap_layer::Layer::new(&stream[..], resnap_layer::Limits::default());
+        let mut writer = crate::Writer::new(Sink::default(), crate::Limits::default())?;
+        writer.add(&mut layer)?;
+        writer.finish(&mut crate::Nothing, [0; 16])
+    };
+    let (sink, summary) = write(1 << 40).unwrap();
+    assert_eq!(summary.size, (1 << 40) + 2 * 4096);
+    assert!(sink.0 < 20_000, "{}", sink.0);
+    for size in [1 << 44, 1 << 60, i64::MAX as u64] {
+        let error = write(size).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(cause, "more than 4294967295 blocks of 4096 bytes");
+    }
+}
+
 #[test]
 fn the_same_layer_gives_the_same_bytes() {
     let items: Vec<Item> = (0..500)
