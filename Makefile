@@ -41,6 +41,18 @@ check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, docume
 	$(CARGO_DENY) --locked check bans licenses sources
 	examples/check.sh $(abspath $(TARGET))/examples $(abspath $(TOOLS)/bin/python3)
 
+# Seconds for each target.
+FUZZ_TIME ?= 600
+
+fuzz: ## Fuzz what reads hostile bytes; needs nightly Rust and cargo-fuzz
+	@# What is found lies in fuzz/artifacts/.
+	for run in layer:layer erofs-writer:layer erofs-image:image; do \
+		corpus=$(abspath $(TARGET))/fuzz/corpus/$${run%:*}; mkdir -p $$corpus && \
+		cargo +nightly fuzz run --target-dir $(abspath $(TARGET))/fuzz $${run%:*} \
+			$$corpus $(CURDIR)/fuzz/seeds/$${run#*:} -- \
+			-max_total_time=$(FUZZ_TIME) -rss_limit_mb=1024 -max_len=20000 || exit; \
+	done
+
 setup: ## Install from Debian what is missing for the others
 	@missing=$$(for need in $(NEEDS); do \
 		command -v $${need%%:*} >/dev/null || echo $${need#*:} | tr , ' '; \
@@ -68,4 +80,4 @@ $(TOOLS)/bin/python3:
 		apt-get install -q -y --no-install-recommends python3-venv; }
 	python3 -m venv $(TOOLS)
 
-.PHONY: help build demo bench test check setup clean
+.PHONY: help build demo bench test check fuzz setup clean

@@ -294,7 +294,8 @@ impl Tree {
         }
     }
 
-    /// Ends lookups: only names in living directories stay, with `.` and `..`, ordered by directory and then name.
+    /// Ends lookups: only names in living directories stay, with `.` and `..`, ordered by directory
+    /// and then name.
     pub(crate) fn seal(&mut self) -> Result<(), Fault> {
         self.table = HashTable::new();
         self.recent = None;

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Reading images: whatever the bytes are, no panic and a bounded amount of work.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use resnap_erofs::{Image, Stack};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(image) = Image::open(bytes) else {
+        return;
+    };
+    let mut todo: Vec<_> = image.root().into_iter().collect();
+    // Directories may have loops.
+    for _ in 0..100 {
+        let Some(node) = todo.pop() else {
+            break;
+        };
+        let _ = image.metadata(&node);
+        let _ = image.read(&node, node.size / 2, &mut [0; 100]);
+        for entry in image.entries(&node).take(100) {
+            let Ok(entry) = entry else {
+                break;
+            };
+            assert!(!entry.name.is_empty() && !entry.name.contains(&b'/'));
+            let _ = image.child(&node, &entry.name);
+            todo.extend(image.node(entry.id));
+        }
+    }
+    let _ = Stack(vec![image]).directory(b"d/a/b");
+});
