@@ -3,8 +3,8 @@
 
 //! What a job tells, as messages and back.
 
-use resnap_core::{ChainId, DiffId};
-use resnap_unpacker::{Begun, Event, LayerReport, Outcome, Phase, Report};
+use resnap_core::{ChainId, DiffId, Stage};
+use resnap_unpacker::{Begun, Event, LayerReport, Outcome, Phase, Report, StageTime};
 
 use crate::{Malformed, count, digest, size, v1};
 
@@ -39,6 +39,7 @@ impl From<Phase> for v1::Phase {
             Phase::Remote => Self::Remote,
             Phase::Joined => Self::Joined,
             Phase::Failed => Self::Failed,
+            Phase::Progress => Self::Progress,
             // The engine may get more, which then come here.
             _ => Self::Unspecified,
         }
@@ -60,6 +61,7 @@ impl TryFrom<v1::Phase> for Phase {
             v1::Phase::Remote => Self::Remote,
             v1::Phase::Joined => Self::Joined,
             v1::Phase::Failed => Self::Failed,
+            v1::Phase::Progress => Self::Progress,
             v1::Phase::Unspecified => return Err(Malformed("phase")),
         })
     }
@@ -78,6 +80,7 @@ impl From<Event> for v1::Event {
             bytes: event.bytes,
             seconds: event.seconds,
             waits_for: event.waits_for,
+            read: event.read,
         }
     }
 }
@@ -97,6 +100,7 @@ impl TryFrom<v1::Event> for Event {
             bytes: event.bytes,
             seconds: event.seconds,
             waits_for: event.waits_for,
+            read: event.read,
         })
     }
 }
@@ -128,6 +132,48 @@ impl TryFrom<v1::LayerOutcome> for Outcome {
     }
 }
 
+impl From<StageTime> for v1::StageTime {
+    fn from(time: StageTime) -> Self {
+        let stage = match time.stage {
+            Stage::Wait => v1::Stage::Wait,
+            Stage::Read => v1::Stage::Read,
+            Stage::Inflate => v1::Stage::Inflate,
+            Stage::Hash => v1::Stage::Hash,
+            Stage::Write => v1::Stage::Write,
+            Stage::Place => v1::Stage::Place,
+            Stage::Commit => v1::Stage::Commit,
+        };
+        Self {
+            stage: stage.into(),
+            begin: time.begin,
+            end: time.end,
+            busy: time.busy,
+        }
+    }
+}
+
+impl TryFrom<v1::StageTime> for StageTime {
+    type Error = Malformed;
+
+    fn try_from(time: v1::StageTime) -> Result<Self, Malformed> {
+        Ok(Self {
+            stage: match time.stage() {
+                v1::Stage::Wait => Stage::Wait,
+                v1::Stage::Read => Stage::Read,
+                v1::Stage::Inflate => Stage::Inflate,
+                v1::Stage::Hash => Stage::Hash,
+                v1::Stage::Write => Stage::Write,
+                v1::Stage::Place => Stage::Place,
+                v1::Stage::Commit => Stage::Commit,
+                v1::Stage::Unspecified => return Err(Malformed("stage")),
+            },
+            begin: time.begin,
+            end: time.end,
+            busy: time.busy,
+        })
+    }
+}
+
 impl From<LayerReport> for v1::LayerReport {
     fn from(layer: LayerReport) -> Self {
         Self {
@@ -137,6 +183,7 @@ impl From<LayerReport> for v1::LayerReport {
             bytes: layer.bytes,
             outcome: v1::LayerOutcome::from(layer.outcome).into(),
             seconds: layer.seconds,
+            stages: layer.stages.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -145,6 +192,7 @@ impl TryFrom<v1::LayerReport> for LayerReport {
     type Error = Malformed;
 
     fn try_from(layer: v1::LayerReport) -> Result<Self, Malformed> {
+        let stages = layer.stages.iter().map(|time| StageTime::try_from(*time));
         Ok(Self {
             outcome: layer.outcome().try_into()?,
             digest: digest(layer.digest)?,
@@ -152,6 +200,7 @@ impl TryFrom<v1::LayerReport> for LayerReport {
             chain_id: ChainId::told(digest(layer.chain_id)?),
             bytes: layer.bytes,
             seconds: layer.seconds,
+            stages: stages.collect::<Result<_, _>>()?,
         })
     }
 }
@@ -203,7 +252,7 @@ mod tests {
     fn what_is_told_survives_its_message() {
         let digest = Digest::sha256(b"layer");
         let chain_id = ChainId::told(digest.clone());
-        for number in 1..=10 {
+        for number in 1..=11 {
             let phase = v1::Phase::try_from(number).unwrap();
             let event = Event {
                 image: "web".to_owned(),
@@ -216,6 +265,7 @@ mod tests {
                 bytes: u64::MAX,
                 seconds: 0.1,
                 waits_for: (number == 3).then(|| "process 7".to_owned()),
+                read: (number == 11).then_some(7),
             };
             assert_eq!(v1::Phase::from(event.phase), phase);
             let bytes = v1::Event::from(event.clone()).encode_to_vec();
@@ -231,6 +281,17 @@ mod tests {
                 bytes: 7,
                 outcome: outcome.try_into().unwrap(),
                 seconds: 0.1,
+                stages: (1..=7)
+                    .map(|stage| {
+                        let time = v1::StageTime {
+                            stage,
+                            begin: 0.1,
+                            end: 0.5,
+                            busy: 0.3,
+                        };
+                        time.try_into().unwrap()
+                    })
+                    .collect(),
             }
         });
         let report = Report {

@@ -104,14 +104,19 @@ const PLUGINS: PathAndQuery =
 
 #[async_trait]
 impl Introspection for Client {
+    async fn content_root(&self) -> Result<Option<String>> {
+        let kind = "io.containerd.content.v1";
+        let plugins = self.plugins("find the content of", kind).await?;
+        // Another content store may keep its blobs elsewhere.
+        let mut local = plugins.into_iter().filter(|plugin| plugin.id == "content");
+        Ok(local
+            .next()
+            .and_then(|mut local| local.exports.remove("root")))
+    }
+
     async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>> {
-        let message = PluginsRequest {
-            filters: vec!["type==io.containerd.snapshotter.v1".to_owned()],
-        };
-        let answer: PluginsResponse = self
-            .introspect("list snapshotters of", PLUGINS, message)
-            .await?;
-        let plugins = answer.plugins;
+        let kind = "io.containerd.snapshotter.v1";
+        let plugins = self.plugins("list snapshotters of", kind).await?;
         let mut snapshotters: Vec<_> = plugins.into_iter().map(from_message).collect();
         snapshotters.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(snapshotters)
@@ -133,6 +138,15 @@ impl Client {
             .introspect("ask for the version of", VERSION, ())
             .await?;
         Ok(answer.version)
+    }
+
+    /// The plugins of one type.
+    async fn plugins(&self, operation: &'static str, kind: &str) -> Result<Vec<PluginMessage>> {
+        let message = PluginsRequest {
+            filters: vec![format!("type=={kind}")],
+        };
+        let answer: PluginsResponse = self.introspect(operation, PLUGINS, message).await?;
+        Ok(answer.plugins)
     }
 
     /// A call that is of no namespace.

@@ -15,6 +15,7 @@
 //! There is no I/O in this crate, no runtime and no gRPC. With the feature `testing` come the
 //! conformance suites of the ports and a simulated backend.
 
+mod batch;
 mod descriptor;
 mod digest;
 mod error;
@@ -28,6 +29,7 @@ mod snapshot;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use batch::{Admission, Batch, BatchApplier, Monitor, Span, Stage, in_batch};
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, InvalidDigest};
 pub use error::{Error, Kind, Result, in_full};

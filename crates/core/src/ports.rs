@@ -16,8 +16,8 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 
 use crate::{
-    ChainId, Descriptor, Digest, Error, Kind, Labels, Mount, Platform, Result, SnapshotInfo,
-    SnapshotKey,
+    Batch, BatchApplier, ChainId, Descriptor, Digest, Error, Kind, Labels, Mount, Platform, Result,
+    SnapshotInfo, SnapshotKey,
 };
 
 /// Where and under what a call is made.
@@ -190,6 +190,14 @@ pub trait Applier: Send + Sync {
     /// Writes the layer through the mounts of its active snapshot.
     /// [`Kind::NotFound`] if the blob is not there.
     async fn apply(&self, scope: &Scope, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied>;
+
+    /// Begins to write several layers, if the applier can make more of that than of one after the
+    /// other; see
+    /// [`in_batch`](crate::in_batch). It must be called within a tokio runtime.
+    fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
+        let _ = batch;
+        None
+    }
 }
 
 /// What a lease can keep.
@@ -257,6 +265,8 @@ pub trait Introspection: Send + Sync {
     async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>>;
     /// A name of this backend that no other has, the same after a restart.
     async fn identity(&self) -> Result<String>;
+    /// Where blobs are kept as files, if somewhere: `blobs/ALGORITHM/HEX` below that.
+    async fn content_root(&self) -> Result<Option<String>>;
 }
 
 /// A container's record.

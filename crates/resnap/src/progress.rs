@@ -3,6 +3,7 @@
 
 //! Progress on standard error: bars on a terminal, lines elsewhere.
 
+use std::collections::HashMap;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -19,10 +20,12 @@ pub(crate) struct Progress {
 
 /// Of one image.
 struct Bars {
-    /// Bytes of the layers that are done, of all.
+    /// Bytes that were read, of all layers.
     total: ProgressBar,
     /// The layer at work.
     layer: ProgressBar,
+    /// Bytes of layers that are not done, by the layer's number.
+    read: HashMap<usize, u64>,
 }
 
 impl Progress {
@@ -39,8 +42,13 @@ impl Progress {
     pub(crate) fn show(&mut self, number: usize, event: &Event) {
         let line = line(event, self.images.len() > 1);
         let line = printable(&line).into_owned();
-        let (Some(terminal), Some(Some(bars))) = (&self.terminal, self.images.get(number)) else {
-            if event.phase != Phase::Planned && event.phase != Phase::Prepared {
+        let (Some(terminal), Some(Some(bars))) = (&self.terminal, self.images.get_mut(number))
+        else {
+            let is_told = !matches!(
+                event.phase,
+                Phase::Planned | Phase::Prepared | Phase::Progress
+            );
+            if is_told {
                 // Without standard error there is nobody to tell.
                 let _ = writeln!(io::stderr(), "{line}");
             }
@@ -49,8 +57,14 @@ impl Progress {
         match event.phase {
             Phase::Planned => bars.total.inc_length(event.bytes),
             Phase::Prepared | Phase::Applying | Phase::Waiting => bars.layer.set_message(line),
+            Phase::Progress => {
+                let read = event.read.unwrap_or(0).min(event.bytes);
+                let before = bars.read.insert(event.layer, read).unwrap_or(0);
+                bars.total.inc(read.saturating_sub(before));
+            }
             _ => {
-                bars.total.inc(event.bytes);
+                let read = bars.read.remove(&event.layer).unwrap_or(0);
+                bars.total.inc(event.bytes.saturating_sub(read));
                 // A terminal that is gone takes no lines.
                 let _ = terminal.println(line);
             }
@@ -78,7 +92,11 @@ impl Bars {
         let layer = terminal.add(ProgressBar::new_spinner().with_style(spinner));
         layer.enable_steady_tick(Duration::from_millis(120));
         let total = terminal.add(ProgressBar::new(0).with_style(bar));
-        Self { total, layer }
+        Self {
+            total,
+            layer,
+            read: HashMap::new(),
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use resnap_core::{
-    Error, Kind, Mount, SnapshotInfo, SnapshotKey, SnapshotKind, Snapshotter, labels,
+    Batch, BatchApplier, Error, Kind, Mount, SnapshotInfo, SnapshotKey, SnapshotKind, Snapshotter,
+    Span, Stage, in_batch, labels,
 };
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -19,6 +20,7 @@ use crate::event::{LayerReport, Outcome, Phase};
 use crate::flight::Flight;
 use crate::lease::{Left, Tenure};
 use crate::locks::{Lock, unique};
+use crate::monitor::JobMonitor;
 use crate::plan::PlannedLayer;
 
 /// Tries for a layer of which the snapshotter says it is there, and containerd knows nothing; and for
@@ -33,6 +35,12 @@ pub(crate) struct Chain {
     tenure: Arc<Tenure>,
     /// Whether somebody else was at work on one of the layers.
     waited: AtomicBool,
+}
+
+/// The layers that are missing, from `first` on.
+struct Missing {
+    first: usize,
+    batch: Arc<dyn BatchApplier>,
 }
 
 /// How a try to make a layer ended.
@@ -82,20 +90,52 @@ impl Chain {
         }
         self.take_over(top).await;
         let mut reports = self.existed(present);
-        for (index, layer) in layers.iter().enumerate().skip(present) {
-            let started = Instant::now();
-            let span = tracing::info_span!("layer", index, chain_id = %layer.chain_id);
-            let outcome = self.layer(index, layer).instrument(span).await;
-            let outcome = outcome.inspect_err(|_| self.flight.tell(index, Phase::Failed))?;
-            self.flight.tell(index, outcome.into());
-            reports.push(report(layer, outcome, started));
-        }
+        let missing = self.missing(present);
+        let made = self.make_missing(&missing, &mut reports).await;
+        // Before the snapshot that a failed layer is being written to goes.
+        missing.batch.end().await;
+        made?;
         self.root().await?;
         if self.waited.load(Ordering::Relaxed) {
             // Whoever we waited for lived when we looked for the dead, and may have died since.
             self.take_over(top).await;
         }
         Ok(reports)
+    }
+
+    fn missing(&self, first: usize) -> Missing {
+        let layers = self.flight.plan.layers.iter().skip(first);
+        let (shared, flight) = (Arc::clone(&self.shared), Arc::clone(&self.flight));
+        let batch = Batch {
+            scope: self.shared.scope.clone(),
+            snapshotter: self.flight.snapshotter.clone(),
+            layers: layers.map(|layer| layer.descriptor.clone()).collect(),
+            monitor: Arc::new(JobMonitor::new(shared, flight, first)),
+        };
+        Missing {
+            first,
+            batch: in_batch(&self.shared.ports.applier, batch),
+        }
+    }
+
+    async fn make_missing(
+        &self,
+        missing: &Missing,
+        reports: &mut Vec<LayerReport>,
+    ) -> Result<(), UnpackError> {
+        let layers = self.flight.plan.layers.iter().enumerate();
+        for (index, layer) in layers.skip(missing.first) {
+            let started = Instant::now();
+            let span = tracing::info_span!("layer", index, chain_id = %layer.chain_id);
+            let outcome = self.layer(missing, index, layer).instrument(span).await;
+            let outcome = outcome.inspect_err(|_| self.flight.tell(index, Phase::Failed))?;
+            self.flight.tell(index, outcome.into());
+            reports.push(LayerReport {
+                stages: self.flight.stages(index),
+                ..report(layer, outcome, started)
+            });
+        }
+        Ok(())
     }
 
     /// Cleans up behind the dead; the layers they made are this job's to keep then.
@@ -118,16 +158,23 @@ impl Chain {
     }
 
     /// Makes one layer on its committed parent, unless somebody else is faster.
-    async fn layer(&self, index: usize, layer: &PlannedLayer) -> Result<Outcome, UnpackError> {
+    async fn layer(
+        &self,
+        missing: &Missing,
+        index: usize,
+        layer: &PlannedLayer,
+    ) -> Result<Outcome, UnpackError> {
         self.flight.go_on()?;
+        let began = std::time::Instant::now();
         let _lock = self.lock(index).await?;
+        self.flight.went(index, Stage::Wait, Span::since(began));
         for _ in 0..TRIES {
             self.flight.go_on()?;
             // While we waited, whoever held the lock made it.
             if self.find(layer).await?.is_some() && self.adopt(index, layer).await?.is_some() {
                 return self.joined(index).await;
             }
-            if let Try::Made(outcome) = self.prepare(index, layer).await? {
+            if let Try::Made(outcome) = self.prepare(missing, index, layer).await? {
                 return Ok(outcome);
             }
         }
@@ -148,8 +195,7 @@ impl Chain {
         let purpose = format!("{image} on {snapshotter}");
         let lock = self.shared.locks.lock(&name, &purpose, |holder| {
             self.waited.store(true, Ordering::Relaxed);
-            self.flight
-                .tell_waiting(index, Phase::Waiting, Some(holder));
+            self.flight.tell_waiting(index, holder);
         });
         tokio::select! {
             lock = lock => lock.map_err(|error| {
@@ -160,7 +206,12 @@ impl Chain {
         }
     }
 
-    async fn prepare(&self, index: usize, layer: &PlannedLayer) -> Result<Try, UnpackError> {
+    async fn prepare(
+        &self,
+        missing: &Missing,
+        index: usize,
+        layer: &PlannedLayer,
+    ) -> Result<Try, UnpackError> {
         let key = SnapshotKey::extraction(&unique(), &layer.chain_id);
         // Before the call: its answer may be lost.
         self.tenure.fill(&key);
@@ -174,7 +225,7 @@ impl Chain {
         match prepared {
             Ok(mounts) => {
                 self.flight.tell(index, Phase::Prepared);
-                self.fill(index, layer, &key, &mounts).await
+                self.fill(missing, index, &key, &mounts).await
             }
             Err(error) if error.is_already_exists() => {
                 self.tenure.filled();
@@ -196,21 +247,25 @@ impl Chain {
     /// Fills and commits the active snapshot `key`.
     async fn fill(
         &self,
+        missing: &Missing,
         index: usize,
-        layer: &PlannedLayer,
         key: &SnapshotKey,
         mounts: &[Mount],
     ) -> Result<Try, UnpackError> {
+        let layer = &self.flight.plan.layers[index];
         let staged = mounts.last().is_some_and(Mount::is_read_only);
         if !staged {
-            self.apply(index, layer, mounts).await?;
+            self.apply(missing, index, mounts).await?;
         }
         self.flight.go_on()?;
         let committed = {
             let scope = self.tenure.scope().await;
             let scope = scope.map_err(|error| self.failed_layer(index, error))?;
             let (name, labels) = (&layer.chain_id, &layer.labels);
-            self.snapshotter.commit(&scope, name, key, labels).await
+            let began = std::time::Instant::now();
+            let committed = self.snapshotter.commit(&scope, name, key, labels).await;
+            self.flight.went(index, Stage::Commit, Span::since(began));
+            committed
         };
         let made = if staged {
             Outcome::Staged
@@ -254,18 +309,19 @@ impl Chain {
 
     async fn apply(
         &self,
+        missing: &Missing,
         index: usize,
-        layer: &PlannedLayer,
         mounts: &[Mount],
     ) -> Result<(), UnpackError> {
+        let layer = &self.flight.plan.layers[index];
         let digest = &layer.descriptor.digest;
         let work = async {
-            let _permit = self.shared.may_apply(&self.flight).await;
-            self.flight.tell(index, Phase::Applying);
             // Not held: a lease must be succeeded during a long Apply, which adds nothing to it.
             let scope = self.tenure.scope().await?.clone();
-            let applier = &self.shared.ports.applier;
-            applier.apply(&scope, &layer.descriptor, mounts).await
+            missing
+                .batch
+                .apply(&scope, index - missing.first, mounts)
+                .await
         };
         let applied = tokio::select! {
             applied = work => applied,
@@ -397,5 +453,6 @@ fn report(layer: &PlannedLayer, outcome: Outcome, started: Instant) -> LayerRepo
         bytes: layer.descriptor.size,
         outcome,
         seconds: started.elapsed().as_secs_f64(),
+        stages: Vec::new(),
     }
 }

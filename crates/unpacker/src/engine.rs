@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use resnap_core::{Digest, Error, Kind, Pick, Ports, Profiles, Scope, SnapshotterInfo};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
-use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Instrument as _;
 
@@ -49,7 +49,7 @@ pub(crate) struct Inner {
     pub(crate) configurations: Vec<Configuration>,
     pub(crate) clock: Clock,
     observer: Option<Arc<dyn Observer>>,
-    applies: Semaphore,
+    applies: Arc<Semaphore>,
     /// Jobs that somebody waits for.
     pub(crate) urgent: watch::Sender<usize>,
     identity: OnceCell<String>,
@@ -67,7 +67,7 @@ pub struct Settings {
     /// which they do nothing twice and tell the leases of the living from those of the dead.
     /// Without it an engine knows of its own jobs only.
     pub runtime_dir: Option<PathBuf>,
-    /// How many layers are written at once. 3, as containerd has it.
+    /// How many layers are written at once, ahead or in their snapshots. 3, as containerd has it.
     pub parallel_applies: usize,
     /// How long a lease lives of whose maker nothing is heard. 1 h.
     pub lease_lifetime: Duration,
@@ -190,7 +190,7 @@ impl Engine {
             configurations: settings.configurations,
             clock: Clock::start(),
             observer: settings.observer,
-            applies: Semaphore::new(settings.parallel_applies),
+            applies: Arc::new(Semaphore::new(settings.parallel_applies)),
             urgent: watch::Sender::new(0),
             identity: OnceCell::new(),
             plans: Mutex::default(),
@@ -550,7 +550,7 @@ impl Inner {
     }
 
     /// The right to write a layer of this job now.
-    pub(crate) async fn may_apply(&self, flight: &Flight) -> Option<SemaphorePermit<'_>> {
+    pub(crate) async fn may_apply(&self, flight: &Flight) -> Option<OwnedSemaphorePermit> {
         let mut urgent = self.urgent.subscribe();
         // A job that becomes urgent changes the number itself, and so ends its waiting.
         while *urgent.borrow_and_update() > 0 && !flight.is_urgent() {
@@ -558,7 +558,7 @@ impl Inner {
             let _ = urgent.changed().await;
         }
         // Nobody closes it.
-        self.applies.acquire().await.ok()
+        Arc::clone(&self.applies).acquire_owned().await.ok()
     }
 
     /// The lock under which a snapshot is made, by whoever it may be on this machine.

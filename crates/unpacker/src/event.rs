@@ -3,7 +3,7 @@
 
 //! What a job tells: events while it runs, a report at its end.
 
-use resnap_core::{ChainId, DiffId, Digest};
+use resnap_core::{ChainId, DiffId, Digest, Stage};
 use serde::Serialize;
 
 /// Something happened to a layer.
@@ -31,6 +31,9 @@ pub struct Event {
     /// For whom the layer waits, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// How much of the layer's blob has been read, while that is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read: Option<u64>,
 }
 
 /// What can happen to a layer.
@@ -46,8 +49,11 @@ pub enum Phase {
     Waiting,
     /// Its snapshot is active.
     Prepared,
-    /// Its content is being written.
+    /// Its content is being written: into its snapshot, or ahead, before that is prepared.
     Applying,
+    /// More of its content is written: [`Event::read`]. Told some ten times a second, if the applier
+    /// knows.
+    Progress,
     /// It was written and committed.
     Committed,
     /// The snapshotter had its content; it was committed without being written.
@@ -65,7 +71,12 @@ impl Phase {
     pub fn is_ready(self) -> bool {
         match self {
             Self::Existed | Self::Committed | Self::Staged | Self::Remote | Self::Joined => true,
-            Self::Planned | Self::Waiting | Self::Prepared | Self::Applying | Self::Failed => false,
+            Self::Planned
+            | Self::Waiting
+            | Self::Prepared
+            | Self::Applying
+            | Self::Progress
+            | Self::Failed => false,
         }
     }
 }
@@ -111,8 +122,24 @@ pub struct LayerReport {
     pub bytes: u64,
     /// How it came to be ready.
     pub outcome: Outcome,
-    /// The time it took.
+    /// The time it took, from the layer below's end on.
     pub seconds: f64,
+    /// What it took the time for, as far as the applier tells; it may begin before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageTime>,
+}
+
+/// When a layer went through a stage. Times are in seconds since the job began.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StageTime {
+    /// The stage.
+    pub stage: Stage,
+    /// When it began.
+    pub begin: f64,
+    /// When it ended.
+    pub end: f64,
+    /// How long it was at work between.
+    pub busy: f64,
 }
 
 /// The end of a job that succeeded.

@@ -10,8 +10,10 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use resnap_core::{Span, Stage};
+
 use crate::observe::{Observer, Seen};
-use crate::{Event, Failure, JobState, JobStatus, Phase, Plan, Report, UnpackError};
+use crate::{Event, Failure, JobState, JobStatus, Phase, Plan, Report, StageTime, UnpackError};
 
 /// A job, from the moment it is begun until nobody looks at it any more.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub(crate) struct Flight {
     /// The engine's.
     changed: watch::Sender<()>,
     events: Mutex<Vec<Event>>,
+    /// Of each layer.
+    stages: Mutex<Vec<Vec<StageTime>>>,
     /// Sent at every event and at the end.
     news: watch::Sender<()>,
     result: OnceLock<Result<Report, UnpackError>>,
@@ -80,6 +84,7 @@ impl Drop for Seat {
 
 impl Flight {
     pub(crate) fn new(boarding: Boarding) -> Arc<Self> {
+        let layers = boarding.plan.layers.len();
         let flight = Self {
             id: boarding.id,
             plan: boarding.plan,
@@ -92,6 +97,7 @@ impl Flight {
             waiting: AtomicUsize::new(0),
             changed: boarding.changed,
             events: Mutex::default(),
+            stages: Mutex::new(vec![Vec::new(); layers]),
             news: watch::Sender::new(()),
             result: OnceLock::new(),
             cancelled: watch::Sender::new(false),
@@ -142,7 +148,10 @@ impl Flight {
             bytes: all.fold(0, sum),
             ready_bytes: ready().map(|event| event.bytes).fold(0, sum),
             waiting: self.waiting(),
-            waits_for: events.last().and_then(|event| event.waits_for.clone()),
+            waits_for: events
+                .iter()
+                .rfind(|event| event.phase != Phase::Progress)
+                .and_then(|event| event.waits_for.clone()),
             failure: error.map(|error| Failure::new(error, &self.namespace)),
         }
     }
@@ -172,12 +181,22 @@ impl Flight {
 
     /// Tells `phase` of the layer at `index` to all who wait.
     pub(crate) fn tell(&self, index: usize, phase: Phase) {
-        self.tell_waiting(index, phase, None);
+        self.saw(&Seen::Layer(phase));
+        self.push(index, phase, None, None);
     }
 
-    /// The same, with for whom the layer waits.
-    pub(crate) fn tell_waiting(&self, index: usize, phase: Phase, waits_for: Option<String>) {
-        self.saw(&Seen::Layer(phase));
+    /// Tells that the layer waits for somebody else, and for whom.
+    pub(crate) fn tell_waiting(&self, index: usize, holder: String) {
+        self.saw(&Seen::Layer(Phase::Waiting));
+        self.push(index, Phase::Waiting, Some(holder), None);
+    }
+
+    /// Tells how much of the layer's blob has been read.
+    pub(crate) fn tell_read(&self, index: usize, bytes: u64) {
+        self.push(index, Phase::Progress, None, Some(bytes));
+    }
+
+    fn push(&self, index: usize, phase: Phase, waits_for: Option<String>, read: Option<u64>) {
         let layer = &self.plan.layers[index];
         self.events().push(Event {
             image: self.plan.image.name.clone(),
@@ -190,9 +209,34 @@ impl Flight {
             bytes: layer.descriptor.size,
             seconds: self.seconds(),
             waits_for,
+            read,
         });
         self.news.send_replace(());
         self.changed.send_replace(());
+    }
+
+    /// Notes that the layer went through a stage.
+    pub(crate) fn went(&self, index: usize, stage: Stage, span: Span) {
+        let began = self.started.into_std();
+        let since = |at: std::time::Instant| at.saturating_duration_since(began).as_secs_f64();
+        let time = StageTime {
+            stage,
+            begin: since(span.begin),
+            end: since(span.end),
+            busy: span.busy.as_secs_f64(),
+        };
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stages) = stages.get_mut(index) {
+            stages.push(time);
+        }
+    }
+
+    /// The stages that the layer went through, by their beginnings.
+    pub(crate) fn stages(&self, index: usize) -> Vec<StageTime> {
+        let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stages = stages.get(index).cloned().unwrap_or_default();
+        stages.sort_by(|left, right| left.begin.total_cmp(&right.begin));
+        stages
     }
 
     /// The event with this number, waiting for it; `None` if the job is over without.

@@ -3,6 +3,8 @@
 
 //! The engine, as the proxy asks for it.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use resnap_core::{Error, Progress, UnpackService, Unready, Want, in_full};
 use resnap_unpacker::{Engine, Event, Phase, Request, UnpackError};
@@ -78,19 +80,32 @@ struct Far {
     done: usize,
     bytes: u64,
     total: u64,
+    /// Of the layers that are not done.
+    read: HashMap<usize, u64>,
 }
 
 impl Far {
     fn after(&mut self, event: &Event) -> Progress {
+        let index = event.layer.saturating_sub(1);
         match event.phase {
             Phase::Planned => self.total = self.total.saturating_add(event.bytes),
+            Phase::Progress => {
+                let read = event.read.unwrap_or(0).min(event.bytes);
+                self.read.insert(index, read);
+            }
             phase if phase.is_ready() => {
                 self.done += 1;
+                self.read.remove(&index);
                 self.bytes = self.bytes.saturating_add(event.bytes);
             }
             _ => {}
         }
-        let percent = u128::from(self.bytes) * 100 / u128::from(self.total.max(1));
+        let read = self
+            .read
+            .values()
+            .map(|read| u128::from(*read))
+            .sum::<u128>();
+        let percent = (u128::from(self.bytes) + read) * 100 / u128::from(self.total.max(1));
         Progress {
             done: self.done,
             layers: event.layers,

@@ -265,6 +265,10 @@ impl Containers for Simulated {
 
 #[async_trait]
 impl Introspection for Simulated {
+    async fn content_root(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     async fn identity(&self) -> Result<String> {
         self.call(Operation::Introspect, "identity", |_| {
             Ok("simulated".to_owned())

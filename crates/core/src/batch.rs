@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Applying the layers of an image that are missing, all known ahead.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+use crate::{Applied, Applier, Descriptor, Mount, Result, Scope};
+
+/// Layers that will be applied one after the other, and may be built before their turn.
+#[derive(Clone)]
+pub struct Batch {
+    /// Where their blobs are.
+    pub scope: Scope,
+    /// The snapshotter that they are for.
+    pub snapshotter: String,
+    /// The layers, each standing on the one before.
+    pub layers: Vec<Descriptor>,
+    /// Who is asked and told.
+    pub monitor: Arc<dyn Monitor>,
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch")
+            .field("scope", &self.scope)
+            .field("snapshotter", &self.snapshotter)
+            .field("layers", &self.layers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Applies the layers of a [`Batch`].
+///
+/// Dropping it gives up what was built and not applied; what that left is removed some time later.
+#[async_trait]
+pub trait BatchApplier: Send + Sync {
+    /// Writes the layer at `index` through the mounts of its active snapshot, after those before it
+    /// were committed by whomever. A layer may be left out, and may be applied again to another
+    /// snapshot. [`Kind::NotFound`] if the blob is not there.
+    async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied>;
+
+    /// Stops all work and waits until it has stopped: nothing is written to a snapshot any more, and
+    /// what was built and not applied is gone.
+    async fn end(&self);
+}
+
+/// Who may say when a layer is written, and is told how it goes. Layers go by their index in the
+/// [`Batch`].
+#[async_trait]
+pub trait Monitor: Send + Sync {
+    /// Waits until the layer may be written, in its snapshot or ahead. It is being written until the
+    /// answer is dropped.
+    async fn admit(&self, index: usize) -> Admission;
+    /// So many bytes of the layer's blob have been read.
+    fn read(&self, index: usize, bytes: u64);
+    /// Writing the layer has gone through this stage.
+    fn went(&self, index: usize, stage: Stage, span: Span);
+}
+
+/// The right to write a layer, given back when it is dropped.
+pub struct Admission {
+    _permit: Box<dyn Any + Send>,
+}
+
+impl Admission {
+    /// A right that is given back by dropping `permit`.
+    pub fn new(permit: impl Send + 'static) -> Self {
+        Self {
+            _permit: Box::new(permit),
+        }
+    }
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission").finish_non_exhaustive()
+    }
+}
+
+/// What making a layer consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Waiting for who makes the layer, too, and for others to be written.
+    Wait,
+    /// Reading its blob.
+    Read,
+    /// Decompressing it.
+    Inflate,
+    /// Computing the diff ID.
+    Hash,
+    /// Writing what is in it, to the snapshot or ahead.
+    Write,
+    /// Putting what was written ahead in its place.
+    Place,
+    /// Committing the snapshot.
+    Commit,
+}
+
+/// When something was done. Stages of one layer go on at the same time, each waiting for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// When it began.
+    pub begin: Instant,
+    /// When it ended.
+    pub end: Instant,
+    /// How long it was at work between.
+    pub busy: Duration,
+}
+
+impl Span {
+    /// All the time from `begin` to now.
+    pub fn since(begin: Instant) -> Self {
+        let end = Instant::now();
+        Self {
+            begin,
+            end,
+            busy: end - begin,
+        }
+    }
+}
+
+/// The layers of `batch`, to be applied as `applier` does best, or else one after the other.
+pub fn in_batch(applier: &Arc<dyn Applier>, batch: Batch) -> Arc<dyn BatchApplier> {
+    applier.batch(&batch).unwrap_or_else(|| {
+        Arc::new(InTurn {
+            applier: Arc::clone(applier),
+            batch,
+        })
+    })
+}
+
+/// One layer after the other.
+struct InTurn {
+    applier: Arc<dyn Applier>,
+    batch: Batch,
+}
+
+#[async_trait]
+impl BatchApplier for InTurn {
+    async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied> {
+        let Batch {
+            layers, monitor, ..
+        } = &self.batch;
+        let _admission = monitor.admit(index).await;
+        let begin = Instant::now();
+        let applied = self.applier.apply(scope, &layers[index], mounts).await;
+        monitor.went(index, Stage::Write, Span::since(begin));
+        applied
+    }
+
+    async fn end(&self) {}
+}

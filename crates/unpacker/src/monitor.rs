@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What the applier is allowed, and what it tells of a job's layers.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use resnap_core::{Admission, Monitor, Span, Stage};
+
+use crate::Phase;
+use crate::engine::Shared;
+use crate::flight::Flight;
+
+/// How often the progress of one layer is told at most.
+const PACE: Duration = Duration::from_millis(100);
+
+/// Of the layers of a job from `first` on.
+pub(crate) struct JobMonitor {
+    shared: Shared,
+    flight: Arc<Flight>,
+    first: usize,
+    /// When the progress of each layer was told last, or might have been.
+    told: Mutex<Vec<Instant>>,
+}
+
+impl JobMonitor {
+    pub(crate) fn new(shared: Shared, flight: Arc<Flight>, first: usize) -> Self {
+        let layers = flight.plan.layers.len().saturating_sub(first);
+        Self {
+            shared,
+            flight,
+            first,
+            told: Mutex::new(vec![Instant::now(); layers]),
+        }
+    }
+}
+
+#[async_trait]
+impl Monitor for JobMonitor {
+    async fn admit(&self, index: usize) -> Admission {
+        let asked = Instant::now();
+        let permit = self.shared.may_apply(&self.flight).await;
+        self.went(index, Stage::Wait, Span::since(asked));
+        self.flight.tell(self.first + index, Phase::Applying);
+        Admission::new(permit)
+    }
+
+    fn read(&self, index: usize, bytes: u64) {
+        {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(told) = told.get_mut(index).filter(|told| told.elapsed() >= PACE) else {
+                return;
+            };
+            *told = Instant::now();
+        }
+        self.flight.tell_read(self.first + index, bytes);
+    }
+
+    fn went(&self, index: usize, stage: Stage, span: Span) {
+        self.flight.went(self.first + index, stage, span);
+    }
+}
