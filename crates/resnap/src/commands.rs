@@ -17,6 +17,7 @@ pub(crate) mod warm;
 use std::sync::Arc;
 
 use anyhow::Result;
+use resnap_applier::Applier;
 use resnap_containerd::Client;
 use resnap_core::Pick;
 use resnap_unpacker::{Engine, Observer, Settings, UnpackError};
@@ -72,9 +73,7 @@ async fn connect(config: &Config, mut settings: Settings) -> Result<Engine> {
     let client = Client::connect(&config.address.value)
         .await
         .map_err(UnpackError::from)?;
-    Ok(Engine::new(
-        client.ports(),
-        &config.namespace.value,
-        settings,
-    )?)
+    let mut ports = client.ports();
+    ports.applier = Arc::new(Applier::new(&ports, config.applier.clone()));
+    Ok(Engine::new(ports, &config.namespace.value, settings)?)
 }

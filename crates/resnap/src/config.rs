@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use resnap_applier::{Differ, Rule as ApplierRule, Settings as ApplierSettings};
 use resnap_containerd::DEFAULT_ADDRESS;
 use resnap_core::{Need, NeededOn, Profile, Profiles, Volumes};
 use resnap_cri_proxy::Unlabelled;
@@ -84,6 +85,7 @@ pub(crate) struct Config {
     /// What goes where.
     pub(crate) unpack: Setting<Vec<Configuration>>,
     pub(crate) profiles: Profiles,
+    pub(crate) applier: ApplierSettings,
     /// Those of the profiles that the file has changed.
     pub(crate) changed_profiles: Vec<String>,
 }
@@ -96,6 +98,7 @@ struct File {
     namespace: Option<String>,
     runtime_dir: Option<PathBuf>,
     prewarm_jobs: Option<NonZeroUsize>,
+    max_layer_bytes: Option<u64>,
     cri: CriSection,
     api: ApiSection,
     metrics: MetricsSection,
@@ -152,6 +155,8 @@ struct SnapshotterSection {
     reason: Option<String>,
     volumes: Option<VolumesWord>,
     os_features: Option<BTreeSet<String>>,
+    differ: Option<DifferWord>,
+    sync_fs: Option<bool>,
 }
 
 /// What goes where if the user does not say so.
@@ -200,6 +205,24 @@ enum VolumesWord {
     Guest,
 }
 
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DifferWord {
+    Auto,
+    Resnap,
+    Containerd,
+}
+
+impl From<DifferWord> for Differ {
+    fn from(word: DifferWord) -> Self {
+        match word {
+            DifferWord::Auto => Self::Auto,
+            DifferWord::Resnap => Self::Resnap,
+            DifferWord::Containerd => Self::Containerd,
+        }
+    }
+}
+
 impl From<UnlabelledWord> for Unlabelled {
     fn from(word: UnlabelledWord) -> Self {
         match word {
@@ -211,6 +234,13 @@ impl From<UnlabelledWord> for Unlabelled {
 }
 
 impl SnapshotterSection {
+    fn rule(&self) -> ApplierRule {
+        ApplierRule {
+            differ: self.differ.map(Differ::from).unwrap_or_default(),
+            sync_fs: self.sync_fs.unwrap_or_default(),
+        }
+    }
+
     fn amend(self, profile: &mut Profile) {
         let reason = self.reason.map(Into::into);
         match self.labels {
@@ -282,7 +312,10 @@ impl Config {
         let unlabelled = file.cri.unlabelled.map(Unlabelled::from);
         let mut profiles = Profiles::default();
         let changed_profiles = file.snapshotters.keys().cloned().collect();
+        let mut applier = ApplierSettings::default();
+        applier.max_layer_bytes = file.max_layer_bytes;
         for (name, section) in file.snapshotters {
+            applier.rules.insert(name.clone(), section.rule());
             section.amend(profiles.entry(&name));
         }
         let default_snapshotter = file.cri.default_snapshotter;
@@ -335,6 +368,7 @@ impl Config {
             prewarm: file.prewarm,
             prewarm_jobs: file.prewarm_jobs.map_or(1, NonZeroUsize::get),
             profiles,
+            applier,
             changed_profiles,
         };
         if let Some(address) = config

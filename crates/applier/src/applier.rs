@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The port.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use resnap_core::{
+    Applied, Batch, BatchApplier, ContentReader, Descriptor, Introspection, Mount, Ports, Result,
+    Scope,
+};
+
+use crate::batch::Ahead;
+
+/// Who writes layers to a snapshotter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Differ {
+    /// This process for `overlayfs`, `native` and `erofs`, where it can; else containerd.
+    #[default]
+    Auto,
+    /// This process; what it cannot write is an error.
+    Resnap,
+    /// containerd.
+    Containerd,
+}
+
+/// How layers are written to one snapshotter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rule {
+    /// Who does it.
+    pub differ: Differ,
+    /// Whether the file system is synced before a layer is committed, if this process wrote it. Not
+    /// by default, as containerd has it.
+    pub sync_fs: bool,
+}
+
+/// How an [`Applier`] works.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Settings {
+    /// By snapshotter.
+    pub rules: BTreeMap<String, Rule>,
+    /// Bytes that a layer may have decompressed. By default 1 GiB and a thousand times its blob's:
+    /// gzip makes no more of any, whatever it is.
+    pub max_layer_bytes: Option<u64>,
+    /// Layers of a batch that are written at once. As many as there are cores by default.
+    pub parallel: Option<NonZeroUsize>,
+}
+
+/// Writes layers in this process, or has another applier write them. It asks for the roots of
+/// snapshotters and content, and goes to their files itself.
+#[derive(Clone)]
+pub struct Applier(Arc<Shared>);
+
+/// What all batches share.
+pub(crate) struct Shared {
+    pub(crate) fallback: Arc<dyn resnap_core::Applier>,
+    pub(crate) content: Arc<dyn ContentReader>,
+    pub(crate) introspection: Arc<dyn Introspection>,
+    pub(crate) settings: Settings,
+}
+
+impl std::fmt::Debug for Applier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Applier")
+            .field("settings", &self.0.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Applier {
+    /// An applier before the one in `ports`.
+    pub fn new(ports: &Ports, settings: Settings) -> Self {
+        Self(Arc::new(Shared {
+            fallback: Arc::clone(&ports.applier),
+            content: Arc::clone(&ports.content),
+            introspection: Arc::clone(&ports.introspection),
+            settings,
+        }))
+    }
+}
+
+#[async_trait]
+impl resnap_core::Applier for Applier {
+    /// By the fallback: a layer by itself does not say its snapshotter.
+    async fn apply(&self, scope: &Scope, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied> {
+        self.0.fallback.apply(scope, layer, mounts).await
+    }
+
+    fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
+        let rule = self.0.settings.rule(&batch.snapshotter);
+        match rule.differ {
+            Differ::Containerd => None,
+            Differ::Auto if !KNOWN.contains(&batch.snapshotter.as_str()) => None,
+            Differ::Auto | Differ::Resnap => Some(Arc::new(Ahead::new(
+                Arc::clone(&self.0),
+                batch.clone(),
+                rule,
+            ))),
+        }
+    }
+}
+
+/// Whose layers are ours by default.
+const KNOWN: [&str; 3] = ["erofs", "native", "overlayfs"];
+
+impl Settings {
+    fn rule(&self, snapshotter: &str) -> Rule {
+        self.rules.get(snapshotter).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn parallel(&self) -> usize {
+        let cores = || std::thread::available_parallelism().ok();
+        self.parallel.or_else(cores).map_or(1, NonZeroUsize::get)
+    }
+
+    pub(crate) fn limit(&self, layer: &Descriptor) -> u64 {
+        let usual = || layer.size.saturating_mul(1000).saturating_add(1 << 30);
+        self.max_layer_bytes.unwrap_or_else(usual)
+    }
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A batch: its first layer says where all go, and the others are built ahead from then on.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use resnap_core::media_type::{self, Compression, Format};
+use resnap_core::{
+    Applied, Batch, BatchApplier, Descriptor, Mount, Result as PortResult, Scope, Span, Stage,
+};
+use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot, watch};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::applier::{Differ, Rule, Shared};
+use crate::build::{Built, build};
+use crate::error::Error;
+use crate::extract::Style;
+use crate::pipeline::{Stop, Work};
+use crate::source;
+use crate::staging::Staging;
+use crate::target::{Shape, Target, find};
+
+/// A layer that is being built.
+type Build = oneshot::Receiver<Result<Built, Error>>;
+
+/// A batch whose layers are built ahead.
+pub(crate) struct Ahead {
+    job: Arc<Job>,
+    rule: Rule,
+    stop: watch::Sender<bool>,
+    /// Held by all that is at work.
+    alive: Mutex<Option<mpsc::Sender<Infallible>>>,
+    /// Ends when nothing is at work.
+    ended: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
+    /// What is built ahead; empty where nothing can be.
+    builds: OnceCell<Mutex<HashMap<usize, Build>>>,
+    /// The snapshotter's.
+    root: OnceCell<PathBuf>,
+}
+
+/// What building a layer takes.
+struct Job {
+    shared: Arc<Shared>,
+    batch: Batch,
+    stop: Stop,
+    user: bool,
+    content: OnceCell<Option<PathBuf>>,
+}
+
+/// A layer to be built ahead.
+struct Order {
+    index: usize,
+    shape: Shape,
+    compression: Compression,
+    sender: oneshot::Sender<Result<Built, Error>>,
+}
+
+impl Ahead {
+    pub(crate) fn new(shared: Arc<Shared>, batch: Batch, rule: Rule) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let (alive, ended) = mpsc::channel(1);
+        Self {
+            job: Arc::new(Job {
+                shared,
+                batch,
+                stop: Stop(stopped),
+                user: is_user_namespace(),
+                content: OnceCell::new(),
+            }),
+            rule,
+            stop,
+            alive: Mutex::new(Some(alive)),
+            ended: tokio::sync::Mutex::new(ended),
+            builds: OnceCell::new(),
+            root: OnceCell::new(),
+        }
+    }
+
+    /// Says while it is held that something is at work.
+    fn alive(&self) -> Result<mpsc::Sender<Infallible>, Error> {
+        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        alive.clone().ok_or(Error::Stopped)
+    }
+
+    async fn ours(&self, index: usize, mounts: &[Mount]) -> Result<Applied, Error> {
+        let job = &self.job;
+        let layer = job.layer(index)?;
+        let (format, compression) = known(layer)?;
+        let root = self.root.get_or_try_init(|| job.root()).await?;
+        let target = find(mounts, root, job.user)?;
+        let shape = target.shape(format)?;
+        let begun = self.builds.get_or_try_init(|| self.begin(index, &target));
+        let build = {
+            let mut builds = begun.await?.lock().unwrap_or_else(PoisonError::into_inner);
+            builds.remove(&index)
+        };
+        let built = match build {
+            Some(build) => build.await.map_err(|_| Error::Stopped)??,
+            None => {
+                let _admission = job.batch.monitor.admit(index).await;
+                let (alive, path) = (self.alive()?, target.path());
+                job.build(index, shape, compression, path, alive).await?
+            }
+        };
+        let begin = Instant::now();
+        let (alive, sync, blob) = (self.alive()?, self.rule.sync_fs, layer.digest.clone());
+        let placed = spawn_blocking(move || {
+            let _alive = alive;
+            built.place(&target, &blob, sync)
+        });
+        let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
+        let monitor = &job.batch.monitor;
+        monitor.went(index, Stage::Place, Span::since(begin));
+        Ok(applied)
+    }
+
+    /// Begins to build the layers from `first` on, if they can be moved to where `target` is.
+    async fn begin(
+        &self,
+        first: usize,
+        target: &Target,
+    ) -> Result<Mutex<HashMap<usize, Build>>, Error> {
+        let none = || Ok(Mutex::default());
+        if let Target::Copy { .. } = target {
+            return none();
+        }
+        let Some(root) = self.root.get().cloned() else {
+            return none();
+        };
+        let snapshot = target.snapshot().to_owned();
+        let alive = self.alive()?;
+        let begun = spawn_blocking(move || -> std::io::Result<_> {
+            let _alive = alive;
+            let (staging, dead) = Staging::begin(&root)?;
+            let reaches = staging.reaches(&snapshot)?;
+            Ok((staging, dead, reaches))
+        });
+        let (staging, mut dead, reaches) = match begun.await {
+            Ok(Ok(begun)) => begun,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "nothing is built ahead");
+                return none();
+            }
+            Err(_) => return Err(Error::Panicked("makes a directory")),
+        };
+        let (mut builds, mut orders) = (HashMap::new(), Vec::new());
+        if reaches {
+            for (index, layer) in self.job.batch.layers.iter().enumerate().skip(first) {
+                let Ok((format, compression)) = known(layer) else {
+                    continue;
+                };
+                let Ok(shape) = target.shape(format) else {
+                    continue;
+                };
+                let shape = match shape {
+                    Shape::Tree(Style::Base) if index > first => Shape::Tree(Style::Upper),
+                    shape => shape,
+                };
+                let (sender, receiver) = oneshot::channel();
+                builds.insert(index, receiver);
+                orders.push(Order {
+                    index,
+                    shape,
+                    compression,
+                    sender,
+                });
+            }
+        }
+        let path = staging.path.clone();
+        dead.push(staging);
+        let (job, alive) = (Arc::clone(&self.job), self.alive()?);
+        tokio::spawn(async move {
+            // The batch's own, the last, is for later.
+            let own = dead.pop();
+            clear(dead).await;
+            build_all(job, orders, path, alive.clone()).await;
+            clear(own.into_iter().collect()).await;
+            drop(alive);
+        });
+        Ok(Mutex::new(builds))
+    }
+
+    async fn by_fallback(
+        &self,
+        scope: &Scope,
+        index: usize,
+        layer: &Descriptor,
+        mounts: &[Mount],
+    ) -> PortResult<Applied> {
+        let monitor = &self.job.batch.monitor;
+        let _admission = monitor.admit(index).await;
+        let begin = Instant::now();
+        let applied = self.job.shared.fallback.apply(scope, layer, mounts).await;
+        monitor.went(index, Stage::Write, Span::since(begin));
+        applied
+    }
+}
+
+#[async_trait]
+impl BatchApplier for Ahead {
+    async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> PortResult<Applied> {
+        let error = match self.ours(index, mounts).await {
+            Ok(applied) => return Ok(applied),
+            Err(error) => error,
+        };
+        let layer = &self.job.batch.layers[index];
+        match error {
+            Error::Unfit(reason) if self.rule.differ == Differ::Auto => {
+                tracing::debug!(reason, digest = %layer.digest, "left to containerd");
+                self.by_fallback(scope, index, layer, mounts).await
+            }
+            error => Err(error.into_core(layer)),
+        }
+    }
+
+    async fn end(&self) {
+        self.stop.send_replace(true);
+        drop(
+            self.alive
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+        // Nobody sends anything; the last one that could be at work is gone.
+        self.ended.lock().await.recv().await;
+    }
+}
+
+impl Job {
+    fn layer(&self, index: usize) -> Result<&Descriptor, Error> {
+        let layer = self.batch.layers.get(index);
+        layer.ok_or_else(|| Error::Unfit(format!("no layer {index}")))
+    }
+
+    /// The root of the snapshotter.
+    async fn root(&self) -> Result<PathBuf, Error> {
+        let name = &self.batch.snapshotter;
+        let all = self.shared.introspection.snapshotters().await?;
+        let mut found = all
+            .into_iter()
+            .filter(|snapshotter| snapshotter.name == *name);
+        let root = found.next().and_then(|found| found.root).map(PathBuf::from);
+        root.ok_or_else(|| Error::Unfit(format!("the root of {name} is not told")))
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        index: usize,
+        shape: Shape,
+        compression: Compression,
+        path: PathBuf,
+        alive: mpsc::Sender<Infallible>,
+    ) -> Result<Built, Error> {
+        let (layer, shared) = (self.layer(index)?, &self.shared);
+        let root = || async {
+            let root = shared.introspection.content_root().await?;
+            Ok::<_, resnap_core::Error>(root.map(PathBuf::from))
+        };
+        let root = self.content.get_or_try_init(root).await?.as_deref();
+        let scope = &self.batch.scope;
+        let source = source::open(&*shared.content, root, scope, layer).await?;
+        let work = Work {
+            index,
+            compression,
+            limit: shared.settings.limit(layer),
+            stop: self.stop.clone(),
+            monitor: Arc::clone(&self.batch.monitor),
+        };
+        let user = self.user;
+        let built = spawn_blocking(move || {
+            let _alive = alive;
+            build(source, &work, shape, path, user)
+        });
+        built.await.map_err(|_| Error::Panicked("writes"))?
+    }
+}
+
+/// Builds layers in order, some at once, until all are built or nobody wants them; then waits until
+/// nobody does.
+async fn build_all(
+    job: Arc<Job>,
+    orders: Vec<Order>,
+    staging: PathBuf,
+    alive: mpsc::Sender<Infallible>,
+) {
+    let slots = Arc::new(Semaphore::new(job.shared.settings.parallel()));
+    let mut stop = job.stop.clone();
+    let mut builders = JoinSet::new();
+    for order in orders {
+        let admission = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, job.batch.monitor.admit(order.index).await)
+        };
+        let admission = tokio::select! {
+            admission = admission => admission,
+            () = stop.set() => break,
+        };
+        let path = staging.join(order.index.to_string());
+        let (job, alive) = (Arc::clone(&job), alive.clone());
+        builders.spawn(async move {
+            let Order {
+                index,
+                shape,
+                compression,
+                sender,
+            } = order;
+            let built = job.build(index, shape, compression, path, alive).await;
+            drop(admission);
+            // Nobody asks for a layer that somebody else made.
+            let _ = sender.send(built);
+        });
+    }
+    stop.set().await;
+    while builders.join_next().await.is_some() {}
+}
+
+async fn clear(directories: Vec<Staging>) {
+    let cleared = spawn_blocking(|| {
+        for directory in directories {
+            let path = directory.path.clone();
+            if let Err(error) = directory.remove() {
+                tracing::warn!(?path, %error, "cannot be removed yet");
+            }
+        }
+    });
+    // A panic there is told by itself.
+    let _ = cleared.await;
+}
+
+fn known(layer: &Descriptor) -> Result<(Format, Compression), Error> {
+    let kind = &layer.media_type;
+    media_type::layer(kind).ok_or_else(|| Error::Unfit(format!("layers of type {kind}")))
+}
+
+/// Whether this process is in a user namespace of less than all users (`user_namespaces(7)`).
+fn is_user_namespace() -> bool {
+    let map = std::fs::read_to_string(Path::new("/proc/self/uid_map")).unwrap_or_default();
+    let numbers: Vec<&str> = map.split_whitespace().collect();
+    !map.is_empty() && numbers != ["0", "0", "4294967295"]
+}

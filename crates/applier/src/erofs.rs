@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A layer as a file `layer.erofs`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use resnap_core::Digest;
+use resnap_erofs::{Image, Lower, Nothing, Stack, Writer};
+use resnap_layer::Layer;
+
+use crate::error::{Doing as _, Error};
+
+/// The file's name, beside `.erofslayer`.
+pub(crate) const NAME: &str = "layer.erofs";
+
+/// The image's UUID: as containerd has it, so that the same layer gets the same
+/// (`plugins/diff/erofs/differ.go`).
+fn uuid(blob: &Digest) -> [u8; 16] {
+    let name = format!("erofs:blobs/{blob}");
+    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).into_bytes()
+}
+
+/// A new file in the place of whatever is there.
+fn create(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(path)
+}
+
+/// Writes all of a layer but what layers below decide.
+pub(crate) fn write<R: Read>(path: &Path, layer: &mut Layer<R>) -> Result<Writer<File>, Error> {
+    let file = create(path).when("create the EROFS image")?;
+    let mut writer = Writer::new(file, resnap_erofs::Limits::default())?;
+    writer.add(layer)?;
+    Ok(writer)
+}
+
+/// Writes the rest; `parents` are the files of the layers below, the topmost first.
+///
+/// A parent that cannot be read is one that somebody else wrote in a way of their own.
+pub(crate) fn finish(
+    writer: Writer<File>,
+    parents: &[PathBuf],
+    blob: &Digest,
+) -> Result<(), Error> {
+    let images = parents.iter().map(|path| {
+        let unfit = |error: &dyn std::fmt::Display| Error::Unfit(format!("{path:?}: {error}"));
+        let file = File::open(path).map_err(|error| unfit(&error))?;
+        Image::open(file).map_err(|error| unfit(&error))
+    });
+    let mut stack = Stack(images.collect::<Result<_, _>>()?);
+    let lower: &mut dyn Lower = match stack.0.is_empty() {
+        true => &mut Nothing,
+        false => &mut stack,
+    };
+    writer.finish(lower, uuid(blob))?;
+    Ok(())
+}
+
+/// Copies a layer that is an image already, and looks whether it is.
+pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
+    let mut file = create(path).when("create the EROFS image")?;
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        let count = stream.read(&mut buffer).when("read the layer")?;
+        let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else {
+            break;
+        };
+        file.write_all(piece).when("write the EROFS image")?;
+    }
+    Image::open(file).map_err(Error::NoImage)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_those_of_containerd() {
+        // RFC 9562, version 5 in its place.
+        let uuid = uuid(&Digest::sha256(b""));
+        assert_eq!(uuid[6] >> 4, 5);
+        assert_ne!(uuid, super::uuid(&Digest::sha256(b"1")));
+    }
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Image layers written to snapshots in this process, several at once on any containerd.
+//!
+//! [`Applier`] is an applier before another one, containerd's differ: it writes what it knows how to
+//! and leaves all else to the other.
+//!
+//! ```text
+//! blob -> read -> decompress -+-> SHA-256: the diff ID
+//!                             +-> entries -> a directory, or an EROFS image -> its place
+//! ```
+//!
+//! | snapshotter | what is written | lower layers are |
+//! |---|---|---|
+//! | overlayfs | the upper directory: whiteouts as devices 0:0, `trusted.overlay.opaque` | the mount's `lowerdir` |
+//! | erofs | `layer.erofs`, beside `.erofslayer` | `layer.erofs` of the parents, by the mounts |
+//! | native | the snapshot's directory, a full copy of its parent | in it |
+//!
+//! # Ahead of their turn
+//!
+//! A layer stands on the one before, and containerd commits them in order. What takes the time needs
+//! no parent: so layers of a [`Batch`](resnap_core::Batch) are written side by side, in
+//! `<snapshotter's root>/.resnap/<unique>/`, from when the first of them is applied on. When its turn
+//! comes, a layer is moved to its snapshot by a rename, after directories that it does not state got
+//! the metadata they have in the layers below. If a trial rename fails, as between file systems, and
+//! for `native`, each layer is written in its snapshot when its turn comes.
+//!
+//! The directory of a batch is locked (`flock`) while its process lives. A batch removes it in the
+//! end, and at its beginning those that no process holds.
+//!
+//! # What a directory becomes
+//!
+//! As [`resnap_erofs`] tells of images, with these differences: a base layer has no whiteouts, as
+//! nothing is below it; in a user namespace devices are left out and attributes are `user.overlay.*`;
+//! an attribute that the file system does not take is left out.
+//!
+//! What containerd's differ does otherwise:
+//!
+//! | | here | containerd 2.4 |
+//! |---|---|---|
+//! | time of a directory that the layer writes to and does not state | that below, or 1970 | of unpacking |
+//! | the root, if the layer states it | as stated | ignored |
+//! | times before 1970 | kept | 1970 |
+//! | a whiteout and a directory of one name | the directory, opaque: image spec | the lower one shows through |
+//! | metadata of a file with several names | of its first entry, as GNU tar | of the last |
+//! | GNU sparse files (type `S`) | files with holes | refused |
+//!
+//! # Hostile layers
+//!
+//! Every name is created below a descriptor of its directory, reached without following any symbolic
+//! link (`openat2`, or component by component); links of the layer are followed by their text, inside
+//! the root. Metadata are set by descriptor. So no entry leaves the directory, whatever links and
+//! entries of the same name come before it. Decompressed bytes, names and entries are limited
+//! ([`Settings::max_layer_bytes`], [`resnap_layer::Limits`]).
+
+mod applier;
+mod batch;
+mod build;
+mod erofs;
+mod error;
+mod extract;
+mod lower;
+mod pipeline;
+mod remove;
+mod source;
+mod staging;
+mod target;
+
+pub use applier::{Applier, Differ, Rule, Settings};
