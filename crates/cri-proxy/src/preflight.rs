@@ -140,10 +140,10 @@ impl Look<'_> {
 
     /// Whether the call is to be sent once more, after containerd answered this.
     pub(crate) async fn again(&self, status: &Status) -> Result<bool, Status> {
-        let Some(missing) = failed_unpack(status) else {
+        let Some(cause) = failed_unpack(status) else {
             return Ok(false);
         };
-        tracing::info!(missing, "containerd could not unpack an image");
+        tracing::info!(cause, "containerd could not unpack an image");
         let Ok(Some(needs)) = self.needs(true).await else {
             return Ok(false);
         };
