@@ -118,6 +118,10 @@ pub(crate) struct UnpackArguments {
     /// removing the layers, if nothing uses them, and unpacking them again
     #[arg(long)]
     pub(crate) repair: bool,
+    /// Draw when each layer went through which stage (wait, read, inflate, hash, write, commit), as
+    /// SVG; --json has the same in its report
+    #[arg(long, value_name = "FILE")]
+    pub(crate) timeline: Option<PathBuf>,
     /// The platform, such as linux/arm64 or 'linux(+erofs)/amd64'; this machine's own if not given,
     /// in the snapshotter's own format if all of that is on the node
     #[arg(long)]

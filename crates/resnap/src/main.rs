@@ -12,6 +12,7 @@ mod config;
 mod daemon;
 mod output;
 mod progress;
+mod timeline;
 mod warm;
 
 use std::io;

@@ -3,7 +3,9 @@
 
 //! `resnap unpack`.
 
-use anyhow::Result;
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
 use resnap_api::{Client, Told as Step};
 use resnap_core::Kind;
 use resnap_unpacker::{Begun, Engine, Event, Failure, Outcome as LayerOutcome, Report, Request};
@@ -16,6 +18,7 @@ use super::daemon::Worker;
 use crate::args::UnpackArguments;
 use crate::output::{Output, bytes};
 use crate::progress::Progress;
+use crate::timeline;
 
 pub(crate) async fn run(
     worker: &Worker,
@@ -23,6 +26,9 @@ pub(crate) async fn run(
     output: &mut Output,
 ) -> Result<Outcome> {
     let images = arguments.images;
+    if arguments.timeline.is_some() && images.len() > 1 {
+        bail!("--timeline draws one image; {} are named", images.len());
+    }
     let (signals, stop) = listen()?;
     let mut progress = (!output.is_json()).then(|| Progress::new(images.len()));
     let (sender, mut told) = mpsc::unbounded_channel();
@@ -50,6 +56,10 @@ pub(crate) async fn run(
                     progress.finish(number);
                 }
                 // One image that fails must not keep the others from being unpacked.
+                if let (Some(path), Ok(report)) = (&arguments.timeline, &*result) {
+                    fs::write(path, timeline::svg(report))
+                        .with_context(|| format!("write the timeline to {path:?}"))?;
+                }
                 match *result {
                     Ok(report) if output.is_json() => {
                         output.json_line(&serde_json::json!({ "report": report }))?;
