@@ -19,6 +19,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use tools::tools;
 pub(crate) use tools::write_program;
 pub use tools::{Dist, Provisioned, provision};
 

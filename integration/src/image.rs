@@ -6,7 +6,8 @@
 //! [`ImageBuilder`] and [`Index`] make an image of any layers, [`Fault`] makes it a wrong one.
 //! The ready-made images are real file trees out of Debian's packages and are kept in the
 //! target directory: [`web`], [`torture`], [`torture_mkfs`],
-//! [`shared_pair`], [`hello`], [`pause`], [`many`].
+//! [`shared_pair`], [`hello`], [`pause`], [`many`], and [`forms`], of which some are EROFS
+//! images.
 //!
 //! ```no_run
 //! # use resnap_integration::image::{Entry, ImageBuilder, Layer};
@@ -26,6 +27,7 @@ mod builder;
 mod built;
 mod catalog;
 mod layer;
+mod native;
 mod payload;
 pub mod tape;
 mod torture;
@@ -35,7 +37,8 @@ pub use built::{Built, BuiltLayer, BuiltManifest};
 pub use catalog::{
     HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, hello, many, pause, shared_pair, web,
 };
-pub use layer::{Compression, Layer, digest};
+pub use layer::{Compression, Format, Layer, digest};
+pub use native::{Form, foreign_architecture, forms};
 pub use tape::Entry;
 pub use torture::{
     Case, REFUSED, TORTURE, TORTURE_CLOCK, TORTURE_MKFS, TORTURE_SAYS, torture, torture_mkfs,

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
@@ -169,6 +170,16 @@ pub fn provision() -> Result<Provisioned> {
     }
     containerds.sort_by_key(|dist| dist.version);
     Ok(Provisioned { containerds, tools })
+}
+
+/// See [`Dist::tools`]; looked for once.
+pub(crate) fn tools() -> Result<&'static Path> {
+    static TOOLS: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(tools) = TOOLS.get() {
+        return Ok(tools);
+    }
+    let provisioned = provision()?;
+    Ok(TOOLS.get_or_init(|| provisioned.tools))
 }
 
 /// Unpacks the packages to `prefix`, once for every set of their versions.

@@ -32,6 +32,7 @@ const RECIPES: &[&str] = &[
     include_str!("builder.rs"),
     include_str!("catalog.rs"),
     include_str!("layer.rs"),
+    include_str!("native.rs"),
     include_str!("payload.rs"),
     include_str!("tape.rs"),
     include_str!("torture.rs"),

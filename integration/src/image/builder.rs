@@ -39,6 +39,8 @@ pub struct ImageBuilder {
     cmd: Vec<String>,
     env: Vec<String>,
     platform: BTreeMap<&'static str, Value>,
+    /// What the index says, if not what the config says.
+    listed_os_features: Option<Value>,
     docker: bool,
     faults: Vec<Fault>,
 }
@@ -55,6 +57,7 @@ impl ImageBuilder {
                 "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             ],
             platform: BTreeMap::new(),
+            listed_os_features: None,
             docker: false,
             faults: Vec::new(),
         }
@@ -111,6 +114,12 @@ impl ImageBuilder {
         self
     }
 
+    /// Has the index list other OS features than the config has.
+    pub fn listed_os_features<const N: usize>(mut self, features: [&str; N]) -> Self {
+        self.listed_os_features = Some(json!(features.to_vec()));
+        self
+    }
+
     /// Uses Docker's media types instead of OCI's.
     pub fn docker(mut self) -> Self {
         self.docker = true;
@@ -143,7 +152,7 @@ impl ImageBuilder {
                     .insert(layer.digest.clone(), Arc::clone(&layer.blob));
             }
             let mut descriptor = json!({
-                "mediaType": layer.compression.media_type(self.docker),
+                "mediaType": layer.media_type(self.docker),
                 "digest": layer.digest,
                 "size": layer.size,
             });
@@ -164,6 +173,9 @@ impl ImageBuilder {
         });
         let mut descriptor = blobs.json(media_type, &manifest);
         descriptor["platform"] = json!(self.platform);
+        if let Some(features) = &self.listed_os_features {
+            descriptor["platform"]["os.features"] = features.clone();
+        }
         let digest = text(&descriptor["digest"]);
         (
             descriptor,

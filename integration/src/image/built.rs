@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct BuiltLayer {
     /// The digest of the blob.
     pub digest: String,
-    /// The digest of the uncompressed tar, as the config states it.
+    /// The digest of the uncompressed tar, or EROFS image, as the config states it.
     pub diff_id: String,
     /// The chain ID of this layer and all below.
     pub chain_id: String,
@@ -59,5 +59,24 @@ impl Built {
     /// The chain ID of the whole image, empty without layers.
     pub fn chain_id(&self) -> &str {
         self.layers.last().map_or("", |layer| &layer.chain_id)
+    }
+
+    /// The same with the manifest at `index` of the index in the place of the first.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn entry(&self, index: usize) -> Self {
+        let Some(other) = index.checked_sub(1) else {
+            return self.clone();
+        };
+        let other = self.others[other].clone();
+        Self {
+            manifest: other.digest,
+            config: other.config,
+            layers: other.layers,
+            others: Vec::new(),
+            ..self.clone()
+        }
     }
 }

@@ -211,14 +211,18 @@ fn system() -> Vec<Entry> {
 
 /// The statically linked busybox with the links that its commands are found by.
 fn busybox<const N: usize>(more: [Entry; N]) -> Result<Layer> {
+    busybox_payload(more)?.layer()
+}
+
+/// The same as a tree.
+pub(super) fn busybox_payload<const N: usize>(more: [Entry; N]) -> Result<Payload> {
     let links = [
         "sh", "cat", "ls", "sleep", "echo", "true", "wc", "stat", "id", "mount",
     ];
-    Payload::debian(&["busybox-static"])?
+    Ok(Payload::debian(&["busybox-static"])?
         .with(system())
         .with(links.map(|name| Entry::symlink(format!("usr/bin/{name}"), "busybox")))
-        .with(more)
-        .layer()
+        .with(more))
 }
 
 /// The layer on top of [`web`]: a page and a program added, a file replaced, a file deleted and

@@ -1,16 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A layer: an uncompressed tar, the blob made of it, and their digests.
+//! A layer: an uncompressed tar or the EROFS image of one, the blob made of it, and their digests.
 
+use std::fs;
 use std::io::Write;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
-use super::tape::{self, Entry};
+use super::tape::{self, EPOCH, Entry};
+use crate::debian;
+
+/// What a layer's bytes are before they are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A tar.
+    Tar,
+    /// An EROFS image.
+    Erofs,
+}
+
+impl Format {
+    /// The media type of a layer of this format, in OCI's words or Docker's; those of EROFS are
+    /// containerd's.
+    fn media_type(self, compression: Compression, docker: bool) -> String {
+        let (base, dot) = match (self, docker) {
+            (Self::Tar, true) => ("application/vnd.docker.image.rootfs.diff.tar", "."),
+            (Self::Tar, false) => ("application/vnd.oci.image.layer.v1.tar", "+"),
+            (Self::Erofs, _) => ("application/vnd.erofs.layer.v1", "+"),
+        };
+        match compression {
+            Compression::None => base.to_owned(),
+            Compression::Gzip | Compression::GzipMembers => format!("{base}{dot}gzip"),
+            Compression::Zstd => format!("{base}{dot}zstd"),
+        }
+    }
+}
 
 /// How a layer's blob is made of its tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,19 +55,6 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The media type of such a layer, in OCI's words or Docker's.
-    pub(super) fn media_type(self, docker: bool) -> String {
-        let (base, dot) = match docker {
-            true => ("application/vnd.docker.image.rootfs.diff.tar", "."),
-            false => ("application/vnd.oci.image.layer.v1.tar", "+"),
-        };
-        match self {
-            Self::None => base.to_owned(),
-            Self::Gzip | Self::GzipMembers => format!("{base}{dot}gzip"),
-            Self::Zstd => format!("{base}{dot}zstd"),
-        }
-    }
-
     fn compress(self, tar: &[u8]) -> Result<Vec<u8>> {
         let (head, tail) = tar.split_at(tar.len() / 2);
         match self {
@@ -55,28 +71,56 @@ impl Compression {
 pub struct Layer {
     /// The digest of the blob.
     pub digest: String,
-    /// The digest of the uncompressed tar.
+    /// The digest of the uncompressed tar, or EROFS image.
     pub diff_id: String,
     /// The size of the blob in bytes.
     pub size: u64,
     /// How the blob was made.
     pub compression: Compression,
+    /// What it was made of.
+    pub format: Format,
     pub(super) blob: Arc<Vec<u8>>,
 }
 
 impl Layer {
     /// The layer of an uncompressed tar.
     pub fn new(tar: &[u8], compression: Compression) -> Result<Self> {
+        Self::of_bytes(tar, Format::Tar, compression)
+    }
+
+    /// The layer of the EROFS image that mkfs.erofs makes of a tar, as containerd's differ does.
+    /// The same tar gives the same image.
+    pub fn erofs(tar: &[u8], compression: Compression) -> Result<Self> {
+        let dir = tempfile::tempdir().context("cannot make a directory for an EROFS image")?;
+        let (from, to) = (dir.path().join("tar"), dir.path().join("layer.erofs"));
+        fs::write(&from, tar).context("cannot write a layer's tar")?;
+        let mut mkfs = Command::new(debian::tools()?.join("mkfs.erofs"));
+        mkfs.args(["--tar=f", "--aufs", "--quiet", "-Enoinline_data", "-b4096"])
+            // Of its own it takes a random UUID and the clock's time.
+            .args(["-U", "00000000-0000-4000-8000-000000000000", "--mkfs-time"])
+            .arg(format!("-T{EPOCH}"))
+            .args([&to, &from]);
+        debian::output(&mut mkfs)?;
+        let image = fs::read(&to).context("cannot read the image that mkfs.erofs made")?;
+        Self::of_bytes(&image, Format::Erofs, compression)
+    }
+
+    fn of_bytes(bytes: &[u8], format: Format, compression: Compression) -> Result<Self> {
         let blob = compression
-            .compress(tar)
+            .compress(bytes)
             .context("cannot compress a layer")?;
         Ok(Self {
             digest: digest(&blob),
-            diff_id: digest(tar),
+            diff_id: digest(bytes),
             size: blob.len() as u64,
             compression,
+            format,
             blob: Arc::new(blob),
         })
+    }
+
+    pub(super) fn media_type(&self, docker: bool) -> String {
+        self.format.media_type(self.compression, docker)
     }
 
     /// The gzip layer of these entries.
@@ -137,6 +181,12 @@ mod tests {
             "application/vnd.oci.image.layer.v1.tar+gzip",
             "application/vnd.oci.image.layer.v1.tar+zstd",
         ];
-        assert_eq!(all.map(|compression| compression.media_type(false)), types);
+        let named = |format: Format| all.map(|compression| format.media_type(compression, false));
+        assert_eq!(named(Format::Tar), types);
+        assert_eq!(named(Format::Erofs)[0], "application/vnd.erofs.layer.v1");
+        assert_eq!(
+            named(Format::Erofs)[3],
+            "application/vnd.erofs.layer.v1+zstd"
+        );
     }
 }

@@ -4,12 +4,12 @@
 //! The files of Debian packages as the entries of one layer, with `/usr` merged.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{self, Read};
 
 use anyhow::{Context, Result};
 
 use super::layer::Layer;
-use super::tape::Entry;
+use super::tape::{self, Entry};
 use crate::debian::{self, Suite};
 
 /// Directories that Debian's packages still ship at the root, and that an installed system has
@@ -45,6 +45,11 @@ impl Payload {
     /// The gzip layer of all entries.
     pub(super) fn layer(&self) -> Result<Layer> {
         Layer::of(self.dirs.values().chain(&self.rest))
+    }
+
+    /// The tar of all entries.
+    pub(super) fn tar(&self) -> io::Result<Vec<u8>> {
+        tape::pack(self.dirs.values().chain(&self.rest))
     }
 
     fn read(&mut self, tar: &[u8]) -> Result<()> {
