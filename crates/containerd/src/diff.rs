@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use containerd_client::services::v1::ApplyRequest;
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::types::Descriptor as DescriptorMessage;
-use resnap_core::{Applied, Applier, Descriptor, Error, Kind, Mount, Result, Scope};
+use resnap_core::{Applied, Applier, Descriptor, Error, Kind, Mount, Result, Scope, media_type};
 
 use crate::client::{Client, request};
 use crate::mounts::to_message;
@@ -19,7 +19,7 @@ impl Applier for Client {
         let subject = || layer.digest.to_string();
         let message = ApplyRequest {
             diff: Some(DescriptorMessage {
-                media_type: layer.media_type.clone(),
+                media_type: media_type::for_differ(&layer.media_type).to_owned(),
                 digest: layer.digest.to_string(),
                 size: i64::try_from(layer.size).unwrap_or(i64::MAX),
                 annotations: layer.annotations.clone().into_iter().collect(),
