@@ -228,6 +228,12 @@ impl Inner {
             let mut there = there.iter();
             there.any(|info| info.name == name && info.failure.is_none())
         };
+        let image = crate::image::resolve(&self.ports, &self.scope, &request.image).await?;
+        let takes = |snapshotter: &str, platform: &Platform| {
+            let not_taken = self.profiles.not_taken(snapshotter, &platform.os_features);
+            not_taken.is_empty()
+        };
+        let mut passed_over: Option<&str> = None;
         let mut first: Option<Request> = None;
         for configuration in &self.configurations {
             let Configuration {
@@ -236,32 +242,31 @@ impl Inner {
                 optional,
             } = configuration;
             let wanted = request.platform.as_ref().unwrap_or(platform);
-            if !self
-                .profiles
-                .not_taken(snapshotter, &wanted.os_features)
-                .is_empty()
-            {
-                continue;
-            }
+            let takes = takes(snapshotter, wanted);
             if !works(snapshotter) {
-                if !optional {
+                if takes && !optional {
                     self.require_snapshotter(snapshotter).await?;
+                }
+                if takes {
+                    passed_over.get_or_insert(snapshotter);
                 }
                 continue;
             }
             let settled = Request {
                 snapshotter: snapshotter.clone(),
-                platform: request.platform.clone().or_else(|| Some(platform.clone())),
+                platform: Some(wanted.clone()),
                 ..request.clone()
             };
-            if request.platform.is_some() || self.has(&settled).await? {
+            if takes && (request.platform.is_some() || self.has(&image, &settled).await?) {
                 *request = settled;
                 return Ok(());
             }
             first.get_or_insert(settled);
         }
-        // What is wrong with it is told when it is planned.
-        let Some(first) = first else {
+        if let (Some(_), Some(passed_over)) = (&request.platform, passed_over) {
+            self.require_snapshotter(passed_over).await?;
+        }
+        let Some(mut first) = first else {
             let platform = wanted(request);
             return Err(UnpackError::Backend(
                 Error::new(
@@ -272,14 +277,18 @@ impl Inner {
                 .because("no unpack configuration is for it; name a snapshotter"),
             ));
         };
+        if media_type::is_manifest(&image.target.media_type) {
+            // Chosen by whoever pulled it.
+            first.platform.clone_from(&request.platform);
+        }
+        // What is wrong with it is told when it is planned.
         *request = first;
         Ok(())
     }
 
     /// Whether the image has a manifest of just the platform that is asked for.
-    async fn has(&self, request: &Request) -> Result<bool, UnpackError> {
-        let image = crate::image::resolve(&self.ports, &self.scope, &request.image).await?;
-        let Ok(chosen) = choose(self, &image, request).await else {
+    async fn has(&self, image: &ResolvedImage, request: &Request) -> Result<bool, UnpackError> {
+        let Ok(chosen) = choose(self, image, request).await else {
             return Ok(false);
         };
         let has = os_features(&chosen.choice.platform(), &chosen.choice.layers);

@@ -251,7 +251,7 @@ fn snapshotters_tells_all_of_them(node: &Node) -> Result<()> {
 fn wrong_usage_ends_with_2(node: &Node) -> Result<()> {
     for wrong in [
         &["unpack"][..],
-        &["unpack", "hello:1"],
+        &["warm", "hello:1"],
         &[
             "unpack",
             "hello:1",

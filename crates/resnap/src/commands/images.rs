@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use resnap_core::{Kind, in_full};
-use resnap_unpacker::{Engine, Request, UnpackError};
+use resnap_unpacker::{Engine, Plan, Request, UnpackError};
 use serde::Serialize;
 
 use super::Outcome;
@@ -93,7 +93,7 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
     row.platform = Some(plan.platform.to_string());
     row.layers = Some(plan.layers.len());
     for snapshotter in snapshotters {
-        let ready = match engine.is_ready(&plan, snapshotter).await {
+        let ready = match is_ready(engine, &row.image, &plan, snapshotter).await {
             Ok(ready) => Some(ready),
             // One snapshotter that is gone must not hide the others.
             Err(error) if error.kind() == Kind::Unavailable => None,
@@ -102,4 +102,18 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
         row.ready.insert(snapshotter.clone(), ready);
     }
     Ok(row)
+}
+
+/// Of an image in several forms it is the snapshotter's own that is asked for, as by `check`.
+async fn is_ready(
+    engine: &Engine,
+    image: &str,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<bool, UnpackError> {
+    if engine.profiles().get(snapshotter).os_features.is_empty() {
+        return engine.is_ready(plan, snapshotter).await;
+    }
+    let own = engine.plan(&Request::new(image, snapshotter)).await?;
+    engine.is_ready(&own, snapshotter).await
 }
