@@ -18,6 +18,7 @@ mod differ;
 mod drain;
 mod errors;
 mod examples;
+mod features;
 mod hostile;
 mod metrics;
 mod nydus;
@@ -49,6 +50,7 @@ fn tests() -> Vec<Test> {
         drain::TESTS,
         errors::TESTS,
         examples::TESTS,
+        features::TESTS,
         hostile::TESTS,
         metrics::TESTS,
         nydus::TESTS,
