@@ -16,7 +16,9 @@ pub enum Pick {
     Best,
     /// The plain one, as containerd since 2.3 takes it for containers.
     Plain,
-    /// The first, as containerd up to 2.2 takes it for containers: it knows of no features.
+    /// The first, as containerd up to 2.2 takes it for containers: it knows of no features, unless
+    /// it was built with a newer containerd/platforms. Where the image is named by its ID, that
+    /// tells which it is.
     First,
 }
 

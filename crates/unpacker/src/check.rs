@@ -195,7 +195,7 @@ async fn warnings(engine: &Inner, plan: &Plan) -> Vec<String> {
         let mut before = listed.iter().take(index).filter(same);
         if let Some(first) = before.find(|other| !other.os_features.is_empty()) {
             warnings.push(format!(
-                "the index lists {first} before {plain}, and containerd up to 2.2 takes the first of the two: list the plain one first"
+                "the index lists {first} before {plain}, and of the two containerd up to 2.2 may take the first: list the plain one first"
             ));
         }
     }

@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use resnap_core::{
-    ChainId, Descriptor, EROFS_FEATURE, Error, Kind, Pick, Platform, SnapshotKey, media_type,
+    ChainId, Descriptor, Digest, EROFS_FEATURE, Error, Kind, Pick, Platform, SnapshotKey,
+    media_type,
 };
 use resnap_handler_wrapper::{Choice, ChoiceError, choose_manifest};
 use resnap_platforms::Matcher;
@@ -87,7 +88,16 @@ pub(crate) async fn choose(
     let plain = host_matcher(&image.target);
     let features = &engine.profiles.get(&request.snapshotter).os_features;
     let native = match request.pick {
-        Pick::First => return lasting(plain.ignoring_features()).await,
+        Pick::First => {
+            let first = lasting(plain.clone().ignoring_features()).await?;
+            // An image's ID is the config of what containerd has chosen: by that the builds are told
+            // apart that have a newer containerd/platforms than their version says.
+            let id = request.image.parse::<Digest>().ok();
+            if id.is_some_and(|id| id != first.choice.config_descriptor.digest) {
+                return lasting(plain).await;
+            }
+            return Ok(first);
+        }
         Pick::Best if !features.is_empty() => with_features(features.iter().cloned()),
         Pick::Best | Pick::Plain => return lasting(plain).await,
     };

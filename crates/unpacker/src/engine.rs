@@ -237,8 +237,9 @@ impl Engine {
                 Pick::Best => &self.0.profiles.get(&request.snapshotter).os_features,
                 Pick::Plain | Pick::First => &BTreeSet::new(),
             };
+            let by_id = (request.pick == Pick::First).then_some(&request.image);
             format!(
-                "{name}\n{reference:?}\n{}\n{:?}\n{:?}\n{features:?}",
+                "{name}\n{reference:?}\n{}\n{:?}\n{:?}\n{features:?}\n{by_id:?}",
                 image.target.digest, request.platform, request.pick
             )
         });
