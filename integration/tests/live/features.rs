@@ -3,6 +3,9 @@
 
 //! Images in several forms: who gets which, and what is said where a form is not taken.
 
+mod pods;
+mod refused;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
@@ -59,17 +62,32 @@ pub(crate) const TESTS: &[Test] = &[
         needs: Needs::Containerd,
         run: check_warns_of_an_index,
     },
+    Test {
+        name: "features_are_refused_before_anything_is_done",
+        needs: Needs::Nydus,
+        run: refused::before_anything_is_done,
+    },
+    Test {
+        name: "features_pods_get_what_containerd_takes",
+        needs: Needs::ErofsHandler,
+        run: pods::get_what_containerd_takes,
+    },
+    Test {
+        name: "features_pods_of_an_index_in_the_wrong_order",
+        needs: Needs::ErofsHandler,
+        run: pods::of_an_index_in_the_wrong_order,
+    },
 ];
 
 /// The usual image: what everybody takes first, as it should be.
-pub(crate) const USUAL: [Form; 3] = [Form::Plain, Form::Foreign, Form::Erofs];
+const USUAL: [Form; 3] = [Form::Plain, Form::Foreign, Form::Erofs];
 
 /// This machine's platform with EROFS images.
 fn erofs_platform() -> String {
     with_feature("erofs")
 }
 
-pub(crate) fn with_feature(feature: &str) -> String {
+fn with_feature(feature: &str) -> String {
     host_platform().replace('/', &format!("(+{feature})/"))
 }
 
@@ -466,5 +484,11 @@ fn check_warns_of_an_index(node: &Node) -> Result<()> {
         ensure!(told.len() == 1 && told[0].starts_with(&says), "{told:?}");
     }
     ensure!(warned.len() == 2, "{warned:?}");
+    // What it warns of.
+    let wrong = forms(&[Form::Erofs, Form::Foreign, Form::Plain])?;
+    let unpacked = node.unpack_by_containerd("overlayfs", &wrong.reference);
+    let takes_first = node.containerd.version() < (2, 0, 0);
+    ensure!(unpacked.is_err() == takes_first, "{unpacked:?}");
+    node.unpack("overlayfs", &wrong.reference)?;
     served.stop()
 }

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What of an image in several forms a pod on erofs gets: that is containerd's choice, since its
+//! Prepare is on the layers of the manifest that it chose. That is the plain one, or with an old
+//! containerd/platforms the first that the index lists; what is ready beside that does not change it.
+
+use anyhow::{Result, ensure};
+use resnap_integration::cri::Cri;
+use resnap_integration::image::{Built, Form, forms, pause};
+
+use super::USUAL;
+use crate::served::Served;
+use crate::suite::Node;
+use crate::unpack::assert_labels;
+
+const WRONG: [Form; 3] = [Form::Erofs, Form::Foreign, Form::Plain];
+
+pub(super) fn get_what_containerd_takes(node: &Node) -> Result<()> {
+    let (usual, wrong) = (forms(&USUAL)?, forms(&WRONG)?);
+    let native = usual.entry(2);
+    for image in [&pause()?, &usual, &wrong] {
+        node.import(image)?;
+    }
+    let served = Served::start(node)?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
+    let run = |name: &str, image: &Built| -> Result<String> {
+        let said = cri.run(&sandbox, name, &image.reference, &[])?;
+        Ok(said.output.trim().to_owned())
+    };
+
+    // For want of the native layers no pod fails.
+    for layer in &native.layers {
+        node.ctr(&["content", "rm", &layer.digest])?;
+    }
+    let said = run("usual", &usual)?;
+    ensure!(said == "plain", "it says {said:?}");
+    assert_labels(node, "erofs", &usual, &[])?;
+    let snapshots = node.snapshots("erofs")?;
+    ensure!(!snapshots.contains_key(native.chain_id()), "{snapshots:?}");
+
+    // Nor does it get them if they are ready.
+    node.import(&usual)?;
+    node.unpack("erofs", &usual.reference)?;
+    let snapshots = node.snapshots("erofs")?;
+    ensure!(snapshots.contains_key(native.chain_id()), "{snapshots:?}");
+    let said = run("again", &usual)?;
+    ensure!(said == "plain", "it says {said:?}");
+    cri.remove_all()?;
+    drop(cri);
+    served.stop()?;
+    node.nothing_left("erofs")
+}
+
+/// An index that lists the EROFS entry first, of which `check` warns. containerd 2.1 is Debian's
+/// here, which was built with a library that does know of OS features.
+pub(super) fn of_an_index_in_the_wrong_order(node: &Node) -> Result<()> {
+    let image = forms(&WRONG)?;
+    let plain = image.entry(2);
+    for image in [&pause()?, &image] {
+        node.import(image)?;
+    }
+    let served = Served::start(node)?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
+    // As kubelet names it, and as people do.
+    for (name, named) in [("by-id", &plain.config), ("by-name", &image.reference)] {
+        let said = cri.run(&sandbox, name, named, &[])?;
+        ensure!(said.output.trim() == "plain", "{name}: {said:?}");
+        assert_labels(node, "erofs", &plain, &[])?;
+        let snapshots = node.snapshots("erofs")?;
+        let is_native = snapshots.contains_key(image.chain_id());
+        // By its name alone nobody knows what an older one takes: then it must not be missing.
+        let may_be_native = name == "by-name" && node.containerd.version() < (2, 3, 0);
+        ensure!(is_native == may_be_native, "{name}: {snapshots:?}");
+    }
+    cri.remove_all()?;
+    drop(cri);
+    served.stop()?;
+    node.nothing_left("erofs")
+}
