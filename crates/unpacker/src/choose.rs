@@ -306,3 +306,6 @@ impl Inner {
         Ok(wants.iter().all(|feature| has.contains(feature)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,7 +51,7 @@ pub(super) fn decompress(blob: &[u8]) -> Option<&[u8]> {
     blob.strip_prefix(COMPRESSED)
 }
 
-/// An image of the machine's own platform: a manifest, a config and layers.
+/// An image: a manifest, a config and layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SimulatedImage {
     /// The manifest.
@@ -66,22 +66,16 @@ pub struct SimulatedImage {
 impl SimulatedImage {
     /// An image of these layers.
     pub fn new(layers: impl IntoIterator<Item = SimulatedLayer>) -> Self {
+        Self::of(&Platform::host(), layers)
+    }
+
+    /// An image of these layers, for another platform than the machine's own.
+    pub fn of(platform: &Platform, layers: impl IntoIterator<Item = SimulatedLayer>) -> Self {
         let layers: Vec<_> = layers.into_iter().collect();
-        let Platform {
-            os,
-            architecture,
-            variant,
-            ..
-        } = Platform::host();
         let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.diff_id).collect();
-        let config_blob = json!({
-            "os": os,
-            "architecture": architecture,
-            "variant": variant,
-            "rootfs": { "type": "layers", "diff_ids": diff_ids },
-        })
-        .to_string()
-        .into_bytes();
+        let mut config = json!(platform);
+        config["rootfs"] = json!({ "type": "layers", "diff_ids": diff_ids });
+        let config_blob = config.to_string().into_bytes();
         let config = descriptor(media_type::OCI_CONFIG, &config_blob);
         let descriptors: Vec<_> = layers.iter().map(|layer| &layer.descriptor).collect();
         let manifest_blob = json!({
@@ -119,6 +113,22 @@ impl SimulatedImage {
             blobs,
         }
     }
+}
+
+/// The blob of an index of these manifests, and what points at it.
+pub(super) fn index(entries: &[(Platform, SimulatedImage)]) -> (Descriptor, Vec<u8>) {
+    let manifests = entries.iter().map(|(platform, image)| Descriptor {
+        platform: Some(platform.clone()),
+        ..image.manifest.clone()
+    });
+    let blob = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_INDEX,
+        "manifests": manifests.collect::<Vec<_>>(),
+    })
+    .to_string()
+    .into_bytes();
+    (descriptor(media_type::OCI_INDEX, &blob), blob)
 }
 
 fn descriptor(media_type: &str, blob: &[u8]) -> Descriptor {

@@ -15,10 +15,10 @@ use tokio::time::Instant;
 
 use self::snapshots::Commit;
 use self::state::State;
-use super::{Effect, Fault, Operation, SimulatedImage};
+use super::{Effect, Fault, Operation, SimulatedImage, image};
 use crate::{
-    ChainId, Container, DiffId, Digest, Error, Kind, Labels, LeaseId, Ports, Result, Scope,
-    SnapshotInfo, SnapshotKey,
+    ChainId, Container, DiffId, Digest, Error, Kind, Labels, LeaseId, Platform, Ports, Result,
+    Scope, SnapshotInfo, SnapshotKey,
 };
 
 /// How long the containerd client waits for an answer, but for an Apply's.
@@ -116,6 +116,24 @@ impl Simulated {
     /// Puts an image's record and blobs in a namespace.
     pub fn add_image(&self, namespace: &str, name: &str, image: &SimulatedImage) {
         self.state().add_image(namespace, name, image);
+    }
+
+    /// The same with an index of several images, each under the platform that the index gives it.
+    pub fn add_index(&self, namespace: &str, name: &str, entries: &[(Platform, SimulatedImage)]) {
+        let mut state = self.state();
+        for (_, image) in entries {
+            state.add_image(namespace, name, image);
+        }
+        let (target, blob) = image::index(entries);
+        let references = entries.iter().enumerate().map(|(index, (_, image))| {
+            let key = format!("containerd.io/gc.ref.content.m.{index}");
+            (key, image.manifest.digest.to_string())
+        });
+        let references = references.collect();
+        let namespace = state.namespace(namespace);
+        let blobs = &mut namespace.blobs;
+        blobs.insert(target.digest.clone(), (blob, references));
+        namespace.images.insert(name.to_owned(), target);
     }
 
     /// Adds a container's record, which keeps its snapshot.
