@@ -193,7 +193,8 @@ pub(crate) struct CheckArguments {
     /// Look at this snapshotter only, and exit with 1 if an image is not ready there
     #[arg(long, short)]
     pub(crate) snapshotter: Option<String>,
-    /// The platform, such as linux/arm64; this machine's own if not given
+    /// The platform, such as linux/arm64 or 'linux(+erofs)/amd64'; this machine's own if not given,
+    /// in the format of the snapshotter that is named if all of that is on the node
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
 }

@@ -439,12 +439,17 @@ mod tests {
 
     const EXAMPLE: &str = include_str!("../../../examples/config.toml");
 
-    /// What is told by this file alone, without where it is from.
-    fn told(path: &str) -> String {
+    /// By this file alone.
+    fn load(path: &str) -> Result<Config> {
         let words = ["resnap", "--config", path, "images"];
         let matches = Arguments::command().get_matches_from(words);
-        let arguments = Arguments::from_arg_matches(&matches).unwrap();
-        let mut config = Config::load(&arguments.common, None, &matches).unwrap();
+        let arguments = Arguments::from_arg_matches(&matches)?;
+        Config::load(&arguments.common, None, &matches)
+    }
+
+    /// What is told by this file alone, without where it is from.
+    fn told(path: &str) -> String {
+        let mut config = load(path).unwrap();
         config.file.value = None;
         format!("{config:#?}").replace("source: File", "source: Default")
     }
@@ -453,6 +458,76 @@ mod tests {
     fn the_example_is_the_defaults() {
         let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/config.toml");
         assert_eq!(told(example), told("/dev/null"));
+    }
+
+    /// What of it goes where.
+    fn unpack(text: &str) -> Result<Vec<(String, String, bool)>> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("config.toml");
+        fs::write(&path, text)?;
+        let config = load(&path.display().to_string())?;
+        let entries = config.unpack.value.into_iter();
+        Ok(entries
+            .map(|entry| {
+                (
+                    entry.platform.to_string(),
+                    entry.snapshotter,
+                    entry.optional,
+                )
+            })
+            .collect())
+    }
+
+    #[test]
+    fn what_goes_where_is_read() {
+        let host = resnap_unpacker::Configuration::defaults("")[0]
+            .platform
+            .to_string();
+        let erofs = host.replacen('/', "(+erofs)/", 1);
+        let entry = |platform: &str, snapshotter: &str, optional| {
+            (platform.to_owned(), snapshotter.to_owned(), optional)
+        };
+        for (text, want) in [
+            (
+                "",
+                vec![
+                    entry(&host, "overlayfs", false),
+                    entry(&erofs, "erofs", true),
+                ],
+            ),
+            (
+                "cri.default_snapshotter = 'native'",
+                vec![entry(&host, "native", false), entry(&erofs, "erofs", true)],
+            ),
+            (
+                "[[unpack]]\nplatform = 'linux(+b+a)/arm64'\nsnapshotter = 'mine'\noptional = true\n\
+                 [[unpack]]\nplatform = 'Linux/x86_64'\nsnapshotter = 'other'",
+                vec![
+                    entry("linux(+a+b)/arm64", "mine", true),
+                    entry("linux/amd64", "other", false),
+                ],
+            ),
+            ("unpack = []", Vec::new()),
+        ] {
+            assert_eq!(unpack(text).unwrap(), want, "{text}");
+        }
+        for (text, says) in [
+            (
+                "[[unpack]]\nsnapshotter = 'erofs'",
+                "missing field `platform`",
+            ),
+            (
+                "[[unpack]]\nplatform = 'linux/amd64'",
+                "missing field `snapshotter`",
+            ),
+            (
+                "[[unpack]]\nplatform = 'linux(erofs/amd64'\nsnapshotter = 'erofs'",
+                "[[unpack]] platform \"linux(erofs/amd64\"",
+            ),
+        ] {
+            let error = format!("{:#}", unpack(text).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]
