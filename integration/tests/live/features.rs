@@ -58,6 +58,11 @@ pub(crate) const TESTS: &[Test] = &[
         run: of_both_kinds_in_one_image,
     },
     Test {
+        name: "features_of_compressed_images",
+        needs: Needs::Erofs,
+        run: of_compressed_images,
+    },
+    Test {
         name: "features_check_warns_of_an_index",
         needs: Needs::Containerd,
         run: check_warns_of_an_index,
@@ -491,4 +496,30 @@ fn check_warns_of_an_index(node: &Node) -> Result<()> {
     ensure!(unpacked.is_err() == takes_first, "{unpacked:?}");
     node.unpack("overlayfs", &wrong.reference)?;
     served.stop()
+}
+
+/// Compressed EROFS images, which containerd's own differ takes since 2.3.
+fn of_compressed_images(node: &Node) -> Result<()> {
+    let image = forms(&[Form::Plain, Form::ErofsZstd])?;
+    let native = image.entry(1);
+    node.import(&image)?;
+    ensure!(
+        native
+            .layers
+            .iter()
+            .all(|layer| layer.digest != layer.diff_id)
+    );
+    assert_went(
+        unpack(node, &image, &["--snapshotter", "erofs"])?,
+        "erofs",
+        &native,
+    )?;
+    assert_labels(node, "erofs", &native, &[])?;
+    assert_copied(node, &native)?;
+    node.nothing_left("erofs")?;
+    let alone = forms(&[Form::ErofsZstd])?;
+    node.import(&alone)?;
+    let said = node.run("erofs", &alone.reference)?;
+    ensure!(said == "zstd", "it says {said:?}");
+    assert_only_on_erofs(node, &alone, &alone, &[])
 }
