@@ -317,3 +317,6 @@ fn hash(chunks: &Receiver<Chunk>) -> Result<(Meter, Applied), Error> {
     let diff_id = digest.map_err(|_| Error::Panicked("hashes"))?;
     Ok((meter, Applied { diff_id, size }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,6 +76,7 @@ impl<'a> Through<'a> {
         let mut command = self.node.resnap_command()?;
         command
             .env("CONTAINERD_ADDRESS", self.tap.socket())
+            .env("RESNAP_CONFIG", self.served.dir.join("config.toml"))
             .env("RESNAP_RUNTIME_DIR", &self.served.dir)
             .args(arguments);
         Ok(command)

@@ -91,7 +91,9 @@ impl Scene {
 
     /// `resnap` with the runtime directory, not through the tap.
     fn resnap(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = self.node.resnap_command()?;
+        // All by containerd's differ, so that a tap would see it.
+        let mut command = self.node.tapped_command(&self.tap)?;
+        command.env("CONTAINERD_ADDRESS", self.node.containerd.socket());
         command
             .env("RESNAP_RUNTIME_DIR", &self.runtime_dir)
             .args(arguments);

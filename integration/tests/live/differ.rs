@@ -163,13 +163,8 @@ fn changes_those_below(
     let image = image(node)?;
     let tap = node.containerd.tap()?;
     let applied = tap.hold(Method::APPLY, 1, Point::After);
-    let mut command = node.resnap_command()?;
-    command.env("CONTAINERD_ADDRESS", tap.socket()).args([
-        "unpack",
-        &image.reference,
-        "--snapshotter",
-        snapshotter,
-    ]);
+    let mut command = node.tapped_command(&tap)?;
+    command.args(["unpack", &image.reference, "--snapshotter", snapshotter]);
     let ended = std::thread::spawn(move || end(&mut command));
     let request: ApplyRequest = applied.wait()?.decode()?;
     let source = &request.mounts.first().context("no mount")?.source;

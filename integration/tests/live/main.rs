@@ -11,6 +11,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod api;
+mod applier;
 mod cli;
 mod conformance;
 mod crash;
@@ -43,6 +44,7 @@ use suite::Test;
 fn tests() -> Vec<Test> {
     [
         api::TESTS,
+        applier::TESTS,
         cli::TESTS,
         conformance::TESTS,
         crash::TESTS,

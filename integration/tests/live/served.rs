@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use anyhow::{Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::suite::{Node, unique};
+use crate::suite::{Node, by, unique};
 
 /// A running `resnap serve`, ended with the value.
 pub(crate) struct Served {
@@ -26,9 +26,13 @@ impl Served {
         Self::before(node, node.containerd.socket())
     }
 
-    /// In front of a containerd, or of a tap to it.
+    /// In front of a containerd, or of a tap to it, which sees every layer.
     pub(crate) fn before(node: &Node, backend: &Path) -> Result<Self> {
-        Self::configured(node, backend, "")
+        let config = match backend == node.containerd.socket() {
+            true => String::new(),
+            false => by("containerd"),
+        };
+        Self::configured(node, backend, &config)
     }
 
     /// With this configuration file.

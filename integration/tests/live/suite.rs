@@ -16,11 +16,19 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use resnap_integration::daemon::{Containerd, Options, in_private_namespaces};
 use resnap_integration::debian::{Dist, output, provision};
 use resnap_integration::image::{self, Built};
+use resnap_integration::tap::Tap;
 use resnap_integration::tree::Tree;
 use serde_json::Value;
 
 /// Two containerds at work keep two cores busy.
 const TESTS_AT_ONCE: usize = 2;
+
+/// A configuration by which this differ writes all layers.
+pub(crate) fn by(differ: &str) -> String {
+    ["overlayfs", "native", "erofs"]
+        .map(|snapshotter| format!("snapshotters.{snapshotter}.differ = {differ:?}\n"))
+        .concat()
+}
 
 /// How much of a daemon's log a failed test shows.
 const LOG_LINES: usize = 30;
@@ -176,6 +184,32 @@ impl Node {
             .env("RESNAP_CONFIG", "/dev/null")
             .args(["--namespace", &self.namespace]);
         Ok(command)
+    }
+
+    /// The same through a tap, which sees every layer: containerd's differ writes them.
+    pub(crate) fn tapped_command(&self, tap: &Tap) -> Result<Command> {
+        let mut command = self.command_by("containerd")?;
+        command.env("CONTAINERD_ADDRESS", tap.socket());
+        Ok(command)
+    }
+
+    /// `resnap` for this node and namespace, by which this differ writes all layers.
+    pub(crate) fn command_by(&self, differ: &str) -> Result<Command> {
+        let config = self.containerd.scratch().join(unique("by"));
+        std::fs::write(&config, by(differ))?;
+        let mut command = self.resnap_command()?;
+        command.env("RESNAP_CONFIG", config);
+        Ok(command)
+    }
+
+    /// Makes an image ready with layers that this differ writes.
+    pub(crate) fn unpack_by(&self, differ: &str, snapshotter: &str, image: &str) -> Result<Value> {
+        let mut command = self.command_by(differ)?;
+        command.args(["unpack", "--json", image, "--snapshotter", snapshotter]);
+        let lines = end(&mut command)?.json_lines()?;
+        let last = lines.last().context("unpack printed nothing")?;
+        let report = last.get("report").context("the last line has no report")?;
+        Ok(report.clone())
     }
 
     /// Puts an image's records and blobs on the node; nothing is unpacked.

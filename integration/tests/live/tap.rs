@@ -69,13 +69,8 @@ fn tapped(node: &Node) -> Result<(Built, Tap)> {
 
 /// `resnap unpack` of the image on `native` through the tap.
 fn unpack(node: &Node, tap: &Tap, image: &Built) -> Result<Command> {
-    let mut command = node.resnap_command()?;
-    command.env("CONTAINERD_ADDRESS", tap.socket()).args([
-        "unpack",
-        &image.reference,
-        "--snapshotter",
-        "native",
-    ]);
+    let mut command = node.tapped_command(tap)?;
+    command.args(["unpack", &image.reference, "--snapshotter", "native"]);
     Ok(command)
 }
 

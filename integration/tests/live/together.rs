@@ -163,8 +163,7 @@ impl Unpacking {
     /// One of several through `tap` whose locks are in `dir`.
     fn start(node: &Node, tap: &Tap, dir: &str, image: &str) -> Result<Self> {
         let mut child = node
-            .resnap_command()?
-            .env("CONTAINERD_ADDRESS", tap.socket())
+            .tapped_command(tap)?
             .args(["unpack", "--json", image, "--snapshotter", ON])
             .args(["--runtime-dir", dir])
             .stdout(Stdio::piped())

@@ -195,7 +195,7 @@ fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
         node.import(&image)?;
     }
     pulled.unpack_by_containerd("overlayfs", &image.reference)?;
-    node.unpack("overlayfs", &image.reference)?;
+    node.unpack_by("containerd", "overlayfs", &image.reference)?;
     node.nothing_left("overlayfs")?;
     let ours = node.tree("overlayfs", &image.reference)?;
     let theirs = pulled.tree("overlayfs", &image.reference)?;
@@ -221,7 +221,7 @@ fn torture_on_erofs_equals_overlayfs(node: &Node) -> Result<()> {
     let image = torture_mkfs()?;
     node.import(&image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
-    node.unpack("erofs", &image.reference)?;
+    node.unpack_by("containerd", "erofs", &image.reference)?;
     assert_labels(node, "erofs", &image, &[])?;
     node.nothing_left("erofs")?;
     let expected = [TORTURE_CLOCK, TORTURE_MKFS].concat();

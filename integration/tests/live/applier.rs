@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Layers written by resnap itself, next to those that containerd's differ wrote of the same image.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::image::{
+    Built, Compression, Entry, ImageBuilder, Layer, ROOT_CLOCK, TORTURE_CLOCK, hello, shared_pair,
+    torture, web,
+};
+use resnap_integration::tree::{Expected, Field, compare, surprises};
+
+use crate::suite::{Needs, Node, Test, end, unique};
+use crate::unpack::assert_labels;
+
+pub(crate) const TESTS: &[Test] = &[
+    Test {
+        name: "applier_writes_what_containerd_does",
+        needs: Needs::Alone,
+        run: writes_the_same,
+    },
+    Test {
+        name: "applier_builds_several_layers_at_once",
+        needs: Needs::Alone,
+        run: several_at_once,
+    },
+    Test {
+        name: "applier_killed_leaves_what_the_next_clears",
+        needs: Needs::Alone,
+        run: killed,
+    },
+];
+
+/// What is meant to differ from the walking differ on the torture image, besides its times.
+const KEPT: &[Expected] = &[];
+
+impl Node {
+    fn beside(&self) -> Self {
+        Self {
+            containerd: Arc::clone(&self.containerd),
+            namespace: unique("beside"),
+        }
+    }
+
+    fn targets(&self) -> impl Iterator<Item = &'static str> {
+        let erofs = self.containerd.has_erofs().then_some("erofs");
+        ["overlayfs", "native"].into_iter().chain(erofs)
+    }
+
+    fn snapshotter_root(&self, snapshotter: &str) -> PathBuf {
+        let root = self.containerd.root();
+        root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"))
+    }
+
+    /// What is built ahead, by the process and batch.
+    fn staged(&self, snapshotter: &str) -> Result<Vec<PathBuf>> {
+        let dir = self.snapshotter_root(snapshotter).join(".resnap");
+        if !dir.exists() {
+            return Ok(Vec::new());
+        }
+        let entries = std::fs::read_dir(dir)?;
+        entries.map(|entry| Ok(entry?.path())).collect()
+    }
+}
+
+fn writes_the_same(node: &Node) -> Result<()> {
+    let (left, right) = shared_pair()?;
+    let mut faults = Vec::new();
+    for (image, expected) in [
+        (hello()?, ROOT_CLOCK.to_vec()),
+        (web()?, ROOT_CLOCK.to_vec()),
+        (left, ROOT_CLOCK.to_vec()),
+        (right, ROOT_CLOCK.to_vec()),
+        (torture()?, [TORTURE_CLOCK, KEPT].concat()),
+    ] {
+        let theirs = node.beside();
+        theirs.import(&image)?;
+        theirs.unpack_by("containerd", "overlayfs", &image.reference)?;
+        let theirs = theirs.tree("overlayfs", &image.reference)?;
+        for snapshotter in node.targets() {
+            let ours = node.beside();
+            ours.import(&image)?;
+            ours.unpack_by("resnap", snapshotter, &image.reference)
+                .with_context(|| format!("{} on {snapshotter}", image.reference))?;
+            assert_labels(&ours, snapshotter, &image, &[])?;
+            ours.nothing_left(snapshotter)?;
+            let staged = ours.staged(snapshotter)?;
+            ensure!(staged.is_empty(), "{staged:?} are left");
+            let tree = ours.tree(snapshotter, &image.reference)?;
+            for surprise in surprises(&compare(&theirs, &tree), &expected) {
+                faults.push(format!("{} on {snapshotter}: {surprise}", image.reference));
+            }
+        }
+    }
+    if node.containerd.has_erofs() {
+        for snapshot in std::fs::read_dir(node.snapshotter_root("erofs").join("snapshots"))? {
+            let file = snapshot?.path().join("layer.erofs");
+            if file.exists() {
+                let fsck = node.containerd.dist().tools().join("fsck.erofs");
+                let checked = end(Command::new(fsck).arg(&file))?;
+                ensure!(checked.code == Some(0), "{file:?}: {checked:#?}");
+            }
+        }
+    }
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
+/// Layers that take a while, of files of random bytes.
+fn heavy(node: &Node, layers: u8, megabytes: usize) -> Result<Built> {
+    let mut state = 1u64;
+    let layers = (0..layers).map(|number| {
+        let noise: Vec<u8> = (0..megabytes << 20)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state.to_le_bytes()[0]
+            })
+            .collect();
+        let path = format!("file{number}");
+        let tar = resnap_integration::image::tape::pack(&[Entry::file(path, noise)])?;
+        Layer::new(&tar, Compression::Gzip)
+    });
+    let archive = node.containerd.scratch().join(unique("heavy"));
+    let image = ImageBuilder::new("docker.io/library/heavy:1")
+        .layers(layers.collect::<Result<Vec<_>>>()?)
+        .write(&archive)?;
+    node.import(&image)?;
+    Ok(image)
+}
+
+fn several_at_once(node: &Node) -> Result<()> {
+    let image = heavy(node, 4, 8)?;
+    for snapshotter in node.targets().filter(|name| *name != "native") {
+        let report = node.unpack_by("resnap", snapshotter, &image.reference)?;
+        let layers = report["layers"].as_array().context("no layers")?;
+        let stage = |index: usize, name: &str, end: &str| {
+            let stages = layers.get(index)?["stages"].as_array()?;
+            stages.iter().find(|stage| stage["stage"] == name)?[end].as_f64()
+        };
+        // Others are written before the first is committed.
+        let committed = stage(0, "commit", "begin").context("no commit")?;
+        let ahead = (1..4)
+            .filter(|index| stage(*index, "write", "begin").is_some_and(|begin| begin < committed));
+        ensure!(ahead.count() >= 1, "none was built ahead: {report:#}");
+        for index in 0..4 {
+            for name in ["read", "inflate", "hash", "write", "place", "commit"] {
+                stage(index, name, "busy").with_context(|| format!("no {name} of {index}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn killed(node: &Node) -> Result<()> {
+    let image = heavy(node, 4, 24)?;
+    for snapshotter in node.targets().filter(|name| *name != "native") {
+        let mut process = node
+            .command_by("resnap")?
+            .args(["unpack", &image.reference, "--snapshotter", snapshotter])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let is_building = |path: &PathBuf| path.join("1").exists();
+        while !node.staged(snapshotter)?.iter().any(is_building) {
+            ensure!(Instant::now() < deadline, "it builds nothing ahead");
+            ensure!(
+                process.try_wait()?.is_none(),
+                "it ended before it was killed"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        process.kill()?;
+        process.wait()?;
+        let left = node.staged(snapshotter)?;
+        ensure!(left.len() == 1, "{left:?}");
+        node.unpack_by("resnap", snapshotter, &image.reference)?;
+        let left = node.staged(snapshotter)?;
+        ensure!(left.is_empty(), "{left:?} are left");
+        node.nothing_left(snapshotter)?;
+    }
+    Ok(())
+}
