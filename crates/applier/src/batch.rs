@@ -245,8 +245,24 @@ impl Job {
         let mut found = all
             .into_iter()
             .filter(|snapshotter| snapshotter.name == *name);
-        let root = found.next().and_then(|found| found.root).map(PathBuf::from);
+        if let Some(root) = found.next().and_then(|found| found.root) {
+            return Ok(PathBuf::from(root));
+        }
+        // Some do not tell before containerd 1.7. This is where it is by default; if not, the mounts
+        // are elsewhere.
+        let content = self.content_root().await?;
+        let root = content.and_then(Path::parent);
+        let root = root.map(|root| root.join(format!("io.containerd.snapshotter.v1.{name}")));
         root.ok_or_else(|| Error::Unfit(format!("the root of {name} is not told")))
+    }
+
+    /// The root of the content store.
+    async fn content_root(&self) -> Result<Option<&Path>, Error> {
+        let ask = || async {
+            let root = self.shared.introspection.content_root().await?;
+            Ok::<_, resnap_core::Error>(root.map(PathBuf::from))
+        };
+        Ok(self.content.get_or_try_init(ask).await?.as_deref())
     }
 
     async fn build(
@@ -258,11 +274,7 @@ impl Job {
         alive: mpsc::Sender<Infallible>,
     ) -> Result<Built, Error> {
         let (layer, shared) = (self.layer(index)?, &self.shared);
-        let root = || async {
-            let root = shared.introspection.content_root().await?;
-            Ok::<_, resnap_core::Error>(root.map(PathBuf::from))
-        };
-        let root = self.content.get_or_try_init(root).await?.as_deref();
+        let root = self.content_root().await?;
         let scope = &self.batch.scope;
         let source = source::open(&*shared.content, root, scope, layer).await?;
         let work = Work {

@@ -13,7 +13,7 @@ use resnap_integration::image::{
     Built, Compression, Entry, ImageBuilder, Layer, ROOT_CLOCK, TORTURE_CLOCK, hello, shared_pair,
     torture, web,
 };
-use resnap_integration::tree::{Expected, Field, compare, surprises};
+use resnap_integration::tree::{Expected, compare, surprises};
 
 use crate::suite::{Needs, Node, Test, end, unique};
 use crate::unpack::assert_labels;

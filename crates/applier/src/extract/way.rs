@@ -179,10 +179,15 @@ impl Extraction {
         Ok(Some(Place { path: at, fd }))
     }
 
-    /// Makes a directory in the place of a whiteout; nothing else gives way to what is in it.
+    /// Makes a directory in the place of a whiteout, or of what a lower layer has there; what this
+    /// layer has does not give way.
     fn make_way(&mut self, at: &[u8], fd: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
-        let is_whiteout = self.style == Style::Upper && inode::kind(fd, name)?.is_none();
-        if !is_whiteout {
+        let is_lower = match self.style {
+            Style::Upper => inode::kind(fd, name)?.is_none(),
+            Style::Base => false,
+            Style::Copy => !self.is_ours(path),
+        };
+        if !is_lower {
             return Err(Fault::NotADirectory(path.to_vec()));
         }
         let parent = Place {
@@ -193,7 +198,10 @@ impl Extraction {
         fs::mkdirat(fd, name, Mode::RWXU).doing("make a parent")?;
         self.record(path.to_vec())?;
         self.wrote(path.to_vec())?;
-        self.freshen(path)
+        if self.style == Style::Upper {
+            self.freshen(path)?;
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! `resnap config explain`.
 
 use anyhow::Result;
+use resnap_applier::Differ;
 use resnap_core::{NeededOn, Volumes};
 use resnap_cri_proxy::{Fact, Source as Teller, Unlabelled};
 use serde::Serialize;
@@ -89,6 +90,17 @@ fn told(config: &Config) -> Vec<Row> {
             };
             Some(word.to_owned())
         }),
+        Row::new(
+            "max_layer_bytes",
+            Some(config.applier.max_layer_bytes.map_or_else(
+                || "1000 times the blob and 1 GiB".to_owned(),
+                |bytes| bytes.to_string(),
+            )),
+            match config.applier.max_layer_bytes {
+                Some(_) => Source::File,
+                None => Source::Default,
+            },
+        ),
         Row::of("api.socket", &config.api_socket, path),
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())
@@ -141,6 +153,22 @@ fn told(config: &Config) -> Vec<Row> {
             }
             Volumes::Guest => Some("guest".to_owned()),
         };
+        let rule = config.applier.rules.get(name).copied().unwrap_or_default();
+        let differ = match rule.differ {
+            Differ::Auto => "auto",
+            Differ::Resnap => "resnap",
+            Differ::Containerd => "containerd",
+        };
+        for (key, value) in [
+            ("differ", differ),
+            ("sync_fs", if rule.sync_fs { "true" } else { "false" }),
+        ] {
+            rows.push(Row::new(
+                format!("snapshotters.{name}.{key}"),
+                Some(value.to_owned()),
+                &source,
+            ));
+        }
         rows.push(Row::new(
             format!("snapshotters.{name}.labels"),
             labels,
