@@ -110,7 +110,9 @@ fn unpack_tells_programs_each_step(node: &Node) -> Result<()> {
         of_layer.map(|event| event["event"].as_str().unwrap_or_default())
     };
     for (index, layer) in image.layers.iter().enumerate() {
-        let steps: Vec<&str> = told(index as u64 + 1).collect();
+        let steps = told(index as u64 + 1);
+        // How far it is is told as time passes.
+        let steps: Vec<&str> = steps.filter(|step| *step != "progress").collect();
         ensure!(
             steps == ["planned", "prepared", "applying", "committed"],
             "{steps:?}"
