@@ -43,7 +43,7 @@ impl fmt::Debug for Batch {
 pub trait BatchApplier: Send + Sync {
     /// Writes the layer at `index` through the mounts of its active snapshot, after those before it
     /// were committed by whomever. A layer may be left out, and may be applied again to another
-    /// snapshot. [`Kind::NotFound`] if the blob is not there.
+    /// snapshot. [`Kind::NotFound`](crate::Kind::NotFound) if the blob is not there.
     async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied>;
 
     /// Stops all work and waits until it has stopped: nothing is written to a snapshot any more, and

@@ -136,8 +136,8 @@ pub(crate) fn is_overlay(name: &[u8]) -> bool {
 /// Whether an attribute is set: as containerd has it, not those by which a layer would talk to
 /// overlayfs and other drivers.
 fn is_taken(xattr: &Xattr, user: bool) -> bool {
-    let is_ours = user && is_overlay(&xattr.name);
-    !(is_ours || xattr.name.starts_with(b"trusted."))
+    let is_overlay = user && is_overlay(&xattr.name);
+    !xattr.name.starts_with(b"trusted.") && !is_overlay
 }
 
 /// What a file system does not take is left out, as containerd has it.
