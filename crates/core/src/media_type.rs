@@ -82,7 +82,7 @@ pub fn is_erofs(media_type: &str) -> bool {
 
 /// A layer's media type as containerd's erofs differ is told it: 2.1 and 2.2 take an EROFS image
 /// for one if its media type ends like this (`plugins/diff/erofs`, `isErofsMediaType`), and since
-/// 2.3 if it begins like [`EROFS_LAYER`].
+/// 2.3 by how that begins.
 pub fn for_differ(media_type: &str) -> &str {
     match media_type {
         EROFS_LAYER => "application/vnd.erofs.layer.v1.erofs",

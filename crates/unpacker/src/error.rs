@@ -422,6 +422,9 @@ impl UnpackError {
             Self::MissingBlob { image, .. } => format!(
                 "pull it again: `ctr --namespace {namespace} content fetch {image}`; containerd's discard_unpacked_layers throws layers away"
             ),
+            Self::Layer { source, .. } if source.kind() == Kind::DataLoss => {
+                "the layer's blob is broken: pull the image again, and if that does not help build it again".to_owned()
+            }
             Self::WrongDiffId { .. } => {
                 "the image is broken or was tampered with: pull it again, and if that does not help build it again".to_owned()
             }
