@@ -51,6 +51,8 @@ pub struct Options {
     pub diff_order: Option<&'static [&'static str]>,
     /// The CRI's sandbox image.
     pub pause_image: String,
+    /// Puts all of its files on a tmpfs of this size, such as `6g`.
+    pub tmpfs: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -59,6 +61,7 @@ impl Default for Options {
             nydus: false,
             diff_order: None,
             pause_image: "docker.io/library/pause:1".to_owned(),
+            tmpfs: None,
         }
     }
 }
@@ -125,6 +128,13 @@ impl Containerd {
             &self.sockets.join(format!("tap{number}.sock")),
             &self.socket,
         )
+    }
+
+    /// The process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        let lock = self.containerd.lock();
+        let child = lock.unwrap_or_else(PoisonError::into_inner);
+        child.as_ref().map(Child::id)
     }
 
     /// containerd's own `root`: `io.containerd.content.v1.content` and so on.

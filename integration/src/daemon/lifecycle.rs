@@ -4,6 +4,7 @@
 //! How a containerd and its nydus begin and end.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
@@ -12,6 +13,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::mount::{MountFlags, mount};
 
 use super::config::Plan;
 use super::{Containerd, Options, mount_helper, process};
@@ -22,6 +24,12 @@ const START: Duration = Duration::from_secs(30);
 
 impl Containerd {
     pub(super) fn lay_out(&self, options: &Options) -> Result<()> {
+        if let Some(size) = options.tmpfs {
+            fs::create_dir_all(&self.root).with_context(|| format!("create {:?}", self.root))?;
+            let data = CString::new(format!("mode=755,size={size}"))?;
+            mount("tmpfs", &self.root, "tmpfs", MountFlags::empty(), &*data)
+                .with_context(|| format!("mount a tmpfs on {:?}", self.root))?;
+        }
         for dir in ["bin", "calls", "cni", "tmp"] {
             let dir = self.root.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("create {dir:?}"))?;

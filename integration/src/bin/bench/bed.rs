@@ -37,6 +37,14 @@ impl Bed {
         Ok(Self { containerd, resnap })
     }
 
+    /// One beside it, with another containerd of the same version.
+    pub(crate) fn another(&self, options: Options) -> Result<Self> {
+        Ok(Self {
+            containerd: Containerd::start(self.containerd.dist(), options)?,
+            resnap: self.resnap.clone(),
+        })
+    }
+
     pub(crate) fn stop(self) -> Result<()> {
         self.containerd.stop()
     }

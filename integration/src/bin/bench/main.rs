@@ -10,10 +10,12 @@
 // What it prints is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod apply;
 mod bed;
 mod cold;
 mod herd;
 mod memory;
+mod plot;
 mod proxy;
 mod rude;
 mod table;
@@ -35,6 +37,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("herd", herd::run),
     ("proxy", proxy::run),
     ("rude", rude::run),
+    ("apply", apply::run),
 ];
 
 fn main() -> ExitCode {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -46,6 +47,11 @@ pub(crate) struct Row {
     pub(crate) calls: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) peak_kib: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpu_seconds: Option<f64>,
+    /// Its median as a multiple of what nobody can do without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) of_floor: Option<f64>,
 }
 
 impl Row {
@@ -88,8 +94,8 @@ impl Table {
     pub(crate) fn show(&self) {
         println!("\n# {}: {}", self.name, self.about);
         println!(
-            "{:<44}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}",
-            "", "RPCs", "median", "min", "p99", "calls/s", "ratio", "peak"
+            "{:<44}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}",
+            "", "RPCs", "median", "min", "p99", "calls/s", "ratio", "peak", "CPU", "floor"
         );
         for row in &self.rows {
             let calls: u64 = row.calls.values().sum();
@@ -100,7 +106,7 @@ impl Table {
                 }))
             };
             println!(
-                "{:<44}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}",
+                "{:<44}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}",
                 row.variant,
                 cell((calls > 0).then(|| calls.to_string())),
                 milliseconds(row.median),
@@ -112,17 +118,24 @@ impl Table {
                     row.peak_kib
                         .map(|kib| format!("{:.1} MiB", kib as f64 / 1024.0))
                 ),
+                cell(row.cpu_seconds.map(|seconds| format!("{seconds:.2} s"))),
+                cell(row.of_floor.map(|ratio| format!("{ratio:.2}"))),
             );
         }
     }
 
     pub(crate) fn write(&self) -> Result<()> {
-        let dir = target_dir().with_file_name("bench");
-        fs::create_dir_all(&dir).with_context(|| format!("create {dir:?}"))?;
-        let path = dir.join(format!("{}.json", self.name));
+        let path = dir()?.join(format!("{}.json", self.name));
         let text = serde_json::to_string_pretty(self)?;
         fs::write(&path, text).with_context(|| format!("write {path:?}"))
     }
+}
+
+/// Where all is written to.
+pub(crate) fn dir() -> Result<PathBuf> {
+    let dir = target_dir().with_file_name("bench");
+    fs::create_dir_all(&dir).with_context(|| format!("create {dir:?}"))?;
+    Ok(dir)
 }
 
 fn cell(text: Option<String>) -> String {
