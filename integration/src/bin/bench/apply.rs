@@ -91,7 +91,15 @@ fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Ve
     for _ in 0..rounds {
         floors.push(floor(bed, image)?);
         for (snapshotter, differ, samples) in &mut variants {
-            samples.push(unpack(bed, image, snapshotter, differ)?);
+            let sample = unpack(bed, image, snapshotter, differ)?;
+            // It takes minutes.
+            println!(
+                "{label}, {snapshotter}: {differ}: {:.2} s, {:.2} s CPU, {} KiB",
+                sample.wall.as_secs_f64(),
+                sample.cpu,
+                sample.peak_kib
+            );
+            samples.push(sample);
         }
         variants.reverse();
     }
