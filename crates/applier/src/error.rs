@@ -92,7 +92,7 @@ impl Error {
             Self::Unfit(_) => Kind::FailedPrecondition,
             Self::Stopped => Kind::Cancelled,
             Self::Backend(error) => return error.clone(),
-            _ => find(&self).unwrap_or(Kind::InvalidArgument),
+            _ => find(&self).unwrap_or(Kind::DataLoss),
         };
         resnap_core::Error::new(kind, "apply layer", layer.digest.as_str()).because(self)
     }
