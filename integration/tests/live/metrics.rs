@@ -51,7 +51,8 @@ fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
     // Free a moment ago; the daemon says so if it is not any more.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let dir = node.containerd.socket().with_file_name(unique("m"));
-    let mut command = node.resnap_command()?;
+    // Through a tap, containerd writes the layers.
+    let mut command = node.command_by("containerd")?;
     command.arg("--address").arg(backend);
     command.args(["serve", "--metrics-address", &address.to_string()]);
     Ok((Served::begin(&mut command, &dir)?, address))
