@@ -40,11 +40,12 @@ mod monitor;
 mod observe;
 mod plan;
 mod repair;
+mod request;
 
 pub use check::{Check, LabelState, LayerCheck, LayerState, Readiness};
 pub use choose::Configuration;
 pub use dead::{LeaseStatus, Owner};
-pub use engine::{Engine, Request, Settings};
+pub use engine::Engine;
 pub use error::UnpackError;
 pub use event::{Event, LayerReport, Outcome, Phase, Report, StageTime};
 pub use failure::Failure;
@@ -53,3 +54,4 @@ pub use job::{Begun, Canceller, Job};
 pub use jobs::{JobState, JobStatus, JobWatch};
 pub use observe::{Observer, Seen};
 pub use plan::{Plan, PlannedLayer};
+pub use request::{Request, Settings};
