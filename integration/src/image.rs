@@ -5,9 +5,9 @@
 //!
 //! [`ImageBuilder`] and [`Index`] make an image of any layers, [`Fault`] makes it a wrong one.
 //! The ready-made images are real file trees out of Debian's packages and are kept in the
-//! target directory: [`web`], [`torture`], [`torture_mkfs`],
-//! [`shared_pair`], [`hello`], [`pause`], [`many`], [`small_files`], [`large_files`], and [`forms`], of which some are EROFS
-//! images.
+//! target directory: [`web`], [`torture`], [`torture_mkfs`], [`shared_pair`], [`hello`], [`pause`],
+//! [`many`], [`small_files`], [`large_files`], [`large_layer`], [`million_files`], and [`forms`], of
+//! which some are EROFS images.
 //!
 //! ```no_run
 //! # use resnap_integration::image::{Entry, ImageBuilder, Layer};
@@ -35,7 +35,7 @@ mod torture;
 
 pub use builder::{Fault, ImageBuilder, Index, host_platform};
 pub use built::{Built, BuiltLayer, BuiltManifest};
-pub use bulk::{SMALL_FILES, large_files, small_files};
+pub use bulk::{SMALL_FILES, large_files, large_layer, million_files, small_files};
 pub use catalog::{
     HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, hello, many, pause, shared_pair, web,
 };

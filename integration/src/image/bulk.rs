@@ -45,7 +45,13 @@ pub const SMALL_FILES: usize = 66_000;
 const SMALL_LAYERS: usize = 3;
 
 /// The files of each layer of [`large_files`], in megabytes.
-const LARGE: [&[usize]; 4] = [&[420, 310, 270], &[180, 120], &[200], &[60, 40]];
+const LARGE: &[&[usize]] = &[&[420, 310, 270], &[180, 120], &[200], &[60, 40]];
+
+/// Those of [`large_layer`].
+const LARGE_LAYER: &[&[usize]] = &[&[1000, 1000]];
+
+/// Files of [`million_files`], in directories of a thousand.
+const MILLION: usize = 1_000_000;
 
 /// `docker.io/library/small-files:1`: [`SMALL_FILES`] of 256 bytes to 16 KiB, as a tree of packages
 /// of scripts has them.
@@ -86,31 +92,53 @@ pub fn small_files() -> Result<Built> {
 
 /// `docker.io/library/large-files:1`: 1.6 GB in files of 40 to 420 MB, 1 GB of them in one layer.
 pub fn large_files() -> Result<Built> {
-    bulk(
-        "large-files",
-        PROGRAMS,
-        LARGE.len(),
-        |index, material, mut tar| {
-            Entry::dir("opt").write(&mut tar)?;
-            for (number, megabytes) in LARGE[index].iter().enumerate() {
-                let size = megabytes * 1_000_000;
-                let path = format!("opt/library-{index}-{number}.so");
-                tar.write_all(&header(&path, size as u64, 0o755)?)?;
-                // From another place in each file.
-                let from = (index * 10 + number) * 1_000_003 % material.len();
-                let mut rest = size;
-                let mut begin = from;
-                while rest > 0 {
-                    let piece = &material[begin..(begin + rest).min(material.len())];
-                    tar.write_all(piece)?;
-                    rest -= piece.len();
-                    begin = 0;
-                }
-                tar.write_all(&vec![0; size.next_multiple_of(512) - size])?;
+    large("large-files", LARGE)
+}
+
+/// `docker.io/library/large-layer:1`: two files of 1 GB in one layer.
+pub fn large_layer() -> Result<Built> {
+    large("large-layer", LARGE_LAYER)
+}
+
+/// `docker.io/library/million-files:1`: a layer of a million files of a few bytes.
+pub fn million_files() -> Result<Built> {
+    bulk("million-files", SCRIPTS, 1, |_, material, mut tar| {
+        let mut random = Random(1);
+        for number in 0..MILLION {
+            let (dir, file) = (number / 1000, number % 1000);
+            if file == 0 {
+                Entry::dir(format!("data-{dir:03}")).write(&mut tar)?;
             }
-            Ok(())
-        },
-    )
+            let length = 1 + random.below(100);
+            let begin = random.below(material.len() - length);
+            let data = &material[begin..begin + length];
+            Entry::file(format!("data-{dir:03}/record-{file:03}"), data).write(&mut tar)?;
+        }
+        Ok(())
+    })
+}
+
+fn large(name: &str, layers: &[&[usize]]) -> Result<Built> {
+    bulk(name, PROGRAMS, layers.len(), |index, material, mut tar| {
+        Entry::dir("opt").write(&mut tar)?;
+        for (number, megabytes) in layers[index].iter().enumerate() {
+            let size = megabytes * 1_000_000;
+            let path = format!("opt/library-{index}-{number}.so");
+            tar.write_all(&header(&path, size as u64, 0o755)?)?;
+            // From another place in each file.
+            let from = (index * 10 + number) * 1_000_003 % material.len();
+            let mut rest = size;
+            let mut begin = from;
+            while rest > 0 {
+                let piece = &material[begin..(begin + rest).min(material.len())];
+                tar.write_all(piece)?;
+                rest -= piece.len();
+                begin = 0;
+            }
+            tar.write_all(&vec![0; size.next_multiple_of(512) - size])?;
+        }
+        Ok(())
+    })
 }
 
 /// An image whose layers `fill` writes, made of the files of `packages`.

@@ -77,12 +77,10 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
 
 fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Vec<Row>> {
     bed.import(NAMESPACE, image)?;
-    let mut snapshotters = vec!["overlayfs"];
-    snapshotters.extend(bed.containerd.has_erofs().then_some("erofs"));
     let mut variants = Vec::new();
-    for snapshotter in snapshotters {
+    for snapshotter in bed.snapshotters() {
         for differ in DIFFERS {
-            variants.push((snapshotter, differ, Vec::new()));
+            variants.push((*snapshotter, differ, Vec::new()));
         }
     }
     let mut floors = Vec::new();

@@ -49,13 +49,17 @@ impl Bed {
         self.containerd.stop()
     }
 
+    /// Those of containerd that layers are unpacked for.
+    pub(crate) fn snapshotters(&self) -> &'static [&'static str] {
+        match self.containerd.has_erofs() {
+            true => &["overlayfs", "erofs"],
+            false => &["overlayfs"],
+        }
+    }
+
     /// What cold unpacks are for: erofs where there is one.
     pub(crate) fn lazy(&self) -> &'static str {
-        if self.containerd.has_erofs() {
-            "erofs"
-        } else {
-            "overlayfs"
-        }
+        self.snapshotters().last().unwrap_or(&"overlayfs")
     }
 
     /// Puts the image on the node as a pull does that unpacks nothing.

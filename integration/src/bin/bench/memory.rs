@@ -4,7 +4,7 @@
 //! The most memory that resnap takes.
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_integration::image::{Built, MANY_MAX, many, web};
+use resnap_integration::image::{Built, MANY_MAX, large_layer, many, million_files, web};
 use resnap_integration::tap::{Method, Point};
 
 use crate::bed::{Bed, memory};
@@ -14,21 +14,26 @@ const NAMESPACE: &str = "memory";
 
 pub(crate) fn run(bed: &Bed) -> Result<Table> {
     let mut rows = Vec::new();
-    for image in [web()?, many(MANY_MAX)?] {
-        let bytes: u64 = image.layers.iter().map(|layer| layer.size).sum();
-        let (layers, megabytes) = (image.layers.len(), bytes as f64 / 1e6);
-        rows.push(Row {
-            variant: format!("{layers} layers, {megabytes:.1} MB"),
-            peak_kib: Some(peak(bed, &image)?),
-            ..Row::default()
-        });
+    let images = [
+        ("web", web()?),
+        ("127 layers", many(MANY_MAX)?),
+        ("2 GB in a layer", large_layer()?),
+        ("a million files in a layer", million_files()?),
+    ];
+    for (name, image) in images {
+        bed.import(NAMESPACE, &image)?;
+        for snapshotter in bed.snapshotters() {
+            rows.push(Row {
+                variant: format!("{name}, {snapshotter}"),
+                peak_kib: Some(peak(bed, &image, snapshotter)?),
+                ..Row::default()
+            });
+        }
+        bed.remove(NAMESPACE, &image)?;
     }
     Ok(Table {
         name: "memory",
-        about: format!(
-            "the peak resident memory of `resnap unpack` of a cold image on {}",
-            bed.lazy()
-        ),
+        about: "the peak resident memory of `resnap unpack` of a cold image".to_owned(),
         containerd: bed.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
         rows,
@@ -36,16 +41,14 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
 }
 
 /// In KiB, read while the process waits for its last call.
-fn peak(bed: &Bed, image: &Built) -> Result<u64> {
-    bed.import(NAMESPACE, image)?;
+fn peak(bed: &Bed, image: &Built, snapshotter: &str) -> Result<u64> {
     let tap = bed.containerd.tap()?;
     let last = tap.hold(Method::LEASE_DELETE, 1, Point::Before);
-    let mut unpack = bed.unpack(tap.socket(), NAMESPACE, bed.lazy(), image);
+    let mut unpack = bed.unpack(tap.socket(), NAMESPACE, snapshotter, image);
     let mut child = unpack.spawn().context("start resnap")?;
     let peak = last.wait().and_then(|_| memory(child.id(), "VmHWM"));
     last.release();
     ensure!(child.wait()?.success(), "{unpack:?} failed");
     tap.finish()?;
-    bed.remove(NAMESPACE, image)?;
     peak
 }
