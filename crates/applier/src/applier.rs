@@ -27,22 +27,12 @@ pub enum Differ {
     Containerd,
 }
 
-/// How layers are written to one snapshotter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Rule {
-    /// Who does it.
-    pub differ: Differ,
-    /// Whether the file system is synced before a layer is committed, if this process wrote it. Not
-    /// by default, as containerd has it.
-    pub sync_fs: bool,
-}
-
 /// How an [`Applier`] works.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Settings {
-    /// By snapshotter.
-    pub rules: BTreeMap<String, Rule>,
+    /// Who writes layers, by snapshotter.
+    pub differs: BTreeMap<String, Differ>,
     /// Bytes that a layer may have decompressed. By default 1 GiB and a thousand times its blob's:
     /// gzip makes no more of any, whatever it is.
     pub max_layer_bytes: Option<u64>,
@@ -86,19 +76,25 @@ impl Applier {
 #[async_trait]
 impl resnap_core::Applier for Applier {
     /// By the fallback: a layer by itself does not say its snapshotter.
-    async fn apply(&self, scope: &Scope, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied> {
-        self.0.fallback.apply(scope, layer, mounts).await
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        self.0.fallback.apply(scope, layer, mounts, sync_fs).await
     }
 
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
-        let rule = self.0.settings.rule(&batch.snapshotter);
-        match rule.differ {
+        let differ = self.0.settings.differ(&batch.snapshotter);
+        match differ {
             Differ::Containerd => None,
             Differ::Auto if !KNOWN.contains(&batch.snapshotter.as_str()) => None,
             Differ::Auto | Differ::Resnap => Some(Arc::new(Ahead::new(
                 Arc::clone(&self.0),
                 batch.clone(),
-                rule,
+                differ,
             ))),
         }
     }
@@ -108,8 +104,9 @@ impl resnap_core::Applier for Applier {
 const KNOWN: [&str; 3] = ["erofs", "native", "overlayfs"];
 
 impl Settings {
-    fn rule(&self, snapshotter: &str) -> Rule {
-        self.rules.get(snapshotter).copied().unwrap_or_default()
+    /// Who writes layers to the snapshotter of this name.
+    pub fn differ(&self, snapshotter: &str) -> Differ {
+        self.differs.get(snapshotter).copied().unwrap_or_default()
     }
 
     pub(crate) fn parallel(&self) -> usize {

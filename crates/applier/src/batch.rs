@@ -17,7 +17,7 @@ use resnap_core::{
 use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::applier::{Differ, Rule, Shared};
+use crate::applier::{Differ, Shared};
 use crate::build::{Built, build};
 use crate::error::Error;
 use crate::extract::Style;
@@ -32,7 +32,7 @@ type Build = oneshot::Receiver<Result<Built, Error>>;
 /// A batch whose layers are built ahead.
 pub(crate) struct Ahead {
     job: Arc<Job>,
-    rule: Rule,
+    differ: Differ,
     stop: watch::Sender<bool>,
     /// Held by all that is at work.
     alive: Mutex<Option<mpsc::Sender<Infallible>>>,
@@ -62,7 +62,7 @@ struct Order {
 }
 
 impl Ahead {
-    pub(crate) fn new(shared: Arc<Shared>, batch: Batch, rule: Rule) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, batch: Batch, differ: Differ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
         Self {
@@ -73,7 +73,7 @@ impl Ahead {
                 user: is_user_namespace(),
                 content: OnceCell::new(),
             }),
-            rule,
+            differ,
             stop,
             alive: Mutex::new(Some(alive)),
             ended: tokio::sync::Mutex::new(ended),
@@ -109,7 +109,7 @@ impl Ahead {
             }
         };
         let begin = Instant::now();
-        let (alive, sync, blob) = (self.alive()?, self.rule.sync_fs, layer.digest.clone());
+        let (alive, sync, blob) = (self.alive()?, job.batch.sync_fs, layer.digest.clone());
         let placed = spawn_blocking(move || {
             let _alive = alive;
             built.place(&target, &blob, sync)
@@ -193,10 +193,13 @@ impl Ahead {
         layer: &Descriptor,
         mounts: &[Mount],
     ) -> PortResult<Applied> {
-        let monitor = &self.job.batch.monitor;
+        let Batch {
+            monitor, sync_fs, ..
+        } = &self.job.batch;
         let _admission = monitor.admit(index).await;
         let begin = Instant::now();
-        let applied = self.job.shared.fallback.apply(scope, layer, mounts).await;
+        let fallback = &self.job.shared.fallback;
+        let applied = fallback.apply(scope, layer, mounts, *sync_fs).await;
         monitor.went(index, Stage::Write, Span::since(begin));
         applied
     }
@@ -211,7 +214,7 @@ impl BatchApplier for Ahead {
         };
         let layer = &self.job.batch.layers[index];
         match error {
-            Error::Unfit(reason) if self.rule.differ == Differ::Auto => {
+            Error::Unfit(reason) if self.differ == Differ::Auto => {
                 tracing::debug!(reason, digest = %layer.digest, "left to containerd");
                 self.by_fallback(scope, index, layer, mounts).await
             }

@@ -67,4 +67,4 @@ mod source;
 mod staging;
 mod target;
 
-pub use applier::{Applier, Differ, Rule, Settings};
+pub use applier::{Applier, Differ, Settings};

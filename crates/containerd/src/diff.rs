@@ -15,7 +15,13 @@ use crate::status::error;
 
 #[async_trait]
 impl Applier for Client {
-    async fn apply(&self, scope: &Scope, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied> {
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
         let subject = || layer.digest.to_string();
         let message = ApplyRequest {
             diff: Some(DescriptorMessage {
@@ -25,6 +31,8 @@ impl Applier for Client {
                 annotations: layer.annotations.clone().into_iter().collect(),
             }),
             mounts: mounts.iter().map(to_message).collect(),
+            // Before 2.0 there is no such field.
+            sync_fs,
             ..ApplyRequest::default()
         };
         let answer = DiffClient::new(self.channel.clone())

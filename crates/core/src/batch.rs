@@ -22,6 +22,8 @@ pub struct Batch {
     pub snapshotter: String,
     /// The layers, each standing on the one before.
     pub layers: Vec<Descriptor>,
+    /// Whether each is on the disk once it is applied.
+    pub sync_fs: bool,
     /// Who is asked and told.
     pub monitor: Arc<dyn Monitor>,
 }
@@ -147,11 +149,15 @@ struct InTurn {
 impl BatchApplier for InTurn {
     async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied> {
         let Batch {
-            layers, monitor, ..
+            layers,
+            sync_fs,
+            monitor,
+            ..
         } = &self.batch;
         let _admission = monitor.admit(index).await;
         let begin = Instant::now();
-        let applied = self.applier.apply(scope, &layers[index], mounts).await;
+        let layer = &layers[index];
+        let applied = self.applier.apply(scope, layer, mounts, *sync_fs).await;
         monitor.went(index, Stage::Write, Span::since(begin));
         applied
     }

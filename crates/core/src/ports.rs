@@ -187,9 +187,15 @@ pub struct Applied {
 /// Writing a layer to a snapshot.
 #[async_trait]
 pub trait Applier: Send + Sync {
-    /// Writes the layer through the mounts of its active snapshot.
+    /// Writes the layer through the mounts of its active snapshot; with `sync_fs` to the disk.
     /// [`Kind::NotFound`] if the blob is not there.
-    async fn apply(&self, scope: &Scope, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied>;
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied>;
 
     /// Begins to write several layers, if the applier can make more of that than of one after the
     /// other; see

@@ -16,6 +16,9 @@ pub struct Profile {
     pub volumes: Volumes,
     /// The OS features of images that it takes as they are.
     pub os_features: BTreeSet<String>,
+    /// Whether a layer has to be on the disk before it is committed; not by default, as containerd
+    /// has it.
+    pub sync_fs: bool,
 }
 
 /// What a snapshotter needs labels for.
@@ -82,7 +85,7 @@ impl Default for Profiles {
                 mended_by: None,
             }),
             volumes: Volumes::Host,
-            os_features: BTreeSet::new(),
+            ..Profile::default()
         };
         let plain = |volumes| Profile {
             volumes,
@@ -103,6 +106,7 @@ impl Default for Profiles {
             }),
             volumes: Volumes::Guest,
             os_features: takes(NYDUS_FEATURE),
+            ..Profile::default()
         };
         let overlaybd = Profile {
             volumes: Volumes::Unknown,
@@ -140,6 +144,7 @@ impl Profiles {
             need: None,
             volumes: Volumes::Unknown,
             os_features: BTreeSet::new(),
+            sync_fs: false,
         };
         self.0.get(snapshotter).unwrap_or(UNKNOWN)
     }

@@ -117,7 +117,9 @@ async fn an_apply_that_fails_leaves_a_torn_snapshot() {
         effect: Effect::Fail(Kind::Unknown),
     }]);
     let (ports, scope) = (simulated.ports(), Scope::new("ns"));
-    let applied = ports.applier.apply(&scope, &layer.descriptor, &mounts);
+    let applied = ports
+        .applier
+        .apply(&scope, &layer.descriptor, &mounts, false);
     assert_eq!(applied.await.unwrap_err().kind(), Kind::Unknown);
     let snapshot = simulated.snapshots("ns", "sn").remove(0);
     assert_ne!(snapshot.chain_id(), Some(ChainId::of(None, &layer.diff_id)));

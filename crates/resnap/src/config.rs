@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use resnap_applier::{Differ, Rule as ApplierRule, Settings as ApplierSettings};
+use resnap_applier::{Differ, Settings as ApplierSettings};
 use resnap_containerd::DEFAULT_ADDRESS;
 use resnap_core::{Need, NeededOn, Profile, Profiles, Volumes};
 use resnap_cri_proxy::Unlabelled;
@@ -234,13 +234,6 @@ impl From<UnlabelledWord> for Unlabelled {
 }
 
 impl SnapshotterSection {
-    fn rule(&self) -> ApplierRule {
-        ApplierRule {
-            differ: self.differ.map(Differ::from).unwrap_or_default(),
-            sync_fs: self.sync_fs.unwrap_or_default(),
-        }
-    }
-
     fn amend(self, profile: &mut Profile) {
         let reason = self.reason.map(Into::into);
         match self.labels {
@@ -273,6 +266,9 @@ impl SnapshotterSection {
         }
         if let Some(features) = self.os_features {
             profile.os_features = features;
+        }
+        if let Some(sync_fs) = self.sync_fs {
+            profile.sync_fs = sync_fs;
         }
     }
 }
@@ -315,7 +311,10 @@ impl Config {
         let mut applier = ApplierSettings::default();
         applier.max_layer_bytes = file.max_layer_bytes;
         for (name, section) in file.snapshotters {
-            applier.rules.insert(name.clone(), section.rule());
+            let differ = section.differ.map(Differ::from);
+            applier
+                .differs
+                .extend(differ.map(|differ| (name.clone(), differ)));
             section.amend(profiles.entry(&name));
         }
         let default_snapshotter = file.cri.default_snapshotter;

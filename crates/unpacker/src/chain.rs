@@ -110,6 +110,7 @@ impl Chain {
             scope: self.shared.scope.clone(),
             snapshotter: self.flight.snapshotter.clone(),
             layers: layers.map(|layer| layer.descriptor.clone()).collect(),
+            sync_fs: self.shared.profiles.get(&self.flight.snapshotter).sync_fs,
             monitor: Arc::new(JobMonitor::new(shared, flight, first)),
         };
         Missing {

@@ -35,6 +35,11 @@ pub(crate) const TESTS: &[Test] = &[
             changes_those_below(node, "erofs", Differ::Walking, &[])
         },
     },
+    Test {
+        name: "differ_is_told_to_sync",
+        needs: Needs::Containerd,
+        run: is_told_to_sync,
+    },
 ];
 
 /// Who writes a layer.
@@ -141,11 +146,38 @@ fn faults(tree: &Tree) -> Vec<(Change, String)> {
     faults
 }
 
+fn is_told_to_sync(node: &Node) -> Result<()> {
+    for sync_fs in [true, false] {
+        let image = image(node)?;
+        let config = node.containerd.scratch().join(unique("sync"));
+        let text =
+            format!("snapshotters.native = {{ differ = \"containerd\", sync_fs = {sync_fs} }}");
+        std::fs::write(&config, text)?;
+        let tap = node.containerd.tap()?;
+        let applied = tap.hold(Method::APPLY, 1, Point::Before);
+        let mut command = node.tapped_command(&tap)?;
+        command.env("RESNAP_CONFIG", config);
+        command.args(["unpack", &image.reference, "--snapshotter", "native"]);
+        let ended = std::thread::spawn(move || end(&mut command));
+        let request: ApplyRequest = applied.wait()?.decode()?;
+        applied.release();
+        let ended = ended.join().ok().context("the test panicked")??;
+        ended.ok()?;
+        tap.finish()?;
+        let told = request.sync_fs;
+        ensure!(told == sync_fs, "sync_fs is {told}, not {sync_fs}");
+        node.ctr(&["images", "rm", "--sync", &image.reference])?;
+    }
+    Ok(())
+}
+
 /// The part of containerd's `ApplyRequest` that is looked at.
 #[derive(Clone, PartialEq, prost::Message)]
 struct ApplyRequest {
     #[prost(message, repeated, tag = "2")]
     mounts: Vec<Mount>,
+    #[prost(bool, tag = "4")]
+    sync_fs: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -345,13 +345,14 @@ impl Applier for Panics {
         scope: &Scope,
         layer: &Descriptor,
         mounts: &[Mount],
+        sync_fs: bool,
     ) -> resnap_core::Result<Applied> {
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         if call == self.at {
             // As a panic does, without its words on the terminal.
             std::panic::resume_unwind(Box::new("of the test"));
         }
-        self.inner.apply(scope, layer, mounts).await
+        self.inner.apply(scope, layer, mounts, sync_fs).await
     }
 }
 
@@ -464,12 +465,13 @@ impl Applier for Pairs {
         scope: &Scope,
         layer: &Descriptor,
         mounts: &[Mount],
+        sync_fs: bool,
     ) -> resnap_core::Result<Applied> {
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
         // One at a time would wait here for ever.
         let paired = tokio::time::timeout(DEADLINE, self.pair.wait()).await;
-        let applied = self.inner.apply(scope, layer, mounts).await;
+        let applied = self.inner.apply(scope, layer, mounts, sync_fs).await;
         self.now.fetch_sub(1, Ordering::SeqCst);
         let alone = |_| resnap_core::Error::new(Kind::Internal, "apply", "two layers at once");
         paired.map_err(alone)?;

@@ -153,15 +153,14 @@ fn told(config: &Config) -> Vec<Row> {
             }
             Volumes::Guest => Some("guest".to_owned()),
         };
-        let rule = config.applier.rules.get(name).copied().unwrap_or_default();
-        let differ = match rule.differ {
+        let differ = match config.applier.differ(name) {
             Differ::Auto => "auto",
             Differ::Resnap => "resnap",
             Differ::Containerd => "containerd",
         };
         for (key, value) in [
             ("differ", differ),
-            ("sync_fs", if rule.sync_fs { "true" } else { "false" }),
+            ("sync_fs", if profile.sync_fs { "true" } else { "false" }),
         ] {
             rows.push(Row::new(
                 format!("snapshotters.{name}.{key}"),

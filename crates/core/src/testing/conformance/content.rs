@@ -81,11 +81,19 @@ pub async fn applier(given: &Given) {
                 .prepare(&scope, "nothing applied", None)
                 .await
                 .unwrap();
-            let applied = given.ports.applier.apply(&scope, &missing, &lost).await;
+            let applied = given
+                .ports
+                .applier
+                .apply(&scope, &missing, &lost, false)
+                .await;
             assert_kind(applied, Kind::NotFound);
             given.remove(&scope, &key("nothing applied")).await.unwrap();
         }
-        let applied = given.ports.applier.apply(&scope, layer, &mounts).await;
+        let applied = given
+            .ports
+            .applier
+            .apply(&scope, layer, &mounts, true)
+            .await;
         let applied = applied.unwrap();
         assert_eq!(applied.diff_id, diff_id.0, "layer {index}");
         assert!(applied.size > 0, "layer {index}");

@@ -185,7 +185,13 @@ impl Snapshotter for SimulatedSnapshotter {
 
 #[async_trait]
 impl Applier for Simulated {
-    async fn apply(&self, scope: &Scope, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied> {
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        _sync_fs: bool,
+    ) -> Result<Applied> {
         let digest = &layer.digest;
         let work = {
             let (scope, digest, mounts) = (scope.clone(), digest.clone(), mounts.to_vec());
