@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use resnap_erofs::Metadata;
+use resnap_layer::way::split;
 use resnap_layer::{Entry, Kind, Layer, Time};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -25,7 +26,7 @@ use rustix::io::Errno;
 use self::inode::{OPAQUE_VALUE, opaque_name};
 pub(crate) use self::inode::{get, is_overlay, list, mtime};
 pub(crate) use self::way::open_below;
-use self::way::{below, join, split};
+use self::way::{below, join};
 use crate::error::{Doing as _, Error, Fault};
 use crate::lower::Lower;
 use crate::remove::remove;

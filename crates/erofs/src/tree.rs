@@ -337,17 +337,6 @@ impl Tree {
     }
 }
 
-/// The parents and the last name of a path that is not empty.
-pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (
-            path.get(..slash).unwrap_or_default(),
-            path.get(slash + 1..).unwrap_or_default(),
-        ),
-        None => (&[], path),
-    }
-}
-
 /// The permissions of a mode.
 pub(crate) fn permissions(mode: u32) -> u16 {
     u16::try_from(mode & 0o7777).unwrap_or(0)

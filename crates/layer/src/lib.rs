@@ -62,6 +62,7 @@ mod pax;
 mod reader;
 mod source;
 mod sparse;
+pub mod way;
 
 #[cfg(test)]
 mod fixture;

@@ -6,16 +6,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use resnap_layer::way::{Step, Way, split};
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::{Extraction, Place, Style, inode};
 use crate::error::{Doing as _, Fault};
 
-/// As many links as containerd's `fs.RootPath` follows.
-const FOLLOWS: usize = 255;
-/// More names than a path of `PATH_MAX` bytes has, links included.
-const NAMES: usize = 8192;
 /// Linux takes no longer paths.
 const PATH_MAX: usize = 4096;
 
@@ -23,17 +20,6 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
-
-/// Parents and name.
-pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => {
-            let (parents, name) = path.split_at(slash);
-            (parents, name.get(1..).unwrap_or_default())
-        }
-        None => (&[], path),
-    }
-}
 
 pub(super) fn join(parents: &[u8], name: &[u8]) -> Vec<u8> {
     match parents.is_empty() {
@@ -113,23 +99,13 @@ impl Extraction {
         }
         let mut at = Vec::new();
         let mut fd = self.open(&at).doing("open the root")?;
-        let mut todo = Vec::new();
-        push(&mut todo, path);
-        let (mut follows, mut names) = (0, 0);
-        while let Some(name) = todo.pop() {
-            names += 1;
-            if names > NAMES {
-                return Err(Fault::Links);
-            }
-            match &name[..] {
-                b"" | b"." => continue,
-                b".." => {
-                    at.truncate(split(&at).0.len());
-                    fd = self.open(&at).doing("open a parent")?;
-                    continue;
-                }
-                _ => {}
-            }
+        let mut way = Way::to(path);
+        while let Some(step) = way.step().map_err(|_| Fault::Links)? {
+            let Step::Name(name) = step else {
+                at.truncate(split(&at).0.len());
+                fd = self.open(&at).doing("open a parent")?;
+                continue;
+            };
             let next = join(&at, &name);
             if next.len() >= PATH_MAX {
                 return Err(Fault::Links);
@@ -157,15 +133,10 @@ impl Extraction {
                 error => return Err(error).doing("open a parent"),
             };
             if let Some(target) = target {
-                follows += 1;
-                if follows > FOLLOWS {
-                    return Err(Fault::Links);
-                }
-                if target.starts_with(b"/") {
+                if way.follow(&target).map_err(|_| Fault::Links)? {
                     at.clear();
                     fd = self.open(&at).doing("open the root")?;
                 }
-                push(&mut todo, &target);
                 continue;
             }
             if error == Errno::NOENT {
@@ -203,8 +174,4 @@ impl Extraction {
         }
         Ok(())
     }
-}
-
-fn push(todo: &mut Vec<Vec<u8>>, path: &[u8]) {
-    todo.extend(path.rsplit(|byte| *byte == b'/').map(<[u8]>::to_vec));
 }

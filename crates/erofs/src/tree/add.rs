@@ -3,9 +3,10 @@
 
 //! What an entry of a layer does to the tree.
 
+use resnap_layer::way::split;
 use resnap_layer::{Entry, Kind};
 
-use super::{DISTANT, FRESH, Inode, OPAQUE, ROOT, STATED, Tree, permissions, split};
+use super::{DISTANT, FRESH, Inode, OPAQUE, ROOT, STATED, Tree, permissions};
 use crate::error::Fault;
 use crate::format::{device, mode};
 

@@ -3,7 +3,9 @@
 
 //! The way to a path, inside the root.
 
-use super::{DISTANT, FRESH, Inode, OPAQUE, ROOT, Tree, split};
+use resnap_layer::way::{Step as Next, Way, split};
+
+use super::{DISTANT, FRESH, Inode, OPAQUE, ROOT, Tree};
 use crate::error::Fault;
 use crate::format::mode;
 
@@ -75,31 +77,13 @@ impl Tree {
     /// The names and directories on the way to `path` once all symbolic links are followed; without
     /// a directory where there is none yet.
     fn resolve(&self, path: &[u8]) -> Result<Vec<Step>, Fault> {
-        /// As many as containerd's `fs.RootPath` follows.
-        const FOLLOWS: usize = 255;
-        /// More names than a path of `PATH_MAX` bytes has, links included.
-        const NAMES: usize = 8192;
-
         let mut done: Vec<Step> = Vec::new();
-        let mut todo = Vec::new();
-        let push = |todo: &mut Vec<Vec<u8>>, path: &[u8]| {
-            todo.extend(path.rsplit(|byte| *byte == b'/').map(<[u8]>::to_vec));
-        };
-        push(&mut todo, path);
-        let (mut follows, mut names) = (0, 0);
-        while let Some(name) = todo.pop() {
-            names += 1;
-            if names > NAMES {
-                return Err(Fault::Links);
-            }
-            match &name[..] {
-                b"" | b"." => continue,
-                b".." => {
-                    done.pop();
-                    continue;
-                }
-                _ => {}
-            }
+        let mut way = Way::to(path);
+        while let Some(next) = way.step().map_err(|_| Fault::Links)? {
+            let Next::Name(name) = next else {
+                done.pop();
+                continue;
+            };
             let directory = done.last().map_or(Some(ROOT), |(_, inode)| *inode);
             let found = directory.and_then(|directory| self.lookup(directory, &name));
             match found.and_then(|number| Some((number, self.inode(number)?))) {
@@ -107,16 +91,14 @@ impl Tree {
                 Some((number, inode)) if inode.is_directory() => done.push((name, Some(number))),
                 Some((_, inode)) if inode.is_whiteout() => done.push((name, None)),
                 Some((_, inode)) if inode.file_type() == mode::SYMLINK => {
-                    follows += 1;
                     // A target in a block of its own is not at hand; it is longer than 3 KiB.
-                    if follows > FOLLOWS || inode.has(DISTANT) {
+                    if inode.has(DISTANT) {
                         return Err(Fault::Links);
                     }
                     let target = self.text(inode.place, usize::try_from(inode.size).unwrap_or(0));
-                    if target.starts_with(b"/") {
+                    if way.follow(target).map_err(|_| Fault::Links)? {
                         done.clear();
                     }
-                    push(&mut todo, target);
                 }
                 Some(_) => return Err(Fault::NotADirectory(path.to_vec())),
             }
