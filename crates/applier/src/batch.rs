@@ -7,27 +7,39 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use resnap_core::media_type::{self, Compression, Format};
 use resnap_core::{
-    Applied, Batch, BatchApplier, Descriptor, Mount, Result as PortResult, Scope, Span, Stage,
+    Applied, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
+    Result as PortResult, Scope, Span, Stage,
 };
-use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::applier::{Differ, Shared};
 use crate::build::{Built, build};
+use crate::erofs;
 use crate::error::Error;
 use crate::extract::Style;
 use crate::pipeline::{Stop, Work};
 use crate::source;
 use crate::staging::Staging;
-use crate::target::{Shape, Target, find};
+use crate::target::{Shape, Target, Terms, find};
 
 /// A layer that is being built.
-type Build = oneshot::Receiver<Result<Built, Error>>;
+type Build = oneshot::Receiver<Result<Ready, Error>>;
+
+/// A layer that waits for its turn.
+struct Ready {
+    built: Built,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Layers that are being built or wait for their turn, for each that may be built at once: each takes
+/// memory and has a file open.
+const AHEAD: usize = 4;
 
 /// A batch whose layers are built ahead.
 pub(crate) struct Ahead {
@@ -42,6 +54,8 @@ pub(crate) struct Ahead {
     builds: OnceCell<Mutex<HashMap<usize, Build>>>,
     /// The snapshotter's.
     root: OnceCell<PathBuf>,
+    /// Its snapshots are newer.
+    since: SystemTime,
 }
 
 /// What building a layer takes.
@@ -58,7 +72,7 @@ struct Order {
     index: usize,
     shape: Shape,
     compression: Compression,
-    sender: oneshot::Sender<Result<Built, Error>>,
+    sender: oneshot::Sender<Result<Ready, Error>>,
 }
 
 impl Ahead {
@@ -79,6 +93,7 @@ impl Ahead {
             ended: tokio::sync::Mutex::new(ended),
             builds: OnceCell::new(),
             root: OnceCell::new(),
+            since: SystemTime::now(),
         }
     }
 
@@ -93,15 +108,22 @@ impl Ahead {
         let layer = job.layer(index)?;
         let (format, compression) = known(layer)?;
         let root = self.root.get_or_try_init(|| job.root()).await?;
-        let target = find(mounts, root, job.user)?;
+        let terms = Terms {
+            root,
+            user: job.user,
+            since: self.since,
+        };
+        let target = find(mounts, terms)?;
         let shape = target.shape(format)?;
         let begun = self.builds.get_or_try_init(|| self.begin(index, &target));
         let build = {
             let mut builds = begun.await?.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those before were made by somebody else.
+            builds.retain(|at, _| *at >= index);
             builds.remove(&index)
         };
         let built = match build {
-            Some(build) => build.await.map_err(|_| Error::Stopped)??,
+            Some(build) => build.await.map_err(|_| Error::Stopped)??.built,
             None => {
                 let _admission = job.batch.monitor.admit(index).await;
                 let (alive, path) = (self.alive()?, target.path());
@@ -127,27 +149,17 @@ impl Ahead {
         target: &Target,
     ) -> Result<Mutex<HashMap<usize, Build>>, Error> {
         let none = || Ok(Mutex::default());
-        if let Target::Copy { .. } = target {
-            return none();
-        }
         let Some(root) = self.root.get().cloned() else {
             return none();
         };
-        let snapshot = target.snapshot().to_owned();
-        let alive = self.alive()?;
-        let begun = spawn_blocking(move || -> std::io::Result<_> {
+        let (alive, to, user) = (self.alive()?, target.clone(), self.job.user);
+        let begun = spawn_blocking(move || {
             let _alive = alive;
-            let (staging, dead) = Staging::begin(&root)?;
-            let reaches = staging.reaches(&snapshot)?;
-            Ok((staging, dead, reaches))
+            begin(&root, &to, user)
         });
-        let (staging, mut dead, reaches) = match begun.await {
-            Ok(Ok(begun)) => begun,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "nothing is built ahead");
-                return none();
-            }
-            Err(_) => return Err(Error::Panicked("makes a directory")),
+        let begun = begun.await.map_err(|_| Error::Panicked("makes files"))??;
+        let Some((staging, dead, reaches)) = begun else {
+            return none();
         };
         let (mut builds, mut orders) = (HashMap::new(), Vec::new());
         if reaches {
@@ -172,15 +184,11 @@ impl Ahead {
                 });
             }
         }
-        let path = staging.path.clone();
-        dead.push(staging);
         let (job, alive) = (Arc::clone(&self.job), self.alive()?);
         tokio::spawn(async move {
-            // The batch's own, the last, is for later.
-            let own = dead.pop();
-            clear(dead).await;
-            build_all(job, orders, path, alive.clone()).await;
-            clear(own.into_iter().collect()).await;
+            let build = build_all(job, orders, staging.path.clone(), alive.clone());
+            tokio::join!(build, clear(dead));
+            clear(vec![staging]).await;
             drop(alive);
         });
         Ok(Mutex::new(builds))
@@ -212,7 +220,10 @@ impl BatchApplier for Ahead {
             Ok(applied) => return Ok(applied),
             Err(error) => error,
         };
-        let layer = &self.job.batch.layers[index];
+        let Ok(layer) = self.job.layer(index) else {
+            let error = PortError::new(Kind::InvalidArgument, "apply layer", index.to_string());
+            return Err(error.because("the batch has no such layer"));
+        };
         match error {
             Error::Unfit(reason) if self.differ == Differ::Auto => {
                 tracing::debug!(reason, digest = %layer.digest, "left to containerd");
@@ -304,17 +315,24 @@ async fn build_all(
     staging: PathBuf,
     alive: mpsc::Sender<Infallible>,
 ) {
-    let slots = Arc::new(Semaphore::new(job.shared.settings.parallel()));
+    let parallel = job.shared.settings.parallel();
+    let slots = Arc::new(Semaphore::new(parallel));
+    let places = Arc::new(Semaphore::new(AHEAD * parallel));
     let mut stop = job.stop.clone();
     let mut builders = JoinSet::new();
     for order in orders {
+        // In order: the next to be applied always has a place.
         let admission = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, job.batch.monitor.admit(order.index).await)
+            let place = Arc::clone(&places).acquire_owned().await.ok()?;
+            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+            Some((place, (slot, job.batch.monitor.admit(order.index).await)))
         };
         let admission = tokio::select! {
             admission = admission => admission,
             () = stop.set() => break,
+        };
+        let Some((place, admission)) = admission else {
+            break;
         };
         let path = staging.join(order.index.to_string());
         let (job, alive) = (Arc::clone(&job), alive.clone());
@@ -328,11 +346,44 @@ async fn build_all(
             let built = job.build(index, shape, compression, path, alive).await;
             drop(admission);
             // Nobody asks for a layer that somebody else made.
-            let _ = sender.send(built);
+            let _ = sender.send(built.map(|built| Ready {
+                built,
+                _place: place,
+            }));
         });
     }
     stop.set().await;
     while builders.join_next().await.is_some() {}
+}
+
+/// Looks whether this process can write as it has to, and makes a directory for what is built ahead,
+/// if anything can be; with those of the dead, and whether the snapshot is reached from it.
+fn begin(
+    root: &Path,
+    target: &Target,
+    user: bool,
+) -> Result<Option<(Staging, Vec<Staging>, bool)>, Error> {
+    let unfit = |error| Error::Unfit(format!("{:?}: {error}", target.snapshot()));
+    target.probe(user).map_err(unfit)?;
+    match target {
+        Target::Copy { .. } => return Ok(None),
+        Target::Image { .. } if erofs::has_verity(root).map_err(unfit)? => {
+            return Err(Error::Unfit("layers have dm-verity".to_owned()));
+        }
+        Target::Image { .. } | Target::Upper { .. } => {}
+    }
+    let (staging, dead) = match Staging::begin(root) {
+        Ok(begun) => begun,
+        Err(error) => {
+            tracing::debug!(%error, "nothing is built ahead");
+            return Ok(None);
+        }
+    };
+    let reaches = staging.reaches(target.snapshot()).unwrap_or_else(|error| {
+        tracing::debug!(%error, "nothing is built ahead");
+        false
+    });
+    Ok(Some((staging, dead, reaches)))
 }
 
 async fn clear(directories: Vec<Staging>) {

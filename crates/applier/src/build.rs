@@ -90,9 +90,9 @@ impl Built {
             }
             (Rest::Tree(extraction), _) => extraction.finish(&Lower::default())?,
             (Rest::Image(writer), Target::Image { parents, .. }) => {
-                erofs::finish(*writer, parents, blob)?;
+                erofs::finish(*writer, &self.path, parents, blob)?;
             }
-            (Rest::Image(writer), _) => erofs::finish(*writer, &[], blob)?,
+            (Rest::Image(writer), _) => erofs::finish(*writer, &self.path, &[], blob)?,
             (Rest::Nothing, _) => {}
         }
         let to = target.path();

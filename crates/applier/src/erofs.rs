@@ -46,26 +46,55 @@ pub(crate) fn write<R: Read>(path: &Path, layer: &mut Layer<R>) -> Result<Writer
     Ok(writer)
 }
 
-/// Writes the rest; `parents` are the files of the layers below, the topmost first.
+/// Writes the rest; `parents` are the files of the layers below, the topmost first. Without success
+/// the file at `path`, which the writer writes, is gone.
 ///
 /// A parent that cannot be read is one that somebody else wrote in a way of their own.
 pub(crate) fn finish(
     writer: Writer<File>,
+    path: &Path,
     parents: &[PathBuf],
     blob: &Digest,
 ) -> Result<(), Error> {
-    let images = parents.iter().map(|path| {
+    let finished = open(parents).and_then(|mut stack| {
+        let lower: &mut dyn Lower = match stack.0.is_empty() {
+            true => &mut Nothing,
+            false => &mut stack,
+        };
+        writer
+            .finish(lower, uuid(blob))
+            .map_err(|error| match error {
+                resnap_erofs::Error::Lower { ref source, .. } => {
+                    Error::Unfit(format!("{error}: {source}"))
+                }
+                error => error.into(),
+            })
+    });
+    if finished.is_err() {
+        std::fs::remove_file(path).when("remove the EROFS image")?;
+    }
+    finished.map(drop)
+}
+
+fn open(images: &[PathBuf]) -> Result<Stack<File>, Error> {
+    let images = images.iter().map(|path| {
         let unfit = |error: &dyn std::fmt::Display| Error::Unfit(format!("{path:?}: {error}"));
         let file = File::open(path).map_err(|error| unfit(&error))?;
         Image::open(file).map_err(|error| unfit(&error))
     });
-    let mut stack = Stack(images.collect::<Result<_, _>>()?);
-    let lower: &mut dyn Lower = match stack.0.is_empty() {
-        true => &mut Nothing,
-        false => &mut stack,
-    };
-    writer.finish(lower, uuid(blob))?;
-    Ok(())
+    Ok(Stack(images.collect::<Result<_, _>>()?))
+}
+
+/// Whether a layer of this snapshotter has been made with dm-verity, by containerd's differ: then
+/// others are to have it, too (containerd 2.3 `plugins/diff/erofs`, `enable_dmverity`).
+pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
+    let sidecar = format!("{NAME}.dmverity");
+    for snapshot in root.join("snapshots").read_dir()? {
+        if snapshot?.path().join(&sidecar).try_exists()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Copies a layer that is an image already, and looks whether it is.

@@ -23,7 +23,7 @@ use resnap_layer::{Entry, Kind, Layer, Time};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use self::inode::{OPAQUE_VALUE, opaque_name};
+pub(crate) use self::inode::{OPAQUE_VALUE, opaque_name};
 pub(crate) use self::inode::{get, is_overlay, list, mtime};
 pub(crate) use self::way::open_below;
 use self::way::{below, join};

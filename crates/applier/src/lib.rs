@@ -27,7 +27,17 @@
 //! for `native`, each layer is written in its snapshot when its turn comes.
 //!
 //! The directory of a batch is locked (`flock`) while its process lives. A batch removes it in the
-//! end, and at its beginning those that no process holds.
+//! end, and at its beginning those that no process holds, as [`clear`] does.
+//!
+//! # What is left to the other
+//!
+//! Layers of other media types than OCI's and Docker's, plain, gzip or zstd, and than native EROFS;
+//! mounts of other forms; snapshots that are not below the snapshotter's root as this process sees
+//! it, were not made just now or belong to another user, so that it is the same containerd; those in
+//! which this process may not do all that it takes; parents whose EROFS images it cannot read; all of
+//! a snapshotter that has layers with dm-verity. How containerd's own EROFS differ is configured
+//! cannot be seen from outside: who wants its `mkfs_options`, `enable_tar_index` or `enable_dmverity`
+//! chooses [`Differ::Containerd`].
 //!
 //! # What a directory becomes
 //!
@@ -68,3 +78,4 @@ mod staging;
 mod target;
 
 pub use applier::{Applier, Differ, Settings};
+pub use staging::clear;

@@ -207,7 +207,9 @@ fn inflate(
         count: 0,
         meter: Rc::clone(&read),
     };
-    let passed = decoder(counted, work.compression).and_then(|mut decoder| {
+    let mut is_compressed = false;
+    let decoder = decoder(counted, work.compression, &mut is_compressed);
+    let passed = decoder.and_then(|mut decoder| {
         pass(
             &mut *decoder,
             work.limit,
@@ -222,21 +224,37 @@ fn inflate(
     }
     let read = read.take();
     meter.busy = meter.busy.saturating_sub(read.busy);
-    if work.compression == Compression::None {
+    if !is_compressed {
         meter = Meter::default();
     }
     (read, meter)
 }
 
-/// Several members or frames are one stream, as containerd's decompressors have it; what is neither
-/// is an error.
-fn decoder<'a>(blob: Counted<'a>, compression: Compression) -> io::Result<Box<dyn Read + 'a>> {
-    Ok(match compression {
-        Compression::None => Box::new(blob),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, blob))),
-        Compression::Zstd => {
+/// Several members or frames are one stream, as containerd's decompressors have it.
+fn decoder<'a>(
+    mut blob: Counted<'a>,
+    compression: Compression,
+    is_compressed: &mut bool,
+) -> io::Result<Box<dyn Read + 'a>> {
+    if compression == Compression::None {
+        return Ok(Box::new(blob));
+    }
+    let mut head = [0; 4];
+    let count = fill(&mut blob, &mut head).map_err(|(_, error)| error)?;
+    let blob = io::Cursor::new(head).take(count as u64).chain(blob);
+    *is_compressed = true;
+    Ok(match head {
+        [0x1f, 0x8b, 0x08, _] => {
+            Box::new(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, blob)))
+        }
+        // A frame, or one to be skipped before the first.
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
             let blob = BufReader::with_capacity(CHUNK, blob);
             Box::new(zstd::Decoder::with_buffer(blob)?)
+        }
+        _ => {
+            *is_compressed = false;
+            Box::new(blob)
         }
     })
 }

@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use crate::extract::get;
 use crate::remove::remove;
+use crate::target::TRIAL;
 
 /// Not in `snapshots/`, where a snapshotter removes what it does not know.
 const NAME: &str = ".resnap";
@@ -34,25 +35,33 @@ impl Staging {
     /// Makes a directory, and finds those that no process holds.
     pub(crate) fn begin(root: &Path) -> io::Result<(Self, Vec<Self>)> {
         let all = root.join(NAME);
-        if make(&all)? {
-            // What is moved from here keeps its label.
-            let snapshots = File::open(root.join("snapshots"))?;
-            if let Some(label) = get(&snapshots, b"security.selinux")? {
-                let directory = File::open(&all)?;
-                fsetxattr(&directory, "security.selinux", &label, XattrFlags::empty())?;
-            }
-        }
+        make(&all)?;
+        // What is moved from here keeps its label.
+        let snapshots = File::open(root.join("snapshots"))?;
         let parent = File::open(&all)?;
-        // Nobody makes one meanwhile: it would look like a dead one before it is locked.
-        flock(&parent, FlockOperation::LockExclusive)?;
-        let mut dead = Vec::new();
-        for entry in all.read_dir()? {
-            dead.extend(Self::lock(entry?.path(), &all)?);
+        let label = get(&snapshots, b"security.selinux")?;
+        if let Some(label) = label.filter(|label| {
+            let own = get(&parent, b"security.selinux");
+            !own.is_ok_and(|own| own.as_ref() == Some(label))
+        }) {
+            fsetxattr(&parent, "security.selinux", &label, XattrFlags::empty())?;
         }
+        let dead = Self::dead_in(&all, &parent)?;
         let path = all.join(unique());
         make(&path)?;
         let this = Self::lock(path, &all)?.ok_or(io::ErrorKind::WouldBlock)?;
         Ok((this, dead))
+    }
+
+    /// As long as `parent`, that of `all`, is open nobody makes one, which would look like a dead
+    /// one before it is locked.
+    fn dead_in(all: &Path, parent: &File) -> io::Result<Vec<Self>> {
+        flock(parent, FlockOperation::LockExclusive)?;
+        let mut dead = Vec::new();
+        for entry in all.read_dir()? {
+            dead.extend(Self::lock(entry?.path(), all)?);
+        }
+        Ok(dead)
     }
 
     /// Takes a directory, unless a process holds it.
@@ -74,7 +83,7 @@ impl Staging {
 
     /// Whether what is made here can be moved to `directory`.
     pub(crate) fn reaches(&self, directory: &Path) -> io::Result<bool> {
-        let (from, to) = (self.path.join("trial"), directory.join(".resnap-trial"));
+        let (from, to) = (self.path.join(TRIAL), directory.join(TRIAL));
         File::create(&from)?;
         match std::fs::rename(&from, &to) {
             Ok(()) => std::fs::remove_file(&to).map(|()| true),
@@ -90,12 +99,28 @@ impl Staging {
     }
 }
 
-/// Makes a directory for us alone; answers whether it was not there.
-fn make(path: &Path) -> io::Result<bool> {
+/// Removes what processes that were killed had built ahead for a snapshotter, by its root.
+///
+/// A batch does the same at its beginning. It blocks, for as long as that many files take.
+///
+/// # Errors
+///
+/// The system's.
+pub fn clear(root: &Path) -> io::Result<()> {
+    let all = root.join(NAME);
+    let dead = match File::open(&all) {
+        Ok(parent) => Staging::dead_in(&all, &parent)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    dead.into_iter().try_for_each(Staging::remove)
+}
+
+/// Makes a directory for us alone, if it is not there.
+fn make(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

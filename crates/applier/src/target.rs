@@ -6,14 +6,26 @@
 //! The forms are those of containerd 1.6 to 2.4 (`plugins/snapshots/{overlay,native,erofs}`); what is
 //! not exactly one of them is left to containerd.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use resnap_core::Mount;
 use resnap_core::media_type::Format;
+use rustix::fs::{CWD, FileType, Gid, Mode, Uid, XattrFlags, fchmod, fchown, fsetxattr, mknodat};
+use rustix::process::geteuid;
 
 use crate::erofs;
 use crate::error::Error;
-use crate::extract::Style;
+use crate::extract::{OPAQUE_VALUE, Style, opaque_name};
+
+/// What is made in a snapshot to see whether it can be, and removed at once.
+pub(crate) const TRIAL: &str = ".resnap-trial";
+
+/// How far the clock of files may be behind.
+const SLACK: Duration = Duration::from_secs(1);
 
 /// Where a layer goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +79,36 @@ impl Target {
         }
     }
 
+    /// Whether this process can do all there that writing a layer takes.
+    pub(crate) fn probe(&self, user: bool) -> io::Result<()> {
+        let path = self.snapshot().join(TRIAL);
+        let probed = self.try_all(&path, user);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => probed.and(Err(error)),
+            _ => probed,
+        }
+    }
+
+    fn try_all(&self, path: &Path, user: bool) -> io::Result<()> {
+        let file = File::create_new(path)?;
+        if let Self::Image { .. } = self {
+            return Ok(());
+        }
+        if !user {
+            fchown(&file, Some(Uid::from_raw(1)), Some(Gid::from_raw(1)))?;
+        }
+        fchmod(&file, Mode::from_raw_mode(0o4755))?;
+        if let Self::Upper { .. } = self {
+            let none = XattrFlags::empty();
+            fsetxattr(&file, opaque_name(user), OPAQUE_VALUE, none)?;
+            if !user {
+                std::fs::remove_file(path)?;
+                mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What a layer of this format is written as.
     pub(crate) fn shape(&self, format: Format) -> Result<Shape, Error> {
         Ok(match (self, format) {
@@ -82,12 +124,24 @@ impl Target {
     }
 }
 
+/// What is known of the snapshots that are written to, besides their mounts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    /// The snapshotter's.
+    pub(crate) root: &'a Path,
+    /// Whether this is a user namespace.
+    pub(crate) user: bool,
+    /// None is older.
+    pub(crate) since: SystemTime,
+}
+
 fn unfit<T>(reason: impl Into<String>) -> Result<T, Error> {
     Err(Error::Unfit(reason.into()))
 }
 
-/// Finds where a layer goes. All must be below `root`, the snapshotter's, and there.
-pub(crate) fn find(mounts: &[Mount], root: &Path, user: bool) -> Result<Target, Error> {
+/// Finds where a layer goes. All must be below the snapshotter's root, and there.
+pub(crate) fn find(mounts: &[Mount], terms: Terms<'_>) -> Result<Target, Error> {
+    let root = terms.root;
     let root = match root.canonicalize() {
         Ok(root) => root.join("snapshots"),
         Err(error) => return unfit(format!("{root:?}: {error}")),
@@ -95,16 +149,37 @@ pub(crate) fn find(mounts: &[Mount], root: &Path, user: bool) -> Result<Target, 
     let Some((last, below)) = mounts.split_last() else {
         return unfit("no mounts");
     };
-    match (last.kind.as_str(), below) {
+    let target = match (last.kind.as_str(), below) {
         ("bind", []) => bind(last, &root),
         ("overlay" | "format/mkdir/overlay" | "format/overlay", below) => {
-            overlay(last, below, &root, user)
+            overlay(last, below, &root, terms.user)
         }
         (kind, _) => unfit(format!(
             "{} mounts, the last of type {kind:?}",
             mounts.len()
         )),
+    }?;
+    match is_new(&target, &root, terms.since) {
+        Ok(true) => Ok(target),
+        Ok(false) => unfit(format!("{:?} is of another containerd", target.snapshot())),
+        Err(error) => unfit(format!("{:?}: {error}", target.snapshot())),
     }
+}
+
+/// Whether the snapshot was made just now, by a containerd of our user, and nothing written to it. A
+/// containerd in a container names paths of its own, and the same may be another's here.
+fn is_new(target: &Target, root: &Path, since: SystemTime) -> io::Result<bool> {
+    let metadata = target.snapshot().metadata()?;
+    let seconds = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or_default());
+    let nanoseconds =
+        Duration::from_nanos(u64::try_from(metadata.ctime_nsec()).unwrap_or_default());
+    let changed = UNIX_EPOCH + seconds + nanoseconds;
+    let is_empty = match target {
+        Target::Image { .. } => !target.path().try_exists()?,
+        // The copy has what its parent has. An upper directory has been looked at.
+        Target::Copy { .. } | Target::Upper { .. } => true,
+    };
+    Ok(is_empty && changed + SLACK >= since && root.metadata()?.uid() == geteuid().as_raw())
 }
 
 fn bind(mount: &Mount, root: &Path) -> Result<Target, Error> {

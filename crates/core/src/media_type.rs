@@ -44,10 +44,10 @@ pub enum Format {
 pub enum Compression {
     /// Not at all: the blob's digest is the diff ID.
     None,
-    /// RFC 1952, of one member or several.
-    Gzip,
-    /// RFC 8878, of one frame or several.
-    Zstd,
+    /// As its first bytes say: gzip (RFC 1952), zstd (RFC 8878), or not at all. Whichever of them
+    /// the media type names, and for Docker's that name none: images have them wrong (containerd
+    /// `core/images/mediatypes.go`, `DiffCompression`; `pkg/archive/compression`).
+    Detected,
 }
 
 /// Format and compression of a layer; `None` for what is no layer, and for one that only
@@ -55,22 +55,22 @@ pub enum Compression {
 pub fn layer(media_type: &str) -> Option<(Format, Compression)> {
     Some(match media_type {
         "application/vnd.oci.image.layer.v1.tar"
-        | "application/vnd.oci.image.layer.nondistributable.v1.tar"
-        | "application/vnd.docker.image.rootfs.diff.tar"
-        | "application/vnd.docker.image.rootfs.foreign.diff.tar" => {
+        | "application/vnd.oci.image.layer.nondistributable.v1.tar" => {
             (Format::Tar, Compression::None)
         }
-        "application/vnd.oci.image.layer.v1.tar+gzip"
+        "application/vnd.docker.image.rootfs.diff.tar"
+        | "application/vnd.docker.image.rootfs.foreign.diff.tar"
+        | "application/vnd.oci.image.layer.v1.tar+gzip"
         | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.gzip"
-        | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip" => {
-            (Format::Tar, Compression::Gzip)
-        }
-        "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+        | "application/vnd.oci.image.layer.v1.tar+zstd"
         | "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
-        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => (Format::Tar, Compression::Zstd),
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
+            (Format::Tar, Compression::Detected)
+        }
         EROFS_LAYER => (Format::Erofs, Compression::None),
-        "application/vnd.erofs.layer.v1+zstd" => (Format::Erofs, Compression::Zstd),
+        "application/vnd.erofs.layer.v1+zstd" => (Format::Erofs, Compression::Detected),
         _ => return None,
     })
 }
@@ -131,7 +131,11 @@ mod tests {
         for (media_type, read) in [
             (
                 "application/vnd.oci.image.layer.v1.tar+zstd",
-                Some((Format::Tar, Compression::Zstd)),
+                Some((Format::Tar, Compression::Detected)),
+            ),
+            (
+                "application/vnd.docker.image.rootfs.diff.tar",
+                Some((Format::Tar, Compression::Detected)),
             ),
             (
                 "application/vnd.erofs.layer.v1",
@@ -139,7 +143,7 @@ mod tests {
             ),
             (
                 "application/vnd.erofs.layer.v1+zstd",
-                Some((Format::Erofs, Compression::Zstd)),
+                Some((Format::Erofs, Compression::Detected)),
             ),
             ("application/vnd.erofs.layer.v1+gzip", None),
             (

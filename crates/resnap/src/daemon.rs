@@ -11,11 +11,12 @@ mod prewarm;
 mod service;
 mod systemd;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use resnap_core::{Kind, in_full};
+use resnap_core::{Kind, SnapshotterInfo, in_full};
 use resnap_cri_proxy::{Observer, Proxy, Settings};
 use resnap_unpacker::{Engine, UnpackError};
 use tokio::signal::unix::{SignalKind, signal};
@@ -103,6 +104,18 @@ fn signals() -> Result<watch::Receiver<bool>> {
     Ok(stopped)
 }
 
+/// Removes what a daemon that was killed left, while this one serves already.
+fn clear(snapshotters: Vec<SnapshotterInfo>) {
+    let roots = snapshotters.into_iter().filter_map(|found| found.root);
+    for root in roots {
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = resnap_applier::clear(Path::new(&root)) {
+                tracing::debug!(root, %error, "what was built ahead is not removed");
+            }
+        });
+    }
+}
+
 /// The engine, once containerd is there: at boot it may come later.
 async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Engine> {
     loop {
@@ -110,7 +123,7 @@ async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Eng
         let answered = async {
             let engine = observed_engine(config, observer).await?;
             // Its socket is there before it answers, and while it hangs.
-            engine.snapshotters().await?;
+            clear(engine.snapshotters().await?);
             Ok(engine)
         };
         let error: anyhow::Error = match answered.await {

@@ -20,9 +20,9 @@ use super::metadata;
 use crate::error::{Doing as _, Fault};
 
 /// What overlayfs takes for an opaque directory (Linux `Documentation/filesystems/overlayfs.rst`).
-pub(super) const OPAQUE_VALUE: &[u8] = b"y";
+pub(crate) const OPAQUE_VALUE: &[u8] = b"y";
 
-pub(super) fn opaque_name(user: bool) -> &'static str {
+pub(crate) fn opaque_name(user: bool) -> &'static str {
     match user {
         true => "user.overlay.opaque",
         false => "trusted.overlay.opaque",

@@ -50,21 +50,34 @@ fn all_members_and_frames_come_through() {
     let bytes: Vec<u8> = (0..3 * CHUNK + 7).map(|at| (at / 100) as u8).collect();
     let (head, tail) = bytes.split_at(CHUNK);
     let frames = |bytes| zstd::encode_all(bytes, 1).unwrap();
-    for (compression, blob) in [
-        (Compression::None, bytes.clone()),
-        (Compression::Gzip, [gzip(head), gzip(tail)].concat()),
-        (Compression::Zstd, [frames(head), frames(tail)].concat()),
+    let skipped = [0x5a, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, b'x'];
+    for blob in [
+        [gzip(head), gzip(tail)].concat(),
+        [frames(head), frames(tail)].concat(),
+        [&skipped[..], &frames(&bytes)].concat(),
     ] {
-        let (read, applied) = read(&blob, compression, u64::MAX).unwrap();
-        assert!(read == bytes, "{compression:?}");
+        let (read, applied) = read(&blob, Compression::Detected, u64::MAX).unwrap();
+        assert!(read == bytes, "{:x?}", blob.get(..4));
         assert_eq!(applied.diff_id, Digest::sha256(&bytes));
         assert_eq!(applied.size, bytes.len() as u64);
         // As containerd has it.
         let trailed = [&blob[..], b"garbage"].concat();
         let torn = &blob[..blob.len() - 3];
-        if compression != Compression::None {
-            assert!(super::tests::read(&trailed, compression, u64::MAX).is_err());
-            assert!(super::tests::read(torn, compression, u64::MAX).is_err());
+        assert!(super::tests::read(&trailed, Compression::Detected, u64::MAX).is_err());
+        assert!(super::tests::read(torn, Compression::Detected, u64::MAX).is_err());
+        // That it is not compressed is taken at its word.
+        let (read, _) = super::tests::read(&blob, Compression::None, u64::MAX).unwrap();
+        assert!(read == blob);
+    }
+}
+
+#[test]
+fn what_is_not_compressed_comes_through() {
+    for blob in [&b""[..], b"\x1f", b"\x1f\x8b\x07\0", b"a tar archive"] {
+        for compression in [Compression::None, Compression::Detected] {
+            let (read, applied) = read(blob, compression, u64::MAX).unwrap();
+            assert_eq!(read, blob);
+            assert_eq!(applied.diff_id, Digest::sha256(blob));
         }
     }
 }
@@ -72,9 +85,9 @@ fn all_members_and_frames_come_through() {
 #[test]
 fn bombs_are_limited() {
     let bomb = gzip(&vec![0; 40 << 20]);
-    let error = read(&bomb, Compression::Gzip, 30 << 20).unwrap_err();
+    let error = read(&bomb, Compression::Detected, 30 << 20).unwrap_err();
     assert!(matches!(error, Error::Io(..)), "{error:?}");
-    assert!(read(&bomb, Compression::Gzip, 40 << 20).is_ok());
+    assert!(read(&bomb, Compression::Detected, 40 << 20).is_ok());
 }
 
 #[test]
