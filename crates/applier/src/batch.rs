@@ -290,7 +290,11 @@ impl Job {
         let (layer, shared) = (self.layer(index)?, &self.shared);
         let root = self.content_root().await?;
         let scope = &self.batch.scope;
-        let source = source::open(&*shared.content, root, scope, layer).await?;
+        let mut stop = self.stop.clone();
+        let source = tokio::select! {
+            source = source::open(&*shared.content, root, scope, layer, &self.stop) => source?,
+            () = stop.set() => return Err(Error::Stopped),
+        };
         let work = Work {
             index,
             compression,

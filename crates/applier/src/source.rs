@@ -14,6 +14,7 @@ use resnap_core::{ByteStream, ContentReader, Descriptor, Result, Scope};
 use tokio::sync::mpsc;
 
 use crate::error::Through;
+use crate::pipeline::Stop;
 
 /// Pieces of a stream that wait to be read; containerd sends up to 1 MiB at once.
 const PIECES: usize = 4;
@@ -39,12 +40,13 @@ enum Piece {
 }
 
 /// Finds a blob: as a file below `root` if it is there and has the size that the backend says, else
-/// through the backend.
+/// through the backend, until `stop`.
 pub(crate) async fn open(
     content: &dyn ContentReader,
     root: Option<&Path>,
     scope: &Scope,
     layer: &Descriptor,
+    stop: &Stop,
 ) -> Result<Source> {
     let digest = &layer.digest;
     if let Some(root) = root {
@@ -64,7 +66,7 @@ pub(crate) async fn open(
     }
     let stream = content.open(scope, digest).await?;
     let (sender, receiver) = mpsc::channel(PIECES);
-    tokio::spawn(pump(stream, sender));
+    tokio::spawn(pump(stream, sender, stop.clone()));
     Ok(Source::Stream(Pieces {
         receiver,
         piece: Bytes::new(),
@@ -72,12 +74,14 @@ pub(crate) async fn open(
     }))
 }
 
-/// Ends when nobody reads any more.
-async fn pump(mut stream: ByteStream, sender: mpsc::Sender<Piece>) {
+/// Ends when nobody reads any more. A backend may be stuck, and the reader is a thread that would
+/// wait with it.
+async fn pump(mut stream: ByteStream, sender: mpsc::Sender<Piece>, mut stop: Stop) {
     loop {
         let next = tokio::select! {
             next = stream.next() => next,
             () = sender.closed() => return,
+            () = stop.set() => return,
         };
         let is_last = !matches!(next, Some(Ok(_)));
         let piece = next.map_or(Piece::End, Piece::Bytes);
@@ -103,7 +107,7 @@ impl Read for Pieces {
             match self.receiver.blocking_recv() {
                 Some(Piece::Bytes(piece)) => self.piece = piece.map_err(Through::Backend)?,
                 Some(Piece::End) => self.ended = true,
-                // The runtime ends.
+                // It is stopped, or the runtime ends.
                 None => return Err(Through::Stopped.into()),
             }
         }
