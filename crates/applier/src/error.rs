@@ -11,8 +11,8 @@ use rustix::io::Errno;
 /// Why a layer was not written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// It is none of ours: the fallback may know.
-    #[error("{0}")]
+    /// It is none of ours: the fallback may know. It is told where there is none.
+    #[error("resnap cannot write it, and nobody else may (differ = \"resnap\"): {0}")]
     Unfit(String),
     /// Nobody wants it any more.
     #[error("it was stopped")]
@@ -133,7 +133,7 @@ fn find(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
 pub(crate) enum Through {
     #[error("it was stopped")]
     Stopped,
-    #[error("it has more than {0} bytes decompressed, the limit")]
+    #[error("it has more than {0} bytes decompressed, the limit (max_layer_bytes)")]
     Limit(u64),
     #[error(transparent)]
     Backend(resnap_core::Error),
