@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use resnap_core::Digest;
-use resnap_erofs::{Image, Lower, Nothing, Stack, Writer};
+use resnap_erofs::{Image, ImageError, Lower, Nothing, Stack, Writer};
 use resnap_layer::Layer;
 
 use crate::error::{Doing as _, Error};
@@ -97,7 +97,8 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a layer that is an image already, and looks whether it is.
+/// Copies a layer that is an image already, and looks whether it is. What features it has is between
+/// who made it and the kernel.
 pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
     let mut file = create(path).when("create the EROFS image")?;
     let mut buffer = vec![0; 256 * 1024];
@@ -108,13 +109,53 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
         };
         file.write_all(piece).when("write the EROFS image")?;
     }
-    Image::open(file).map_err(Error::NoImage)?;
-    Ok(())
+    let found = file.metadata().when("look at the EROFS image")?.len();
+    match Image::open(file) {
+        Ok(image) if found < image.size() => {
+            let size = image.size();
+            Err(Error::ShortImage { found, size })
+        }
+        Ok(_) | Err(ImageError::Unsupported(_)) => Ok(()),
+        Err(error) => Err(Error::NoImage(error)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The image of an empty layer, of two blocks.
+    fn image() -> Vec<u8> {
+        let target = io::Cursor::new(Vec::new());
+        let writer = Writer::new(target, resnap_erofs::Limits::default()).unwrap();
+        let (image, _) = writer.finish(&mut Nothing, [0; 16]).unwrap();
+        image.into_inner()
+    }
+
+    #[test]
+    fn images_are_copied_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        let good = image();
+        let mut newer = good.clone();
+        // A feature that nobody has yet.
+        newer[1024 + 80 + 3] |= 0x40;
+        let mut other = good.clone();
+        other[1024] ^= 1;
+        for (image, is_taken) in [
+            (&good[..], true),
+            (&newer, true),
+            (&other, false),
+            (&good[..good.len() - 1], false),
+            (&good[..4096], false),
+            (&good[..1030], false),
+            (b"", false),
+        ] {
+            let copied = copy(&path, &mut &image[..]);
+            assert_eq!(copied.is_ok(), is_taken, "{copied:?}");
+            assert_eq!(std::fs::read(&path).unwrap(), image);
+        }
+    }
 
     #[test]
     fn uuids_are_those_of_containerd() {

@@ -29,6 +29,14 @@ pub(crate) enum Error {
     /// The layer says it is an EROFS image.
     #[error("the layer is no EROFS image")]
     NoImage(#[source] resnap_erofs::ImageError),
+    /// An EROFS image whose end is missing.
+    #[error("the layer ends after {found} bytes, and is an EROFS image of {size}")]
+    ShortImage {
+        /// What the layer has.
+        found: u64,
+        /// What the image says.
+        size: u64,
+    },
     /// An entry cannot be written.
     #[error("write \"{}\"", String::from_utf8_lossy(path).escape_debug())]
     Entry {

@@ -169,6 +169,11 @@ impl<R: ReadAt> Image<R> {
         self.superblock.uuid
     }
 
+    /// How many bytes the image says its file has, at least.
+    pub fn size(&self) -> u64 {
+        u64::from(self.superblock.blocks) << self.superblock.block_bits
+    }
+
     /// How many inodes the image says it has.
     pub fn inodes(&self) -> u64 {
         self.superblock.inodes
