@@ -31,6 +31,7 @@ bench: build ## Measure resnap on a real containerd, next to ctr; needs root
 	cargo build --release --locked -p resnap -p resnap-integration --bin resnap --bin bench
 	$(TARGET)/release/bench
 
+test: NEEDS += mkfs.ext4:e2fsprogs
 test: build ## Run all tests; the live suite runs real containerds and needs root
 	cargo test --workspace --locked
 

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What a containerd has on disk and says of it, as far as an applier sees it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use resnap_applier::{Applier, Rule, Settings};
+use resnap_core::testing::Simulated;
+use resnap_core::{
+    Admission, Applied, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor,
+    Digest, Error, Introspection, Kind, Monitor, Mount, Ports, Result, Scope, SnapshotterInfo,
+    Span, Stage,
+};
+use tempfile::TempDir;
+
+const ELSEWHERE: &str = "RESNAP_TEST_ELSEWHERE";
+
+pub(crate) const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// Runs a test once more, alone in a process in new namespaces, if this is not that process yet.
+pub(crate) fn elsewhere(test: &str, unshare: &[&str]) -> bool {
+    if std::env::var_os(ELSEWHERE).is_some() {
+        return false;
+    }
+    let ended = Command::new("unshare")
+        .args(unshare)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--include-ignored", "--nocapture"])
+        .env(ELSEWHERE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(
+        ended.status.success() && said.contains("1 passed"),
+        "{said}\n{}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+    true
+}
+
+/// Runs a program to its good end.
+pub(crate) fn run(program: &str, arguments: &[&str]) {
+    let ended = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        ended.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+}
+
+/// The archive of these files and their contents.
+pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, data) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        builder.append_data(&mut header, path, *data).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+pub(crate) struct Bed {
+    /// containerd's root.
+    pub(crate) root: PathBuf,
+    backend: Arc<Backend>,
+    snapshots: AtomicUsize,
+    _dir: Option<TempDir>,
+}
+
+/// What containerd says.
+struct Backend {
+    root: PathBuf,
+    blobs: Mutex<BTreeMap<Digest, Vec<u8>>>,
+    /// Whose reading never ends, and whether it begins.
+    stuck: Mutex<Option<(Digest, bool)>>,
+    says_content_root: bool,
+    sent: Mutex<Vec<Digest>>,
+    left: Mutex<Vec<Digest>>,
+}
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let root = dir.path().to_path_buf();
+        Self {
+            _dir: Some(dir),
+            ..Self::at(&root, true)
+        }
+    }
+
+    /// The same with its root here; whether it says where its blobs are.
+    pub(crate) fn at(root: &Path, says_content_root: bool) -> Self {
+        fs::create_dir_all(root.join("overlayfs/snapshots")).unwrap();
+        fs::create_dir_all(root.join("content/blobs/sha256")).unwrap();
+        Self {
+            root: root.to_path_buf(),
+            backend: Arc::new(Backend {
+                root: root.to_path_buf(),
+                blobs: Mutex::default(),
+                stuck: Mutex::default(),
+                says_content_root,
+                sent: Mutex::default(),
+                left: Mutex::default(),
+            }),
+            snapshots: AtomicUsize::new(0),
+            _dir: None,
+        }
+    }
+
+    /// Where a blob's file is.
+    pub(crate) fn file(&self, digest: &Digest) -> PathBuf {
+        self.root
+            .join("content/blobs")
+            .join(digest.as_str().replace(':', "/"))
+    }
+
+    /// Stores a layer.
+    pub(crate) fn layer(&self, media_type: &str, blob: Vec<u8>) -> Descriptor {
+        let digest = Digest::sha256(&blob);
+        fs::write(self.file(&digest), &blob).unwrap();
+        let size = blob.len() as u64;
+        let mut blobs = self.backend.blobs.lock().unwrap();
+        blobs.insert(digest.clone(), blob);
+        Descriptor {
+            media_type: media_type.to_owned(),
+            digest,
+            size,
+            annotations: BTreeMap::new(),
+            platform: None,
+        }
+    }
+
+    /// A blob that is no file, and of which containerd never sends all, or not even an answer.
+    pub(crate) fn stick(&self, layer: &Descriptor, begins: bool) {
+        fs::remove_file(self.file(&layer.digest)).unwrap();
+        *self.backend.stuck.lock().unwrap() = Some((layer.digest.clone(), begins));
+    }
+
+    pub(crate) fn batch(&self, layers: &[Descriptor], rule: Rule) -> Arc<dyn BatchApplier> {
+        let ports = Ports {
+            content: Arc::clone(&self.backend) as _,
+            applier: Arc::clone(&self.backend) as _,
+            introspection: Arc::clone(&self.backend) as _,
+            ..Simulated::new().ports()
+        };
+        let mut settings = Settings::default();
+        settings.rules.insert("overlayfs".to_owned(), rule);
+        let applier: Arc<dyn resnap_core::Applier> = Arc::new(Applier::new(&ports, settings));
+        let batch = Batch {
+            scope: Scope::new("default"),
+            snapshotter: "overlayfs".to_owned(),
+            layers: layers.to_vec(),
+            monitor: Arc::new(Nobody),
+        };
+        applier.batch(&batch).unwrap()
+    }
+
+    /// What is in a snapshot.
+    pub(crate) fn fs(&self, snapshot: usize) -> PathBuf {
+        self.root.join(format!("overlayfs/snapshots/{snapshot}/fs"))
+    }
+
+    /// A new snapshot on these, the lowest first, and its mounts.
+    pub(crate) fn prepare(&self, parents: &[usize], more: &[&str]) -> (usize, Vec<Mount>) {
+        let number = self.snapshots.fetch_add(1, Ordering::Relaxed) + 1;
+        let upper = self.fs(number);
+        let work = upper.with_file_name("work");
+        fs::create_dir_all(&upper).unwrap();
+        fs::create_dir(&work).unwrap();
+        let show = |path: PathBuf| path.display().to_string();
+        if parents.is_empty() {
+            return (
+                number,
+                vec![mount("bind", &show(upper), &["rw".into(), "rbind".into()])],
+            );
+        }
+        let lower: Vec<_> = parents.iter().rev().map(|at| show(self.fs(*at))).collect();
+        let mut options = vec![
+            format!("workdir={}", show(work)),
+            format!("upperdir={}", show(upper)),
+            format!("lowerdir={}", lower.join(":")),
+        ];
+        options.extend(more.iter().map(|option| (*option).to_owned()));
+        (number, vec![mount("overlay", "overlay", &options)])
+    }
+
+    /// Applies all layers, as an engine does; answers with their snapshots.
+    pub(crate) async fn apply_all(
+        &self,
+        batch: &dyn BatchApplier,
+        count: usize,
+        more: &[&str],
+    ) -> Vec<usize> {
+        let mut snapshots = Vec::new();
+        for index in 0..count {
+            let (snapshot, mounts) = self.prepare(&snapshots, more);
+            let scope = Scope::new("default");
+            batch.apply(&scope, index, &mounts).await.unwrap();
+            snapshots.push(snapshot);
+        }
+        snapshots
+    }
+
+    /// What is built ahead or was left.
+    pub(crate) fn staged(&self) -> Vec<PathBuf> {
+        match fs::read_dir(self.root.join("overlayfs/.resnap")) {
+            Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// What containerd was asked to apply.
+    pub(crate) fn left(&self) -> Vec<Digest> {
+        self.backend.left.lock().unwrap().clone()
+    }
+
+    /// What containerd was asked to send.
+    pub(crate) fn sent(&self) -> Vec<Digest> {
+        self.backend.sent.lock().unwrap().clone()
+    }
+}
+
+pub(crate) fn mount(kind: &str, source: &str, options: &[String]) -> Mount {
+    Mount {
+        kind: kind.to_owned(),
+        source: source.to_owned(),
+        target: String::new(),
+        options: options.to_vec(),
+    }
+}
+
+#[async_trait]
+impl resnap_core::Applier for Backend {
+    async fn apply(&self, _: &Scope, layer: &Descriptor, _: &[Mount]) -> Result<Applied> {
+        self.left.lock().unwrap().push(layer.digest.clone());
+        Ok(Applied {
+            diff_id: layer.digest.clone(),
+            size: 0,
+        })
+    }
+}
+
+#[async_trait]
+impl ContentReader for Backend {
+    async fn info(&self, _: &Scope, digest: &Digest) -> Result<ContentInfo> {
+        let blobs = self.blobs.lock().unwrap();
+        let blob = blobs.get(digest);
+        let missing = || Error::new(Kind::NotFound, "look up", digest.as_str());
+        Ok(ContentInfo {
+            size: blob.ok_or_else(missing)?.len() as u64,
+            labels: Default::default(),
+        })
+    }
+
+    async fn open(&self, _: &Scope, digest: &Digest) -> Result<ByteStream> {
+        self.sent.lock().unwrap().push(digest.clone());
+        let blob = self.blobs.lock().unwrap().get(digest).cloned();
+        let missing = || Error::new(Kind::NotFound, "read", digest.as_str());
+        let blob = blob.ok_or_else(missing)?;
+        let stuck = self.stuck.lock().unwrap().clone();
+        let pieces: Vec<_> = blob.chunks(1000).map(Bytes::copy_from_slice).collect();
+        let pieces = futures::stream::iter(pieces).map(Ok);
+        match stuck.filter(|(stuck, _)| stuck == digest) {
+            Some((_, true)) => Ok(pieces.take(1).chain(futures::stream::pending()).boxed()),
+            Some((_, false)) => std::future::pending().await,
+            None => Ok(pieces.boxed()),
+        }
+    }
+}
+
+#[async_trait]
+impl Introspection for Backend {
+    async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>> {
+        Ok(vec![SnapshotterInfo {
+            name: "overlayfs".to_owned(),
+            capabilities: Vec::new(),
+            platforms: Vec::new(),
+            root: Some(self.root.join("overlayfs").display().to_string()),
+            failure: None,
+        }])
+    }
+
+    async fn identity(&self) -> Result<String> {
+        Ok("bed".to_owned())
+    }
+
+    async fn content_root(&self) -> Result<Option<String>> {
+        let root = self.root.join("content").display().to_string();
+        Ok(self.says_content_root.then_some(root))
+    }
+}
+
+struct Nobody;
+
+#[async_trait]
+impl Monitor for Nobody {
+    async fn admit(&self, _: usize) -> Admission {
+        Admission::new(())
+    }
+    fn read(&self, _: usize, _: u64) {}
+    fn went(&self, _: usize, _: Stage, _: Span) {}
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! However it ends, nothing stays.
+
+use std::fs::{self, File};
+use std::time::Duration;
+
+use resnap_applier::Rule;
+use resnap_core::{Kind, Scope};
+use tokio::time::timeout;
+
+use crate::bed::{Bed, GZIP};
+use crate::{layers, text};
+
+/// Long after all that is at work has stopped.
+const SOON: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_layer_spares_the_others() {
+    let scope = Scope::new("default");
+    let bed = Bed::new();
+    let mut layers = layers(&bed, "a", 4);
+    layers[2] = bed.layer(GZIP, b"not compressed at all".to_vec());
+    let batch = bed.batch(&layers, Rule::default());
+    let snapshots = bed.apply_all(&*batch, 2, &[]).await;
+    let (torn, mounts) = bed.prepare(&snapshots, &[]);
+    let error = batch.apply(&scope, 2, &mounts).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::DataLoss);
+    assert!(error.to_string().contains(layers[2].digest.as_str()));
+    batch.end().await;
+    assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+    assert!(bed.fs(torn).read_dir().unwrap().next().is_none());
+    assert_eq!(text(&bed, snapshots[1]), "a 1");
+    // What had ended begins nothing.
+    let error = batch.apply(&scope, 3, &mounts).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Cancelled);
+    assert!(bed.fs(torn).read_dir().unwrap().next().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_while_containerd_is_stuck() {
+    let scope = Scope::new("default");
+    for begins in [false, true] {
+        let bed = Bed::new();
+        let layers = layers(&bed, "a", 3);
+        bed.stick(&layers[1], begins);
+        let batch = bed.batch(&layers, Rule::default());
+        let snapshots = bed.apply_all(&*batch, 1, &[]).await;
+        let (stuck, mounts) = bed.prepare(&snapshots, &[]);
+        let apply = batch.apply(&scope, 1, &mounts);
+        let end = async {
+            while bed.sent().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            timeout(SOON, batch.end()).await
+        };
+        let (applied, ended) = tokio::join!(timeout(SOON, apply), end);
+        ended.unwrap();
+        assert_eq!(applied.unwrap().unwrap_err().kind(), Kind::Cancelled);
+        assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+        assert!(bed.fs(stuck).read_dir().unwrap().next().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_ends_goes_some_time() {
+    let bed = Bed::new();
+    let layers = layers(&bed, "a", 3);
+    bed.stick(&layers[1], true);
+    let batch = bed.batch(&layers, Rule::default());
+    bed.apply_all(&*batch, 1, &[]).await;
+    assert!(!bed.staged().is_empty());
+    drop(batch);
+    let gone = async {
+        while !bed.staged().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_dead_left_is_cleared() {
+    let bed = Bed::new();
+    let staging = bed.root.join("overlayfs/.resnap");
+    let (dead, held) = (staging.join("1-0-dead"), staging.join("1-0-held"));
+    for dir in [&dead, &held] {
+        fs::create_dir_all(dir.join("0/etc")).unwrap();
+        fs::write(dir.join("0/etc/file"), "half").unwrap();
+    }
+    let lock = File::open(&held).unwrap();
+    lock.lock().unwrap();
+    let layers = layers(&bed, "a", 2);
+    let unpack = async || {
+        let batch = bed.batch(&layers, Rule::default());
+        bed.apply_all(&*batch, 2, &[]).await;
+        batch.end().await;
+    };
+    unpack().await;
+    assert_eq!(bed.staged(), [held]);
+    drop(lock);
+    unpack().await;
+    assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Layers of whole images, written next to a snapshotter's directories as containerd lays them out.
+//! As root, as resnap runs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says by a panic what is wrong"
+)]
+
+mod bed;
+mod ends;
+mod many;
+mod places;
+mod torn;
+
+use std::fs;
+
+use bed::{Bed, TAR, tar};
+use resnap_applier::{Differ, Rule};
+use resnap_core::{Kind, Mount, Scope};
+
+/// Layers that all write to one file, of which the last counts.
+fn layers(bed: &Bed, of: &str, count: usize) -> Vec<resnap_core::Descriptor> {
+    let layer = |index| {
+        let data = format!("{of} {index}");
+        bed.layer(TAR, tar(&[("etc/file", data.as_bytes())]))
+    };
+    (0..count).map(layer).collect()
+}
+
+fn text(bed: &Bed, snapshot: usize) -> String {
+    fs::read_to_string(bed.fs(snapshot).join("etc/file")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_at_once_do_not_mix() {
+    let bed = Bed::new();
+    let images = ["a", "b", "c", "d"].map(|of| (of, layers(&bed, of, 5)));
+    let unpack = async |(of, layers): &(&str, Vec<_>)| {
+        let batch = bed.batch(layers, Rule::default());
+        let snapshots = bed.apply_all(&*batch, layers.len(), &[]).await;
+        batch.end().await;
+        for (index, snapshot) in snapshots.into_iter().enumerate() {
+            assert_eq!(text(&bed, snapshot), format!("{of} {index}"));
+        }
+    };
+    futures::future::join_all(images.iter().map(unpack)).await;
+    assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+    assert!(bed.left().is_empty());
+}
+
+#[tokio::test]
+async fn containerd_gets_what_is_not_known() {
+    let scope = Scope::new("default");
+    let bed = Bed::new();
+    let mut layers = layers(&bed, "a", 3);
+    layers[1].media_type = format!("{TAR}+gzip+encrypted");
+    let batch = bed.batch(&layers, Rule::default());
+    let snapshots = bed.apply_all(&*batch, 3, &[]).await;
+    batch.end().await;
+    assert_eq!(bed.left(), [layers[1].digest.clone()]);
+    assert!(!bed.fs(snapshots[1]).join("etc").exists());
+    assert_eq!(text(&bed, snapshots[2]), "a 2");
+
+    // Unless nobody but resnap may.
+    let rule = Rule {
+        differ: Differ::Resnap,
+        ..Rule::default()
+    };
+    let batch = bed.batch(&layers, rule);
+    let (_, mounts) = bed.prepare(&[], &[]);
+    let error = batch.apply(&scope, 1, &mounts).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+    batch.end().await;
+    assert_eq!(bed.left().len(), 1);
+    assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+}
+
+#[tokio::test]
+async fn containerd_gets_what_goes_elsewhere() {
+    let scope = Scope::new("default");
+    let (bed, other) = (Bed::new(), Bed::new());
+    let layers = layers(&bed, "a", 1);
+    let (lower, _) = bed.prepare(&[], &[]);
+    let changed = |change: fn(&mut Mount)| {
+        let (_, mut mounts) = bed.prepare(&[lower], &[]);
+        change(&mut mounts[0]);
+        mounts
+    };
+    let link = bed.root.join("overlayfs/snapshots/link");
+    std::os::unix::fs::symlink(other.fs(1).parent().unwrap(), &link).unwrap();
+    let (_, elsewhere) = other.prepare(&[], &[]);
+    let mut through = elsewhere.clone();
+    through[0].source = link.join("fs").display().to_string();
+    let (full, occupied) = bed.prepare(&[], &[]);
+    fs::write(bed.fs(full).join("file"), "").unwrap();
+    for (what, mounts) in [
+        ("another directory", elsewhere),
+        ("a link to another directory", through),
+        ("a directory with files", occupied),
+        ("no mount", Vec::new()),
+        ("a type", changed(|mount| mount.kind = "fuse".to_owned())),
+        (
+            "an option",
+            changed(|mount| mount.options.push("redirect_dir=on".to_owned())),
+        ),
+        (
+            "attributes of a user namespace",
+            changed(|mount| mount.options.push("userxattr".to_owned())),
+        ),
+        (
+            "a lower directory",
+            changed(|mount| {
+                mount
+                    .options
+                    .iter_mut()
+                    .filter(|option| option.starts_with("lowerdir="))
+                    .for_each(|option| option.push_str(":/etc"));
+            }),
+        ),
+    ] {
+        let before = bed.left().len();
+        let batch = bed.batch(&layers, Rule::default());
+        batch.apply(&scope, 0, &mounts).await.unwrap();
+        batch.end().await;
+        assert_eq!(bed.left().len(), before + 1, "{what}");
+    }
+    assert!(other.fs(1).read_dir().unwrap().next().is_none());
+}
+
+#[tokio::test]
+async fn blobs_that_are_no_files_are_sent() {
+    for (what, says_root, change) in [
+        ("as a file", true, None),
+        ("no root", false, None),
+        ("not there", true, Some(false)),
+        ("of another size", true, Some(true)),
+    ] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let bed = Bed::at(dir.path(), says_root);
+        let layers = layers(&bed, "a", 2);
+        let file = bed.file(&layers[1].digest);
+        match change {
+            Some(true) => fs::write(file, "torn").unwrap(),
+            Some(false) => fs::remove_file(file).unwrap(),
+            None => {}
+        }
+        let batch = bed.batch(&layers, Rule::default());
+        let snapshots = bed.apply_all(&*batch, 2, &[]).await;
+        batch.end().await;
+        assert_eq!(text(&bed, snapshots[1]), "a 1", "{what}");
+        let mut sent = bed.sent();
+        sent.sort();
+        let mut want: Vec<_> = layers.iter().map(|layer| layer.digest.clone()).collect();
+        match (says_root, change) {
+            (true, None) => want.clear(),
+            (true, Some(_)) => drop(want.remove(0)),
+            (false, _) => want.sort(),
+        }
+        assert_eq!(sent, want, "{what}");
+    }
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! On other file systems, in a user namespace, and after a power cut.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use resnap_applier::Rule;
+use resnap_core::Scope;
+
+use crate::bed::{Bed, TAR, elsewhere, run, tar};
+use crate::{layers, text};
+
+fn show(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// Runs a task to its end, in a test that may be in a process of its own.
+fn block_on(task: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(task);
+}
+
+#[test]
+fn snapshots_on_another_file_system_are_written_in_turn() {
+    let name = "places::snapshots_on_another_file_system_are_written_in_turn";
+    if elsewhere(name, &["--mount"]) {
+        return;
+    }
+    let bed = Bed::new();
+    let snapshots = bed.root.join("overlayfs/snapshots");
+    run("mount", &["-t", "tmpfs", "none", &show(&snapshots)]);
+    let layers = layers(&bed, "a", 3);
+    block_on(async {
+        let batch = bed.batch(&layers, Rule::default());
+        let placed = bed.apply_all(&*batch, 3, &[]).await;
+        for (index, snapshot) in placed.into_iter().enumerate() {
+            assert_eq!(text(&bed, snapshot), format!("a {index}"));
+            let inside: Vec<_> = fs::read_dir(snapshots.join(snapshot.to_string()))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            assert_eq!(inside.len(), 2, "{inside:?}");
+        }
+        batch.end().await;
+    });
+    assert!(bed.left().is_empty());
+    assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+    run("umount", &[&show(&snapshots)]);
+}
+
+#[test]
+fn a_user_namespace_gets_attributes_of_its_own() {
+    let name = "places::a_user_namespace_gets_attributes_of_its_own";
+    if elsewhere(name, &["--user", "--map-root-user", "--mount"]) {
+        return;
+    }
+    let bed = Bed::new();
+    let lower = tar(&[("d/old", b""), ("o/old", b""), ("gone", b""), ("kept", b"")]);
+    let mut builder = tar::Builder::new(Vec::new());
+    for (kind, path) in [
+        (tar::EntryType::Regular, "d/new"),
+        (tar::EntryType::Regular, "o/new"),
+        (tar::EntryType::Regular, "o/.wh..wh..opq"),
+        (tar::EntryType::Regular, ".wh.gone"),
+        (tar::EntryType::Char, "device"),
+    ] {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_size(0);
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(3).unwrap();
+        header.set_uid(0);
+        header.set_gid(0);
+        builder.append_data(&mut header, path, &[][..]).unwrap();
+    }
+    let layers = [lower, builder.into_inner().unwrap()].map(|tar| bed.layer(TAR, tar));
+    let mut placed = Vec::new();
+    block_on(async {
+        let batch = bed.batch(&layers, Rule::default());
+        placed = bed.apply_all(&*batch, 2, &["userxattr"]).await;
+        batch.end().await;
+    });
+    assert!(bed.left().is_empty());
+    // As the kernel takes it.
+    let at = bed.root.join("merged");
+    fs::create_dir(&at).unwrap();
+    let dirs = format!(
+        "userxattr,lowerdir={}:{}",
+        show(&bed.fs(placed[1])),
+        show(&bed.fs(placed[0]))
+    );
+    run("mount", &["-t", "overlay", "-o", &dirs, "none", &show(&at)]);
+    for (path, is_there) in [
+        ("d/old", true),
+        ("d/new", true),
+        ("o/old", false),
+        ("o/new", true),
+        ("gone", false),
+        ("kept", true),
+        ("device", false),
+    ] {
+        assert_eq!(at.join(path).exists(), is_there, "{path}");
+    }
+    run("umount", &[&show(&at)]);
+}
+
+#[test]
+fn synced_layers_survive_a_power_cut() {
+    let name = "places::synced_layers_survive_a_power_cut";
+    if elsewhere(name, &["--mount"]) {
+        return;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let [disk, later, at] = ["disk", "later", "at"].map(|name| dir.path().join(name));
+    fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
+    fs::create_dir(&at).unwrap();
+    run("mkfs.ext4", &["-q", &show(&disk)]);
+    // By itself it would write after that many seconds.
+    let options = ["-o", "loop,commit=300"];
+    run(
+        "mount",
+        &[&options[..], &[&show(&disk), &show(&at)]].concat(),
+    );
+    let bed = Bed::at(&at, true);
+    let data = vec![b'x'; 1 << 20];
+    let layer = bed.layer(TAR, tar(&[("etc/file", &data)]));
+    let rule = Rule {
+        sync_fs: true,
+        ..Rule::default()
+    };
+    let (snapshot, mounts) = bed.prepare(&[], &[]);
+    run("sync", &["--file-system", &show(&at)]);
+    block_on(async {
+        let batch = bed.batch(&[layer], rule);
+        let scope = Scope::new("default");
+        batch.apply(&scope, 0, &mounts).await.unwrap();
+        // What is on the disk now is all there will be.
+        fs::copy(&disk, &later).unwrap();
+        batch.end().await;
+    });
+    run("umount", &[&show(&at)]);
+    run("mount", &["-o", "loop", &show(&later), &show(&at)]);
+    let file = bed.fs(snapshot).join("etc/file");
+    let found = fs::read(&file).unwrap();
+    assert!(found == data, "{} bytes", found.len());
+    assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o644);
+    run("umount", &[&show(&at)]);
+}

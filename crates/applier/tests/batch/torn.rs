@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Blobs that are cut or changed anywhere: an error, or another diff ID, or the right files.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use flate2::write::GzEncoder;
+use resnap_applier::Rule;
+use resnap_core::{Applied, Digest, Kind, Result, Scope};
+
+use crate::bed::{Bed, GZIP, TAR, tar};
+
+/// Applies a layer that has this blob, alone; what else there is stays as it is.
+async fn apply(bed: &Bed, media_type: &str, blob: &[u8], is_image: bool) -> Result<Applied> {
+    let layer = bed.layer(media_type, blob.to_vec());
+    let (snapshot, mounts) = bed.prepare(&[], &[]);
+    let dir = bed.fs(snapshot).with_file_name("");
+    if is_image {
+        fs::write(dir.join(".erofslayer"), "").unwrap();
+    }
+    let batch = bed.batch(&[layer], Rule::default());
+    let applied = batch.apply(&Scope::new("default"), 0, &mounts).await;
+    batch.end().await;
+    assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+    let is_written = |dir: &Path| match is_image {
+        true => dir.join("layer.erofs").exists(),
+        false => dir.join("fs/d/file").exists(),
+    };
+    match &applied {
+        Ok(_) => assert!(is_image || is_written(&dir) || blob.is_empty()),
+        Err(_) => assert!(!is_written(&dir), "half a layer is in its snapshot"),
+    }
+    fs::remove_dir_all(&dir).unwrap();
+    applied
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn torn_blobs_are_not_taken_for_whole_ones() {
+    let noise: Vec<u8> = (0..900u32).flat_map(u32::to_le_bytes).collect();
+    let archive = tar(&[("d/file", &noise), ("d/other", b"x"), (".wh.gone", b"")]);
+    let diff_id = Digest::sha256(&archive);
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&archive).unwrap();
+    let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
+    let blobs = [
+        (TAR, archive.clone()),
+        (GZIP, encoder.finish().unwrap()),
+        (zstd, zstd::encode_all(&archive[..], 1).unwrap()),
+    ];
+    let bed = Bed::new();
+    for (media_type, whole) in blobs {
+        for is_image in [false, true] {
+            let applied = apply(&bed, media_type, &whole, is_image).await;
+            assert_eq!(applied.unwrap().diff_id, diff_id, "{media_type}");
+            let mut torn: Vec<Vec<u8>> = (0..whole.len())
+                .step_by(512)
+                .map(|end| whole[..end].to_vec())
+                .collect();
+            for at in (0..whole.len()).step_by(whole.len() / 20) {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 1 << (at % 8);
+                torn.push(flipped);
+            }
+            for blob in torn {
+                match apply(&bed, media_type, &blob, is_image).await {
+                    // Such as the time in a header of gzip.
+                    Ok(applied) => assert!(applied.diff_id != diff_id || media_type != TAR),
+                    Err(error) => assert_eq!(error.kind(), Kind::DataLoss, "{error:?}"),
+                }
+            }
+        }
+    }
+    assert!(bed.left().is_empty());
+}
