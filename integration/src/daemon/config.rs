@@ -53,6 +53,13 @@ state = "{root}/state"
   path = "{root}/opt"
 [plugins."io.containerd.service.v1.diff-service"]
   default = {:?}
+# What makes a layer of one whose bytes are all one more.
+[stream_processors.unshift]
+  accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+shifted"]
+  returns = "application/vnd.oci.image.layer.v1.tar+gzip"
+  path = "tr"
+  args = ['\001-\377\000', '\000-\377']
+  env = ["LC_ALL=C"]
 "#,
             if version2 { 3 } else { 2 },
             self.diff_order(),

@@ -3,8 +3,11 @@
 
 //! What a written image consists of.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::PathBuf;
 
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 /// A layer of a written image.
@@ -59,6 +62,24 @@ impl Built {
     /// The chain ID of the whole image, empty without layers.
     pub fn chain_id(&self) -> &str {
         self.layers.last().map_or("", |layer| &layer.chain_id)
+    }
+
+    /// The bytes of a blob.
+    ///
+    /// # Errors
+    /// If it is not in the archive.
+    pub fn blob(&self, digest: &str) -> Result<Vec<u8>> {
+        let path = format!("blobs/{}", digest.replace(':', "/"));
+        let file = File::open(&self.archive).with_context(|| format!("open {:?}", self.archive))?;
+        for entry in tar::Archive::new(file).entries()? {
+            let mut entry = entry?;
+            if entry.path()?.as_os_str() == path.as_str() {
+                let mut blob = Vec::new();
+                entry.read_to_end(&mut blob)?;
+                return Ok(blob);
+            }
+        }
+        bail!("{digest} is not in {:?}", self.archive)
     }
 
     /// The same with the manifest at `index` of the index in the place of the first.

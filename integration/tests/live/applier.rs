@@ -3,6 +3,8 @@
 
 //! Layers written by resnap itself, next to those that containerd's differ wrote of the same image.
 
+mod choice;
+
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -33,6 +35,16 @@ pub(crate) const TESTS: &[Test] = &[
         name: "applier_killed_leaves_what_the_next_clears",
         needs: Needs::Alone,
         run: killed,
+    },
+    Test {
+        name: "applier_leaves_the_rest_to_containerd",
+        needs: Needs::Containerd,
+        run: choice::containerd_gets_the_rest,
+    },
+    Test {
+        name: "applier_is_sent_blobs_out_of_reach",
+        needs: Needs::Containerd,
+        run: choice::blobs_out_of_reach_are_sent,
     },
 ];
 
@@ -82,18 +94,18 @@ impl Node {
         }
     }
 
-    fn targets(&self) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &'static str> {
         let erofs = self.containerd.has_erofs().then_some("erofs");
         ["overlayfs", "native"].into_iter().chain(erofs)
     }
 
-    fn snapshotter_root(&self, snapshotter: &str) -> PathBuf {
+    pub(crate) fn snapshotter_root(&self, snapshotter: &str) -> PathBuf {
         let root = self.containerd.root();
         root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"))
     }
 
     /// What is built ahead, by the process and batch.
-    fn staged(&self, snapshotter: &str) -> Result<Vec<PathBuf>> {
+    pub(crate) fn staged(&self, snapshotter: &str) -> Result<Vec<PathBuf>> {
         let dir = self.snapshotter_root(snapshotter).join(".resnap");
         if !dir.exists() {
             return Ok(Vec::new());

@@ -3,7 +3,6 @@
 
 //! A layer changes the ones below as it says, whichever of containerd's differs writes it.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -73,15 +72,8 @@ enum Change {
 /// the changes.
 fn image(node: &Node) -> Result<Built> {
     let hello = hello()?;
-    let blob = hello.layers[0].digest.replace(':', "/");
-    let mut archive = tar::Archive::new(File::open(&hello.archive)?);
     let mut programs = Vec::new();
-    for entry in archive.entries()? {
-        let entry = entry?;
-        if entry.path()?.ends_with(&blob) {
-            GzDecoder::new(entry).read_to_end(&mut programs)?;
-        }
-    }
+    GzDecoder::new(&*hello.blob(&hello.layers[0].digest)?).read_to_end(&mut programs)?;
     let kept = |path: &str| {
         let dir = Entry::dir(path).mode(0o2750).owner(1000, 1001);
         dir.xattr("user.lower", "1")

@@ -3,6 +3,8 @@
 
 //! Images that are broken, absurd or meant to harm.
 
+mod layers;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
@@ -28,6 +30,11 @@ pub(crate) const TESTS: &[Test] = &[
     test("damaged_blobs", damaged_blobs),
     test("control_characters_stay_off_terminals", control_characters),
     test("a_layer_that_is_there_and_is_not", disagreement),
+    Test {
+        name: "hostile_layers",
+        needs: Needs::Alone,
+        run: layers::hostile_layers,
+    },
 ];
 
 const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
@@ -42,15 +49,15 @@ const ON: &str = "native";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub(crate) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// The blobs of an image that no builder makes.
 #[derive(Default)]
-struct Blobs(BTreeMap<String, Vec<u8>>);
+pub(crate) struct Blobs(BTreeMap<String, Vec<u8>>);
 
 impl Blobs {
     /// Adds a blob, and answers with its descriptor.
-    fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {
+    pub(crate) fn add(&mut self, media_type: &str, bytes: Vec<u8>) -> Value {
         let (digest, size) = (digest(&bytes), bytes.len());
         self.0.insert(digest.clone(), bytes);
         json!({ "mediaType": media_type, "digest": digest, "size": size })
@@ -61,7 +68,7 @@ impl Blobs {
     }
 
     /// An image of these layers, for this machine.
-    fn add_image(&mut self, layers: &[Value], diff_ids: &[String]) -> Value {
+    pub(crate) fn add_image(&mut self, layers: &[Value], diff_ids: &[String]) -> Value {
         let config = self.add_config(diff_ids);
         let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
         self.add_json(MANIFEST, &manifest)
@@ -85,9 +92,18 @@ impl Blobs {
     }
 
     /// Puts all on the node, `target` as the image `name`.
-    fn import(self, node: &Node, name: &str, mut target: Value) -> Result<()> {
-        target["annotations"] = json!({ "io.containerd.image.name": name });
-        let index = json!({ "schemaVersion": 2, "manifests": [target] });
+    pub(crate) fn import(self, node: &Node, name: &str, target: Value) -> Result<()> {
+        self.import_all(node, vec![(name.to_owned(), target)])
+    }
+
+    /// The same with several images.
+    fn import_all(self, node: &Node, targets: Vec<(String, Value)>) -> Result<()> {
+        let targets = targets.into_iter().map(|(name, mut target)| {
+            target["annotations"] = json!({ "io.containerd.image.name": name });
+            target
+        });
+        let manifests: Vec<_> = targets.collect();
+        let index = json!({ "schemaVersion": 2, "manifests": manifests });
         let layout = json!({ "imageLayoutVersion": "1.0.0" });
         let mut entries = vec![
             Entry::file("oci-layout", layout.to_string()),

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Who writes a layer, and how its blob is read, is of no account.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::image::{Built, HELLO_SAYS, hello};
+use resnap_integration::tap::{Method, Tap};
+
+use crate::hostile::{Blobs, GZIP};
+use crate::suite::{Node, end, unique};
+
+/// Layers that a stream processor of the suite's containerds reads: each byte is one more.
+const SHIFTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+shifted";
+/// Layers that nobody reads.
+const ENCRYPTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
+
+/// The part of containerd's `ApplyRequest` that is looked at.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ApplyRequest {
+    #[prost(message, optional, tag = "1")]
+    diff: Option<Descriptor>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Descriptor {
+    #[prost(string, tag = "1")]
+    media_type: String,
+}
+
+/// containerd's `ReadContentRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ReadContentRequest {
+    #[prost(string, tag = "1")]
+    digest: String,
+}
+
+/// The image [`hello`] with its second layer in another way.
+fn changed(
+    node: &Node,
+    hello: &Built,
+    media_type: &str,
+    change: fn(Vec<u8>) -> Vec<u8>,
+) -> Result<String> {
+    let mut blobs = Blobs::default();
+    let mut layers = Vec::new();
+    for (index, layer) in hello.layers.iter().enumerate() {
+        let blob = hello.blob(&layer.digest)?;
+        layers.push(match index {
+            1 => blobs.add(media_type, change(blob)),
+            _ => blobs.add(GZIP, blob),
+        });
+    }
+    let diff_ids = hello.layers.iter().map(|layer| layer.diff_id.clone());
+    let diff_ids: Vec<_> = diff_ids.collect();
+    let target = blobs.add_image(&layers, &diff_ids);
+    let name = format!("docker.io/library/{}:1", unique("changed"));
+    blobs.import(node, &name, target)?;
+    Ok(name)
+}
+
+/// The media types of what containerd was asked to apply.
+fn applied(tap: &Tap) -> Result<Vec<String>> {
+    let calls = tap.calls().into_iter();
+    let calls = calls.filter(|call| Method::APPLY.is(&call.path));
+    calls
+        .map(|call| {
+            let request: ApplyRequest = call.decode()?;
+            Ok(request.diff.unwrap_or_default().media_type)
+        })
+        .collect()
+}
+
+/// `resnap unpack --json` by this differ through the tap.
+fn unpack(node: &Node, tap: &Tap, differ: &str, name: &str, snapshotter: &str) -> Result<Command> {
+    let mut command = node.command_by(differ)?;
+    command.env("CONTAINERD_ADDRESS", tap.socket()).args([
+        "unpack",
+        "--json",
+        name,
+        "--snapshotter",
+        snapshotter,
+    ]);
+    Ok(command)
+}
+
+pub(super) fn containerd_gets_the_rest(node: &Node) -> Result<()> {
+    let hello = hello()?;
+    let tap = node.containerd.tap()?;
+    let look = "test ! -e /etc/only-in-layer-2 && cat /etc/message";
+    let look = ["/bin/sh", "-c", look];
+    let name = changed(node, &hello, SHIFTED, |blob| {
+        blob.into_iter().map(|byte| byte.wrapping_add(1)).collect()
+    })?;
+    for snapshotter in node.targets() {
+        tap.reset();
+        end(&mut unpack(node, &tap, "auto", &name, snapshotter)?)?.ok()?;
+        let left = applied(&tap)?;
+        ensure!(left == [SHIFTED], "containerd applied {left:?}");
+        let container = &node.containerd;
+        let said = container.run(&node.namespace, snapshotter, &name, &look)?;
+        ensure!(said.trim() == HELLO_SAYS, "on {snapshotter}: {said:?}");
+        node.nothing_left(snapshotter)?;
+    }
+    let fails = |differ: &str| -> Result<(String, Vec<String>)> {
+        let on = node.beside();
+        let image = changed(&on, &hello, ENCRYPTED, |blob| blob)?;
+        tap.reset();
+        let ended = end(&mut unpack(&on, &tap, differ, &image, "overlayfs")?)?;
+        ensure!(ended.code == Some(2), "want exit code 2: {ended:#?}");
+        let said = ended.stdout.lines().last().context("nothing was printed")?;
+        let said = said.replace(&image, "IMAGE");
+        on.no_active_snapshot("overlayfs")?;
+        Ok((said, applied(&tap)?))
+    };
+    let (theirs, _) = fails("containerd")?;
+    let (ours, left) = fails("auto")?;
+    ensure!(ours == theirs, "{ours}\nwant {theirs}");
+    ensure!(left == [ENCRYPTED], "containerd applied {left:?}");
+    let (error, left) = fails("resnap")?;
+    for word in ["FailedPrecondition", ENCRYPTED, "differ ="] {
+        ensure!(error.contains(word), "does not say {word:?}: {error}");
+    }
+    ensure!(left.is_empty(), "containerd applied {left:?}");
+    tap.finish()
+}
+
+pub(super) fn blobs_out_of_reach_are_sent(node: &Node) -> Result<()> {
+    let image = hello()?;
+    let tap = node.containerd.tap()?;
+    let content = node
+        .containerd
+        .root()
+        .join("io.containerd.content.v1.content");
+    for snapshotter in node.targets() {
+        for is_hidden in [false, true] {
+            let on = node.beside();
+            on.import(&image)?;
+            tap.reset();
+            let plain = unpack(&on, &tap, "resnap", &image.reference, snapshotter)?;
+            let mut command = match is_hidden {
+                false => plain,
+                true => {
+                    let mut command = Command::new("unshare");
+                    let script = "mount -t tmpfs none \"$1\" && shift && exec \"$@\"";
+                    command
+                        .args(["--mount", "sh", "-c", script, "sh"])
+                        .arg(&content)
+                        .arg(plain.get_program())
+                        .args(plain.get_args());
+                    for (key, value) in plain.get_envs() {
+                        command.env(key, value.unwrap_or_default());
+                    }
+                    command
+                }
+            };
+            end(&mut command)?.ok()?;
+            let mut sent = Vec::new();
+            for call in tap.calls() {
+                if Method::CONTENT_READ.is(&call.path) {
+                    sent.push(call.decode::<ReadContentRequest>()?.digest);
+                }
+            }
+            for layer in &image.layers {
+                let was_sent = sent.contains(&layer.digest);
+                ensure!(was_sent == is_hidden, "{} on {snapshotter}", layer.digest);
+            }
+            let said = on.run(snapshotter, &image.reference)?;
+            ensure!(said == HELLO_SAYS, "on {snapshotter} it says {said:?}");
+            on.nothing_left(snapshotter)?;
+        }
+    }
+    tap.finish()
+}
