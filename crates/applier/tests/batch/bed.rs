@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
-use resnap_applier::{Applier, Rule, Settings};
+use resnap_applier::{Applier, Differ, Settings};
 use resnap_core::testing::Simulated;
 use resnap_core::{
     Admission, Applied, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor,
@@ -56,6 +56,12 @@ pub(crate) fn run(program: &str, arguments: &[&str]) {
         "{program} {arguments:?}: {}",
         String::from_utf8_lossy(&ended.stderr)
     );
+}
+
+/// Runs a task to its end, in a test that may be in a process of its own.
+pub(crate) fn block_on(task: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(task);
 }
 
 /// The archive of these files and their contents.
@@ -149,7 +155,16 @@ impl Bed {
         *self.backend.stuck.lock().unwrap() = Some((layer.digest.clone(), begins));
     }
 
-    pub(crate) fn batch(&self, layers: &[Descriptor], rule: Rule) -> Arc<dyn BatchApplier> {
+    pub(crate) fn batch(&self, layers: &[Descriptor]) -> Arc<dyn BatchApplier> {
+        self.batch_by(Differ::Auto, layers, false)
+    }
+
+    pub(crate) fn batch_by(
+        &self,
+        differ: Differ,
+        layers: &[Descriptor],
+        sync_fs: bool,
+    ) -> Arc<dyn BatchApplier> {
         let ports = Ports {
             content: Arc::clone(&self.backend) as _,
             applier: Arc::clone(&self.backend) as _,
@@ -157,12 +172,13 @@ impl Bed {
             ..Simulated::new().ports()
         };
         let mut settings = Settings::default();
-        settings.rules.insert("overlayfs".to_owned(), rule);
+        settings.differs.insert("overlayfs".to_owned(), differ);
         let applier: Arc<dyn resnap_core::Applier> = Arc::new(Applier::new(&ports, settings));
         let batch = Batch {
             scope: Scope::new("default"),
             snapshotter: "overlayfs".to_owned(),
             layers: layers.to_vec(),
+            sync_fs,
             monitor: Arc::new(Nobody),
         };
         applier.batch(&batch).unwrap()
@@ -244,7 +260,7 @@ pub(crate) fn mount(kind: &str, source: &str, options: &[String]) -> Mount {
 
 #[async_trait]
 impl resnap_core::Applier for Backend {
-    async fn apply(&self, _: &Scope, layer: &Descriptor, _: &[Mount]) -> Result<Applied> {
+    async fn apply(&self, _: &Scope, layer: &Descriptor, _: &[Mount], _: bool) -> Result<Applied> {
         self.left.lock().unwrap().push(layer.digest.clone());
         Ok(Applied {
             diff_id: layer.digest.clone(),

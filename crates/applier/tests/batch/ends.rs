@@ -6,7 +6,6 @@
 use std::fs::{self, File};
 use std::time::Duration;
 
-use resnap_applier::Rule;
 use resnap_core::{Kind, Scope};
 use tokio::time::timeout;
 
@@ -22,7 +21,7 @@ async fn a_broken_layer_spares_the_others() {
     let bed = Bed::new();
     let mut layers = layers(&bed, "a", 4);
     layers[2] = bed.layer(GZIP, b"not compressed at all".to_vec());
-    let batch = bed.batch(&layers, Rule::default());
+    let batch = bed.batch(&layers);
     let snapshots = bed.apply_all(&*batch, 2, &[]).await;
     let (torn, mounts) = bed.prepare(&snapshots, &[]);
     let error = batch.apply(&scope, 2, &mounts).await.unwrap_err();
@@ -45,7 +44,7 @@ async fn it_ends_while_containerd_is_stuck() {
         let bed = Bed::new();
         let layers = layers(&bed, "a", 3);
         bed.stick(&layers[1], begins);
-        let batch = bed.batch(&layers, Rule::default());
+        let batch = bed.batch(&layers);
         let snapshots = bed.apply_all(&*batch, 1, &[]).await;
         let (stuck, mounts) = bed.prepare(&snapshots, &[]);
         let apply = batch.apply(&scope, 1, &mounts);
@@ -68,7 +67,7 @@ async fn what_nobody_ends_goes_some_time() {
     let bed = Bed::new();
     let layers = layers(&bed, "a", 3);
     bed.stick(&layers[1], true);
-    let batch = bed.batch(&layers, Rule::default());
+    let batch = bed.batch(&layers);
     bed.apply_all(&*batch, 1, &[]).await;
     assert!(!bed.staged().is_empty());
     drop(batch);
@@ -93,7 +92,7 @@ async fn what_the_dead_left_is_cleared() {
     lock.lock().unwrap();
     let layers = layers(&bed, "a", 2);
     let unpack = async || {
-        let batch = bed.batch(&layers, Rule::default());
+        let batch = bed.batch(&layers);
         bed.apply_all(&*batch, 2, &[]).await;
         batch.end().await;
     };

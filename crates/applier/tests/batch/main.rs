@@ -12,6 +12,7 @@
 
 mod bed;
 mod ends;
+mod left;
 mod many;
 mod places;
 mod torn;
@@ -19,7 +20,7 @@ mod torn;
 use std::fs;
 
 use bed::{Bed, TAR, tar};
-use resnap_applier::{Differ, Rule};
+use resnap_applier::Differ;
 use resnap_core::{Kind, Mount, Scope};
 
 /// Layers that all write to one file, of which the last counts.
@@ -40,7 +41,7 @@ async fn images_at_once_do_not_mix() {
     let bed = Bed::new();
     let images = ["a", "b", "c", "d"].map(|of| (of, layers(&bed, of, 5)));
     let unpack = async |(of, layers): &(&str, Vec<_>)| {
-        let batch = bed.batch(layers, Rule::default());
+        let batch = bed.batch(layers);
         let snapshots = bed.apply_all(&*batch, layers.len(), &[]).await;
         batch.end().await;
         for (index, snapshot) in snapshots.into_iter().enumerate() {
@@ -58,7 +59,7 @@ async fn containerd_gets_what_is_not_known() {
     let bed = Bed::new();
     let mut layers = layers(&bed, "a", 3);
     layers[1].media_type = format!("{TAR}+gzip+encrypted");
-    let batch = bed.batch(&layers, Rule::default());
+    let batch = bed.batch(&layers);
     let snapshots = bed.apply_all(&*batch, 3, &[]).await;
     batch.end().await;
     assert_eq!(bed.left(), [layers[1].digest.clone()]);
@@ -66,11 +67,7 @@ async fn containerd_gets_what_is_not_known() {
     assert_eq!(text(&bed, snapshots[2]), "a 2");
 
     // Unless nobody but resnap may.
-    let rule = Rule {
-        differ: Differ::Resnap,
-        ..Rule::default()
-    };
-    let batch = bed.batch(&layers, rule);
+    let batch = bed.batch_by(Differ::Resnap, &layers, false);
     let (_, mounts) = bed.prepare(&[], &[]);
     let error = batch.apply(&scope, 1, &mounts).await.unwrap_err();
     assert_eq!(error.kind(), Kind::FailedPrecondition);
@@ -123,7 +120,7 @@ async fn containerd_gets_what_goes_elsewhere() {
         ),
     ] {
         let before = bed.left().len();
-        let batch = bed.batch(&layers, Rule::default());
+        let batch = bed.batch(&layers);
         batch.apply(&scope, 0, &mounts).await.unwrap();
         batch.end().await;
         assert_eq!(bed.left().len(), before + 1, "{what}");
@@ -148,7 +145,7 @@ async fn blobs_that_are_no_files_are_sent() {
             Some(false) => fs::remove_file(file).unwrap(),
             None => {}
         }
-        let batch = bed.batch(&layers, Rule::default());
+        let batch = bed.batch(&layers);
         let snapshots = bed.apply_all(&*batch, 2, &[]).await;
         batch.end().await;
         assert_eq!(text(&bed, snapshots[1]), "a 1", "{what}");

@@ -6,7 +6,6 @@
 use std::fs;
 
 use flate2::write::GzEncoder;
-use resnap_applier::Rule;
 use resnap_core::Scope;
 
 use crate::bed::{Bed, GZIP, elsewhere};
@@ -45,7 +44,7 @@ fn takes_less(is_image: bool, most: u64) {
     let before = peak();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let batch = bed.batch(&[layer], Rule::default());
+        let batch = bed.batch(&[layer]);
         let scope = Scope::new("default");
         batch.apply(&scope, 0, &mounts).await.unwrap();
         batch.end().await;

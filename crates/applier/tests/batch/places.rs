@@ -7,20 +7,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use resnap_applier::Rule;
+use resnap_applier::Differ;
 use resnap_core::Scope;
 
-use crate::bed::{Bed, TAR, elsewhere, run, tar};
+use crate::bed::{Bed, TAR, block_on, elsewhere, run, tar};
 use crate::{layers, text};
 
 fn show(path: &Path) -> String {
     path.display().to_string()
-}
-
-/// Runs a task to its end, in a test that may be in a process of its own.
-fn block_on(task: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(task);
 }
 
 #[test]
@@ -34,7 +28,7 @@ fn snapshots_on_another_file_system_are_written_in_turn() {
     run("mount", &["-t", "tmpfs", "none", &show(&snapshots)]);
     let layers = layers(&bed, "a", 3);
     block_on(async {
-        let batch = bed.batch(&layers, Rule::default());
+        let batch = bed.batch(&layers);
         let placed = bed.apply_all(&*batch, 3, &[]).await;
         for (index, snapshot) in placed.into_iter().enumerate() {
             assert_eq!(text(&bed, snapshot), format!("a {index}"));
@@ -80,7 +74,7 @@ fn a_user_namespace_gets_attributes_of_its_own() {
     let layers = [lower, builder.into_inner().unwrap()].map(|tar| bed.layer(TAR, tar));
     let mut placed = Vec::new();
     block_on(async {
-        let batch = bed.batch(&layers, Rule::default());
+        let batch = bed.batch(&layers);
         placed = bed.apply_all(&*batch, 2, &["userxattr"]).await;
         batch.end().await;
     });
@@ -128,14 +122,10 @@ fn synced_layers_survive_a_power_cut() {
     let bed = Bed::at(&at, true);
     let data = vec![b'x'; 1 << 20];
     let layer = bed.layer(TAR, tar(&[("etc/file", &data)]));
-    let rule = Rule {
-        sync_fs: true,
-        ..Rule::default()
-    };
     let (snapshot, mounts) = bed.prepare(&[], &[]);
     run("sync", &["--file-system", &show(&at)]);
     block_on(async {
-        let batch = bed.batch(&[layer], rule);
+        let batch = bed.batch_by(Differ::Auto, &[layer], true);
         let scope = Scope::new("default");
         batch.apply(&scope, 0, &mounts).await.unwrap();
         // What is on the disk now is all there will be.

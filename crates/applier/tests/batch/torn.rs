@@ -8,7 +8,6 @@ use std::io::Write as _;
 use std::path::Path;
 
 use flate2::write::GzEncoder;
-use resnap_applier::Rule;
 use resnap_core::{Applied, Digest, Kind, Result, Scope};
 
 use crate::bed::{Bed, GZIP, TAR, tar};
@@ -21,7 +20,7 @@ async fn apply(bed: &Bed, media_type: &str, blob: &[u8], is_image: bool) -> Resu
     if is_image {
         fs::write(dir.join(".erofslayer"), "").unwrap();
     }
-    let batch = bed.batch(&[layer], Rule::default());
+    let batch = bed.batch(&[layer]);
     let applied = batch.apply(&Scope::new("default"), 0, &mounts).await;
     batch.end().await;
     assert!(bed.staged().is_empty(), "{:?}", bed.staged());
