@@ -11,7 +11,7 @@ use crate::dirent;
 use crate::error::{Error, Fault};
 use crate::format::{self, BLOCK, INODE, Layout, NO_BLOCK, SLOT, Superblock, entry_type, mode};
 use crate::output::Output;
-use crate::tree::{DISTANT, Inode, Name, OPAQUE, ROOT, Tree};
+use crate::tree::{Inode, Name, OPAQUE, ROOT, Tree};
 use crate::xattr;
 
 /// The root's node ID. Any but 0, which some programs take for a deleted file's.
@@ -82,7 +82,7 @@ fn plan(tree: &mut Tree, start: u64) -> Result<(u64, u64), Fault> {
         };
         let shape = Shape::of(tree, &inode);
         let at = shape.place(cursor);
-        cursor = at + shape.length();
+        cursor = shape.end(at);
         inodes += 1;
         let node = u32::try_from(at / SLOT as u64);
         let node = node.map_err(|_| Fault::limit("slots of 32 bytes", u32::MAX.into()))?;
@@ -188,6 +188,8 @@ struct Shape {
     head: usize,
     /// Bytes behind that.
     inline: usize,
+    /// Bytes of a symbolic link's blocks, which follow at once.
+    target: u64,
     /// Bytes of a directory's blocks.
     blocks: u64,
 }
@@ -197,12 +199,19 @@ impl Shape {
         let head = INODE + tree.xattrs.get(inode.xattrs).len();
         let tail = match inode.file_type() {
             mode::DIRECTORY => inode.size % BLOCK as u64,
-            mode::SYMLINK if !inode.has(DISTANT) => inode.size,
+            mode::SYMLINK => inode.size,
             _ => 0,
         };
         let tail = usize::try_from(tail).unwrap_or(0);
         // What is inline must be in one block with its inode.
         let inline = if head + tail <= BLOCK { tail } else { 0 };
+        let blocks = inode.size.saturating_sub(inline as u64);
+        let blocks = blocks.div_ceil(BLOCK as u64) * BLOCK as u64;
+        let (target, blocks) = match inode.file_type() {
+            mode::SYMLINK => (blocks, 0),
+            mode::DIRECTORY => (0, blocks),
+            _ => (0, 0),
+        };
         Self {
             layout: if inline > 0 {
                 Layout::Inline
@@ -211,10 +220,8 @@ impl Shape {
             },
             head,
             inline,
-            blocks: match inode.is_directory() {
-                true => (inode.size - inline as u64).next_multiple_of(BLOCK as u64),
-                false => 0,
-            },
+            target,
+            blocks,
         }
     }
 
@@ -234,8 +241,17 @@ impl Shape {
         }
     }
 
-    fn length(&self) -> u64 {
-        (self.head + self.inline) as u64
+    /// Where the target of a symbolic link begins that has blocks, if its inode is at `at`.
+    fn target(&self, at: u64) -> u64 {
+        (at + self.head as u64).next_multiple_of(BLOCK as u64)
+    }
+
+    /// Where what follows an inode at `at` may begin.
+    fn end(&self, at: u64) -> u64 {
+        match self.target {
+            0 => at + (self.head + self.inline) as u64,
+            length => self.target(at) + length,
+        }
     }
 }
 
@@ -287,17 +303,18 @@ impl Planned<'_> {
     ) -> io::Result<()> {
         let shape = Shape::of(self.tree, inode);
         let xattrs = self.tree.xattrs.get(inode.xattrs);
-        let is_inline_link = inode.file_type() == mode::SYMLINK && shape.inline > 0;
+        let is_link = inode.file_type() == mode::SYMLINK;
+        let target = shape.target(output.position());
         let encoded = format::Inode {
             layout: shape.layout,
             length: INODE,
             xattrs: xattrs.len(),
             mode: inode.mode,
             size: inode.size,
-            place: if is_inline_link {
-                NO_BLOCK
-            } else {
-                inode.place
+            place: match shape.layout {
+                Layout::Inline if is_link => NO_BLOCK,
+                _ if is_link => u32::try_from(target / BLOCK as u64).unwrap_or(NO_BLOCK),
+                _ => inode.place,
             },
             number,
             uid: inode.uid,
@@ -307,8 +324,11 @@ impl Planned<'_> {
         };
         output.put(&encoded.encode())?;
         output.put(xattrs)?;
-        if is_inline_link {
-            output.put(self.tree.text(inode.place, shape.inline))?;
+        if is_link {
+            if shape.target > 0 {
+                output.align()?;
+            }
+            output.put(self.tree.target(inode))?;
         }
         Ok(())
     }

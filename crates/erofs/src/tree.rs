@@ -26,8 +26,6 @@ pub(crate) const OPAQUE: u8 = 2;
 pub(crate) const DEAD: u8 = 4;
 /// A directory that has no lower ones, as they are deleted.
 pub(crate) const FRESH: u8 = 8;
-/// A symbolic link whose target is in a block of its own.
-pub(crate) const DISTANT: u8 = 16;
 
 /// An inode under construction. What two of its fields mean depends on its type:
 ///
@@ -35,7 +33,7 @@ pub(crate) const DISTANT: u8 = 16;
 /// |---|---|---|
 /// | file | bytes | first block |
 /// | directory | its name, later bytes | its parent, later first block |
-/// | symbolic link | bytes of the target | the target in the arena, or its block |
+/// | symbolic link | bytes of the target | the target in the arena |
 /// | device | 0 | device number |
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inode {
@@ -164,8 +162,13 @@ impl Tree {
         self.text(name.start, name.length.into())
     }
 
+    /// The target of a symbolic link.
+    pub(crate) fn target(&self, link: &Inode) -> &[u8] {
+        self.text(link.place, usize::try_from(link.size).unwrap_or(0))
+    }
+
     /// Bytes of the arena.
-    pub(crate) fn text(&self, start: u32, length: usize) -> &[u8] {
+    fn text(&self, start: u32, length: usize) -> &[u8] {
         let start = start as usize;
         self.arena.get(start..start + length).unwrap_or_default()
     }

@@ -7,12 +7,12 @@ use std::io::{Read, Seek, Write};
 
 use resnap_layer::{Entry, File, Kind, Layer};
 
-use crate::error::{Error, Fault};
-use crate::format::{BLOCK, INODE, NO_BLOCK, mode};
+use crate::error::Error;
+use crate::format::{NO_BLOCK, mode};
 use crate::layout::{self, Summary};
 use crate::lower::Lower;
 use crate::output::Output;
-use crate::tree::{DEAD, DISTANT, FRESH, Limits, OPAQUE, ROOT, STATED, Tree, permissions};
+use crate::tree::{DEAD, FRESH, Limits, OPAQUE, ROOT, STATED, Tree, permissions};
 
 /// An image under construction.
 #[derive(Debug)]
@@ -45,9 +45,11 @@ impl<W: Write + Seek> Writer<W> {
                 Kind::File(file) => self.data(&entry, file, layer)?,
                 _ => NO_BLOCK,
             };
-            let path = entry.path.clone();
-            self.entry(entry, place)?
-                .map_err(|fault| Error::Entry { path, fault })?;
+            let added = self.tree.add(&entry, place);
+            added.map_err(|fault| Error::Entry {
+                path: entry.path,
+                fault,
+            })?;
         }
         Ok(())
     }
@@ -90,24 +92,6 @@ impl<W: Write + Seek> Writer<W> {
         let hole = (start + file.size).saturating_sub(output.position());
         output.hole(hole).map_err(Error::Write)?;
         Ok(place)
-    }
-
-    /// Adds an entry whose data is written. The outer error is the target's.
-    fn entry(&mut self, entry: Entry, place: u32) -> Result<Result<(), Fault>, Error> {
-        // Long targets are not kept in memory, and would not fit behind their inode.
-        if let Kind::Symlink(target) = &entry.kind
-            && INODE + target.len() > BLOCK / 2
-        {
-            self.output.align().map_err(Error::Write)?;
-            let start = self.output.position();
-            let place = match layout::block(start, target.len() as u64) {
-                Ok(place) => place,
-                Err(fault) => return Ok(Err(fault)),
-            };
-            self.output.put(target).map_err(Error::Write)?;
-            return Ok(self.tree.add(entry, place, DISTANT));
-        }
-        Ok(self.tree.add(entry, place, 0))
     }
 
     /// Gives directories that the layer does not state the metadata they have below.

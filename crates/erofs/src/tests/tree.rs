@@ -90,6 +90,30 @@ fn links_of_every_length() {
 }
 
 #[test]
+fn links_with_attributes_of_every_length() {
+    // From inode, attributes and target in one block, with room to spare, to far over its end.
+    let lengths = (3890..3940).chain([4000, 4096, 5000, 60_000]);
+    let items = lengths.clone().map(|length| Item {
+        xattrs: vec![("security.x".to_owned(), vec![b'x'; length])],
+        ..link(Symlink, &length.to_string(), &"t".repeat(100))
+    });
+    let long = Item {
+        xattrs: vec![("security.x".to_owned(), vec![b'x'; 100])],
+        ..link(Symlink, "long", &"t".repeat(4095))
+    };
+    let items: Vec<Item> = items.chain([long, file("z", b"data")]).collect();
+    let image = image(&items);
+    assert_eq!(paths(&image).len(), items.len());
+    for length in lengths {
+        let path = length.to_string();
+        assert_eq!(data(&image, &path), [b't'; 100], "{length}");
+        assert_eq!(xattrs(&image, &path)[0].1.len(), length);
+    }
+    assert_eq!(data(&image, "long"), [b't'; 4095]);
+    assert_eq!(data(&image, "z"), b"data");
+}
+
+#[test]
 fn directories_of_many_sizes() {
     let mut items = Vec::new();
     // Names that go before and between `.` and `..`, and both sides of a block's end.
@@ -228,6 +252,13 @@ fn links_on_the_way_are_followed_inside() {
         link(Link, "d", "lib/back/c"),
         link(Symlink, "there", "missing/../else"),
         file("there/e", b""),
+        Item {
+            xattrs: vec![("security.x".to_owned(), vec![0; 5000])],
+            ..link(Symlink, "large", "else")
+        },
+        file("large/f", b""),
+        link(Symlink, "long", &format!("{}else", "./".repeat(1500))),
+        file("long/g", b""),
     ]);
     assert_eq!(
         paths(&image),
@@ -235,9 +266,13 @@ fn links_on_the_way_are_followed_inside() {
             "d",
             "else",
             "else/e",
+            "else/f",
+            "else/g",
             "etc",
             "etc/b",
+            "large",
             "lib",
+            "long",
             "out",
             "there",
             "usr",

@@ -6,13 +6,13 @@
 use resnap_layer::way::split;
 use resnap_layer::{Entry, Kind};
 
-use super::{DISTANT, FRESH, Inode, OPAQUE, ROOT, STATED, Tree, permissions};
+use super::{FRESH, Inode, OPAQUE, ROOT, STATED, Tree, permissions};
 use crate::error::Fault;
 use crate::format::{device, mode};
 
 impl Tree {
     /// Adds an entry of the layer. `place` is where its data is.
-    pub(crate) fn add(&mut self, entry: Entry, place: u32, flags: u8) -> Result<(), Fault> {
+    pub(crate) fn add(&mut self, entry: &Entry, place: u32) -> Result<(), Fault> {
         if let Kind::Opaque = entry.kind {
             let directory = self.directory(&entry.path)?;
             if let Some(inode) = self.inode_mut(directory) {
@@ -21,7 +21,7 @@ impl Tree {
             return Ok(());
         }
         if entry.path.is_empty() {
-            return self.restate(ROOT, &entry);
+            return self.restate(ROOT, entry);
         }
         let (parents, name) = split(&entry.path);
         let directory = self.directory(parents)?;
@@ -29,7 +29,7 @@ impl Tree {
         let old = before.and_then(|number| Some((number, *self.inode(number)?)));
         match (&entry.kind, old) {
             (Kind::Directory, Some((number, old))) if old.is_directory() => {
-                return self.restate(number, &entry);
+                return self.restate(number, entry);
             }
             // A whiteout hides what is below, not what the same layer has.
             (Kind::Whiteout, Some((number, old))) => {
@@ -43,13 +43,13 @@ impl Tree {
             (Kind::Hardlink(target), _) => return self.link(directory, name, target),
             _ => {}
         }
-        let mut flags = flags | STATED;
+        let mut flags = STATED;
         if let (Kind::Directory, Some((_, old))) = (&entry.kind, old)
             && old.is_whiteout()
         {
             flags |= OPAQUE | FRESH;
         }
-        let inode = self.build(&entry, place, flags)?;
+        let inode = self.build(entry, place, flags)?;
         let inode = self.add_inode(inode)?;
         self.bind(directory, name, inode)
     }
@@ -59,13 +59,7 @@ impl Tree {
         let at = |major, minor| device(major, minor).ok_or(Fault::Device { major, minor });
         let (file_type, size, place) = match &entry.kind {
             Kind::File(file) => (mode::FILE, file.size, place),
-            Kind::Symlink(target) => {
-                let place = match flags & DISTANT {
-                    0 => self.keep(target)?,
-                    _ => place,
-                };
-                (mode::SYMLINK, target.len() as u64, place)
-            }
+            Kind::Symlink(target) => (mode::SYMLINK, target.len() as u64, self.keep(target)?),
             Kind::Character { major, minor } => (mode::CHARACTER, 0, at(*major, *minor)?),
             Kind::Block { major, minor } => (mode::BLOCK, 0, at(*major, *minor)?),
             Kind::Fifo => (mode::FIFO, 0, 0),
@@ -117,7 +111,7 @@ impl Tree {
         if target.is_empty() {
             return Err(Fault::DirectoryTarget(target.to_vec()));
         }
-        let number = self.target(target)?.ok_or_else(missing)?;
+        let number = self.entry(target)?.ok_or_else(missing)?;
         let inode = self.inode(number).ok_or_else(missing)?;
         if inode.is_directory() {
             return Err(Fault::DirectoryTarget(target.to_vec()));

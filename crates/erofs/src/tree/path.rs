@@ -5,7 +5,7 @@
 
 use resnap_layer::way::{Step as Next, Way, split};
 
-use super::{DISTANT, FRESH, Inode, OPAQUE, ROOT, Tree};
+use super::{FRESH, Inode, OPAQUE, ROOT, Tree};
 use crate::error::Fault;
 use crate::format::mode;
 
@@ -53,7 +53,7 @@ impl Tree {
     }
 
     /// The inode at `path`, whose last name is not followed.
-    pub(crate) fn target(&self, path: &[u8]) -> Result<Option<u32>, Fault> {
+    pub(crate) fn entry(&self, path: &[u8]) -> Result<Option<u32>, Fault> {
         let (parents, name) = split(path);
         let directory = match self.resolve(parents)?.last() {
             None => Some(ROOT),
@@ -91,12 +91,7 @@ impl Tree {
                 Some((number, inode)) if inode.is_directory() => done.push((name, Some(number))),
                 Some((_, inode)) if inode.is_whiteout() => done.push((name, None)),
                 Some((_, inode)) if inode.file_type() == mode::SYMLINK => {
-                    // A target in a block of its own is not at hand; it is longer than 3 KiB.
-                    if inode.has(DISTANT) {
-                        return Err(Fault::Links);
-                    }
-                    let target = self.text(inode.place, usize::try_from(inode.size).unwrap_or(0));
-                    if way.follow(target).map_err(|_| Fault::Links)? {
+                    if way.follow(self.target(inode)).map_err(|_| Fault::Links)? {
                         done.clear();
                     }
                 }
