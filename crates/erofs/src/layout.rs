@@ -138,9 +138,11 @@ fn measure(tree: &mut Tree) -> Result<(), Fault> {
         if has_whiteouts {
             extra.push(xattr::ORIGIN);
         }
-        let xattrs = tree
-            .xattrs
-            .with(inode.map_or(0, |inode| inode.xattrs), &extra)?;
+        let xattrs = tree.xattrs.with(
+            inode.map_or(0, |inode| inode.xattrs),
+            &extra,
+            &mut tree.room,
+        )?;
         if let Some(inode) = tree.inode_mut(directory) {
             (inode.size, inode.xattrs) = (size, xattrs);
         }

@@ -79,6 +79,7 @@ mod image;
 mod layout;
 mod lower;
 mod output;
+mod room;
 mod stack;
 mod tree;
 mod writer;

@@ -10,6 +10,7 @@ use resnap_layer::Time;
 
 use crate::error::Fault;
 use crate::format::mode;
+use crate::room::Room;
 use crate::xattr::Xattrs;
 
 mod add;
@@ -100,9 +101,11 @@ pub(crate) struct Name {
 /// How much memory a layer may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Inodes of the image.
+    /// Inodes of the image, those of directories that the layer does not state and of what later
+    /// entries replace too.
     pub inodes: u64,
-    /// Bytes of names, targets of symbolic links, and different sets of extended attributes.
+    /// Bytes of names, targets of symbolic links, and different sets of extended attributes, from
+    /// layers below too.
     pub names: u64,
 }
 
@@ -122,29 +125,31 @@ pub(crate) struct Tree {
     pub(crate) inodes: Vec<Inode>,
     pub(crate) names: Vec<Name>,
     pub(crate) xattrs: Xattrs,
+    /// For all bytes that are kept.
+    pub(crate) room: Room,
     /// Names and targets, one after the other.
     arena: Vec<u8>,
     /// From directory and name to the index in `names`.
     table: HashTable<u32>,
     hasher: RandomState,
-    limits: Limits,
+    /// Inodes, and names, that there may be.
+    limit: u64,
     /// The directory that was asked for last: the next entry is mostly in it, too.
     recent: Option<(Vec<u8>, u32)>,
 }
 
 impl Tree {
-    pub(crate) fn new(mut limits: Limits) -> Self {
-        // So that an offset in the arena has 32 bits.
-        limits.names = limits.names.min(u32::MAX.into());
-        limits.inodes = limits.inodes.min(u32::MAX.into());
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             inodes: vec![Inode::implicit(ROOT, 0)],
             names: Vec::new(),
             xattrs: Xattrs::default(),
+            // So that an offset in the arena has 32 bits.
+            room: Room::new(limits.names.min(u32::MAX.into())),
             arena: Vec::new(),
             table: HashTable::new(),
             hasher: RandomState::new(),
-            limits,
+            limit: limits.inodes.min(u32::MAX.into()),
             recent: None,
         }
     }
@@ -175,22 +180,15 @@ impl Tree {
 
     /// Puts bytes into the arena.
     pub(crate) fn keep(&mut self, bytes: &[u8]) -> Result<u32, Fault> {
-        let used = self.arena.len() as u64 + self.xattrs.memory;
-        if used + bytes.len() as u64 > self.limits.names {
-            return Err(Fault::limit(
-                "bytes of names, links and attributes",
-                self.limits.names,
-            ));
-        }
+        self.room.take(bytes.len() as u64)?;
         let start = u32::try_from(self.arena.len()).unwrap_or(u32::MAX);
         self.arena.extend_from_slice(bytes);
         Ok(start)
     }
 
     pub(crate) fn add_inode(&mut self, inode: Inode) -> Result<u32, Fault> {
-        if self.inodes.len() as u64 >= self.limits.inodes || self.xattrs.memory > self.limits.names
-        {
-            return Err(Fault::limit("inodes", self.limits.inodes));
+        if self.inodes.len() as u64 >= self.limit {
+            return Err(Fault::limit("inodes", self.limit));
         }
         let number = u32::try_from(self.inodes.len()).unwrap_or(u32::MAX);
         self.inodes.push(inode);
@@ -250,8 +248,8 @@ impl Tree {
 
     fn add_name(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<usize, Fault> {
         // Names are more than inodes where there are hard links.
-        if self.names.len() as u64 >= self.limits.inodes {
-            return Err(Fault::limit("names", self.limits.inodes));
+        if self.names.len() as u64 >= self.limit {
+            return Err(Fault::limit("names", self.limit));
         }
         let length = u8::try_from(name.len()).map_err(|_| Fault::limit("bytes of a name", 255))?;
         let start = self.keep(name)?;

@@ -127,7 +127,7 @@ impl<W: Write + Seek> Writer<W> {
                 continue;
             };
             let mode = mode::DIRECTORY | permissions(found.mode);
-            let xattrs = tree.xattrs.encode(&found.xattrs, mode);
+            let xattrs = tree.xattrs.encode(&found.xattrs, mode, &mut tree.room);
             let xattrs = xattrs.map_err(|fault| Error::Entry { path, fault })?;
             if let Some(inode) = tree.inode_mut(number) {
                 inode.mode = mode;

@@ -12,6 +12,7 @@ use resnap_layer::Xattr;
 
 use crate::error::Fault;
 use crate::format::{XATTR_HEADER, mode};
+use crate::room::Room;
 
 /// What an index stands for. Those that are a whole name come first.
 pub(crate) const PREFIXES: [(u8, &[u8]); 5] = [
@@ -28,6 +29,9 @@ const NAME: usize = 255;
 /// As much as an inode can have behind it: the count that says so has 16 bits.
 const BODY: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);
 
+/// Bytes that a set takes besides its own: where it is, its number, and what an allocator adds.
+const SET: u64 = 64;
+
 /// Tells overlayfs that lower directories of this name are hidden.
 pub(crate) const OPAQUE: (&[u8], &[u8]) = (b"overlay.opaque", b"y");
 /// Tells overlayfs to look for whiteouts, even where nothing lies below the directory.
@@ -39,8 +43,6 @@ pub(crate) struct Xattrs {
     sets: Vec<Box<[u8]>>,
     table: HashTable<u32>,
     hasher: RandomState,
-    /// Bytes of all sets.
-    pub(crate) memory: u64,
 }
 
 impl Xattrs {
@@ -56,7 +58,12 @@ impl Xattrs {
     ///
     /// As containerd does, what an inode of this type cannot have is left out, and so is `trusted.`:
     /// overlayfs would believe it.
-    pub(crate) fn encode(&mut self, xattrs: &[Xattr], mode: u16) -> Result<u32, Fault> {
+    pub(crate) fn encode(
+        &mut self,
+        xattrs: &[Xattr],
+        mode: u16,
+        room: &mut Room,
+    ) -> Result<u32, Fault> {
         let file_type = mode & mode::TYPE;
         let mut body = Vec::new();
         for Xattr { name, value } in xattrs {
@@ -75,19 +82,24 @@ impl Xattrs {
             }
             push(&mut body, index, rest, &value).ok_or_else(|| Fault::Xattr(name.clone()))?;
         }
-        self.intern(body)
+        self.intern(body, room)
     }
 
     /// The number of the set that has `extra` attributes of `trusted.` too.
-    pub(crate) fn with(&mut self, number: u32, extra: &[(&[u8], &[u8])]) -> Result<u32, Fault> {
+    pub(crate) fn with(
+        &mut self,
+        number: u32,
+        extra: &[(&[u8], &[u8])],
+        room: &mut Room,
+    ) -> Result<u32, Fault> {
         let mut body = self.get(number).to_vec();
         for (name, value) in extra {
             push(&mut body, 4, name, value).ok_or_else(|| Fault::Xattr(name.to_vec()))?;
         }
-        self.intern(body)
+        self.intern(body, room)
     }
 
-    fn intern(&mut self, body: Vec<u8>) -> Result<u32, Fault> {
+    fn intern(&mut self, body: Vec<u8>, room: &mut Room) -> Result<u32, Fault> {
         if body.is_empty() {
             return Ok(0);
         }
@@ -98,16 +110,15 @@ impl Xattrs {
             sets,
             table,
             hasher,
-            memory,
         } = self;
         let set = |number: &u32| sets.get(*number as usize).map_or(&[][..], |set| set);
         let hash = hasher.hash_one(&body[..]);
         if let Some(number) = table.find(hash, |number| set(number) == &body[..]) {
             return Ok(number + 1);
         }
+        room.take(body.len() as u64 + SET)?;
         let number = u32::try_from(sets.len()).unwrap_or(u32::MAX);
         table.insert_unique(hash, number, |number| hasher.hash_one(set(number)));
-        *memory += body.len() as u64;
         sets.push(body.into_boxed_slice());
         Ok(number + 1)
     }
@@ -192,8 +203,9 @@ mod tests {
     #[test]
     fn sets_are_kept_once() {
         let mut xattrs = Xattrs::default();
+        let mut room = Room::new(24 + 44 + 2 * SET);
         let a = xattrs
-            .encode(&[xattr("user.a", b"12345")], mode::FILE)
+            .encode(&[xattr("user.a", b"12345")], mode::FILE, &mut room)
             .unwrap();
         assert_eq!(
             xattrs.get(a),
@@ -201,16 +213,18 @@ mod tests {
         );
         assert_eq!(
             xattrs
-                .encode(&[xattr("user.a", b"12345")], mode::DIRECTORY)
+                .encode(&[xattr("user.a", b"12345")], mode::DIRECTORY, &mut room)
                 .unwrap(),
             a
         );
-        assert_eq!(xattrs.encode(&[], mode::FILE).unwrap(), 0);
-        assert_eq!(xattrs.with(0, &[]).unwrap(), 0);
-        let b = xattrs.with(a, &[OPAQUE]).unwrap();
+        assert_eq!(xattrs.encode(&[], mode::FILE, &mut room).unwrap(), 0);
+        assert_eq!(xattrs.with(0, &[], &mut room).unwrap(), 0);
+        let b = xattrs.with(a, &[OPAQUE], &mut room).unwrap();
         assert_eq!(&xattrs.get(b)[24..], b"\x0e\x04\x01\0overlay.opaquey\0");
         assert_eq!(xattrs.get(0), b"");
-        assert_eq!(xattrs.memory, 24 + 44);
+        // The first two found their sets, and there is no room for a third.
+        assert!(xattrs.with(a, &[ORIGIN], &mut room).is_err());
+        assert_eq!(xattrs.with(a, &[OPAQUE], &mut room).unwrap(), b);
     }
 
     #[test]
@@ -234,6 +248,7 @@ mod tests {
     #[test]
     fn what_is_left_out_and_what_is_refused() {
         let mut xattrs = Xattrs::default();
+        let mut room = Room::new(1 << 20);
         let acl = [2, 0, 0, 0];
         for (name, value, file_type, is_kept) in [
             (
@@ -251,7 +266,9 @@ mod tests {
             ("system.posix_acl_default", &acl, mode::FILE, false),
             ("system.posix_acl_default", &acl, mode::DIRECTORY, true),
         ] {
-            let number = xattrs.encode(&[xattr(name, value)], file_type).unwrap();
+            let number = xattrs
+                .encode(&[xattr(name, value)], file_type, &mut room)
+                .unwrap();
             assert_eq!(number != 0, is_kept, "{name}");
         }
         for (name, value) in [
@@ -261,7 +278,9 @@ mod tests {
             ("system.posix_acl_access", b"text"),
         ] {
             assert!(
-                xattrs.encode(&[xattr(name, value)], mode::FILE).is_err(),
+                xattrs
+                    .encode(&[xattr(name, value)], mode::FILE, &mut room)
+                    .is_err(),
                 "{name}"
             );
         }

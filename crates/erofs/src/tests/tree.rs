@@ -334,31 +334,70 @@ fn what_is_refused() {
     }
 }
 
+/// What is over these limits in a layer on others.
+fn over(limits: crate::Limits, items: &[Item], lower: &mut dyn crate::Lower) -> String {
+    let stream = layer(items);
+    let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
+    let mut writer = crate::Writer::new(std::io::Cursor::new(Vec::new()), limits).unwrap();
+    let added = writer.add(&mut layer);
+    let written = added.and_then(|()| writer.finish(lower, [0; 16]).map(drop));
+    let error = written.unwrap_err();
+    std::error::Error::source(&error).unwrap().to_string()
+}
+
+/// Lower layers that have every directory, each with other attributes.
+struct Heavy(u32);
+
+impl crate::Lower for Heavy {
+    fn directory(
+        &mut self,
+        _: &[u8],
+    ) -> Result<Option<crate::Metadata>, Box<dyn std::error::Error + Send + Sync>> {
+        self.0 += 1;
+        let xattrs = vec![resnap_layer::Xattr {
+            name: b"user.a".to_vec(),
+            value: self.0.to_le_bytes().repeat(1000),
+        }];
+        Ok(Some(crate::Metadata {
+            xattrs,
+            ..Default::default()
+        }))
+    }
+}
+
 #[test]
 fn limits() {
-    let stream = layer(&[file("a/b/c", b""), link(Symlink, "d", &"t".repeat(1000))]);
-    for (limits, what) in [
-        (
-            crate::Limits {
-                inodes: 3,
-                ..Default::default()
-            },
-            "more than 3 inodes",
-        ),
-        (
-            crate::Limits {
-                names: 1000,
-                ..Default::default()
-            },
-            "more than 1000 bytes of names",
-        ),
+    let items = [file("a/b/c", b""), link(Symlink, "d", &"t".repeat(1000))];
+    let limits = |inodes, names| crate::Limits { inodes, names };
+    let bytes = "more than 10000 bytes of names";
+    for (limits, expected) in [
+        // The root and directories that the layer does not state count, too.
+        (limits(3, 10_000), "more than 3 inodes"),
+        (limits(100, 1000), "more than 1000 bytes of names"),
     ] {
-        let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
-        let mut writer = crate::Writer::new(std::io::Cursor::new(Vec::new()), limits).unwrap();
-        let error = writer.add(&mut layer).unwrap_err();
-        let text = std::error::Error::source(&error).unwrap().to_string();
-        assert!(text.starts_with(what), "{text}");
+        let text = over(limits, &items, &mut crate::Nothing);
+        assert!(text.starts_with(expected), "{text}");
     }
+    // The same directory again and again.
+    let stated: Vec<Item> = (0..10)
+        .map(|value| Item {
+            xattrs: vec![("user.a".to_owned(), vec![value; 4000])],
+            ..directory("a", 0o755)
+        })
+        .collect();
+    let text = over(limits(100, 10_000), &stated, &mut crate::Nothing);
+    assert!(text.starts_with(bytes), "{text}");
+    // Many small sets take more than their bytes.
+    let small: Vec<Item> = (0..200)
+        .map(|value| Item {
+            xattrs: vec![("user.a".to_owned(), vec![value])],
+            ..directory("a", 0o755)
+        })
+        .collect();
+    let text = over(limits(1000, 10_000), &small, &mut crate::Nothing);
+    assert!(text.starts_with(bytes), "{text}");
+    let text = over(limits(100, 10_000), &[file("a/b/c/d", b"")], &mut Heavy(0));
+    assert!(text.starts_with(bytes), "{text}");
 }
 
 /// Counts what is written, and keeps none of it.

@@ -75,7 +75,7 @@ impl Tree {
             };
         let xattrs = match &entry.kind {
             Kind::Whiteout => 0,
-            _ => self.xattrs.encode(&entry.xattrs, mode)?,
+            _ => self.xattrs.encode(&entry.xattrs, mode, &mut self.room)?,
         };
         Ok(Inode {
             size,
@@ -94,7 +94,7 @@ impl Tree {
     /// Gives a directory the metadata of a later entry.
     fn restate(&mut self, number: u32, entry: &Entry) -> Result<(), Fault> {
         let mode = mode::DIRECTORY | permissions(entry.mode);
-        let xattrs = self.xattrs.encode(&entry.xattrs, mode)?;
+        let xattrs = self.xattrs.encode(&entry.xattrs, mode, &mut self.room)?;
         if let Some(inode) = self.inode_mut(number) {
             inode.mode = mode;
             (inode.uid, inode.gid) = (entry.uid, entry.gid);
