@@ -73,7 +73,7 @@ impl Inode {
 
     /// A directory that no layer states: what containerd gives it, but for the time, which is not
     /// that of the unpacking.
-    fn implicit(parent: u32, flags: u8) -> Self {
+    fn implicit(parent: u32) -> Self {
         Self {
             size: 0,
             mtime: Time::default(),
@@ -84,7 +84,7 @@ impl Inode {
             links: 0,
             node: 0,
             mode: mode::DIRECTORY | 0o755,
-            flags,
+            flags: 0,
         }
     }
 }
@@ -96,6 +96,8 @@ pub(crate) struct Name {
     pub(crate) inode: u32,
     start: u32,
     length: u8,
+    /// The layer has a whiteout of this name, whatever became of it: what is below is deleted.
+    is_deleted: bool,
 }
 
 /// How much memory a layer may take.
@@ -141,7 +143,7 @@ pub(crate) struct Tree {
 impl Tree {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
-            inodes: vec![Inode::implicit(ROOT, 0)],
+            inodes: vec![Inode::implicit(ROOT)],
             names: Vec::new(),
             xattrs: Xattrs::default(),
             // So that an offset in the arena has 32 bits.
@@ -195,6 +197,7 @@ impl Tree {
         Ok(number)
     }
 
+    /// The index of this name.
     fn find(&self, directory: u32, name: &[u8]) -> Option<usize> {
         let found = self
             .table
@@ -207,10 +210,12 @@ impl Tree {
 
     /// The inode of this name.
     pub(crate) fn lookup(&self, directory: u32, name: &[u8]) -> Option<u32> {
-        let entry = self
-            .find(directory, name)
-            .and_then(|index| self.names.get(index))?;
-        Some(entry.inode)
+        self.named(self.find(directory, name)?)
+    }
+
+    /// The inode of the name with this index.
+    fn named(&self, index: usize) -> Option<u32> {
+        self.names.get(index).map(|name| name.inode)
     }
 
     /// Gives an inode a name. What had the name before has it no longer.
@@ -219,13 +224,14 @@ impl Tree {
             Some(index) => index,
             None => self.add_name(directory, name, inode)?,
         };
-        let is_link = self
-            .inode(inode)
-            .is_some_and(|inode| inode.file_type() == mode::SYMLINK);
+        let new = self.inode(inode);
+        let is_link = new.is_some_and(|inode| inode.file_type() == mode::SYMLINK);
+        let is_whiteout = new.is_some_and(Inode::is_whiteout);
         let Some(entry) = self.names.get_mut(index) else {
             return Ok(());
         };
         let before = std::mem::replace(&mut entry.inode, inode);
+        let is_deleted = entry.is_deleted || is_whiteout;
         let mut is_way_changed = is_link;
         if before != inode
             && let Some(before) = self.inode_mut(before)
@@ -243,7 +249,25 @@ impl Tree {
         {
             (inode.place, inode.size) = (directory, index as u64);
         }
+        if is_deleted {
+            self.delete(index);
+        }
         Ok(())
+    }
+
+    /// Deletes what lower layers have of this name. The layer's own stays; a directory of the name,
+    /// this or a later one, hides what is below.
+    fn delete(&mut self, index: usize) {
+        let Some(entry) = self.names.get_mut(index) else {
+            return;
+        };
+        entry.is_deleted = true;
+        let number = entry.inode;
+        if let Some(inode) = self.inode_mut(number)
+            && inode.is_directory()
+        {
+            inode.flags |= OPAQUE | FRESH;
+        }
     }
 
     fn add_name(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<usize, Fault> {
@@ -259,6 +283,7 @@ impl Tree {
             inode,
             start,
             length,
+            is_deleted: false,
         });
         let Self {
             table,
@@ -320,6 +345,7 @@ impl Tree {
                     inode: target,
                     start,
                     length,
+                    is_deleted: false,
                 });
             }
         }

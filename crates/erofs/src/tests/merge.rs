@@ -62,6 +62,33 @@ fn a_whiteout_hides_lower_layers_only() {
     assert_eq!(names(&image, ""), [""; 0]);
 }
 
+#[test]
+fn a_whiteout_stays_with_its_name() {
+    let image = image(&[
+        file(".wh.a", b""),
+        file("a", b""),
+        directory("a", 0o755),
+        directory("b", 0o755),
+        file(".wh.b", b""),
+        file("b", b""),
+        file("b", b""),
+        directory("b", 0o755),
+        file("c", b""),
+        file(".wh.c", b""),
+        directory("c", 0o755),
+        file(".wh.d", b""),
+        file("f", b""),
+        link(Link, "d", "f"),
+        directory("d", 0o755),
+        file("e", b""),
+        directory("e", 0o755),
+    ]);
+    for path in ["a", "b", "c", "d"] {
+        assert_eq!(names(&image, path), [OPAQUE], "{path}");
+    }
+    assert_eq!(names(&image, "e"), [""; 0]);
+}
+
 fn stack(layers: &[&[Item]]) -> Stack<Vec<u8>> {
     let mut images: Vec<Image<Vec<u8>>> = Vec::new();
     for items in layers {

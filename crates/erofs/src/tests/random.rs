@@ -3,7 +3,7 @@
 
 //! Any layer against a simple model, and any bytes as an image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::common::*;
 use crate::{Image, Stack};
@@ -22,7 +22,12 @@ enum Thing {
     Whiteout,
 }
 
-type Model = BTreeMap<String, Thing>;
+/// What is at each path, and the paths below which nothing of lower layers shows.
+#[derive(Default)]
+struct Model {
+    things: BTreeMap<String, Thing>,
+    deleted: BTreeSet<String>,
+}
 
 fn parents(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(at, _)| &path[..at])
@@ -30,7 +35,10 @@ fn parents(path: &str) -> impl Iterator<Item = &str> {
 
 fn remove(model: &mut Model, path: &str) {
     let below = format!("{path}/");
-    model.retain(|other, _| other != path && !other.starts_with(&below));
+    model
+        .things
+        .retain(|other, _| other != path && !other.starts_with(&below));
+    model.deleted.retain(|other| !other.starts_with(&below));
 }
 
 /// Does what the table in the crate's documentation says; `None` if that is an error.
@@ -38,12 +46,12 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
     let (parent, name) = item.path.rsplit_once('/').unwrap_or(("", &item.path));
     let hidden = name.strip_prefix(".wh.");
     for path in parents(&item.path) {
-        match model.get(path) {
+        match model.things.get(path) {
             Some(Thing::Directory { .. }) => {}
             Some(Thing::File(..)) => return None,
-            found => {
-                let is_opaque = found.is_some();
-                model.insert(
+            _ => {
+                let is_opaque = model.deleted.contains(path);
+                model.things.insert(
                     path.to_owned(),
                     Thing::Directory {
                         mode: 0o755,
@@ -54,7 +62,7 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
         }
     }
     if hidden == Some(".wh..opq") {
-        if let Some(Thing::Directory { is_opaque, .. }) = model.get_mut(parent) {
+        if let Some(Thing::Directory { is_opaque, .. }) = model.things.get_mut(parent) {
             *is_opaque = true;
         }
         return Some(());
@@ -64,7 +72,10 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
         Some(hidden) => format!("{parent}/{hidden}"),
         None => item.path.clone(),
     };
-    let old = model.get(&path).cloned();
+    if hidden.is_some() {
+        model.deleted.insert(path.clone());
+    }
+    let old = model.things.get(&path).cloned();
     let new = match (hidden, item.kind.unwrap(), old) {
         (Some(_), _, Some(Thing::Directory { mode, .. })) => Thing::Directory {
             mode,
@@ -76,14 +87,14 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
             mode: item.mode,
             is_opaque,
         },
-        (_, EntryType::Directory, old) => {
+        (_, EntryType::Directory, _) => {
             remove(model, &path);
             Thing::Directory {
                 mode: item.mode,
-                is_opaque: old == Some(Thing::Whiteout),
+                is_opaque: model.deleted.contains(&path),
             }
         }
-        (_, EntryType::Link, _) => match model.get(&item.link).cloned() {
+        (_, EntryType::Link, _) => match model.things.get(&item.link).cloned() {
             Some(file @ Thing::File(..)) => {
                 remove(model, &path);
                 file
@@ -95,7 +106,7 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
             Thing::File(item.data.clone(), number)
         }
     };
-    model.insert(path, new);
+    model.things.insert(path, new);
     Some(())
 }
 
@@ -129,7 +140,7 @@ fn items() -> impl Strategy<Value = Vec<Item>> {
     prop::collection::vec(item, 0..40)
 }
 
-fn compare(model: &Model, image: &Image<Vec<u8>>) {
+fn compare(model: &BTreeMap<String, Thing>, image: &Image<Vec<u8>>) {
     let nodes = tree(image);
     let found: Vec<&String> = nodes.keys().filter(|path| !path.is_empty()).collect();
     assert_eq!(found, model.keys().collect::<Vec<_>>());
@@ -211,12 +222,12 @@ fn one_byte_changed_anywhere() {
 proptest! {
     #[test]
     fn a_layer_becomes_its_image(items in items()) {
-        let mut model = Model::new();
+        let mut model = Model::default();
         let is_right = items.iter().enumerate().all(|(number, item)| apply(&mut model, number, item).is_some());
         match write(&layer(&items)) {
             Ok(bytes) => {
                 prop_assert!(is_right);
-                compare(&model, &Image::open(bytes).unwrap());
+                compare(&model.things, &Image::open(bytes).unwrap());
             }
             Err(error) => prop_assert!(!is_right, "{error:?}"),
         }

@@ -6,7 +6,7 @@
 use resnap_layer::way::split;
 use resnap_layer::{Entry, Kind};
 
-use super::{FRESH, Inode, OPAQUE, ROOT, STATED, Tree, permissions};
+use super::{Inode, OPAQUE, ROOT, STATED, Tree, permissions};
 use crate::error::Fault;
 use crate::format::{device, mode};
 
@@ -25,37 +25,27 @@ impl Tree {
         }
         let (parents, name) = split(&entry.path);
         let directory = self.directory(parents)?;
-        let before = self.lookup(directory, name);
-        let old = before.and_then(|number| Some((number, *self.inode(number)?)));
-        match (&entry.kind, old) {
-            (Kind::Directory, Some((number, old))) if old.is_directory() => {
-                return self.restate(number, entry);
+        let index = self.find(directory, name);
+        let old = index.and_then(|index| self.named(index));
+        match (&entry.kind, index, old) {
+            (Kind::Directory, _, Some(old)) if self.inode(old).is_some_and(Inode::is_directory) => {
+                return self.restate(old, entry);
             }
             // A whiteout hides what is below, not what the same layer has.
-            (Kind::Whiteout, Some((number, old))) => {
-                if let Some(inode) = self.inode_mut(number)
-                    && old.is_directory()
-                {
-                    inode.flags |= OPAQUE | FRESH;
-                }
+            (Kind::Whiteout, Some(index), _) => {
+                self.delete(index);
                 return Ok(());
             }
-            (Kind::Hardlink(target), _) => return self.link(directory, name, target),
+            (Kind::Hardlink(target), ..) => return self.link(directory, name, target),
             _ => {}
         }
-        let mut flags = STATED;
-        if let (Kind::Directory, Some((_, old))) = (&entry.kind, old)
-            && old.is_whiteout()
-        {
-            flags |= OPAQUE | FRESH;
-        }
-        let inode = self.build(entry, place, flags)?;
+        let inode = self.build(entry, place)?;
         let inode = self.add_inode(inode)?;
         self.bind(directory, name, inode)
     }
 
     /// An inode of what the entry says.
-    fn build(&mut self, entry: &Entry, place: u32, flags: u8) -> Result<Inode, Fault> {
+    fn build(&mut self, entry: &Entry, place: u32) -> Result<Inode, Fault> {
         let at = |major, minor| device(major, minor).ok_or(Fault::Device { major, minor });
         let (file_type, size, place) = match &entry.kind {
             Kind::File(file) => (mode::FILE, file.size, place),
@@ -87,7 +77,7 @@ impl Tree {
             links: 0,
             node: 0,
             mode,
-            flags,
+            flags: STATED,
         })
     }
 

@@ -5,7 +5,7 @@
 
 use resnap_layer::way::{Step as Next, Way, split};
 
-use super::{FRESH, Inode, OPAQUE, ROOT, Tree};
+use super::{Inode, ROOT, Tree};
 use crate::error::Fault;
 use crate::format::mode;
 
@@ -64,12 +64,7 @@ impl Tree {
 
     /// A new directory that the layer does not state, in the place of nothing or of a whiteout.
     pub(crate) fn make_directory(&mut self, parent: u32, name: &[u8]) -> Result<u32, Fault> {
-        // The lower directory is deleted, so nothing of it may show.
-        let flags = match self.lookup(parent, name) {
-            Some(_) => OPAQUE | FRESH,
-            None => 0,
-        };
-        let inode = self.add_inode(Inode::implicit(parent, flags))?;
+        let inode = self.add_inode(Inode::implicit(parent))?;
         self.bind(parent, name, inode)?;
         Ok(inode)
     }
