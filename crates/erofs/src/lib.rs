@@ -62,7 +62,7 @@
 //! | a parent that is not there | a directory with the metadata it has below ([`Lower`]); 0755, root, 1970 if there is none | containerd: the time of unpacking |
 //! | the root | its metadata | containerd ignores them |
 //! | a hard link | a name of the same inode, whose first entry says the metadata | as GNU tar; containerd takes owner and time of the last |
-//! | a hard link to nothing, or to a directory | an error | |
+//! | a hard link to nothing, to a directory, or through what it replaces | an error | |
 //! | attributes `trusted.*`, of unknown kinds, `user.*` of links and devices | left out | |
 //! | a device number beyond 12 and 20 bits | an error | |
 //!

@@ -95,6 +95,7 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
             }
         }
         (_, EntryType::Link, _) => match model.things.get(&item.link).cloned() {
+            Some(Thing::File(..)) if item.link.starts_with(&format!("{path}/")) => return None,
             Some(file @ Thing::File(..)) => {
                 remove(model, &path);
                 file

@@ -302,6 +302,23 @@ fn what_is_refused() {
             vec![file(".wh.b", b""), link(Link, "a", "b")],
             "is not in the layer",
         ),
+        // A hard link takes away what was at its name before it looks for its target.
+        (
+            vec![file("a/f", b""), link(Link, "a", "a/f")],
+            "add \"a\" to the EROFS image: its hard link's target \"a/f\" is not",
+        ),
+        (
+            vec![file("a/b/f", b""), link(Link, "a", "a/b/f")],
+            "target \"a/b/f\" is not in the layer",
+        ),
+        (
+            vec![
+                file("b/f", b""),
+                link(Symlink, "a/s", "../b"),
+                link(Link, "a", "a/s/f"),
+            ],
+            "target \"a/s/f\" is not in the layer",
+        ),
         (
             vec![file("a", b""), file("a/b", b"")],
             "add \"a/b\" to the EROFS image: \"a\" is no directory",

@@ -36,7 +36,7 @@ impl Tree {
                 self.delete(index);
                 return Ok(());
             }
-            (Kind::Hardlink(target), ..) => return self.link(directory, name, target),
+            (Kind::Hardlink(target), ..) => return self.link(directory, name, target, index),
             _ => {}
         }
         let inode = self.build(entry, place)?;
@@ -95,13 +95,20 @@ impl Tree {
         Ok(())
     }
 
-    /// Another name. An inode has its metadata from its first entry, as GNU tar has it.
-    fn link(&mut self, directory: u32, name: &[u8], target: &[u8]) -> Result<(), Fault> {
+    /// Another name. An inode has its metadata from its first entry, as GNU tar has it. What is at
+    /// the name `replaced` goes first.
+    fn link(
+        &mut self,
+        directory: u32,
+        name: &[u8],
+        target: &[u8],
+        replaced: Option<usize>,
+    ) -> Result<(), Fault> {
         let missing = || Fault::NoTarget(target.to_vec());
         if target.is_empty() {
             return Err(Fault::DirectoryTarget(target.to_vec()));
         }
-        let number = self.entry(target)?.ok_or_else(missing)?;
+        let number = self.entry(target, replaced)?.ok_or_else(missing)?;
         let inode = self.inode(number).ok_or_else(missing)?;
         if inode.is_directory() {
             return Err(Fault::DirectoryTarget(target.to_vec()));

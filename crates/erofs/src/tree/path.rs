@@ -28,7 +28,7 @@ impl Tree {
             Some(inode) => inode,
             None => {
                 let mut directory = ROOT;
-                for (name, inode) in self.resolve(path)? {
+                for (name, inode) in self.resolve(path, None)? {
                     directory = match inode {
                         Some(inode) => inode,
                         None => self.make_directory(directory, &name)?,
@@ -52,10 +52,11 @@ impl Tree {
         })
     }
 
-    /// The inode at `path`, whose last name is not followed.
-    pub(crate) fn entry(&self, path: &[u8]) -> Result<Option<u32>, Fault> {
+    /// The inode at `path`, whose last name is not followed, and the way to which does not go by the
+    /// name `without`.
+    pub(crate) fn entry(&self, path: &[u8], without: Option<usize>) -> Result<Option<u32>, Fault> {
         let (parents, name) = split(path);
-        let directory = match self.resolve(parents)?.last() {
+        let directory = match self.resolve(parents, without)?.last() {
             None => Some(ROOT),
             Some((_, inode)) => *inode,
         };
@@ -70,8 +71,8 @@ impl Tree {
     }
 
     /// The names and directories on the way to `path` once all symbolic links are followed; without
-    /// a directory where there is none yet.
-    fn resolve(&self, path: &[u8]) -> Result<Vec<Step>, Fault> {
+    /// a directory where there is none yet, or only by the name `without`.
+    fn resolve(&self, path: &[u8], without: Option<usize>) -> Result<Vec<Step>, Fault> {
         let mut done: Vec<Step> = Vec::new();
         let mut way = Way::to(path);
         while let Some(next) = way.step().map_err(|_| Fault::Links)? {
@@ -80,7 +81,9 @@ impl Tree {
                 continue;
             };
             let directory = done.last().map_or(Some(ROOT), |(_, inode)| *inode);
-            let found = directory.and_then(|directory| self.lookup(directory, &name));
+            let found = directory.and_then(|directory| self.find(directory, &name));
+            let found = found.filter(|index| Some(*index) != without);
+            let found = found.and_then(|index| self.named(index));
             match found.and_then(|number| Some((number, self.inode(number)?))) {
                 None => done.push((name, None)),
                 Some((number, inode)) if inode.is_directory() => done.push((name, Some(number))),
