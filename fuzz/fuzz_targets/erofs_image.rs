@@ -28,5 +28,5 @@ fuzz_target!(|bytes: &[u8]| {
             todo.extend(image.node(entry.id));
         }
     }
-    let _ = Stack(vec![image]).directory(b"d/a/b");
+    let _ = Stack::new(vec![image]).directory(b"d/a/b");
 });

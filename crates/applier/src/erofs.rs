@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use resnap_core::Digest;
-use resnap_erofs::{Image, ImageError, Lower, Nothing, Stack, Writer};
+use resnap_erofs::{Image, ImageError, Stack, Writer};
 use resnap_layer::Layer;
 
 use crate::error::{Doing as _, Error};
@@ -57,18 +57,13 @@ pub(crate) fn finish(
     blob: &Digest,
 ) -> Result<(), Error> {
     let finished = open(parents).and_then(|mut stack| {
-        let lower: &mut dyn Lower = match stack.0.is_empty() {
-            true => &mut Nothing,
-            false => &mut stack,
-        };
-        writer
-            .finish(lower, uuid(blob))
-            .map_err(|error| match error {
-                resnap_erofs::Error::Lower { ref source, .. } => {
-                    Error::Unfit(format!("{error}: {source}"))
-                }
-                error => error.into(),
-            })
+        let finished = writer.finish(&mut stack, uuid(blob));
+        finished.map_err(|error| match error {
+            resnap_erofs::Error::Lower { ref source, .. } => {
+                Error::Unfit(format!("{error}: {source}"))
+            }
+            error => error.into(),
+        })
     });
     if finished.is_err() {
         std::fs::remove_file(path).when("remove the EROFS image")?;
@@ -82,7 +77,7 @@ fn open(images: &[PathBuf]) -> Result<Stack<File>, Error> {
         let file = File::open(path).map_err(|error| unfit(&error))?;
         Image::open(file).map_err(|error| unfit(&error))
     });
-    Ok(Stack(images.collect::<Result<_, _>>()?))
+    Ok(Stack::new(images.collect::<Result<_, _>>()?))
 }
 
 /// Whether a layer of this snapshotter has been made with dm-verity, by containerd's differ: then

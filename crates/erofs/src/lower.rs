@@ -30,9 +30,12 @@ pub trait Lower {
     /// The metadata of the directory at `path` (components joined by `/`; empty for the root) in the
     /// tree that the layers below make together; `None` if there is no such directory.
     ///
+    /// Paths come depth first, all that are in one directory after each other.
+    ///
     /// # Errors
     ///
-    /// Whatever keeps it from knowing; the image is not written then.
+    /// Whatever keeps it from knowing, or that it has taken too long: no more is asked then, and the
+    /// image is not written.
     fn directory(
         &mut self,
         path: &[u8],

@@ -15,6 +15,9 @@ use crate::xattr::Xattrs;
 
 mod add;
 mod path;
+mod walk;
+
+pub(crate) use walk::Walk;
 
 /// The root's inode.
 pub(crate) const ROOT: u32 = 0;

@@ -12,7 +12,7 @@ use crate::format::{NO_BLOCK, mode};
 use crate::layout::{self, Summary};
 use crate::lower::Lower;
 use crate::output::Output;
-use crate::tree::{DEAD, FRESH, Limits, OPAQUE, ROOT, STATED, Tree, permissions};
+use crate::tree::{FRESH, Limits, OPAQUE, ROOT, STATED, Tree, Walk, permissions};
 
 /// An image under construction.
 #[derive(Debug)]
@@ -58,6 +58,9 @@ impl<W: Write + Seek> Writer<W> {
     /// image. `uuid` is the image's: the same layer must have the same, different ones others, or
     /// overlayfs takes them for one; so it is best made from the diff ID, which is known by now.
     ///
+    /// `lower` is asked once for each such directory, up to as many times as [`Limits`] allow inodes,
+    /// and depth first: who must stop after some time has it answer with an error then.
+    ///
     /// # Errors
     ///
     /// An image too large, what `lower` says, and the target's own.
@@ -97,12 +100,9 @@ impl<W: Write + Seek> Writer<W> {
     /// Gives directories that the layer does not state the metadata they have below.
     fn ask(&mut self, lower: &mut dyn Lower) -> Result<(), Error> {
         let tree = &mut self.tree;
-        for number in 0..u32::try_from(tree.inodes.len()).unwrap_or(u32::MAX) {
-            let Some(inode) = tree
-                .inode(number)
-                .filter(|inode| inode.is_directory())
-                .copied()
-            else {
+        let mut walk = Walk::new(tree);
+        while let Some(number) = walk.next(tree) {
+            let Some(inode) = tree.inode(number).copied() else {
                 continue;
             };
             // In a deleted directory there is nothing below. The root cannot be hidden.
@@ -115,20 +115,23 @@ impl<W: Write + Seek> Writer<W> {
             if is_fresh && let Some(inode) = tree.inode_mut(number) {
                 inode.flags |= FRESH;
             }
-            if is_fresh || inode.has(STATED) || inode.has(DEAD) {
+            if is_fresh || inode.has(STATED) {
                 continue;
             }
-            let path = tree.path(number);
-            let found = match lower.directory(&path) {
-                Ok(found) => found,
-                Err(source) => return Err(Error::Lower { path, source }),
-            };
+            let path = walk.path();
+            let found = lower.directory(path).map_err(|source| Error::Lower {
+                path: path.to_vec(),
+                source,
+            })?;
             let Some(found) = found else {
                 continue;
             };
             let mode = mode::DIRECTORY | permissions(found.mode);
             let xattrs = tree.xattrs.encode(&found.xattrs, mode, &mut tree.room);
-            let xattrs = xattrs.map_err(|fault| Error::Entry { path, fault })?;
+            let xattrs = xattrs.map_err(|fault| Error::Entry {
+                path: path.to_vec(),
+                fault,
+            })?;
             if let Some(inode) = tree.inode_mut(number) {
                 inode.mode = mode;
                 (inode.uid, inode.gid) = (found.uid, found.gid);

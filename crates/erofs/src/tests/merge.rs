@@ -3,6 +3,8 @@
 
 //! Layers on each other.
 
+use std::cell::Cell;
+
 use super::common::*;
 use crate::{Image, Metadata, Stack};
 use tar::EntryType::*;
@@ -89,17 +91,17 @@ fn a_whiteout_stays_with_its_name() {
     assert_eq!(names(&image, "e"), [""; 0]);
 }
 
-fn stack(layers: &[&[Item]]) -> Stack<Vec<u8>> {
+fn images(layers: &[&[Item]]) -> Vec<Image<Vec<u8>>> {
     let mut images: Vec<Image<Vec<u8>>> = Vec::new();
     for items in layers {
         images.insert(0, image(items));
     }
-    Stack(images)
+    images
 }
 
 #[test]
 fn a_stack_is_what_overlayfs_shows() {
-    let mut stack = stack(&[
+    let mut images = images(&[
         &[
             directory("./", 0o711),
             directory("a", 0o700),
@@ -120,14 +122,9 @@ fn a_stack_is_what_overlayfs_shows() {
         ],
         &[file("z", b"")],
     ]);
-    stack.0.remove(0);
-    let mode = |path: &str| {
-        stack
-            .directory(path.as_bytes())
-            .unwrap()
-            .map(|found| found.mode)
-    };
-    for (path, expected) in [
+    images.remove(0);
+    let mut stack = Stack::new(images);
+    let expected = [
         ("", Some(0o755)),
         ("a", Some(0o750)),
         ("a/b", Some(0o701)),
@@ -138,9 +135,70 @@ fn a_stack_is_what_overlayfs_shows() {
         ("hidden/below", None),
         ("replaced/below", None),
         ("missing", None),
-    ] {
-        assert_eq!(mode(path), expected, "{path}");
+        ("missing/below", None),
+        ("a/bc", None),
+        ("a/b/", Some(0o701)),
+        ("/a/b", Some(0o701)),
+    ];
+    // What is asked before changes nothing.
+    for (before, _) in expected {
+        for (path, mode) in expected {
+            stack.directory(before.as_bytes()).unwrap();
+            let found = stack.directory(path.as_bytes()).unwrap();
+            assert_eq!(found.map(|found| found.mode), mode, "{before}, {path}");
+        }
     }
+}
+
+/// An image that counts how often it is read.
+struct Counted<'a>(Vec<u8>, &'a Cell<usize>);
+
+impl crate::ReadAt for Counted<'_> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.1.set(self.1.get() + 1);
+        self.0.read_exact_at(buffer, offset)
+    }
+}
+
+#[test]
+fn directories_are_looked_up_once() {
+    let ways = ["a", "b"].map(|name| [name; 300].join("/"));
+    let lower = write(&layer(&ways.each_ref().map(|way| directory(way, 0o755)))).unwrap();
+    // One deep in the tree after one deep elsewhere, half of them there.
+    let new = (0..100).map(|index| file(&format!("{}/{index}/file", ways[index % 2]), b""));
+    let upper = layer(&new.collect::<Vec<_>>());
+    let count = Cell::new(0);
+    let open = || Image::open(Counted(lower.clone(), &count)).unwrap();
+    let mut stack = Stack::new(vec![open(), open(), open()]);
+    write_on(&upper, &mut stack).unwrap();
+    // The lookup of a name and its metadata take some reads in each image.
+    let directories = 2 * 300 + 100;
+    assert!(count.get() < 3 * 8 * directories, "{}", count.get());
+}
+
+/// Lower layers that take their time.
+struct Slow(usize);
+
+impl crate::Lower for Slow {
+    fn directory(
+        &mut self,
+        _: &[u8],
+    ) -> Result<Option<Metadata>, Box<dyn std::error::Error + Send + Sync>> {
+        self.0 += 1;
+        match self.0 {
+            5 => Err("it took too long".into()),
+            _ => Ok(None),
+        }
+    }
+}
+
+#[test]
+fn lower_layers_can_stop_it() {
+    let upper = layer(&[file("a/b/c/d/e/f/file", b"")]);
+    let mut slow = Slow(0);
+    let error = write_on(&upper, &mut slow).unwrap_err();
+    assert_eq!(error.to_string(), "ask lower layers for \"a/b/c/d\"");
+    assert_eq!(slow.0, 5);
 }
 
 #[test]
@@ -170,7 +228,7 @@ fn directories_that_a_layer_does_not_state() {
         file("stated/file", b""),
         directory("stated", 0o777),
     ]);
-    let image = Image::open(write_on(&upper, &mut Stack(vec![base])).unwrap()).unwrap();
+    let image = Image::open(write_on(&upper, &mut Stack::new(vec![base])).unwrap()).unwrap();
     let metadata = |path| image.metadata(&find(&image, path)).unwrap();
     let a = metadata("a");
     assert_eq!((a.mode, a.uid, a.gid), (0o2750, 7, 7));

@@ -191,7 +191,7 @@ fn exhaust(bytes: Vec<u8>) {
             let _ = image.child(&node, &entry.name);
         }
     }
-    let _ = Stack(vec![image]).directory(b"d/a/b");
+    let _ = Stack::new(vec![image]).directory(b"d/a/b");
 }
 
 fn sample() -> Vec<u8> {

@@ -106,20 +106,4 @@ impl Tree {
         }
         Ok(done)
     }
-
-    /// The path of a live directory, as long as its inode says its parent.
-    pub(crate) fn path(&self, mut directory: u32) -> Vec<u8> {
-        let mut names = Vec::new();
-        while directory != ROOT
-            && let Some(inode) = self.inode(directory)
-            && let Some(name) = self
-                .names
-                .get(usize::try_from(inode.size).unwrap_or(usize::MAX))
-        {
-            names.push(self.name(name));
-            directory = inode.place;
-        }
-        names.reverse();
-        names.join(&b'/')
-    }
 }
