@@ -23,6 +23,9 @@ pub(crate) const NO_BLOCK: u32 = u32::MAX;
 const MAGIC: u32 = 0xe0f5_e1e2;
 const COMPAT_CHECKSUM: u32 = 1;
 const COMPAT_MTIME: u32 = 2;
+/// Prefixes are in no inode, even where there is one for fragments.
+const COMPAT_PLAIN_PREFIXES: u32 = 0x10;
+const INCOMPAT_PREFIXES: u32 = 0x40;
 
 /// Types of inodes, as in `stat`.
 pub(crate) mod mode {
@@ -90,6 +93,17 @@ pub(crate) struct Superblock {
     pub(crate) incompatible: u32,
     /// Directory blocks are `2^this` file system blocks.
     pub(crate) directory_bits: u8,
+    pub(crate) prefixes: Prefixes,
+}
+
+/// Where an image has its own prefixes of extended attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Prefixes {
+    pub(crate) count: u8,
+    /// Where the first is, in bytes.
+    pub(crate) start: u64,
+    /// The inode whose data they are in; `None` if they are in no inode.
+    pub(crate) node: Option<u64>,
 }
 
 impl Superblock {
@@ -122,6 +136,13 @@ impl Superblock {
         if get.u32(0) != MAGIC {
             return None;
         }
+        let node = Some(get.u64(96)).filter(|node| *node != 0);
+        let prefixes = Prefixes {
+            count: get.u8(91),
+            start: 4 * u64::from(get.u32(92)),
+            node: node.filter(|_| get.u32(8) & COMPAT_PLAIN_PREFIXES == 0),
+        };
+        let has_prefixes = get.u32(80) & INCOMPAT_PREFIXES != 0;
         Some(Self {
             block_bits: get.u8(12),
             root: get.u16(14),
@@ -136,6 +157,7 @@ impl Superblock {
             uuid: get.array(48),
             incompatible: get.u32(80),
             directory_bits: get.u8(90),
+            prefixes: has_prefixes.then_some(prefixes).unwrap_or_default(),
         })
     }
 }
@@ -328,6 +350,7 @@ mod tests {
             uuid: *b"0123456789abcdef",
             incompatible: 0,
             directory_bits: 0,
+            prefixes: Prefixes::default(),
         };
         let block = superblock.encode();
         let bytes = block[SUPER_OFFSET..].first_chunk().unwrap();

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use resnap_layer::Time;
 
@@ -89,6 +90,8 @@ type Result<T> = std::result::Result<T, ImageError>;
 pub struct Image<R> {
     source: R,
     superblock: Superblock,
+    /// Prefixes of extended attributes, once one is needed.
+    prefixes: OnceLock<Vec<Option<Vec<u8>>>>,
 }
 
 /// An inode of an image.
@@ -161,7 +164,11 @@ impl<R: ReadAt> Image<R> {
         if superblock.directory_bits != 0 {
             return Err(ImageError::Unsupported("directory blocks of another size"));
         }
-        Ok(Self { source, superblock })
+        Ok(Self {
+            source,
+            superblock,
+            prefixes: OnceLock::new(),
+        })
     }
 
     /// The image's UUID.

@@ -9,7 +9,9 @@ use std::ops::Range;
 
 use crate::dirent;
 use crate::error::{Error, Fault};
-use crate::format::{self, BLOCK, INODE, Layout, NO_BLOCK, SLOT, Superblock, entry_type, mode};
+use crate::format::{
+    self, BLOCK, INODE, Layout, NO_BLOCK, Prefixes, SLOT, Superblock, entry_type, mode,
+};
 use crate::output::Output;
 use crate::tree::{Inode, Name, OPAQUE, ROOT, Tree};
 use crate::xattr;
@@ -62,6 +64,7 @@ pub(crate) fn write<W: Write + Seek>(
         uuid,
         incompatible: 0,
         directory_bits: 0,
+        prefixes: Prefixes::default(),
     };
     let target = output.finish(&superblock.encode()).map_err(Error::Write)?;
     Ok((target, Summary { size, inodes }))

@@ -5,5 +5,6 @@
 
 mod common;
 mod merge;
+mod prefixes;
 mod random;
 mod tree;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Extended attributes: inline ones, and those that inodes share.
+//! Extended attributes: inline ones, and those that inodes share. What begins their names has a
+//! number: one that Linux gives, or the image.
 
 use resnap_layer::Xattr;
 
@@ -12,8 +13,11 @@ use crate::xattr::PREFIXES;
 /// Bytes of an attribute before its name.
 const ENTRY: usize = 4;
 
-/// Marks a name whose prefix is in a table of the image.
+/// Marks the index of a prefix that is the image's own.
 const LONG_PREFIX: u8 = 0x80;
+
+/// As long as a name may be, in bytes.
+const LONGEST: usize = 255;
 
 impl<R: ReadAt> Image<R> {
     /// The extended attributes of a node, ordered by name. Those of kinds that have no name on Linux
@@ -48,7 +52,7 @@ impl<R: ReadAt> Image<R> {
             let (name, value) = lengths(rest);
             let text = rest.get(ENTRY..ENTRY + name + value).ok_or_else(corrupt)?;
             let (name, value) = text.split_at(name);
-            xattrs.extend(decode(Get(rest).u8(1), name, value)?);
+            xattrs.extend(self.decode(Get(rest).u8(1), name, value)?);
             let used = (ENTRY + text.len()).next_multiple_of(ENTRY);
             rest = rest.get(used..).unwrap_or_default();
         }
@@ -64,7 +68,65 @@ impl<R: ReadAt> Image<R> {
         let mut text = vec![0; name + value];
         read(&self.source, offset + ENTRY as u64, &mut text)?;
         let (name, value) = text.split_at(name);
-        decode(Get(&head).u8(1), name, value)
+        self.decode(Get(&head).u8(1), name, value)
+    }
+
+    fn decode(&self, index: u8, rest: &[u8], value: &[u8]) -> Result<Option<Xattr>> {
+        let prefix = match index & LONG_PREFIX {
+            0 => prefix(index),
+            _ => {
+                let found = self.prefixes()?.get(usize::from(index ^ LONG_PREFIX));
+                found.and_then(Option::as_deref)
+            }
+        };
+        Ok(prefix.map(|prefix| Xattr {
+            name: [prefix, rest].concat(),
+            value: value.to_vec(),
+        }))
+    }
+
+    /// The image's own prefixes; `None` for those that begin with none of Linux.
+    fn prefixes(&self) -> Result<&[Option<Vec<u8>>]> {
+        match self.prefixes.get() {
+            Some(prefixes) => Ok(prefixes),
+            None => {
+                let prefixes = self.read_prefixes()?;
+                Ok(self.prefixes.get_or_init(|| prefixes))
+            }
+        }
+    }
+
+    /// Each is the length of what follows (2 bytes), the index of what it begins with, and the rest,
+    /// filled up to 4 bytes.
+    fn read_prefixes(&self) -> Result<Vec<Option<Vec<u8>>>> {
+        let place = self.superblock.prefixes;
+        let node = place.node.map(|id| self.node(id)).transpose()?;
+        let corrupt = |offset| ImageError::Corrupt {
+            what: "prefix of extended attributes",
+            offset,
+        };
+        let fill = |buffer: &mut [u8], at| match &node {
+            None => read(&self.source, at, buffer),
+            Some(node) if self.read(node, at, buffer)? < buffer.len() => Err(corrupt(node.offset)),
+            Some(_) => Ok(()),
+        };
+        let mut prefixes = Vec::new();
+        let mut at = place.start;
+        for _ in 0..place.count {
+            let mut length = [0; 2];
+            fill(&mut length, at)?;
+            let length = usize::from(u16::from_le_bytes(length));
+            if !(1..=1 + LONGEST).contains(&length) {
+                return Err(corrupt(at));
+            }
+            let mut text = vec![0; length];
+            fill(&mut text, at + 2)?;
+            let begin = text.first().and_then(|index| prefix(*index));
+            let rest = text.get(1..).unwrap_or_default();
+            prefixes.push(begin.map(|begin| [begin, rest].concat()));
+            at = (at + 2 + length as u64).next_multiple_of(ENTRY as u64);
+        }
+        Ok(prefixes)
     }
 }
 
@@ -72,15 +134,8 @@ fn lengths(entry: &[u8]) -> (usize, usize) {
     (Get(entry).u8(0).into(), Get(entry).u16(2).into())
 }
 
-fn decode(index: u8, rest: &[u8], value: &[u8]) -> Result<Option<Xattr>> {
-    if index & LONG_PREFIX != 0 {
-        return Err(ImageError::Unsupported(
-            "long prefixes of extended attributes",
-        ));
-    }
-    let prefix = PREFIXES.iter().find(|(number, _)| *number == index);
-    Ok(prefix.map(|(_, prefix)| Xattr {
-        name: [prefix, rest].concat(),
-        value: value.to_vec(),
-    }))
+/// What an index that Linux gives stands for.
+fn prefix(index: u8) -> Option<&'static [u8]> {
+    let found = PREFIXES.iter().find(|(number, _)| *number == index);
+    found.map(|(_, prefix)| *prefix)
 }
