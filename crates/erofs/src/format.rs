@@ -142,7 +142,6 @@ impl Superblock {
             start: 4 * u64::from(get.u32(92)),
             node: node.filter(|_| get.u32(8) & COMPAT_PLAIN_PREFIXES == 0),
         };
-        let has_prefixes = get.u32(80) & INCOMPAT_PREFIXES != 0;
         Some(Self {
             block_bits: get.u8(12),
             root: get.u16(14),
@@ -157,7 +156,10 @@ impl Superblock {
             uuid: get.array(48),
             incompatible: get.u32(80),
             directory_bits: get.u8(90),
-            prefixes: has_prefixes.then_some(prefixes).unwrap_or_default(),
+            prefixes: match get.u32(80) & INCOMPAT_PREFIXES {
+                0 => Prefixes::default(),
+                _ => prefixes,
+            },
         })
     }
 }

@@ -26,7 +26,8 @@
 //! 0        superblock, at byte 1024
 //! 4096     data of files, each from a block's start, in the layer's order
 //! meta     inodes: 64 bytes, extended attributes, then what is inline:
-//!          the target of a symbolic link, the last part of a directory
+//!          the target of a symbolic link, the last part of a directory;
+//!          a target that does not fit is in the blocks behind its inode
 //!          other blocks of directories
 //! ```
 //!
@@ -71,6 +72,14 @@
 //! Layers and images may hold anything. Nothing panics, no size is believed before the bytes are
 //! there, and looking something up in an [`Image`] takes a bounded number of reads. A tree that is
 //! walked through [`Image::entries`] may have loops; who walks must count.
+//!
+//! - **Memory** of a [`Writer`] is bounded by [`Limits`], whatever the bytes come from: each inode and
+//!   name counts, those that are replaced later too, and each different set of attributes, also of
+//!   layers below. Besides, there are a buffer and one entry. A [`Stack`] keeps one path.
+//! - **Time** to add an entry goes with its bytes and the names on its way, of which there are a
+//!   bounded number where links are followed. [`Writer::finish`] asks [`Lower`] at most once for each
+//!   directory; of a [`Stack`] that takes one lookup an image. It may be long where there are many of
+//!   both: an error from [`Lower`], or from [`ReadAt`], stops it.
 
 mod dirent;
 mod error;

@@ -92,6 +92,9 @@ impl Xattrs {
         extra: &[(&[u8], &[u8])],
         room: &mut Room,
     ) -> Result<u32, Fault> {
+        if extra.is_empty() {
+            return Ok(number);
+        }
         let mut body = self.get(number).to_vec();
         for (name, value) in extra {
             push(&mut body, 4, name, value).ok_or_else(|| Fault::Xattr(name.to_vec()))?;
