@@ -41,10 +41,10 @@
 //! - The operating system that an empty `os` stands for is always `linux`.
 //! - A specifier whose percent-escapes are not UTF-8 is an error; Go strings
 //!   hold any bytes.
-//! - Formatting escapes every byte of a version or feature that the grammar
-//!   does not allow, not only `%`, `+`, `(`, `)` and `/`: what was formatted
-//!   can always be parsed, and no control character of a feature gets into a
-//!   log.
+//! - Formatting escapes every byte that the grammar allows in no version or
+//!   feature, not only `%`, `+`, `(`, `)` and `/`, and in all parts: no control
+//!   character gets into a log, and of a version or feature whatever it is can
+//!   be parsed again.
 //! - Formatting does not resolve `.` and `..` components.
 //! - [`Matcher::only`] descends from a made-up variant such as `v999999999` in
 //!   a bounded number of steps.

@@ -124,18 +124,21 @@ impl Platform {
     /// `os/architecture/variant` without version and features (`Format` in
     /// `platforms.go`); `unknown` if there is no operating system.
     pub fn format(&self) -> String {
-        self.join(&self.os)
+        self.join("")
     }
 
-    fn join(&self, os: &str) -> String {
+    /// The options stand behind the operating system.
+    fn join(&self, options: &str) -> String {
         if self.os.is_empty() {
             return "unknown".to_owned();
         }
-        let mut joined = os.to_owned();
+        let mut joined = String::new();
+        escape_into(&mut joined, &self.os);
+        joined.push_str(options);
         for component in [&self.architecture, &self.variant] {
             if !component.is_empty() {
                 joined.push('/');
-                joined.push_str(component);
+                escape_into(&mut joined, component);
             }
         }
         joined
@@ -149,17 +152,17 @@ impl fmt::Display for Platform {
         features.sort_unstable();
         features.dedup();
 
-        let mut os = self.os.clone();
+        let mut options = String::new();
         if !self.os_version.is_empty() || !features.is_empty() {
-            os.push('(');
-            escape_into(&mut os, &self.os_version);
+            options.push('(');
+            escape_into(&mut options, &self.os_version);
             for feature in features {
-                os.push('+');
-                escape_into(&mut os, feature);
+                options.push('+');
+                escape_into(&mut options, feature);
             }
-            os.push(')');
+            options.push(')');
         }
-        f.pad(&self.join(&os))
+        f.pad(&self.join(&options))
     }
 }
 
@@ -171,8 +174,8 @@ impl FromStr for Platform {
     }
 }
 
-fn escape_into(text: &mut String, option: &str) {
-    for byte in option.bytes() {
+fn escape_into(text: &mut String, part: &str) {
+    for byte in part.bytes() {
         if is_option_byte(byte) && byte != b'%' {
             text.push(char::from(byte));
         } else {
@@ -248,6 +251,24 @@ mod tests {
                     assert_eq!(parsed.normalized(), platform.normalized(), "{text}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_hostile_platform_is_shown_raw() {
+        let odd = "a\u{1b}[31m\nb".to_owned();
+        let platform = Platform {
+            os: odd.clone(),
+            architecture: odd.clone(),
+            variant: odd.clone(),
+            os_version: odd.clone(),
+            os_features: vec![odd],
+        };
+        for text in [platform.to_string(), platform.format()] {
+            assert!(
+                text.is_ascii() && !text.contains(char::is_control),
+                "{text:?}"
+            );
         }
     }
 
