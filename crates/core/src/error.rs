@@ -129,14 +129,25 @@ impl Error {
     }
 }
 
-/// An error with its causes, as one text.
+/// Most bytes of one error that [`in_full`] tells.
+const MAX_TEXT: usize = 2048;
+
+/// An error with its causes, as one text. Of each no more than its beginning, as there may be
+/// something of a hostile image in it.
 pub fn in_full(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let one = error.to_string();
+        let end = one.floor_char_boundary(MAX_TEXT);
+        text.push_str(&one[..end]);
+        if end < one.len() {
+            text.push('…');
+        }
+        next = error.source();
+        if next.is_some() {
+            text.push_str(": ");
+        }
     }
     text
 }
@@ -158,6 +169,15 @@ impl StdError for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_cause_hides_no_other() {
+        let inner = Error::new(Kind::DataLoss, "read", "é".repeat(5000)).because("it is broken");
+        let text = in_full(&Error::new(Kind::DataLoss, "look", "here").because(inner));
+        assert!(text.len() < 2 * MAX_TEXT, "{}", text.len());
+        assert!(text.starts_with("look here: read é"), "{text}");
+        assert!(text.ends_with("…: it is broken"), "{text}");
+    }
 
     #[test]
     fn kinds_have_the_codes_of_grpc() {
