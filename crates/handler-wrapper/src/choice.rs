@@ -10,7 +10,7 @@ use resnap_core::{
 };
 use resnap_platforms::Matcher;
 
-use crate::document::{Config, MAX_DOCUMENT_BYTES, index, manifest, rootfs};
+use crate::document::{Config, Documents};
 
 /// The manifest that was chosen, and what is in its config.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub enum ChoiceError {
 ///
 /// # Errors
 /// [`ChoiceError::NoMatch`] lists what there is. [`ChoiceError::Content`] holds what
-/// [`rootfs`] and the content port say.
+/// [`rootfs`](crate::rootfs) and the content port say.
 pub async fn choose_manifest(
     content: &dyn ContentReader,
     scope: &Scope,
@@ -59,13 +59,11 @@ pub async fn choose_manifest(
     matcher: &Matcher,
 ) -> Result<Choice, ChoiceError> {
     let mut walk = Walk {
-        content,
-        scope,
+        documents: Documents::new(content, scope),
         matcher,
         seen: BTreeSet::new(),
         visited: HashSet::new(),
         reads_left: MAX_DOCUMENTS,
-        bytes_left: MAX_BYTES,
         skipped: None,
     };
     match walk.choose(target, MAX_DEPTH).await? {
@@ -89,7 +87,7 @@ pub async fn listed_platforms(
     if !media_type::is_index(&target.media_type) {
         return Ok(Vec::new());
     }
-    let index = index(content, scope, target).await?;
+    let index = Documents::new(content, scope).index(target).await?;
     let entries = index.manifests.into_iter();
     Ok(entries.filter_map(|entry| entry.platform).collect())
 }
@@ -101,22 +99,17 @@ const MAX_DEPTH: usize = 8;
 /// give no platform takes a read for each.
 const MAX_DOCUMENTS: usize = 256;
 
-/// Bytes of documents that are read for one choice.
-const MAX_BYTES: u64 = 4 * MAX_DOCUMENT_BYTES as u64;
-
 /// Platforms that are told of where none matches.
 const MAX_SEEN: usize = 32;
 
 struct Walk<'a> {
-    content: &'a dyn ContentReader,
-    scope: &'a Scope,
+    documents: Documents<'a>,
     matcher: &'a Matcher,
     /// Platforms met that did not match.
     seen: BTreeSet<Platform>,
     /// Documents that were read; reading one again finds nothing new.
     visited: HashSet<Digest>,
     reads_left: usize,
-    bytes_left: u64,
     /// The last entry that was no image.
     skipped: Option<Error>,
 }
@@ -131,11 +124,6 @@ impl Walk<'_> {
         if !self.visited.insert(node.digest.clone()) {
             return Ok(None);
         }
-        self.bytes_left = self.bytes_left.checked_sub(node.size).ok_or_else(|| {
-            Error::new(Kind::ResourceExhausted, "read", node.digest.as_str()).because(format!(
-                "more than {MAX_BYTES} bytes of documents had to be read for a choice"
-            ))
-        })?;
         if media_type::is_manifest(&node.media_type) {
             return self.manifest(node).await;
         }
@@ -153,7 +141,7 @@ impl Walk<'_> {
                     .because(format!("indexes are nested more than {MAX_DEPTH} deep")),
             );
         }
-        let index = index(self.content, self.scope, node).await?;
+        let index = self.documents.index(node).await?;
         let candidates: Vec<&Descriptor> = self.matcher.pick(
             index
                 .manifests
@@ -189,8 +177,8 @@ impl Walk<'_> {
     }
 
     async fn manifest(&mut self, node: &Descriptor) -> Result<Option<Choice>> {
-        let manifest = manifest(self.content, self.scope, node).await?;
-        let config = rootfs(self.content, self.scope, &manifest.config).await?;
+        let manifest = self.documents.manifest(node).await?;
+        let config = self.documents.rootfs(&manifest.config).await?;
         if node.platform.is_none() && !self.matcher.matches(&config.platform) {
             self.see(config.platform);
             return Ok(None);
@@ -201,5 +189,78 @@ impl Walk<'_> {
             config,
             layers: manifest.layers,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use futures::StreamExt as _;
+    use resnap_core::{ByteStream, ContentInfo, Labels};
+
+    use super::*;
+    use crate::MAX_DOCUMENT_BYTES;
+    use crate::document::MAX_BYTES;
+
+    /// Blobs, and how many bytes of them were read.
+    #[derive(Default)]
+    struct Store {
+        blobs: BTreeMap<Digest, Vec<u8>>,
+        read: AtomicUsize,
+    }
+
+    impl Store {
+        /// Adds a document; what points at it claims that it is empty.
+        fn add(&mut self, media_type: &str, document: &str) -> String {
+            let digest = Digest::sha256(document.as_bytes());
+            let json = format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":0}}"#);
+            self.blobs.insert(digest, document.into());
+            json
+        }
+    }
+
+    #[async_trait]
+    impl ContentReader for Store {
+        async fn info(&self, _: &Scope, digest: &Digest) -> Result<ContentInfo> {
+            Ok(ContentInfo {
+                size: self.blobs[digest].len() as u64,
+                labels: Labels::new(),
+            })
+        }
+
+        async fn open(&self, _: &Scope, digest: &Digest) -> Result<ByteStream> {
+            let bytes = self.blobs[digest].clone();
+            self.read.fetch_add(bytes.len(), Ordering::Relaxed);
+            Ok(futures::stream::iter([Ok(bytes.into())]).boxed())
+        }
+    }
+
+    #[test]
+    fn what_is_read_for_a_choice_counts_and_not_what_is_claimed() {
+        let mut store = Store::default();
+        let padding = "x".repeat(MAX_DOCUMENT_BYTES / 2);
+        let config = format!(r#"{{"os":"odd","architecture":"odd","padding":"{padding}"}}"#);
+        let config = store.add(media_type::OCI_CONFIG, &config);
+        let manifests: Vec<String> = (0..100)
+            .map(|number| {
+                let manifest = format!(r#"{{"config":{config},"number":{number}}}"#);
+                store.add(media_type::OCI_MANIFEST, &manifest)
+            })
+            .collect();
+        let index = format!(r#"{{"manifests":[{}]}}"#, manifests.join(","));
+        let target = store.add(media_type::OCI_INDEX, &index);
+        let target: Descriptor = serde_json::from_str(&target).unwrap();
+
+        let (scope, matcher) = (Scope::new("k8s.io"), Matcher::default());
+        let choice = choose_manifest(&store, &scope, &target, &matcher);
+        let error = futures::executor::block_on(choice).unwrap_err();
+        assert!(
+            matches!(&error, ChoiceError::Content(error) if error.kind() == Kind::ResourceExhausted),
+            "{error:?}"
+        );
+        assert!(store.read.into_inner() <= MAX_BYTES + MAX_DOCUMENT_BYTES);
     }
 }

@@ -14,6 +14,9 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 /// Most bytes of an index, manifest or config.
 pub const MAX_DOCUMENT_BYTES: usize = 8 << 20;
 
+/// Most bytes of documents that are read for one question.
+pub(crate) const MAX_BYTES: usize = 4 * MAX_DOCUMENT_BYTES;
+
 /// Most layers of an image. No kernel mounts as many, and each costs memory several times over.
 pub const MAX_LAYERS: usize = 4096;
 
@@ -69,62 +72,98 @@ pub async fn rootfs(
     scope: &Scope,
     config: &Descriptor,
 ) -> Result<Config> {
-    if !media_type::is_config(&config.media_type) {
-        return Err(
-            Error::new(Kind::InvalidArgument, "read config", config.digest.as_str()).because(
-                format!(
-                    "its media type {:?} is not that of a container image",
-                    config.media_type
+    Documents::new(content, scope).rootfs(config).await
+}
+
+/// The documents of one image, as long as they are not too much together.
+pub(crate) struct Documents<'a> {
+    content: &'a dyn ContentReader,
+    scope: &'a Scope,
+    /// What may be read: descriptors may claim any size.
+    bytes_left: usize,
+}
+
+impl<'a> Documents<'a> {
+    pub(crate) fn new(content: &'a dyn ContentReader, scope: &'a Scope) -> Self {
+        Self {
+            content,
+            scope,
+            bytes_left: MAX_BYTES,
+        }
+    }
+
+    /// Reads a config.
+    ///
+    /// # Errors
+    /// As [`rootfs`].
+    pub(crate) async fn rootfs(&mut self, config: &Descriptor) -> Result<Config> {
+        if !media_type::is_config(&config.media_type) {
+            return Err(
+                Error::new(Kind::InvalidArgument, "read config", config.digest.as_str()).because(
+                    format!(
+                        "its media type {:?} is not that of a container image",
+                        config.media_type
+                    ),
                 ),
-            ),
-        );
+            );
+        }
+        let RawConfig { platform, rootfs } = self.read(config).await?;
+        Ok(Config {
+            platform: platform.normalized(),
+            diff_ids: rootfs.diff_ids,
+        })
     }
-    let RawConfig { platform, rootfs } = read(content, scope, config).await?;
-    Ok(Config {
-        platform: platform.normalized(),
-        diff_ids: rootfs.diff_ids,
-    })
-}
 
-/// Reads a manifest.
-///
-/// # Errors
-/// As [`rootfs`]; [`Kind::InvalidArgument`] also past [`MAX_LAYERS`].
-pub(crate) async fn manifest(
-    content: &dyn ContentReader,
-    scope: &Scope,
-    descriptor: &Descriptor,
-) -> Result<Manifest> {
-    let manifest: Manifest = read(content, scope, descriptor).await?;
-    if manifest.manifests.is_some() {
-        return Err(ambiguous(descriptor));
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// As [`rootfs`]; [`Kind::InvalidArgument`] also past [`MAX_LAYERS`].
+    pub(crate) async fn manifest(&mut self, descriptor: &Descriptor) -> Result<Manifest> {
+        let manifest: Manifest = self.read(descriptor).await?;
+        if manifest.manifests.is_some() {
+            return Err(ambiguous(descriptor));
+        }
+        let layers = manifest.layers.len();
+        if layers > MAX_LAYERS {
+            let digest = descriptor.digest.as_str();
+            return Err(
+                Error::new(Kind::InvalidArgument, "read manifest", digest).because(format!(
+                    "it has {layers} layers, and may have at most {MAX_LAYERS}"
+                )),
+            );
+        }
+        Ok(manifest)
     }
-    let layers = manifest.layers.len();
-    if layers > MAX_LAYERS {
-        let digest = descriptor.digest.as_str();
-        return Err(
-            Error::new(Kind::InvalidArgument, "read manifest", digest).because(format!(
-                "it has {layers} layers, and may have at most {MAX_LAYERS}"
-            )),
-        );
-    }
-    Ok(manifest)
-}
 
-/// Reads an index.
-///
-/// # Errors
-/// As [`manifest`], but for the layers.
-pub(crate) async fn index(
-    content: &dyn ContentReader,
-    scope: &Scope,
-    descriptor: &Descriptor,
-) -> Result<Index> {
-    let index: Index = read(content, scope, descriptor).await?;
-    if index.config.is_some() || index.layers.is_some() {
-        return Err(ambiguous(descriptor));
+    /// Reads an index.
+    ///
+    /// # Errors
+    /// As [`manifest`], but for the layers.
+    pub(crate) async fn index(&mut self, descriptor: &Descriptor) -> Result<Index> {
+        let index: Index = self.read(descriptor).await?;
+        if index.config.is_some() || index.layers.is_some() {
+            return Err(ambiguous(descriptor));
+        }
+        Ok(index)
     }
-    Ok(index)
+
+    async fn read<T: DeserializeOwned>(&mut self, descriptor: &Descriptor) -> Result<T> {
+        let (content, scope) = (self.content, self.scope);
+        let bytes = read_verified(content, scope, descriptor, MAX_DOCUMENT_BYTES).await?;
+        self.bytes_left = self.bytes_left.checked_sub(bytes.len()).ok_or_else(|| {
+            Error::new(Kind::ResourceExhausted, "read", descriptor.digest.as_str()).because(
+                format!("more than {MAX_BYTES} bytes of documents had to be read"),
+            )
+        })?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Error::new(
+                Kind::InvalidArgument,
+                "parse",
+                format!("{} {}", descriptor.media_type, descriptor.digest),
+            )
+            .because(error)
+        })
+    }
 }
 
 /// What one takes for an index and another for a manifest is two images under one digest
@@ -132,20 +171,4 @@ pub(crate) async fn index(
 fn ambiguous(descriptor: &Descriptor) -> Error {
     Error::new(Kind::InvalidArgument, "read", descriptor.digest.as_str())
         .because("it is an index and a manifest at once")
-}
-
-async fn read<T: DeserializeOwned>(
-    content: &dyn ContentReader,
-    scope: &Scope,
-    descriptor: &Descriptor,
-) -> Result<T> {
-    let bytes = read_verified(content, scope, descriptor, MAX_DOCUMENT_BYTES).await?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        Error::new(
-            Kind::InvalidArgument,
-            "parse",
-            format!("{} {}", descriptor.media_type, descriptor.digest),
-        )
-        .because(error)
-    })
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use resnap_core::{ContentReader, Descriptor, Result, Scope, media_type};
 
-use crate::document::{index, manifest};
+use crate::document::Documents;
 
 /// Answers with what a descriptor points at.
 ///
@@ -52,13 +52,13 @@ impl std::fmt::Debug for Children {
 #[async_trait]
 impl Handler for Children {
     async fn handle(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>> {
-        let content = self.content.as_ref();
+        let mut documents = Documents::new(self.content.as_ref(), &self.scope);
         if media_type::is_index(&descriptor.media_type) {
-            let index = index(content, &self.scope, descriptor).await?;
+            let index = documents.index(descriptor).await?;
             return Ok(index.manifests);
         }
         if media_type::is_manifest(&descriptor.media_type) {
-            let manifest = manifest(content, &self.scope, descriptor).await?;
+            let manifest = documents.manifest(descriptor).await?;
             return Ok(std::iter::once(manifest.config)
                 .chain(manifest.layers)
                 .collect());
