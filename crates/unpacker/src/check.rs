@@ -3,7 +3,7 @@
 
 //! How ready an image is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use resnap_core::{
     ChainId, DiffId, Digest, Error, Kind, Platform, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
@@ -177,6 +177,9 @@ pub(crate) async fn check(
     })
 }
 
+/// More of them nobody reads, and a hostile index may deserve as many as it has entries.
+const MAX_WARNINGS: usize = 32;
+
 /// What is wrong with an index: where an entry with OS features comes before the plain one.
 async fn warnings(engine: &Inner, plan: &Plan) -> Vec<String> {
     let content = engine.ports.content.as_ref();
@@ -184,19 +187,20 @@ async fn warnings(engine: &Inner, plan: &Plan) -> Vec<String> {
     // What cannot be read is told elsewhere.
     let listed: Vec<Platform> = listed.unwrap_or_default();
     let mut warnings = Vec::new();
-    for (index, plain) in listed.iter().enumerate() {
-        let same = |other: &&Platform| {
-            let other = Platform {
-                os_features: Vec::new(),
-                ..other.normalized()
-            };
-            other == plain.normalized()
-        };
-        let mut before = listed.iter().take(index).filter(same);
-        if let Some(first) = before.find(|other| !other.os_features.is_empty()) {
+    // The first entry with features, by the platform that it is without them.
+    let mut featured: HashMap<Platform, &Platform> = HashMap::new();
+    for listed in &listed {
+        let mut plain = listed.normalized();
+        if !plain.os_features.is_empty() {
+            plain.os_features.clear();
+            featured.entry(plain).or_insert(listed);
+        } else if let Some(first) = featured.remove(&plain) {
             warnings.push(format!(
-                "the index lists {first} before {plain}, and of the two containerd up to 2.2 may take the first: list the plain one first"
+                "the index lists {first} before {listed}, and of the two containerd up to 2.2 may take the first: list the plain one first"
             ));
+        }
+        if warnings.len() == MAX_WARNINGS {
+            break;
         }
     }
     warnings

@@ -231,3 +231,26 @@ async fn what_nobody_takes_is_named() {
     );
     engine.plan(&Request::new("odd", "mine")).await.unwrap();
 }
+
+#[tokio::test]
+async fn an_index_of_many_entries_is_warned_of_in_little_time() {
+    let backend = backend(&["overlayfs"]);
+    let image = SimulatedImage::new([SimulatedLayer::new("a layer")]);
+    let entries = |text: &str, count: usize| {
+        let platforms = (0..count).map(|number| platform(&text.replace('N', &number.to_string())));
+        let entries = platforms.map(|platform| (platform, image.clone()));
+        entries.collect::<Vec<_>>()
+    };
+    let mut all = entries("linux(+x)/N", 15_000);
+    all.extend(entries("linux/N", 15_000));
+    all.push((Platform::host(), image.clone()));
+    backend.add_index(NAMESPACE, "image", &all);
+    let engine = engine(&backend, Settings::default());
+    let begin = std::time::Instant::now();
+    let check = engine
+        .check_image(&Request::new("image", "overlayfs"))
+        .await;
+    assert!(begin.elapsed() < std::time::Duration::from_secs(20));
+    let warnings = check.unwrap().warnings;
+    assert!((1..=32).contains(&warnings.len()), "{}", warnings.len());
+}
