@@ -101,7 +101,7 @@ pub enum UnpackError {
     },
     /// A label would be longer than containerd takes.
     #[error(
-        "label {key} of layer {digest} of image {image} is {bytes} bytes long with its value, and containerd takes {}",
+        "label {key:?} of layer {digest} of image {image} is {bytes} bytes long with its value, and containerd takes {}",
         resnap_core::labels::MAX_BYTES
     )]
     LabelTooLong {

@@ -254,3 +254,16 @@ async fn an_index_of_many_entries_is_warned_of_in_little_time() {
     let warnings = check.unwrap().warnings;
     assert!((1..=32).contains(&warnings.len()), "{}", warnings.len());
 }
+
+#[tokio::test]
+async fn a_label_that_is_too_long_is_named_as_text() {
+    let mut layer = SimulatedLayer::new("a layer");
+    let (key, value) = ("containerd.io/snapshot/\n\u{1b}[31m", "x".repeat(4096));
+    layer.descriptor.annotations = [(key.to_owned(), value)].into();
+    let backend = backend(&["overlayfs"]);
+    backend.add_image(NAMESPACE, "image", &SimulatedImage::new([layer]));
+    let engine = engine(&backend, Settings::default());
+    let error = engine.plan(&Request::new("image", "overlayfs")).await;
+    let text = error.unwrap_err().to_string();
+    assert!(!text.contains(char::is_control), "{text:?}");
+}
