@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Names, digests, platforms and annotations: into labels, through a whole unpack, and back.
+//!
+//! An input is lines of a word and a text. `*N` at the end of a text stands for the text so often.
+#![no_main]
+
+mod plan;
+
+use libfuzzer_sys::fuzz_target;
+use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
+use resnap_core::{
+    Digest, LeaseId, Pick, Platform, Scope, SnapshotKey, SnapshotKind, labels, major_minor,
+    media_type,
+};
+use resnap_platforms::Matcher;
+use resnap_unpacker::{Engine, Owner, Request, Settings, UnpackError};
+
+const NAMESPACE: &str = "k8s.io";
+
+/// Layers that are unpacked, and not only planned: the simulated backend takes its time.
+const MAX_UNPACKED: usize = 8;
+
+/// What is asked for, as far as lines have said it.
+struct Input {
+    backend: Simulated,
+    image: String,
+    written: Option<String>,
+    by_id: bool,
+    snapshotter: String,
+    behaviour: Behaviour,
+    layers: Vec<SimulatedLayer>,
+    leases: usize,
+}
+
+impl Input {
+    fn new() -> Self {
+        Self {
+            backend: Simulated::new(),
+            image: "docker.io/library/web:1".to_owned(),
+            written: None,
+            by_id: false,
+            snapshotter: "overlayfs".to_owned(),
+            behaviour: Behaviour::Ordinary,
+            layers: vec![SimulatedLayer::new("base")],
+            leases: 0,
+        }
+    }
+
+    async fn line(&mut self, word: &str, text: String) {
+        match word {
+            "image" if !text.is_empty() => self.image = text,
+            "written" => self.written = Some(text),
+            "id" => self.by_id = true,
+            "snapshotter" if !text.is_empty() => self.snapshotter = text,
+            "remote" => self.behaviour = Behaviour::Remote,
+            "staged" => self.behaviour = Behaviour::Staged,
+            "layer" if self.layers.len() < 80 => self.layers.push(SimulatedLayer::new(&text)),
+            "annotation" => {
+                let (key, value) = text.split_once('=').unwrap_or((&text, ""));
+                let layer = self.layers.last_mut().expect("the base");
+                let annotations = &mut layer.descriptor.annotations;
+                annotations.insert(key.to_owned(), value.to_owned());
+            }
+            "lease" => {
+                let label = text.split_once('=').unwrap_or((&text, ""));
+                let label = [(label.0.to_owned(), label.1.to_owned())].into();
+                let id = LeaseId(format!("lease-{}", self.leases).into());
+                let (scope, leases) = (Scope::new(NAMESPACE), self.backend.ports().leases);
+                // What is too long for containerd is not there.
+                if leases.create(&scope, &id, &label).await.is_ok() {
+                    self.leases += 1;
+                }
+            }
+            "digest" => {
+                if let Ok(digest) = text.parse::<Digest>() {
+                    assert_eq!(digest.as_str(), text);
+                    assert_eq!(format!("{}:{}", digest.algorithm(), digest.encoded()), text);
+                    assert_eq!(digest.same_algorithm(b"").as_str().len(), text.len());
+                }
+            }
+            "platform" => platform(&text),
+            "version" => {
+                let pick = Pick::by_containerd(&text);
+                let is_old = major_minor(&text).is_some_and(|version| version < (2, 3));
+                assert_eq!(pick == Pick::First, is_old);
+            }
+            "media-type" => {
+                let kinds = [
+                    media_type::is_index(&text),
+                    media_type::is_manifest(&text),
+                    media_type::is_config(&text),
+                    media_type::is_layer(&text),
+                ];
+                assert!(kinds.into_iter().filter(|is| *is).count() <= 1);
+                assert!(kinds[3] || media_type::layer(&text).is_none());
+                assert!(kinds[3] || !media_type::is_erofs(&text));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A platform as a specifier or as JSON: what is told of it can be read again.
+fn platform(text: &str) {
+    let platform = match serde_json::from_str::<Platform>(text) {
+        Ok(platform) => platform,
+        Err(_) => match text.parse() {
+            Ok(platform) => platform,
+            Err(_) => return,
+        },
+    };
+    let normalized = platform.normalized();
+    assert_eq!(normalized.normalized(), normalized);
+    let shown = platform.to_string();
+    assert!(!shown.contains(char::is_control), "{shown:?}");
+    if !text.starts_with('{') {
+        let again: Platform = shown.parse().expect("what is shown");
+        assert_eq!(again.normalized(), normalized);
+    }
+    let json = serde_json::to_string(&platform).expect("JSON");
+    let again: Platform = serde_json::from_str(&json).expect("a platform");
+    assert_eq!(again, platform);
+
+    let host = Platform::host();
+    for matcher in [
+        Matcher::only(&platform),
+        Matcher::only_strict(&platform),
+        Matcher::only_os(&platform),
+        Matcher::default(),
+    ] {
+        for (left, right) in [(&platform, &host), (&host, &platform)] {
+            assert!(!matcher.less(left, left));
+            assert!(!matcher.less(left, right) || !matcher.less(right, left));
+            assert_eq!(matcher.matches(left), matcher.matches(&left.normalized()));
+            let picked = matcher.pick([(Some(left), left), (Some(right), right)]);
+            let matching = [left, right].into_iter().filter(|it| matcher.matches(it));
+            assert_eq!(picked.len(), matching.count());
+            assert!(picked.is_sorted_by(|first, second| !matcher.less(second, first)));
+        }
+    }
+}
+
+async fn run(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let mut input = Input::new();
+    for line in text.split('\n') {
+        let (word, text) = line.split_once(' ').unwrap_or((line, ""));
+        let often = text.rsplit_once('*');
+        let often = often.and_then(|(text, often)| Some((text, often.parse::<u16>().ok()?)));
+        let text = match often {
+            Some((text, often)) if text.len() * usize::from(often) <= 20_000 => {
+                text.repeat(often.into())
+            }
+            _ => text.to_owned(),
+        };
+        input.line(word, text).await;
+    }
+    unpack(input).await;
+}
+
+/// Fails unless the error is about what a label cannot hold.
+fn verify_error(error: &UnpackError, request: &Request) {
+    assert!(
+        matches!(
+            error,
+            UnpackError::LabelTooLong { .. } | UnpackError::NoReference { .. }
+        ),
+        "{error:?}"
+    );
+    let names = [&request.image, &request.snapshotter];
+    // Names are the user's own.
+    if !names.iter().any(|name| name.contains(char::is_control)) {
+        plan::verify_error(error);
+    }
+}
+
+async fn unpack(input: Input) {
+    let Input {
+        backend,
+        snapshotter,
+        layers,
+        ..
+    } = input;
+    let image = SimulatedImage::new(layers);
+    let name = match input.by_id {
+        true => image.config.digest.to_string(),
+        false => input.image,
+    };
+    backend.add_image(NAMESPACE, &name, &image);
+    backend.add_snapshotter(&snapshotter, input.behaviour);
+    let settings = Settings::default();
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).expect("an engine");
+    let request = Request {
+        user_reference: input.written,
+        ..Request::new(&name, &snapshotter)
+    };
+
+    if image.layers.len() > MAX_UNPACKED {
+        match engine.plan(&request).await {
+            Ok(plan) => plan::verify(&plan),
+            Err(error) => verify_error(&error, &request),
+        }
+        return;
+    }
+    let ended = engine.unpack(request.clone()).report().await;
+    let leases = engine.leases().await.expect("leases");
+    let strangers = |owner: &Owner| matches!(owner, Owner::Elsewhere);
+    assert!(leases.iter().all(|lease| strangers(&lease.owner)));
+    assert!(engine.sweep().await.expect("nothing").is_empty());
+    assert_eq!(backend.leases(NAMESPACE).len(), input.leases);
+    let snapshots = || backend.snapshots(NAMESPACE, &snapshotter);
+    if let Err(error) = ended {
+        assert!(snapshots().is_empty());
+        verify_error(&error, &request);
+        return;
+    }
+
+    let plan = engine.plan(&request).await.expect("a plan");
+    plan::verify(&plan);
+    // What nobody refers to is gone then.
+    backend.collect_garbage();
+    let snapshots = snapshots();
+    assert_eq!(snapshots.len(), plan.layers.len());
+    for layer in &plan.layers {
+        let key = SnapshotKey::from(&layer.chain_id);
+        let mut snapshots = snapshots.iter();
+        let snapshot = snapshots.find(|snapshot| snapshot.info.key == key);
+        let snapshot = snapshot.expect("the layer's snapshot");
+        assert_eq!(snapshot.chain_id().as_ref(), Some(&layer.chain_id));
+        assert_eq!(snapshot.info.kind, SnapshotKind::Committed);
+        assert_eq!(snapshot.info.labels, layer.labels);
+        assert!(!key.is_extraction());
+        let needed = labels::missing(&layer.labels);
+        assert!(needed.is_empty() || plan.image.reference.is_none());
+    }
+    let check = engine.check_image(&request).await.expect("a check");
+    assert!(check.snapshotters[&snapshotter].ready);
+}
+
+thread_local! {
+    static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+}
+
+fuzz_target!(|input: &[u8]| RUNTIME.with(|runtime| runtime.block_on(run(input))));
