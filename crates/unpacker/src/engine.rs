@@ -28,6 +28,9 @@ use crate::{
 /// Most plans that are kept; one of many layers takes half a megabyte.
 const MAX_PLANS: usize = 128;
 
+/// Most bytes that they take, about: a hostile image may have megabytes of layers and annotations.
+const MAX_PLANS_BYTES: usize = 64 << 20;
+
 /// Makes images ready, in one namespace, through one backend. Clones are the same engine: they
 /// share jobs and limits.
 #[derive(Debug, Clone)]
@@ -50,7 +53,8 @@ pub(crate) struct Inner {
     /// Jobs that somebody waits for.
     pub(crate) urgent: watch::Sender<usize>,
     identity: OnceCell<String>,
-    plans: Mutex<HashMap<String, Arc<Plan>>>,
+    /// With their sizes.
+    plans: Mutex<HashMap<String, (Arc<Plan>, usize)>>,
     pub(crate) jobs: Mutex<Jobs>,
     /// Sent when a job comes, changes or goes.
     pub(crate) changed: watch::Sender<()>,
@@ -153,18 +157,14 @@ impl Engine {
         });
         let known = key
             .as_ref()
-            .and_then(|key| self.0.plans().get(key).cloned());
+            .and_then(|key| Some(Arc::clone(&self.0.plans().get(key)?.0)));
         let plan = match known {
             Some(known) => known,
             None => {
                 let (plan, lasting) = plan(&self.0, image, request).await?;
                 let plan = Arc::new(plan);
                 if let Some(key) = key.filter(|_| lasting) {
-                    let mut plans = self.0.plans();
-                    if plans.len() >= MAX_PLANS {
-                        plans.clear();
-                    }
-                    plans.insert(key, Arc::clone(&plan));
+                    self.0.keep(key, &plan);
                 }
                 plan
             }
@@ -488,7 +488,20 @@ impl Inner {
         }
     }
 
-    fn plans(&self) -> MutexGuard<'_, HashMap<String, Arc<Plan>>> {
+    fn keep(&self, key: String, plan: &Arc<Plan>) {
+        let bytes = plan.bytes();
+        if bytes > MAX_PLANS_BYTES {
+            return;
+        }
+        let mut plans = self.plans();
+        let kept: usize = plans.values().map(|(_, bytes)| bytes).sum();
+        if plans.len() >= MAX_PLANS || kept + bytes > MAX_PLANS_BYTES {
+            plans.clear();
+        }
+        plans.insert(key, (Arc::clone(plan), bytes));
+    }
+
+    fn plans(&self) -> MutexGuard<'_, HashMap<String, (Arc<Plan>, usize)>> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -505,5 +518,38 @@ fn report(flight: &Flight, layers: Vec<crate::LayerReport>) -> Report {
         chain_id: plan.top().cloned(),
         layers,
         seconds: flight.seconds(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::testing::{Simulated, SimulatedImage, SimulatedLayer};
+    use resnap_handler_wrapper::MAX_LAYERS;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn plans_of_tall_images_do_not_pile_up() {
+        let backend = Simulated::new();
+        let layer = SimulatedLayer::new("the same again");
+        let tall = SimulatedImage::new(vec![layer.clone(); MAX_LAYERS]);
+        let mut wordy = layer.clone();
+        let word = |number| (format!("org.example.{number}"), "x".repeat(4000));
+        wordy.descriptor.annotations = (0..1500).map(word).collect();
+        let wordy = SimulatedImage::new([wordy]);
+        let usual = SimulatedImage::new([layer]);
+        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        for number in 0..12 {
+            for (name, image) in [("tall", &tall), ("wordy", &wordy), ("usual", &usual)] {
+                let name = format!("{name}-{number}");
+                backend.add_image("k8s.io", &name, image);
+                engine.plan(&Request::new(&name, "")).await.unwrap();
+                let plans = engine.0.plans();
+                let texts = plans.values().map(|(plan, _)| format!("{plan:?}"));
+                let bytes: usize = texts.map(|text| text.len()).sum();
+                assert!(bytes <= MAX_PLANS_BYTES, "{bytes} in {}", plans.len());
+                assert!(plans.keys().any(|key| key.starts_with(&name)), "{name}");
+            }
+        }
     }
 }
