@@ -123,7 +123,7 @@ mod tests {
     fn image() -> Vec<u8> {
         let target = io::Cursor::new(Vec::new());
         let writer = Writer::new(target, resnap_erofs::Limits::default()).unwrap();
-        let (image, _) = writer.finish(&mut Nothing, [0; 16]).unwrap();
+        let (image, _) = writer.finish(&mut resnap_erofs::Nothing, [0; 16]).unwrap();
         image.into_inner()
     }
 
