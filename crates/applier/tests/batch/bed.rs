@@ -155,6 +155,11 @@ impl Bed {
         *self.backend.stuck.lock().unwrap() = Some((layer.digest.clone(), begins));
     }
 
+    /// Has containerd not know a blob, whose file stays.
+    pub(crate) fn forget(&self, layer: &Descriptor) {
+        self.backend.blobs.lock().unwrap().remove(&layer.digest);
+    }
+
     pub(crate) fn batch(&self, layers: &[Descriptor]) -> Arc<dyn BatchApplier> {
         self.batch_by(Differ::Auto, layers, false)
     }

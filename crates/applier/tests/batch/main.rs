@@ -160,3 +160,17 @@ async fn blobs_that_are_no_files_are_sent() {
         assert_eq!(sent, want, "{what}");
     }
 }
+
+#[tokio::test]
+async fn blobs_of_other_namespaces_are_not_read() {
+    let bed = Bed::new();
+    let layers = layers(&bed, "a", 1);
+    bed.forget(&layers[0]);
+    let batch = bed.batch(&layers);
+    let (snapshot, mounts) = bed.prepare(&[], &[]);
+    let scope = Scope::new("default");
+    let error = batch.apply(&scope, 0, &mounts).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    batch.end().await;
+    assert!(bed.fs(snapshot).read_dir().unwrap().next().is_none());
+}

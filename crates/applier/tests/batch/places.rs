@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use resnap_applier::Differ;
-use resnap_core::Scope;
+use resnap_core::{Kind, Scope};
 
 use crate::bed::{Bed, TAR, block_on, elsewhere, run, tar};
 use crate::{layers, text};
@@ -43,6 +43,32 @@ fn snapshots_on_another_file_system_are_written_in_turn() {
     assert!(bed.left().is_empty());
     assert!(bed.staged().is_empty(), "{:?}", bed.staged());
     run("umount", &[&show(&snapshots)]);
+}
+
+#[test]
+fn a_full_file_system_is_left_as_it_was() {
+    let name = "places::a_full_file_system_is_left_as_it_was";
+    if elsewhere(name, &["--mount"]) {
+        return;
+    }
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = show(dir.path());
+    run("mount", &["-t", "tmpfs", "-o", "size=8m", "none", &at]);
+    let bed = Bed::at(dir.path(), true);
+    let data = vec![b'x'; 3 << 20];
+    let layer = |file| bed.layer(TAR, tar(&[(file, &data)]));
+    let layers = [layer("etc/file"), layer("etc/other")];
+    block_on(async {
+        let batch = bed.batch(&layers);
+        let (snapshot, mounts) = bed.prepare(&[], &[]);
+        let scope = Scope::new("default");
+        let error = batch.apply(&scope, 0, &mounts).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::ResourceExhausted, "{error:?}");
+        batch.end().await;
+        assert!(bed.fs(snapshot).read_dir().unwrap().next().is_none());
+    });
+    assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+    run("umount", &[&at]);
 }
 
 #[test]

@@ -25,11 +25,13 @@ const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const EROFS: &str = "application/vnd.erofs.layer.v1";
 
 /// What a layer may have decompressed.
-const LIMIT: usize = 16 << 20;
+const LIMIT: usize = 64 << 20;
 /// What the process may take for all these images at once, of which none needs much. Bytes that a
 /// header claims, or that a bomb has, are more.
-const MEMORY_KIB: u64 = 256 << 10;
+const MEMORY_KIB: u64 = 48 << 10;
 const TIB: u64 = 1 << 40;
+/// By this an overlay shows what is elsewhere.
+const REDIRECT: &str = "trusted.overlay.redirect";
 const UP: &str = "../../../../../../../../../../../../../../../../../../../../";
 
 /// A hostile layer.
@@ -168,6 +170,11 @@ fn escapes(canary: &Canary) -> Result<Vec<Case>> {
             here("whiteouts"),
         )?,
         Case::tar(
+            "attributes",
+            &[Entry::file("attributes", "x").xattr(REDIRECT, "/etc")],
+            here("attributes"),
+        )?,
+        Case::tar(
             "devices",
             &[
                 Entry::char_device("null", 1, 3),
@@ -196,7 +203,7 @@ fn escapes(canary: &Canary) -> Result<Vec<Case>> {
 
 /// Layers that claim or are a lot.
 fn absurd() -> Result<Vec<Case>> {
-    let mut map = format!("1\n{}\n1\n", TIB - 1).into_bytes();
+    let mut map = format!("1\n{}\n1\n", TIB / 2).into_bytes();
     map.resize(512, 0);
     map.push(b'x');
     let sparse = Entry::file("packed", map)
@@ -281,7 +288,15 @@ fn images() -> Result<Vec<Case>> {
         ends: badly("DataLoss", says),
     };
     let cut = &good[..good.len() - 512];
+    let message = Ends::Well {
+        path: "etc/message".to_owned(),
+        size: "erofs\n".len() as u64,
+    };
     Ok(vec![
+        Case {
+            ends: message,
+            ..case("image", &good, &good, "")
+        },
         case("image-cut", cut, cut, "is an EROFS image of"),
         case("image-short", b"short", b"short", "no EROFS image"),
         case("image-nameless", &nameless, &nameless, "no EROFS image"),
@@ -417,13 +432,22 @@ fn has(root: &Path, path: &str, size: u64) -> Result<()> {
             }
         };
         let metadata = file.symlink_metadata()?;
-        let found = match file.ends_with("layer.erofs") {
-            true => match Image::open(File::open(&file)?)?.lookup(path.as_bytes())? {
-                Some(node) => node.size,
-                None => continue,
-            },
-            false => metadata.size(),
+        let (found, redirects) = match file.ends_with("layer.erofs") {
+            true => {
+                let image = Image::open(File::open(&file)?)?;
+                let Some(node) = image.lookup(path.as_bytes())? else {
+                    continue;
+                };
+                let xattrs = image.metadata(&node)?.xattrs;
+                let mut names = xattrs.iter().map(|xattr| &xattr.name[..]);
+                (node.size, names.any(|name| name == REDIRECT.as_bytes()))
+            }
+            false => {
+                let redirect = rustix::fs::lgetxattr(&file, REDIRECT, &mut [0; 64][..]);
+                (metadata.size(), redirect.is_ok())
+            }
         };
+        ensure!(!redirects, "{path} in {file:?} redirects overlayfs");
         ensure!(found == size, "{path} in {file:?} has {found} bytes");
         let room = metadata.blocks() * 512;
         ensure!(room < 1 << 20, "{file:?} takes {room} bytes");
