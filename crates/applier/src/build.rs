@@ -16,7 +16,7 @@ use crate::erofs;
 use crate::error::{Doing as _, Error};
 use crate::extract::Extraction;
 use crate::lower::Lower;
-use crate::pipeline::{Work, run};
+use crate::pipeline::{Stop, Work, run};
 use crate::source::Source;
 use crate::target::{Shape, Target};
 
@@ -30,7 +30,7 @@ pub(crate) struct Built {
 /// What is left to be done once the layers below are there.
 enum Rest {
     Tree(Box<Extraction>),
-    Image(Box<Writer<File>>),
+    Image(Box<Writer<File>>, Stop),
     Nothing,
 }
 
@@ -54,7 +54,7 @@ pub(crate) fn build(
                 let mut layer = layer(stream);
                 let writer = erofs::write(&path, &mut layer)?;
                 layer.finish()?;
-                Rest::Image(Box::new(writer))
+                Rest::Image(Box::new(writer), work.stop.clone())
             }
             Shape::Tree(style) => {
                 if !path.exists() {
@@ -89,10 +89,12 @@ impl Built {
                 extraction.finish(&Lower::open(lower).when("open the layers below")?)?;
             }
             (Rest::Tree(extraction), _) => extraction.finish(&Lower::default())?,
-            (Rest::Image(writer), Target::Image { parents, .. }) => {
-                erofs::finish(*writer, &self.path, parents, blob)?;
+            (Rest::Image(writer, stop), Target::Image { parents, .. }) => {
+                erofs::finish(*writer, &self.path, parents, blob, &stop)?;
             }
-            (Rest::Image(writer), _) => erofs::finish(*writer, &self.path, &[], blob)?,
+            (Rest::Image(writer, stop), _) => {
+                erofs::finish(*writer, &self.path, &[], blob, &stop)?;
+            }
             (Rest::Nothing, _) => {}
         }
         let to = target.path();

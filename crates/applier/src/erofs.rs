@@ -9,10 +9,13 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use resnap_core::Digest;
-use resnap_erofs::{Image, ImageError, Stack, Writer};
+use resnap_erofs::{Image, ImageError, Lower, Metadata, Stack, Writer};
 use resnap_layer::Layer;
 
-use crate::error::{Doing as _, Error};
+use crate::error::{Doing as _, Error, Through};
+use crate::pipeline::Stop;
+
+type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The file's name, beside `.erofslayer`.
 pub(crate) const NAME: &str = "layer.erofs";
@@ -55,10 +58,13 @@ pub(crate) fn finish(
     path: &Path,
     parents: &[PathBuf],
     blob: &Digest,
+    stop: &Stop,
 ) -> Result<(), Error> {
-    let finished = open(parents).and_then(|mut stack| {
-        let finished = writer.finish(&mut stack, uuid(blob));
+    let finished = open(parents).and_then(|stack| {
+        let mut lower = Wanted { stack, stop };
+        let finished = writer.finish(&mut lower, uuid(blob));
         finished.map_err(|error| match error {
+            resnap_erofs::Error::Lower { .. } if stop.is_set() => Error::Stopped,
             resnap_erofs::Error::Lower { ref source, .. } => {
                 Error::Unfit(format!("{error}: {source}"))
             }
@@ -69,6 +75,21 @@ pub(crate) fn finish(
         std::fs::remove_file(path).when("remove the EROFS image")?;
     }
     finished.map(drop)
+}
+
+/// Layers below, which say no more once nobody wants it.
+struct Wanted<'a> {
+    stack: Stack<File>,
+    stop: &'a Stop,
+}
+
+impl Lower for Wanted<'_> {
+    fn directory(&mut self, path: &[u8]) -> Result<Option<Metadata>, BoxedError> {
+        match self.stop.is_set() {
+            true => Err(Box::new(Through::Stopped)),
+            false => Ok(self.stack.directory(path)?),
+        }
+    }
 }
 
 fn open(images: &[PathBuf]) -> Result<Stack<File>, Error> {

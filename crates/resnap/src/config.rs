@@ -459,12 +459,17 @@ mod tests {
         assert_eq!(told(example), told("/dev/null"));
     }
 
-    /// What of it goes where.
-    fn unpack(text: &str) -> Result<Vec<(String, String, bool)>> {
+    /// By a file with this text alone.
+    fn of(text: &str) -> Result<Config> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("config.toml");
         fs::write(&path, text)?;
-        let config = load(&path.display().to_string())?;
+        load(&path.display().to_string())
+    }
+
+    /// What of it goes where.
+    fn unpack(text: &str) -> Result<Vec<(String, String, bool)>> {
+        let config = of(text)?;
         let entries = config.unpack.value.into_iter();
         Ok(entries
             .map(|entry| {
@@ -527,6 +532,16 @@ mod tests {
             let error = format!("{:#}", unpack(text).unwrap_err());
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn who_writes_layers_is_read() {
+        let text = "[snapshotters.mine]\ndiffer = 'resnap'\nsync_fs = true\n[snapshotters.other]";
+        let config = of(text).unwrap();
+        let differs = ["mine", "other"].map(|name| config.applier.differ(name));
+        assert_eq!(differs, [Differ::Resnap, Differ::Auto]);
+        let syncs = ["mine", "other"].map(|name| config.profiles.get(name).sync_fs);
+        assert_eq!(syncs, [true, false]);
     }
 
     #[test]

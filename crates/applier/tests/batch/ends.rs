@@ -79,6 +79,36 @@ async fn what_nobody_ends_goes_some_time() {
     timeout(SOON, gone).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_that_wait_for_their_turn_are_few() {
+    let bed = Bed::new();
+    // More than on any machine are built at once.
+    let count = 4 * std::thread::available_parallelism().unwrap().get() + 20;
+    let layers = layers(&bed, "a", count);
+    bed.stick(&layers[0], true);
+    let batch = bed.batch(&layers);
+    let scope = Scope::new("default");
+    let (_, mounts) = bed.prepare(&[], &[]);
+    let apply = batch.apply(&scope, 0, &mounts);
+    assert!(timeout(Duration::from_secs(1), apply).await.is_err());
+    let staged = bed.staged()[0].read_dir().unwrap().count();
+    assert!((2..count - 10).contains(&staged), "{staged}");
+    batch.end().await;
+
+    // And each comes to its turn, those too that others make.
+    let batch = bed.batch(&layers[1..]);
+    let mut snapshots = Vec::new();
+    for index in (0..count - 1).filter(|index| index % 3 != 1) {
+        let (snapshot, mounts) = bed.prepare(&snapshots, &[]);
+        let applied = timeout(SOON, batch.apply(&scope, index, &mounts)).await;
+        applied.unwrap().unwrap();
+        assert_eq!(text(&bed, snapshot), format!("a {}", index + 1));
+        snapshots.push(snapshot);
+    }
+    batch.end().await;
+    assert!(bed.left().is_empty());
+}
+
 #[tokio::test]
 async fn what_the_dead_left_is_cleared() {
     let bed = Bed::new();
