@@ -80,7 +80,7 @@ pub(super) fn dress(fd: &impl AsFd, metadata: &Metadata, user: bool) -> Result<(
     if let Ok(size) = fs::flistxattr_query(fd)
         && size > 0
     {
-        undress(fd, metadata)?;
+        undress(fd, metadata, user)?;
     }
     for xattr in &metadata.xattrs {
         if is_taken(xattr, user) {
@@ -97,12 +97,18 @@ pub(super) fn dress(fd: &impl AsFd, metadata: &Metadata, user: bool) -> Result<(
     touch(fd, metadata.mtime)
 }
 
-/// Takes away what an earlier entry or layer set of a directory, or its parent's default.
-fn undress(fd: &impl AsFd, metadata: &Metadata) -> Result<(), Fault> {
+/// Takes away what an earlier entry or layer set of a directory, or its parent's default. All else is
+/// the host's, such as labels, or the file system's own.
+fn undress(fd: &impl AsFd, metadata: &Metadata, user: bool) -> Result<(), Fault> {
     for name in list(fd).doing("list its extended attributes")? {
         let is_stated = metadata.xattrs.iter().any(|xattr| xattr.name == name);
-        // Those of overlayfs are ours; the label is the host's policy.
-        if !is_stated && !is_overlay(&name) && name != b"security.selinux" {
+        let is_layers = match &name[..] {
+            b"system.posix_acl_access" | b"system.posix_acl_default" | b"security.capability" => {
+                true
+            }
+            name => name.starts_with(b"user.") && !(user && is_overlay(name)),
+        };
+        if is_layers && !is_stated {
             taken(fs::fremovexattr(fd, &name[..]))?;
         }
     }

@@ -420,3 +420,27 @@ fn trees_deeper_than_descriptors_last_are_removed() {
     bed.extract(Style::Copy, &tape.0, &[]).unwrap();
     assert!(!bed.at("d").exists());
 }
+
+#[test]
+fn attributes_of_others_stay() {
+    let bed = Bed::new();
+    fs::create_dir(bed.at("d")).unwrap();
+    let dir = fs::File::open(bed.at("d")).unwrap();
+    let acl = [2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 4, 0, 5, 0];
+    let acl = [&acl[..], &[255, 255, 255, 255, 0x20, 0, 5, 0], &[255; 4]].concat();
+    let names = [
+        ("security.SMACK64", &b"host"[..], true),
+        ("trusted.host", b"host", true),
+        ("user.layer", b"layer", false),
+        ("user.overlay.opaque", b"y", false),
+        ("system.posix_acl_default", &acl, false),
+    ];
+    for (name, value, _) in names {
+        inode::set(&dir, name, value).unwrap();
+    }
+    let tape = Tape::default().dir("d/");
+    bed.extract(Style::Copy, &tape.0, &[]).unwrap();
+    for (name, _, stays) in names {
+        assert_eq!(xattr(&bed.at("d"), name).is_some(), stays, "{name}");
+    }
+}
