@@ -61,7 +61,7 @@ pub(crate) fn build(
                     let made = DirBuilder::new().mode(0o755).create(&path);
                     made.when("make the directory to write to")?;
                 }
-                let mut extraction = Extraction::new(&path, style, user)?;
+                let mut extraction = Extraction::new(&path, style, user, work.stop.clone())?;
                 let mut layer = layer(stream);
                 extraction.add(&mut layer)?;
                 layer.finish()?;

@@ -69,9 +69,9 @@ pub(crate) enum Fault {
     /// A hard link to a directory.
     #[error("its hard link's target \"{}\" is a directory", String::from_utf8_lossy(.0).escape_debug())]
     DirectoryTarget(Vec<u8>),
-    /// Directories have more bytes of names than are kept in memory.
-    #[error("more than {0} bytes of paths")]
-    Paths(u64),
+    /// There is more to remember of the layer than is kept in memory.
+    #[error("more than {0} bytes of memory for what it says of directories")]
+    Memory(u64),
     /// The system refused.
     #[error("{0}")]
     System(&'static str, #[source] io::Error),
@@ -111,6 +111,9 @@ fn find(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(resnap_layer::Fault::Limit { .. }) = error.downcast_ref() {
+            return Some(Kind::ResourceExhausted);
+        }
+        if let Some(Fault::Memory(_)) = error.downcast_ref() {
             return Some(Kind::ResourceExhausted);
         }
         if let Some(error) = error.downcast_ref::<io::Error>() {

@@ -3,13 +3,14 @@
 
 //! A layer's entries as files below a directory.
 
+mod copy;
 mod inode;
+mod records;
 mod way;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -23,16 +24,14 @@ use resnap_layer::{Entry, Kind, Layer, Time};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use self::inode::{OPAQUE_VALUE, opaque_name};
-pub(crate) use self::inode::{get, is_overlay, list, mtime};
-pub(crate) use self::way::open_below;
-use self::way::{below, join};
+pub(crate) use self::inode::{OPAQUE_VALUE, get, is_overlay, list, mtime, opaque_name};
+use self::records::{Directory, Records};
+use self::way::join;
+pub(crate) use self::way::{below, open_below};
 use crate::error::{Doing as _, Error, Fault};
 use crate::lower::Lower;
+use crate::pipeline::Stop;
 use crate::remove::remove;
-
-/// Bytes of paths that are kept in memory, as [`resnap_erofs::Limits`] has it.
-const MAX_PATHS: u64 = 512 << 20;
 
 /// What stands for what a layer deletes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +50,8 @@ pub(crate) struct Extraction {
     style: Style,
     /// Whether this is a user namespace, which has no devices and no `trusted.*`.
     user: bool,
-    /// All directories that this layer made, writes to or states.
-    directories: BTreeMap<Vec<u8>, Directory>,
-    /// All that this layer wrote, for [`Style::Copy`].
-    written: BTreeSet<Vec<u8>>,
-    /// Bytes of paths in both.
-    paths: u64,
+    stop: Stop,
+    records: Records,
     /// The directory that was asked for last, the path it was asked by, and its own: the next entry
     /// is mostly in it, too.
     recent: Option<(Vec<u8>, Place)>,
@@ -69,31 +64,17 @@ struct Place {
     fd: Arc<OwnedFd>,
 }
 
-/// What will become of a directory.
-#[derive(Debug, Default)]
-struct Directory {
-    /// What the layer says.
-    stated: Option<Metadata>,
-    /// What is below is gone, it itself included.
-    fresh: bool,
-    /// What is below in it is gone.
-    opaque: bool,
-    /// Its time before this layer, where it is in place.
-    kept: Option<Time>,
-}
-
 impl Extraction {
-    /// Extracts to `root`, which must be empty unless it is a copy of the layers below.
-    pub(crate) fn new(root: &Path, style: Style, user: bool) -> Result<Self, Error> {
+    /// Extracts to `root`, which must be empty unless it is a copy of the layers below, until `stop`.
+    pub(crate) fn new(root: &Path, style: Style, user: bool, stop: Stop) -> Result<Self, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = fs::open(root, flags, Mode::empty()).when("open the directory to write to")?;
         let mut this = Self {
             root,
             style,
             user,
-            directories: BTreeMap::new(),
-            written: BTreeSet::new(),
-            paths: 0,
+            stop,
+            records: Records::new(),
             recent: None,
         };
         this.note(&[]).map_err(|fault| Error::Entry {
@@ -119,28 +100,18 @@ impl Extraction {
         }
         self.recent = None;
         // From below: a directory may be closed to all but root.
-        for (path, directory) in self.directories.iter().rev() {
+        for (path, directory) in self.records.directories().rev() {
             let metadata = match (&directory.stated, directory.kept) {
                 (Some(metadata), _) => metadata,
                 (None, Some(_)) => continue,
-                (None, None) if self.style == Style::Copy || directory.fresh => &UNSTATED,
+                (None, None) if self.style == Style::Copy => &UNSTATED,
                 (None, None) => continue,
             };
-            let set = self.open(path).doing("open it again");
-            let set = set.and_then(|fd| inode::dress(&fd, metadata, self.user));
-            set.map_err(|fault| Error::Entry {
-                path: path.clone(),
-                fault,
-            })?;
+            self.late(path, |fd| inode::dress(fd, metadata, self.user))?;
         }
-        for (path, directory) in self.directories.iter().rev() {
+        for (path, directory) in self.records.directories().rev() {
             if let (None, Some(time)) = (&directory.stated, directory.kept) {
-                let set = self.open(path).doing("open it again");
-                let set = set.and_then(|fd| inode::touch(&fd, time));
-                set.map_err(|fault| Error::Entry {
-                    path: path.clone(),
-                    fault,
-                })?;
+                self.late(path, |fd| inode::touch(fd, time))?;
             }
         }
         Ok(())
@@ -151,43 +122,49 @@ impl Extraction {
         if self.style == Style::Copy {
             return Ok(());
         }
-        let mut hidden: Option<&[u8]> = None;
-        for (path, directory) in &self.directories {
-            // Parents come before what is in them.
-            let is_hidden = hidden.is_some_and(|top| below(top, path));
-            let hides = directory.fresh || (directory.opaque && !path.is_empty());
-            if !is_hidden && hides {
-                hidden = Some(path);
-            }
-            if directory.stated.is_some() || directory.fresh {
+        let mut descent =
+            lower.descend(opaque_name(self.user), |path| self.records.is_opaque(path));
+        for (path, directory) in self.records.directories() {
+            if directory.stated.is_some() {
                 continue;
             }
-            let entry = |fault| Error::Entry {
-                path: path.clone(),
-                fault,
-            };
-            let found = match is_hidden {
-                true => None,
-                false => lower
-                    .directory(path)
-                    .doing("look it up in the layers below")
-                    .map_err(entry)?,
-            };
-            let fd = self.open(path).doing("open it again").map_err(entry)?;
-            let metadata = found.as_ref().unwrap_or(&UNSTATED);
-            inode::dress(&fd, metadata, self.user).map_err(entry)?;
+            self.late(path, |fd| {
+                let found = match self.records.is_deleted(path) {
+                    true => None,
+                    false => descent
+                        .directory(path)
+                        .doing("look it up in the layers below")?,
+                };
+                inode::dress(fd, found.as_ref().unwrap_or(&UNSTATED), self.user)
+            })?;
         }
         Ok(())
+    }
+
+    /// Does something to a directory after all entries, unless nobody wants it any more.
+    fn late(
+        &self,
+        path: &[u8],
+        set: impl FnOnce(&OwnedFd) -> Result<(), Fault>,
+    ) -> Result<(), Error> {
+        if self.stop.is_set() {
+            return Err(Error::Stopped);
+        }
+        let fd = self.open(path).doing("open it again");
+        fd.and_then(|fd| set(&fd)).map_err(|fault| Error::Entry {
+            path: path.to_vec(),
+            fault,
+        })
     }
 
     /// Writes an entry; a file is yet to be filled.
     fn entry(&mut self, entry: &Entry) -> Result<Option<File>, Fault> {
         if entry.kind == Kind::Opaque {
             let place = self.directory(&entry.path)?;
-            return self.hide(&place.path, &place.fd, false).map(|()| None);
+            return self.hide(&place.path, &place.fd).map(|()| None);
         }
         if entry.path.is_empty() {
-            self.state(&[], entry);
+            self.records.state(&[], metadata(entry))?;
             return Ok(None);
         }
         let (parents, name) = split(&entry.path);
@@ -256,7 +233,7 @@ impl Extraction {
     ) -> Result<T, Fault> {
         match make() {
             Err(Errno::EXIST) => {
-                self.clear(parent, name, path)?;
+                self.clear(&parent.fd, name, path)?;
                 make().doing("make it")
             }
             made => made.doing("make it"),
@@ -264,34 +241,13 @@ impl Extraction {
     }
 
     /// Removes what is at a name, with all that is in it.
-    fn clear(&mut self, parent: &Place, name: &[u8], path: &[u8]) -> Result<(), Fault> {
-        remove(&parent.fd, name).doing("remove what was there")?;
+    fn clear(&mut self, parent: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
+        if self.style == Style::Upper && inode::kind(parent, name)?.is_none() {
+            self.records.delete(path)?;
+        }
+        remove(parent, name).doing("remove what was there")?;
         self.recent = None;
-        let gone = |paths: &mut Vec<Vec<u8>>, found: &Vec<u8>| paths.push(found.clone());
-        let (mut directories, mut written) = (Vec::new(), Vec::new());
-        for (found, _) in self.directories.range(path.to_vec()..) {
-            match found == path || below(path, found) {
-                true => gone(&mut directories, found),
-                // `path-` stands between `path` and `path/`.
-                false if found.starts_with(path) => {}
-                false => break,
-            }
-        }
-        for found in self.written.range(path.to_vec()..) {
-            match found == path || below(path, found) {
-                true => gone(&mut written, found),
-                false if found.starts_with(path) => {}
-                false => break,
-            }
-        }
-        for found in directories {
-            self.paths -= found.len() as u64;
-            self.directories.remove(&found);
-        }
-        for found in written {
-            self.paths -= found.len() as u64;
-            self.written.remove(&found);
-        }
+        self.records.forget(path);
         Ok(())
     }
 
@@ -303,24 +259,19 @@ impl Extraction {
         entry: &Entry,
     ) -> Result<(), Fault> {
         match fs::mkdirat(&*parent.fd, name, Mode::RWXU) {
-            Ok(()) => self.record(path.clone())?,
+            Ok(()) => self.made(&path)?,
             Err(Errno::EXIST) => match inode::kind(&parent.fd, name)? {
                 Some(FileType::Directory) => self.note(&path)?,
-                found => {
-                    let fresh = self.style == Style::Upper && found.is_none();
-                    self.clear(parent, name, &path)?;
+                _ => {
+                    self.clear(&parent.fd, name, &path)?;
                     fs::mkdirat(&*parent.fd, name, Mode::RWXU).doing("make it")?;
-                    self.record(path.clone())?;
-                    if fresh {
-                        self.freshen(&path)?;
-                    }
+                    self.made(&path)?;
                 }
             },
             made => made.doing("make it")?,
         }
-        self.wrote(path.clone())?;
-        self.state(&path, entry);
-        Ok(())
+        self.records.state(&path, metadata(entry))?;
+        self.wrote(path)
     }
 
     /// What lower layers have at a path is gone; what this layer has stays.
@@ -335,75 +286,37 @@ impl Extraction {
             Err(error) => return Err(error).doing("look at it"),
         };
         match (self.style, there) {
-            (Style::Upper, None) => inode::whiteout(&parent.fd, name).doing("make its whiteout"),
-            (_, Some(FileType::Directory)) if self.style == Style::Upper || self.is_ours(path) => {
-                let fd = self.open(path).doing("open it")?;
-                self.note(path)?;
-                self.hide(path, &fd, true)
+            (Style::Upper, None) => {
+                return inode::whiteout(&parent.fd, name).doing("make its whiteout");
             }
-            (Style::Copy, Some(_)) if !self.is_ours(path) => self.clear(parent, name, path),
-            _ => Ok(()),
+            (Style::Upper, Some(_)) => self.records.delete(path)?,
+            (_, Some(_)) if !self.is_ours(path) => return self.clear(&parent.fd, name, path),
+            _ => {}
         }
-    }
-
-    /// What lower layers have in a directory is gone, and the directory, too, if `fresh`.
-    fn hide(&mut self, path: &[u8], fd: &OwnedFd, fresh: bool) -> Result<(), Fault> {
-        match self.style {
-            Style::Base => return Ok(()),
-            Style::Upper => inode::set(fd, opaque_name(self.user), OPAQUE_VALUE)?,
-            Style::Copy => self.keep_ours(path)?,
-        }
-        if let Some(directory) = self.directories.get_mut(path) {
-            directory.opaque = true;
-            directory.fresh |= fresh;
-            if fresh {
+        if there == Some(FileType::Directory) {
+            let fd = self.open(path).doing("open it")?;
+            self.note(path)?;
+            self.hide(path, &fd)?;
+            if let Some(directory) = self.records.get_mut(path) {
                 directory.kept = None;
             }
         }
         Ok(())
     }
 
-    /// A directory of ours in the place of a whiteout.
-    fn freshen(&mut self, path: &[u8]) -> Result<(), Fault> {
-        let fd = self.open(path).doing("open it")?;
-        self.hide(path, &fd, true)
-    }
-
-    /// Removes all in a copy's directory that this layer did not write.
-    fn keep_ours(&mut self, path: &[u8]) -> Result<(), Fault> {
-        let mut todo = vec![path.to_vec()];
-        while let Some(path) = todo.pop() {
-            let fd = Arc::new(self.open(&path).doing("open it")?);
-            let mut foreign = Vec::new();
-            for name in inode::names(&fd)? {
-                let path = join(&path, &name);
-                match self.is_ours(&path) {
-                    false => foreign.push(name),
-                    true if self.directories.contains_key(&path) => todo.push(path),
-                    true => {}
-                }
-            }
-            for name in foreign {
-                let path = join(&path, &name);
-                let parent = Place {
-                    path: Vec::new(),
-                    fd: Arc::clone(&fd),
-                };
-                self.clear(&parent, &name, &path)?;
-            }
+    /// What lower layers have in a directory is gone.
+    fn hide(&mut self, path: &[u8], fd: &OwnedFd) -> Result<(), Fault> {
+        if self.style == Style::Base || self.records.is_opaque(path) {
+            return Ok(());
+        }
+        if self.style == Style::Copy {
+            return self.keep_ours(path);
+        }
+        inode::set(fd, opaque_name(self.user), OPAQUE_VALUE)?;
+        if let Some(directory) = self.records.get_mut(path) {
+            directory.opaque = true;
         }
         Ok(())
-    }
-
-    /// Whether this layer wrote it, or something in it.
-    fn is_ours(&self, path: &[u8]) -> bool {
-        let inside = join(path, b"");
-        self.written.contains(path)
-            || self
-                .written
-                .range(inside..)
-                .next()
-                .is_some_and(|found| below(path, found))
     }
 
     fn link(
@@ -447,16 +360,9 @@ impl Extraction {
         self.wrote(path)
     }
 
-    /// Notes what the layer says of a directory that is there.
-    fn state(&mut self, path: &[u8], entry: &Entry) {
-        if let Some(directory) = self.directories.get_mut(path) {
-            directory.stated = Some(metadata(entry));
-        }
-    }
-
     /// Notes a directory that is there, with its time if it was there before this layer.
     fn note(&mut self, path: &[u8]) -> Result<(), Fault> {
-        if self.directories.contains_key(path) {
+        if self.records.get(path).is_some() {
             return Ok(());
         }
         let kept = match self.style {
@@ -466,33 +372,32 @@ impl Extraction {
             }
             Style::Upper | Style::Base => None,
         };
-        self.record(path.to_vec())?;
-        if let Some(directory) = self.directories.get_mut(path) {
-            directory.kept = kept;
-        }
-        Ok(())
+        let directory = Directory {
+            kept,
+            ..Directory::default()
+        };
+        self.records.add(path.to_vec(), directory)
     }
 
-    /// Notes a new directory.
-    fn record(&mut self, path: Vec<u8>) -> Result<(), Fault> {
-        self.count(&path)?;
-        self.directories.insert(path, Directory::default());
+    /// Notes a new directory. If what was below is deleted, that stays so.
+    fn made(&mut self, path: &[u8]) -> Result<(), Fault> {
+        let directory = Directory {
+            opaque: self.style == Style::Copy,
+            ..Directory::default()
+        };
+        self.records.add(path.to_vec(), directory)?;
+        self.wrote(path.to_vec())?;
+        if self.records.is_deleted(path) {
+            let fd = self.open(path).doing("open it")?;
+            self.hide(path, &fd)?;
+        }
         Ok(())
     }
 
     fn wrote(&mut self, path: Vec<u8>) -> Result<(), Fault> {
-        if self.style == Style::Copy && !self.written.contains(&path) {
-            self.count(&path)?;
-            self.written.insert(path);
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, path: &[u8]) -> Result<(), Fault> {
-        self.paths += path.len() as u64;
-        match self.paths > MAX_PATHS {
-            true => Err(Fault::Paths(MAX_PATHS)),
-            false => Ok(()),
+        match self.style {
+            Style::Copy => self.records.write(path),
+            Style::Upper | Style::Base => Ok(()),
         }
     }
 }

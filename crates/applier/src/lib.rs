@@ -63,6 +63,13 @@
 //! the root. Metadata are set by descriptor. So no entry leaves the directory, whatever links and
 //! entries of the same name come before it. Decompressed bytes, names and entries are limited
 //! ([`Settings::max_layer_bytes`], [`resnap_layer::Limits`]).
+//!
+//! Data is not kept. Until a layer is in its place, what it says of its directories is in memory, with
+//! their extended attributes, and for `native` the paths of all that it has: at most 512 MiB a layer,
+//! what the collections themselves take included. A layer that needs more is refused. An EROFS image
+//! has limits of its own ([`resnap_erofs::Limits`]). An entry takes time by the way to it and by
+//! what it replaces, whatever else is there; a directory that is not stated, by the layers
+//! below.
 
 mod applier;
 mod batch;

@@ -11,8 +11,7 @@ use std::path::PathBuf;
 use resnap_erofs::Metadata;
 use resnap_layer::{Entry, Kind, Time, Xattr};
 use rustix::fs::{
-    self, AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid,
-    XattrFlags,
+    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -58,19 +57,6 @@ pub(super) fn is_whiteout(stat: &Stat) -> bool {
 pub(super) fn kind(parent: &OwnedFd, name: &[u8]) -> Result<Option<FileType>, Fault> {
     let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).doing("look at it")?;
     Ok((!is_whiteout(&stat)).then(|| FileType::from_raw_mode(stat.st_mode)))
-}
-
-/// The names in a directory.
-pub(super) fn names(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Fault> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory).doing("list it")? {
-        let entry = entry.doing("list it")?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-    }
-    Ok(names)
 }
 
 /// Sets all of a file or directory: the owner first, as that takes set-ID bits and capabilities away;

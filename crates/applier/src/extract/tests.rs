@@ -9,8 +9,12 @@ use std::path::Path;
 
 use resnap_layer::{Layer, Limits};
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use super::*;
+
+mod costs;
+mod lower;
 
 /// An archive under construction.
 #[derive(Default)]
@@ -78,7 +82,8 @@ impl Bed {
 
     fn extract(&self, style: Style, tape: &[u8], lower: &[&Path]) -> Result<(), Error> {
         let mut layer = Layer::new(tape, Limits::default());
-        let mut extraction = Extraction::new(&self.root(), style, false)?;
+        let (_alive, stop) = watch::channel(false);
+        let mut extraction = Extraction::new(&self.root(), style, false, Stop(stop))?;
         extraction.add(&mut layer)?;
         layer.finish()?;
         let lower: Vec<_> = lower.iter().map(|path| path.to_path_buf()).collect();
@@ -188,52 +193,6 @@ fn the_last_of_a_name_wins() {
             "{dir}"
         );
     }
-}
-
-#[test]
-fn unstated_directories_are_as_below() {
-    let (top, bottom) = (Bed::new(), Bed::new());
-    let mode = |path: &Path, mode: u32| {
-        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
-    };
-    for bed in [&top, &bottom] {
-        fs::create_dir_all(bed.at("both")).unwrap();
-    }
-    fs::create_dir_all(bottom.at("only/sub")).unwrap();
-    fs::create_dir_all(bottom.at("hidden/sub")).unwrap();
-    fs::create_dir_all(top.at("hidden")).unwrap();
-    mode(&top.at("both"), 0o2711);
-    mode(&bottom.at("both"), 0o700);
-    mode(&bottom.at("only/sub"), 0o1777);
-    mode(&bottom.at("hidden/sub"), 0o700);
-    mode(&top.root(), 0o711);
-    let only = fs::File::open(bottom.at("only/sub")).unwrap();
-    inode::set(&only, "user.kept", b"1").unwrap();
-    let hidden = fs::File::open(top.at("hidden")).unwrap();
-    inode::set(&hidden, "trusted.overlay.opaque", b"y").unwrap();
-
-    let bed = Bed::new();
-    let tape = Tape::default()
-        .file("both/x", "")
-        .file("only/sub/x", "")
-        .file("hidden/sub/x", "");
-    bed.extract(Style::Upper, &tape.0, &[&top.root(), &bottom.root()])
-        .unwrap();
-    for (path, want) in [
-        ("both", 0o2711),
-        ("only/sub", 0o1777),
-        ("hidden/sub", 0o755),
-        ("", 0o711),
-    ] {
-        let mode = fs::metadata(bed.at(path)).unwrap().mode() & 0o7777;
-        assert_eq!(mode, want, "{path}");
-    }
-    assert_eq!(
-        xattr(&bed.at("only/sub"), "user.kept").as_deref(),
-        Some(&b"1"[..])
-    );
-    let time = |path: &Path| fs::metadata(path).unwrap().mtime_nsec();
-    assert_eq!(time(&bed.at("only/sub")), time(&bottom.at("only/sub")));
 }
 
 #[test]
@@ -422,6 +381,45 @@ fn trees_deeper_than_descriptors_last_are_removed() {
 }
 
 #[test]
+fn whiteouts_are_remembered() {
+    let bed = Bed::new();
+    let tape = Tape::default()
+        .file(".wh.a", "")
+        .file("a", "")
+        .dir("a/")
+        .file("b", "")
+        .file(".wh.b", "")
+        .dir("b/")
+        .dir("c/")
+        .file(".wh.c", "")
+        .symlink("c", "a")
+        .file(".wh.d", "")
+        .file("d/in", "")
+        .file("d", "")
+        .dir("d/")
+        .file("e/.wh.in", "")
+        .file("e", "")
+        .dir("e/")
+        .dir("e/in")
+        .symlink("f", "nowhere")
+        .file("f", "")
+        .dir("f/");
+    bed.upper(tape).unwrap();
+    assert!(bed.at("c").is_symlink());
+    for (path, want) in [
+        ("a", true),
+        ("b", true),
+        ("d", true),
+        // It went with what it was in.
+        ("e/in", false),
+        ("f", false),
+    ] {
+        let opaque = xattr(&bed.at(path), "trusted.overlay.opaque");
+        assert_eq!(opaque.is_some(), want, "{path}");
+    }
+}
+
+#[test]
 fn attributes_of_others_stay() {
     let bed = Bed::new();
     fs::create_dir(bed.at("d")).unwrap();
@@ -443,4 +441,19 @@ fn attributes_of_others_stay() {
     for (name, _, stays) in names {
         assert_eq!(xattr(&bed.at("d"), name).is_some(), stays, "{name}");
     }
+}
+
+#[test]
+fn all_in_a_copy_that_is_deleted_goes() {
+    let bed = Bed::new();
+    fs::create_dir_all(bed.at("a/b/c")).unwrap();
+    fs::write(bed.at("a/old"), "").unwrap();
+    fs::write(bed.at("a/b/c/old"), "").unwrap();
+    // Nobody has noted `a` and `a/b` when they are deleted.
+    let tape = Tape::default()
+        .file("a/b/c/new", "")
+        .file(".wh..wh..opq", "");
+    bed.extract(Style::Copy, &tape.0, &[]).unwrap();
+    assert!(bed.at("a/b/c/new").exists());
+    assert!(!bed.at("a/old").exists() && !bed.at("a/b/c/old").exists());
 }

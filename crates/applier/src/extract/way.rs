@@ -29,7 +29,7 @@ pub(super) fn join(parents: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// Whether `path` is in the directory `top`.
-pub(super) fn below(top: &[u8], path: &[u8]) -> bool {
+pub(crate) fn below(top: &[u8], path: &[u8]) -> bool {
     match path.strip_prefix(top) {
         Some(rest) => (top.is_empty() && !rest.is_empty()) || rest.starts_with(b"/"),
         None => false,
@@ -125,7 +125,7 @@ impl Extraction {
                     Ok(target) => Some(target.into_bytes()),
                     Err(Errno::INVAL) if !make => return Ok(None),
                     Err(Errno::INVAL) => {
-                        self.make_way(&at, &fd, &name, &next)?;
+                        self.make_way(&fd, &name, &next)?;
                         None
                     }
                     Err(error) => return Err(error).doing("read a link on the way"),
@@ -141,8 +141,7 @@ impl Extraction {
             }
             if error == Errno::NOENT {
                 fs::mkdirat(&fd, &name[..], Mode::RWXU).doing("make a parent")?;
-                self.record(next.clone())?;
-                self.wrote(next.clone())?;
+                self.made(&next)?;
             }
             (at, fd) = (next, self.open(&join(&at, &name)).doing("open a parent")?);
         }
@@ -152,7 +151,7 @@ impl Extraction {
 
     /// Makes a directory in the place of a whiteout, or of what a lower layer has there; what this
     /// layer has does not give way.
-    fn make_way(&mut self, at: &[u8], fd: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
+    fn make_way(&mut self, fd: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
         let is_lower = match self.style {
             Style::Upper => inode::kind(fd, name)?.is_none(),
             Style::Base => false,
@@ -161,17 +160,8 @@ impl Extraction {
         if !is_lower {
             return Err(Fault::NotADirectory(path.to_vec()));
         }
-        let parent = Place {
-            path: at.to_vec(),
-            fd: Arc::new(fd.try_clone().doing("open a parent")?),
-        };
-        self.clear(&parent, name, path)?;
+        self.clear(fd, name, path)?;
         fs::mkdirat(fd, name, Mode::RWXU).doing("make a parent")?;
-        self.record(path.to_vec())?;
-        self.wrote(path.to_vec())?;
-        if self.style == Style::Upper {
-            self.freshen(path)?;
-        }
-        Ok(())
+        self.made(path)
     }
 }
