@@ -332,13 +332,6 @@ impl Extraction {
         }
         let (parents, to) = split(target);
         let place = self.find(parents)?.ok_or_else(missing)?;
-        if join(&place.path, to) == path {
-            // It is a name of itself.
-            return match inode::kind(&parent.fd, name) {
-                Ok(Some(_)) => Ok(()),
-                _ => Err(missing()),
-            };
-        }
         match fs::statat(&*place.fd, to, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 return Err(Fault::DirectoryTarget(target.to_vec()));
@@ -349,6 +342,10 @@ impl Extraction {
             Ok(_) => {}
             Err(Errno::NOENT) => return Err(missing()),
             Err(error) => return Err(error).doing("look at its hard link's target"),
+        }
+        if join(&place.path, to) == path {
+            // It is a name of itself.
+            return Ok(());
         }
         let make = || fs::linkat(&*place.fd, to, &*parent.fd, name, AtFlags::empty());
         match self.replacing(parent, name, &path, make) {

@@ -333,6 +333,10 @@ fn what_makes_no_sense_is_refused() {
             Tape::default().file(".wh.w", "").hardlink("h", "w"),
         ),
         ("a hard link to itself", Tape::default().hardlink("h", "h")),
+        (
+            "a hard link from a directory to itself",
+            Tape::default().dir("d/").hardlink("d", "d"),
+        ),
     ] {
         assert!(Bed::new().upper(tape).is_err(), "{what}");
     }
