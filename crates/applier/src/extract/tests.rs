@@ -15,6 +15,7 @@ use super::*;
 
 mod costs;
 mod lower;
+mod random;
 
 /// An archive under construction.
 #[derive(Default)]
