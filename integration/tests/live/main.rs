@@ -12,6 +12,7 @@
 
 mod api;
 mod applier;
+mod blob;
 mod cli;
 mod conformance;
 mod crash;

@@ -7,17 +7,16 @@ mod raw;
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use resnap_integration::cri::Cri;
-use resnap_integration::image::digest;
 use resnap_integration::wire::{Wire, frame};
 
+use crate::blob::ingest;
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test, unique};
+use crate::suite::{Needs, Node, Test};
 use raw::{DEADLINE, Frames, connect, ends};
 
 pub(crate) const TESTS: &[Test] = &[Test {
@@ -38,7 +37,7 @@ const MANY: usize = 32;
 
 fn bears(node: &Node) -> Result<()> {
     let large = vec![7; (16 << 20) - 5];
-    let blob = ingest(node, &large)?;
+    let blob = request(node, &large)?;
     let served = Served::start(node)?;
     let polite = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let idle = memory(&served)?;
@@ -138,20 +137,8 @@ fn halves(served: &Served, message: &[u8]) -> Result<()> {
 }
 
 /// Puts a blob on the node, and gives the request to read it.
-fn ingest(node: &Node, blob: &[u8]) -> Result<Vec<u8>> {
-    let mut writer = node.containerd.ctr(&node.namespace);
-    let name = unique("blob");
-    let mut writer = writer
-        .args(["content", "ingest", &name])
-        .stdin(Stdio::piped())
-        .spawn()?;
-    let mut stdin = writer.stdin.take().context("ctr has no stdin")?;
-    stdin.write_all(blob)?;
-    drop(stdin);
-    ensure!(writer.wait()?.success(), "ctr content ingest");
-    let digest = digest(blob);
-    // Nobody refers to it: garbage collection could take it.
-    node.ctr(&["content", "label", &digest, "containerd.io/gc.root=test"])?;
+fn request(node: &Node, blob: &[u8]) -> Result<Vec<u8>> {
+    let digest = ingest(node, || node.containerd.ctr(&node.namespace), blob)?;
     let mut request = Vec::new();
     prost::encoding::string::encode(1, &digest, &mut request);
     Ok(request)

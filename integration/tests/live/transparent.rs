@@ -6,20 +6,19 @@
 mod bed;
 mod requests;
 
-use std::io::Write as _;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use resnap_integration::cri::Cri;
-use resnap_integration::image::{digest, pause};
+use resnap_integration::image::pause;
 use resnap_integration::tap::{Answer, End, Method, Point};
 use resnap_integration::wire::frame;
 use tonic::codegen::http::{HeaderMap, HeaderValue};
 
-use crate::suite::{Needs, Node, Test, unique};
+use crate::blob::ingest;
+use crate::suite::{Needs, Node, Test};
 use bed::{Bed, eventually};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -190,15 +189,7 @@ fn both_ways(node: &Node) -> Result<()> {
         command.arg("--address").arg(bed.front.socket());
         command
     };
-    let ingest = ["content", "ingest", &unique("blob")];
-    let mut writer = ctr().args(ingest).stdin(Stdio::piped()).spawn()?;
-    let mut stdin = writer.stdin.take().context("ctr has no stdin")?;
-    stdin.write_all(&blob)?;
-    drop(stdin);
-    ensure!(writer.wait()?.success(), "ctr content ingest");
-    let digest = digest(&blob);
-    // Nobody refers to it: garbage collection could take it.
-    node.ctr(&["content", "label", &digest, "containerd.io/gc.root=test"])?;
+    let digest = ingest(node, ctr, &blob)?;
     let read = ctr().args(["content", "get", &digest]).output()?;
     ensure!(read.status.success() && read.stdout == blob);
     bed.finish()
