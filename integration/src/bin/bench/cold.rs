@@ -34,14 +34,14 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
         Row::timed(variant, &times)
     });
     let many = Row {
-        calls: applies(bed, &image)?,
+        calls: commits(bed, &image)?,
         ..many.against(&one)
     };
     Ok(Table {
         name: "cold",
         about: format!(
             "`resnap unpack` of {} layers on {}, each time in a new namespace, until the last process\n\
-             ends. Of the calls only the Applies of all are counted.",
+             ends. Of the calls only the Commits of all are counted.",
             image.layers.len(),
             bed.lazy()
         ),
@@ -61,21 +61,21 @@ fn unpack(bed: &Bed, image: &Built, namespace: &str, processes: usize) -> Result
     Ok(taken)
 }
 
-/// How often all the processes together let a layer be written.
-fn applies(bed: &Bed, image: &Built) -> Result<std::collections::BTreeMap<String, u64>> {
+/// How often all the processes together commit a layer.
+fn commits(bed: &Bed, image: &Built) -> Result<std::collections::BTreeMap<String, u64>> {
     let namespace = "cold-counted";
     bed.import(namespace, image)?;
     let tap = bed.containerd.tap()?;
     let unpack = || bed.unpack(tap.socket(), namespace, bed.lazy(), image);
     let mut commands: Vec<Command> = (0..MANY).map(|_| unpack()).collect();
     time_all(&mut commands)?;
-    let applies = tap.count(Method::APPLY);
+    let commits = tap.count(Method::COMMIT);
     tap.finish()?;
     bed.remove(namespace, image)?;
     let layers = image.layers.len();
     ensure!(
-        applies == layers as u64,
-        "{applies} Applies for {layers} layers"
+        commits == layers as u64,
+        "{commits} Commits for {layers} layers"
     );
-    Ok([(Method::APPLY.to_string(), applies)].into())
+    Ok([(Method::COMMIT.to_string(), commits)].into())
 }
