@@ -17,10 +17,12 @@ use rustix::io::Errno;
 
 use crate::extract::get;
 use crate::remove::remove;
-use crate::target::TRIAL;
 
 /// Not in `snapshots/`, where a snapshotter removes what it does not know.
 const NAME: &str = ".resnap";
+
+/// What is moved to a snapshot to see whether it can be, and removed at once.
+const TRIAL: &str = ".resnap-trial";
 
 /// A batch's own directory.
 #[derive(Debug)]

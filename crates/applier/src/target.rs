@@ -21,9 +21,6 @@ use crate::erofs;
 use crate::error::Error;
 use crate::extract::{OPAQUE_VALUE, Style, opaque_name};
 
-/// What is made in a snapshot to see whether it can be, and removed at once.
-pub(crate) const TRIAL: &str = ".resnap-trial";
-
 /// How far the clock of files may be behind.
 const SLACK: Duration = Duration::from_secs(1);
 
@@ -81,29 +78,32 @@ impl Target {
 
     /// Whether this process can do all there that writing a layer takes.
     pub(crate) fn probe(&self, user: bool) -> io::Result<()> {
-        let path = self.snapshot().join(TRIAL);
-        let probed = self.try_all(&path, user);
+        // Beside the snapshot: what is in it, and its root's times, are the image's.
+        let path = self.snapshot().with_extension("resnap-trial");
+        let file = File::create_new(&path)?;
+        let probed = self.try_all(&file, &path, user);
         match std::fs::remove_file(&path) {
+            // containerd removes what it does not know.
             Err(error) if error.kind() != io::ErrorKind::NotFound => probed.and(Err(error)),
             _ => probed,
         }
     }
 
-    fn try_all(&self, path: &Path, user: bool) -> io::Result<()> {
-        let file = File::create_new(path)?;
+    fn try_all(&self, file: &File, path: &Path, user: bool) -> io::Result<()> {
         if let Self::Image { .. } = self {
             return Ok(());
         }
         if !user {
-            fchown(&file, Some(Uid::from_raw(1)), Some(Gid::from_raw(1)))?;
+            fchown(file, Some(Uid::from_raw(1)), Some(Gid::from_raw(1)))?;
         }
-        fchmod(&file, Mode::from_raw_mode(0o4755))?;
+        fchmod(file, Mode::from_raw_mode(0o4755))?;
         if let Self::Upper { .. } = self {
             let none = XattrFlags::empty();
-            fsetxattr(&file, opaque_name(user), OPAQUE_VALUE, none)?;
+            fsetxattr(file, opaque_name(user), OPAQUE_VALUE, none)?;
             if !user {
-                std::fs::remove_file(path)?;
-                mknodat(CWD, path, FileType::CharacterDevice, Mode::empty(), 0)?;
+                let device = path.with_extension("resnap-device");
+                mknodat(CWD, &device, FileType::CharacterDevice, Mode::empty(), 0)?;
+                std::fs::remove_file(device)?;
             }
         }
         Ok(())
