@@ -106,7 +106,9 @@ fn open(images: &[PathBuf]) -> Result<Stack<File>, Error> {
 pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     let sidecar = format!("{NAME}.dmverity");
     for snapshot in root.join("snapshots").read_dir()? {
-        if snapshot?.path().join(&sidecar).try_exists()? {
+        let snapshot = snapshot?;
+        // What another batch tries is a file, and gone at once.
+        if snapshot.file_type()?.is_dir() && snapshot.path().join(&sidecar).try_exists()? {
             return Ok(true);
         }
     }

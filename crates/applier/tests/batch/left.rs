@@ -100,6 +100,8 @@ async fn images_beside_others_with_verity() {
     File::create(&sidecar).unwrap();
     assert!(is_left(&bed, &layer, &mounts).await);
     fs::remove_file(sidecar).unwrap();
+    // What another batch tries meanwhile.
+    File::create(bed.root.join("overlayfs/snapshots/9.resnap-trial")).unwrap();
     assert!(!is_left(&bed, &layer, &mounts).await);
     assert!(bed.fs(image).with_file_name("layer.erofs").exists());
 }
