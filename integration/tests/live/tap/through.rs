@@ -3,6 +3,7 @@
 
 //! What passes a tap unchanged.
 
+use std::cell::Cell;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -47,12 +48,18 @@ pub(super) fn streams(node: &Node) -> Result<()> {
     let blob: Vec<u8> = (0..4_u32 << 20)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
-    let digest = ingest(node, || ctr(node, &tap), &blob)?;
+    let ingests = Cell::new(0);
+    let through = || {
+        ingests.set(ingests.get() + 1);
+        ctr(node, &tap)
+    };
+    let digest = ingest(node, through, &blob)?;
     for mut ctr in [node.containerd.ctr(&node.namespace), ctr(node, &tap)] {
         let read = ctr.args(["content", "get", &digest]).output()?;
         ensure!(read.status.success() && read.stdout == blob, "{ctr:?}");
     }
-    ensure!(tap.count(Method::new(WRITE)) > 0 && tap.count(Method::CONTENT_READ) > 0);
+    ensure!(tap.count(Method::new(WRITE)) == ingests.get());
+    ensure!(tap.count(Method::CONTENT_READ) > 0);
     tap.finish()
 }
 
