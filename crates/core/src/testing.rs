@@ -11,8 +11,10 @@
 pub mod conformance;
 mod fault;
 mod image;
+mod monitor;
 mod simulated;
 
 pub use fault::{Effect, Fault, Operation};
 pub use image::{SimulatedImage, SimulatedLayer};
+pub use monitor::Nobody;
 pub use simulated::{Behaviour, Simulated, SimulatedLease, SimulatedSnapshot};

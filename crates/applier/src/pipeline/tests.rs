@@ -3,22 +3,10 @@
 
 use std::io::{Seek as _, Write as _};
 
-use async_trait::async_trait;
 use flate2::write::GzEncoder;
-use resnap_core::Admission;
+use resnap_core::testing::Nobody;
 
 use super::*;
-
-struct Nobody;
-
-#[async_trait]
-impl Monitor for Nobody {
-    async fn admit(&self, _: usize) -> Admission {
-        Admission::new(())
-    }
-    fn read(&self, _: usize, _: u64) {}
-    fn went(&self, _: usize, _: Stage, _: Span) {}
-}
 
 fn read(blob: &[u8], compression: Compression, limit: u64) -> Result<(Vec<u8>, Applied), Error> {
     let (_stop, stopped) = watch::channel(false);

@@ -14,11 +14,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use resnap_applier::{Applier, Differ, Settings};
-use resnap_core::testing::Simulated;
+use resnap_core::testing::{Nobody, Simulated};
 use resnap_core::{
-    Admission, Applied, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor,
-    Digest, Error, Introspection, Kind, Monitor, Mount, Ports, Result, Scope, SnapshotterInfo,
-    Span, Stage,
+    Applied, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor, Digest,
+    Error, Introspection, Kind, Mount, Ports, Result, Scope, SnapshotterInfo,
 };
 use tempfile::TempDir;
 
@@ -322,15 +321,4 @@ impl Introspection for Backend {
         let root = self.root.join("content").display().to_string();
         Ok(self.says_content_root.then_some(root))
     }
-}
-
-struct Nobody;
-
-#[async_trait]
-impl Monitor for Nobody {
-    async fn admit(&self, _: usize) -> Admission {
-        Admission::new(())
-    }
-    fn read(&self, _: usize, _: u64) {}
-    fn went(&self, _: usize, _: Stage, _: Span) {}
 }
