@@ -6,6 +6,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Kind;
 use crate::fixture::{Tar, header, octal};
 
 /// Something of everything.
@@ -40,6 +41,7 @@ fn layer() -> Vec<u8> {
         .file("packed", &map)
         .with(b'S', "gnu", b"onetwo", gnu)
         .pax(&[
+            ("GNU.sparse.numblocks", b"2"),
             ("GNU.sparse.map", b"0,3,1024,3"),
             ("GNU.sparse.size", b"4096"),
         ])
