@@ -262,7 +262,7 @@ fn difference(stream: &[u8], go: &str) -> Result<&'static str, String> {
 fn without_globals(go: &str) -> String {
     let is_nothing = |entry: &&str| {
         let name = entry.strip_prefix("g ");
-        name.is_some_and(|name| !name.contains("%2F") && !name.contains('#'))
+        name.is_some_and(|name| !name.contains("%2F"))
     };
     let entries: Vec<&str> = go.split(';').skip_while(is_nothing).collect();
     entries.join(";")

@@ -9,9 +9,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
-	"cmp"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -22,7 +20,12 @@ import (
 	"strings"
 )
 
-var refused = errors.New("containerd refuses it")
+// check ends in the answer "error" what is refused.
+func check(isRight bool) {
+	if !isRight {
+		panic("refused")
+	}
+}
 
 func sum(data []byte) string {
 	sum := fnv.New64a()
@@ -37,32 +40,29 @@ func shown(text string) string {
 	return url.QueryEscape(text)
 }
 
-func isTooLong(name string) bool { return len(name) > 255 }
-
-func entry(reader *tar.Reader, h *tar.Header) (string, error) {
+func entry(reader *tar.Reader, h *tar.Header) []string {
 	where := strings.TrimPrefix(path.Join("/", h.Name), "/")
+	if where == "" && h.Typeflag != tar.TypeDir {
+		return nil
+	}
 	parents, base := path.Split(where)
 	hidden, isHiding := strings.CutPrefix(base, ".wh.")
-	switch {
-	case where == "" && h.Typeflag != tar.TypeDir:
-		return "", nil
-	case slices.ContainsFunc(strings.Split(parents, "/"), isTooLong), isTooLong(hidden),
-		isHiding && slices.Contains([]string{"", ".", ".."}, hidden):
-		return "", refused
-	case h.Typeflag == tar.TypeXGlobalHeader:
-		return "g " + shown(where), nil
-	case isHiding:
-		return "w " + shown(where), nil
+	for _, name := range append(strings.Split(parents, "/"), hidden) {
+		check(len(name) <= 255)
 	}
-	detail := "-"
+	check(!isHiding || !slices.Contains([]string{"", ".", ".."}, hidden))
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return []string{"g " + url.QueryEscape(where)}
+	} else if isHiding {
+		return []string{"w " + shown(where)}
+	}
+	kind, detail := h.Typeflag, "-"
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
-		detail = fmt.Sprint(h.Size)
+		kind, detail = tar.TypeReg, fmt.Sprint(h.Size)
 		if h.Size <= 1<<22 {
 			data, err := io.ReadAll(reader)
-			if err != nil {
-				return "", err
-			}
+			check(err == nil)
 			detail += "." + sum(data)
 		}
 	case tar.TypeSymlink:
@@ -71,44 +71,36 @@ func entry(reader *tar.Reader, h *tar.Header) (string, error) {
 		detail = shown(strings.TrimPrefix(path.Join("/", h.Linkname), "/"))
 	case tar.TypeChar, tar.TypeBlock:
 		detail = fmt.Sprint(h.Devmajor, ".", h.Devminor)
-	case tar.TypeDir, tar.TypeFifo:
 	default:
-		return "", refused
+		check(h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeFifo)
 	}
-	if detail == "" {
-		return "", refused
-	}
+	check(detail != "")
 	attributes := []string{}
 	for key, value := range h.PAXRecords {
-		if name, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok && name == "" {
-			return "", refused
-		} else if ok {
+		if name, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
+			check(name != "")
 			attributes = append(attributes, shown(name)+"="+shown(value))
 		}
 	}
 	slices.Sort(attributes)
-	kind := map[byte]string{tar.TypeCont: "0", tar.TypeGNUSparse: "0"}[h.Typeflag]
-	return fmt.Sprintf("%s %s %o %d %d %d.%d %s %s", cmp.Or(kind, string(h.Typeflag)), shown(where),
-		h.Mode&07777, h.Uid, h.Gid, h.ModTime.Unix(), h.ModTime.Nanosecond(), detail, strings.Join(attributes, ",")), nil
+	return []string{fmt.Sprintf("%c %s %o %d %d %d.%d %s %s", kind, shown(where), h.Mode&07777, h.Uid, h.Gid,
+		h.ModTime.Unix(), h.ModTime.Nanosecond(), detail, strings.Join(attributes, ","))}
 }
 
-func answer(stream []byte) string {
+func answer(stream []byte) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = "error"
+		}
+	}()
 	reader, entries := tar.NewReader(bytes.NewBuffer(stream)), []string{}
 	for {
 		header, err := reader.Next()
 		if err == io.EOF {
 			return strings.Join(entries, ";")
 		}
-		text := ""
-		if err == nil {
-			text, err = entry(reader, header)
-		}
-		if err != nil {
-			return "error"
-		}
-		if text != "" {
-			entries = append(entries, text)
-		}
+		check(err == nil)
+		entries = append(entries, entry(reader, header)...)
 	}
 }
 
@@ -118,10 +110,7 @@ func main() {
 		if err != nil {
 			return
 		}
-		stream, err := hex.DecodeString(strings.TrimSpace(line))
-		if err != nil {
-			panic(err)
-		}
+		stream, _ := hex.DecodeString(strings.TrimSpace(line))
 		fmt.Println(answer(stream))
 	}
 }
