@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use resnap_core::{
@@ -14,6 +15,7 @@ use resnap_core::{
 };
 
 use crate::batch::Ahead;
+use crate::memory::Memory;
 
 /// Who writes layers to a snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,9 +38,21 @@ pub struct Settings {
     /// Bytes that a layer may have decompressed. By default 1 GiB and a thousand times its blob's:
     /// gzip makes no more of any, whatever it is.
     pub max_layer_bytes: Option<u64>,
+    /// Bytes of memory for all layers that are written or have been written ahead of their turn: what
+    /// is kept of directories, names and attributes, and the windows of zstd. [`MEMORY`] by default.
+    /// One layer may take ten sixteenths of it.
+    pub memory: Option<u64>,
+    /// How long writing a layer may take without any progress. [`STALL`] by default.
+    pub stall: Option<Duration>,
     /// Layers of a batch that are written at once. As many as there are cores by default.
     pub parallel: Option<NonZeroUsize>,
 }
+
+/// As [`Settings::memory`] is by default: 256 MiB.
+pub const MEMORY: u64 = 256 << 20;
+
+/// As [`Settings::stall`] is by default: ten minutes.
+pub const STALL: Duration = Duration::from_secs(600);
 
 /// Writes layers in this process, or has another applier write them. It asks for the roots of
 /// snapshotters and content, and goes to their files itself.
@@ -51,6 +65,7 @@ pub(crate) struct Shared {
     pub(crate) content: Arc<dyn ContentReader>,
     pub(crate) introspection: Arc<dyn Introspection>,
     pub(crate) settings: Settings,
+    pub(crate) memory: Arc<Memory>,
 }
 
 impl std::fmt::Debug for Applier {
@@ -68,6 +83,7 @@ impl Applier {
             fallback: Arc::clone(&ports.applier),
             content: Arc::clone(&ports.content),
             introspection: Arc::clone(&ports.introspection),
+            memory: Memory::new(settings.memory()),
             settings,
         }))
     }
@@ -107,6 +123,16 @@ impl Settings {
     /// Who writes layers to the snapshotter of this name.
     pub fn differ(&self, snapshotter: &str) -> Differ {
         self.differs.get(snapshotter).copied().unwrap_or_default()
+    }
+
+    /// Bytes of memory for all layers.
+    pub fn memory(&self) -> u64 {
+        self.memory.unwrap_or(MEMORY)
+    }
+
+    /// How long writing a layer may take without any progress.
+    pub fn stall(&self) -> Duration {
+        self.stall.unwrap_or(STALL)
     }
 
     pub(crate) fn parallel(&self) -> usize {

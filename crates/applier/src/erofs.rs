@@ -12,8 +12,8 @@ use resnap_core::Digest;
 use resnap_erofs::{Image, ImageError, Lower, Metadata, Stack, Writer};
 use resnap_layer::Layer;
 
-use crate::error::{Doing as _, Error, Through};
-use crate::pipeline::Stop;
+use crate::error::{Doing as _, Error};
+use crate::guard::Guard;
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -42,9 +42,13 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Writes all of a layer but what layers below decide.
-pub(crate) fn write<R: Read>(path: &Path, layer: &mut Layer<R>) -> Result<Writer<File>, Error> {
+pub(crate) fn write<R: Read>(
+    path: &Path,
+    layer: &mut Layer<R>,
+    guard: &Guard,
+) -> Result<Writer<File>, Error> {
     let file = create(path).when("create the EROFS image")?;
-    let mut writer = Writer::new(file, resnap_erofs::Limits::default())?;
+    let mut writer = Writer::new(file, Box::new(guard.clone()))?;
     writer.add(layer)?;
     Ok(writer)
 }
@@ -58,13 +62,13 @@ pub(crate) fn finish(
     path: &Path,
     parents: &[PathBuf],
     blob: &Digest,
-    stop: &Stop,
+    guard: &Guard,
 ) -> Result<(), Error> {
     let finished = open(parents).and_then(|stack| {
-        let mut lower = Wanted { stack, stop };
+        let mut lower = Wanted { stack, guard };
         let finished = writer.finish(&mut lower, uuid(blob));
         finished.map_err(|error| match error {
-            resnap_erofs::Error::Lower { .. } if stop.is_set() => Error::Stopped,
+            resnap_erofs::Error::Lower { .. } if guard.is_over() => Error::Stopped,
             resnap_erofs::Error::Lower { ref source, .. } => {
                 Error::Unfit(format!("{error}: {source}"))
             }
@@ -80,15 +84,13 @@ pub(crate) fn finish(
 /// Layers below, which say no more once nobody wants it.
 struct Wanted<'a> {
     stack: Stack<File>,
-    stop: &'a Stop,
+    guard: &'a Guard,
 }
 
 impl Lower for Wanted<'_> {
     fn directory(&mut self, path: &[u8]) -> Result<Option<Metadata>, BoxedError> {
-        match self.stop.is_set() {
-            true => Err(Box::new(Through::Stopped)),
-            false => Ok(self.stack.directory(path)?),
-        }
+        self.guard.step()?;
+        Ok(self.stack.directory(path)?)
     }
 }
 
@@ -145,7 +147,7 @@ mod tests {
     /// The image of an empty layer, of two blocks.
     fn image() -> Vec<u8> {
         let target = io::Cursor::new(Vec::new());
-        let writer = Writer::new(target, resnap_erofs::Limits::default()).unwrap();
+        let writer = Writer::new(target, Box::new(resnap_erofs::Memory::new(1 << 20))).unwrap();
         let (image, _) = writer.finish(&mut resnap_erofs::Nothing, [0; 16]).unwrap();
         image.into_inner()
     }

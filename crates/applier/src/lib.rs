@@ -77,12 +77,15 @@ mod build;
 mod erofs;
 mod error;
 mod extract;
+mod guard;
 mod lower;
+mod memory;
 mod pipeline;
+mod progress;
 mod remove;
 mod source;
 mod staging;
 mod target;
 
-pub use applier::{Applier, Differ, Settings};
+pub use applier::{Applier, Differ, MEMORY, STALL, Settings};
 pub use staging::clear;

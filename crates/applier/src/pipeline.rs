@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use crate::error::{Doing as _, Error, Through};
+use crate::guard::Guard;
 use crate::source::Source;
 
 /// Large beside what passing it on costs, small beside a second-level cache.
@@ -35,12 +36,12 @@ pub(crate) struct Work {
     pub(crate) compression: Compression,
     /// Bytes that may come out.
     pub(crate) limit: u64,
-    pub(crate) stop: Stop,
+    pub(crate) guard: Guard,
     pub(crate) monitor: Arc<dyn Monitor>,
 }
 
 /// Says when nobody wants the work any more: who says so, or is gone.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Stop(pub(crate) watch::Receiver<bool>);
 
 impl Stop {
@@ -104,7 +105,7 @@ pub(crate) fn run<T>(
             .when("start a thread")?;
         let mut stream = Stream {
             chunks,
-            stop: &work.stop,
+            guard: &work.guard,
             chunk: Chunk::default(),
             used: 0,
             waited: Duration::ZERO,
@@ -116,9 +117,13 @@ pub(crate) fn run<T>(
         write.busy = write.busy.saturating_sub(stream.waited);
         // The others end when nobody takes what they have.
         drop(stream);
+        if consumed.is_err() {
+            // Unless it waits for a backend.
+            work.guard.progress.end();
+        }
         let inflated = inflater.join();
         let hashed = hasher.join();
-        let consumed = consumed.map_err(|error| match work.stop.is_set() {
+        let consumed = consumed.map_err(|error| match work.guard.stop.is_set() {
             true => Error::Stopped,
             false => error,
         })?;
@@ -141,7 +146,7 @@ pub(crate) fn run<T>(
 /// The decompressed blob.
 pub(crate) struct Stream<'a> {
     chunks: Receiver<io::Result<Chunk>>,
-    stop: &'a Stop,
+    guard: &'a Guard,
     chunk: Chunk,
     used: usize,
     waited: Duration,
@@ -151,7 +156,7 @@ pub(crate) struct Stream<'a> {
 impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.used == self.chunk.len() && !self.is_over {
-            if self.stop.is_set() {
+            if self.guard.is_over() {
                 return Err(Through::Stopped.into());
             }
             let begin = Instant::now();
@@ -182,11 +187,12 @@ struct Counted<'a> {
 
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.work.stop.is_set() {
+        if self.work.guard.is_over() {
             return Err(Through::Stopped.into());
         }
         let count = self.meter.borrow_mut().time(|| self.source.read(buffer))?;
         self.count += count as u64;
+        self.work.guard.progress.step();
         self.work.monitor.read(self.work.index, self.count);
         Ok(count)
     }

@@ -17,7 +17,7 @@ fn read(blob: &[u8], compression: Compression, limit: u64) -> Result<(Vec<u8>, A
         index: 0,
         compression,
         limit,
-        stop: Stop(stopped),
+        guard: Stop(stopped).into(),
         monitor: Arc::new(Nobody),
     };
     run(Source::File(file), &work, |stream| {
@@ -88,7 +88,7 @@ fn it_stops_when_nobody_wants_it() {
         index: 0,
         compression: Compression::None,
         limit: u64::MAX,
-        stop: Stop(stopped),
+        guard: Stop(stopped).into(),
         monitor: Arc::new(Nobody),
     };
     let mut stop = Some(stop);

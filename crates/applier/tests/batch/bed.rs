@@ -89,8 +89,9 @@ pub(crate) struct Bed {
 struct Backend {
     root: PathBuf,
     blobs: Mutex<BTreeMap<Digest, Vec<u8>>>,
-    /// Whose reading never ends, and whether it begins.
-    stuck: Mutex<Option<(Digest, bool)>>,
+    /// Whose reading never ends, and after how many pieces of 1000 bytes; there is not even an answer
+    /// without.
+    stuck: Mutex<Option<(Digest, Option<usize>)>>,
     says_content_root: bool,
     sent: Mutex<Vec<Digest>>,
     left: Mutex<Vec<Digest>>,
@@ -150,8 +151,13 @@ impl Bed {
 
     /// A blob that is no file, and of which containerd never sends all, or not even an answer.
     pub(crate) fn stick(&self, layer: &Descriptor, begins: bool) {
+        self.stick_after(layer, begins.then_some(1));
+    }
+
+    /// The same after so many pieces of 1000 bytes.
+    pub(crate) fn stick_after(&self, layer: &Descriptor, pieces: Option<usize>) {
         fs::remove_file(self.file(&layer.digest)).unwrap();
-        *self.backend.stuck.lock().unwrap() = Some((layer.digest.clone(), begins));
+        *self.backend.stuck.lock().unwrap() = Some((layer.digest.clone(), pieces));
     }
 
     /// Has containerd not know a blob, whose file stays.
@@ -169,14 +175,23 @@ impl Bed {
         layers: &[Descriptor],
         sync_fs: bool,
     ) -> Arc<dyn BatchApplier> {
+        let mut settings = Settings::default();
+        settings.differs.insert("overlayfs".to_owned(), differ);
+        self.batch_with(settings, layers, sync_fs)
+    }
+
+    pub(crate) fn batch_with(
+        &self,
+        settings: Settings,
+        layers: &[Descriptor],
+        sync_fs: bool,
+    ) -> Arc<dyn BatchApplier> {
         let ports = Ports {
             content: Arc::clone(&self.backend) as _,
             applier: Arc::clone(&self.backend) as _,
             introspection: Arc::clone(&self.backend) as _,
             ..Simulated::new().ports()
         };
-        let mut settings = Settings::default();
-        settings.differs.insert("overlayfs".to_owned(), differ);
         let applier: Arc<dyn resnap_core::Applier> = Arc::new(Applier::new(&ports, settings));
         let batch = Batch {
             scope: Scope::new("default"),
@@ -294,8 +309,10 @@ impl ContentReader for Backend {
         let pieces: Vec<_> = blob.chunks(1000).map(Bytes::copy_from_slice).collect();
         let pieces = futures::stream::iter(pieces).map(Ok);
         match stuck.filter(|(stuck, _)| stuck == digest) {
-            Some((_, true)) => Ok(pieces.take(1).chain(futures::stream::pending()).boxed()),
-            Some((_, false)) => std::future::pending().await,
+            Some((_, Some(count))) => {
+                Ok(pieces.take(count).chain(futures::stream::pending()).boxed())
+            }
+            Some((_, None)) => std::future::pending().await,
             None => Ok(pieces.boxed()),
         }
     }

@@ -12,6 +12,7 @@
 
 mod bed;
 mod ends;
+mod hostile;
 mod left;
 mod many;
 mod places;
