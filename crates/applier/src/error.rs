@@ -110,6 +110,7 @@ impl Error {
     pub(crate) fn settled(self) -> Self {
         match denied(&self).cloned() {
             Some(Denied::Stopped) => Self::Stopped,
+            Some(denied @ Denied::Window(_)) => Self::Unfit(denied.to_string()),
             Some(denied) => Self::Denied(denied),
             None => self,
         }
@@ -134,6 +135,7 @@ impl Error {
 /// Who denied the memory for it, behind any of ours and of streams.
 fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied> {
     let through = |error: &'a io::Error| match error.get_ref()?.downcast_ref()? {
+        Through::Denied(denied) => Some(denied),
         Through::Stopped => Some(&Denied::Stopped),
         _ => None,
     };
@@ -261,6 +263,8 @@ pub(crate) enum Through {
     #[error("it has more than {0} bytes decompressed, the limit (max_layer_bytes)")]
     Limit(u64),
     #[error(transparent)]
+    Denied(Denied),
+    #[error(transparent)]
     Backend(resnap_core::Error),
 }
 
@@ -268,7 +272,7 @@ impl Through {
     fn kind(&self) -> Kind {
         match self {
             Self::Stopped => Kind::Cancelled,
-            Self::Limit(_) => Kind::ResourceExhausted,
+            Self::Limit(_) | Self::Denied(_) => Kind::ResourceExhausted,
             Self::Backend(error) => error.kind(),
         }
     }

@@ -34,6 +34,9 @@ pub(crate) enum Denied {
         "it takes more than {0} bytes of memory, as many as one layer may (ten sixteenths of memory in the configuration): raise memory"
     )]
     Layer(u64),
+    /// The window of the first zstd frame is more than a layer may have.
+    #[error("its zstd window has {0} bytes, more than a layer may have in memory")]
+    Window(u64),
     /// Nobody wants it any more.
     #[error("it was stopped")]
     Stopped,
