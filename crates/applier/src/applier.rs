@@ -30,7 +30,7 @@ pub enum Differ {
 }
 
 /// How an [`Applier`] works.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {
     /// Who writes layers, by snapshotter.
@@ -41,9 +41,9 @@ pub struct Settings {
     /// Bytes of memory for all layers that are written or have been written ahead of their turn: what
     /// is kept of directories, names and attributes, and the windows of zstd. [`MEMORY`] by default.
     /// One layer may take ten sixteenths of it.
-    pub memory: Option<u64>,
+    pub memory: u64,
     /// How long writing a layer may take without any progress. [`STALL`] by default.
-    pub stall: Option<Duration>,
+    pub stall: Duration,
     /// Layers of a batch that are written at once. As many as there are cores by default.
     pub parallel: Option<NonZeroUsize>,
 }
@@ -83,7 +83,7 @@ impl Applier {
             fallback: Arc::clone(&ports.applier),
             content: Arc::clone(&ports.content),
             introspection: Arc::clone(&ports.introspection),
-            memory: Memory::new(settings.memory()),
+            memory: Memory::new(settings.memory),
             settings,
         }))
     }
@@ -119,20 +119,22 @@ impl resnap_core::Applier for Applier {
 /// Whose layers are ours by default.
 const KNOWN: [&str; 3] = ["erofs", "native", "overlayfs"];
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            differs: BTreeMap::new(),
+            max_layer_bytes: None,
+            memory: MEMORY,
+            stall: STALL,
+            parallel: None,
+        }
+    }
+}
+
 impl Settings {
     /// Who writes layers to the snapshotter of this name.
     pub fn differ(&self, snapshotter: &str) -> Differ {
         self.differs.get(snapshotter).copied().unwrap_or_default()
-    }
-
-    /// Bytes of memory for all layers.
-    pub fn memory(&self) -> u64 {
-        self.memory.unwrap_or(MEMORY)
-    }
-
-    /// How long writing a layer may take without any progress.
-    pub fn stall(&self) -> Duration {
-        self.stall.unwrap_or(STALL)
     }
 
     pub(crate) fn parallel(&self) -> usize {

@@ -354,7 +354,7 @@ impl Job {
         let memory = &self.shared.memory;
         let allowance = memory.allow(&self.share, Arc::clone(&task.is_turn));
         let guard = Guard::new(self.stop.clone(), allowance);
-        let limit = self.shared.settings.stall();
+        let limit = self.shared.settings.stall;
         let progress = Arc::clone(&guard.progress);
         let mut built = pin!(self.write(task, guard, alive));
         tokio::select! {

@@ -59,7 +59,7 @@ fn bomb(count: usize, name: &str, bytes: usize, own: bool) -> Vec<u8> {
 
 fn settings(memory: u64) -> Settings {
     let mut settings = Settings::default();
-    settings.memory = Some(memory);
+    settings.memory = memory;
     settings
 }
 
@@ -234,7 +234,7 @@ async fn what_does_not_get_on_ends() {
         let layers = layers(&bed, "a", 3);
         bed.stick(&layers[1], begins);
         let mut settings = Settings::default();
-        settings.stall = Some(Duration::from_secs(1));
+        settings.stall = Duration::from_secs(1);
         let batch = bed.batch_with(settings, &layers, false);
         let snapshots = bed.apply_all(&*batch, 1, &[]).await;
         let (_, mounts) = bed.prepare(&snapshots, &[]);

@@ -121,7 +121,7 @@ async fn zstd_windows_for_which_there_is_no_memory() {
     assert!(bed.fs(snapshot).read_dir().unwrap().next().is_none());
     // With more memory it is ours.
     let mut settings = Settings::default();
-    settings.memory = Some(1 << 30);
+    settings.memory = 1 << 30;
     let batch = bed.batch_with(settings, &[layer], false);
     let snapshot = bed.apply_all(&*batch, 1, &[]).await[0];
     batch.end().await;
