@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use resnap_core::Digest;
-use resnap_erofs::{Image, ImageError, Lower, Metadata, Stack, Writer};
+use resnap_erofs::{Image, Lower, Metadata, Stack, Writer};
 use resnap_layer::Layer;
 
 use crate::error::{Doing as _, Error};
@@ -117,8 +117,8 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a layer that is an image already, and looks whether it is. What features it has is between
-/// who made it and the kernel.
+/// Copies a layer that is an image already, and looks whether it is, before any kernel does: whole,
+/// with features that are known, and with all its data in it. containerd's differ would copy any.
 pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
     let mut file = create(path).when("create the EROFS image")?;
     let mut buffer = vec![0; 256 * 1024];
@@ -135,13 +135,16 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
             let size = image.size();
             Err(Error::ShortImage { found, size })
         }
-        Ok(_) | Err(ImageError::Unsupported(_)) => Ok(()),
+        Ok(image) if image.devices() > 0 => Err(Error::Devices(image.devices())),
+        Ok(_) => Ok(()),
         Err(error) => Err(Error::NoImage(error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use resnap_core::Kind;
+
     use super::*;
 
     /// The image of an empty layer, of two blocks.
@@ -156,23 +159,42 @@ mod tests {
     fn images_are_copied_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
+        let layer = resnap_core::Descriptor {
+            media_type: String::new(),
+            digest: Digest::sha256(b""),
+            size: 0,
+            annotations: Default::default(),
+            platform: None,
+        };
         let good = image();
         let mut newer = good.clone();
         // A feature that nobody has yet.
         newer[1024 + 80 + 3] |= 0x40;
+        let mut spread = good.clone();
+        // The device table is a feature that is known.
+        spread[1024 + 80] |= 8;
+        let mut spread_further = spread.clone();
+        spread_further[1024 + 86] = 1;
+        let mut wide = good.clone();
+        // Blocks of directories.
+        wide[1024 + 90] = 1;
         let mut other = good.clone();
         other[1024] ^= 1;
-        for (image, is_taken) in [
-            (&good[..], true),
-            (&newer, true),
-            (&other, false),
-            (&good[..good.len() - 1], false),
-            (&good[..4096], false),
-            (&good[..1030], false),
-            (b"", false),
+        for (image, refused) in [
+            (&good[..], None),
+            (&spread, None),
+            (&newer, Some(Kind::Unimplemented)),
+            (&wide, Some(Kind::Unimplemented)),
+            (&spread_further, Some(Kind::InvalidArgument)),
+            (&other, Some(Kind::InvalidArgument)),
+            (&good[..good.len() - 1], Some(Kind::DataLoss)),
+            (&good[..4096], Some(Kind::DataLoss)),
+            (&good[..1030], Some(Kind::DataLoss)),
+            (b"", Some(Kind::DataLoss)),
         ] {
-            let copied = copy(&path, &mut &image[..]);
-            assert_eq!(copied.is_ok(), is_taken, "{copied:?}");
+            let error = copy(&path, &mut &image[..]).err();
+            let kind = error.map(|error| error.into_core(&layer).kind());
+            assert_eq!(kind, refused);
             assert_eq!(std::fs::read(&path).unwrap(), image);
         }
     }

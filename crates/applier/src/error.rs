@@ -7,6 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use resnap_core::{Descriptor, Kind};
+use resnap_erofs::ImageError;
 use resnap_layer::way;
 use rustix::io::Errno;
 
@@ -40,7 +41,10 @@ pub(crate) enum Error {
     Erofs(#[from] resnap_erofs::Error),
     /// The layer says it is an EROFS image.
     #[error("the layer is no EROFS image")]
-    NoImage(#[source] resnap_erofs::ImageError),
+    NoImage(#[source] ImageError),
+    /// An EROFS image that is not all there is.
+    #[error("the EROFS image has data on {0} other devices, which a layer has no use for")]
+    Devices(u16),
     /// An EROFS image whose end is missing.
     #[error("the layer ends after {found} bytes, and is an EROFS image of {size}")]
     ShortImage {
@@ -124,7 +128,8 @@ impl Error {
             Self::Stalled(_) => Kind::DeadlineExceeded,
             Self::Backend(error) => return error.clone(),
             Self::Denied(_) => Kind::ResourceExhausted,
-            Self::NoImage(_) => Kind::InvalidArgument,
+            Self::NoImage(error) => of_foreign(error),
+            Self::Devices(_) => Kind::InvalidArgument,
             Self::ShortImage { .. } => Kind::DataLoss,
             _ => find(&self).unwrap_or(Kind::Internal),
         };
@@ -228,6 +233,18 @@ fn of_image(fault: &resnap_erofs::Fault) -> Option<Kind> {
         Fault::Limit { .. } => Some(Kind::ResourceExhausted),
         Fault::Way(error) => Some(of_way(error)),
         _ => Some(Kind::InvalidArgument),
+    }
+}
+
+/// Of an image that came as it is.
+fn of_foreign(error: &ImageError) -> Kind {
+    match error {
+        ImageError::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
+            Kind::DataLoss
+        }
+        ImageError::Read { source, .. } => of_system(source),
+        ImageError::Features(_) | ImageError::Unsupported(_) => Kind::Unimplemented,
+        _ => Kind::InvalidArgument,
     }
 }
 
