@@ -16,6 +16,7 @@ use resnap_core::{
 
 use crate::batch::Ahead;
 use crate::memory::Memory;
+use crate::watch;
 
 /// Who writes layers to a snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,6 +69,20 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<Memory>,
 }
 
+impl Shared {
+    /// Has the fallback apply a layer, as long as it gets on.
+    pub(crate) async fn by_fallback(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        let (fallback, limit) = (&*self.fallback, self.settings.stall);
+        watch::apply(fallback, scope, layer, mounts, sync_fs, limit).await
+    }
+}
+
 impl std::fmt::Debug for Applier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Applier")
@@ -99,7 +114,7 @@ impl resnap_core::Applier for Applier {
         mounts: &[Mount],
         sync_fs: bool,
     ) -> Result<Applied> {
-        self.0.fallback.apply(scope, layer, mounts, sync_fs).await
+        self.0.by_fallback(scope, layer, mounts, sync_fs).await
     }
 
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {

@@ -267,8 +267,8 @@ impl Ahead {
         } = &self.job.batch;
         let _admission = monitor.admit(index).await;
         let begin = Instant::now();
-        let fallback = &self.job.shared.fallback;
-        let applied = fallback.apply(scope, layer, mounts, *sync_fs).await;
+        let shared = &self.job.shared;
+        let applied = shared.by_fallback(scope, layer, mounts, *sync_fs).await;
         monitor.went(index, Stage::Write, Span::since(begin));
         applied
     }

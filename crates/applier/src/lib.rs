@@ -86,6 +86,7 @@ mod remove;
 mod source;
 mod staging;
 mod target;
+mod watch;
 
 pub use applier::{Applier, Differ, MEMORY, STALL, Settings};
 pub use staging::clear;

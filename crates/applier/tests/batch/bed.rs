@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -279,8 +280,23 @@ pub(crate) fn mount(kind: &str, source: &str, options: &[String]) -> Mount {
 
 #[async_trait]
 impl resnap_core::Applier for Backend {
-    async fn apply(&self, _: &Scope, layer: &Descriptor, _: &[Mount], _: bool) -> Result<Applied> {
+    /// One that is stuck writes for two seconds before.
+    async fn apply(
+        &self,
+        _: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        _: bool,
+    ) -> Result<Applied> {
         self.left.lock().unwrap().push(layer.digest.clone());
+        let stuck = self.stuck.lock().unwrap().clone();
+        if stuck.is_some_and(|(stuck, _)| stuck == layer.digest) {
+            for at in 0..20 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                fs::write(Path::new(&mounts[0].source).join("file"), at.to_string()).unwrap();
+            }
+            std::future::pending().await
+        }
         Ok(Applied {
             diff_id: layer.digest.clone(),
             size: 0,

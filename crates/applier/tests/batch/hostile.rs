@@ -268,3 +268,27 @@ async fn what_is_broken_is_told_while_containerd_is_stuck() {
     assert_eq!(applied.unwrap_err().kind(), Kind::DataLoss);
     batch.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_differ_that_does_not_get_on_ends() {
+    let bed = Bed::new();
+    let layer = bed.layer(&format!("{TAR}+gzip+encrypted"), b"secret".to_vec());
+    bed.stick(&layer, true);
+    let mut settings = Settings::default();
+    settings.stall = Duration::from_secs(1);
+    let batch = bed.batch_with(settings, std::slice::from_ref(&layer), false);
+    let (snapshot, mounts) = bed.prepare(&[], &[]);
+    let scope = Scope::new("default");
+    let apply = batch.apply(&scope, 0, &mounts);
+    let applied = timeout(Duration::from_secs(20), apply).await.unwrap();
+    let error = applied.unwrap_err();
+    assert_eq!(error.kind(), Kind::DeadlineExceeded);
+    let said = in_full(&error);
+    assert!(
+        said.contains(layer.digest.as_str()) && said.contains("raise stall"),
+        "{said}"
+    );
+    // It has not been disturbed as long as it wrote.
+    assert_eq!(fs::read(bed.fs(snapshot).join("file")).unwrap(), b"19");
+    batch.end().await;
+}
