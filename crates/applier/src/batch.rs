@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::applier::{Differ, Shared};
 use crate::build::{Built, Placement, build};
-use crate::erofs;
+use crate::erofs::{self, Parents};
 use crate::error::Error;
 use crate::extract::Style;
 use crate::guard::Guard;
@@ -85,6 +85,7 @@ struct Job {
     content: OnceCell<Option<PathBuf>>,
     /// Of the memory for layers ahead of their turn.
     share: Share,
+    parents: Arc<Parents>,
 }
 
 /// How a layer is to be built.
@@ -115,6 +116,7 @@ impl Ahead {
                 user: is_user_namespace(),
                 content: OnceCell::new(),
                 share: Share::default(),
+                parents: Arc::default(),
             }),
             differ,
             stop,
@@ -185,9 +187,10 @@ impl Ahead {
         };
         let begin = Instant::now();
         let (alive, sync, blob) = (self.alive()?, job.batch.sync_fs, layer.digest.clone());
+        let parents = Arc::clone(&job.parents);
         let placed = spawn_blocking(move || {
             let _alive = alive;
-            built.place(&target, &blob, sync)
+            built.place(&target, &blob, sync, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let monitor = &job.batch.monitor;

@@ -3,10 +3,12 @@
 
 //! A layer as a file `layer.erofs`.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use resnap_core::Digest;
 use resnap_erofs::{Image, Lower, Metadata, Stack, Writer};
@@ -14,6 +16,7 @@ use resnap_layer::Layer;
 
 use crate::error::{Doing as _, Error};
 use crate::guard::Guard;
+use crate::memory::Denied;
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -53,54 +56,65 @@ pub(crate) fn write<R: Read>(
     Ok(writer)
 }
 
-/// Writes the rest; `parents` are the files of the layers below, the topmost first. Without success
-/// the file at `path`, which the writer writes, is gone.
-///
-/// A parent that cannot be read is one that somebody else wrote in a way of their own.
+/// Writes the rest; `parents` are the layers below, the topmost first.
 pub(crate) fn finish(
     writer: Writer<File>,
-    path: &Path,
-    parents: &[PathBuf],
+    parents: Vec<Parent>,
     blob: &Digest,
     guard: &Guard,
 ) -> Result<(), Error> {
-    let finished = open(parents).and_then(|stack| {
-        let mut lower = Wanted { stack, guard };
-        let finished = writer.finish(&mut lower, uuid(blob));
-        finished.map_err(|error| match error {
-            resnap_erofs::Error::Lower { .. } if guard.is_over() => Error::Stopped,
-            resnap_erofs::Error::Lower { ref source, .. } => {
-                Error::Unfit(format!("{error}: {source}"))
-            }
-            error => error.into(),
-        })
-    });
-    if finished.is_err() {
-        std::fs::remove_file(path).when("remove the EROFS image")?;
-    }
-    finished.map(drop)
+    let mut lower = Wanted {
+        count: parents.len(),
+        stack: Stack::new(parents),
+        guard,
+    };
+    let finished = writer.finish(&mut lower, uuid(blob));
+    finished.map(drop).map_err(|error| match error {
+        resnap_erofs::Error::Lower { ref source, .. } if !source.is::<Denied>() => {
+            Error::Unfit(format!("{error}: {source}"))
+        }
+        error => error.into(),
+    })
 }
 
 /// Layers below, which say no more once nobody wants it.
 struct Wanted<'a> {
-    stack: Stack<File>,
+    stack: Stack<Arc<File>>,
+    count: usize,
     guard: &'a Guard,
 }
 
 impl Lower for Wanted<'_> {
     fn directory(&mut self, path: &[u8]) -> Result<Option<Metadata>, BoxedError> {
-        self.guard.step()?;
+        self.guard.look(self.count)?;
         Ok(self.stack.directory(path)?)
     }
 }
 
-fn open(images: &[PathBuf]) -> Result<Stack<File>, Error> {
-    let images = images.iter().map(|path| {
-        let unfit = |error: &dyn std::fmt::Display| Error::Unfit(format!("{path:?}: {error}"));
-        let file = File::open(path).map_err(|error| unfit(&error))?;
-        Image::open(file).map_err(|error| unfit(&error))
-    });
-    Ok(Stack::new(images.collect::<Result<_, _>>()?))
+/// A layer below.
+pub(crate) type Parent = Image<Arc<File>>;
+
+/// The layers below those of a batch, each opened once.
+#[derive(Debug, Default)]
+pub(crate) struct Parents(Mutex<HashMap<PathBuf, Parent>>);
+
+impl Parents {
+    /// The images in these files. One that cannot be read is one that somebody else wrote in a way of
+    /// their own.
+    pub(crate) fn open(&self, paths: &[PathBuf]) -> Result<Vec<Parent>, Error> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = |path: &PathBuf| {
+            let unfit = |error: &dyn std::fmt::Display| Error::Unfit(format!("{path:?}: {error}"));
+            if let Some(image) = known.get(path) {
+                return Ok(image.clone());
+            }
+            let file = File::open(path).map_err(|error| unfit(&error))?;
+            let image = Image::open(Arc::new(file)).map_err(|error| unfit(&error))?;
+            known.insert(path.clone(), image.clone());
+            Ok(image)
+        };
+        paths.iter().map(open).collect()
+    }
 }
 
 /// Whether a layer of this snapshotter has been made with dm-verity, by containerd's differ: then
@@ -197,6 +211,19 @@ mod tests {
             assert_eq!(kind, refused);
             assert_eq!(std::fs::read(&path).unwrap(), image);
         }
+    }
+
+    #[test]
+    fn parents_are_opened_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        std::fs::write(&path, image()).unwrap();
+        let (parents, paths) = (Parents::default(), [path.clone()]);
+        assert_eq!(parents.open(&paths).unwrap().len(), 1);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(parents.open(&paths).unwrap()[0].inodes(), 1);
+        let other = parents.open(&[path.with_extension("other")]);
+        assert!(matches!(other, Err(Error::Unfit(_))));
     }
 
     #[test]

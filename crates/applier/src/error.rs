@@ -112,7 +112,11 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 impl Error {
     /// The same, if that there is no memory is why, or that nobody wants it, as just that.
     pub(crate) fn settled(self) -> Self {
-        match denied(&self).cloned() {
+        let denied = match &self {
+            Self::Denied(denied) => Some(denied),
+            error => denied(error),
+        };
+        match denied.cloned() {
             Some(Denied::Stopped) => Self::Stopped,
             Some(denied @ Denied::Window(_)) => Self::Unfit(denied.to_string()),
             Some(denied) => Self::Denied(denied),

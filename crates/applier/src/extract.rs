@@ -27,7 +27,7 @@ use rustix::io::Errno;
 pub(crate) use self::inode::{OPAQUE_VALUE, get, is_overlay, list, mtime, opaque_name};
 use self::records::{Directory, Records};
 pub(crate) use self::way::{below, open_below};
-use crate::error::{Doing as _, Error, Fault};
+use crate::error::{Doing as _, Error, Fault, Through};
 use crate::guard::Guard;
 use crate::lower::Lower;
 use crate::remove::remove;
@@ -95,7 +95,7 @@ impl Extraction {
     /// Writes all that the layer has, and what it says of its directories.
     pub(crate) fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
         while let Some(entry) = layer.next()? {
-            self.guard.step()?;
+            self.guard.entry()?;
             self.ways.entry();
             let file = match self.entry(&entry) {
                 Ok(file) => file,
@@ -138,6 +138,7 @@ impl Extraction {
             if directory.stated.is_some() {
                 continue;
             }
+            self.guard.look(lower.count())?;
             self.late(path, |fd| {
                 let found = match self.records.is_deleted(path) {
                     true => None,
@@ -253,7 +254,13 @@ impl Extraction {
         if self.style == Style::Upper && inode::kind(parent, name)?.is_none() {
             self.records.delete(path)?;
         }
-        remove(parent, name).doing("remove what was there")?;
+        let guard = &self.guard;
+        let goes_on = || {
+            guard
+                .step()
+                .map_err(|denied| Through::Denied(denied).into())
+        };
+        remove(parent, name, &goes_on).doing("remove what was there")?;
         self.recent = None;
         self.records.forget(path);
         Ok(())

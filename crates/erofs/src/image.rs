@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use resnap_layer::Time;
 
@@ -51,6 +51,12 @@ impl ReadAt for Vec<u8> {
     }
 }
 
+impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_exact_at(buffer, offset)
+    }
+}
+
 impl<T: ReadAt + ?Sized> ReadAt for &T {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         (**self).read_exact_at(buffer, offset)
@@ -89,7 +95,7 @@ pub enum ImageError {
 type Result<T> = std::result::Result<T, ImageError>;
 
 /// An image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Image<R> {
     source: R,
     superblock: Superblock,

@@ -142,6 +142,10 @@ impl Tree {
         }
     }
 
+    pub(crate) fn ways(&self) -> way::Budget {
+        self.ways
+    }
+
     /// Begins with another entry of the layer.
     pub(crate) fn begin(&mut self) -> Result<(), Fault> {
         self.ways.entry();

@@ -18,7 +18,7 @@ use resnap_applier::{Applier, Differ, Settings};
 use resnap_core::testing::{Nobody, Simulated};
 use resnap_core::{
     Applied, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor, Digest,
-    Error, Introspection, Kind, Mount, Ports, Result, Scope, SnapshotterInfo,
+    Error, Introspection, Kind, Monitor, Mount, Ports, Result, Scope, SnapshotterInfo,
 };
 use tempfile::TempDir;
 
@@ -81,6 +81,8 @@ pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 pub(crate) struct Bed {
     /// containerd's root.
     pub(crate) root: PathBuf,
+    /// Who is told how it goes.
+    pub(crate) monitor: Arc<dyn Monitor>,
     backend: Arc<Backend>,
     snapshots: AtomicUsize,
     _dir: Option<TempDir>,
@@ -114,6 +116,7 @@ impl Bed {
         fs::create_dir_all(root.join("content/blobs/sha256")).unwrap();
         Self {
             root: root.to_path_buf(),
+            monitor: Arc::new(Nobody),
             backend: Arc::new(Backend {
                 root: root.to_path_buf(),
                 blobs: Mutex::default(),
@@ -199,7 +202,7 @@ impl Bed {
             snapshotter: "overlayfs".to_owned(),
             layers: layers.to_vec(),
             sync_fs,
-            monitor: Arc::new(Nobody),
+            monitor: Arc::clone(&self.monitor),
         };
         applier.batch(&batch).unwrap()
     }
