@@ -6,40 +6,58 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use resnap_core::media_type::{self, Compression, Format};
 use resnap_core::{
-    Applied, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
+    Admission, Applied, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
     Result as PortResult, Scope, Span, Stage,
 };
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::timeout;
 
 use crate::applier::{Differ, Shared};
-use crate::build::{Built, build};
-use crate::erofs;
+use crate::build::{Built, Placement, build};
+use crate::erofs::{self, Parents};
 use crate::error::Error;
 use crate::extract::Style;
+use crate::guard::Guard;
+use crate::memory::{Denied, Share};
 use crate::pipeline::{Stop, Work};
 use crate::source;
 use crate::staging::Staging;
 use crate::target::{Shape, Target, Terms, find};
 
 /// A layer that is being built.
-type Build = oneshot::Receiver<Result<Ready, Error>>;
+struct Build {
+    receiver: oneshot::Receiver<Result<Ready, Error>>,
+    /// To be set when its turn comes.
+    is_turn: Arc<AtomicBool>,
+}
 
 /// A layer that waits for its turn.
 struct Ready {
     built: Built,
+    /// Kept if its turn has come: others may wait for the memory that it has, with all admissions that
+    /// there are.
+    admission: Option<Admitted>,
     _place: OwnedSemaphorePermit,
 }
+
+/// The right to write a layer, of this batch and of all.
+type Admitted = (Option<OwnedSemaphorePermit>, Admission);
 
 /// Layers that are being built or wait for their turn, for each that may be built at once: each takes
 /// memory and has a file open.
 const AHEAD: usize = 4;
+
+/// How long what has been given up may take to notice.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A batch whose layers are built ahead.
 pub(crate) struct Ahead {
@@ -65,13 +83,24 @@ struct Job {
     stop: Stop,
     user: bool,
     content: OnceCell<Option<PathBuf>>,
+    /// Of the memory for layers ahead of their turn.
+    share: Share,
+    parents: Arc<Parents>,
+}
+
+/// How a layer is to be built.
+struct Task {
+    index: usize,
+    shape: Shape,
+    compression: Compression,
+    path: PathBuf,
+    place: Placement,
+    is_turn: Arc<AtomicBool>,
 }
 
 /// A layer to be built ahead.
 struct Order {
-    index: usize,
-    shape: Shape,
-    compression: Compression,
+    task: Task,
     sender: oneshot::Sender<Result<Ready, Error>>,
 }
 
@@ -86,6 +115,8 @@ impl Ahead {
                 stop: Stop(stopped),
                 user: is_user_namespace(),
                 content: OnceCell::new(),
+                share: Share::default(),
+                parents: Arc::default(),
             }),
             differ,
             stop,
@@ -122,19 +153,44 @@ impl Ahead {
             builds.retain(|at, _| *at >= index);
             builds.remove(&index)
         };
-        let built = match build {
-            Some(build) => build.await.map_err(|_| Error::Stopped)??.built,
+        let ready = match build {
+            Some(build) => {
+                build.is_turn.store(true, Ordering::Relaxed);
+                match build.receiver.await.map_err(|_| Error::Stopped)? {
+                    Err(Error::Denied(Denied::Ahead)) => None,
+                    ready => Some(ready?),
+                }
+            }
+            None => None,
+        };
+        let (built, admission) = match ready {
+            Some(ready) => (Some(ready.built), ready.admission),
+            None => (None, None),
+        };
+        let _admission = match admission {
+            Some(admission) => admission,
+            None => (None, job.admit(index).await?),
+        };
+        let built = match built {
+            Some(built) => built,
             None => {
-                let _admission = job.batch.monitor.admit(index).await;
-                let (alive, path) = (self.alive()?, target.path());
-                job.build(index, shape, compression, path, alive).await?
+                let task = Task {
+                    index,
+                    shape,
+                    compression,
+                    path: target.path(),
+                    place: Placement::InPlace,
+                    is_turn: Arc::new(AtomicBool::new(true)),
+                };
+                job.build(task, self.alive()?).await?
             }
         };
         let begin = Instant::now();
         let (alive, sync, blob) = (self.alive()?, job.batch.sync_fs, layer.digest.clone());
+        let parents = Arc::clone(&job.parents);
         let placed = spawn_blocking(move || {
             let _alive = alive;
-            built.place(&target, &blob, sync)
+            built.place(&target, &blob, sync, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let monitor = &job.batch.monitor;
@@ -175,18 +231,26 @@ impl Ahead {
                     shape => shape,
                 };
                 let (sender, receiver) = oneshot::channel();
-                builds.insert(index, receiver);
-                orders.push(Order {
+                let is_turn = Arc::new(AtomicBool::new(false));
+                let build = Build {
+                    receiver,
+                    is_turn: Arc::clone(&is_turn),
+                };
+                builds.insert(index, build);
+                let task = Task {
                     index,
                     shape,
                     compression,
-                    sender,
-                });
+                    path: staging.path.join(index.to_string()),
+                    place: Placement::Ahead,
+                    is_turn,
+                };
+                orders.push(Order { task, sender });
             }
         }
         let (job, alive) = (Arc::clone(&self.job), self.alive()?);
         tokio::spawn(async move {
-            let build = build_all(job, orders, staging.path.clone(), alive.clone());
+            let build = build_all(job, orders, alive.clone());
             tokio::join!(build, clear(dead));
             clear(vec![staging]).await;
             drop(alive);
@@ -206,8 +270,8 @@ impl Ahead {
         } = &self.job.batch;
         let _admission = monitor.admit(index).await;
         let begin = Instant::now();
-        let fallback = &self.job.shared.fallback;
-        let applied = fallback.apply(scope, layer, mounts, *sync_fs).await;
+        let shared = &self.job.shared;
+        let applied = shared.by_fallback(scope, layer, mounts, *sync_fs).await;
         monitor.went(index, Stage::Write, Span::since(begin));
         applied
     }
@@ -279,33 +343,66 @@ impl Job {
         Ok(self.content.get_or_try_init(ask).await?.as_deref())
     }
 
-    async fn build(
-        self: &Arc<Self>,
-        index: usize,
-        shape: Shape,
-        compression: Compression,
-        path: PathBuf,
+    /// Waits until a layer may be written.
+    async fn admit(&self, index: usize) -> Result<Admission, Error> {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            admission = self.batch.monitor.admit(index) => Ok(admission),
+            () = stop.set() => Err(Error::Stopped),
+        }
+    }
+
+    /// Builds a layer, unless it is stopped or does not get on.
+    async fn build(&self, task: Task, alive: mpsc::Sender<Infallible>) -> Result<Built, Error> {
+        let memory = &self.shared.memory;
+        let allowance = memory.allow(&self.share, Arc::clone(&task.is_turn));
+        let guard = Guard::new(self.stop.clone(), allowance);
+        let limit = self.shared.settings.stall;
+        let progress = Arc::clone(&guard.progress);
+        let mut built = pin!(self.write(task, guard, alive));
+        tokio::select! {
+            built = &mut built => return built,
+            () = progress.stalled(limit) => progress.end(),
+        }
+        // Who is in a call of the system does not notice.
+        let _ = timeout(GRACE, built).await;
+        Err(Error::Stalled(limit))
+    }
+
+    async fn write(
+        &self,
+        task: Task,
+        guard: Guard,
         alive: mpsc::Sender<Infallible>,
     ) -> Result<Built, Error> {
+        let Task {
+            index,
+            shape,
+            compression,
+            path,
+            place,
+            ..
+        } = task;
         let (layer, shared) = (self.layer(index)?, &self.shared);
         let root = self.content_root().await?;
         let scope = &self.batch.scope;
         let mut stop = self.stop.clone();
         let source = tokio::select! {
-            source = source::open(&*shared.content, root, scope, layer, &self.stop) => source?,
+            source = source::open(&*shared.content, root, scope, layer, &guard) => source?,
             () = stop.set() => return Err(Error::Stopped),
+            () = guard.progress.over() => return Err(Error::Stopped),
         };
         let work = Work {
             index,
             compression,
             limit: shared.settings.limit(layer),
-            stop: self.stop.clone(),
+            guard,
             monitor: Arc::clone(&self.batch.monitor),
         };
         let user = self.user;
         let built = spawn_blocking(move || {
             let _alive = alive;
-            build(source, &work, shape, path, user)
+            build(source, &work, shape, path, place, user)
         });
         built.await.map_err(|_| Error::Panicked("writes"))?
     }
@@ -313,23 +410,19 @@ impl Job {
 
 /// Builds layers in order, some at once, until all are built or nobody wants them; then waits until
 /// nobody does.
-async fn build_all(
-    job: Arc<Job>,
-    orders: Vec<Order>,
-    staging: PathBuf,
-    alive: mpsc::Sender<Infallible>,
-) {
+async fn build_all(job: Arc<Job>, orders: Vec<Order>, alive: mpsc::Sender<Infallible>) {
     let parallel = job.shared.settings.parallel();
     let slots = Arc::new(Semaphore::new(parallel));
     let places = Arc::new(Semaphore::new(AHEAD * parallel));
     let mut stop = job.stop.clone();
     let mut builders = JoinSet::new();
-    for order in orders {
+    for Order { task, sender } in orders {
         // In order: the next to be applied always has a place.
         let admission = async {
             let place = Arc::clone(&places).acquire_owned().await.ok()?;
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((place, (slot, job.batch.monitor.admit(order.index).await)))
+            let admission = job.admit(task.index).await.ok()?;
+            Some((place, (Some(slot), admission)))
         };
         let admission = tokio::select! {
             admission = admission => admission,
@@ -338,20 +431,16 @@ async fn build_all(
         let Some((place, admission)) = admission else {
             break;
         };
-        let path = staging.join(order.index.to_string());
         let (job, alive) = (Arc::clone(&job), alive.clone());
         builders.spawn(async move {
-            let Order {
-                index,
-                shape,
-                compression,
-                sender,
-            } = order;
-            let built = job.build(index, shape, compression, path, alive).await;
-            drop(admission);
+            let is_turn = Arc::clone(&task.is_turn);
+            let built = job.build(task, alive).await;
+            let is_turn = is_turn.load(Ordering::Relaxed);
+            let admission = Some(admission).filter(|_| is_turn);
             // Nobody asks for a layer that somebody else made.
             let _ = sender.send(built.map(|built| Ready {
                 built,
+                admission,
                 _place: place,
             }));
         });

@@ -19,18 +19,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use resnap_erofs::Metadata;
-use resnap_layer::way::split;
+use resnap_layer::way::{Budget, join, split};
 use resnap_layer::{Entry, Kind, Layer, Time};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 pub(crate) use self::inode::{OPAQUE_VALUE, get, is_overlay, list, mtime, opaque_name};
 use self::records::{Directory, Records};
-use self::way::join;
 pub(crate) use self::way::{below, open_below};
-use crate::error::{Doing as _, Error, Fault};
+use crate::error::{Doing as _, Error, Fault, Through};
+use crate::guard::Guard;
 use crate::lower::Lower;
-use crate::pipeline::Stop;
 use crate::remove::remove;
 
 /// What stands for what a layer deletes.
@@ -50,8 +49,10 @@ pub(crate) struct Extraction {
     style: Style,
     /// Whether this is a user namespace, which has no devices and no `trusted.*`.
     user: bool,
-    stop: Stop,
+    guard: Guard,
     records: Records,
+    /// Names that may be looked up on ways.
+    ways: Budget,
     /// The directory that was asked for last, the path it was asked by, and its own: the next entry
     /// is mostly in it, too.
     recent: Option<(Vec<u8>, Place)>,
@@ -65,16 +66,23 @@ struct Place {
 }
 
 impl Extraction {
-    /// Extracts to `root`, which must be empty unless it is a copy of the layers below, until `stop`.
-    pub(crate) fn new(root: &Path, style: Style, user: bool, stop: Stop) -> Result<Self, Error> {
+    /// Extracts to `root`, which must be empty unless it is a copy of the layers below.
+    pub(crate) fn new(
+        root: &Path,
+        style: Style,
+        user: bool,
+        guard: impl Into<Guard>,
+    ) -> Result<Self, Error> {
+        let guard = guard.into();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = fs::open(root, flags, Mode::empty()).when("open the directory to write to")?;
         let mut this = Self {
             root,
             style,
             user,
-            stop,
-            records: Records::new(),
+            records: Records::new(guard.clone()),
+            guard,
+            ways: Budget::default(),
             recent: None,
         };
         this.note(&[]).map_err(|fault| Error::Entry {
@@ -87,6 +95,8 @@ impl Extraction {
     /// Writes all that the layer has, and what it says of its directories.
     pub(crate) fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
         while let Some(entry) = layer.next()? {
+            self.guard.entry()?;
+            self.ways.entry();
             let file = match self.entry(&entry) {
                 Ok(file) => file,
                 Err(fault) => {
@@ -102,7 +112,7 @@ impl Extraction {
         // From below: a directory may be closed to all but root.
         for (path, directory) in self.records.directories().rev() {
             let metadata = match (&directory.stated, directory.kept) {
-                (Some(metadata), _) => metadata,
+                (Some(stated), _) => &stated.metadata(),
                 (None, Some(_)) => continue,
                 (None, None) if self.style == Style::Copy => &UNSTATED,
                 (None, None) => continue,
@@ -128,6 +138,7 @@ impl Extraction {
             if directory.stated.is_some() {
                 continue;
             }
+            self.guard.look(lower.count())?;
             self.late(path, |fd| {
                 let found = match self.records.is_deleted(path) {
                     true => None,
@@ -147,9 +158,7 @@ impl Extraction {
         path: &[u8],
         set: impl FnOnce(&OwnedFd) -> Result<(), Fault>,
     ) -> Result<(), Error> {
-        if self.stop.is_set() {
-            return Err(Error::Stopped);
-        }
+        self.guard.step()?;
         let fd = self.open(path).doing("open it again");
         fd.and_then(|fd| set(&fd)).map_err(|fault| Error::Entry {
             path: path.to_vec(),
@@ -164,7 +173,7 @@ impl Extraction {
             return self.hide(&place.path, &place.fd).map(|()| None);
         }
         if entry.path.is_empty() {
-            self.records.state(&[], metadata(entry))?;
+            self.records.state(&[], self.taken(entry))?;
             return Ok(None);
         }
         let (parents, name) = split(&entry.path);
@@ -245,7 +254,13 @@ impl Extraction {
         if self.style == Style::Upper && inode::kind(parent, name)?.is_none() {
             self.records.delete(path)?;
         }
-        remove(parent, name).doing("remove what was there")?;
+        let guard = &self.guard;
+        let goes_on = || {
+            guard
+                .step()
+                .map_err(|denied| Through::Denied(denied).into())
+        };
+        remove(parent, name, &goes_on).doing("remove what was there")?;
         self.recent = None;
         self.records.forget(path);
         Ok(())
@@ -270,7 +285,7 @@ impl Extraction {
             },
             made => made.doing("make it")?,
         }
-        self.records.state(&path, metadata(entry))?;
+        self.records.state(&path, self.taken(entry))?;
         self.wrote(path)
     }
 
@@ -389,6 +404,15 @@ impl Extraction {
             self.hide(path, &fd)?;
         }
         Ok(())
+    }
+
+    /// The metadata of an entry that are set, as they are kept.
+    fn taken(&self, entry: &Entry) -> Metadata {
+        let mut metadata = metadata(entry);
+        metadata
+            .xattrs
+            .retain(|xattr| inode::is_taken(xattr, self.user));
+        metadata
     }
 
     fn wrote(&mut self, path: Vec<u8>) -> Result<(), Fault> {

@@ -5,12 +5,12 @@
 //!
 //! ```
 //! use std::io::Cursor;
-//! use resnap_erofs::{Image, Limits, Nothing, Writer};
+//! use resnap_erofs::{Image, Memory, Nothing, Writer};
 //! use resnap_layer::Layer;
 //!
 //! # let stream = std::io::empty();
 //! let mut layer = Layer::new(stream, Default::default());
-//! let mut writer = Writer::new(Cursor::new(Vec::new()), Limits::default())?;
+//! let mut writer = Writer::new(Cursor::new(Vec::new()), Box::new(Memory::new(1 << 20)))?;
 //! writer.add(&mut layer)?;
 //! // The diff ID is known here, and the layers below are ready.
 //! let (file, summary) = writer.finish(&mut Nothing, [0; 16])?;
@@ -36,7 +36,7 @@
 //! times before 1970 are kept. Bytes are the same for the same layer, UUID and answers of [`Lower`].
 //!
 //! - **Data goes to its place as it comes**, and nothing of it is kept. Memory is for the tree: some
-//!   100 bytes an inode and its name, bounded by [`Limits`].
+//!   150 bytes an inode and its name, bounded by a [`Governor`].
 //! - **Data is never inline**, as containerd has it, too (`mkfs.erofs -Enoinline_data`): inodes are
 //!   64 to a block and in the order of directories, so that looking through a tree reads little; a
 //!   file's pages are its blocks. A small file takes 4 KiB, as on other file systems.
@@ -73,11 +73,11 @@
 //! there, and looking something up in an [`Image`] takes a bounded number of reads. A tree that is
 //! walked through [`Image::entries`] may have loops; who walks must count.
 //!
-//! - **Memory** of a [`Writer`] is bounded by [`Limits`], whatever the bytes come from: each inode and
-//!   name counts, those that are replaced later too, and each different set of attributes, also of
-//!   layers below. Besides, there are a buffer and one entry. A [`Stack`] keeps one path.
+//! - **Memory** of a [`Writer`] is what its [`Governor`] gives, whatever the bytes come from: each
+//!   inode and name counts, those that are replaced later too, and each different set of attributes,
+//!   also of layers below. Besides, there are a buffer and one entry. A [`Stack`] keeps one path.
 //! - **Time** to add an entry goes with its bytes and the names on its way, of which there are a
-//!   bounded number where links are followed. [`Writer::finish`] asks [`Lower`] at most once for each
+//!   bounded number for an entry and for all of them ([`resnap_layer::way`]). [`Writer::finish`] asks [`Lower`] at most once for each
 //!   directory; of a [`Stack`] that takes one lookup an image. It may be long where there are many of
 //!   both: an error from [`Lower`], or from [`ReadAt`], stops it.
 
@@ -101,6 +101,6 @@ pub use error::{Error, Fault};
 pub use image::{Entries, Image, ImageError, Named, Node, ReadAt};
 pub use layout::Summary;
 pub use lower::{Lower, Metadata, Nothing};
+pub use room::{Governor, Memory, Refusal};
 pub use stack::Stack;
-pub use tree::Limits;
 pub use writer::Writer;

@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn sets_are_kept_once() {
         let mut xattrs = Xattrs::default();
-        let mut room = Room::new(24 + 44 + 2 * SET);
+        let mut room = Room::new(Box::new(crate::Memory::new(24 + 44 + 2 * SET)));
         let a = xattrs
             .encode(&[xattr("user.a", b"12345")], mode::FILE, &mut room)
             .unwrap();
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn what_is_left_out_and_what_is_refused() {
         let mut xattrs = Xattrs::default();
-        let mut room = Room::new(1 << 20);
+        let mut room = Room::new(Box::new(crate::Memory::new(1 << 20)));
         let acl = [2, 0, 0, 0];
         for (name, value, file_type, is_kept) in [
             (

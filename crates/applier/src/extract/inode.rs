@@ -127,7 +127,7 @@ pub(crate) fn is_overlay(name: &[u8]) -> bool {
 
 /// Whether an attribute is set: as containerd has it, not those by which a layer would talk to
 /// overlayfs and other drivers.
-fn is_taken(xattr: &Xattr, user: bool) -> bool {
+pub(super) fn is_taken(xattr: &Xattr, user: bool) -> bool {
     let is_overlay = user && is_overlay(&xattr.name);
     !xattr.name.starts_with(b"trusted.") && !is_overlay
 }

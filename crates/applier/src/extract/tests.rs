@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::*;
+use crate::pipeline::Stop;
 
 mod costs;
 mod lower;

@@ -279,7 +279,11 @@ fn directories_are_as_images() {
         let bed = Bed::new();
         let extracted = bed.extract(Style::Upper, &stream, &below);
         let mut layer = Layer::new(&stream[..], Limits::default());
-        let mut writer = Writer::new(Cursor::new(Vec::new()), Default::default()).unwrap();
+        let mut writer = Writer::new(
+            Cursor::new(Vec::new()),
+            Box::new(resnap_erofs::Memory::new(1 << 30)),
+        )
+        .unwrap();
         let written = writer.add(&mut layer).and_then(|()| {
             let (image, _) = writer.finish(&mut Below(&lower), [0; 16])?;
             Ok(image.into_inner())
