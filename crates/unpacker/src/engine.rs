@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use resnap_core::{Digest, Error, Kind, Pick, Ports, Profiles, Scope, SnapshotterInfo};
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OnceCell, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Instrument as _;
 
@@ -20,6 +20,7 @@ use crate::lease::{Left, Tenure};
 use crate::locks::Locks;
 use crate::observe::{Observer, Seen};
 use crate::plan::plan;
+use crate::slots::Slots;
 use crate::{
     Check, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report, Request,
     ResolvedImage, Settings, UnpackError, check, image,
@@ -49,9 +50,7 @@ pub(crate) struct Inner {
     pub(crate) configurations: Vec<Configuration>,
     pub(crate) clock: Clock,
     observer: Option<Arc<dyn Observer>>,
-    applies: Arc<Semaphore>,
-    /// Jobs that somebody waits for.
-    pub(crate) urgent: watch::Sender<usize>,
+    slots: Slots,
     identity: OnceCell<String>,
     /// With their sizes.
     plans: Mutex<HashMap<String, (Arc<Plan>, usize)>>,
@@ -102,8 +101,7 @@ impl Engine {
             configurations: settings.configurations,
             clock: Clock::start(),
             observer: settings.observer,
-            applies: Arc::new(Semaphore::new(settings.parallel_applies)),
-            urgent: watch::Sender::new(0),
+            slots: Slots::new(settings.parallel_applies),
             identity: OnceCell::new(),
             plans: Mutex::default(),
             jobs: Mutex::default(),
@@ -330,14 +328,13 @@ impl Inner {
         let running = jobs.running.iter();
         let mut running = running.filter(|flight| flight.serves(&plan, &snapshotter, repair));
         if let Some(running) = running.next() {
-            if !background {
-                self.hurry(running);
-            }
             self.saw(&Seen::Joined);
-            return Ok(Seat::new(running, true));
+            return Ok(Seat::new(running, true, background));
         }
+        let id = jobs.next_id();
         let boarding = Boarding {
-            id: jobs.next_id(),
+            id,
+            share: self.slots.share(id),
             plan,
             snapshotter,
             namespace: self.scope.namespace.to_string(),
@@ -348,11 +345,8 @@ impl Inner {
             observer: self.observer.clone(),
         };
         let flight = Flight::new(boarding);
-        let seat = Seat::new(&flight, false);
+        let seat = Seat::new(&flight, false, background);
         jobs.running.push(Arc::clone(&flight));
-        if !background {
-            self.hurry(&flight);
-        }
         let name = &flight.plan.image.name;
         let span = tracing::info_span!("unpack", image = name, snapshotter = flight.snapshotter);
         tokio::spawn(Arc::clone(self).fly(Arc::clone(&flight)).instrument(span));
@@ -449,25 +443,6 @@ impl Inner {
                 .map(|snapshotter| snapshotter.name.clone())
                 .collect(),
         })
-    }
-
-    /// Notes that somebody waits for a job that is among those that run, whose lock is held.
-    fn hurry(&self, flight: &Flight) {
-        if flight.hurry() {
-            self.urgent.send_modify(|jobs| *jobs += 1);
-        }
-    }
-
-    /// The right to write a layer of this job now.
-    pub(crate) async fn may_apply(&self, flight: &Flight) -> Option<OwnedSemaphorePermit> {
-        let mut urgent = self.urgent.subscribe();
-        // A job that becomes urgent changes the number itself, and so ends its waiting.
-        while *urgent.borrow_and_update() > 0 && !flight.is_urgent() {
-            // The sender is ours.
-            let _ = urgent.changed().await;
-        }
-        // Nobody closes it.
-        Arc::clone(&self.applies).acquire_owned().await.ok()
     }
 
     /// The lock under which a snapshot is made, by whoever it may be on this machine.

@@ -158,9 +158,7 @@ impl Inner {
         }
         jobs.ended.push_back(flight.status());
         drop(jobs);
-        if flight.is_urgent() {
-            self.urgent.send_modify(|jobs| *jobs -= 1);
-        }
+        flight.share.end();
         self.changed.send_replace(());
     }
 

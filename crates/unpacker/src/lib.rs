@@ -41,6 +41,7 @@ mod observe;
 mod plan;
 mod repair;
 mod request;
+mod slots;
 
 pub use check::{Check, LabelState, LayerCheck, LayerState, Readiness};
 pub use choose::Configuration;
