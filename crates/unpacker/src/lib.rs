@@ -25,6 +25,7 @@
 mod chain;
 mod check;
 mod choose;
+mod content;
 mod dead;
 mod engine;
 mod error;
@@ -39,6 +40,7 @@ mod locks;
 mod monitor;
 mod observe;
 mod plan;
+mod plans;
 mod repair;
 mod request;
 mod slots;
