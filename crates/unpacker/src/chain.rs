@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::UnpackError;
+use crate::backoff::is_limit;
 use crate::engine::Shared;
 use crate::event::{LayerReport, Outcome, Phase};
 use crate::flight::Flight;
@@ -345,6 +346,9 @@ impl Chain {
             Ok(applied) => applied,
             Err(error) => {
                 self.require_blob(layer).await?;
+                if is_limit(&error) {
+                    self.flight.reach_limit();
+                }
                 return Err(self.failed_layer(index, error));
             }
         };

@@ -290,6 +290,7 @@ impl Inner {
             snapshotter,
             repair,
             background,
+            by_itself,
             origin,
             ..
         } = request;
@@ -305,6 +306,11 @@ impl Inner {
         if let Some(running) = running.next() {
             self.saw(&Seen::Joined);
             return Ok(Seat::new(running, true, background));
+        }
+        if background || by_itself {
+            jobs.backoff.require_over(&plan, &snapshotter)?;
+        } else {
+            jobs.backoff.forget(&plan, &snapshotter);
         }
         let id = jobs.next_id();
         let boarding = Boarding {

@@ -3,7 +3,7 @@
 
 //! One job and all who wait for it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -40,6 +40,8 @@ pub(crate) struct Flight {
     news: watch::Sender<()>,
     result: OnceLock<Result<Report, UnpackError>>,
     cancelled: watch::Sender<bool>,
+    /// Whether a layer failed by a limit of the applier's.
+    at_limit: AtomicBool,
     observer: Option<Arc<dyn Observer>>,
 }
 
@@ -108,6 +110,7 @@ impl Flight {
             news: watch::Sender::new(()),
             result: OnceLock::new(),
             cancelled: watch::Sender::new(false),
+            at_limit: AtomicBool::new(false),
             observer: boarding.observer,
         };
         flight.saw(&Seen::Began);
@@ -272,6 +275,16 @@ impl Flight {
         // Only its own task does so, once.
         let _ = self.result.set(result);
         self.news.send_replace(());
+    }
+
+    /// Notes that a layer failed by a limit of the applier's.
+    pub(crate) fn reach_limit(&self) {
+        self.at_limit.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a layer failed so.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.at_limit.load(Ordering::Relaxed)
     }
 
     /// Makes the job stop where it can.

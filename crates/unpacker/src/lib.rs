@@ -22,6 +22,7 @@
 //! - A layer is made once, however many ask for it: jobs, images that share it, processes.
 //! - What a dead job left is taken over by the next one for its image, or removed.
 
+mod backoff;
 mod chain;
 mod check;
 mod choose;

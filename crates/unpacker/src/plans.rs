@@ -102,8 +102,8 @@ impl Plans {
         let made = timeout(TIME, make).await;
         let made = made.unwrap_or_else(|_| {
             let limit = format!("{} s", TIME.as_secs());
-            let source = Error::new(Kind::DeadlineExceeded, "read within", limit);
-            Err(UnpackError::Documents { image, source })
+            let source = Error::new(Kind::DeadlineExceeded, "read its documents within", limit);
+            Err(UnpackError::Image { image, source })
         });
         let (result, lasts) = match made {
             Ok((plan, lasts)) => (Ok(Arc::new(plan)), lasts),
@@ -157,14 +157,12 @@ impl Plans {
 /// is none of it: the next pull may bring the right ones.
 fn is_the_images(error: &UnpackError) -> bool {
     match error {
-        UnpackError::NoManifest { .. }
-        | UnpackError::LayerCount { .. }
-        | UnpackError::LabelTooLong { .. } => true,
-        UnpackError::Documents { source, .. } => matches!(
-            source.kind(),
-            Kind::InvalidArgument | Kind::ResourceExhausted
+        UnpackError::NoManifest { .. } => true,
+        UnpackError::Backend(_) | UnpackError::Image { .. } | UnpackError::Broken { .. } => false,
+        error => matches!(
+            error.kind(),
+            Kind::InvalidArgument | Kind::Unimplemented | Kind::ResourceExhausted
         ),
-        _ => false,
     }
 }
 

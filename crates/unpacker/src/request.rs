@@ -66,6 +66,9 @@ pub struct Request {
     /// Whether nobody waits for it: its layers are written when no job is at work that somebody
     /// waits for. Once somebody who waits joins it, it is as urgent as theirs.
     pub background: bool,
+    /// Whether it is asked for by itself, again and again, as a kubelet does: what failed by a limit
+    /// is tried again after a while then, and at once for a person. So it is with `background`.
+    pub by_itself: bool,
     /// Which manifest of an index, if no platform is named.
     pub pick: Pick,
     /// Who asks, in a word for people: what [`JobStatus::origin`](crate::JobStatus::origin) says of a
@@ -98,6 +101,7 @@ impl Request {
             user_reference: None,
             repair: false,
             background: false,
+            by_itself: false,
             pick: Pick::default(),
             origin: String::new(),
             wrappers: Vec::new(),
