@@ -6,7 +6,7 @@
 
 use resnap_core::{
     ContentReader, Descriptor, DiffId, Error, Kind, Platform, Result, Scope, media_type,
-    null_is_default, read_verified,
+    null_is_default, read_verified, work_on,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -47,10 +47,21 @@ pub struct Config {
     pub diff_ids: Vec<DiffId>,
 }
 
+/// The fields of a platform stand beside all others here, and are named once more: flattened,
+/// whatever else there is would be kept in memory, at many times its size, before it is thrown
+/// away.
 #[derive(Deserialize)]
 struct RawConfig {
-    #[serde(flatten)]
-    platform: Platform,
+    #[serde(default, deserialize_with = "null_is_default")]
+    os: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    architecture: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    variant: String,
+    #[serde(rename = "os.version", default, deserialize_with = "null_is_default")]
+    os_version: String,
+    #[serde(rename = "os.features", default, deserialize_with = "null_is_default")]
+    os_features: Vec<String>,
     #[serde(default, deserialize_with = "null_is_default")]
     rootfs: RawRootfs,
 }
@@ -107,10 +118,17 @@ impl<'a> Documents<'a> {
                 ),
             );
         }
-        let RawConfig { platform, rootfs } = self.read(config).await?;
+        let raw: RawConfig = self.read(config).await?;
+        let platform = Platform {
+            os: raw.os,
+            architecture: raw.architecture,
+            variant: raw.variant,
+            os_version: raw.os_version,
+            os_features: raw.os_features,
+        };
         Ok(Config {
             platform: platform.normalized(),
-            diff_ids: rootfs.diff_ids,
+            diff_ids: raw.rootfs.diff_ids,
         })
     }
 
@@ -147,7 +165,10 @@ impl<'a> Documents<'a> {
         Ok(index)
     }
 
-    async fn read<T: DeserializeOwned>(&mut self, descriptor: &Descriptor) -> Result<T> {
+    async fn read<T>(&mut self, descriptor: &Descriptor) -> Result<T>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
         let (content, scope) = (self.content, self.scope);
         let bytes = read_verified(content, scope, descriptor, MAX_DOCUMENT_BYTES).await?;
         self.bytes_left = self.bytes_left.checked_sub(bytes.len()).ok_or_else(|| {
@@ -155,7 +176,8 @@ impl<'a> Documents<'a> {
                 format!("more than {MAX_BYTES} bytes of documents had to be read"),
             )
         })?;
-        serde_json::from_slice(&bytes).map_err(|error| {
+        let parsed = work_on(content, bytes, |bytes| serde_json::from_slice(&bytes)).await?;
+        parsed.map_err(|error| {
             Error::new(
                 Kind::InvalidArgument,
                 "parse",
@@ -171,4 +193,30 @@ impl<'a> Documents<'a> {
 fn ambiguous(descriptor: &Descriptor) -> Error {
     Error::new(Kind::InvalidArgument, "read", descriptor.digest.as_str())
         .because("it is an index and a manifest at once")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_config_the_platform_is_read_and_the_rest_passed_over() {
+        let json = r#"{
+            "created": "2026-01-01T00:00:00Z", "x": [[0], {"os": "odd"}], "os": "windows",
+            "architecture": "amd64", "variant": null, "os.version": "10.0",
+            "os.features": ["win32k"], "rootfs": null, "config": {"Env": ["architecture=odd"]}
+        }"#;
+        let config: RawConfig = serde_json::from_str(json).unwrap();
+        let names = [
+            &config.os,
+            &config.architecture,
+            &config.variant,
+            &config.os_version,
+        ];
+        assert_eq!(names, ["windows", "amd64", "", "10.0"]);
+        assert_eq!(config.os_features, ["win32k"]);
+        assert!(config.rootfs.diff_ids.is_empty());
+        let config: RawConfig = serde_json::from_str(r#"{"os.features":null}"#).unwrap();
+        assert!(config.os.is_empty() && config.os_features.is_empty());
+    }
 }

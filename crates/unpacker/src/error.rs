@@ -239,6 +239,14 @@ pub enum UnpackError {
         /// What containerd says.
         source: Error,
     },
+    /// It failed by a limit, and it is too early to try again.
+    #[error("{}; it is tried again in {seconds} s", in_full(cause.as_ref()))]
+    BackedOff {
+        /// What it failed with.
+        cause: Box<UnpackError>,
+        /// When it is tried again, from when this was said.
+        seconds: u64,
+    },
     /// The job was cancelled.
     #[error("unpacking image {image} for {snapshotter} was cancelled")]
     Cancelled {
@@ -344,7 +352,7 @@ impl UnpackError {
             | Self::Documents { source, .. }
             | Self::Image { source, .. } => source.kind(),
             Self::Backend(error) => error.kind(),
-            Self::Unclean { cause, .. } => cause.kind(),
+            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => cause.kind(),
             Self::Cancelled { .. } => Kind::Cancelled,
             Self::Broken { .. } => Kind::Internal,
         }
@@ -376,7 +384,7 @@ impl UnpackError {
             Self::NoSuchJob { .. } => "NO_SUCH_JOB",
             Self::SharedJob { .. } => "SHARED_JOB",
             Self::Broken { .. } => "BROKEN",
-            Self::Unclean { cause, .. } => cause.reason(),
+            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => cause.reason(),
         }
     }
 
@@ -444,7 +452,9 @@ impl UnpackError {
             Self::Disagreement { snapshotter, .. } => format!(
                 "containerd's metadata and {snapshotter}'s own disagree: restart {snapshotter}, or remove the snapshot there"
             ),
-            Self::Unclean { cause, .. } => return cause.next_step(namespace),
+            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => {
+                return cause.next_step(namespace);
+            }
             Self::Documents { image, source } => match source.kind() {
                 Kind::NotFound => format!(
                     "pull it again: `ctr --namespace {namespace} content fetch {image}`"

@@ -22,9 +22,11 @@
 //! - A layer is made once, however many ask for it: jobs, images that share it, processes.
 //! - What a dead job left is taken over by the next one for its image, or removed.
 
+mod backoff;
 mod chain;
 mod check;
 mod choose;
+mod content;
 mod dead;
 mod engine;
 mod error;
@@ -39,8 +41,10 @@ mod locks;
 mod monitor;
 mod observe;
 mod plan;
+mod plans;
 mod repair;
 mod request;
+mod slots;
 
 pub use check::{Check, LabelState, LayerCheck, LayerState, Readiness};
 pub use choose::Configuration;

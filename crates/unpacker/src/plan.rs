@@ -4,7 +4,6 @@
 //! The plan: which snapshots an image has, with which labels.
 
 use std::collections::BTreeSet;
-use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use resnap_core::{ChainId, Descriptor, DiffId, Labels, labels, media_type};
@@ -52,21 +51,6 @@ impl Plan {
     /// The committed snapshot of the top layer; `None` for an image without layers.
     pub fn top(&self) -> Option<&ChainId> {
         self.layers.last().map(|layer| &layer.chain_id)
-    }
-
-    /// About how much memory it takes: as much as all of it as text.
-    pub(crate) fn bytes(&self) -> usize {
-        struct Count(usize);
-        impl fmt::Write for Count {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                self.0 += text.len();
-                Ok(())
-            }
-        }
-        let mut count = Count(0);
-        // Counting cannot fail.
-        let _ = write!(count, "{self:?}");
-        count.0
     }
 }
 

@@ -23,6 +23,7 @@ pub struct Settings {
     /// Without it an engine knows of its own jobs only.
     pub runtime_dir: Option<PathBuf>,
     /// How many layers are written at once, ahead or in their snapshots. 3, as containerd has it.
+    /// While they are, up to as many jobs that somebody waits for write one more each.
     pub parallel_applies: usize,
     /// How long a lease lives of whose maker nothing is heard. 1 h.
     pub lease_lifetime: Duration,
@@ -62,9 +63,12 @@ pub struct Request {
     /// Whether layers that are there without labels are mended: by labels where that is known to
     /// do (nydus in proxy mode), else by removing and unpacking them again.
     pub repair: bool,
-    /// Whether nobody waits for it: its layers are written when no other job is at work. Once
-    /// somebody who waits joins it, it is as urgent as theirs.
+    /// Whether nobody waits for it: its layers are written when no job is at work that somebody
+    /// waits for. Once somebody who waits joins it, it is as urgent as theirs.
     pub background: bool,
+    /// Whether it is asked for by itself, again and again, as a kubelet does: what failed by a limit
+    /// is tried again after a while then, and at once for a person. So it is with `background`.
+    pub by_itself: bool,
     /// Which manifest of an index, if no platform is named.
     pub pick: Pick,
     /// Who asks, in a word for people: what [`JobStatus::origin`](crate::JobStatus::origin) says of a
@@ -97,6 +101,7 @@ impl Request {
             user_reference: None,
             repair: false,
             background: false,
+            by_itself: false,
             pick: Pick::default(),
             origin: String::new(),
             wrappers: Vec::new(),

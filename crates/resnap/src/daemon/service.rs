@@ -29,6 +29,7 @@ impl UnpackService for Service {
         let request = Request {
             repair: want.repair,
             pick: want.pick,
+            by_itself: true,
             origin: "cri".to_owned(),
             user_reference: want.reference.map(str::to_owned),
             ..Request::new(want.image, want.snapshotter)
