@@ -11,7 +11,7 @@ use prost::Message;
 use resnap_core::Kind;
 
 /// What a message is framed by: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 
 /// An error as gRPC tells it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -28,9 +28,11 @@ mod knowledge;
 mod messages;
 mod observe;
 mod pass;
+mod peek;
 mod preflight;
 mod pull;
 mod settings;
+mod waiting;
 
 pub use facts::{Fact, Source, Told};
 pub use observe::{Observer, Seen, Why};

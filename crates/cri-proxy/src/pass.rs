@@ -23,11 +23,12 @@ pub(crate) use crate::backend::Backend;
 use crate::call::Passage;
 use crate::clients::Clients;
 use crate::facts::Fact;
-use crate::grpc::Status;
+use crate::grpc::{PREFIX, Status};
 use crate::knowledge::Knowledge;
 use crate::observe::{Observer, Seen};
 use crate::pull::Pulls;
 use crate::settings::Settings;
+use crate::waiting::Waiting;
 
 /// The largest answer that is read: containerd gives no larger one.
 pub(crate) const MAX_MESSAGE: usize = 16 << 20;
@@ -36,8 +37,12 @@ pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 /// unseen.
 pub(crate) const MAX_LOOKED: usize = 4 << 20;
 
-/// What all messages that are being looked into may take together: five hundred of kubelet's.
-const MAX_MESSAGES: usize = MAX_LOOKED + 5;
+/// What requests that are looked into may take together while they arrive, beyond what a client may
+/// send in any case.
+const MAX_ARRIVING: usize = MAX_LOOKED + PREFIX;
+
+/// What requests that are looked into may take together while they wait.
+const MAX_WAITING: usize = 64 << 20;
 
 /// Headers and trailers: gRPC puts the text of an error into them.
 pub(crate) const MAX_HEADERS: u32 = 1 << 20;
@@ -66,8 +71,9 @@ pub(crate) struct Inner {
     pub(crate) backend: PathBuf,
     pub(crate) service: Arc<dyn UnpackService>,
     pub(crate) knowledge: Knowledge,
-    /// Bytes left of [`MAX_MESSAGES`].
+    /// Bytes left of [`MAX_ARRIVING`].
     pub(crate) room: Semaphore,
+    pub(crate) waiting: Waiting,
     pub(crate) pulls: Pulls,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
@@ -112,7 +118,8 @@ impl Proxy {
             backend: backend.to_owned(),
             service,
             knowledge: Knowledge::new(settings),
-            room: Semaphore::new(MAX_MESSAGES),
+            room: Semaphore::new(MAX_ARRIVING),
+            waiting: Waiting::new(MAX_WAITING),
             pulls: Pulls::default(),
             observer,
         }))
@@ -240,3 +247,6 @@ async fn serve(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,9 +6,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
-use resnap_core::{Need, Pick, Progress, UnpackService, Unready, Volumes, Want, in_full};
+use resnap_core::{Error, Kind, Pick, Progress, Unready, Volumes, Want, in_full};
 use tokio::runtime::Handle;
 
+use crate::clients::at_home;
 use crate::deadline::Deadline;
 use crate::facts::Handlers;
 use crate::failure::failed_unpack;
@@ -19,9 +20,10 @@ use crate::observe::{Seen, Why};
 use crate::pass::{Backend, Inner};
 use crate::pull::pull;
 use crate::settings::Unlabelled;
+use crate::waiting::Kept;
 
 /// A call that is looked at.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Call {
     RunPodSandbox(RunPodSandboxRequest),
     CreateContainer(CreateContainerRequest),
@@ -37,12 +39,13 @@ pub(crate) enum Needed {
 /// A look at one call.
 pub(crate) struct Look<'a> {
     pub(crate) proxy: &'a Arc<Inner>,
-    pub(crate) service: &'a dyn UnpackService,
     pub(crate) backend: &'a Backend,
-    /// Where what goes on without a client is at home.
+    /// Where the unpack service is at home, and what goes on without a client.
     pub(crate) outer: &'a Handle,
     pub(crate) call: &'a Call,
     pub(crate) deadline: Option<Deadline>,
+    /// The request, if a caller waits for its answer.
+    pub(crate) kept: Option<&'a Kept<'a>>,
 }
 
 /// What a call needs.
@@ -55,7 +58,7 @@ struct Needs {
 }
 
 /// An image, as the CRI names it, and where.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
     image: String,
     /// What the user wrote; not known from old kubelets.
@@ -91,11 +94,11 @@ pub(crate) fn look_after(proxy: &Arc<Inner>, outer: &Handle, call: Call) {
     outer.spawn(async move {
         let look = Look {
             proxy: &proxy,
-            service: &*proxy.service,
             backend: &Backend::apart(&proxy),
             outer: &runtime,
             call: &call,
             deadline: None,
+            kept: None,
         };
         look.after().await;
     });
@@ -122,9 +125,7 @@ impl Look<'_> {
         try_join_all(images.map(|wanted| self.ensure(wanted, is_sandbox))).await?;
         for wanted in &needs.guest_volumes {
             let (image, snapshotter) = (&wanted.image, &wanted.snapshotter);
-            // What is not known is not remote.
-            let remote = self.service.is_remote(image, snapshotter).await;
-            if remote.unwrap_or(false) {
+            if self.is_remote(wanted).await {
                 return Err(Status::new(
                     FAILED_PRECONDITION,
                     format!(
@@ -180,12 +181,15 @@ impl Look<'_> {
         }
     }
 
-    fn knowledge(&self) -> &Knowledge {
-        &self.proxy.knowledge
+    /// Whether an image would be empty as a volume; what is not known would not.
+    async fn is_remote(&self, wanted: &Wanted) -> bool {
+        let (service, wanted) = (Arc::clone(&self.proxy.service), wanted.clone());
+        let is_remote = async move { service.is_remote(&wanted.image, &wanted.snapshotter).await };
+        matches!(at_home(self.outer, is_remote).await, Ok(Ok(true)))
     }
 
-    fn need(&self, snapshotter: &str) -> Option<&Need> {
-        self.knowledge().settings.profiles.need(snapshotter)
+    fn knowledge(&self) -> &Knowledge {
+        &self.proxy.knowledge
     }
 
     /// What the call needs on a snapshotter that is looked at, or on `any`.
@@ -214,12 +218,8 @@ impl Look<'_> {
         };
         let handler = &request.runtime_handler;
         let snapshotter = handlers.snapshotter(handler)?;
-        let looked_at = any || self.looks_at(handlers, snapshotter);
+        let looked_at = any || self.knowledge().looks_at(handlers, snapshotter);
         (looked_at && !handlers.is_foreign(handler)).then_some(snapshotter)
-    }
-
-    fn looks_at(&self, handlers: &Handlers, snapshotter: &str) -> bool {
-        self.knowledge().settings.always || !handlers.is_default(snapshotter)
     }
 
     async fn needs_of_container(
@@ -236,7 +236,7 @@ impl Look<'_> {
             return Ok(None);
         };
         let handlers = knowledge.handlers(backend).await?;
-        if !any && !self.looks_at(&handlers, &snapshotter) {
+        if !any && !knowledge.looks_at(&handlers, &snapshotter) {
             return Ok(None);
         }
         let wanted = |spec| Wanted::new(spec, &snapshotter, &handlers);
@@ -264,7 +264,7 @@ impl Look<'_> {
     async fn ensure(&self, wanted: &Wanted, pulls: bool) -> Result<(), Status> {
         let snapshotter = &wanted.snapshotter;
         let settings = &self.knowledge().settings;
-        let need = self.need(snapshotter);
+        let need = self.knowledge().need(snapshotter);
         let repair = match (settings.unlabelled, need) {
             (_, None) | (Some(Unlabelled::Forward | Unlabelled::Fail), _) => false,
             (Some(Unlabelled::Repair), _) => true,
@@ -299,16 +299,8 @@ impl Look<'_> {
 
     /// Waits until one image is ready, or answers before the caller gives up.
     async fn wait(&self, wanted: &Wanted, repair: bool) -> Result<Result<(), Unready>, Status> {
-        let latest = Mutex::new(Progress::default());
-        let tell = |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+        let latest = Arc::new(Mutex::new(Progress::default()));
         let snapshotter = &wanted.snapshotter;
-        let want = Want {
-            image: &wanted.image,
-            reference: wanted.reference.as_deref(),
-            snapshotter,
-            repair,
-            pick: wanted.pick,
-        };
         let still = || {
             let Progress {
                 done,
@@ -321,7 +313,8 @@ impl Look<'_> {
                  still running"
             )
         };
-        let ended = self.in_time(self.service.ensure(want, &tell), still);
+        let made_ready = self.make_ready(wanted.clone(), repair, Arc::clone(&latest));
+        let ended = self.in_time(made_ready, still);
         let ended = ended.await?;
         if ended.is_ok() && !self.deadline.is_none_or(Deadline::leaves_time) {
             let image = &wanted.image;
@@ -333,6 +326,31 @@ impl Look<'_> {
             ));
         }
         Ok(ended)
+    }
+
+    /// Has the service make one image ready, and note how far it is.
+    async fn make_ready(
+        &self,
+        wanted: Wanted,
+        repair: bool,
+        latest: Arc<Mutex<Progress>>,
+    ) -> Result<(), Unready> {
+        let (service, image) = (Arc::clone(&self.proxy.service), wanted.image.clone());
+        let made_ready = at_home(self.outer, async move {
+            let tell = |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+            let want = Want {
+                image: &wanted.image,
+                reference: wanted.reference.as_deref(),
+                snapshotter: &wanted.snapshotter,
+                repair,
+                pick: wanted.pick,
+            };
+            service.ensure(want, &tell).await
+        });
+        made_ready.await.unwrap_or_else(|error| {
+            let failed = Error::new(Kind::Internal, "make ready", image);
+            Err(Unready::Failed(failed.because(error)))
+        })
     }
 
     /// Has containerd pull an image. Once begun that goes on, whoever waits for it.
@@ -347,7 +365,8 @@ impl Look<'_> {
         Ok(pulled)
     }
 
-    /// What `work` ends with; if the caller's deadline is nearer, the answer that it goes on.
+    /// What `work` ends with; if the caller's deadline is nearer, or the request has no more room to
+    /// wait in, the answer that it goes on.
     async fn in_time<T>(
         &self,
         work: impl Future<Output = T>,
@@ -359,9 +378,15 @@ impl Look<'_> {
                 None => std::future::pending().await,
             }
         };
+        let crowded = async {
+            match self.kept {
+                Some(kept) => kept.given_up().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             ended = work => Ok(ended),
-            () = too_late => {
+            () = async { tokio::select! { () = too_late => {}, () = crowded => {} } } => {
                 self.proxy.saw(&Seen::AnsweredEarly);
                 Err(Status::new(DEADLINE_EXCEEDED, still()))
             }
