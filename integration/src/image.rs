@@ -7,7 +7,7 @@
 //! The ready-made images are real file trees out of Debian's packages and are kept in the
 //! target directory: [`web`], [`torture`], [`torture_mkfs`], [`shared_pair`], [`hello`], [`pause`],
 //! [`many`], [`small_files`], [`large_files`], [`large_layer`], [`million_files`], and [`forms`], of
-//! which some are EROFS images.
+//! which some are EROFS images. What is meant to harm is in [`hostile`].
 //!
 //! ```no_run
 //! # use resnap_integration::image::{Entry, ImageBuilder, Layer};
@@ -27,6 +27,7 @@ mod builder;
 mod built;
 mod bulk;
 mod catalog;
+pub mod hostile;
 mod layer;
 mod native;
 mod payload;
