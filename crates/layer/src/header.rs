@@ -8,6 +8,7 @@
 //! time 345 and change time 357 (GNU), 476 and 488 (star); sparse map 386, "more follow" 482 and real
 //! size 483 (GNU).
 
+use crate::entry::Time;
 use crate::error::Fault;
 use crate::number::{self, until_nul};
 use crate::source::BLOCK;
@@ -22,7 +23,7 @@ pub(crate) struct Header {
     pub(crate) gid: i64,
     /// Negative at most where no data follows.
     pub(crate) size: i64,
-    pub(crate) mtime: i64,
+    pub(crate) mtime: Time,
     /// Major and minor number, 0 in formats that have none.
     pub(crate) device: (i64, i64),
 }
@@ -65,7 +66,10 @@ impl Header {
             uid: block.number(108, 8, "uid")?,
             gid: block.number(116, 8, "gid")?,
             size: block.number(124, 12, "size")?,
-            mtime: block.number(136, 12, "mtime")?,
+            mtime: Time {
+                seconds: block.number(136, 12, "mtime")?,
+                nanoseconds: 0,
+            },
             device,
             block,
         };

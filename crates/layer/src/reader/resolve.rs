@@ -6,7 +6,7 @@
 use std::io::Read;
 
 use super::{Layer, padding};
-use crate::entry::{Entry, File, Kind, Time};
+use crate::entry::{Entry, File, Kind};
 use crate::error::Fault;
 use crate::header::Header;
 use crate::path::{self, Name};
@@ -29,17 +29,13 @@ impl<R: Read> Layer<R> {
             link,
             records,
         } = extended;
-        let path = path.or_else(|| records.name("path"));
-        let path = path.unwrap_or_else(|| header.path());
-        let is_directory = header.kind() == 0 && path.ends_with(b"/");
-        let sparse = match header.kind() {
-            b'S' => None,
-            _ => records.sparse(),
-        };
-        let raw = match sparse.and_then(|_| records.name("GNU.sparse.name")) {
-            Some(name) => name,
-            None => path,
-        };
+        let own = path.or_else(|| records.name("path"));
+        let own = own.unwrap_or_else(|| header.path());
+        // Its name as a sparse file does not count for that.
+        let is_directory = header.kind() == 0 && own.ends_with(b"/");
+        let sparse = records.sparse().filter(|_| header.kind() != b'S');
+        let name = sparse.and_then(|_| records.name("GNU.sparse.name"));
+        let raw = name.unwrap_or(own);
         let raw = within(raw, self.limits.path, "bytes of a path")?;
         self.current.path.clone_from(&raw);
         self.entries += 1;
@@ -51,10 +47,7 @@ impl<R: Read> Layer<R> {
         let size = records.number("size")?.unwrap_or(header.size);
         let uid = records.number("uid")?.unwrap_or(header.uid);
         let gid = records.number("gid")?.unwrap_or(header.gid);
-        let mtime = records.time("mtime")?.unwrap_or(Time {
-            seconds: header.mtime,
-            nanoseconds: 0,
-        });
+        let mtime = records.time("mtime")?.unwrap_or(header.mtime);
         records.time("atime")?;
         records.time("ctime")?;
 
