@@ -54,7 +54,10 @@ pub(crate) enum Shape {
     /// Files.
     Tree(Style),
     /// An EROFS image, of a tar archive.
-    Image,
+    Image {
+        /// No layer is below it.
+        is_lowest: bool,
+    },
     /// An EROFS image, as it came.
     Blob,
 }
@@ -112,7 +115,9 @@ impl Target {
     /// What a layer of this format is written as.
     pub(crate) fn shape(&self, format: Format) -> Result<Shape, Error> {
         Ok(match (self, format) {
-            (Self::Image { .. }, Format::Tar) => Shape::Image,
+            (Self::Image { parents, .. }, Format::Tar) => Shape::Image {
+                is_lowest: parents.is_empty(),
+            },
             (Self::Image { .. }, Format::Erofs) => Shape::Blob,
             (_, Format::Erofs) => return unfit("an EROFS image is no layer of files"),
             (Self::Copy { .. }, Format::Tar) => Shape::Tree(Style::Copy),
