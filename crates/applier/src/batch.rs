@@ -228,6 +228,7 @@ impl Ahead {
                 };
                 let shape = match shape {
                     Shape::Tree(Style::Base) if index > first => Shape::Tree(Style::Upper),
+                    Shape::Image { .. } if index > first => Shape::Image { is_lowest: false },
                     shape => shape,
                 };
                 let (sender, receiver) = oneshot::channel();

@@ -75,9 +75,9 @@ pub(crate) fn build(
                 erofs::copy(&path, stream)?;
                 Rest::Nothing
             }
-            Shape::Image => {
+            Shape::Image { is_lowest } => {
                 let mut layer = layer(stream);
-                let writer = erofs::write(&path, &mut layer, &work.guard)?;
+                let writer = erofs::write(&path, &mut layer, is_lowest, &work.guard)?;
                 layer.finish()?;
                 Rest::Image(Box::new(writer), work.guard.clone())
             }

@@ -48,10 +48,14 @@ fn create(path: &Path) -> io::Result<File> {
 pub(crate) fn write<R: Read>(
     path: &Path,
     layer: &mut Layer<R>,
+    is_lowest: bool,
     guard: &Guard,
 ) -> Result<Writer<File>, Error> {
     let file = create(path).when("create the EROFS image")?;
     let mut writer = Writer::new(file, Box::new(guard.clone()))?;
+    if is_lowest {
+        writer = writer.lowest();
+    }
     writer.add(layer)?;
     Ok(writer)
 }

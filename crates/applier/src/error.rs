@@ -85,6 +85,15 @@ pub(crate) enum Fault {
     /// A hard link to a directory.
     #[error("its hard link's target \"{}\" is a directory", String::from_utf8_lossy(.0).escape_debug())]
     DirectoryTarget(Vec<u8>),
+    /// A directory that layers set a default access control list of: what is made in it inherits
+    /// that from containerd's differ, and would not from ours.
+    #[error("its directory has a default access control list, which resnap lets nothing inherit")]
+    Inherits,
+    /// A directory in the place of what took the place of one of a lower layer, in a copy of that.
+    #[error(
+        "what lower layers have in it would show again, and is gone from a full copy: use overlayfs or erofs"
+    )]
+    Replaced,
     /// There is more to remember of the layer than there is memory for.
     #[error(transparent)]
     Denied(#[from] Denied),
@@ -223,6 +232,7 @@ impl Fault {
             Self::NotADirectory(_) | Self::NoTarget(_) | Self::DirectoryTarget(_) => {
                 Some(Kind::InvalidArgument)
             }
+            Self::Inherits | Self::Replaced => Some(Kind::Unimplemented),
         }
     }
 }
@@ -236,6 +246,7 @@ fn of_image(fault: &resnap_erofs::Fault) -> Option<Kind> {
         Fault::Refused(denied) => find(&**denied),
         Fault::Limit { .. } => Some(Kind::ResourceExhausted),
         Fault::Way(error) => Some(of_way(error)),
+        Fault::Inherits => Some(Kind::Unimplemented),
         _ => Some(Kind::InvalidArgument),
     }
 }

@@ -109,6 +109,7 @@ impl Extraction {
             }
         }
         self.recent = None;
+        self.remove_hollow()?;
         // From below: a directory may be closed to all but root.
         for (path, directory) in self.records.directories().rev() {
             let metadata = match (&directory.stated, directory.kept) {
@@ -146,8 +147,31 @@ impl Extraction {
                         .directory(path)
                         .doing("look it up in the layers below")?,
                 };
+                let has_default = found
+                    .as_ref()
+                    .is_some_and(|found| inode::has_default(&found.xattrs));
+                if has_default && directory.solid && !path.is_empty() {
+                    return Err(Fault::Inherits);
+                }
                 inode::dress(fd, found.as_ref().unwrap_or(&UNSTATED), self.user)
             })?;
+        }
+        Ok(())
+    }
+
+    /// Removes directories that are deleted and were made for the whiteouts in them, which are of
+    /// what is gone anyway.
+    fn remove_hollow(&mut self) -> Result<(), Error> {
+        for path in self.records.hollow() {
+            let (parents, name) = split(&path);
+            self.late(parents, |parent| {
+                remove(parent, name).doing("remove a directory of whiteouts")?;
+                match self.style {
+                    Style::Upper => inode::whiteout(parent, name, self.user),
+                    Style::Base | Style::Copy => Ok(()),
+                }
+            })?;
+            self.records.forget(&path);
         }
         Ok(())
     }
@@ -179,10 +203,17 @@ impl Extraction {
         let (parents, name) = split(&entry.path);
         let parent = self.directory(parents)?;
         let path = join(&parent.path, name);
+        let inherits = matches!(
+            entry.kind,
+            Kind::File(_) | Kind::Character { .. } | Kind::Block { .. } | Kind::Fifo
+        );
+        if inherits && self.records.has_default(&parent.path) {
+            return Err(Fault::Inherits);
+        }
         match &entry.kind {
             Kind::Directory => self.make_directory(&parent, name, path, entry)?,
             Kind::Whiteout => self.whiteout(&parent, name, &path)?,
-            Kind::Hardlink(target) => self.link(&parent, name, path, target)?,
+            Kind::Hardlink(target) => self.link(&parent, path, target, entry)?,
             Kind::File(_) => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
                 let flags = flags | OFlags::CLOEXEC;
@@ -251,8 +282,14 @@ impl Extraction {
 
     /// Removes what is at a name, with all that is in it.
     fn clear(&mut self, parent: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
-        if self.style == Style::Upper && inode::kind(parent, name)?.is_none() {
+        let kind = inode::kind(parent, name)?;
+        if self.style == Style::Upper && kind.is_none() {
             self.records.delete(path)?;
+        }
+        let record = self.records.get(path);
+        let is_lower = record.is_none_or(|directory| directory.kept.is_some());
+        if self.style == Style::Copy && kind == Some(FileType::Directory) && is_lower {
+            self.records.replace(path)?;
         }
         let guard = &self.guard;
         let goes_on = || {
@@ -286,14 +323,17 @@ impl Extraction {
             made => made.doing("make it")?,
         }
         self.records.state(&path, self.taken(entry))?;
+        self.records.fill(&path);
+        if inode::has_default(&entry.xattrs)
+            && let Some(directory) = self.records.get_mut(&path)
+        {
+            directory.has_default = true;
+        }
         self.wrote(path)
     }
 
-    /// What lower layers have at a path is gone; what this layer has stays.
+    /// What lower layers have at a path is gone; what this layer has stays, unless it is the lowest.
     fn whiteout(&mut self, parent: &Place, name: &[u8], path: &[u8]) -> Result<(), Fault> {
-        if self.style == Style::Base {
-            return Ok(());
-        }
         let there = fs::statat(&*parent.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         let there = match there {
             Ok(stat) => Some(FileType::from_raw_mode(stat.st_mode)),
@@ -301,12 +341,13 @@ impl Extraction {
             Err(error) => return Err(error).doing("look at it"),
         };
         match (self.style, there) {
-            (Style::Upper, None) => {
-                return inode::whiteout(&parent.fd, name).doing("make its whiteout");
-            }
-            (Style::Upper, Some(_)) => self.records.delete(path)?,
-            (_, Some(_)) if !self.is_ours(path) => return self.clear(&parent.fd, name, path),
-            _ => {}
+            (Style::Upper, None) => return inode::whiteout(&parent.fd, name, self.user),
+            (Style::Base, None) => return Ok(()),
+            (Style::Base, Some(_)) => return self.clear(&parent.fd, name, path),
+            (Style::Upper | Style::Copy, _) => self.records.delete(path)?,
+        }
+        if self.style == Style::Copy && there.is_some() && !self.is_ours(path) {
+            return self.clear(&parent.fd, name, path);
         }
         if there == Some(FileType::Directory) {
             let fd = self.open(path).doing("open it")?;
@@ -334,13 +375,15 @@ impl Extraction {
         Ok(())
     }
 
+    /// Another name of what is at `target`, which gets the metadata of this entry.
     fn link(
         &mut self,
         parent: &Place,
-        name: &[u8],
         path: Vec<u8>,
         target: &[u8],
+        entry: &Entry,
     ) -> Result<(), Fault> {
+        let name = split(&path).1;
         let missing = || Fault::NoTarget(target.to_vec());
         if target.is_empty() {
             return Err(Fault::DirectoryTarget(target.to_vec()));
@@ -369,6 +412,7 @@ impl Extraction {
             }
             made => made,
         }?;
+        inode::dress_at(&parent.fd, name, entry, self.user)?;
         self.wrote(path)
     }
 
@@ -377,15 +421,17 @@ impl Extraction {
         if self.records.get(path).is_some() {
             return Ok(());
         }
-        let kept = match self.style {
-            Style::Copy => {
-                let fd = self.open(path).doing("open it")?;
-                Some(inode::time(&fd)?)
-            }
-            Style::Upper | Style::Base => None,
-        };
+        let (mut kept, mut has_default) = (None, false);
+        if self.style == Style::Copy {
+            let fd = self.open(path).doing("open it")?;
+            kept = Some(inode::time(&fd)?);
+            let list = get(&fd, inode::DEFAULT_LIST).doing("look at its extended attributes")?;
+            has_default = list.is_some() && !path.is_empty();
+        }
         let directory = Directory {
             kept,
+            has_default,
+            solid: self.style == Style::Copy,
             ..Directory::default()
         };
         self.records.add(path.to_vec(), directory)
@@ -393,12 +439,20 @@ impl Extraction {
 
     /// Notes a new directory. If what was below is deleted, that stays so.
     fn made(&mut self, path: &[u8]) -> Result<(), Fault> {
+        if self.records.has_default(split(path).0) {
+            return Err(Fault::Inherits);
+        }
+        if self.records.is_replaced(path) {
+            return Err(Fault::Replaced);
+        }
         let directory = Directory {
             opaque: self.style == Style::Copy,
             ..Directory::default()
         };
         self.records.add(path.to_vec(), directory)?;
-        self.wrote(path.to_vec())?;
+        if self.style == Style::Copy {
+            self.records.write(path.to_vec())?;
+        }
         if self.records.is_deleted(path) {
             let fd = self.open(path).doing("open it")?;
             self.hide(path, &fd)?;
@@ -416,6 +470,7 @@ impl Extraction {
     }
 
     fn wrote(&mut self, path: Vec<u8>) -> Result<(), Fault> {
+        self.records.fill(split(&path).0);
         match self.style {
             Style::Copy => self.records.write(path),
             Style::Upper | Style::Base => Ok(()),

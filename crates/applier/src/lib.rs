@@ -41,20 +41,14 @@
 //!
 //! # What a directory becomes
 //!
-//! As [`resnap_erofs`] tells of images, with these differences: a base layer has no whiteouts, as
-//! nothing is below it; in a user namespace devices are left out and attributes are `user.overlay.*`;
-//! an attribute that the file system does not take is left out.
+//! As [`resnap_erofs`] tells of images, with these differences: in a user namespace devices are left
+//! out and attributes are `user.overlay.*`; an attribute that the file system does not take is left
+//! out; in a full copy a symbolic link of a lower layer is followed, as containerd's own differ does
+//! there, and a directory in the place of what took the place of one of a lower layer is refused.
 //!
-//! What containerd's differ does otherwise:
-//!
-//! | | here | containerd 2.4 |
-//! |---|---|---|
-//! | time of a directory that the layer writes to and does not state | that below, or 1970 | of unpacking |
-//! | the root, if the layer states it | as stated | ignored |
-//! | times before 1970 | kept | 1970 |
-//! | a whiteout and a directory of one name | the directory, opaque: image spec | the lower one shows through |
-//! | metadata of a file with several names | of its first entry, as GNU tar | of the last |
-//! | GNU sparse files (type `S`) | files with holes | refused |
+//! What containerd's differ does otherwise with `overlayfs` stands in one table, each row of which is
+//! held against a containerd: `integration/tests/live/differential/table.rs`. With
+//! [`Differ::Containerd`] the tree is containerd's.
 //!
 //! # Hostile layers
 //!

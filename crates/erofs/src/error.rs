@@ -70,6 +70,10 @@ pub enum Fault {
     /// An extended attribute that no inode can have.
     #[error("the extended attribute \"{}\" is too long or malformed", String::from_utf8_lossy(.0).escape_debug())]
     Xattr(Vec<u8>),
+    /// A directory that layers set a default access control list of: what is made in it inherits
+    /// that from containerd, and would not in an image.
+    #[error("its directory has a default access control list, which nothing inherits in an image")]
+    Inherits,
     /// The [`Governor`](crate::Governor) says no.
     #[error(transparent)]
     Refused(Refusal),

@@ -57,14 +57,18 @@
 //! | an opaque marker | `trusted.overlay.opaque=y` | |
 //! | a whiteout and a directory of one name, or something in it, in any order | the directory, opaque | the image spec: whiteouts are about lower layers; containerd forgets the whiteout or fails |
 //! | a whiteout and another thing of one name | the thing | the same |
+//! | a directory that is deleted, has only whiteouts in it and is not stated | a whiteout | containerd refuses it |
+//! | a whiteout in the lowest layer ([`Writer::lowest`]) | what the layer has there so far is gone | |
+//! | a file and then a directory of one name | the directory, through which the lower one shows | |
 //! | an entry for what is there | replaces it, with all that is in it; a directory only changes its metadata | |
 //! | a parent that is a symbolic link of this layer | followed inside the root | |
 //! | a parent that is a file or device | an error | |
 //! | a parent that is not there | a directory with the metadata it has below ([`Lower`]); 0755, root, 1970 if there is none | containerd: the time of unpacking |
 //! | the root | its metadata | containerd ignores them |
-//! | a hard link | a name of the same inode, whose first entry says the metadata | as GNU tar; containerd takes owner and time of the last |
+//! | a hard link | a name of the same inode, which gets its metadata; attributes are added | |
 //! | a hard link to nothing, to a directory, or through what it replaces | an error | |
 //! | attributes `trusted.*`, of unknown kinds, `user.*` of links and devices | left out | |
+//! | what is made in a directory with a default access control list | an error | containerd: it inherits the list |
 //! | a device number beyond 12 and 20 bits | an error | |
 //!
 //! # Hostile input

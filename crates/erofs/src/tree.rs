@@ -31,6 +31,12 @@ pub(crate) const OPAQUE: u8 = 2;
 pub(crate) const DEAD: u8 = 4;
 /// A directory that has no lower ones, as they are deleted.
 pub(crate) const FRESH: u8 = 8;
+/// A directory that is stated, or has something in it that is no whiteout.
+pub(crate) const SOLID: u8 = 16;
+/// What the lowest layer has and deletes.
+const GONE: u8 = 32;
+/// A directory that what is made in inherits an access control list of.
+const DEFAULT: u8 = 64;
 
 /// An inode under construction. What two of its fields mean depends on its type:
 ///
@@ -125,6 +131,8 @@ pub(crate) struct Tree {
     ways: way::Budget,
     /// The directory that was asked for last: the next entry is mostly in it, too.
     recent: Option<(Vec<u8>, u32)>,
+    /// There is no layer below.
+    pub(crate) is_lowest: bool,
 }
 
 impl Tree {
@@ -139,6 +147,7 @@ impl Tree {
             hasher: RandomState::new(),
             ways: way::Budget::default(),
             recent: None,
+            is_lowest: false,
         }
     }
 
@@ -226,7 +235,7 @@ impl Tree {
         };
         let new = self.inode(inode);
         let is_link = new.is_some_and(|inode| inode.file_type() == mode::SYMLINK);
-        let is_whiteout = new.is_some_and(Inode::is_whiteout);
+        let is_whiteout = new.is_some_and(Inode::is_whiteout) && !self.is_lowest;
         let Some(entry) = self.names.get_mut(index) else {
             return Ok(());
         };
@@ -270,6 +279,25 @@ impl Tree {
         }
     }
 
+    /// Refuses to make something in a directory that would inherit from it.
+    fn inherit(&self, directory: u32) -> Result<(), Fault> {
+        let inode = self.inode(directory);
+        match inode.is_some_and(|inode| inode.has(DEFAULT) && directory != ROOT) {
+            true => Err(Fault::Inherits),
+            false => Ok(()),
+        }
+    }
+
+    /// Notes that there is something in a directory, and so in those that it is in.
+    fn fill(&mut self, mut directory: u32) {
+        while let Some(inode) = self.inode_mut(directory)
+            && !inode.has(SOLID)
+        {
+            inode.flags |= SOLID;
+            directory = inode.place;
+        }
+    }
+
     fn add_name(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<usize, Fault> {
         let number = number("names", self.names.len())?;
         let length = u8::try_from(name.len()).map_err(|_| Fault::limit("bytes of a name", 255))?;
@@ -310,14 +338,22 @@ impl Tree {
         Ok(index)
     }
 
-    /// Marks all directories in those that were replaced.
+    /// Marks all directories in those that were replaced or deleted. Those that are deleted and were
+    /// made for the whiteouts in them become whiteouts: what is in them is gone anyway.
     pub(crate) fn bury(&mut self) {
         // A directory comes after the one that it is in.
         for index in 0..self.inodes.len() {
             let parent = self.inodes.get(index).filter(|inode| inode.is_directory());
             let parent = parent.and_then(|inode| self.inode(inode.place)).copied();
             if let (Some(parent), Some(inode)) = (parent, self.inodes.get_mut(index)) {
-                inode.flags |= parent.flags & DEAD;
+                inode.flags |= parent.flags & (DEAD | FRESH);
+                if inode.has(FRESH) && !inode.has(SOLID | DEAD) {
+                    *inode = Inode {
+                        mode: mode::CHARACTER,
+                        flags: DEAD,
+                        ..Inode::implicit(0)
+                    };
+                }
             }
         }
     }
@@ -333,7 +369,12 @@ impl Tree {
                 .get(number as usize)
                 .is_some_and(|inode| !inode.has(DEAD))
         };
-        self.names.retain(|name| lives(name.directory));
+        let is_gone = |number: u32| {
+            let inode = inodes.get(number as usize);
+            inode.is_some_and(|inode| inode.has(GONE))
+        };
+        self.names
+            .retain(|name| lives(name.directory) && !is_gone(name.inode));
         let start = self.keep(b"..")?;
         let Self { inodes, names, .. } = self;
         let directories = inodes

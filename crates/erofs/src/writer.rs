@@ -8,13 +8,14 @@ use std::io::{Read, Seek, Write};
 use resnap_layer::way::Budget;
 use resnap_layer::{Entry, File, Kind, Layer};
 
-use crate::error::Error;
+use crate::error::{Error, Fault};
 use crate::format::{NO_BLOCK, mode};
 use crate::layout::{self, Summary};
 use crate::lower::Lower;
 use crate::output::Output;
 use crate::room::Governor;
-use crate::tree::{FRESH, OPAQUE, ROOT, STATED, Tree, Walk, permissions};
+use crate::tree::{FRESH, OPAQUE, ROOT, SOLID, STATED, Tree, Walk, permissions};
+use crate::xattr::has_default;
 
 /// An image under construction.
 #[derive(Debug)]
@@ -35,6 +36,14 @@ impl<W: Write + Seek> Writer<W> {
             output: Output::new(target).map_err(Error::Write)?,
             tree: Tree::new(governor),
         })
+    }
+
+    /// The same for the lowest layer of an image: what it deletes is what it has so far, and no
+    /// whiteout stays.
+    #[must_use]
+    pub fn lowest(mut self) -> Self {
+        self.tree.is_lowest = true;
+        self
     }
 
     /// Adds all that the layer has. Data is written as it comes.
@@ -135,6 +144,12 @@ impl<W: Write + Seek> Writer<W> {
             let Some(found) = found else {
                 continue;
             };
+            if has_default(&found.xattrs) && inode.has(SOLID) && number != ROOT {
+                return Err(Error::Entry {
+                    path: path.to_vec(),
+                    fault: Fault::Inherits,
+                });
+            }
             let mode = mode::DIRECTORY | permissions(found.mode);
             let xattrs = tree.xattrs.encode(&found.xattrs, mode, &mut tree.room);
             let xattrs = xattrs.map_err(|fault| Error::Entry {

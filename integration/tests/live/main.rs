@@ -17,6 +17,7 @@ mod cli;
 mod conformance;
 mod crash;
 mod differ;
+mod differential;
 mod drain;
 mod errors;
 mod examples;
@@ -50,6 +51,7 @@ fn tests() -> Vec<Test> {
         conformance::TESTS,
         crash::TESTS,
         differ::TESTS,
+        differential::TESTS,
         drain::TESTS,
         errors::TESTS,
         examples::TESTS,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use resnap_erofs::Metadata;
-use resnap_layer::way::join;
+use resnap_layer::way::{join, split};
 use resnap_layer::{Time, Xattr};
 
 use super::way::below;
@@ -38,6 +38,11 @@ pub(super) struct Directory {
     pub(super) stated: Option<Stated>,
     /// What lower layers have in it is gone.
     pub(super) opaque: bool,
+    /// Something in it is the layer's, whiteouts aside; or it is stated, or lower layers have it in
+    /// the same place.
+    pub(super) solid: bool,
+    /// What is made in it inherits an access control list.
+    pub(super) has_default: bool,
     /// Its time before this layer, where it is in place.
     pub(super) kept: Option<Time>,
 }
@@ -70,6 +75,8 @@ pub(super) struct Records {
     written: BTreeSet<Vec<u8>>,
     /// What lower layers have there is gone, and no whiteout says so any more.
     deleted: BTreeSet<Vec<u8>>,
+    /// Directories of lower layers that something else took the place of, in a copy of them.
+    replaced: BTreeSet<Vec<u8>>,
     /// The attributes of all directories, each combination once.
     xattrs: BTreeSet<Xattrs>,
     guard: Guard,
@@ -81,6 +88,7 @@ impl Records {
             directories: BTreeMap::new(),
             written: BTreeSet::new(),
             deleted: BTreeSet::new(),
+            replaced: BTreeSet::new(),
             xattrs: BTreeSet::new(),
             guard,
         }
@@ -175,6 +183,58 @@ impl Records {
 
     pub(super) fn is_deleted(&self, path: &[u8]) -> bool {
         self.deleted.contains(path)
+    }
+
+    /// Notes that something took the place of a directory of lower layers.
+    pub(super) fn replace(&mut self, path: &[u8]) -> Result<(), Fault> {
+        if !self.replaced.contains(path) {
+            self.guard.take(NAME + path.len() as u64)?;
+            self.replaced.insert(path.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Whether a directory there would show what lower layers have, and cannot.
+    pub(super) fn is_replaced(&self, path: &[u8]) -> bool {
+        self.replaced.contains(path) && !self.deleted.contains(path)
+    }
+
+    /// Whether what is made in this directory inherits an access control list.
+    pub(super) fn has_default(&self, path: &[u8]) -> bool {
+        self.get(path)
+            .is_some_and(|directory| directory.has_default)
+    }
+
+    /// Notes that there is something in a directory, and so in those that it is in.
+    pub(super) fn fill(&mut self, mut path: &[u8]) {
+        while let Some(directory) = self.directories.get_mut(path)
+            && !directory.solid
+        {
+            directory.solid = true;
+            path = split(path).0;
+        }
+    }
+
+    /// The directories that are gone, with all they are in or by themselves, and have only whiteouts
+    /// in them; none of them is in another.
+    pub(super) fn hollow(&self) -> Vec<Vec<u8>> {
+        let (mut gone, mut hollow) = (BTreeSet::new(), Vec::new());
+        if self.deleted.is_empty() {
+            return hollow;
+        }
+        // Parents come before what is in them.
+        for (path, directory) in &self.directories {
+            let parent = split(path).0;
+            if !self.deleted.contains(path) && !gone.contains(parent) {
+                continue;
+            }
+            gone.insert(&path[..]);
+            let is_solid = |path| self.get(path).is_none_or(|directory| directory.solid);
+            if !directory.solid && (is_solid(parent) || !gone.contains(parent)) {
+                hollow.push(path.clone());
+            }
+        }
+        hollow
     }
 
     /// Forgets what was at a path, with all that was in it. What is deleted there stays so.

@@ -3,8 +3,11 @@
 
 //! What a layer holds is in its image.
 
+use std::io::Cursor;
+
 use super::common::*;
-use resnap_layer::Time;
+use crate::{Image, Memory, Nothing, Writer};
+use resnap_layer::{Layer, Time};
 use tar::EntryType::*;
 
 #[test]
@@ -16,7 +19,12 @@ fn every_type() {
             mtime: "-1.25".to_owned(),
             ..file("file", b"hello")
         },
-        link(Link, "hard", "file"),
+        Item {
+            mode: 0o644,
+            uid: 70_000,
+            mtime: "-1.25".to_owned(),
+            ..link(Link, "hard", "file")
+        },
         link(Symlink, "soft", "over/there"),
         Item {
             device: (8, 3),
@@ -573,4 +581,99 @@ fn the_same_layer_gives_the_same_bytes() {
         .collect();
     let stream = layer(&items);
     assert!(write(&stream).unwrap() == write(&stream).unwrap());
+}
+
+#[test]
+fn a_hard_link_changes_what_it_names() {
+    let xattr = |name: &str, value: &[u8]| (name.to_owned(), value.to_vec());
+    let image = image(&[
+        Item {
+            xattrs: vec![
+                xattr("security.capability", b"all"),
+                xattr("user.kept", b"1"),
+                xattr("user.new", b"1"),
+            ],
+            ..file("file", b"hello")
+        },
+        Item {
+            mode: 0o4711,
+            uid: 7,
+            mtime: "5".to_owned(),
+            xattrs: vec![xattr("user.new", b"2")],
+            ..link(Link, "hard", "file")
+        },
+    ]);
+    let node = find(&image, "file");
+    assert_eq!(
+        (node.mode, node.uid, node.mtime.seconds, node.links),
+        (0o104711, 7, 5, 2)
+    );
+    // A new owner takes capabilities away.
+    let found = xattrs(&image, "file");
+    assert_eq!(found, [xattr("user.kept", b"1"), xattr("user.new", b"2")]);
+}
+
+#[test]
+fn a_deleted_directory_of_whiteouts_is_gone() {
+    for order in [
+        ["d/.wh.x", "d/s/.wh.y", ".wh.d"],
+        ["d/.wh.x", ".wh.d", "d/s/.wh.y"],
+        [".wh.d", "d/s/.wh.y", "d/.wh.x"],
+        [".wh.d", "d/.wh..wh..opq", "d/.wh.x"],
+    ] {
+        let image = image(&order.map(|path| file(path, b"")));
+        assert_eq!(paths(&image), ["d"], "{order:?}");
+        assert!(find(&image, "d").is_whiteout(), "{order:?}");
+    }
+    let all = ["d/s/.wh.y", ".wh.d", "d/f"].map(|path| file(path, b""));
+    let image = image(&all);
+    assert_eq!(paths(&image), ["d", "d/f", "d/s"]);
+    assert!(find(&image, "d/s").is_whiteout());
+}
+
+#[test]
+fn the_lowest_layer_deletes_what_it_has() {
+    let stream = layer(&[
+        file("w", b""),
+        file(".wh.w", b""),
+        file("d/old", b""),
+        file(".wh.d", b""),
+        file("d/new", b""),
+        file("d/.wh.nothing", b""),
+        file("d/.wh..wh..opq", b""),
+        file(".wh.after", b""),
+        file("after", b""),
+    ]);
+    let mut layer = Layer::new(&stream[..], resnap_layer::Limits::default());
+    let target = Cursor::new(Vec::new());
+    let mut writer = Writer::new(target, Box::new(Memory::new(1 << 20)))
+        .unwrap()
+        .lowest();
+    writer.add(&mut layer).unwrap();
+    let (target, _) = writer.finish(&mut Nothing, [0; 16]).unwrap();
+    let image = Image::open(target.into_inner()).unwrap();
+    assert_eq!(paths(&image), ["after", "d", "d/new"]);
+    assert!(names(&image, "d").is_empty());
+}
+
+#[test]
+fn nothing_is_made_that_would_inherit() {
+    let acl = [2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 4, 0, 5, 0];
+    let acl = [&acl[..], &[255, 255, 255, 255, 0x20, 0, 5, 0], &[255; 4]].concat();
+    let listed = Item {
+        xattrs: vec![("system.posix_acl_default".to_owned(), acl)],
+        ..directory("d", 0o755)
+    };
+    for path in ["d/file", "d/implied/link"] {
+        let text = refusal(&[listed.clone(), link(Symlink, path, "x")].map(|mut item| {
+            if item.path == "d/file" {
+                item.kind = Some(Fifo);
+            }
+            item
+        }));
+        assert!(text.contains("default access control list"), "{text}");
+    }
+    // By itself, or before it has the list, there is nothing to inherit.
+    image(std::slice::from_ref(&listed));
+    image(&[file("d/file", b""), listed]);
 }

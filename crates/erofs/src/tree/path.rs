@@ -51,23 +51,24 @@ impl Tree {
         })
     }
 
-    /// The inode at `path`, whose last name is not followed, and the way to which does not go by the
+    /// The index of the name at `path`, which is not followed, and the way to which does not go by the
     /// name `without`.
     pub(crate) fn entry(
         &mut self,
         path: &[u8],
         without: Option<usize>,
-    ) -> Result<Option<u32>, Fault> {
+    ) -> Result<Option<usize>, Fault> {
         let (parents, name) = split(path);
         let end = self.go(parents, without)?;
         Ok(match end.missing {
-            0 => self.lookup(end.directory, name),
+            0 => self.find(end.directory, name),
             _ => None,
         })
     }
 
     /// A new directory that the layer does not state, in the place of nothing or of a whiteout.
     pub(crate) fn make_directory(&mut self, parent: u32, name: &[u8]) -> Result<u32, Fault> {
+        self.inherit(parent)?;
         let inode = self.add_inode(Inode::implicit(parent))?;
         self.bind(parent, name, inode)?;
         Ok(inode)
