@@ -281,6 +281,10 @@ fn of_system(error: &io::Error) -> Kind {
             Kind::ResourceExhausted
         }
         Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Kind::PermissionDenied,
+        // What no file of Linux can be or have.
+        Some(Errno::TOOBIG | Errno::NAMETOOLONG | Errno::MLINK | Errno::FBIG) => {
+            Kind::InvalidArgument
+        }
         Some(_) => Kind::Unknown,
         // What a decompressor says of its input.
         None => Kind::DataLoss,
@@ -313,5 +317,96 @@ impl Through {
 impl From<Through> for io::Error {
     fn from(through: Through) -> Self {
         Self::other(through)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Digest;
+
+    use super::*;
+
+    fn of_entry(fault: resnap_layer::Fault) -> Error {
+        Error::Layer(resnap_layer::Error {
+            offset: 0,
+            entry: None,
+            fault,
+        })
+    }
+
+    fn entry(fault: Fault) -> Error {
+        let path = b"a".to_vec();
+        Error::Entry { path, fault }
+    }
+
+    fn of_image(fault: resnap_erofs::Fault) -> Error {
+        let path = b"a".to_vec();
+        resnap_erofs::Error::Entry { path, fault }.into()
+    }
+
+    fn system(errno: Errno) -> io::Error {
+        errno.into()
+    }
+
+    #[test]
+    fn kinds_say_whose_fault_it_is() {
+        use resnap_layer::Fault as Read;
+
+        let layer = Descriptor {
+            media_type: String::new(),
+            digest: Digest::sha256(b""),
+            size: 0,
+            annotations: Default::default(),
+            platform: None,
+        };
+        let limit = Denied::Layer(1);
+        let garbled = || io::Error::new(io::ErrorKind::InvalidData, "no gzip");
+        let through = || io::Error::from(Through::Limit(1));
+        for (error, kind) in [
+            (of_entry(Read::Truncated), Kind::DataLoss),
+            (of_entry(Read::Number("checksum")), Kind::DataLoss),
+            (of_entry(Read::Read(garbled())), Kind::DataLoss),
+            (of_entry(Read::Read(through())), Kind::ResourceExhausted),
+            (of_entry(Read::Number("size")), Kind::InvalidArgument),
+            (of_entry(Read::Name("long")), Kind::InvalidArgument),
+            (of_entry(Read::Type(b'Z')), Kind::Unimplemented),
+            (
+                of_entry(Read::Limit { what: "", limit: 1 }),
+                Kind::ResourceExhausted,
+            ),
+            (entry(Fault::NoTarget(Vec::new())), Kind::InvalidArgument),
+            (entry(way::Error::Parent.into()), Kind::InvalidArgument),
+            (entry(way::Error::Budget(1).into()), Kind::ResourceExhausted),
+            (entry(limit.clone().into()), Kind::ResourceExhausted),
+            (
+                entry(Fault::System("", system(Errno::NOSPC))),
+                Kind::ResourceExhausted,
+            ),
+            (
+                entry(Fault::System("", system(Errno::TOOBIG))),
+                Kind::InvalidArgument,
+            ),
+            (entry(Fault::System("", system(Errno::IO))), Kind::Unknown),
+            (
+                of_image(resnap_erofs::Fault::Refused(Box::new(limit.clone()))),
+                Kind::ResourceExhausted,
+            ),
+            (
+                of_image(resnap_erofs::Fault::Xattr(Vec::new())),
+                Kind::InvalidArgument,
+            ),
+            (of_image(way::Error::TooLong.into()), Kind::InvalidArgument),
+            (Error::Denied(limit), Kind::ResourceExhausted),
+            (
+                Error::Stalled(Duration::from_secs(1)),
+                Kind::DeadlineExceeded,
+            ),
+            (Error::Stopped, Kind::Cancelled),
+            (Error::Unfit(String::new()), Kind::FailedPrecondition),
+            (Error::Panicked("writes"), Kind::Internal),
+        ] {
+            let text = format!("{error:?}");
+            assert_eq!(error.into_core(&layer).kind(), kind, "{text}");
+        }
     }
 }

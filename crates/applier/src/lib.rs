@@ -96,6 +96,7 @@ mod erofs;
 mod error;
 mod extract;
 mod guard;
+mod job;
 mod lower;
 mod memory;
 mod pipeline;

@@ -258,7 +258,13 @@ async fn what_does_not_get_on_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_broken_is_told_while_containerd_is_stuck() {
     let bed = Bed::new();
-    let layer = bed.layer(TAR, vec![b'x'; 3_000_000]);
+    let data = vec![0; 2000];
+    let names: Vec<_> = (0..1000).map(|at| at.to_string()).collect();
+    let files: Vec<_> = names.iter().map(|name| (&name[..], &data[..])).collect();
+    let mut archive = tar(&files);
+    // A header in the middle of what comes before it sticks.
+    archive[2560 * 100] ^= 1;
+    let layer = bed.layer(TAR, archive);
     bed.stick_after(&layer, Some(600));
     let (_, mounts) = bed.prepare(&[], &[]);
     let batch = bed.batch(std::slice::from_ref(&layer));
