@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use h2::server::{self, Connection};
+use resnap_authority::AnyAuthority;
 use resnap_core::UnpackService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
@@ -190,7 +191,7 @@ pub(crate) async fn client(
             .max_concurrent_streams(MAX_CALLS)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(stream)
+            .handshake(AnyAuthority::new(stream))
             .await
     };
     let connected = tokio::select! {
@@ -210,7 +211,7 @@ pub(crate) async fn client(
 async fn serve(
     proxy: &Arc<Inner>,
     outer: &Handle,
-    mut client: Connection<UnixStream, Bytes>,
+    mut client: Connection<AnyAuthority<UnixStream>, Bytes>,
     mut phase: watch::Receiver<Phase>,
 ) -> Result<(), h2::Error> {
     let (send, mut drivers) = mpsc::unbounded_channel();

@@ -12,6 +12,7 @@
 
 mod api;
 mod applier;
+mod authority;
 mod blob;
 mod cli;
 mod conformance;
@@ -46,6 +47,7 @@ fn tests() -> Vec<Test> {
     [
         api::TESTS,
         applier::TESTS,
+        authority::TESTS,
         cli::TESTS,
         conformance::TESTS,
         crash::TESTS,
