@@ -27,12 +27,14 @@ mod grpc;
 mod knowledge;
 mod messages;
 mod observe;
+mod outage;
 mod pass;
 mod peek;
 mod preflight;
 mod pull;
 mod settings;
 mod waiting;
+mod wanted;
 
 pub use facts::{Fact, Source, Told};
 pub use observe::{Observer, Seen, Why};

@@ -23,10 +23,12 @@ use tokio::sync::{Semaphore, mpsc, watch};
 pub(crate) use crate::backend::Backend;
 use crate::call::Passage;
 use crate::clients::Clients;
+use crate::counted::Counted;
 use crate::facts::Fact;
-use crate::grpc::{PREFIX, Status};
+use crate::grpc::{INTERNAL, PREFIX, Status};
 use crate::knowledge::Knowledge;
 use crate::observe::{Observer, Seen};
+use crate::outage::Outage;
 use crate::pull::Pulls;
 use crate::settings::Settings;
 use crate::waiting::Waiting;
@@ -76,6 +78,7 @@ pub(crate) struct Inner {
     pub(crate) room: Semaphore,
     pub(crate) waiting: Waiting,
     pub(crate) pulls: Pulls,
+    pub(crate) outage: Outage,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
@@ -122,6 +125,7 @@ impl Proxy {
             room: Semaphore::new(MAX_ARRIVING),
             waiting: Waiting::new(MAX_WAITING),
             pulls: Pulls::default(),
+            outage: Outage::default(),
             observer,
         }))
     }
@@ -198,13 +202,18 @@ pub(crate) async fn client(
         connected = connect => connected,
         _ = phase.wait_for(|phase| *phase > Phase::Serving) => return,
     };
-    // Clients that break off are none of our business.
     let ended = match connected {
         Ok(connection) => serve(&proxy, &outer, connection, phase).await,
         Err(error) => Err(error),
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a client's connection ended");
+    match ended {
+        Err(error) if error.is_library() => {
+            Counted::begin(proxy.observer.as_ref(), "").ends_with(INTERNAL);
+            tracing::warn!(%error, "a client was refused: it does not speak HTTP/2 as it must");
+        }
+        // Clients that break off are none of our business.
+        Err(error) => tracing::debug!(%error, "a client's connection ended"),
+        Ok(()) => {}
     }
 }
 

@@ -70,6 +70,8 @@ pub struct Request {
     /// Who asks, in a word for people: what [`JobStatus::origin`](crate::JobStatus::origin) says of a
     /// job that this begins.
     pub origin: String,
+    /// The pod that it is for, as `namespace/name`.
+    pub pod: Option<String>,
     /// What else is to be done to the layers' descriptors: annotations under
     /// `containerd.io/snapshot/` become labels.
     pub wrappers: Vec<Wrapper>,
@@ -83,6 +85,7 @@ impl std::fmt::Debug for Request {
             .field("platform", &self.platform)
             .field("repair", &self.repair)
             .field("origin", &self.origin)
+            .field("pod", &self.pod)
             .finish_non_exhaustive()
     }
 }
@@ -99,6 +102,7 @@ impl Request {
             background: false,
             pick: Pick::default(),
             origin: String::new(),
+            pod: None,
             wrappers: Vec::new(),
         }
     }
