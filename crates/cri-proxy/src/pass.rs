@@ -6,6 +6,7 @@
 //! All of a client's calls and both of its connections are one task, and all clients are in one
 //! thread: a message on its way wakes no other. Several threads spend a third of their time on that.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use resnap_core::UnpackService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 
 pub(crate) use crate::backend::Backend;
 use crate::call::Passage;
@@ -65,6 +67,9 @@ const MAX_CALLS: u32 = 1024;
 /// What is kept of the grace to tell those whose calls have not ended, and for streams that have
 /// no end to end by themselves.
 pub(crate) const LAST: Duration = Duration::from_secs(1);
+
+/// What is kept of the grace for those who come while calls end.
+const LATE: Duration = Duration::from_secs(3);
 
 /// A proxy in front of one containerd.
 #[derive(Debug, Clone)]
@@ -144,9 +149,9 @@ impl Proxy {
         ask.await.map_err(|status: Status| status.to_string())
     }
 
-    /// Serves clients until `stop` says so; then takes no more, lets calls end for as long as
-    /// `grace`, tells the others that they will not, and returns. Dropping the future cuts all
-    /// connections.
+    /// Serves clients until `stop` says so; then lets their calls end for as long as `grace`, tells
+    /// the others that they will not, and returns. Clients that come meanwhile are served as well,
+    /// until the last of those calls has ended. Dropping the future cuts all connections.
     ///
     /// The unpack service is called in the runtime that this is called in; calls pass in a thread
     /// of their own.
@@ -160,22 +165,33 @@ impl Proxy {
         grace: Duration,
     ) -> io::Result<()> {
         let clients = Clients::start(Arc::clone(&self.0))?;
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => break,
-            };
-            let served = accepted.and_then(|(stream, _)| clients.serve(stream.into_std()?));
-            if let Err(error) = served {
-                // Out of file descriptors, most likely: some may be given back.
-                tracing::warn!(%error, "a client could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+        tokio::select! {
+            never = accept(&listener, &clients) => match never {},
+            _ = stop.wait_for(|stop| *stop) => {}
         }
-        // Who comes now is not to wait for nobody.
+        let asked = Instant::now();
+        // Who comes now is served until the last moment, or finds the next proxy here.
+        let late = Clients::start(Arc::clone(&self.0))?;
+        tokio::select! {
+            never = accept(&listener, &late) => match never {},
+            () = clients.end(grace.saturating_sub(LATE)) => {}
+        }
         drop(listener);
-        clients.end(grace).await;
+        late.end(grace.saturating_sub(asked.elapsed())).await;
         Ok(())
+    }
+}
+
+/// Has all that come served.
+async fn accept(listener: &UnixListener, clients: &Clients) -> Infallible {
+    loop {
+        let accepted = listener.accept().await;
+        let served = accepted.and_then(|(stream, _)| clients.serve(stream.into_std()?));
+        if let Err(error) = served {
+            // Out of file descriptors, most likely: some may be given back.
+            tracing::warn!(%error, "a client could not be accepted");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
 
