@@ -27,8 +27,9 @@ use crate::grpc::{
 use crate::observe::{Seen, Why};
 use crate::pass::{Inner, LAST, Phase};
 use crate::peek::{self, Unseen};
-use crate::preflight::{Call, Look, Needed, look_after};
+use crate::preflight::{Look, Needed, look_after};
 use crate::waiting::Kept;
+use crate::wanted::Call;
 
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
@@ -83,12 +84,21 @@ impl<'a> Passage<'a> {
         mut respond: SendResponse<Bytes>,
     ) {
         let counted = Counted::begin(self.proxy.observer.as_ref(), request.uri().path());
+        let deadline = Deadline::of(request.headers());
+        let is_over = || deadline.is_some_and(Deadline::is_over);
         let ended = self.pass(request, &mut respond).await;
         match ended {
             Ok(code) => counted.ends_with(code),
+            Err(Ended::Left(_)) if is_over() => counted.ends_with(DEADLINE_EXCEEDED),
             Err(Ended::Left(_)) => {}
             Err(Ended::Reset(reason)) => {
-                counted.ends_with(UNAVAILABLE);
+                // containerd breaks off what took too long, too.
+                let code = if is_over() {
+                    DEADLINE_EXCEEDED
+                } else {
+                    UNAVAILABLE
+                };
+                counted.ends_with(code);
                 respond.send_reset(reason);
             }
             Err(Ended::Failed(status)) => {

@@ -40,7 +40,7 @@ pub(crate) const RESOURCE_EXHAUSTED: u16 = 8;
 /// FAILED_PRECONDITION.
 pub(crate) const FAILED_PRECONDITION: u16 = 9;
 /// INTERNAL.
-const INTERNAL: u16 = 13;
+pub(crate) const INTERNAL: u16 = 13;
 /// UNAVAILABLE.
 pub(crate) const UNAVAILABLE: u16 = 14;
 

@@ -82,6 +82,7 @@ mod tests {
         let request = CreateContainerRequest {
             pod_sandbox_id: "abc".to_owned(),
             config: Some(Default::default()),
+            sandbox_config: None,
         };
         let body = encode(&request).unwrap();
         assert_eq!(sandbox_in(&body), Some("abc"));

@@ -6,28 +6,24 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
-use resnap_core::{Error, Kind, Pick, Progress, Unready, Volumes, Want, in_full};
+use resnap_core::{Error, Kind, Progress, Unready, Volumes, Want, in_full};
 use tokio::runtime::Handle;
 
 use crate::clients::at_home;
 use crate::deadline::Deadline;
 use crate::facts::Handlers;
 use crate::failure::failed_unpack;
-use crate::grpc::{DEADLINE_EXCEEDED, FAILED_PRECONDITION, Status, code};
+use crate::grpc::{
+    DEADLINE_EXCEEDED, FAILED_PRECONDITION, NOT_FOUND, Status, UNAVAILABLE, UNKNOWN, code,
+};
 use crate::knowledge::Knowledge;
-use crate::messages::{CreateContainerRequest, ImageSpec, RunPodSandboxRequest};
+use crate::messages::{CreateContainerRequest, ImageSpec};
 use crate::observe::{Seen, Why};
 use crate::pass::{Backend, Inner};
 use crate::pull::pull;
 use crate::settings::Unlabelled;
 use crate::waiting::Kept;
-
-/// A call that is looked at.
-#[derive(Debug, Clone)]
-pub(crate) enum Call {
-    RunPodSandbox(RunPodSandboxRequest),
-    CreateContainer(CreateContainerRequest),
-}
+use crate::wanted::{Call, Needs, Wanted};
 
 /// Whether somebody said what a call needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,46 +42,6 @@ pub(crate) struct Look<'a> {
     pub(crate) deadline: Option<Deadline>,
     /// The request, if a caller waits for its answer.
     pub(crate) kept: Option<&'a Kept<'a>>,
-}
-
-/// What a call needs.
-#[derive(Debug, Default)]
-struct Needs {
-    /// To be ready there.
-    images: Vec<Wanted>,
-    /// To be mounted on the host, of a snapshotter that may show nothing there.
-    guest_volumes: Vec<Wanted>,
-}
-
-/// An image, as the CRI names it, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
-    image: String,
-    /// What the user wrote; not known from old kubelets.
-    reference: Option<String>,
-    snapshotter: String,
-    /// Which manifest containerd takes.
-    pick: Pick,
-}
-
-impl Wanted {
-    fn new(spec: ImageSpec, snapshotter: &str, handlers: &Handlers) -> Self {
-        Self {
-            image: spec.image,
-            reference: Some(spec.user_specified_image).filter(|text| !text.is_empty()),
-            snapshotter: snapshotter.to_owned(),
-            pick: handlers.pick,
-        }
-    }
-
-    /// The image of a sandbox, that the CRI names nowhere.
-    fn of_sandbox(image: String, snapshotter: &str, handlers: &Handlers) -> Self {
-        let spec = ImageSpec {
-            image,
-            ..ImageSpec::default()
-        };
-        Self::new(spec, snapshotter, handlers)
-    }
 }
 
 /// containerd took a call of which nobody knew what it needed: now that can be found out.
@@ -112,7 +68,7 @@ impl Look<'_> {
             Ok(Some(needs)) => needs,
             Ok(None) => return Ok(Needed::Known),
             Err(error) => {
-                self.forwarded(Why::Unresolved, "what a call needs", &error);
+                self.forwarded(Why::Unresolved, None, &error);
                 return Ok(Needed::Known);
             }
         };
@@ -124,7 +80,7 @@ impl Look<'_> {
         // What a sandbox lacks, containerd would pull.
         try_join_all(images.map(|wanted| self.ensure(wanted, is_sandbox))).await?;
         for wanted in &needs.guest_volumes {
-            let (image, snapshotter) = (&wanted.image, &wanted.snapshotter);
+            let (image, snapshotter) = (wanted.name(), &wanted.snapshotter);
             if self.is_remote(wanted).await {
                 return Err(Status::new(
                     FAILED_PRECONDITION,
@@ -144,7 +100,13 @@ impl Look<'_> {
         let Some(cause) = failed_unpack(status) else {
             return Ok(false);
         };
-        tracing::info!(cause, "containerd could not unpack an image");
+        let (pod, container) = (self.call.pod(), self.call.container());
+        tracing::info!(
+            cause,
+            pod,
+            container,
+            "containerd could not unpack an image"
+        );
         let Ok(Some(needs)) = self.needs(true).await else {
             return Ok(false);
         };
@@ -153,7 +115,8 @@ impl Look<'_> {
                 Ok(()) => {}
                 // The caller gets containerd's answer, which is as good.
                 Err(error) => {
-                    tracing::warn!("{}", in_full(&error));
+                    let status = Status::new(UNKNOWN, in_full(&error));
+                    self.forwarded(Why::Failed, Some(wanted), &status);
                     return Ok(false);
                 }
             }
@@ -173,11 +136,12 @@ impl Look<'_> {
             let Some(image) = image else {
                 return Ok(());
             };
-            let wanted = Wanted::of_sandbox(image.value, snapshotter, &handlers);
+            let wanted = Wanted::of_sandbox(image.value, snapshotter, &handlers, self.call.pod());
             self.ensure(&wanted, false).await
         };
         if let Err(error) = look.await {
-            tracing::warn!(%error, "the image of a pod's sandbox could not be looked after");
+            let pod = self.call.pod();
+            tracing::warn!(%error, pod, "the image of a pod's sandbox could not be looked after");
         }
     }
 
@@ -201,8 +165,9 @@ impl Look<'_> {
                     return Ok(None);
                 };
                 let image = self.knowledge().sandbox_image(self.backend).await?;
-                let wanted =
-                    image.map(|image| Wanted::of_sandbox(image.value, snapshotter, &handlers));
+                let wanted = image.map(|image| {
+                    Wanted::of_sandbox(image.value, snapshotter, &handlers, self.call.pod())
+                });
                 Ok(Some(Needs {
                     images: wanted.into_iter().collect(),
                     guest_volumes: Vec::new(),
@@ -239,7 +204,7 @@ impl Look<'_> {
         if !any && !knowledge.looks_at(&handlers, &snapshotter) {
             return Ok(None);
         }
-        let wanted = |spec| Wanted::new(spec, &snapshotter, &handlers);
+        let wanted = |spec| Wanted::new(spec, &snapshotter, &handlers, self.call.pod());
         let named = |spec: &ImageSpec| !spec.image.is_empty();
         let mut images: Vec<Wanted> = config.image.clone().into_iter().map(wanted).collect();
         let volumes = config.mounts.iter().filter_map(|mount| mount.image.clone());
@@ -275,7 +240,7 @@ impl Look<'_> {
             match self.pull(&wanted.image, snapshotter).await? {
                 Ok(()) => ended = self.wait(wanted, repair).await?,
                 // Pulling is containerd's business, and so is what it says about it.
-                Err(error) => self.forwarded(Why::Unresolved, &wanted.image, &error),
+                Err(error) => self.forwarded(Why::Unresolved, Some(wanted), &error),
             }
         }
         let status = |error: &resnap_core::Error| Status::new(code(error.kind()), in_full(error));
@@ -285,13 +250,13 @@ impl Look<'_> {
                 if settings.unlabelled == Some(Unlabelled::Fail) {
                     return Err(status(&error));
                 }
-                self.forwarded(Why::Unlabelled, &wanted.image, &status(&error));
+                self.forwarded(Why::Unlabelled, Some(wanted), &status(&error));
                 Ok(())
             }
             Err(Unready::Failed(error)) if need.is_some() => Err(status(&error)),
             // A snapshotter that can do without us gets the call all the same.
             Err(Unready::Failed(error)) => {
-                self.forwarded(Why::Failed, &wanted.image, &status(&error));
+                self.forwarded(Why::Failed, Some(wanted), &status(&error));
                 Ok(())
             }
         }
@@ -307,7 +272,7 @@ impl Look<'_> {
                 layers,
                 percent,
             } = *latest.lock().unwrap_or_else(PoisonError::into_inner);
-            let image = &wanted.image;
+            let image = wanted.name();
             format!(
                 "unpacking {image} for {snapshotter}: {done} of {layers} layers, {percent} %, \
                  still running"
@@ -317,7 +282,7 @@ impl Look<'_> {
         let ended = self.in_time(made_ready, still);
         let ended = ended.await?;
         if ended.is_ok() && !self.deadline.is_none_or(Deadline::leaves_time) {
-            let image = &wanted.image;
+            let image = wanted.name();
             return Err(Status::new(
                 DEADLINE_EXCEEDED,
                 format!(
@@ -343,6 +308,7 @@ impl Look<'_> {
                 reference: wanted.reference.as_deref(),
                 snapshotter: &wanted.snapshotter,
                 repair,
+                pod: wanted.pod.as_deref(),
                 pick: wanted.pick,
             };
             service.ensure(want, &tell).await
@@ -388,13 +354,34 @@ impl Look<'_> {
             ended = work => Ok(ended),
             () = async { tokio::select! { () = too_late => {}, () = crowded => {} } } => {
                 self.proxy.saw(&Seen::AnsweredEarly);
-                Err(Status::new(DEADLINE_EXCEEDED, still()))
+                let (call, pod, container) =
+                    (self.call.method(), self.call.pod(), self.call.container());
+                let status = Status::new(DEADLINE_EXCEEDED, still());
+                tracing::info!(call, pod, container, "answered early: {}", status.message);
+                Err(status)
             }
         }
     }
 
-    fn forwarded(&self, why: Why, what: &str, reason: &Status) {
-        tracing::warn!(%reason, "{what} was not made ready; containerd gets the call as it is");
+    fn forwarded(&self, why: Why, wanted: Option<&Wanted>, reason: &Status) {
         self.proxy.saw(&Seen::Forwarded(why));
+        let (call, pod) = (self.call.method(), self.call.pod());
+        let (pod, container) = (pod.unwrap_or_default(), self.call.container());
+        if why == Why::Unresolved && matches!(reason.code, NOT_FOUND | UNAVAILABLE) {
+            // The caller's mistake, which containerd tells it, or containerd is away.
+            tracing::debug!(%reason, call, pod, container, "nothing was made ready");
+            return;
+        }
+        let image = wanted.map(Wanted::name).unwrap_or_default();
+        let snapshotter = wanted.map_or("", |wanted| &wanted.snapshotter);
+        tracing::warn!(
+            call,
+            pod,
+            container,
+            image,
+            snapshotter,
+            %reason,
+            "an image was not made ready; containerd gets the call as it is"
+        );
     }
 }

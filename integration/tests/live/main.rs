@@ -12,6 +12,7 @@
 
 mod api;
 mod applier;
+mod authority;
 mod blob;
 mod cli;
 mod conformance;
@@ -47,6 +48,7 @@ fn tests() -> Vec<Test> {
     [
         api::TESTS,
         applier::TESTS,
+        authority::TESTS,
         cli::TESTS,
         conformance::TESTS,
         crash::TESTS,

@@ -15,6 +15,7 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 use resnap_core::{Progress, Unready, Want};
 use tempfile::TempDir;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::grpc::{DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, code_in, decode, encode};
@@ -32,7 +33,8 @@ struct Node {
     service: Arc<Service>,
     /// Paths of the calls that containerd got to their ends.
     calls: Arc<Mutex<Vec<String>>>,
-    _stop: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+    served: JoinHandle<io::Result<()>>,
     dir: TempDir,
 }
 
@@ -82,11 +84,13 @@ impl Node {
         );
         let listener = UnixListener::bind(dir.path().join("proxy")).unwrap();
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(async move { proxy.serve(listener, stopped, Duration::ZERO).await });
+        let serve = async move { proxy.serve(listener, stopped, DEADLINE).await };
+        let served = tokio::spawn(serve);
         Self {
             service,
             calls,
-            _stop: stop,
+            stop,
+            served,
             dir,
         }
     }
@@ -353,6 +357,32 @@ async fn without_room_only_what_goes_wrong_unseen_is_refused() {
     let (code, text) = ended(stalled).await;
     assert_eq!(code, DEADLINE_EXCEEDED);
     assert!(text.contains("did not come"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_while_calls_end_is_served() {
+    let node = Node::start(Service {
+        planning: Some(Barrier::new(2)),
+        ..Service::default()
+    });
+    let client = node.client().await;
+    let (reply, _to) = begin(&client, CREATE_CONTAINER, container("nydus", 10), true).await;
+    node.asked(1).await;
+    node.stop.send_replace(true);
+    // Until the last of the calls has ended, and also when the first are not taken any more.
+    for wait in [0, 1500] {
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        let version = call(&node.client().await, VERSION, container("", 0)).await;
+        assert_eq!(version.0, 0);
+    }
+    let service = Arc::clone(&node.service);
+    let planned = move || service.planning.as_ref().unwrap().wait();
+    tokio::task::spawn_blocking(planned).await.unwrap();
+    assert_eq!(ended(reply).await.0, 0);
+    let served = tokio::time::timeout(DEADLINE / 2, node.served).await;
+    served.unwrap().unwrap().unwrap();
+    let late = UnixStream::connect(node.dir.path().join("proxy")).await;
+    assert_eq!(late.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

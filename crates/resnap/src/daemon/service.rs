@@ -32,6 +32,7 @@ impl UnpackService for Service {
             by_itself: true,
             origin: "cri".to_owned(),
             user_reference: want.reference.map(str::to_owned),
+            pod: want.pod.map(str::to_owned),
             ..Request::new(want.image, want.snapshotter)
         };
         match self.is_ready(&request).await {
