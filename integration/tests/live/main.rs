@@ -30,6 +30,7 @@ mod proxy;
 mod repair;
 mod rude;
 mod served;
+mod sockets;
 mod suite;
 mod systemd;
 mod tap;
@@ -62,6 +63,7 @@ fn tests() -> Vec<Test> {
         proxy::TESTS,
         repair::TESTS,
         rude::TESTS,
+        sockets::TESTS,
         systemd::TESTS,
         tap::TESTS,
         together::TESTS,
