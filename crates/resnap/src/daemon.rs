@@ -11,6 +11,7 @@ mod prewarm;
 mod service;
 mod systemd;
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,9 +37,9 @@ const GRACE: Duration = Duration::from_secs(30);
 pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome> {
     systemd::keep_telling();
     let path = &config.cri_socket.value;
-    let (listener, _socket) = Socket::listen(sockets.take("cri"), path, 0o660).await?;
+    let (listener, mut cri) = Socket::listen(sockets.take("cri"), path, 0o660).await?;
     let path = &config.api_socket.value;
-    let (api_listener, _api_socket) = Socket::listen(sockets.take("api"), path, api::MODE).await?;
+    let (api_listener, mut api) = Socket::listen(sockets.take("api"), path, api::MODE).await?;
     let mut stopped = signals()?;
     let metrics = metrics(config).await?;
     let engine = tokio::select! {
@@ -46,16 +47,26 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome
         _ = stopped.wait_for(|stopped| *stopped) => return Ok(Outcome::Done),
     };
     let proxy = proxy(config, engine.clone(), metrics.map(|metrics| metrics as _));
+    for socket in [&mut cri, &mut api] {
+        socket.publish()?;
+    }
     tracing::info!(socket = ?config.cri_socket.value, backend = ?config.backend(), "serving");
     systemd::ready();
-    let api = api::serve(config, api_listener, engine.clone(), stopped.clone());
-    let serve = async { tokio::join!(api, proxy.serve(listener, stopped, GRACE)) };
-    let (api, served) = tokio::select! {
-        ended = serve => ended,
-        never = prewarm::run(config, &engine) => match never {},
+    let serve_api = api::serve(config, api_listener, engine.clone(), stopped.clone());
+    let serve_cri = proxy.serve(listener, stopped.clone(), GRACE);
+    let hand_over = async {
+        let _ = stopped.wait_for(|stopped| *stopped).await;
+        cri.hand_over();
+        api.hand_over();
+        std::future::pending::<Infallible>().await
     };
-    api?;
-    served?;
+    let (api_served, cri_served) = tokio::select! {
+        ended = async { tokio::join!(serve_api, serve_cri) } => ended,
+        never = prewarm::run(config, &engine) => match never {},
+        never = hand_over => match never {},
+    };
+    api_served?;
+    cri_served?;
     Ok(Outcome::Done)
 }
 

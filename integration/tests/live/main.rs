@@ -32,6 +32,7 @@ mod proxy;
 mod repair;
 mod rude;
 mod served;
+mod sockets;
 mod suite;
 mod systemd;
 mod tap;
@@ -66,6 +67,7 @@ fn tests() -> Vec<Test> {
         proxy::TESTS,
         repair::TESTS,
         rude::TESTS,
+        sockets::TESTS,
         systemd::TESTS,
         tap::TESTS,
         together::TESTS,

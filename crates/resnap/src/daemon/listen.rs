@@ -2,61 +2,249 @@
 // Copyright The resnap Authors
 
 //! The daemon's sockets.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `cri.sock` | the socket, once it is served |
+//! | `cri.sock.new` | the same before: a client never finds a socket that nobody serves yet |
+//! | `cri.sock.owner` | locked by the process whose socket it is; names the socket's inode |
+//!
+//! A process that is asked to stop releases the lock and serves on until its last call has ended.
+//! The next one renames its own socket over the path meanwhile, and nobody is refused.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+    PermissionsExt as _,
+};
 use std::os::unix::net::UnixListener as Given;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::fs::{Mode, OFlags, fchmod};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen};
+use rustix::process::geteuid;
 use tokio::net::{UnixListener, UnixStream};
 
-/// A socket that is listened at, and its path if we made it; it is removed with the value.
-pub(super) struct Socket(Option<PathBuf>);
+/// How many clients may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// What the name of a socket's lock ends with.
+const OWNER: &str = ".owner";
+
+/// A socket that is listened at. If this process made it, it is removed with the value.
+pub(super) struct Socket(Option<Own>);
 
 impl Socket {
-    /// Listens at the socket that was given, or else at `path`; what a dead process left there is
-    /// removed, a living one's is not.
+    /// Listens at the socket that was given, or else at one that is to be at `path`; another
+    /// process that serves there keeps it.
     pub(super) async fn listen(
         given: Option<Given>,
         path: &Path,
         mode: u32,
     ) -> Result<(UnixListener, Self)> {
-        if let Some(given) = given {
-            given.set_nonblocking(true)?;
-            return Ok((UnixListener::from_std(given)?, Self(None)));
-        }
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir).with_context(|| format!("create {dir:?}"))?;
-        }
-        match fs::symlink_metadata(path) {
-            Ok(there) if !there.file_type().is_socket() => {
-                bail!("{path:?} is there, and no socket")
+        let (listener, own) = match given {
+            Some(given) => (given, None),
+            None => {
+                let (listener, own) = Own::bind(path, mode).await?;
+                (listener, Some(own))
             }
-            Ok(_) => {
-                if UnixStream::connect(path).await.is_ok() {
-                    bail!("another process serves at {path:?}");
-                }
-                fs::remove_file(path).with_context(|| format!("remove {path:?}"))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("look at {path:?}")),
+        };
+        listener.set_nonblocking(true)?;
+        Ok((UnixListener::from_std(listener)?, Self(own)))
+    }
+
+    /// Puts it at its path, for it is served from now on.
+    pub(super) fn publish(&mut self) -> Result<()> {
+        self.0.as_mut().map_or(Ok(()), Own::publish)
+    }
+
+    /// Lets another process put its socket at the path.
+    pub(super) fn hand_over(&mut self) {
+        if let Some(own) = &mut self.0 {
+            own.lock = None;
         }
-        let listener = UnixListener::bind(path).with_context(|| format!("listen at {path:?}"))?;
-        let permissions = fs::Permissions::from_mode(mode);
-        fs::set_permissions(path, permissions).with_context(|| format!("protect {path:?}"))?;
-        let socket = Socket(Some(path.to_owned()));
-        Ok((listener, socket))
     }
 }
 
-impl Drop for Socket {
+/// A socket that this process made.
+struct Own {
+    path: PathBuf,
+    /// Where it is until it is published.
+    unpublished: Option<PathBuf>,
+    inode: Inode,
+    /// Held by the process whose socket is at the path, or is going to be.
+    lock: Option<File>,
+}
+
+impl Own {
+    async fn bind(path: &Path, mode: u32) -> Result<(Given, Self)> {
+        if let Some(dir) = path.parent() {
+            make_private(dir)?;
+        }
+        let Some(mut lock) = lock(path)? else {
+            bail!("another process serves at {path:?}");
+        };
+        refuse_foreign(path, &mut lock).await?;
+        let unpublished = with_suffix(path, ".new");
+        remove_if_there(&unpublished)?;
+        let listener = bind_closed(&unpublished, mode)?;
+        let inode = Inode::at(&unpublished)?;
+        let own = Self {
+            path: path.to_owned(),
+            unpublished: Some(unpublished),
+            inode,
+            lock: Some(lock),
+        };
+        Ok((listener, own))
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        let path = &self.path;
+        if let Some(unpublished) = &self.unpublished {
+            fs::rename(unpublished, path).with_context(|| format!("create {path:?}"))?;
+            self.unpublished = None;
+        }
+        if let Some(lock) = &mut self.lock {
+            // Without it a successor has to wait until this process ends: no reason to fail.
+            let _ = lock.set_len(0).and_then(|()| lock.write_all(&self.inode.0));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Own {
     fn drop(&mut self) {
-        if let Some(path) = &self.0
-            && let Err(error) = fs::remove_file(path)
-        {
-            tracing::warn!(%error, "{path:?} could not be removed");
+        // Locked, nobody replaces the file between the look and the removal.
+        if self.lock.is_none() {
+            self.lock = lock(&self.path).unwrap_or_default();
+        }
+        if self.lock.is_none() {
+            return;
+        }
+        let path = self.unpublished.as_ref().unwrap_or(&self.path);
+        let is_own = Inode::at(path).is_ok_and(|there| there == self.inode);
+        let lock = with_suffix(&self.path, OWNER);
+        for path in is_own.then_some(path).into_iter().chain([&lock]) {
+            if let Err(error) = fs::remove_file(path) {
+                tracing::warn!(%error, "{path:?} could not be removed");
+            }
         }
     }
+}
+
+/// The identity of a file, as the lock's file names it.
+#[derive(PartialEq)]
+struct Inode(Vec<u8>);
+
+impl Inode {
+    fn at(path: &Path) -> io::Result<Self> {
+        let there = fs::symlink_metadata(path)?;
+        Ok(Self(
+            format!("{}:{}\n", there.dev(), there.ino()).into_bytes(),
+        ))
+    }
+}
+
+/// Makes the directory if need be, and checks that only this user (or root) can change it: what
+/// others put there they could have opened, or have pointing elsewhere.
+fn make_private(dir: &Path) -> Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder
+        .create(dir)
+        .with_context(|| format!("create {dir:?}"))?;
+    let there = fs::metadata(dir).with_context(|| format!("look at {dir:?}"))?;
+    let (own, owner) = (geteuid().as_raw(), there.uid());
+    ensure!(
+        [own, 0].contains(&owner),
+        "{dir:?} belongs to user {owner}: resnap runs as user {own} and needs a directory of its own"
+    );
+    ensure!(
+        there.mode() & 0o022 == 0,
+        "{dir:?} can be written by others: run `chmod go-w` on it, or choose another directory"
+    );
+    Ok(())
+}
+
+/// The lock of the socket at `path`, unless another process holds it.
+fn lock(path: &Path) -> Result<Option<File>> {
+    let path = with_suffix(path, OWNER);
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&path)
+            .with_context(|| format!("open {path:?}"))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("lock {path:?}"));
+            }
+        }
+        // The last holder may have removed the file between our open and our lock.
+        let inode = file.metadata()?.ino();
+        if fs::symlink_metadata(&path).is_ok_and(|there| there.ino() == inode) {
+            return Ok(Some(file));
+        }
+    }
+}
+
+/// Refuses a path that something else is at than the socket of a resnap, of which the lock tells
+/// that it serves no more, or of a process that has ended.
+async fn refuse_foreign(path: &Path, lock: &mut File) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => bail!("{path:?} is there, and no socket"),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("look at {path:?}")),
+    }
+    let mut named = Vec::new();
+    lock.take(64).read_to_end(&mut named)?;
+    io::Seek::rewind(lock)?;
+    if Inode::at(path)? == Inode(named) {
+        return Ok(());
+    }
+    match UnixStream::connect(path).await {
+        // Any other error may be one of a living owner: too busy, or not for us.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        _ => bail!("another process serves at {path:?}"),
+    }
+}
+
+/// Listens at `path`, at which nothing is. Never, whatever the umask, is it more open than `mode`.
+fn bind_closed(path: &Path, mode: u32) -> Result<Given> {
+    let context = || format!("listen at {path:?}");
+    let flags = SocketFlags::CLOEXEC;
+    let socket: OwnedFd =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // Linux gives the file the mode of the socket, less the umask.
+    fchmod(&socket, Mode::from_raw_mode(mode)).with_context(context)?;
+    let address = SocketAddrUnix::new(path).with_context(context)?;
+    bind(&socket, &address).with_context(context)?;
+    fs::set_permissions(path, Permissions::from_mode(mode)).with_context(context)?;
+    listen(&socket, BACKLOG).with_context(context)?;
+    Ok(socket.into())
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {path:?}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
