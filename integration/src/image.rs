@@ -34,7 +34,7 @@ mod payload;
 pub mod tape;
 mod torture;
 
-pub use builder::{Fault, ImageBuilder, Index, host_platform};
+pub use builder::{Fault, ImageBuilder, Index, Part, host_platform};
 pub use built::{Built, BuiltLayer, BuiltManifest};
 pub use bulk::{SMALL_FILES, large_files, large_layer, million_files, small_files};
 pub use catalog::{

@@ -165,7 +165,7 @@ impl Extraction {
         for path in self.records.hollow() {
             let (parents, name) = split(&path);
             self.late(parents, |parent| {
-                remove(parent, name).doing("remove a directory of whiteouts")?;
+                self.remove(parent, name).doing("remove a directory of whiteouts")?;
                 match self.style {
                     Style::Upper => inode::whiteout(parent, name, self.user),
                     Style::Base | Style::Copy => Ok(()),
@@ -291,16 +291,19 @@ impl Extraction {
         if self.style == Style::Copy && kind == Some(FileType::Directory) && is_lower {
             self.records.replace(path)?;
         }
-        let guard = &self.guard;
-        let goes_on = || {
-            guard
-                .step()
-                .map_err(|denied| Through::Denied(denied).into())
-        };
-        remove(parent, name, &goes_on).doing("remove what was there")?;
+        self.remove(parent, name).doing("remove what was there")?;
         self.recent = None;
         self.records.forget(path);
         Ok(())
+    }
+
+    /// Removes what is at a name, as long as somebody wants the layer.
+    fn remove(&self, parent: &OwnedFd, name: &[u8]) -> std::io::Result<()> {
+        let goes_on = || {
+            let step = self.guard.step();
+            step.map_err(|denied| Through::Denied(denied).into())
+        };
+        remove(parent, name, &goes_on)
     }
 
     fn make_directory(

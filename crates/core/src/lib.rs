@@ -18,6 +18,7 @@
 mod batch;
 mod descriptor;
 mod digest;
+pub mod erofs_layer;
 mod error;
 pub mod labels;
 pub mod media_type;

@@ -14,7 +14,6 @@ use resnap_core::{
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::UnpackError;
 use crate::backoff::is_limit;
 use crate::engine::Shared;
 use crate::event::{LayerReport, Outcome, Phase};
@@ -24,6 +23,7 @@ use crate::locks::{Lock, unique};
 use crate::monitor::JobMonitor;
 use crate::plan::PlannedLayer;
 use crate::slots::Claim;
+use crate::{UnpackError, missing};
 
 /// Tries for a layer of which the snapshotter says it is there, and containerd knows nothing; and for
 /// a repair that others come in the way of.
@@ -368,11 +368,10 @@ impl Chain {
         let digest = &layer.descriptor.digest;
         let info = self.shared.ports.content.info(&self.shared.scope, digest);
         match info.await {
-            Err(error) if error.is_not_found() => Err(UnpackError::MissingBlob {
-                image: self.flight.plan.image.name.clone(),
-                digest: digest.clone(),
-                snapshotter: self.flight.snapshotter.clone(),
-            }),
+            Err(error) if error.is_not_found() => {
+                let (plan, snapshotter) = (&self.flight.plan, &self.flight.snapshotter);
+                Err(missing::blob(&self.shared, plan, layer, snapshotter).await)
+            }
             // Whatever else is wrong shows when it is read.
             _ => Ok(()),
         }

@@ -3,16 +3,15 @@
 
 //! How ready an image is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use resnap_core::{
-    ChainId, DiffId, Digest, Error, Kind, Platform, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+    ChainId, DiffId, Digest, Error, Kind, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
 };
-use resnap_handler_wrapper::listed_platforms;
 use serde::Serialize;
 
 use crate::engine::Inner;
-use crate::{Plan, UnpackError};
+use crate::{Plan, UnpackError, warnings};
 
 /// How ready an image is on some snapshotters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,7 +30,7 @@ pub struct Check {
     pub layers: Vec<LayerCheck>,
     /// The verdict for each snapshotter.
     pub snapshotters: BTreeMap<String, Readiness>,
-    /// What is wrong with the image itself.
+    /// What is wrong with the image itself, and what of it cannot be mounted.
     pub warnings: Vec<String>,
 }
 
@@ -164,46 +163,16 @@ pub(crate) async fn check(
         };
         (name.clone(), readiness)
     };
-    let snapshotters = snapshotters.iter().map(verdict).collect();
     Ok(Check {
         image: plan.image.name.clone(),
         reference: plan.image.reference.clone(),
         platform: plan.platform.to_string(),
         manifest: plan.manifest.digest.clone(),
         config: plan.config.digest.clone(),
+        snapshotters: snapshotters.iter().map(verdict).collect(),
         layers,
-        snapshotters,
-        warnings: warnings(engine, plan).await,
+        warnings: warnings::warnings(engine, plan, snapshotters).await,
     })
-}
-
-/// More of them nobody reads, and a hostile index may deserve as many as it has entries.
-const MAX_WARNINGS: usize = 32;
-
-/// What is wrong with an index: where an entry with OS features comes before the plain one.
-async fn warnings(engine: &Inner, plan: &Plan) -> Vec<String> {
-    let content = engine.ports.content.as_ref();
-    let listed = listed_platforms(content, &engine.scope, &plan.image.target).await;
-    // What cannot be read is told elsewhere.
-    let listed: Vec<Platform> = listed.unwrap_or_default();
-    let mut warnings = Vec::new();
-    // The first entry with features, by the platform that it is without them.
-    let mut featured: HashMap<Platform, &Platform> = HashMap::new();
-    for listed in &listed {
-        let mut plain = listed.normalized();
-        if !plain.os_features.is_empty() {
-            plain.os_features.clear();
-            featured.entry(plain).or_insert(listed);
-        } else if let Some(first) = featured.remove(&plain) {
-            warnings.push(format!(
-                "the index lists {first} before {listed}, and of the two containerd up to 2.2 may take the first: list the plain one first"
-            ));
-        }
-        if warnings.len() == MAX_WARNINGS {
-            break;
-        }
-    }
-    warnings
 }
 
 impl Inner {

@@ -25,13 +25,13 @@ use crate::plans::Plans;
 use crate::slots::Slots;
 use crate::{
     Check, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report, Request,
-    ResolvedImage, Settings, UnpackError, check, image,
+    ResolvedImage, Settings, UnpackError, check, image, missing,
 };
 
 /// Makes images ready, in one namespace, through one backend. Clones are the same engine: they
 /// share jobs and limits.
 #[derive(Debug, Clone)]
-pub struct Engine(Shared);
+pub struct Engine(pub(crate) Shared);
 
 pub(crate) type Shared = Arc<Inner>;
 
@@ -114,7 +114,10 @@ impl Engine {
         let begin = async move {
             let settled = engine.0.settle(&mut request).await;
             let plan = match settled {
-                Ok(()) => engine.plan(&request).await,
+                Ok(()) => {
+                    let plan = engine.plan(&request).await;
+                    missing::or_another(&engine, &request, plan).await
+                }
                 Err(error) => Err(error),
             };
             let seat = plan.and_then(|plan| engine.0.board(plan, request));
