@@ -16,6 +16,7 @@ use resnap_core::{
 
 use crate::batch::Ahead;
 use crate::memory::Memory;
+use crate::watch;
 
 /// Who writes layers to a snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,7 +31,7 @@ pub enum Differ {
 }
 
 /// How an [`Applier`] works.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {
     /// Who writes layers, by snapshotter.
@@ -41,9 +42,9 @@ pub struct Settings {
     /// Bytes of memory for all layers that are written or have been written ahead of their turn: what
     /// is kept of directories, names and attributes, and the windows of zstd. [`MEMORY`] by default.
     /// One layer may take ten sixteenths of it.
-    pub memory: Option<u64>,
+    pub memory: u64,
     /// How long writing a layer may take without any progress. [`STALL`] by default.
-    pub stall: Option<Duration>,
+    pub stall: Duration,
     /// Layers of a batch that are written at once. As many as there are cores by default.
     pub parallel: Option<NonZeroUsize>,
 }
@@ -68,6 +69,20 @@ pub(crate) struct Shared {
     pub(crate) memory: Arc<Memory>,
 }
 
+impl Shared {
+    /// Has the fallback apply a layer, as long as it gets on.
+    pub(crate) async fn by_fallback(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        let (fallback, limit) = (&*self.fallback, self.settings.stall);
+        watch::apply(fallback, scope, layer, mounts, sync_fs, limit).await
+    }
+}
+
 impl std::fmt::Debug for Applier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Applier")
@@ -83,7 +98,7 @@ impl Applier {
             fallback: Arc::clone(&ports.applier),
             content: Arc::clone(&ports.content),
             introspection: Arc::clone(&ports.introspection),
-            memory: Memory::new(settings.memory()),
+            memory: Memory::new(settings.memory),
             settings,
         }))
     }
@@ -99,7 +114,7 @@ impl resnap_core::Applier for Applier {
         mounts: &[Mount],
         sync_fs: bool,
     ) -> Result<Applied> {
-        self.0.fallback.apply(scope, layer, mounts, sync_fs).await
+        self.0.by_fallback(scope, layer, mounts, sync_fs).await
     }
 
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
@@ -119,20 +134,22 @@ impl resnap_core::Applier for Applier {
 /// Whose layers are ours by default.
 const KNOWN: [&str; 3] = ["erofs", "native", "overlayfs"];
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            differs: BTreeMap::new(),
+            max_layer_bytes: None,
+            memory: MEMORY,
+            stall: STALL,
+            parallel: None,
+        }
+    }
+}
+
 impl Settings {
     /// Who writes layers to the snapshotter of this name.
     pub fn differ(&self, snapshotter: &str) -> Differ {
         self.differs.get(snapshotter).copied().unwrap_or_default()
-    }
-
-    /// Bytes of memory for all layers.
-    pub fn memory(&self) -> u64 {
-        self.memory.unwrap_or(MEMORY)
-    }
-
-    /// How long writing a layer may take without any progress.
-    pub fn stall(&self) -> Duration {
-        self.stall.unwrap_or(STALL)
     }
 
     pub(crate) fn parallel(&self) -> usize {

@@ -6,30 +6,26 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
-use resnap_core::media_type::{self, Compression, Format};
 use resnap_core::{
     Admission, Applied, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
     Result as PortResult, Scope, Span, Stage,
 };
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::timeout;
 
 use crate::applier::{Differ, Shared};
-use crate::build::{Built, Placement, build};
+use crate::build::{Built, Placement};
 use crate::erofs;
 use crate::error::Error;
 use crate::extract::Style;
-use crate::guard::Guard;
-use crate::memory::{Denied, Share};
-use crate::pipeline::{Stop, Work};
-use crate::source;
+use crate::job::{Job, Task, known};
+use crate::memory::Denied;
+use crate::pipeline::Stop;
 use crate::staging::Staging;
 use crate::target::{Shape, Target, Terms, find};
 
@@ -56,9 +52,6 @@ type Admitted = (Option<OwnedSemaphorePermit>, Admission);
 /// memory and has a file open.
 const AHEAD: usize = 4;
 
-/// How long what has been given up may take to notice.
-const GRACE: Duration = Duration::from_secs(5);
-
 /// A batch whose layers are built ahead.
 pub(crate) struct Ahead {
     job: Arc<Job>,
@@ -76,27 +69,6 @@ pub(crate) struct Ahead {
     since: SystemTime,
 }
 
-/// What building a layer takes.
-struct Job {
-    shared: Arc<Shared>,
-    batch: Batch,
-    stop: Stop,
-    user: bool,
-    content: OnceCell<Option<PathBuf>>,
-    /// Of the memory for layers ahead of their turn.
-    share: Share,
-}
-
-/// How a layer is to be built.
-struct Task {
-    index: usize,
-    shape: Shape,
-    compression: Compression,
-    path: PathBuf,
-    place: Placement,
-    is_turn: Arc<AtomicBool>,
-}
-
 /// A layer to be built ahead.
 struct Order {
     task: Task,
@@ -108,14 +80,7 @@ impl Ahead {
         let (stop, stopped) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
         Self {
-            job: Arc::new(Job {
-                shared,
-                batch,
-                stop: Stop(stopped),
-                user: is_user_namespace(),
-                content: OnceCell::new(),
-                share: Share::default(),
-            }),
+            job: Arc::new(Job::new(shared, batch, Stop(stopped))),
             differ,
             stop,
             alive: Mutex::new(Some(alive)),
@@ -185,9 +150,10 @@ impl Ahead {
         };
         let begin = Instant::now();
         let (alive, sync, blob) = (self.alive()?, job.batch.sync_fs, layer.digest.clone());
+        let parents = Arc::clone(&job.parents);
         let placed = spawn_blocking(move || {
             let _alive = alive;
-            built.place(&target, &blob, sync)
+            built.place(&target, &blob, sync, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let monitor = &job.batch.monitor;
@@ -268,8 +234,8 @@ impl Ahead {
         } = &self.job.batch;
         let _admission = monitor.admit(index).await;
         let begin = Instant::now();
-        let fallback = &self.job.shared.fallback;
-        let applied = fallback.apply(scope, layer, mounts, *sync_fs).await;
+        let shared = &self.job.shared;
+        let applied = shared.by_fallback(scope, layer, mounts, *sync_fs).await;
         monitor.went(index, Stage::Write, Span::since(begin));
         applied
     }
@@ -305,104 +271,6 @@ impl BatchApplier for Ahead {
         );
         // Nobody sends anything; the last one that could be at work is gone.
         self.ended.lock().await.recv().await;
-    }
-}
-
-impl Job {
-    fn layer(&self, index: usize) -> Result<&Descriptor, Error> {
-        let layer = self.batch.layers.get(index);
-        layer.ok_or_else(|| Error::Unfit(format!("no layer {index}")))
-    }
-
-    /// The root of the snapshotter.
-    async fn root(&self) -> Result<PathBuf, Error> {
-        let name = &self.batch.snapshotter;
-        let all = self.shared.introspection.snapshotters().await?;
-        let mut found = all
-            .into_iter()
-            .filter(|snapshotter| snapshotter.name == *name);
-        if let Some(root) = found.next().and_then(|found| found.root) {
-            return Ok(PathBuf::from(root));
-        }
-        // Some do not tell before containerd 1.7. This is where it is by default; if not, the mounts
-        // are elsewhere.
-        let content = self.content_root().await?;
-        let root = content.and_then(Path::parent);
-        let root = root.map(|root| root.join(format!("io.containerd.snapshotter.v1.{name}")));
-        root.ok_or_else(|| Error::Unfit(format!("the root of {name} is not told")))
-    }
-
-    /// The root of the content store.
-    async fn content_root(&self) -> Result<Option<&Path>, Error> {
-        let ask = || async {
-            let root = self.shared.introspection.content_root().await?;
-            Ok::<_, resnap_core::Error>(root.map(PathBuf::from))
-        };
-        Ok(self.content.get_or_try_init(ask).await?.as_deref())
-    }
-
-    /// Waits until a layer may be written.
-    async fn admit(&self, index: usize) -> Result<Admission, Error> {
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            admission = self.batch.monitor.admit(index) => Ok(admission),
-            () = stop.set() => Err(Error::Stopped),
-        }
-    }
-
-    /// Builds a layer, unless it is stopped or does not get on.
-    async fn build(&self, task: Task, alive: mpsc::Sender<Infallible>) -> Result<Built, Error> {
-        let memory = &self.shared.memory;
-        let allowance = memory.allow(&self.share, Arc::clone(&task.is_turn));
-        let guard = Guard::new(self.stop.clone(), allowance);
-        let limit = self.shared.settings.stall();
-        let progress = Arc::clone(&guard.progress);
-        let mut built = pin!(self.write(task, guard, alive));
-        tokio::select! {
-            built = &mut built => return built,
-            () = progress.stalled(limit) => progress.end(),
-        }
-        // Who is in a call of the system does not notice.
-        let _ = timeout(GRACE, built).await;
-        Err(Error::Stalled(limit))
-    }
-
-    async fn write(
-        &self,
-        task: Task,
-        guard: Guard,
-        alive: mpsc::Sender<Infallible>,
-    ) -> Result<Built, Error> {
-        let Task {
-            index,
-            shape,
-            compression,
-            path,
-            place,
-            ..
-        } = task;
-        let (layer, shared) = (self.layer(index)?, &self.shared);
-        let root = self.content_root().await?;
-        let scope = &self.batch.scope;
-        let mut stop = self.stop.clone();
-        let source = tokio::select! {
-            source = source::open(&*shared.content, root, scope, layer, &guard) => source?,
-            () = stop.set() => return Err(Error::Stopped),
-            () = guard.progress.over() => return Err(Error::Stopped),
-        };
-        let work = Work {
-            index,
-            compression,
-            limit: shared.settings.limit(layer),
-            guard,
-            monitor: Arc::clone(&self.batch.monitor),
-        };
-        let user = self.user;
-        let built = spawn_blocking(move || {
-            let _alive = alive;
-            build(source, &work, shape, path, place, user)
-        });
-        built.await.map_err(|_| Error::Panicked("writes"))?
     }
 }
 
@@ -488,16 +356,4 @@ async fn clear(directories: Vec<Staging>) {
     });
     // A panic there is told by itself.
     let _ = cleared.await;
-}
-
-fn known(layer: &Descriptor) -> Result<(Format, Compression), Error> {
-    let kind = &layer.media_type;
-    media_type::layer(kind).ok_or_else(|| Error::Unfit(format!("layers of type {kind}")))
-}
-
-/// Whether this process is in a user namespace of less than all users (`user_namespaces(7)`).
-fn is_user_namespace() -> bool {
-    let map = std::fs::read_to_string(Path::new("/proc/self/uid_map")).unwrap_or_default();
-    let numbers: Vec<&str> = map.split_whitespace().collect();
-    !map.is_empty() && numbers != ["0", "0", "4294967295"]
 }

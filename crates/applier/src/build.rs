@@ -13,7 +13,7 @@ use resnap_erofs::Writer;
 use resnap_layer::{Layer, Limits};
 use rustix::fs::{CWD, renameat, syncfs};
 
-use crate::erofs;
+use crate::erofs::{self, Parents};
 use crate::error::{Doing as _, Error};
 use crate::extract::Extraction;
 use crate::guard::Guard;
@@ -49,7 +49,7 @@ pub(crate) enum Placement {
 /// Removes what was written of a layer ahead of its turn, or of an image.
 fn discard(path: &Path) {
     let removed = match (path.parent().map(File::open), path.file_name()) {
-        (Some(Ok(parent)), Some(name)) => remove(&parent.into(), name.as_bytes()),
+        (Some(Ok(parent)), Some(name)) => remove(&parent.into(), name.as_bytes(), &|| Ok(())),
         (Some(Err(error)), _) => Err(error),
         _ => Ok(()),
     };
@@ -114,13 +114,14 @@ impl Built {
         target: &Target,
         blob: &Digest,
         sync: bool,
+        known: &Parents,
     ) -> Result<Applied, Error> {
         let Self {
             applied,
             path,
             rest,
         } = self;
-        complete(rest, &path, target, blob).map_err(Error::settled)?;
+        complete(rest, &path, target, blob, known).map_err(Error::settled)?;
         let to = target.path();
         if path != to {
             renameat(CWD, &path, CWD, &to).when("move the layer to its snapshot")?;
@@ -134,16 +135,27 @@ impl Built {
 }
 
 /// Does what the layers below decide.
-fn complete(rest: Rest, path: &Path, target: &Target, blob: &Digest) -> Result<(), Error> {
+fn complete(
+    rest: Rest,
+    path: &Path,
+    target: &Target,
+    blob: &Digest,
+    known: &Parents,
+) -> Result<(), Error> {
     match (rest, target) {
         (Rest::Tree(extraction), Target::Upper { lower, .. }) => {
             extraction.finish(&Lower::open(lower).when("open the layers below")?)
         }
         (Rest::Tree(extraction), _) => extraction.finish(&Lower::default()),
-        (Rest::Image(writer, guard), Target::Image { parents, .. }) => {
-            erofs::finish(*writer, path, parents, blob, &guard)
+        (Rest::Image(writer, guard), target) => {
+            let parents = match target {
+                Target::Image { parents, .. } => known.open(parents),
+                _ => Ok(Vec::new()),
+            };
+            let finished =
+                parents.and_then(|parents| erofs::finish(*writer, parents, blob, &guard));
+            finished.inspect_err(|_| discard(path))
         }
-        (Rest::Image(writer, guard), _) => erofs::finish(*writer, path, &[], blob, &guard),
         (Rest::Nothing, _) => Ok(()),
     }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::time::Duration;
 
 use resnap_core::{Descriptor, Kind};
+use resnap_erofs::ImageError;
 use resnap_layer::way;
 use rustix::io::Errno;
 
@@ -40,7 +41,10 @@ pub(crate) enum Error {
     Erofs(#[from] resnap_erofs::Error),
     /// The layer says it is an EROFS image.
     #[error("the layer is no EROFS image")]
-    NoImage(#[source] resnap_erofs::ImageError),
+    NoImage(#[source] ImageError),
+    /// An EROFS image that is not all there is.
+    #[error("the EROFS image has data on {0} other devices, which a layer has no use for")]
+    Devices(u16),
     /// An EROFS image whose end is missing.
     #[error("the layer ends after {found} bytes, and is an EROFS image of {size}")]
     ShortImage {
@@ -117,8 +121,13 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 impl Error {
     /// The same, if that there is no memory is why, or that nobody wants it, as just that.
     pub(crate) fn settled(self) -> Self {
-        match denied(&self).cloned() {
+        let denied = match &self {
+            Self::Denied(denied) => Some(denied),
+            error => denied(error),
+        };
+        match denied.cloned() {
             Some(Denied::Stopped) => Self::Stopped,
+            Some(denied @ Denied::Window(_)) => Self::Unfit(denied.to_string()),
             Some(denied) => Self::Denied(denied),
             None => self,
         }
@@ -132,7 +141,8 @@ impl Error {
             Self::Stalled(_) => Kind::DeadlineExceeded,
             Self::Backend(error) => return error.clone(),
             Self::Denied(_) => Kind::ResourceExhausted,
-            Self::NoImage(_) => Kind::InvalidArgument,
+            Self::NoImage(error) => of_foreign(error),
+            Self::Devices(_) => Kind::InvalidArgument,
             Self::ShortImage { .. } => Kind::DataLoss,
             _ => find(&self).unwrap_or(Kind::Internal),
         };
@@ -143,6 +153,7 @@ impl Error {
 /// Who denied the memory for it, behind any of ours and of streams.
 fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied> {
     let through = |error: &'a io::Error| match error.get_ref()?.downcast_ref()? {
+        Through::Denied(denied) => Some(denied),
         Through::Stopped => Some(&Denied::Stopped),
         _ => None,
     };
@@ -240,6 +251,18 @@ fn of_image(fault: &resnap_erofs::Fault) -> Option<Kind> {
     }
 }
 
+/// Of an image that came as it is.
+fn of_foreign(error: &ImageError) -> Kind {
+    match error {
+        ImageError::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
+            Kind::DataLoss
+        }
+        ImageError::Read { source, .. } => of_system(source),
+        ImageError::Features(_) | ImageError::Unsupported(_) => Kind::Unimplemented,
+        _ => Kind::InvalidArgument,
+    }
+}
+
 fn of_way(error: &way::Error) -> Kind {
     match error {
         way::Error::Budget(_) => Kind::ResourceExhausted,
@@ -258,6 +281,10 @@ fn of_system(error: &io::Error) -> Kind {
             Kind::ResourceExhausted
         }
         Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Kind::PermissionDenied,
+        // What no file of Linux can be or have.
+        Some(Errno::TOOBIG | Errno::NAMETOOLONG | Errno::MLINK | Errno::FBIG) => {
+            Kind::InvalidArgument
+        }
         Some(_) => Kind::Unknown,
         // What a decompressor says of its input.
         None => Kind::DataLoss,
@@ -272,6 +299,8 @@ pub(crate) enum Through {
     #[error("it has more than {0} bytes decompressed, the limit (max_layer_bytes)")]
     Limit(u64),
     #[error(transparent)]
+    Denied(Denied),
+    #[error(transparent)]
     Backend(resnap_core::Error),
 }
 
@@ -279,7 +308,7 @@ impl Through {
     fn kind(&self) -> Kind {
         match self {
             Self::Stopped => Kind::Cancelled,
-            Self::Limit(_) => Kind::ResourceExhausted,
+            Self::Limit(_) | Self::Denied(_) => Kind::ResourceExhausted,
             Self::Backend(error) => error.kind(),
         }
     }
@@ -288,5 +317,96 @@ impl Through {
 impl From<Through> for io::Error {
     fn from(through: Through) -> Self {
         Self::other(through)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Digest;
+
+    use super::*;
+
+    fn of_entry(fault: resnap_layer::Fault) -> Error {
+        Error::Layer(resnap_layer::Error {
+            offset: 0,
+            entry: None,
+            fault,
+        })
+    }
+
+    fn entry(fault: Fault) -> Error {
+        let path = b"a".to_vec();
+        Error::Entry { path, fault }
+    }
+
+    fn of_image(fault: resnap_erofs::Fault) -> Error {
+        let path = b"a".to_vec();
+        resnap_erofs::Error::Entry { path, fault }.into()
+    }
+
+    fn system(errno: Errno) -> io::Error {
+        errno.into()
+    }
+
+    #[test]
+    fn kinds_say_whose_fault_it_is() {
+        use resnap_layer::Fault as Read;
+
+        let layer = Descriptor {
+            media_type: String::new(),
+            digest: Digest::sha256(b""),
+            size: 0,
+            annotations: Default::default(),
+            platform: None,
+        };
+        let limit = Denied::Layer(1);
+        let garbled = || io::Error::new(io::ErrorKind::InvalidData, "no gzip");
+        let through = || io::Error::from(Through::Limit(1));
+        for (error, kind) in [
+            (of_entry(Read::Truncated), Kind::DataLoss),
+            (of_entry(Read::Number("checksum")), Kind::DataLoss),
+            (of_entry(Read::Read(garbled())), Kind::DataLoss),
+            (of_entry(Read::Read(through())), Kind::ResourceExhausted),
+            (of_entry(Read::Number("size")), Kind::InvalidArgument),
+            (of_entry(Read::Name("long")), Kind::InvalidArgument),
+            (of_entry(Read::Type(b'Z')), Kind::Unimplemented),
+            (
+                of_entry(Read::Limit { what: "", limit: 1 }),
+                Kind::ResourceExhausted,
+            ),
+            (entry(Fault::NoTarget(Vec::new())), Kind::InvalidArgument),
+            (entry(way::Error::Parent.into()), Kind::InvalidArgument),
+            (entry(way::Error::Budget(1).into()), Kind::ResourceExhausted),
+            (entry(limit.clone().into()), Kind::ResourceExhausted),
+            (
+                entry(Fault::System("", system(Errno::NOSPC))),
+                Kind::ResourceExhausted,
+            ),
+            (
+                entry(Fault::System("", system(Errno::TOOBIG))),
+                Kind::InvalidArgument,
+            ),
+            (entry(Fault::System("", system(Errno::IO))), Kind::Unknown),
+            (
+                of_image(resnap_erofs::Fault::Refused(Box::new(limit.clone()))),
+                Kind::ResourceExhausted,
+            ),
+            (
+                of_image(resnap_erofs::Fault::Xattr(Vec::new())),
+                Kind::InvalidArgument,
+            ),
+            (of_image(way::Error::TooLong.into()), Kind::InvalidArgument),
+            (Error::Denied(limit), Kind::ResourceExhausted),
+            (
+                Error::Stalled(Duration::from_secs(1)),
+                Kind::DeadlineExceeded,
+            ),
+            (Error::Stopped, Kind::Cancelled),
+            (Error::Unfit(String::new()), Kind::FailedPrecondition),
+            (Error::Panicked("writes"), Kind::Internal),
+        ] {
+            let text = format!("{error:?}");
+            assert_eq!(error.into_core(&layer).kind(), kind, "{text}");
+        }
     }
 }

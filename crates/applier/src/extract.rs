@@ -27,7 +27,7 @@ use rustix::io::Errno;
 pub(crate) use self::inode::{OPAQUE_VALUE, get, is_overlay, list, mtime, opaque_name};
 use self::records::{Directory, Records};
 pub(crate) use self::way::{below, open_below};
-use crate::error::{Doing as _, Error, Fault};
+use crate::error::{Doing as _, Error, Fault, Through};
 use crate::guard::Guard;
 use crate::lower::Lower;
 use crate::remove::remove;
@@ -95,7 +95,7 @@ impl Extraction {
     /// Writes all that the layer has, and what it says of its directories.
     pub(crate) fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
         while let Some(entry) = layer.next()? {
-            self.guard.step()?;
+            self.guard.entry()?;
             self.ways.entry();
             let file = match self.entry(&entry) {
                 Ok(file) => file,
@@ -139,6 +139,7 @@ impl Extraction {
             if directory.stated.is_some() {
                 continue;
             }
+            self.guard.look(lower.count())?;
             self.late(path, |fd| {
                 let found = match self.records.is_deleted(path) {
                     true => None,
@@ -164,7 +165,7 @@ impl Extraction {
         for path in self.records.hollow() {
             let (parents, name) = split(&path);
             self.late(parents, |parent| {
-                remove(parent, name).doing("remove a directory of whiteouts")?;
+                self.remove(parent, name)?;
                 match self.style {
                     Style::Upper => inode::whiteout(parent, name, self.user),
                     Style::Base | Style::Copy => Ok(()),
@@ -279,7 +280,18 @@ impl Extraction {
         }
     }
 
-    /// Removes what is at a name, with all that is in it.
+    /// Removes what is at a name, with all that is in it, unless nobody wants it any more.
+    fn remove(&self, parent: &OwnedFd, name: &[u8]) -> Result<(), Fault> {
+        let guard = &self.guard;
+        let goes_on = || {
+            guard
+                .step()
+                .map_err(|denied| Through::Denied(denied).into())
+        };
+        remove(parent, name, &goes_on).doing("remove what was there")
+    }
+
+    /// Removes what is at a name, and what is noted of it.
     fn clear(&mut self, parent: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
         let kind = inode::kind(parent, name)?;
         if self.style == Style::Upper && kind.is_none() {
@@ -290,7 +302,7 @@ impl Extraction {
         if self.style == Style::Copy && kind == Some(FileType::Directory) && is_lower {
             self.records.replace(path)?;
         }
-        remove(parent, name).doing("remove what was there")?;
+        self.remove(parent, name)?;
         self.recent = None;
         self.records.forget(path);
         Ok(())

@@ -23,7 +23,7 @@ use crate::pipeline::Stop;
 /// How often who waits looks whether it still has to.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Why there is no memory for a layer.
+/// Why the work on a layer does not go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denied {
     /// It is written when its turn comes.
@@ -34,6 +34,12 @@ pub(crate) enum Denied {
         "it takes more than {0} bytes of memory, as many as one layer may (ten sixteenths of memory in the configuration): raise memory"
     )]
     Layer(u64),
+    /// The window of the first zstd frame is more than a layer may have.
+    #[error("its zstd window has {0} bytes, more than a layer may have in memory")]
+    Window(u64),
+    /// It writes to more directories that it does not state than any real layer, for the layers below.
+    #[error("it takes looking up more than {0} directories in the layers below")]
+    Looks(u64),
     /// Nobody wants it any more.
     #[error("it was stopped")]
     Stopped,

@@ -5,22 +5,24 @@
 //! caller's consumes. They pass on buffers of [`CHUNK`] bytes, at most [`DEPTH`] ahead.
 
 use std::cell::RefCell;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use flate2::bufread::MultiGzDecoder;
 use resnap_core::media_type::Compression;
 use resnap_core::{Applied, Digest, Monitor, Span, Stage};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use self::members::{Blob, Gzip, Zstd};
 use crate::error::{Doing as _, Error, Through};
 use crate::guard::Guard;
 use crate::source::Source;
+
+mod members;
 
 /// Large beside what passing it on costs, small beside a second-level cache.
 const CHUNK: usize = 256 * 1024;
@@ -214,7 +216,7 @@ fn inflate(
         meter: Rc::clone(&read),
     };
     let mut is_compressed = false;
-    let decoder = decoder(counted, work.compression, &mut is_compressed);
+    let decoder = decoder(counted, work.compression, &work.guard, &mut is_compressed);
     let passed = decoder.and_then(|mut decoder| {
         pass(
             &mut *decoder,
@@ -238,30 +240,26 @@ fn inflate(
 
 /// Several members or frames are one stream, as containerd's decompressors have it.
 fn decoder<'a>(
-    mut blob: Counted<'a>,
+    blob: Counted<'a>,
     compression: Compression,
+    guard: &'a Guard,
     is_compressed: &mut bool,
 ) -> io::Result<Box<dyn Read + 'a>> {
     if compression == Compression::None {
         return Ok(Box::new(blob));
     }
-    let mut head = [0; 4];
-    let count = fill(&mut blob, &mut head).map_err(|(_, error)| error)?;
-    let blob = io::Cursor::new(head).take(count as u64).chain(blob);
-    *is_compressed = true;
-    Ok(match head {
-        [0x1f, 0x8b, 0x08, _] => {
-            Box::new(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, blob)))
+    let mut blob = Blob::new(blob);
+    Ok(match blob.ahead(4)? {
+        [0x1f, 0x8b, 0x08, ..] => {
+            *is_compressed = true;
+            Box::new(Gzip::new(blob))
         }
         // A frame, or one to be skipped before the first.
-        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
-            let blob = BufReader::with_capacity(CHUNK, blob);
-            Box::new(zstd::Decoder::with_buffer(blob)?)
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            *is_compressed = true;
+            Box::new(Zstd::new(blob, guard)?)
         }
-        _ => {
-            *is_compressed = false;
-            Box::new(blob)
-        }
+        _ => Box::new(blob),
     })
 }
 

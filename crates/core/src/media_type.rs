@@ -45,8 +45,9 @@ pub enum Compression {
     /// Not at all: the blob's digest is the diff ID.
     None,
     /// As its first bytes say: gzip (RFC 1952), zstd (RFC 8878), or not at all. Whichever of them
-    /// the media type names, and for Docker's that name none: images have them wrong (containerd
-    /// `core/images/mediatypes.go`, `DiffCompression`; `pkg/archive/compression`).
+    /// the media type names, and if it names none: images have them wrong (containerd
+    /// `core/images/mediatypes.go`, `DiffCompression`; `pkg/archive/compression`). The diff ID proves
+    /// it.
     Detected,
 }
 
@@ -55,10 +56,8 @@ pub enum Compression {
 pub fn layer(media_type: &str) -> Option<(Format, Compression)> {
     Some(match media_type {
         "application/vnd.oci.image.layer.v1.tar"
-        | "application/vnd.oci.image.layer.nondistributable.v1.tar" => {
-            (Format::Tar, Compression::None)
-        }
-        "application/vnd.docker.image.rootfs.diff.tar"
+        | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+        | "application/vnd.docker.image.rootfs.diff.tar"
         | "application/vnd.docker.image.rootfs.foreign.diff.tar"
         | "application/vnd.oci.image.layer.v1.tar+gzip"
         | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"

@@ -151,6 +151,10 @@ impl Tree {
         }
     }
 
+    pub(crate) fn ways(&self) -> way::Budget {
+        self.ways
+    }
+
     /// Begins with another entry of the layer.
     pub(crate) fn begin(&mut self) -> Result<(), Fault> {
         self.ways.entry();
@@ -163,6 +167,11 @@ impl Tree {
 
     pub(crate) fn inode_mut(&mut self, inode: u32) -> Option<&mut Inode> {
         self.inodes.get_mut(inode as usize)
+    }
+
+    /// Whether an inode says that there is nothing. In the lowest layer a device 0:0 is a device.
+    fn is_nothing(&self, inode: &Inode) -> bool {
+        inode.is_whiteout() && (!self.is_lowest || inode.has(GONE))
     }
 
     /// The bytes of a name.

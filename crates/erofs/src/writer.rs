@@ -5,6 +5,7 @@
 
 use std::io::{Read, Seek, Write};
 
+use resnap_layer::way::Budget;
 use resnap_layer::{Entry, File, Kind, Layer};
 
 use crate::error::{Error, Fault};
@@ -64,6 +65,11 @@ impl<W: Write + Seek> Writer<W> {
             self.tree.add(&entry, place).map_err(failed)?;
         }
         self.output.rest().map_err(Error::Write)
+    }
+
+    /// How many names have been looked up on the ways to entries.
+    pub fn ways(&self) -> Budget {
+        self.tree.ways()
     }
 
     /// Asks `lower` for the directories that the layer does not state, and writes the rest of the

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use resnap_applier::{Applier, Differ, Settings};
 use resnap_core::testing::{Nobody, Simulated};
 use resnap_core::{
     Applied, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor, Digest,
-    Error, Introspection, Kind, Mount, Ports, Result, Scope, SnapshotterInfo,
+    Error, Introspection, Kind, Monitor, Mount, Ports, Result, Scope, SnapshotterInfo,
 };
 use tempfile::TempDir;
 
@@ -80,6 +81,8 @@ pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 pub(crate) struct Bed {
     /// containerd's root.
     pub(crate) root: PathBuf,
+    /// Who is told how it goes.
+    pub(crate) monitor: Arc<dyn Monitor>,
     backend: Arc<Backend>,
     snapshots: AtomicUsize,
     _dir: Option<TempDir>,
@@ -113,6 +116,7 @@ impl Bed {
         fs::create_dir_all(root.join("content/blobs/sha256")).unwrap();
         Self {
             root: root.to_path_buf(),
+            monitor: Arc::new(Nobody),
             backend: Arc::new(Backend {
                 root: root.to_path_buf(),
                 blobs: Mutex::default(),
@@ -198,7 +202,7 @@ impl Bed {
             snapshotter: "overlayfs".to_owned(),
             layers: layers.to_vec(),
             sync_fs,
-            monitor: Arc::new(Nobody),
+            monitor: Arc::clone(&self.monitor),
         };
         applier.batch(&batch).unwrap()
     }
@@ -279,8 +283,23 @@ pub(crate) fn mount(kind: &str, source: &str, options: &[String]) -> Mount {
 
 #[async_trait]
 impl resnap_core::Applier for Backend {
-    async fn apply(&self, _: &Scope, layer: &Descriptor, _: &[Mount], _: bool) -> Result<Applied> {
+    /// One that is stuck writes for two seconds before.
+    async fn apply(
+        &self,
+        _: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        _: bool,
+    ) -> Result<Applied> {
         self.left.lock().unwrap().push(layer.digest.clone());
+        let stuck = self.stuck.lock().unwrap().clone();
+        if stuck.is_some_and(|(stuck, _)| stuck == layer.digest) {
+            for at in 0..20 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                fs::write(Path::new(&mounts[0].source).join("file"), at.to_string()).unwrap();
+            }
+            std::future::pending().await
+        }
         Ok(Applied {
             diff_id: layer.digest.clone(),
             size: 0,

@@ -59,7 +59,7 @@ fn bomb(count: usize, name: &str, bytes: usize, own: bool) -> Vec<u8> {
 
 fn settings(memory: u64) -> Settings {
     let mut settings = Settings::default();
-    settings.memory = Some(memory);
+    settings.memory = memory;
     settings
 }
 
@@ -234,7 +234,7 @@ async fn what_does_not_get_on_ends() {
         let layers = layers(&bed, "a", 3);
         bed.stick(&layers[1], begins);
         let mut settings = Settings::default();
-        settings.stall = Some(Duration::from_secs(1));
+        settings.stall = Duration::from_secs(1);
         let batch = bed.batch_with(settings, &layers, false);
         let snapshots = bed.apply_all(&*batch, 1, &[]).await;
         let (_, mounts) = bed.prepare(&snapshots, &[]);
@@ -258,7 +258,13 @@ async fn what_does_not_get_on_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_broken_is_told_while_containerd_is_stuck() {
     let bed = Bed::new();
-    let layer = bed.layer(TAR, vec![b'x'; 3_000_000]);
+    let data = vec![0; 2000];
+    let names: Vec<_> = (0..1000).map(|at| at.to_string()).collect();
+    let files: Vec<_> = names.iter().map(|name| (&name[..], &data[..])).collect();
+    let mut archive = tar(&files);
+    // A header in the middle of what comes before it sticks.
+    archive[2560 * 100] ^= 1;
+    let layer = bed.layer(TAR, archive);
     bed.stick_after(&layer, Some(600));
     let (_, mounts) = bed.prepare(&[], &[]);
     let batch = bed.batch(std::slice::from_ref(&layer));
@@ -266,5 +272,29 @@ async fn what_is_broken_is_told_while_containerd_is_stuck() {
     let apply = batch.apply(&scope, 0, &mounts);
     let applied = timeout(Duration::from_secs(20), apply).await.unwrap();
     assert_eq!(applied.unwrap_err().kind(), Kind::DataLoss);
+    batch.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_differ_that_does_not_get_on_ends() {
+    let bed = Bed::new();
+    let layer = bed.layer(&format!("{TAR}+gzip+encrypted"), b"secret".to_vec());
+    bed.stick(&layer, true);
+    let mut settings = Settings::default();
+    settings.stall = Duration::from_secs(1);
+    let batch = bed.batch_with(settings, std::slice::from_ref(&layer), false);
+    let (snapshot, mounts) = bed.prepare(&[], &[]);
+    let scope = Scope::new("default");
+    let apply = batch.apply(&scope, 0, &mounts);
+    let applied = timeout(Duration::from_secs(20), apply).await.unwrap();
+    let error = applied.unwrap_err();
+    assert_eq!(error.kind(), Kind::DeadlineExceeded);
+    let said = in_full(&error);
+    assert!(
+        said.contains(layer.digest.as_str()) && said.contains("raise stall"),
+        "{said}"
+    );
+    // It has not been disturbed as long as it wrote.
+    assert_eq!(fs::read(bed.fs(snapshot).join("file")).unwrap(), b"19");
     batch.end().await;
 }

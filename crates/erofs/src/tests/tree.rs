@@ -443,6 +443,33 @@ fn memory_is_limited() {
     writer.finish(&mut crate::Nothing, [0; 16]).unwrap();
 }
 
+/// Goes on for so many entries.
+#[derive(Debug)]
+struct Patience(u32);
+
+impl crate::Governor for Patience {
+    fn take(&mut self, _: u64) -> Result<(), crate::Refusal> {
+        Ok(())
+    }
+
+    fn entry(&mut self) -> Result<(), crate::Refusal> {
+        self.0 = self.0.checked_sub(1).ok_or("nobody wants it")?;
+        Ok(())
+    }
+}
+
+#[test]
+fn nobody_waits_for_entries() {
+    let stream = layer(&[file("a", b""), file("b", b""), file("c", b"")]);
+    for (entries, refused) in [(3, None), (2, Some("nobody wants it"))] {
+        let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
+        let mut writer = crate::Writer::new(Sink::default(), Box::new(Patience(entries))).unwrap();
+        let error = writer.add(&mut layer).err();
+        let cause = error.map(|error| std::error::Error::source(&error).unwrap().to_string());
+        assert_eq!(cause.as_deref(), refused);
+    }
+}
+
 /// What a layer takes that has very many of these, as it says and as the process has it.
 fn per_entry(item: impl Fn(usize) -> Item) -> u64 {
     const COUNT: usize = 20_000;
@@ -472,6 +499,7 @@ fn per_entry(item: impl Fn(usize) -> Item) -> u64 {
 fn a_million_entries_fit_into_the_default() {
     let most = 160 << 20;
     let files = per_entry(|at| file(&format!("d{}/file-{at}", at / 1000), b""));
+    println!("{files} bytes a file");
     assert!(files * 1_000_000 < most, "{files} bytes a file");
 }
 
@@ -625,6 +653,18 @@ fn the_lowest_layer_deletes_what_it_has() {
     let image = Image::open(target.into_inner()).unwrap();
     assert_eq!(paths(&image), ["after", "d", "d/new"]);
     assert!(names(&image, "d").is_empty());
+}
+
+#[test]
+fn a_device_of_the_lowest_layer_is_no_whiteout() {
+    let stream = layer(&[item(Char, "c"), file("c/in", b"")]);
+    let mut layer = Layer::new(&stream[..], resnap_layer::Limits::default());
+    let target = Cursor::new(Vec::new());
+    let mut writer = Writer::new(target, Box::new(Memory::new(1 << 20)))
+        .unwrap()
+        .lowest();
+    let text = format!("{:?}", writer.add(&mut layer).unwrap_err());
+    assert!(text.contains("NotADirectory"), "{text}");
 }
 
 #[test]

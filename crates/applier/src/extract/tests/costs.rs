@@ -99,6 +99,30 @@ fn nobody_waits_for_directories() {
     );
 }
 
+#[test]
+fn nobody_waits_for_entries() {
+    let (stopper, stop) = watch::channel(false);
+    let begin =
+        |bed: &Bed| Extraction::new(&bed.root(), Style::Copy, false, Stop(stop.clone())).unwrap();
+    let (bed, full) = (Bed::new(), Bed::new());
+    fs::create_dir_all(full.at("d/e")).unwrap();
+    fs::write(full.at("d/e/file"), "").unwrap();
+    let (mut first, mut second) = (begin(&bed), begin(&full));
+    stopper.send_replace(true);
+    let tape = Tape::default().file("a", "").file("b", "");
+    let mut layer = Layer::new(&tape.0[..], Limits::default());
+    let added = first.add(&mut layer).map_err(Error::settled);
+    assert!(matches!(added, Err(Error::Stopped)), "{added:?}");
+    assert!(!bed.at("a").exists());
+    // Nor for what one entry removes.
+    let whiteout = Entry {
+        kind: Kind::Whiteout,
+        ..directory("d", 0)
+    };
+    second.entry(&whiteout).unwrap_err();
+    assert!(full.at("d/e/file").exists());
+}
+
 /// A directory with an extended attribute of so many bytes.
 fn directory(path: &str, bytes: usize) -> Entry {
     Entry {
