@@ -165,7 +165,7 @@ impl Extraction {
         for path in self.records.hollow() {
             let (parents, name) = split(&path);
             self.late(parents, |parent| {
-                self.remove(parent, name).doing("remove a directory of whiteouts")?;
+                self.remove(parent, name)?;
                 match self.style {
                     Style::Upper => inode::whiteout(parent, name, self.user),
                     Style::Base | Style::Copy => Ok(()),
@@ -280,7 +280,18 @@ impl Extraction {
         }
     }
 
-    /// Removes what is at a name, with all that is in it.
+    /// Removes what is at a name, with all that is in it, unless nobody wants it any more.
+    fn remove(&self, parent: &OwnedFd, name: &[u8]) -> Result<(), Fault> {
+        let guard = &self.guard;
+        let goes_on = || {
+            guard
+                .step()
+                .map_err(|denied| Through::Denied(denied).into())
+        };
+        remove(parent, name, &goes_on).doing("remove what was there")
+    }
+
+    /// Removes what is at a name, and what is noted of it.
     fn clear(&mut self, parent: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
         let kind = inode::kind(parent, name)?;
         if self.style == Style::Upper && kind.is_none() {
@@ -291,19 +302,10 @@ impl Extraction {
         if self.style == Style::Copy && kind == Some(FileType::Directory) && is_lower {
             self.records.replace(path)?;
         }
-        self.remove(parent, name).doing("remove what was there")?;
+        self.remove(parent, name)?;
         self.recent = None;
         self.records.forget(path);
         Ok(())
-    }
-
-    /// Removes what is at a name, as long as somebody wants the layer.
-    fn remove(&self, parent: &OwnedFd, name: &[u8]) -> std::io::Result<()> {
-        let goes_on = || {
-            let step = self.guard.step();
-            step.map_err(|denied| Through::Denied(denied).into())
-        };
-        remove(parent, name, &goes_on)
     }
 
     fn make_directory(

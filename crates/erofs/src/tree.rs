@@ -169,6 +169,11 @@ impl Tree {
         self.inodes.get_mut(inode as usize)
     }
 
+    /// Whether an inode says that there is nothing. In the lowest layer a device 0:0 is a device.
+    fn is_nothing(&self, inode: &Inode) -> bool {
+        inode.is_whiteout() && (!self.is_lowest || inode.has(GONE))
+    }
+
     /// The bytes of a name.
     pub(crate) fn name(&self, name: &Name) -> &[u8] {
         self.text(name.start, name.length.into())

@@ -657,6 +657,18 @@ fn the_lowest_layer_deletes_what_it_has() {
 }
 
 #[test]
+fn a_device_of_the_lowest_layer_is_no_whiteout() {
+    let stream = layer(&[item(Char, "c"), file("c/in", b"")]);
+    let mut layer = Layer::new(&stream[..], resnap_layer::Limits::default());
+    let target = Cursor::new(Vec::new());
+    let mut writer = Writer::new(target, Box::new(Memory::new(1 << 20)))
+        .unwrap()
+        .lowest();
+    let text = format!("{:?}", writer.add(&mut layer).unwrap_err());
+    assert!(text.contains("NotADirectory"), "{text}");
+}
+
+#[test]
 fn nothing_is_made_that_would_inherit() {
     let acl = [2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 4, 0, 5, 0];
     let acl = [&acl[..], &[255, 255, 255, 255, 0x20, 0, 5, 0], &[255; 4]].concat();

@@ -143,7 +143,7 @@ impl Tree {
         if inode.is_directory() {
             return Err(Fault::DirectoryTarget(target.to_vec()));
         }
-        if inode.is_whiteout() {
+        if self.is_nothing(inode) {
             return Err(missing());
         }
         if index == replaced {

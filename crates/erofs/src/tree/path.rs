@@ -113,7 +113,7 @@ impl way::Tree for Looked<'_> {
             match found.and_then(|number| Some((number, tree.inode(number)?))) {
                 None => Found::Nothing,
                 Some((number, inode)) if inode.is_directory() => Found::Directory(number),
-                Some((_, inode)) if inode.is_whiteout() => Found::Nothing,
+                Some((_, inode)) if tree.is_nothing(inode) => Found::Nothing,
                 Some((_, inode)) if inode.file_type() == mode::SYMLINK => {
                     Found::Link(tree.target(inode).to_vec())
                 }
