@@ -203,8 +203,8 @@ impl Engine {
         check::is_ready(&self.0, plan, snapshotter).await
     }
 
-    /// Whether the planned image is on `snapshotter` in the form of which the files come to be in
-    /// guests only: mounted on the host it is empty.
+    /// Whether the planned image, or a layer of it that others have there, is on `snapshotter` in
+    /// the form of which the files come to be in guests only: mounted on the host they are missing.
     ///
     /// # Errors
     /// What the backend says.
