@@ -38,7 +38,7 @@ pub use builder::{Fault, ImageBuilder, Index, Part, host_platform};
 pub use built::{Built, BuiltLayer, BuiltManifest};
 pub use bulk::{SMALL_FILES, large_files, large_layer, million_files, small_files};
 pub use catalog::{
-    HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, hello, many, pause, shared_pair, web,
+    HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, beside_hello, hello, many, pause, shared_pair, web,
 };
 pub use layer::{Compression, Format, Layer, digest};
 pub use native::{Form, foreign_architecture, forms};

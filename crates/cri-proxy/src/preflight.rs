@@ -85,9 +85,10 @@ impl Look<'_> {
                 return Err(Status::new(
                     FAILED_PRECONDITION,
                     format!(
-                        "image volume {image} would be empty: on {snapshotter} the image's files \
-                         come to be in guests only; take a runtime handler on another \
-                         snapshotter, or an image that no container has there"
+                        "image volume {image} would be empty or lack files: on {snapshotter} files \
+                         of the image, or of a layer that it shares with a container's, come to be \
+                         in guests only; take a runtime handler on another snapshotter, or an \
+                         image that shares nothing with a container's there"
                     ),
                 ));
             }

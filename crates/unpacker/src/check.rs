@@ -183,28 +183,35 @@ impl Inner {
     }
 }
 
-/// Whether the top layer has the label by which its content is in guests only.
+/// Whether a layer that is there has the label by which its content is in guests only. One is
+/// enough: what stands on it, or would be unpacked on it, shows nothing of it on the host.
 pub(crate) async fn is_remote(
     engine: &Inner,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
     let need = engine.profiles.need(snapshotter);
-    let (Some(top), Some((key, value))) = (plan.top(), need.and_then(|need| need.mended_by)) else {
+    let Some((key, _)) = need.and_then(|need| need.mended_by) else {
         return Ok(false);
     };
     let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
-    match snapshotter
-        .stat(&engine.scope, &SnapshotKey::from(top))
-        .await
-    {
-        Ok(info) => Ok(info.labels.get(key).is_some_and(|found| found == value)),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(source) => Err(UnpackError::Image {
-            image: plan.image.name.clone(),
-            source,
-        }),
+    for layer in &plan.layers {
+        let name = SnapshotKey::from(&layer.chain_id);
+        match snapshotter.stat(&engine.scope, &name).await {
+            // Whatever it says: the snapshotter asks no more, either.
+            Ok(info) if info.labels.contains_key(key) => return Ok(true),
+            Ok(_) => {}
+            // Nor are those above.
+            Err(error) if error.is_not_found() => break,
+            Err(source) => {
+                return Err(UnpackError::Image {
+                    image: plan.image.name.clone(),
+                    source,
+                });
+            }
+        }
     }
+    Ok(false)
 }
 
 pub(crate) async fn is_ready(
@@ -256,5 +263,40 @@ async fn state(
             image: plan.image.name.clone(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Labels;
+    use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
+
+    use crate::{Engine, Request, Settings};
+
+    #[tokio::test]
+    async fn a_chain_is_remote_if_any_layer_of_it_is() {
+        let backend = Simulated::new();
+        for snapshotter in ["nydus", "overlayfs"] {
+            backend.add_snapshotter(snapshotter, Behaviour::Ordinary);
+        }
+        let layers = ["base", "middle", "top"].map(SimulatedLayer::new);
+        backend.add_image("k8s.io", "web", &SimulatedImage::new(layers));
+        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let plan = engine.plan(&Request::new("web", "nydus")).await.unwrap();
+        let is_remote = || async { engine.is_remote(&plan, "nydus").await.unwrap() };
+        assert!(!is_remote().await);
+        let remote = "containerd.io/snapshot/nydus-proxy-mode".to_owned();
+        let remote = Labels::from([(remote, "true".to_owned())]);
+        // The base is another image's, which a guest pulls; the rest is unpacked on the host.
+        for (layer, labels) in plan
+            .layers
+            .iter()
+            .zip([&remote, &Labels::new(), &Labels::new()])
+        {
+            let parent = layer.parent.as_ref();
+            assert!(backend.unpack("k8s.io", "nydus", parent, &layer.diff_id, labels));
+            assert!(is_remote().await, "{}", layer.chain_id);
+        }
+        assert!(!engine.is_remote(&plan, "overlayfs").await.unwrap());
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use resnap_core::{Digest, Error, Kind, Pick, Ports, Profiles, Scope, SnapshotterInfo};
 use tokio::sync::{OnceCell, watch};
@@ -24,8 +24,8 @@ use crate::plan::plan;
 use crate::plans::Plans;
 use crate::slots::Slots;
 use crate::{
-    Check, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report, Request,
-    ResolvedImage, Settings, UnpackError, check, image, missing,
+    Check, Clock, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report,
+    Request, ResolvedImage, Settings, UnpackError, check, image, missing,
 };
 
 /// Makes images ready, in one namespace, through one backend. Clones are the same engine: they
@@ -54,26 +54,6 @@ pub(crate) struct Inner {
     pub(crate) changed: watch::Sender<()>,
 }
 
-/// Wall time, going as tokio's clock goes.
-#[derive(Debug)]
-pub(crate) struct Clock {
-    wall: SystemTime,
-    start: Instant,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self {
-            wall: SystemTime::now(),
-            start: Instant::now(),
-        }
-    }
-
-    pub(crate) fn now(&self) -> SystemTime {
-        self.wall + self.start.elapsed()
-    }
-}
-
 impl Engine {
     /// An engine for the images of `namespace`.
     ///
@@ -95,7 +75,7 @@ impl Engine {
             lifetime: settings.lease_lifetime,
             profiles: settings.profiles,
             configurations: settings.configurations,
-            clock: Clock::start(),
+            clock: settings.clock,
             observer: settings.observer,
             slots: Slots::new(settings.parallel_applies),
             identity: OnceCell::new(),
@@ -206,8 +186,8 @@ impl Engine {
         check::is_ready(&self.0, plan, snapshotter).await
     }
 
-    /// Whether the planned image is on `snapshotter` in the form of which the files come to be in
-    /// guests only: mounted on the host it is empty.
+    /// Whether the planned image, or a layer of it that others have there, is on `snapshotter` in
+    /// the form of which the files come to be in guests only: mounted on the host they are missing.
     ///
     /// # Errors
     /// What the backend says.

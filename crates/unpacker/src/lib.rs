@@ -60,4 +60,4 @@ pub use job::{Begun, Canceller, Job};
 pub use jobs::{JobState, JobStatus, JobWatch};
 pub use observe::{Observer, Seen};
 pub use plan::{Plan, PlannedLayer};
-pub use request::{Request, Settings};
+pub use request::{Clock, Request, Settings};

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use resnap_core::{Pick, Profiles};
 use resnap_handler_wrapper::Wrapper;
@@ -32,6 +32,8 @@ pub struct Settings {
     /// What goes where if the user does not say so, the first that the image and the containerd
     /// have: [`Configuration::defaults`] of overlayfs.
     pub configurations: Vec<Configuration>,
+    /// What time it is, by which the backend ends leases.
+    pub clock: Clock,
     /// Who is told of all jobs.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -44,8 +46,37 @@ impl Default for Settings {
             lease_lifetime: Duration::from_secs(3600),
             profiles: Profiles::default(),
             configurations: Configuration::defaults("overlayfs"),
+            clock: Clock::default(),
             observer: None,
         }
+    }
+}
+
+/// What tells the time of day, whenever it is asked: it may be set while an engine works, and goes on
+/// while the machine sleeps. By default it is the system's.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl Clock {
+    /// A clock that `now` reads.
+    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    pub(crate) fn now(&self) -> SystemTime {
+        self.0()
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new(SystemTime::now)
+    }
+}
+
+impl std::fmt::Debug for Clock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Clock").finish_non_exhaustive()
     }
 }
 
