@@ -58,6 +58,7 @@ pub use failure::Failure;
 pub use image::ResolvedImage;
 pub use job::{Begun, Canceller, Job};
 pub use jobs::{JobState, JobStatus, JobWatch};
+pub use locks::make_runtime_dir;
 pub use observe::{Observer, Seen};
 pub use plan::{Plan, PlannedLayer};
 pub use request::{Clock, Request, Settings};

@@ -17,6 +17,8 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::OFlags;
+use rustix::process::geteuid;
 use tokio::sync::Notify;
 
 /// How often a lock of another process is tried again: flock can wait, but not be given up.
@@ -47,6 +49,35 @@ pub(crate) struct Lock {
     file: Option<File>,
 }
 
+/// Makes a runtime directory that only its owner may use, from its first moment on. One that is
+/// there has to be ours, and nobody else may write to it: what is in it is trusted.
+///
+/// # Errors
+/// [`io::ErrorKind::PermissionDenied`] for one of somebody else or that others may write to;
+/// [`io::ErrorKind::NotADirectory`]; what the operating system says.
+pub fn make_runtime_dir(dir: &Path) -> io::Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => io::ErrorKind::NotADirectory.into(),
+        _ => error,
+    })?;
+    let metadata = fs::metadata(dir)?;
+    let refused = |reason| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+    let (owner, user) = (metadata.uid(), geteuid().as_raw());
+    if owner != user {
+        return refused(format!(
+            "it belongs to user {owner}, and this is user {user}"
+        ));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return refused(format!(
+            "others may write to it (mode {mode:04o}): `chmod go-w` it if nobody did"
+        ));
+    }
+    Ok(())
+}
+
 impl Locks {
     /// Locks that other processes know nothing of.
     pub(crate) fn in_process() -> Self {
@@ -55,7 +86,7 @@ impl Locks {
 
     /// Locks that hold between all processes with the same `dir`, which is made if need be.
     pub(crate) fn in_dir(dir: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        make_runtime_dir(dir)?;
         // Containers that each have a directory of this name do not share it.
         let metadata = fs::metadata(dir)?;
         let identity = format!("directory {}:{}", metadata.dev(), metadata.ino());
@@ -95,8 +126,11 @@ impl Locks {
         if let Some(path) = self.path(name) {
             match lock_file(&path)? {
                 Ok(mut file) => {
-                    file.set_len(0)?;
-                    write!(file, "process {} ({purpose})", std::process::id())?;
+                    let holder = format!("process {} ({purpose})", std::process::id());
+                    // Who it is does not matter enough to fail for, as where the disk is full.
+                    let _ = file
+                        .set_len(0)
+                        .and_then(|()| file.write_all(holder.as_bytes()));
                     lock.file = Some(file);
                 }
                 Err(holder) => return Ok(Err(holder)),
@@ -138,9 +172,12 @@ impl Locks {
         if self.held().contains(name) {
             return Ok(Some(format!("process {}", std::process::id())));
         }
-        let Some(path) = self.path(name).filter(|path| path.exists()) else {
+        let Some(path) = self.path(name) else {
             return Ok(None);
         };
+        if fs::symlink_metadata(&path).is_err() {
+            return Ok(None);
+        }
         match lock_file(&path)? {
             Err(holder) => Ok(Some(holder)),
             // It was left behind; we hold it now and may remove it.
@@ -197,6 +234,8 @@ fn lock_file(path: &Path) -> io::Result<Result<File, String>> {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            // Nothing else is opened, and emptied, in its stead.
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -204,7 +243,7 @@ fn lock_file(path: &Path) -> io::Result<Result<File, String>> {
             Err(TryLockError::Error(error)) => return Err(error),
         }
         // The last holder may have removed the file between our open and our lock.
-        let there = fs::metadata(path).map(|metadata| metadata.ino());
+        let there = fs::symlink_metadata(path).map(|metadata| metadata.ino());
         if there.is_ok_and(|inode| file.metadata().is_ok_and(|own| own.ino() == inode)) {
             return Ok(Ok(file));
         }
@@ -230,6 +269,9 @@ pub(crate) fn unique() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn two() -> (tempfile::TempDir, Locks, Locks) {
@@ -251,6 +293,58 @@ mod tests {
         drop(lock);
         assert!(second.try_lock("a", "").unwrap().is_ok());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_runtime_directory_is_ours_and_closed_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = dir.path().join("run/resnap");
+        Locks::in_dir(&made).unwrap();
+        assert_eq!((mode(&made), mode(made.parent().unwrap())), (0o700, 0o700));
+        for (bits, is_taken) in [
+            (0o755, true),
+            (0o775, false),
+            (0o702, false),
+            (0o1777, false),
+        ] {
+            fs::set_permissions(&made, Permissions::from_mode(bits)).unwrap();
+            let taken = Locks::in_dir(&made).map(drop);
+            let kind = taken.map_err(|error| error.kind());
+            let expected = is_taken
+                .then_some(())
+                .ok_or(io::ErrorKind::PermissionDenied);
+            assert_eq!(kind, expected, "{bits:o}");
+        }
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Locks::in_dir(&file).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
+        // Only root can make one of somebody else.
+        if geteuid().is_root() {
+            fs::set_permissions(&made, Permissions::from_mode(0o700)).unwrap();
+            std::os::unix::fs::chown(&made, Some(1), None).unwrap();
+            let error = Locks::in_dir(&made).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            assert!(error.to_string().contains("belongs to user 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_link_in_a_locks_place_is_not_followed() {
+        let (dir, locks, _) = two();
+        let target = dir.path().join("target");
+        fs::write(&target, "precious").unwrap();
+        std::os::unix::fs::symlink(&target, dir.path().join("a.lock")).unwrap();
+        assert!(locks.try_lock("a", "").is_err());
+        assert!(locks.holder("a").is_err());
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+        // The name is free again once the link is gone.
+        fs::remove_file(dir.path().join("a.lock")).unwrap();
+        assert!(locks.try_lock("a", "").unwrap().is_ok());
     }
 
     #[test]
