@@ -9,7 +9,7 @@ mod mend;
 use std::io::{Cursor, Seek, SeekFrom, Write};
 
 use libfuzzer_sys::fuzz_target;
-use resnap_erofs::{Image, Limits, Nothing, Writer};
+use resnap_erofs::{Image, Memory, Nothing, Writer};
 use resnap_layer::Layer;
 
 /// Fails where a sparse file would take more memory than there is.
@@ -38,7 +38,7 @@ fuzz_target!(|stream: &[u8]| {
     let stream = mend::mend(stream);
     let mut layer = Layer::new(&stream[..], resnap_layer::Limits::default());
     let target = Target(Cursor::new(Vec::new()));
-    let image = Writer::new(target, Limits::default()).and_then(|mut writer| {
+    let image = Writer::new(target, Box::new(Memory::new(1 << 30))).and_then(|mut writer| {
         writer.add(&mut layer)?;
         writer.finish(&mut Nothing, [0; 16])
     });

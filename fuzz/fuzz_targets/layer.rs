@@ -14,12 +14,19 @@ fuzz_target!(|stream: &[u8]| {
     let mut layer = Layer::new(&stream[..], Limits::default());
     while let Ok(Some(entry)) = layer.next() {
         assert!(entry.mode <= 0o7777 && entry.mtime.nanoseconds < 1_000_000_000);
-        let mut components = entry.path.split(|byte| *byte == b'/');
-        assert!(
-            entry.path.is_empty()
-                || components.all(|component| !matches!(component, b"" | b"." | b".."))
-        );
-        assert!(!entry.path.is_empty() || matches!(entry.kind, Kind::Directory | Kind::Opaque));
+        assert!(entry.uid < u32::MAX && entry.gid < u32::MAX);
+        match &entry.kind {
+            Kind::Directory | Kind::Opaque if entry.path.is_empty() => {}
+            _ => assert!(is_path(&entry.path)),
+        }
+        match &entry.kind {
+            Kind::Hardlink(target) => assert!(is_path(target)),
+            Kind::Symlink(target) => assert!(!target.is_empty() && !target.contains(&0)),
+            Kind::Character { major, minor } | Kind::Block { major, minor } => {
+                assert!(*major < 1 << 12 && *minor < 1 << 20);
+            }
+            _ => {}
+        }
         let size = match &entry.kind {
             Kind::File(file) => file.size,
             _ => 0,
@@ -33,3 +40,9 @@ fuzz_target!(|stream: &[u8]| {
     }
     assert!(layer.finish().is_ok());
 });
+
+/// Whether all names of a path below the root are names.
+fn is_path(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/')
+        .all(|name| !matches!(name, b"" | b"." | b"..") && name.len() <= 255 && !name.contains(&0))
+}

@@ -19,7 +19,7 @@ use libfuzzer_sys::fuzz_target;
 use resnap_core::testing::{Behaviour, Simulated};
 use resnap_core::{
     ByteStream, ContentInfo, ContentReader, Descriptor, Digest, Error, Image, Images, Kind, Labels,
-    Pick, Ports, Profiles, Result, Scope, media_type,
+    Pick, Ports, Profiles, Result, Scope, erofs_layer, media_type,
 };
 use resnap_platforms::{Matcher, Platform};
 use resnap_unpacker::{Engine, Plan, Request, Settings};
@@ -158,11 +158,16 @@ fn compare(plan: &Plan, store: &Store) {
     let planned = plan.layers.iter();
     assert!(digests.eq(planned.map(|layer| layer.descriptor.digest.as_str())));
     let diff_ids = config["rootfs"]["diff_ids"].as_array();
-    let planned = plan.layers.iter();
+    let diff_ids: Vec<&Value> = diff_ids.into_iter().flatten().collect();
+    let mut planned = plan.layers.iter();
+    if diff_ids.is_empty() {
+        // Layers of the EROFS image format may say their own.
+        assert!(planned.all(|layer| erofs_layer::is_of_format(&layer.descriptor.media_type)));
+        return;
+    }
     assert!(
         diff_ids
             .into_iter()
-            .flatten()
             .eq(planned.map(|layer| layer.diff_id.0.as_str()))
     );
 }

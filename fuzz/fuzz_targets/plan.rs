@@ -65,6 +65,7 @@ pub fn verify_error(error: &UnpackError) {
                 | Kind::InvalidArgument
                 | Kind::FailedPrecondition
                 | Kind::ResourceExhausted
+                | Kind::Unimplemented
         ),
         "{error:?}"
     );

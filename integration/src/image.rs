@@ -7,7 +7,7 @@
 //! The ready-made images are real file trees out of Debian's packages and are kept in the
 //! target directory: [`web`], [`torture`], [`torture_mkfs`], [`shared_pair`], [`hello`], [`pause`],
 //! [`many`], [`small_files`], [`large_files`], [`large_layer`], [`million_files`], and [`forms`], of
-//! which some are EROFS images.
+//! which some are EROFS images. What is meant to harm is in [`hostile`].
 //!
 //! ```no_run
 //! # use resnap_integration::image::{Entry, ImageBuilder, Layer};
@@ -27,17 +27,18 @@ mod builder;
 mod built;
 mod bulk;
 mod catalog;
+pub mod hostile;
 mod layer;
 mod native;
 mod payload;
 pub mod tape;
 mod torture;
 
-pub use builder::{Fault, ImageBuilder, Index, host_platform};
+pub use builder::{Fault, ImageBuilder, Index, Part, host_platform};
 pub use built::{Built, BuiltLayer, BuiltManifest};
 pub use bulk::{SMALL_FILES, large_files, large_layer, million_files, small_files};
 pub use catalog::{
-    HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, hello, many, pause, shared_pair, web,
+    HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, beside_hello, hello, many, pause, shared_pair, web,
 };
 pub use layer::{Compression, Format, Layer, digest};
 pub use native::{Form, foreign_architecture, forms};

@@ -7,6 +7,7 @@ pub mod cri;
 pub mod daemon;
 pub mod debian;
 pub mod image;
+pub mod python;
 pub mod registry;
 pub mod tap;
 pub mod tree;

@@ -11,8 +11,7 @@
 //! symbolic link, device number, modification time in nanoseconds, which paths are one inode,
 //! and the extended attributes of all namespaces that root can read. What does not: access and
 //! change time, inode numbers, size and link count of directories, and the attributes
-//! `trusted.overlay.*`, in which overlayfs keeps its own books. A name that is listed but not there
-//! is none: so overlayfs shows a whiteout in a directory that no other layer has.
+//! `trusted.overlay.*`, in which overlayfs keeps its own books.
 //!
 //! The walk goes by file descriptors, so no path is too long, follows no symbolic link, opens
 //! nothing but directories and regular files, and fails at a mount point instead of crossing it.
@@ -20,7 +19,7 @@
 mod difference;
 mod walk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -32,6 +31,9 @@ pub use difference::{Difference, Expected, Field, Surprise, compare, surprises};
 pub struct Tree {
     /// What is at each path; names in Linux are bytes.
     pub nodes: BTreeMap<Vec<u8>, Node>,
+    /// Names that are listed with nothing behind them: so overlayfs shows a whiteout in a directory
+    /// that no other layer has. [`compare`] does not look at them.
+    pub ghosts: BTreeSet<Vec<u8>>,
 }
 
 /// What is at a path.

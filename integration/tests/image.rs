@@ -62,6 +62,42 @@ fn web_is_large_and_real() {
     assert!(entries >= 5000, "{entries} entries");
 }
 
+/// What ways to entries cost is bounded by [`resnap_layer::way::Budget`]; what real images take of it.
+#[test]
+fn ways_of_real_images_are_short() {
+    let (shared, other) = image::shared_pair().unwrap();
+    let mut most = (0.0, String::new());
+    for built in [
+        image::web().unwrap(),
+        shared,
+        other,
+        image::small_files().unwrap(),
+    ] {
+        let blobs = check(&built);
+        for layer in &built.layers {
+            let stream = MultiGzDecoder::new(&blobs[&layer.digest][..]);
+            let mut layer = resnap_layer::Layer::new(stream, Default::default());
+            let memory = Box::new(resnap_erofs::Memory::new(1 << 30));
+            let target = tempfile::tempfile().unwrap();
+            let mut writer = resnap_erofs::Writer::new(target, memory).unwrap();
+            writer.add(&mut layer).unwrap();
+            let ways = writer.ways();
+            let share = ways.used() as f64 / ways.limit() as f64;
+            if share > most.0 {
+                let text = format!(
+                    "{} of {} names in {}",
+                    ways.used(),
+                    ways.limit(),
+                    built.reference
+                );
+                most = (share, text);
+            }
+        }
+    }
+    println!("{}", most.1);
+    assert!(most.0 < 0.05, "{}", most.1);
+}
+
 #[test]
 fn the_torture_table_is_long_and_has_no_name_twice() {
     let cases: Vec<_> = TORTURE.iter().copied().flatten().chain(REFUSED).collect();

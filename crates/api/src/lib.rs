@@ -7,6 +7,7 @@
 //! engine's own words, so that who shows an event, a report, a check or a failure need not know
 //! where it comes from. `proto/resnap/v1/resnap.proto` is the protocol for all others.
 
+mod accepted;
 mod check;
 mod client;
 mod job;

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, stream};
+use futures::{Stream, TryStreamExt as _, stream};
 use resnap_core::{Kind, Platform, in_full};
 use resnap_unpacker::{Engine, Failure, Job, JobWatch, UnpackError};
 use tokio::net::UnixListener;
@@ -17,6 +17,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+use crate::accepted::Accepted;
 use crate::status::status;
 use crate::v1::resnap_service_server::{ResnapService, ResnapServiceServer};
 use crate::v1::unpack_response::Told;
@@ -61,7 +62,10 @@ pub async fn serve(
         .max_concurrent_streams(MAX_CALLS)
         .add_service(health_server)
         .add_service(api)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped(stop.clone()));
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener).map_ok(Accepted::new),
+            stopped(stop.clone()),
+        );
     let over = async {
         stopped(stop).await;
         if timeout(grace, calls.acquire_many(MAX_CALLS)).await.is_err() {

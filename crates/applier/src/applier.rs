@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use resnap_core::{
@@ -14,6 +15,8 @@ use resnap_core::{
 };
 
 use crate::batch::Ahead;
+use crate::memory::Memory;
+use crate::watch;
 
 /// Who writes layers to a snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,7 +31,7 @@ pub enum Differ {
 }
 
 /// How an [`Applier`] works.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {
     /// Who writes layers, by snapshotter.
@@ -36,9 +39,21 @@ pub struct Settings {
     /// Bytes that a layer may have decompressed. By default 1 GiB and a thousand times its blob's:
     /// gzip makes no more of any, whatever it is.
     pub max_layer_bytes: Option<u64>,
+    /// Bytes of memory for all layers that are written or have been written ahead of their turn: what
+    /// is kept of directories, names and attributes, and the windows of zstd. [`MEMORY`] by default.
+    /// One layer may take ten sixteenths of it.
+    pub memory: u64,
+    /// How long writing a layer may take without any progress. [`STALL`] by default.
+    pub stall: Duration,
     /// Layers of a batch that are written at once. As many as there are cores by default.
     pub parallel: Option<NonZeroUsize>,
 }
+
+/// As [`Settings::memory`] is by default: 256 MiB.
+pub const MEMORY: u64 = 256 << 20;
+
+/// As [`Settings::stall`] is by default: ten minutes.
+pub const STALL: Duration = Duration::from_secs(600);
 
 /// Writes layers in this process, or has another applier write them. It asks for the roots of
 /// snapshotters and content, and goes to their files itself.
@@ -51,6 +66,21 @@ pub(crate) struct Shared {
     pub(crate) content: Arc<dyn ContentReader>,
     pub(crate) introspection: Arc<dyn Introspection>,
     pub(crate) settings: Settings,
+    pub(crate) memory: Arc<Memory>,
+}
+
+impl Shared {
+    /// Has the fallback apply a layer, as long as it gets on.
+    pub(crate) async fn by_fallback(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        let (fallback, limit) = (&*self.fallback, self.settings.stall);
+        watch::apply(fallback, scope, layer, mounts, sync_fs, limit).await
+    }
 }
 
 impl std::fmt::Debug for Applier {
@@ -68,6 +98,7 @@ impl Applier {
             fallback: Arc::clone(&ports.applier),
             content: Arc::clone(&ports.content),
             introspection: Arc::clone(&ports.introspection),
+            memory: Memory::new(settings.memory),
             settings,
         }))
     }
@@ -83,7 +114,7 @@ impl resnap_core::Applier for Applier {
         mounts: &[Mount],
         sync_fs: bool,
     ) -> Result<Applied> {
-        self.0.fallback.apply(scope, layer, mounts, sync_fs).await
+        self.0.by_fallback(scope, layer, mounts, sync_fs).await
     }
 
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
@@ -102,6 +133,18 @@ impl resnap_core::Applier for Applier {
 
 /// Whose layers are ours by default.
 const KNOWN: [&str; 3] = ["erofs", "native", "overlayfs"];
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            differs: BTreeMap::new(),
+            max_layer_bytes: None,
+            memory: MEMORY,
+            stall: STALL,
+            parallel: None,
+        }
+    }
+}
 
 impl Settings {
     /// Who writes layers to the snapshotter of this name.

@@ -6,36 +6,47 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
-use resnap_core::media_type::{self, Compression, Format};
 use resnap_core::{
-    Applied, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
+    Admission, Applied, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
     Result as PortResult, Scope, Span, Stage,
 };
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::applier::{Differ, Shared};
-use crate::build::{Built, build};
+use crate::build::{Built, Placement};
 use crate::erofs;
 use crate::error::Error;
 use crate::extract::Style;
-use crate::pipeline::{Stop, Work};
-use crate::source;
+use crate::job::{Job, Task, known};
+use crate::memory::Denied;
+use crate::pipeline::Stop;
 use crate::staging::Staging;
 use crate::target::{Shape, Target, Terms, find};
 
 /// A layer that is being built.
-type Build = oneshot::Receiver<Result<Ready, Error>>;
+struct Build {
+    receiver: oneshot::Receiver<Result<Ready, Error>>,
+    /// To be set when its turn comes.
+    is_turn: Arc<AtomicBool>,
+}
 
 /// A layer that waits for its turn.
 struct Ready {
     built: Built,
+    /// Kept if its turn has come: others may wait for the memory that it has, with all admissions that
+    /// there are.
+    admission: Option<Admitted>,
     _place: OwnedSemaphorePermit,
 }
+
+/// The right to write a layer, of this batch and of all.
+type Admitted = (Option<OwnedSemaphorePermit>, Admission);
 
 /// Layers that are being built or wait for their turn, for each that may be built at once: each takes
 /// memory and has a file open.
@@ -58,20 +69,9 @@ pub(crate) struct Ahead {
     since: SystemTime,
 }
 
-/// What building a layer takes.
-struct Job {
-    shared: Arc<Shared>,
-    batch: Batch,
-    stop: Stop,
-    user: bool,
-    content: OnceCell<Option<PathBuf>>,
-}
-
 /// A layer to be built ahead.
 struct Order {
-    index: usize,
-    shape: Shape,
-    compression: Compression,
+    task: Task,
     sender: oneshot::Sender<Result<Ready, Error>>,
 }
 
@@ -80,13 +80,7 @@ impl Ahead {
         let (stop, stopped) = watch::channel(false);
         let (alive, ended) = mpsc::channel(1);
         Self {
-            job: Arc::new(Job {
-                shared,
-                batch,
-                stop: Stop(stopped),
-                user: is_user_namespace(),
-                content: OnceCell::new(),
-            }),
+            job: Arc::new(Job::new(shared, batch, Stop(stopped))),
             differ,
             stop,
             alive: Mutex::new(Some(alive)),
@@ -122,19 +116,44 @@ impl Ahead {
             builds.retain(|at, _| *at >= index);
             builds.remove(&index)
         };
-        let built = match build {
-            Some(build) => build.await.map_err(|_| Error::Stopped)??.built,
+        let ready = match build {
+            Some(build) => {
+                build.is_turn.store(true, Ordering::Relaxed);
+                match build.receiver.await.map_err(|_| Error::Stopped)? {
+                    Err(Error::Denied(Denied::Ahead)) => None,
+                    ready => Some(ready?),
+                }
+            }
+            None => None,
+        };
+        let (built, admission) = match ready {
+            Some(ready) => (Some(ready.built), ready.admission),
+            None => (None, None),
+        };
+        let _admission = match admission {
+            Some(admission) => admission,
+            None => (None, job.admit(index).await?),
+        };
+        let built = match built {
+            Some(built) => built,
             None => {
-                let _admission = job.batch.monitor.admit(index).await;
-                let (alive, path) = (self.alive()?, target.path());
-                job.build(index, shape, compression, path, alive).await?
+                let task = Task {
+                    index,
+                    shape,
+                    compression,
+                    path: target.path(),
+                    place: Placement::InPlace,
+                    is_turn: Arc::new(AtomicBool::new(true)),
+                };
+                job.build(task, self.alive()?).await?
             }
         };
         let begin = Instant::now();
         let (alive, sync, blob) = (self.alive()?, job.batch.sync_fs, layer.digest.clone());
+        let parents = Arc::clone(&job.parents);
         let placed = spawn_blocking(move || {
             let _alive = alive;
-            built.place(&target, &blob, sync)
+            built.place(&target, &blob, sync, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let monitor = &job.batch.monitor;
@@ -172,21 +191,30 @@ impl Ahead {
                 };
                 let shape = match shape {
                     Shape::Tree(Style::Base) if index > first => Shape::Tree(Style::Upper),
+                    Shape::Image { .. } if index > first => Shape::Image { is_lowest: false },
                     shape => shape,
                 };
                 let (sender, receiver) = oneshot::channel();
-                builds.insert(index, receiver);
-                orders.push(Order {
+                let is_turn = Arc::new(AtomicBool::new(false));
+                let build = Build {
+                    receiver,
+                    is_turn: Arc::clone(&is_turn),
+                };
+                builds.insert(index, build);
+                let task = Task {
                     index,
                     shape,
                     compression,
-                    sender,
-                });
+                    path: staging.path.join(index.to_string()),
+                    place: Placement::Ahead,
+                    is_turn,
+                };
+                orders.push(Order { task, sender });
             }
         }
         let (job, alive) = (Arc::clone(&self.job), self.alive()?);
         tokio::spawn(async move {
-            let build = build_all(job, orders, staging.path.clone(), alive.clone());
+            let build = build_all(job, orders, alive.clone());
             tokio::join!(build, clear(dead));
             clear(vec![staging]).await;
             drop(alive);
@@ -206,8 +234,8 @@ impl Ahead {
         } = &self.job.batch;
         let _admission = monitor.admit(index).await;
         let begin = Instant::now();
-        let fallback = &self.job.shared.fallback;
-        let applied = fallback.apply(scope, layer, mounts, *sync_fs).await;
+        let shared = &self.job.shared;
+        let applied = shared.by_fallback(scope, layer, mounts, *sync_fs).await;
         monitor.went(index, Stage::Write, Span::since(begin));
         applied
     }
@@ -246,90 +274,21 @@ impl BatchApplier for Ahead {
     }
 }
 
-impl Job {
-    fn layer(&self, index: usize) -> Result<&Descriptor, Error> {
-        let layer = self.batch.layers.get(index);
-        layer.ok_or_else(|| Error::Unfit(format!("no layer {index}")))
-    }
-
-    /// The root of the snapshotter.
-    async fn root(&self) -> Result<PathBuf, Error> {
-        let name = &self.batch.snapshotter;
-        let all = self.shared.introspection.snapshotters().await?;
-        let mut found = all
-            .into_iter()
-            .filter(|snapshotter| snapshotter.name == *name);
-        if let Some(root) = found.next().and_then(|found| found.root) {
-            return Ok(PathBuf::from(root));
-        }
-        // Some do not tell before containerd 1.7. This is where it is by default; if not, the mounts
-        // are elsewhere.
-        let content = self.content_root().await?;
-        let root = content.and_then(Path::parent);
-        let root = root.map(|root| root.join(format!("io.containerd.snapshotter.v1.{name}")));
-        root.ok_or_else(|| Error::Unfit(format!("the root of {name} is not told")))
-    }
-
-    /// The root of the content store.
-    async fn content_root(&self) -> Result<Option<&Path>, Error> {
-        let ask = || async {
-            let root = self.shared.introspection.content_root().await?;
-            Ok::<_, resnap_core::Error>(root.map(PathBuf::from))
-        };
-        Ok(self.content.get_or_try_init(ask).await?.as_deref())
-    }
-
-    async fn build(
-        self: &Arc<Self>,
-        index: usize,
-        shape: Shape,
-        compression: Compression,
-        path: PathBuf,
-        alive: mpsc::Sender<Infallible>,
-    ) -> Result<Built, Error> {
-        let (layer, shared) = (self.layer(index)?, &self.shared);
-        let root = self.content_root().await?;
-        let scope = &self.batch.scope;
-        let mut stop = self.stop.clone();
-        let source = tokio::select! {
-            source = source::open(&*shared.content, root, scope, layer, &self.stop) => source?,
-            () = stop.set() => return Err(Error::Stopped),
-        };
-        let work = Work {
-            index,
-            compression,
-            limit: shared.settings.limit(layer),
-            stop: self.stop.clone(),
-            monitor: Arc::clone(&self.batch.monitor),
-        };
-        let user = self.user;
-        let built = spawn_blocking(move || {
-            let _alive = alive;
-            build(source, &work, shape, path, user)
-        });
-        built.await.map_err(|_| Error::Panicked("writes"))?
-    }
-}
-
 /// Builds layers in order, some at once, until all are built or nobody wants them; then waits until
 /// nobody does.
-async fn build_all(
-    job: Arc<Job>,
-    orders: Vec<Order>,
-    staging: PathBuf,
-    alive: mpsc::Sender<Infallible>,
-) {
+async fn build_all(job: Arc<Job>, orders: Vec<Order>, alive: mpsc::Sender<Infallible>) {
     let parallel = job.shared.settings.parallel();
     let slots = Arc::new(Semaphore::new(parallel));
     let places = Arc::new(Semaphore::new(AHEAD * parallel));
     let mut stop = job.stop.clone();
     let mut builders = JoinSet::new();
-    for order in orders {
+    for Order { task, sender } in orders {
         // In order: the next to be applied always has a place.
         let admission = async {
             let place = Arc::clone(&places).acquire_owned().await.ok()?;
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((place, (slot, job.batch.monitor.admit(order.index).await)))
+            let admission = job.admit(task.index).await.ok()?;
+            Some((place, (Some(slot), admission)))
         };
         let admission = tokio::select! {
             admission = admission => admission,
@@ -338,20 +297,16 @@ async fn build_all(
         let Some((place, admission)) = admission else {
             break;
         };
-        let path = staging.join(order.index.to_string());
         let (job, alive) = (Arc::clone(&job), alive.clone());
         builders.spawn(async move {
-            let Order {
-                index,
-                shape,
-                compression,
-                sender,
-            } = order;
-            let built = job.build(index, shape, compression, path, alive).await;
-            drop(admission);
+            let is_turn = Arc::clone(&task.is_turn);
+            let built = job.build(task, alive).await;
+            let is_turn = is_turn.load(Ordering::Relaxed);
+            let admission = Some(admission).filter(|_| is_turn);
             // Nobody asks for a layer that somebody else made.
             let _ = sender.send(built.map(|built| Ready {
                 built,
+                admission,
                 _place: place,
             }));
         });
@@ -401,16 +356,4 @@ async fn clear(directories: Vec<Staging>) {
     });
     // A panic there is told by itself.
     let _ = cleared.await;
-}
-
-fn known(layer: &Descriptor) -> Result<(Format, Compression), Error> {
-    let kind = &layer.media_type;
-    media_type::layer(kind).ok_or_else(|| Error::Unfit(format!("layers of type {kind}")))
-}
-
-/// Whether this process is in a user namespace of less than all users (`user_namespaces(7)`).
-fn is_user_namespace() -> bool {
-    let map = std::fs::read_to_string(Path::new("/proc/self/uid_map")).unwrap_or_default();
-    let numbers: Vec<&str> = map.split_whitespace().collect();
-    !map.is_empty() && numbers != ["0", "0", "4294967295"]
 }

@@ -4,9 +4,14 @@
 //! Why a layer was not written.
 
 use std::io;
+use std::time::Duration;
 
 use resnap_core::{Descriptor, Kind};
+use resnap_erofs::ImageError;
+use resnap_layer::way;
 use rustix::io::Errno;
+
+use crate::memory::Denied;
 
 /// Why a layer was not written.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +22,14 @@ pub(crate) enum Error {
     /// Nobody wants it any more.
     #[error("it was stopped")]
     Stopped,
+    /// There is no memory for it.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// Nothing of it has been read or written for so long.
+    #[error(
+        "nothing of it has been read or written for {0:?}: see to the disk or containerd, or raise stall"
+    )]
+    Stalled(Duration),
     /// The backend says so.
     #[error(transparent)]
     Backend(#[from] resnap_core::Error),
@@ -28,7 +41,10 @@ pub(crate) enum Error {
     Erofs(#[from] resnap_erofs::Error),
     /// The layer says it is an EROFS image.
     #[error("the layer is no EROFS image")]
-    NoImage(#[source] resnap_erofs::ImageError),
+    NoImage(#[source] ImageError),
+    /// An EROFS image that is not all there is.
+    #[error("the EROFS image has data on {0} other devices, which a layer has no use for")]
+    Devices(u16),
     /// An EROFS image whose end is missing.
     #[error("the layer ends after {found} bytes, and is an EROFS image of {size}")]
     ShortImage {
@@ -60,18 +76,27 @@ pub(crate) enum Fault {
     /// A parent of it is a file or a device.
     #[error("\"{}\" is no directory", String::from_utf8_lossy(.0).escape_debug())]
     NotADirectory(Vec<u8>),
-    /// Symbolic links lead to each other, or far.
-    #[error("too many symbolic links on the way")]
-    Links,
+    /// The way to it cannot be gone.
+    #[error(transparent)]
+    Way(#[from] way::Error),
     /// A hard link to what is not there.
     #[error("its hard link's target \"{}\" is not there", String::from_utf8_lossy(.0).escape_debug())]
     NoTarget(Vec<u8>),
     /// A hard link to a directory.
     #[error("its hard link's target \"{}\" is a directory", String::from_utf8_lossy(.0).escape_debug())]
     DirectoryTarget(Vec<u8>),
-    /// There is more to remember of the layer than is kept in memory.
-    #[error("more than {0} bytes of memory for what it says of directories")]
-    Memory(u64),
+    /// A directory that layers set a default access control list of: what is made in it inherits
+    /// that from containerd's differ, and would not from ours.
+    #[error("its directory has a default access control list, which resnap lets nothing inherit")]
+    Inherits,
+    /// A directory in the place of what took the place of one of a lower layer, in a copy of that.
+    #[error(
+        "what lower layers have in it would show again, and is gone from a full copy: use overlayfs or erofs"
+    )]
+    Replaced,
+    /// There is more to remember of the layer than there is memory for.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// The system refused.
     #[error("{0}")]
     System(&'static str, #[source] io::Error),
@@ -94,49 +119,176 @@ impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
 }
 
 impl Error {
+    /// The same, if that there is no memory is why, or that nobody wants it, as just that.
+    pub(crate) fn settled(self) -> Self {
+        let denied = match &self {
+            Self::Denied(denied) => Some(denied),
+            error => denied(error),
+        };
+        match denied.cloned() {
+            Some(Denied::Stopped) => Self::Stopped,
+            Some(denied @ Denied::Window(_)) => Self::Unfit(denied.to_string()),
+            Some(denied) => Self::Denied(denied),
+            None => self,
+        }
+    }
+
     /// The same as the port has it.
     pub(crate) fn into_core(self, layer: &Descriptor) -> resnap_core::Error {
         let kind = match &self {
             Self::Unfit(_) => Kind::FailedPrecondition,
             Self::Stopped => Kind::Cancelled,
+            Self::Stalled(_) => Kind::DeadlineExceeded,
             Self::Backend(error) => return error.clone(),
-            _ => find(&self).unwrap_or(Kind::DataLoss),
+            Self::Denied(_) => Kind::ResourceExhausted,
+            Self::NoImage(error) => of_foreign(error),
+            Self::Devices(_) => Kind::InvalidArgument,
+            Self::ShortImage { .. } => Kind::DataLoss,
+            _ => find(&self).unwrap_or(Kind::Internal),
         };
         resnap_core::Error::new(kind, "apply layer", layer.digest.as_str()).because(self)
     }
 }
 
-/// What kind of error of the system is behind one; `None` if the layer itself is to blame.
+/// Who denied the memory for it, behind any of ours and of streams.
+fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied> {
+    let through = |error: &'a io::Error| match error.get_ref()?.downcast_ref()? {
+        Through::Denied(denied) => Some(denied),
+        Through::Stopped => Some(&Denied::Stopped),
+        _ => None,
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let found = match error.downcast_ref::<io::Error>() {
+            Some(error) => through(error),
+            None => error.downcast_ref(),
+        };
+        if found.is_some() {
+            return found;
+        }
+        next = match error.downcast_ref() {
+            // Transparent errors are not among their own sources.
+            Some(Fault::Denied(denied)) => return Some(denied),
+            _ => error.source(),
+        };
+    }
+    None
+}
+
+/// What kind of error is behind one; `None` if nothing says so.
+///
+/// | kind | |
+/// |---|---|
+/// | `DataLoss` | the stream is damaged: it cannot be decompressed, or is no whole archive |
+/// | `InvalidArgument` | the image says what is refused |
+/// | `ResourceExhausted` | more than a limit allows, or than the system has |
+/// | `Unimplemented` | the image has what is not known here |
 fn find(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(resnap_layer::Fault::Limit { .. }) = error.downcast_ref() {
-            return Some(Kind::ResourceExhausted);
-        }
-        if let Some(Fault::Memory(_)) = error.downcast_ref() {
-            return Some(Kind::ResourceExhausted);
-        }
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            // One of ours that went through a reader.
-            if let Some(inner) = error
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<Through>())
-            {
-                return Some(inner.kind());
-            }
-            return match Errno::from_io_error(error) {
-                Some(Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
-                    Some(Kind::ResourceExhausted)
-                }
-                Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Some(Kind::PermissionDenied),
-                Some(_) => Some(Kind::Unknown),
-                // What a decompressor says of its input.
-                None => Some(Kind::DataLoss),
-            };
+        let kind = if let Some(fault) = error.downcast_ref() {
+            of_layer(fault)
+        } else if let Some(fault) = error.downcast_ref::<Fault>() {
+            fault.kind()
+        } else if let Some(fault) = error.downcast_ref::<resnap_erofs::Fault>() {
+            of_image(fault)
+        } else if let Some(error) = error.downcast_ref() {
+            Some(of_system(error))
+        } else {
+            error
+                .downcast_ref()
+                .map(|_: &Denied| Kind::ResourceExhausted)
+        };
+        if kind.is_some() {
+            return kind;
         }
         next = error.source();
     }
     None
+}
+
+/// `None` if what it comes from says it.
+fn of_layer(fault: &resnap_layer::Fault) -> Option<Kind> {
+    use resnap_layer::Fault;
+
+    match fault {
+        Fault::Read(_) => None,
+        Fault::Limit { .. } => Some(Kind::ResourceExhausted),
+        Fault::Truncated | Fault::Checksum | Fault::Number("checksum") | Fault::Trailer => {
+            Some(Kind::DataLoss)
+        }
+        Fault::Type(_) => Some(Kind::Unimplemented),
+        _ => Some(Kind::InvalidArgument),
+    }
+}
+
+impl Fault {
+    /// `None` if what it comes from says it.
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::System(..) => None,
+            Self::Denied(_) => Some(Kind::ResourceExhausted),
+            Self::Way(error) => Some(of_way(error)),
+            Self::NotADirectory(_) | Self::NoTarget(_) | Self::DirectoryTarget(_) => {
+                Some(Kind::InvalidArgument)
+            }
+            Self::Inherits | Self::Replaced => Some(Kind::Unimplemented),
+        }
+    }
+}
+
+/// `None` if what it comes from says it.
+fn of_image(fault: &resnap_erofs::Fault) -> Option<Kind> {
+    use resnap_erofs::Fault;
+
+    match fault {
+        // Of ours.
+        Fault::Refused(denied) => find(&**denied),
+        Fault::Limit { .. } => Some(Kind::ResourceExhausted),
+        Fault::Way(error) => Some(of_way(error)),
+        Fault::Inherits => Some(Kind::Unimplemented),
+        _ => Some(Kind::InvalidArgument),
+    }
+}
+
+/// Of an image that came as it is.
+fn of_foreign(error: &ImageError) -> Kind {
+    match error {
+        ImageError::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
+            Kind::DataLoss
+        }
+        ImageError::Read { source, .. } => of_system(source),
+        ImageError::Features(_) | ImageError::Unsupported(_) => Kind::Unimplemented,
+        _ => Kind::InvalidArgument,
+    }
+}
+
+fn of_way(error: &way::Error) -> Kind {
+    match error {
+        way::Error::Budget(_) => Kind::ResourceExhausted,
+        _ => Kind::InvalidArgument,
+    }
+}
+
+fn of_system(error: &io::Error) -> Kind {
+    // One of ours that went through a reader.
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    if let Some(through) = inner {
+        return Through::kind(through);
+    }
+    match Errno::from_io_error(error) {
+        Some(Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
+            Kind::ResourceExhausted
+        }
+        Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Kind::PermissionDenied,
+        // What no file of Linux can be or have.
+        Some(Errno::TOOBIG | Errno::NAMETOOLONG | Errno::MLINK | Errno::FBIG) => {
+            Kind::InvalidArgument
+        }
+        Some(_) => Kind::Unknown,
+        // What a decompressor says of its input.
+        None => Kind::DataLoss,
+    }
 }
 
 /// What ends a stream, as the reader at its other end gets it.
@@ -147,6 +299,8 @@ pub(crate) enum Through {
     #[error("it has more than {0} bytes decompressed, the limit (max_layer_bytes)")]
     Limit(u64),
     #[error(transparent)]
+    Denied(Denied),
+    #[error(transparent)]
     Backend(resnap_core::Error),
 }
 
@@ -154,7 +308,7 @@ impl Through {
     fn kind(&self) -> Kind {
         match self {
             Self::Stopped => Kind::Cancelled,
-            Self::Limit(_) => Kind::ResourceExhausted,
+            Self::Limit(_) | Self::Denied(_) => Kind::ResourceExhausted,
             Self::Backend(error) => error.kind(),
         }
     }
@@ -163,5 +317,96 @@ impl Through {
 impl From<Through> for io::Error {
     fn from(through: Through) -> Self {
         Self::other(through)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Digest;
+
+    use super::*;
+
+    fn of_entry(fault: resnap_layer::Fault) -> Error {
+        Error::Layer(resnap_layer::Error {
+            offset: 0,
+            entry: None,
+            fault,
+        })
+    }
+
+    fn entry(fault: Fault) -> Error {
+        let path = b"a".to_vec();
+        Error::Entry { path, fault }
+    }
+
+    fn of_image(fault: resnap_erofs::Fault) -> Error {
+        let path = b"a".to_vec();
+        resnap_erofs::Error::Entry { path, fault }.into()
+    }
+
+    fn system(errno: Errno) -> io::Error {
+        errno.into()
+    }
+
+    #[test]
+    fn kinds_say_whose_fault_it_is() {
+        use resnap_layer::Fault as Read;
+
+        let layer = Descriptor {
+            media_type: String::new(),
+            digest: Digest::sha256(b""),
+            size: 0,
+            annotations: Default::default(),
+            platform: None,
+        };
+        let limit = Denied::Layer(1);
+        let garbled = || io::Error::new(io::ErrorKind::InvalidData, "no gzip");
+        let through = || io::Error::from(Through::Limit(1));
+        for (error, kind) in [
+            (of_entry(Read::Truncated), Kind::DataLoss),
+            (of_entry(Read::Number("checksum")), Kind::DataLoss),
+            (of_entry(Read::Read(garbled())), Kind::DataLoss),
+            (of_entry(Read::Read(through())), Kind::ResourceExhausted),
+            (of_entry(Read::Number("size")), Kind::InvalidArgument),
+            (of_entry(Read::Name("long")), Kind::InvalidArgument),
+            (of_entry(Read::Type(b'Z')), Kind::Unimplemented),
+            (
+                of_entry(Read::Limit { what: "", limit: 1 }),
+                Kind::ResourceExhausted,
+            ),
+            (entry(Fault::NoTarget(Vec::new())), Kind::InvalidArgument),
+            (entry(way::Error::Parent.into()), Kind::InvalidArgument),
+            (entry(way::Error::Budget(1).into()), Kind::ResourceExhausted),
+            (entry(limit.clone().into()), Kind::ResourceExhausted),
+            (
+                entry(Fault::System("", system(Errno::NOSPC))),
+                Kind::ResourceExhausted,
+            ),
+            (
+                entry(Fault::System("", system(Errno::TOOBIG))),
+                Kind::InvalidArgument,
+            ),
+            (entry(Fault::System("", system(Errno::IO))), Kind::Unknown),
+            (
+                of_image(resnap_erofs::Fault::Refused(Box::new(limit.clone()))),
+                Kind::ResourceExhausted,
+            ),
+            (
+                of_image(resnap_erofs::Fault::Xattr(Vec::new())),
+                Kind::InvalidArgument,
+            ),
+            (of_image(way::Error::TooLong.into()), Kind::InvalidArgument),
+            (Error::Denied(limit), Kind::ResourceExhausted),
+            (
+                Error::Stalled(Duration::from_secs(1)),
+                Kind::DeadlineExceeded,
+            ),
+            (Error::Stopped, Kind::Cancelled),
+            (Error::Unfit(String::new()), Kind::FailedPrecondition),
+            (Error::Panicked("writes"), Kind::Internal),
+        ] {
+            let text = format!("{error:?}");
+            assert_eq!(error.into_core(&layer).kind(), kind, "{text}");
+        }
     }
 }

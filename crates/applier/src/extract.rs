@@ -19,18 +19,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use resnap_erofs::Metadata;
-use resnap_layer::way::split;
+use resnap_layer::way::{Budget, join, split};
 use resnap_layer::{Entry, Kind, Layer, Time};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 pub(crate) use self::inode::{OPAQUE_VALUE, get, is_overlay, list, mtime, opaque_name};
 use self::records::{Directory, Records};
-use self::way::join;
 pub(crate) use self::way::{below, open_below};
-use crate::error::{Doing as _, Error, Fault};
+use crate::error::{Doing as _, Error, Fault, Through};
+use crate::guard::Guard;
 use crate::lower::Lower;
-use crate::pipeline::Stop;
 use crate::remove::remove;
 
 /// What stands for what a layer deletes.
@@ -50,8 +49,10 @@ pub(crate) struct Extraction {
     style: Style,
     /// Whether this is a user namespace, which has no devices and no `trusted.*`.
     user: bool,
-    stop: Stop,
+    guard: Guard,
     records: Records,
+    /// Names that may be looked up on ways.
+    ways: Budget,
     /// The directory that was asked for last, the path it was asked by, and its own: the next entry
     /// is mostly in it, too.
     recent: Option<(Vec<u8>, Place)>,
@@ -65,16 +66,23 @@ struct Place {
 }
 
 impl Extraction {
-    /// Extracts to `root`, which must be empty unless it is a copy of the layers below, until `stop`.
-    pub(crate) fn new(root: &Path, style: Style, user: bool, stop: Stop) -> Result<Self, Error> {
+    /// Extracts to `root`, which must be empty unless it is a copy of the layers below.
+    pub(crate) fn new(
+        root: &Path,
+        style: Style,
+        user: bool,
+        guard: impl Into<Guard>,
+    ) -> Result<Self, Error> {
+        let guard = guard.into();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = fs::open(root, flags, Mode::empty()).when("open the directory to write to")?;
         let mut this = Self {
             root,
             style,
             user,
-            stop,
-            records: Records::new(),
+            records: Records::new(guard.clone()),
+            guard,
+            ways: Budget::default(),
             recent: None,
         };
         this.note(&[]).map_err(|fault| Error::Entry {
@@ -87,6 +95,8 @@ impl Extraction {
     /// Writes all that the layer has, and what it says of its directories.
     pub(crate) fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
         while let Some(entry) = layer.next()? {
+            self.guard.entry()?;
+            self.ways.entry();
             let file = match self.entry(&entry) {
                 Ok(file) => file,
                 Err(fault) => {
@@ -99,10 +109,11 @@ impl Extraction {
             }
         }
         self.recent = None;
+        self.remove_hollow()?;
         // From below: a directory may be closed to all but root.
         for (path, directory) in self.records.directories().rev() {
             let metadata = match (&directory.stated, directory.kept) {
-                (Some(metadata), _) => metadata,
+                (Some(stated), _) => &stated.metadata(),
                 (None, Some(_)) => continue,
                 (None, None) if self.style == Style::Copy => &UNSTATED,
                 (None, None) => continue,
@@ -128,6 +139,7 @@ impl Extraction {
             if directory.stated.is_some() {
                 continue;
             }
+            self.guard.look(lower.count())?;
             self.late(path, |fd| {
                 let found = match self.records.is_deleted(path) {
                     true => None,
@@ -135,8 +147,31 @@ impl Extraction {
                         .directory(path)
                         .doing("look it up in the layers below")?,
                 };
+                let has_default = found
+                    .as_ref()
+                    .is_some_and(|found| inode::has_default(&found.xattrs));
+                if has_default && directory.solid && !path.is_empty() {
+                    return Err(Fault::Inherits);
+                }
                 inode::dress(fd, found.as_ref().unwrap_or(&UNSTATED), self.user)
             })?;
+        }
+        Ok(())
+    }
+
+    /// Removes directories that are deleted and were made for the whiteouts in them, which are of
+    /// what is gone anyway.
+    fn remove_hollow(&mut self) -> Result<(), Error> {
+        for path in self.records.hollow() {
+            let (parents, name) = split(&path);
+            self.late(parents, |parent| {
+                self.remove(parent, name)?;
+                match self.style {
+                    Style::Upper => inode::whiteout(parent, name, self.user),
+                    Style::Base | Style::Copy => Ok(()),
+                }
+            })?;
+            self.records.forget(&path);
         }
         Ok(())
     }
@@ -147,9 +182,7 @@ impl Extraction {
         path: &[u8],
         set: impl FnOnce(&OwnedFd) -> Result<(), Fault>,
     ) -> Result<(), Error> {
-        if self.stop.is_set() {
-            return Err(Error::Stopped);
-        }
+        self.guard.step()?;
         let fd = self.open(path).doing("open it again");
         fd.and_then(|fd| set(&fd)).map_err(|fault| Error::Entry {
             path: path.to_vec(),
@@ -164,16 +197,23 @@ impl Extraction {
             return self.hide(&place.path, &place.fd).map(|()| None);
         }
         if entry.path.is_empty() {
-            self.records.state(&[], metadata(entry))?;
+            self.records.state(&[], self.taken(entry))?;
             return Ok(None);
         }
         let (parents, name) = split(&entry.path);
         let parent = self.directory(parents)?;
         let path = join(&parent.path, name);
+        let inherits = matches!(
+            entry.kind,
+            Kind::File(_) | Kind::Character { .. } | Kind::Block { .. } | Kind::Fifo
+        );
+        if inherits && self.records.has_default(&parent.path) {
+            return Err(Fault::Inherits);
+        }
         match &entry.kind {
             Kind::Directory => self.make_directory(&parent, name, path, entry)?,
             Kind::Whiteout => self.whiteout(&parent, name, &path)?,
-            Kind::Hardlink(target) => self.link(&parent, name, path, target)?,
+            Kind::Hardlink(target) => self.link(&parent, path, target, entry)?,
             Kind::File(_) => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
                 let flags = flags | OFlags::CLOEXEC;
@@ -240,12 +280,29 @@ impl Extraction {
         }
     }
 
-    /// Removes what is at a name, with all that is in it.
+    /// Removes what is at a name, with all that is in it, unless nobody wants it any more.
+    fn remove(&self, parent: &OwnedFd, name: &[u8]) -> Result<(), Fault> {
+        let guard = &self.guard;
+        let goes_on = || {
+            guard
+                .step()
+                .map_err(|denied| Through::Denied(denied).into())
+        };
+        remove(parent, name, &goes_on).doing("remove what was there")
+    }
+
+    /// Removes what is at a name, and what is noted of it.
     fn clear(&mut self, parent: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
-        if self.style == Style::Upper && inode::kind(parent, name)?.is_none() {
+        let kind = inode::kind(parent, name)?;
+        if self.style == Style::Upper && kind.is_none() {
             self.records.delete(path)?;
         }
-        remove(parent, name).doing("remove what was there")?;
+        let record = self.records.get(path);
+        let is_lower = record.is_none_or(|directory| directory.kept.is_some());
+        if self.style == Style::Copy && kind == Some(FileType::Directory) && is_lower {
+            self.records.replace(path)?;
+        }
+        self.remove(parent, name)?;
         self.recent = None;
         self.records.forget(path);
         Ok(())
@@ -270,15 +327,18 @@ impl Extraction {
             },
             made => made.doing("make it")?,
         }
-        self.records.state(&path, metadata(entry))?;
+        self.records.state(&path, self.taken(entry))?;
+        self.records.fill(&path);
+        if inode::has_default(&entry.xattrs)
+            && let Some(directory) = self.records.get_mut(&path)
+        {
+            directory.has_default = true;
+        }
         self.wrote(path)
     }
 
-    /// What lower layers have at a path is gone; what this layer has stays.
+    /// What lower layers have at a path is gone; what this layer has stays, unless it is the lowest.
     fn whiteout(&mut self, parent: &Place, name: &[u8], path: &[u8]) -> Result<(), Fault> {
-        if self.style == Style::Base {
-            return Ok(());
-        }
         let there = fs::statat(&*parent.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         let there = match there {
             Ok(stat) => Some(FileType::from_raw_mode(stat.st_mode)),
@@ -286,12 +346,13 @@ impl Extraction {
             Err(error) => return Err(error).doing("look at it"),
         };
         match (self.style, there) {
-            (Style::Upper, None) => {
-                return inode::whiteout(&parent.fd, name).doing("make its whiteout");
-            }
-            (Style::Upper, Some(_)) => self.records.delete(path)?,
-            (_, Some(_)) if !self.is_ours(path) => return self.clear(&parent.fd, name, path),
-            _ => {}
+            (Style::Upper, None) => return inode::whiteout(&parent.fd, name, self.user),
+            (Style::Base, None) => return Ok(()),
+            (Style::Base, Some(_)) => return self.clear(&parent.fd, name, path),
+            (Style::Upper | Style::Copy, _) => self.records.delete(path)?,
+        }
+        if self.style == Style::Copy && there.is_some() && !self.is_ours(path) {
+            return self.clear(&parent.fd, name, path);
         }
         if there == Some(FileType::Directory) {
             let fd = self.open(path).doing("open it")?;
@@ -319,13 +380,15 @@ impl Extraction {
         Ok(())
     }
 
+    /// Another name of what is at `target`, which gets the metadata of this entry.
     fn link(
         &mut self,
         parent: &Place,
-        name: &[u8],
         path: Vec<u8>,
         target: &[u8],
+        entry: &Entry,
     ) -> Result<(), Fault> {
+        let name = split(&path).1;
         let missing = || Fault::NoTarget(target.to_vec());
         if target.is_empty() {
             return Err(Fault::DirectoryTarget(target.to_vec()));
@@ -354,6 +417,7 @@ impl Extraction {
             }
             made => made,
         }?;
+        inode::dress_at(&parent.fd, name, entry, self.user)?;
         self.wrote(path)
     }
 
@@ -362,15 +426,17 @@ impl Extraction {
         if self.records.get(path).is_some() {
             return Ok(());
         }
-        let kept = match self.style {
-            Style::Copy => {
-                let fd = self.open(path).doing("open it")?;
-                Some(inode::time(&fd)?)
-            }
-            Style::Upper | Style::Base => None,
-        };
+        let (mut kept, mut has_default) = (None, false);
+        if self.style == Style::Copy {
+            let fd = self.open(path).doing("open it")?;
+            kept = Some(inode::time(&fd)?);
+            let list = get(&fd, inode::DEFAULT_LIST).doing("look at its extended attributes")?;
+            has_default = list.is_some() && !path.is_empty();
+        }
         let directory = Directory {
             kept,
+            has_default,
+            solid: self.style == Style::Copy,
             ..Directory::default()
         };
         self.records.add(path.to_vec(), directory)
@@ -378,12 +444,20 @@ impl Extraction {
 
     /// Notes a new directory. If what was below is deleted, that stays so.
     fn made(&mut self, path: &[u8]) -> Result<(), Fault> {
+        if self.records.has_default(split(path).0) {
+            return Err(Fault::Inherits);
+        }
+        if self.records.is_replaced(path) {
+            return Err(Fault::Replaced);
+        }
         let directory = Directory {
             opaque: self.style == Style::Copy,
             ..Directory::default()
         };
         self.records.add(path.to_vec(), directory)?;
-        self.wrote(path.to_vec())?;
+        if self.style == Style::Copy {
+            self.records.write(path.to_vec())?;
+        }
         if self.records.is_deleted(path) {
             let fd = self.open(path).doing("open it")?;
             self.hide(path, &fd)?;
@@ -391,7 +465,17 @@ impl Extraction {
         Ok(())
     }
 
+    /// The metadata of an entry that are set, as they are kept.
+    fn taken(&self, entry: &Entry) -> Metadata {
+        let mut metadata = metadata(entry);
+        metadata
+            .xattrs
+            .retain(|xattr| inode::is_taken(xattr, self.user));
+        metadata
+    }
+
     fn wrote(&mut self, path: Vec<u8>) -> Result<(), Fault> {
+        self.records.fill(split(&path).0);
         match self.style {
             Style::Copy => self.records.write(path),
             Style::Upper | Style::Base => Ok(()),

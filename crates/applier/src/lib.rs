@@ -32,7 +32,7 @@
 //! # What is left to the other
 //!
 //! Layers of other media types than OCI's and Docker's, plain, gzip or zstd, and than native EROFS;
-//! mounts of other forms; snapshots that are not below the snapshotter's root as this process sees
+//! mounts of other forms; zstd frames whose window is more than a layer may have in memory; snapshots that are not below the snapshotter's root as this process sees
 //! it, were not made just now or belong to another user, so that it is the same containerd; those in
 //! which this process may not do all that it takes; parents whose EROFS images it cannot read; all of
 //! a snapshotter that has layers with dm-verity. How containerd's own EROFS differ is configured
@@ -41,20 +41,14 @@
 //!
 //! # What a directory becomes
 //!
-//! As [`resnap_erofs`] tells of images, with these differences: a base layer has no whiteouts, as
-//! nothing is below it; in a user namespace devices are left out and attributes are `user.overlay.*`;
-//! an attribute that the file system does not take is left out.
+//! As [`resnap_erofs`] tells of images, with these differences: in a user namespace devices are left
+//! out and attributes are `user.overlay.*`; an attribute that the file system does not take is left
+//! out; in a full copy a symbolic link of a lower layer is followed, as containerd's own differ does
+//! there, and a directory in the place of what took the place of one of a lower layer is refused.
 //!
-//! What containerd's differ does otherwise:
-//!
-//! | | here | containerd 2.4 |
-//! |---|---|---|
-//! | time of a directory that the layer writes to and does not state | that below, or 1970 | of unpacking |
-//! | the root, if the layer states it | as stated | ignored |
-//! | times before 1970 | kept | 1970 |
-//! | a whiteout and a directory of one name | the directory, opaque: image spec | the lower one shows through |
-//! | metadata of a file with several names | of its first entry, as GNU tar | of the last |
-//! | GNU sparse files (type `S`) | files with holes | refused |
+//! What containerd's differ does otherwise with `overlayfs` stands in one table, each row of which is
+//! held against a containerd: `integration/tests/live/differential/table.rs`. With
+//! [`Differ::Containerd`] the tree is containerd's.
 //!
 //! # Hostile layers
 //!
@@ -65,11 +59,35 @@
 //! ([`Settings::max_layer_bytes`], [`resnap_layer::Limits`]).
 //!
 //! Data is not kept. Until a layer is in its place, what it says of its directories is in memory, with
-//! their extended attributes, and for `native` the paths of all that it has: at most 512 MiB a layer,
-//! what the collections themselves take included. A layer that needs more is refused. An EROFS image
-//! has limits of its own ([`resnap_erofs::Limits`]). An entry takes time by the way to it and by
-//! what it replaces, whatever else is there; a directory that is not stated, by the layers
-//! below.
+//! their extended attributes, and for `native` the paths of all that it has; of an EROFS image, its
+//! whole tree. All layers of the process share one budget for that, and for the windows of zstd
+//! ([`Settings::memory`]): a layer for which there is no more before its turn is given up and written
+//! when its turn comes, and one that alone needs more than ten sixteenths is refused. Attributes that
+//! are never set are not kept, and those that several directories have are kept once.
+//!
+//! # Time
+//!
+//! Whatever is done as often as an image says has a bound that no honest image meets. One entry is
+//! 512 bytes of a stream, which may be compressed to two. Work ends where nobody wants it any more,
+//! which is asked for each entry and directory, and where it does not get on ([`Settings::stall`]).
+//!
+//! | for each | bound | the worst costs |
+//! |---|---|---|
+//! | byte of a blob, compressed or not | [`Settings::max_layer_bytes`] | a member or frame of gzip or zstd of some 20 bytes: a new decoder |
+//! | entry | 4 million ([`resnap_layer::Limits`]) | making a file |
+//! | byte of extension headers, attribute, hole | 1 MiB, 256 KiB, 2^18 an entry | a copy of it |
+//! | name on the way to an entry | 8192 an entry; 64 an entry of the layer and 2^20 ([`resnap_layer::way`]) | opening a directory |
+//! | symbolic link on the way | 255 an entry | the names of its target, which count |
+//! | directory that is made for an entry | the names on its way | making a directory |
+//! | file that is replaced, with all in it | those that the layer has made, or its parent has | removing a file |
+//! | name in a directory that is made opaque (`native`) | each directory once a layer | removing a file |
+//! | directory that the layer does not state, in a layer below | 512 an entry of the layer and 2^22 | on `overlayfs` opening it by its path; of an EROFS image a search in its directory, and all attributes of one |
+//! | attribute at an inode of an EROFS image | 256 KiB of them | a read |
+//! | file of a snapshot that containerd's differ writes | 10^6, once in a twentieth of the time | `stat` |
+//!
+//! `links_that_only_take_time_are_refused_soon` measures the ways, those of images
+//! `an_entry_costs_no_more_names_than_are_left`, `depth_costs_what_opening_costs` the layers below, and
+//! `siblings_cost_replacing_nothing` and `a_copy_is_looked_through_once` what is removed.
 
 mod applier;
 mod batch;
@@ -77,12 +95,17 @@ mod build;
 mod erofs;
 mod error;
 mod extract;
+mod guard;
+mod job;
 mod lower;
+mod memory;
 mod pipeline;
+mod progress;
 mod remove;
 mod source;
 mod staging;
 mod target;
+mod watch;
 
-pub use applier::{Applier, Differ, Settings};
+pub use applier::{Applier, Differ, MEMORY, STALL, Settings};
 pub use staging::clear;

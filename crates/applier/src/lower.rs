@@ -26,6 +26,11 @@ impl Lower {
         paths.iter().map(open).collect::<io::Result<_>>().map(Self)
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// A way down. `opaque` is the attribute that hides what is below a directory; `hides` says whether
     /// the one above all of these does so.
     pub(crate) fn descend<H: Fn(&[u8]) -> bool>(

@@ -5,21 +5,24 @@
 //! caller's consumes. They pass on buffers of [`CHUNK`] bytes, at most [`DEPTH`] ahead.
 
 use std::cell::RefCell;
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use flate2::bufread::MultiGzDecoder;
 use resnap_core::media_type::Compression;
 use resnap_core::{Applied, Digest, Monitor, Span, Stage};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use self::members::{Blob, Gzip, Zstd};
 use crate::error::{Doing as _, Error, Through};
+use crate::guard::Guard;
 use crate::source::Source;
+
+mod members;
 
 /// Large beside what passing it on costs, small beside a second-level cache.
 const CHUNK: usize = 256 * 1024;
@@ -35,12 +38,12 @@ pub(crate) struct Work {
     pub(crate) compression: Compression,
     /// Bytes that may come out.
     pub(crate) limit: u64,
-    pub(crate) stop: Stop,
+    pub(crate) guard: Guard,
     pub(crate) monitor: Arc<dyn Monitor>,
 }
 
 /// Says when nobody wants the work any more: who says so, or is gone.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Stop(pub(crate) watch::Receiver<bool>);
 
 impl Stop {
@@ -104,7 +107,7 @@ pub(crate) fn run<T>(
             .when("start a thread")?;
         let mut stream = Stream {
             chunks,
-            stop: &work.stop,
+            guard: &work.guard,
             chunk: Chunk::default(),
             used: 0,
             waited: Duration::ZERO,
@@ -116,9 +119,13 @@ pub(crate) fn run<T>(
         write.busy = write.busy.saturating_sub(stream.waited);
         // The others end when nobody takes what they have.
         drop(stream);
+        if consumed.is_err() {
+            // Unless it waits for a backend.
+            work.guard.progress.end();
+        }
         let inflated = inflater.join();
         let hashed = hasher.join();
-        let consumed = consumed.map_err(|error| match work.stop.is_set() {
+        let consumed = consumed.map_err(|error| match work.guard.stop.is_set() {
             true => Error::Stopped,
             false => error,
         })?;
@@ -141,7 +148,7 @@ pub(crate) fn run<T>(
 /// The decompressed blob.
 pub(crate) struct Stream<'a> {
     chunks: Receiver<io::Result<Chunk>>,
-    stop: &'a Stop,
+    guard: &'a Guard,
     chunk: Chunk,
     used: usize,
     waited: Duration,
@@ -151,7 +158,7 @@ pub(crate) struct Stream<'a> {
 impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.used == self.chunk.len() && !self.is_over {
-            if self.stop.is_set() {
+            if self.guard.is_over() {
                 return Err(Through::Stopped.into());
             }
             let begin = Instant::now();
@@ -182,11 +189,12 @@ struct Counted<'a> {
 
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.work.stop.is_set() {
+        if self.work.guard.is_over() {
             return Err(Through::Stopped.into());
         }
         let count = self.meter.borrow_mut().time(|| self.source.read(buffer))?;
         self.count += count as u64;
+        self.work.guard.progress.step();
         self.work.monitor.read(self.work.index, self.count);
         Ok(count)
     }
@@ -208,7 +216,7 @@ fn inflate(
         meter: Rc::clone(&read),
     };
     let mut is_compressed = false;
-    let decoder = decoder(counted, work.compression, &mut is_compressed);
+    let decoder = decoder(counted, work.compression, &work.guard, &mut is_compressed);
     let passed = decoder.and_then(|mut decoder| {
         pass(
             &mut *decoder,
@@ -232,30 +240,26 @@ fn inflate(
 
 /// Several members or frames are one stream, as containerd's decompressors have it.
 fn decoder<'a>(
-    mut blob: Counted<'a>,
+    blob: Counted<'a>,
     compression: Compression,
+    guard: &'a Guard,
     is_compressed: &mut bool,
 ) -> io::Result<Box<dyn Read + 'a>> {
     if compression == Compression::None {
         return Ok(Box::new(blob));
     }
-    let mut head = [0; 4];
-    let count = fill(&mut blob, &mut head).map_err(|(_, error)| error)?;
-    let blob = io::Cursor::new(head).take(count as u64).chain(blob);
-    *is_compressed = true;
-    Ok(match head {
-        [0x1f, 0x8b, 0x08, _] => {
-            Box::new(MultiGzDecoder::new(BufReader::with_capacity(CHUNK, blob)))
+    let mut blob = Blob::new(blob);
+    Ok(match blob.ahead(4)? {
+        [0x1f, 0x8b, 0x08, ..] => {
+            *is_compressed = true;
+            Box::new(Gzip::new(blob))
         }
         // A frame, or one to be skipped before the first.
-        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
-            let blob = BufReader::with_capacity(CHUNK, blob);
-            Box::new(zstd::Decoder::with_buffer(blob)?)
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            *is_compressed = true;
+            Box::new(Zstd::new(blob, guard)?)
         }
-        _ => {
-            *is_compressed = false;
-            Box::new(blob)
-        }
+        _ => Box::new(blob),
     })
 }
 

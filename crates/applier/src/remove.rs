@@ -14,8 +14,13 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Removes what is at a name, with all that is in it; follows nothing. That nothing is there is fine.
-pub(crate) fn remove(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
+/// Removes what is at a name, with all that is in it, as long as `goes_on` says so for each thing in
+/// it; follows nothing. That nothing is there is fine.
+pub(crate) fn remove(
+    parent: &OwnedFd,
+    name: &[u8],
+    goes_on: &dyn Fn() -> io::Result<()>,
+) -> io::Result<()> {
     match fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         // POSIX would have the latter.
@@ -24,11 +29,11 @@ pub(crate) fn remove(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
     }
     let top = fs::openat(parent, name, DIRECTORY, Mode::empty())?;
     // A directory in it that is not empty is moved to the top, where its turn comes.
-    let mut todo = empty(&top, &top, &mut 0)?;
+    let mut todo = empty(&top, &top, &mut 0, goes_on)?;
     let mut number = 0;
     while let Some(name) = todo.pop() {
         let directory = fs::openat(&top, &name[..], DIRECTORY, Mode::empty())?;
-        todo.extend(empty(&directory, &top, &mut number)?);
+        todo.extend(empty(&directory, &top, &mut number, goes_on)?);
         fs::unlinkat(&top, &name[..], AtFlags::REMOVEDIR)?;
     }
     fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?;
@@ -36,10 +41,16 @@ pub(crate) fn remove(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
 }
 
 /// Empties a directory; answers with the names, at the top, of the directories that were in it.
-fn empty(directory: &OwnedFd, top: &OwnedFd, number: &mut u64) -> io::Result<Vec<Vec<u8>>> {
+fn empty(
+    directory: &OwnedFd,
+    top: &OwnedFd,
+    number: &mut u64,
+    goes_on: &dyn Fn() -> io::Result<()>,
+) -> io::Result<Vec<Vec<u8>>> {
     let is_top = std::ptr::eq(directory, top);
     let mut left = Vec::new();
     for entry in Dir::read_from(directory)? {
+        goes_on()?;
         let entry = entry?;
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {

@@ -14,7 +14,7 @@ use resnap_core::{ByteStream, ContentReader, Descriptor, Result, Scope};
 use tokio::sync::mpsc;
 
 use crate::error::Through;
-use crate::pipeline::Stop;
+use crate::guard::Guard;
 
 /// Pieces of a stream that wait to be read; containerd sends up to 1 MiB at once.
 const PIECES: usize = 4;
@@ -40,13 +40,13 @@ enum Piece {
 }
 
 /// Finds a blob: as a file below `root` if it is there and has the size that the backend says, else
-/// through the backend, until `stop`.
+/// through the backend.
 pub(crate) async fn open(
     content: &dyn ContentReader,
     root: Option<&Path>,
     scope: &Scope,
     layer: &Descriptor,
-    stop: &Stop,
+    guard: &Guard,
 ) -> Result<Source> {
     let digest = &layer.digest;
     if let Some(root) = root {
@@ -66,7 +66,7 @@ pub(crate) async fn open(
     }
     let stream = content.open(scope, digest).await?;
     let (sender, receiver) = mpsc::channel(PIECES);
-    tokio::spawn(pump(stream, sender, stop.clone()));
+    tokio::spawn(pump(stream, sender, guard.clone()));
     Ok(Source::Stream(Pieces {
         receiver,
         piece: Bytes::new(),
@@ -76,12 +76,14 @@ pub(crate) async fn open(
 
 /// Ends when nobody reads any more. A backend may be stuck, and the reader is a thread that would
 /// wait with it.
-async fn pump(mut stream: ByteStream, sender: mpsc::Sender<Piece>, mut stop: Stop) {
+async fn pump(mut stream: ByteStream, sender: mpsc::Sender<Piece>, guard: Guard) {
+    let mut stop = guard.stop.clone();
     loop {
         let next = tokio::select! {
             next = stream.next() => next,
             () = sender.closed() => return,
             () = stop.set() => return,
+            () = guard.progress.over() => return,
         };
         let is_last = !matches!(next, Some(Ok(_)));
         let piece = next.map_or(Piece::End, Piece::Bytes);

@@ -97,7 +97,7 @@ impl Staging {
     /// Removes the directory with all that is in it.
     pub(crate) fn remove(self) -> io::Result<()> {
         let name = self.path.file_name().unwrap_or_default();
-        remove(&self.parent, name.as_bytes())
+        remove(&self.parent, name.as_bytes(), &|| Ok(()))
     }
 }
 

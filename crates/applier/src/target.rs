@@ -54,7 +54,10 @@ pub(crate) enum Shape {
     /// Files.
     Tree(Style),
     /// An EROFS image, of a tar archive.
-    Image,
+    Image {
+        /// No layer is below it.
+        is_lowest: bool,
+    },
     /// An EROFS image, as it came.
     Blob,
 }
@@ -112,10 +115,16 @@ impl Target {
     /// What a layer of this format is written as.
     pub(crate) fn shape(&self, format: Format) -> Result<Shape, Error> {
         Ok(match (self, format) {
-            (Self::Image { .. }, Format::Tar) => Shape::Image,
+            (Self::Image { parents, .. }, Format::Tar) => Shape::Image {
+                is_lowest: parents.is_empty(),
+            },
             (Self::Image { .. }, Format::Erofs) => Shape::Blob,
             (_, Format::Erofs) => return unfit("an EROFS image is no layer of files"),
-            (Self::Copy { .. }, Format::Tar) => Shape::Tree(Style::Copy),
+            // The lowest layer has nothing to copy.
+            (Self::Copy { directory }, Format::Tar) => Shape::Tree(match is_empty(directory) {
+                true => Style::Base,
+                false => Style::Copy,
+            }),
             (Self::Upper { lower, .. }, Format::Tar) => Shape::Tree(match lower.is_empty() {
                 true => Style::Base,
                 false => Style::Upper,
@@ -291,6 +300,11 @@ fn upper(directory: PathBuf, snapshot: &Path, lower: Vec<PathBuf>) -> Result<Tar
         Ok(false) => unfit(format!("{directory:?} is not empty")),
         Err(error) => unfit(format!("{directory:?}: {error}")),
     }
+}
+
+fn is_empty(directory: &Path) -> bool {
+    let entries = directory.read_dir();
+    entries.is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn only(options: &[String], known: impl Fn(&str) -> bool) -> Result<(), Error> {

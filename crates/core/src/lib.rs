@@ -18,6 +18,7 @@
 mod batch;
 mod descriptor;
 mod digest;
+pub mod erofs_layer;
 mod error;
 pub mod labels;
 pub mod media_type;
@@ -38,7 +39,7 @@ pub use mount::Mount;
 pub use ports::{
     Applied, Applier, ByteStream, Container, Containers, ContentInfo, ContentLabeler,
     ContentReader, Image, Images, Introspection, LeaseId, LeaseInfo, Leases, Ports, Resource,
-    Scope, Snapshotter, SnapshotterInfo, Snapshotters, read_verified,
+    Scope, Snapshotter, SnapshotterInfo, Snapshotters, Work, read_verified, work_on,
 };
 pub use profile::{EROFS_FEATURE, Need, NeededOn, Profile, Profiles, Volumes};
 pub use resnap_platforms::Platform;

@@ -17,18 +17,19 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 /// Docker's image config.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// Layers by the start of their media type: compression and encryption come as suffixes, and
-/// those of Docker and "nondistributable" ones count too.
-const LAYER_PREFIXES: [&str; 3] = [
-    "application/vnd.oci.image.layer.",
-    "application/vnd.docker.image.rootfs.",
-    EROFS_LAYER,
-];
+/// What old pushes call a config, and what any blob may be called.
+const OCTETS: &str = "application/octet-stream";
 
 /// A layer that is an EROFS image already (containerd 2.3 `core/images/mediatypes.go`,
-/// `MediaTypeErofsLayer`), with or without a suffix. The EROFS image spec is a draft: what it
-/// changes is changed in [`layer`].
+/// `MediaTypeErofsLayer`).
 const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
+
+/// The same in the EROFS image format (its draft specification), which [`crate::erofs_layer`] tells
+/// more of.
+pub(crate) const EROFS_IMAGE: &str = "application/vnd.erofs";
+
+/// An index of the chunks of another layer in that format.
+pub(crate) const EROFS_CHUNK_INDEX: &str = "application/vnd.erofs.chunk-index.v1";
 
 /// What the bytes of a layer are, once they are decompressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +46,9 @@ pub enum Compression {
     /// Not at all: the blob's digest is the diff ID.
     None,
     /// As its first bytes say: gzip (RFC 1952), zstd (RFC 8878), or not at all. Whichever of them
-    /// the media type names, and for Docker's that name none: images have them wrong (containerd
-    /// `core/images/mediatypes.go`, `DiffCompression`; `pkg/archive/compression`).
+    /// the media type names, and if it names none: images have them wrong (containerd
+    /// `core/images/mediatypes.go`, `DiffCompression`; `pkg/archive/compression`). The diff ID proves
+    /// it.
     Detected,
 }
 
@@ -55,10 +57,8 @@ pub enum Compression {
 pub fn layer(media_type: &str) -> Option<(Format, Compression)> {
     Some(match media_type {
         "application/vnd.oci.image.layer.v1.tar"
-        | "application/vnd.oci.image.layer.nondistributable.v1.tar" => {
-            (Format::Tar, Compression::None)
-        }
-        "application/vnd.docker.image.rootfs.diff.tar"
+        | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+        | "application/vnd.docker.image.rootfs.diff.tar"
         | "application/vnd.docker.image.rootfs.foreign.diff.tar"
         | "application/vnd.oci.image.layer.v1.tar+gzip"
         | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
@@ -69,23 +69,29 @@ pub fn layer(media_type: &str) -> Option<(Format, Compression)> {
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {
             (Format::Tar, Compression::Detected)
         }
-        EROFS_LAYER => (Format::Erofs, Compression::None),
-        "application/vnd.erofs.layer.v1+zstd" => (Format::Erofs, Compression::Detected),
+        EROFS_LAYER | EROFS_IMAGE => (Format::Erofs, Compression::None),
+        "application/vnd.erofs.layer.v1+zstd" | "application/vnd.erofs+zstd" => {
+            (Format::Erofs, Compression::Detected)
+        }
         _ => return None,
     })
 }
 
 /// Whether a layer of this media type is an EROFS image, also one that cannot be read.
 pub fn is_erofs(media_type: &str) -> bool {
-    media_type.starts_with(EROFS_LAYER)
+    matches!(
+        without_suffixes(media_type),
+        EROFS_LAYER | EROFS_IMAGE | EROFS_CHUNK_INDEX
+    )
 }
 
 /// A layer's media type as containerd's erofs differ is told it: 2.1 and 2.2 take an EROFS image
 /// for one if its media type ends like this (`plugins/diff/erofs`, `isErofsMediaType`), and since
-/// 2.3 by how that begins.
+/// 2.3 by how that begins. None knows the types of the EROFS image format.
 pub fn for_differ(media_type: &str) -> &str {
     match media_type {
-        EROFS_LAYER => "application/vnd.erofs.layer.v1.erofs",
+        EROFS_LAYER | EROFS_IMAGE => "application/vnd.erofs.layer.v1.erofs",
+        "application/vnd.erofs+zstd" => "application/vnd.erofs.layer.v1+zstd",
         other => other,
     }
 }
@@ -100,16 +106,39 @@ pub fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
-/// Whether a blob of this media type is an image config.
+/// Whether a blob of this media type is an image config. One of another type may be one too:
+/// containerd looks at what is in it.
 pub fn is_config(media_type: &str) -> bool {
-    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
+    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG | OCTETS)
 }
 
-/// Whether a blob of this media type is a layer of a root file system.
+/// Whether a blob of this media type is a layer of a root file system (containerd
+/// `core/images/mediatypes.go`, `IsLayerType`): compression and encryption come as suffixes.
 pub fn is_layer(media_type: &str) -> bool {
-    LAYER_PREFIXES
-        .iter()
-        .any(|prefix| media_type.starts_with(prefix))
+    media_type.starts_with("application/vnd.oci.image.layer.")
+        || is_erofs(media_type)
+        || matches!(
+            without_suffixes(media_type),
+            "application/vnd.docker.image.rootfs.diff.tar"
+                | "application/vnd.docker.image.rootfs.diff.tar.gzip"
+                | "application/vnd.docker.image.rootfs.diff.tar.zstd"
+                | "application/vnd.docker.image.rootfs.foreign.diff.tar"
+                | "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+        )
+}
+
+/// Whether a layer of this media type is one that registries do not hand out (containerd
+/// `core/images/mediatypes.go`, `IsNonDistributable`).
+pub fn is_foreign(media_type: &str) -> bool {
+    media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
+}
+
+/// The part of a media type before its first suffix.
+pub(crate) fn without_suffixes(media_type: &str) -> &str {
+    media_type
+        .split_once('+')
+        .map_or(media_type, |(base, _)| base)
 }
 
 #[cfg(test)]
@@ -145,7 +174,17 @@ mod tests {
                 "application/vnd.erofs.layer.v1+zstd",
                 Some((Format::Erofs, Compression::Detected)),
             ),
+            (
+                "application/vnd.erofs",
+                Some((Format::Erofs, Compression::None)),
+            ),
+            (
+                "application/vnd.erofs+zstd",
+                Some((Format::Erofs, Compression::Detected)),
+            ),
+            ("application/vnd.erofs.chunk-index.v1", None),
             ("application/vnd.erofs.layer.v1+gzip", None),
+            ("application/vnd.erofs+gzip", None),
             (
                 "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
                 None,
@@ -158,14 +197,37 @@ mod tests {
             let told = for_differ(media_type);
             let is_copied = read == Some((Format::Erofs, Compression::None));
             assert_eq!(told.ends_with(".erofs"), is_copied);
-            assert_eq!(is_erofs(told), is_erofs(media_type));
+            assert_eq!(told.contains("erofs"), is_erofs(media_type));
+            if read.is_some() && is_erofs(media_type) {
+                assert!(told.starts_with("application/vnd.erofs.layer.v1"), "{told}");
+            }
         }
         for other in [
             OCI_CONFIG,
             DOCKER_MANIFEST,
             "application/vnd.cncf.helm.chart.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.notes.v1+json",
+            "application/vnd.docker.image.rootfs.diff.tar.lzma",
+            "application/vnd.erofs.layer.v10",
+            "application/vnd.erofs.layers",
+            "application/vnd.erofsx",
         ] {
-            assert!(!is_layer(other), "{other}");
+            assert!(!is_layer(other) && !is_erofs(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn foreign_layers_are_known() {
+        for (media_type, foreign) in [
+            (
+                "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+                true,
+            ),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar", true),
+            ("application/vnd.oci.image.layer.v1.tar+gzip", false),
+        ] {
+            assert!(is_layer(media_type), "{media_type}");
+            assert_eq!(is_foreign(media_type), foreign, "{media_type}");
         }
     }
 }

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::channel::oneshot;
 use futures::{Stream, StreamExt as _};
 
 use crate::{
@@ -90,6 +91,46 @@ pub trait ContentReader: Send + Sync {
     /// The blob's bytes, unchecked ([`read_verified`] checks). A blob that is not there is
     /// [`Kind::NotFound`], here or as the stream's first item.
     async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream>;
+    /// Does work on many bytes that were read, such as parsing them: here and now, unless whoever
+    /// wraps the port has a better place for what takes long. See [`work_on`].
+    async fn work(&self, work: Work) {
+        work();
+    }
+}
+
+/// Work to be done once.
+pub type Work = Box<dyn FnOnce() + Send>;
+
+/// From so many bytes on it takes long to work on them.
+const LARGE: usize = 64 << 10;
+
+/// Does `work` on bytes that were read: of many, where [`ContentReader::work`] has it done.
+///
+/// # Errors
+/// [`Kind::Internal`] if the work panicked there.
+pub async fn work_on<T: Send + 'static>(
+    content: &dyn ContentReader,
+    bytes: Vec<u8>,
+    work: impl FnOnce(Vec<u8>) -> T + Send + 'static,
+) -> Result<T> {
+    if bytes.len() < LARGE {
+        return Ok(work(bytes));
+    }
+    let size = bytes.len();
+    let (sender, receiver) = oneshot::channel();
+    let work = move || {
+        // Who asked may have gone.
+        let _ = sender.send(work(bytes));
+    };
+    content.work(Box::new(work)).await;
+    let done = receiver.await;
+    done.map_err(|_| {
+        Error::new(
+            Kind::Internal,
+            "work on",
+            format!("{size} bytes of content"),
+        )
+    })
 }
 
 /// Reads a whole blob of at most `limit` bytes and checks it against its digest.
@@ -122,7 +163,9 @@ pub async fn read_verified(
         }
         bytes.extend_from_slice(&piece);
     }
-    let actual = digest.same_algorithm(&bytes);
+    let expected = digest.clone();
+    let hash = move |bytes: Vec<u8>| (expected.same_algorithm(&bytes), bytes);
+    let (actual, bytes) = work_on(content, bytes, hash).await?;
     if actual != *digest {
         return Err(Error::new(Kind::DataLoss, "read content", digest.as_str())
             .because(format!("its bytes have the digest {actual}")));

@@ -49,6 +49,8 @@ pub struct Want<'a> {
     pub reference: Option<&'a str>,
     /// Where.
     pub snapshotter: &'a str,
+    /// The pod it is for, as `namespace/name`.
+    pub pod: Option<&'a str>,
     /// Whether layers that somebody unpacked without labels are mended.
     pub repair: bool,
     /// Which of its manifests.

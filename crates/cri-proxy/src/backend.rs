@@ -3,6 +3,7 @@
 
 //! A client's connection to containerd.
 
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -120,29 +121,39 @@ impl Backend {
         {
             return Ok(sender);
         }
-        let unavailable = |error: &dyn std::fmt::Display| {
-            let path = self.proxy.backend.display();
-            Status::new(
-                UNAVAILABLE,
-                format!("containerd at {path} does not answer: {error}"),
-            )
-        };
-        let stream = UnixStream::connect(&self.proxy.backend).await;
-        let stream = stream.map_err(|error| unavailable(&error))?;
-        let handshake = Builder::new()
-            .max_header_list_size(MAX_HEADERS)
-            .max_send_buffer_size(SEND_BUFFER)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .enable_push(false)
-            .handshake(stream)
-            .await;
-        let (sender, driver) = handshake.map_err(|error| unavailable(&error))?;
+        let path = self.proxy.backend.display();
+        let connected = connect(&self.proxy.backend).await;
+        let (sender, driver) = connected.map_err(|error| {
+            let text = format!("containerd at {path} does not answer: {error}");
+            if let Some(since) = self.proxy.outage.goes_on() {
+                tracing::warn!("{text}; it has been away for {} s", since.as_secs());
+            }
+            Status::new(UNAVAILABLE, text)
+        })?;
+        if let Some(time) = self.proxy.outage.ends() {
+            let seconds = time.as_secs();
+            tracing::warn!("containerd at {path} answers again; it was away for {seconds} s");
+        }
         // It is not taken any more only when the client has gone.
         let _ = self.drivers.send(Box::pin(driver));
         self.proxy.knowledge.forget_handlers();
         Ok(kept.insert(sender).clone())
     }
+}
+
+async fn connect(
+    path: &Path,
+) -> Result<(SendRequest<Bytes>, Connection<UnixStream, Bytes>), String> {
+    let stream = UnixStream::connect(path).await;
+    let connected = Builder::new()
+        .max_header_list_size(MAX_HEADERS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .enable_push(false)
+        .handshake(stream.map_err(|error| error.to_string())?)
+        .await;
+    connected.map_err(|error| error.to_string())
 }
 
 /// All data of an answer, if it is no more than one may be.

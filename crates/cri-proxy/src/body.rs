@@ -4,17 +4,16 @@
 //! Data on its way from one stream to another, and messages that are looked into on it.
 
 use std::future::poll_fn;
-use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::{Error, Reason, RecvStream, SendStream};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::grpc::{DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Status, code_in, length};
-use crate::pass::MAX_LOOKED;
+use crate::grpc::{PREFIX, RESOURCE_EXHAUSTED, Status, code_in, length};
+use crate::pass::{MAX_LOOKED, STREAM_WINDOW};
 
-/// How long a message that is looked into may take to come: clients send it at once.
-const ARRIVAL: Duration = Duration::from_secs(5);
+/// What is read of a request before it is decided whether the rest is: half of what its client may
+/// send in any case.
+const SHARE: usize = STREAM_WINDOW as usize / 2;
 
 /// Which end of the way broke.
 pub(crate) enum Broken {
@@ -25,17 +24,19 @@ pub(crate) enum Broken {
 /// Sends `first` on, then all that comes, no faster than the receiver takes it, and ends as `from`
 /// does. Answers with gRPC's code, if it ends with that.
 pub(crate) async fn pump(
-    first: Bytes,
+    first: Beginning,
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
 ) -> Result<Option<u16>, Broken> {
     let end = from.is_end_stream();
-    if !first.is_empty() || end {
-        send(first, to, end).await.map_err(Broken::To)?;
+    if !first.bytes.is_empty() || end {
+        send(first.bytes, to, end).await.map_err(Broken::To)?;
     }
     if end {
         return Ok(None);
     }
+    let released = from.flow_control().release_capacity(first.held);
+    released.map_err(Broken::From)?;
     loop {
         let bytes = tokio::select! {
             biased;
@@ -83,59 +84,105 @@ async fn send(mut bytes: Bytes, to: &mut SendStream<Bytes>, end: bool) -> Result
     Ok(())
 }
 
-/// The beginning of a request that is looked into: all of it, or what cannot be one message that
-/// containerd takes.
-pub(crate) struct Head<'a> {
+/// What of a request goes on first.
+#[derive(Default)]
+pub(crate) struct Beginning {
     pub(crate) bytes: Bytes,
-    /// Its share of what all of them may take.
-    _room: Option<SemaphorePermit<'a>>,
+    /// How many of the bytes the client has not got back yet, to send as many more.
+    pub(crate) held: usize,
 }
 
-impl<'a> Head<'a> {
-    pub(crate) async fn read(from: &mut RecvStream, room: &'a Semaphore) -> Result<Self, Status> {
-        let late = |_| {
-            let text = format!("the request's message did not come within {ARRIVAL:?}");
-            Status::new(DEADLINE_EXCEEDED, text)
-        };
-        let read = tokio::time::timeout(ARRIVAL, Self::read_all(from, room));
-        read.await.map_err(late)?
+/// A request that is looked into, while it arrives.
+pub(crate) struct Arriving<'a> {
+    from: &'a mut RecvStream,
+    bytes: Vec<u8>,
+    held: usize,
+    ended: bool,
+}
+
+impl<'a> Arriving<'a> {
+    pub(crate) fn begin(from: &'a mut RecvStream) -> Self {
+        Self {
+            from,
+            bytes: Vec::new(),
+            held: 0,
+            ended: false,
+        }
     }
 
-    async fn read_all(from: &mut RecvStream, room: &'a Semaphore) -> Result<Self, Status> {
-        let mut taken: Option<SemaphorePermit<'a>> = None;
-        let mut all = BytesMut::new();
-        while let Some(bytes) = from.data().await {
-            // Who broke it off does not wait for an answer.
-            let broken = |error: Error| Status::new(RESOURCE_EXHAUSTED, error.to_string());
-            let bytes = bytes.map_err(broken)?;
-            let released = from.flow_control().release_capacity(bytes.len());
-            released.map_err(broken)?;
-            let count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-            let more = room.try_acquire_many(count).map_err(|_| {
-                let text = "too much of other requests is waiting for its rest";
-                Status::new(RESOURCE_EXHAUSTED, text)
-            })?;
-            match &mut taken {
-                Some(taken) => taken.merge(more),
-                None => taken = Some(more),
-            }
-            if all.is_empty() && from.is_end_stream() {
-                return Ok(Self {
-                    bytes,
-                    _room: taken,
-                });
-            }
-            all.extend_from_slice(&bytes);
-            if length(&all).is_some_and(|length| length > MAX_LOOKED) || all.len() > MAX_HEAD {
+    /// Reads what the client sends without being asked for more.
+    pub(crate) async fn read_share(&mut self) -> Result<(), Status> {
+        while self.bytes.len() < SHARE && self.more().await? {}
+        Ok(())
+    }
+
+    /// What has come.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How long the request is, with its message's prefix, as the prefix says; `None` if this is
+    /// not one message that is looked into.
+    pub(crate) fn length(&self) -> Option<usize> {
+        let length = PREFIX + length(&self.bytes)?;
+        let is_one = self.bytes.first() == Some(&0) && self.bytes.len() <= length;
+        (is_one && length <= MAX_LOOKED + PREFIX).then_some(length)
+    }
+
+    /// All of it, if it has come.
+    pub(crate) fn whole(&mut self) -> Result<Option<Bytes>, Status> {
+        if !self.ended {
+            return Ok(None);
+        }
+        self.release()?;
+        let bytes = std::mem::take(&mut self.bytes);
+        Ok(Some(bytes.into_boxed_slice().into()))
+    }
+
+    /// What has come, to be passed on.
+    pub(crate) fn part(self) -> Beginning {
+        Beginning {
+            bytes: self.bytes.into(),
+            held: self.held,
+        }
+    }
+
+    /// Reads the rest, up to this length of all; more is not asked for.
+    pub(crate) async fn read_to(&mut self, length: usize) -> Result<(), Status> {
+        self.bytes
+            .reserve_exact(length.saturating_sub(self.bytes.len()));
+        while self.bytes.len() <= length {
+            self.release()?;
+            if !self.more().await? {
                 break;
             }
         }
-        Ok(Self {
-            bytes: all.freeze(),
-            _room: taken,
-        })
+        Ok(())
+    }
+
+    async fn more(&mut self) -> Result<bool, Status> {
+        if self.ended {
+            return Ok(false);
+        }
+        let Some(bytes) = self.from.data().await else {
+            self.ended = true;
+            return Ok(false);
+        };
+        let bytes = bytes.map_err(|error| broken(&error))?;
+        self.held += bytes.len();
+        self.bytes.extend_from_slice(&bytes);
+        self.ended = self.from.is_end_stream();
+        Ok(true)
+    }
+
+    fn release(&mut self) -> Result<(), Status> {
+        let held = std::mem::take(&mut self.held);
+        let released = self.from.flow_control().release_capacity(held);
+        released.map_err(|error| broken(&error))
     }
 }
 
-/// A message with its prefix.
-const MAX_HEAD: usize = MAX_LOOKED + 5;
+/// Who broke it off does not wait for an answer.
+fn broken(error: &Error) -> Status {
+    Status::new(RESOURCE_EXHAUSTED, error.to_string())
+}

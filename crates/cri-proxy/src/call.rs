@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
@@ -17,16 +18,27 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::backend::Backend;
-use crate::body::{Broken, Head, pump};
-use crate::clients::AtHome;
+use crate::body::{Arriving, Beginning, Broken, pump};
 use crate::counted::Counted;
 use crate::deadline::Deadline;
-use crate::grpc::{Status, UNAVAILABLE, UNKNOWN, code_in, decode};
+use crate::grpc::{
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Status, UNAVAILABLE, UNKNOWN, code_in, decode,
+};
+use crate::observe::{Seen, Why};
 use crate::pass::{Inner, LAST, Phase};
-use crate::preflight::{Call, Look, Needed, look_after};
+use crate::peek::{self, Unseen};
+use crate::preflight::{Look, Needed, look_after};
+use crate::waiting::Kept;
+use crate::wanted::Call;
 
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
+
+/// How long a message that is looked into may take to come: clients send it at once.
+const ARRIVAL: Duration = Duration::from_secs(5);
+
+/// How long it may wait for room: others arrive at once, too.
+const ROOM: Duration = Duration::from_secs(1);
 
 /// Why a call has no answer of containerd's, or not all of it.
 enum Ended {
@@ -55,8 +67,8 @@ pub(crate) struct Passage<'a> {
 
 /// What was found out about a call whose image may have had to be made ready.
 struct Looked<'a> {
-    /// What was read of the request.
-    first: Head<'a>,
+    /// The request.
+    kept: Kept<'a>,
     head: Parts,
     deadline: Option<Deadline>,
     /// `None` if it cannot be understood.
@@ -72,12 +84,21 @@ impl<'a> Passage<'a> {
         mut respond: SendResponse<Bytes>,
     ) {
         let counted = Counted::begin(self.proxy.observer.as_ref(), request.uri().path());
+        let deadline = Deadline::of(request.headers());
+        let is_over = || deadline.is_some_and(Deadline::is_over);
         let ended = self.pass(request, &mut respond).await;
         match ended {
             Ok(code) => counted.ends_with(code),
+            Err(Ended::Left(_)) if is_over() => counted.ends_with(DEADLINE_EXCEEDED),
             Err(Ended::Left(_)) => {}
             Err(Ended::Reset(reason)) => {
-                counted.ends_with(UNAVAILABLE);
+                // containerd breaks off what took too long, too.
+                let code = if is_over() {
+                    DEADLINE_EXCEEDED
+                } else {
+                    UNAVAILABLE
+                };
+                counted.ends_with(code);
                 respond.send_reset(reason);
             }
             Err(Ended::Failed(status)) => {
@@ -95,41 +116,44 @@ impl<'a> Passage<'a> {
         respond: &mut SendResponse<Bytes>,
     ) -> Result<u16, Ended> {
         let (head, mut body) = request.into_parts();
-        let looked = match head.uri.path() {
+        let (first, looked) = match head.uri.path() {
             CREATE_CONTAINER | RUN_POD_SANDBOX => {
                 // Few calls are looked at, and all would be as large.
                 let look = Box::pin(self.look(&head, &mut body));
-                Some(self.while_there(respond, look).await?)
+                self.while_there(respond, look).await?
             }
-            _ => None,
+            _ => Default::default(),
         };
-        let bytes = looked.as_ref().map(|looked| looked.first.bytes.clone());
-        let end = looked.is_none() && body.is_end_stream();
+        let end = first.bytes.is_empty() && body.is_end_stream();
         let (reply, mut to) = self
             .backend
             .begin(Request::from_parts(head, ()), end)
             .await?;
-        let (passed, left) = {
+        let passed = {
+            let looked = looked.as_ref();
             let up = async {
-                if !end {
+                if end {
+                    return Ok(());
+                }
+                tokio::select! {
+                    biased;
                     // What ends it early ends the answer too, which tells.
-                    let _ = pump(bytes.unwrap_or_default(), &mut body, &mut to).await;
+                    _ = pump(first, &mut body, &mut to) => Ok(()),
+                    crowded = crowded(looked) => Err(crowded),
                 }
             };
             let mut up = pin!(up);
             let mut down = pin!(self.answer(reply, looked, respond));
-            let passed = tokio::select! {
+            tokio::select! {
                 biased;
                 passed = &mut down => passed,
-                () = &mut up => down.await,
-            };
-            let left = match passed {
-                Err(Ended::Left(reason)) => Some(reason),
-                _ => None,
-            };
-            (passed, left)
+                sent = &mut up => match sent {
+                    Ok(()) => down.await,
+                    Err(status) => Err(status.into()),
+                },
+            }
         };
-        if let Some(reason) = left {
+        if let Err(Ended::Left(reason)) = passed {
             to.send_reset(reason);
         }
         passed
@@ -150,31 +174,91 @@ impl<'a> Passage<'a> {
     }
 
     /// Before calls whose image may have to be made ready.
-    async fn look(&self, head: &Parts, body: &mut RecvStream) -> Result<Looked<'a>, Status> {
+    async fn look(
+        &self,
+        head: &Parts,
+        body: &mut RecvStream,
+    ) -> Result<(Beginning, Option<Looked<'a>>), Status> {
         let deadline = Deadline::of(&head.headers);
-        let first = Head::read(body, &self.proxy.room).await?;
-        let call = match head.uri.path() {
-            CREATE_CONTAINER => decode(&first.bytes).map(Call::CreateContainer),
-            _ => decode(&first.bytes).map(Call::RunPodSandbox),
+        let late = |_| {
+            let text = format!("the request's message did not come within {ARRIVAL:?}");
+            Status::new(DEADLINE_EXCEEDED, text)
         };
-        let mut needed = Needed::Known;
-        if let Some(call) = &call {
-            let service = self.service();
-            needed = self.look_at(call, deadline, &service).before().await?;
-        }
-        Ok(Looked {
-            first,
+        let mut arriving = Arriving::begin(body);
+        let arrive = self.arrive(head.uri.path(), &mut arriving);
+        let request = tokio::time::timeout(ARRIVAL, arrive)
+            .await
+            .map_err(late)??;
+        let Some(request) = request else {
+            return Ok((arriving.part(), None));
+        };
+        let call = match head.uri.path() {
+            CREATE_CONTAINER => decode(&request).map(Call::CreateContainer),
+            _ => decode(&request).map(Call::RunPodSandbox),
+        };
+        let mut looked = Looked {
+            kept: self.proxy.waiting.keep(request),
             head: head.clone(),
             deadline,
             call,
-            needed,
-        })
+            needed: Needed::Known,
+        };
+        if let Some(call) = &looked.call {
+            let look = self.look_at(call, deadline, &looked.kept);
+            looked.needed = tokio::select! {
+                biased;
+                needed = look.before() => needed?,
+                crowded = crowded(Some(&looked)) => return Err(crowded),
+            };
+        }
+        let Some(bytes) = looked.kept.bytes() else {
+            return Err(crowded(Some(&looked)).await);
+        };
+        Ok((Beginning { bytes, held: 0 }, Some(looked)))
     }
 
-    fn service(&self) -> AtHome<'_> {
-        AtHome {
-            runtime: self.outer,
-            service: &*self.proxy.service,
+    /// The whole request, if it is to be looked into.
+    async fn arrive(
+        &self,
+        path: &str,
+        arriving: &mut Arriving<'_>,
+    ) -> Result<Option<Bytes>, Status> {
+        arriving.read_share().await?;
+        if let Some(whole) = arriving.whole()? {
+            return Ok(Some(whole));
+        }
+        let Some(length) = arriving.length() else {
+            return Ok(None);
+        };
+        let unseen = match path {
+            CREATE_CONTAINER => peek::container(self.proxy, self.backend, arriving.bytes()).await,
+            _ => peek::any(self.proxy, self.backend).await,
+        };
+        // What containerd does not tell about, it does not take.
+        let unseen = unseen.unwrap_or(Unseen::Same);
+        if unseen == Unseen::Same {
+            return Ok(None);
+        }
+        let count = u32::try_from(length).unwrap_or(u32::MAX);
+        let room = self.proxy.room.acquire_many(count);
+        match (tokio::time::timeout(ROOM, room).await, unseen) {
+            (Ok(Ok(_room)), _) => {
+                arriving.read_to(length).await?;
+                arriving.whole()
+            }
+            (_, Unseen::Wrong) => Err(Status::new(
+                RESOURCE_EXHAUSTED,
+                "other large requests arrive, and do not come to their ends: try again",
+            )),
+            (_, Unseen::Slower | Unseen::Same) => {
+                tracing::info!(
+                    path,
+                    length,
+                    "a request was not looked into: it had no room"
+                );
+                self.proxy.saw(&Seen::Forwarded(Why::Unresolved));
+                Ok(None)
+            }
         }
     }
 
@@ -182,15 +266,15 @@ impl<'a> Passage<'a> {
         &'b self,
         call: &'b Call,
         deadline: Option<Deadline>,
-        service: &'b AtHome<'_>,
+        kept: &'b Kept<'_>,
     ) -> Look<'b> {
         Look {
             proxy: self.proxy,
-            service,
             backend: self.backend,
             outer: self.outer,
             call,
             deadline,
+            kept: Some(kept),
         }
     }
 
@@ -198,28 +282,30 @@ impl<'a> Passage<'a> {
     async fn answer(
         &self,
         reply: ResponseFuture,
-        looked: Option<Looked<'a>>,
+        looked: Option<&Looked<'_>>,
         respond: &mut SendResponse<Bytes>,
     ) -> Result<u16, Ended> {
         let mut reply = self.reply(reply, respond).await?;
         if let Some(looked) = looked
-            && let Some(call) = looked.call
+            && let Some(call) = &looked.call
         {
             // containerd tells errors in headers only.
             let failed = Status::in_headers(reply.headers());
             if let Some(status) = failed {
-                let service = self.service();
-                let look = self.look_at(&call, looked.deadline, &service);
+                let look = self.look_at(call, looked.deadline, &looked.kept);
                 let again = Box::pin(look.again(&status));
-                if self.while_there(respond, again).await? {
-                    let request = Request::from_parts(looked.head, ());
+                // Without the request, the caller gets the answer that there is.
+                if self.while_there(respond, again).await?
+                    && let Some(bytes) = looked.kept.bytes()
+                {
+                    let request = Request::from_parts(looked.head.clone(), ());
                     let (next, mut to) = self.backend.begin(request, false).await?;
-                    let sent = to.send_data(looked.first.bytes, true);
+                    let sent = to.send_data(bytes, true);
                     sent.map_err(|error| self.backend_broke(&error))?;
                     reply = self.reply(next, respond).await?;
                 }
             } else if looked.needed == Needed::Unknown {
-                look_after(self.proxy, self.outer, call);
+                look_after(self.proxy, self.outer, call.clone());
             }
         }
         let (head, mut from) = reply.into_parts();
@@ -232,7 +318,7 @@ impl<'a> Passage<'a> {
         }
         let passed = tokio::select! {
             biased;
-            passed = pump(Bytes::new(), &mut from, &mut to) => passed.map_err(|broken| match broken {
+            passed = pump(Beginning::default(), &mut from, &mut to) => passed.map_err(|broken| match broken {
                 Broken::From(error) => self.backend_broke(&error),
                 Broken::To(error) => client_broke(&error),
             }),
@@ -270,6 +356,16 @@ impl<'a> Passage<'a> {
             None => Ended::Failed(self.backend.broke_off(error)),
         }
     }
+}
+
+/// Waits until there is no more room for a request that waits; the answer to its caller.
+async fn crowded(looked: Option<&Looked<'_>>) -> Status {
+    match looked {
+        Some(looked) => looked.kept.given_up().await,
+        None => std::future::pending().await,
+    }
+    let text = "it is the largest of more requests than can wait at once: try again";
+    Status::new(RESOURCE_EXHAUSTED, text)
 }
 
 fn client_broke(error: &Error) -> Ended {

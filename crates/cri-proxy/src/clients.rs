@@ -3,18 +3,14 @@
 
 //! The thread that all clients are served in.
 
-use std::future::poll_fn;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use resnap_core::{Progress, UnpackService, Unready, Want};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use crate::pass::{Inner, LAST, Phase, client};
 
@@ -104,33 +100,22 @@ async fn all(
     }
 }
 
-/// The unpack service in the runtime that it comes from: what it spawns is spawned there.
-pub(crate) struct AtHome<'a> {
-    pub(crate) runtime: &'a Handle,
-    pub(crate) service: &'a dyn UnpackService,
-}
-
-impl AtHome<'_> {
-    async fn run<T>(&self, mut work: Pin<Box<dyn Future<Output = T> + Send + '_>>) -> T {
-        poll_fn(|cx| {
-            let _entered = self.runtime.enter();
-            work.as_mut().poll(cx)
-        })
-        .await
+/// Runs work of the unpack service in the runtime that it comes from: it may keep its thread busy,
+/// and no call has to wait for that. Dropping the future takes the work back.
+///
+/// # Errors
+/// If the work panicked, or its runtime has ended.
+pub(crate) async fn at_home<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, JoinError> {
+    struct TakenBack(AbortHandle);
+    impl Drop for TakenBack {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
     }
-}
-
-#[async_trait]
-impl UnpackService for AtHome<'_> {
-    async fn ensure(
-        &self,
-        want: Want<'_>,
-        tell: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<(), Unready> {
-        self.run(self.service.ensure(want, tell)).await
-    }
-
-    async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, Unready> {
-        self.run(self.service.is_remote(image, snapshotter)).await
-    }
+    let task = runtime.spawn(work);
+    let _taken_back = TakenBack(task.abort_handle());
+    task.await
 }

@@ -36,6 +36,11 @@ impl Deadline {
         self.at.checked_sub(self.margin).unwrap_or(self.at)
     }
 
+    /// Whether the caller has stopped waiting for this, whose clock began a little earlier.
+    pub(crate) fn is_over(self) -> bool {
+        Instant::now() + self.margin / 4 >= self.at
+    }
+
     /// Whether containerd has time enough.
     pub(crate) fn leaves_time(self) -> bool {
         Instant::now() + self.reserve <= self.at
@@ -94,8 +99,12 @@ mod tests {
             assert_eq!(deadline.margin, Duration::from_millis(margin));
             assert_eq!(deadline.reserve, Duration::from_millis(reserve));
             assert!(deadline.leaves_time());
+            assert!(!deadline.is_over());
             tokio::time::sleep_until(deadline.answer_at()).await;
             assert!(!deadline.leaves_time());
+            assert!(!deadline.is_over());
+            tokio::time::sleep_until(deadline.at).await;
+            assert!(deadline.is_over());
         }
     }
 }

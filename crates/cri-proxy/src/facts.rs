@@ -139,6 +139,12 @@ impl Handlers {
         told.map(|told| told.value.as_str())
     }
 
+    /// The snapshotters of all handlers.
+    pub(crate) fn snapshotters(&self) -> impl Iterator<Item = &str> {
+        let all = self.snapshotters.values().chain(&self.default_snapshotter);
+        all.map(|told| told.value.as_str())
+    }
+
     /// Whether the sandboxes of a handler are no containers, and have no image.
     pub(crate) fn is_foreign(&self, handler: &str) -> bool {
         self.foreign.contains(self.resolve(handler))

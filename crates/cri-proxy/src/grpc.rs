@@ -11,7 +11,7 @@ use prost::Message;
 use resnap_core::Kind;
 
 /// What a message is framed by: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+pub(crate) const PREFIX: usize = 5;
 
 /// An error as gRPC tells it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +40,7 @@ pub(crate) const RESOURCE_EXHAUSTED: u16 = 8;
 /// FAILED_PRECONDITION.
 pub(crate) const FAILED_PRECONDITION: u16 = 9;
 /// INTERNAL.
-const INTERNAL: u16 = 13;
+pub(crate) const INTERNAL: u16 = 13;
 /// UNAVAILABLE.
 pub(crate) const UNAVAILABLE: u16 = 14;
 

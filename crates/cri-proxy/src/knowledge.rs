@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use resnap_core::Need;
 use serde_json::Value;
 
 use crate::facts::{Handlers, Source, Told};
@@ -40,6 +41,16 @@ impl Knowledge {
             handlers: Mutex::default(),
             sandboxes: Mutex::default(),
         }
+    }
+
+    /// What a snapshotter needs labels for.
+    pub(crate) fn need(&self, snapshotter: &str) -> Option<&Need> {
+        self.settings.profiles.need(snapshotter)
+    }
+
+    /// Whether images are made ready on a snapshotter.
+    pub(crate) fn looks_at(&self, handlers: &Handlers, snapshotter: &str) -> bool {
+        self.settings.always || !handlers.is_default(snapshotter)
     }
 
     /// Forgets what a containerd may have been restarted without.

@@ -15,6 +15,20 @@
 //! stops a pod that containerd would have started. Only where an image could not be made ready for
 //! a snapshotter that goes wrong without does the caller get an error instead.
 
+//!
+//! # Where a client meets something else than with containerd
+//!
+//! What bounds the proxy's memory is less than what containerd's gRPC server (grpc-go) takes:
+//!
+//! | | containerd | here |
+//! |---|---|---|
+//! | calls at a time on a connection | 2^32 - 1 | 1024: clients are told, and wait with more |
+//! | headers and metadata of a call | 16 MiB | 1 MiB: the call, or of much more the connection, is broken off |
+//! | `:authority` | any | any, but one that is none of a URI comes to containerd as `localhost` |
+//! | a request that is looked into comes | as slowly as it may | within 5 s, else `DEADLINE_EXCEEDED` |
+//! | such requests that arrive or wait | any number | 64 MiB that wait: past it the largest is told to come again |
+//! | a request of over 4 MiB | up to 16 MiB | the same, but not looked into |
+
 mod backend;
 mod body;
 mod call;
@@ -27,10 +41,14 @@ mod grpc;
 mod knowledge;
 mod messages;
 mod observe;
+mod outage;
 mod pass;
+mod peek;
 mod preflight;
 mod pull;
 mod settings;
+mod waiting;
+mod wanted;
 
 pub use facts::{Fact, Source, Told};
 pub use observe::{Observer, Seen, Why};

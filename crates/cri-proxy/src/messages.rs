@@ -6,29 +6,58 @@
 
 use std::collections::HashMap;
 
-/// `RunPodSandboxRequest`, without `config` (1).
+/// `RunPodSandboxRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct RunPodSandboxRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) config: Option<PodSandboxConfig>,
     #[prost(string, tag = "2")]
     pub(crate) runtime_handler: String,
 }
 
-/// `CreateContainerRequest`, without `sandbox_config` (3).
+/// `PodSandboxConfig`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PodSandboxConfig {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) metadata: Option<PodSandboxMetadata>,
+}
+
+/// `PodSandboxMetadata`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PodSandboxMetadata {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(string, tag = "3")]
+    pub(crate) namespace: String,
+}
+
+/// `CreateContainerRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct CreateContainerRequest {
     #[prost(string, tag = "1")]
     pub(crate) pod_sandbox_id: String,
     #[prost(message, optional, tag = "2")]
     pub(crate) config: Option<ContainerConfig>,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) sandbox_config: Option<PodSandboxConfig>,
 }
 
 /// `ContainerConfig`: what it runs, and what it mounts.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ContainerConfig {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) metadata: Option<ContainerMetadata>,
     #[prost(message, optional, tag = "2")]
     pub(crate) image: Option<ImageSpec>,
     #[prost(message, repeated, tag = "7")]
     pub(crate) mounts: Vec<Mount>,
+}
+
+/// `ContainerMetadata`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ContainerMetadata {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
 }
 
 /// `Mount`: an image volume, where it has an image.

@@ -6,6 +6,7 @@
 //! All of a client's calls and both of its connections are one task, and all clients are in one
 //! thread: a message on its way wakes no other. Several threads spend a third of their time on that.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,20 +15,25 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use h2::server::{self, Connection};
+use resnap_authority::AnyAuthority;
 use resnap_core::UnpackService;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 
 pub(crate) use crate::backend::Backend;
 use crate::call::Passage;
 use crate::clients::Clients;
+use crate::counted::Counted;
 use crate::facts::Fact;
-use crate::grpc::Status;
+use crate::grpc::{INTERNAL, PREFIX, Status};
 use crate::knowledge::Knowledge;
 use crate::observe::{Observer, Seen};
+use crate::outage::Outage;
 use crate::pull::Pulls;
 use crate::settings::Settings;
+use crate::waiting::Waiting;
 
 /// The largest answer that is read: containerd gives no larger one.
 pub(crate) const MAX_MESSAGE: usize = 16 << 20;
@@ -36,8 +42,12 @@ pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 /// unseen.
 pub(crate) const MAX_LOOKED: usize = 4 << 20;
 
-/// What all messages that are being looked into may take together: five hundred of kubelet's.
-const MAX_MESSAGES: usize = MAX_LOOKED + 5;
+/// What requests that are looked into may take together while they arrive, beyond what a client may
+/// send in any case.
+const MAX_ARRIVING: usize = MAX_LOOKED + PREFIX;
+
+/// What requests that are looked into may take together while they wait.
+const MAX_WAITING: usize = 64 << 20;
 
 /// Headers and trailers: gRPC puts the text of an error into them.
 pub(crate) const MAX_HEADERS: u32 = 1 << 20;
@@ -58,6 +68,9 @@ const MAX_CALLS: u32 = 1024;
 /// no end to end by themselves.
 pub(crate) const LAST: Duration = Duration::from_secs(1);
 
+/// What is kept of the grace for those who come while calls end.
+const LATE: Duration = Duration::from_secs(3);
+
 /// A proxy in front of one containerd.
 #[derive(Debug, Clone)]
 pub struct Proxy(Arc<Inner>);
@@ -66,9 +79,11 @@ pub(crate) struct Inner {
     pub(crate) backend: PathBuf,
     pub(crate) service: Arc<dyn UnpackService>,
     pub(crate) knowledge: Knowledge,
-    /// Bytes left of [`MAX_MESSAGES`].
+    /// Bytes left of [`MAX_ARRIVING`].
     pub(crate) room: Semaphore,
+    pub(crate) waiting: Waiting,
     pub(crate) pulls: Pulls,
+    pub(crate) outage: Outage,
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
@@ -112,8 +127,10 @@ impl Proxy {
             backend: backend.to_owned(),
             service,
             knowledge: Knowledge::new(settings),
-            room: Semaphore::new(MAX_MESSAGES),
+            room: Semaphore::new(MAX_ARRIVING),
+            waiting: Waiting::new(MAX_WAITING),
             pulls: Pulls::default(),
+            outage: Outage::default(),
             observer,
         }))
     }
@@ -132,9 +149,9 @@ impl Proxy {
         ask.await.map_err(|status: Status| status.to_string())
     }
 
-    /// Serves clients until `stop` says so; then takes no more, lets calls end for as long as
-    /// `grace`, tells the others that they will not, and returns. Dropping the future cuts all
-    /// connections.
+    /// Serves clients until `stop` says so; then lets their calls end for as long as `grace`, tells
+    /// the others that they will not, and returns. Clients that come meanwhile are served as well,
+    /// until the last of those calls has ended. Dropping the future cuts all connections.
     ///
     /// The unpack service is called in the runtime that this is called in; calls pass in a thread
     /// of their own.
@@ -148,22 +165,33 @@ impl Proxy {
         grace: Duration,
     ) -> io::Result<()> {
         let clients = Clients::start(Arc::clone(&self.0))?;
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => break,
-            };
-            let served = accepted.and_then(|(stream, _)| clients.serve(stream.into_std()?));
-            if let Err(error) = served {
-                // Out of file descriptors, most likely: some may be given back.
-                tracing::warn!(%error, "a client could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+        tokio::select! {
+            never = accept(&listener, &clients) => match never {},
+            _ = stop.wait_for(|stop| *stop) => {}
         }
-        // Who comes now is not to wait for nobody.
+        let asked = Instant::now();
+        // Who comes now is served until the last moment, or finds the next proxy here.
+        let late = Clients::start(Arc::clone(&self.0))?;
+        tokio::select! {
+            never = accept(&listener, &late) => match never {},
+            () = clients.end(grace.saturating_sub(LATE)) => {}
+        }
         drop(listener);
-        clients.end(grace).await;
+        late.end(grace.saturating_sub(asked.elapsed())).await;
         Ok(())
+    }
+}
+
+/// Has all that come served.
+async fn accept(listener: &UnixListener, clients: &Clients) -> Infallible {
+    loop {
+        let accepted = listener.accept().await;
+        let served = accepted.and_then(|(stream, _)| clients.serve(stream.into_std()?));
+        if let Err(error) = served {
+            // Out of file descriptors, most likely: some may be given back.
+            tracing::warn!(%error, "a client could not be accepted");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 }
 
@@ -183,27 +211,32 @@ pub(crate) async fn client(
             .max_concurrent_streams(MAX_CALLS)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(stream)
+            .handshake(AnyAuthority::new(stream))
             .await
     };
     let connected = tokio::select! {
         connected = connect => connected,
         _ = phase.wait_for(|phase| *phase > Phase::Serving) => return,
     };
-    // Clients that break off are none of our business.
     let ended = match connected {
         Ok(connection) => serve(&proxy, &outer, connection, phase).await,
         Err(error) => Err(error),
     };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a client's connection ended");
+    match ended {
+        Err(error) if error.is_library() => {
+            Counted::begin(proxy.observer.as_ref(), "").ends_with(INTERNAL);
+            tracing::warn!(%error, "a client was refused: it does not speak HTTP/2 as it must");
+        }
+        // Clients that break off are none of our business.
+        Err(error) => tracing::debug!(%error, "a client's connection ended"),
+        Ok(()) => {}
     }
 }
 
 async fn serve(
     proxy: &Arc<Inner>,
     outer: &Handle,
-    mut client: Connection<UnixStream, Bytes>,
+    mut client: Connection<AnyAuthority<UnixStream>, Bytes>,
     mut phase: watch::Receiver<Phase>,
 ) -> Result<(), h2::Error> {
     let (send, mut drivers) = mpsc::unbounded_channel();
@@ -240,3 +273,6 @@ async fn serve(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

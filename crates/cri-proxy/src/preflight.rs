@@ -6,26 +6,24 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
-use resnap_core::{Need, Pick, Progress, UnpackService, Unready, Volumes, Want, in_full};
+use resnap_core::{Error, Kind, Progress, Unready, Volumes, Want, in_full};
 use tokio::runtime::Handle;
 
+use crate::clients::at_home;
 use crate::deadline::Deadline;
 use crate::facts::Handlers;
 use crate::failure::failed_unpack;
-use crate::grpc::{DEADLINE_EXCEEDED, FAILED_PRECONDITION, Status, code};
+use crate::grpc::{
+    DEADLINE_EXCEEDED, FAILED_PRECONDITION, NOT_FOUND, Status, UNAVAILABLE, UNKNOWN, code,
+};
 use crate::knowledge::Knowledge;
-use crate::messages::{CreateContainerRequest, ImageSpec, RunPodSandboxRequest};
+use crate::messages::{CreateContainerRequest, ImageSpec};
 use crate::observe::{Seen, Why};
 use crate::pass::{Backend, Inner};
 use crate::pull::pull;
 use crate::settings::Unlabelled;
-
-/// A call that is looked at.
-#[derive(Debug)]
-pub(crate) enum Call {
-    RunPodSandbox(RunPodSandboxRequest),
-    CreateContainer(CreateContainerRequest),
-}
+use crate::waiting::Kept;
+use crate::wanted::{Call, Needs, Wanted};
 
 /// Whether somebody said what a call needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,52 +35,13 @@ pub(crate) enum Needed {
 /// A look at one call.
 pub(crate) struct Look<'a> {
     pub(crate) proxy: &'a Arc<Inner>,
-    pub(crate) service: &'a dyn UnpackService,
     pub(crate) backend: &'a Backend,
-    /// Where what goes on without a client is at home.
+    /// Where the unpack service is at home, and what goes on without a client.
     pub(crate) outer: &'a Handle,
     pub(crate) call: &'a Call,
     pub(crate) deadline: Option<Deadline>,
-}
-
-/// What a call needs.
-#[derive(Debug, Default)]
-struct Needs {
-    /// To be ready there.
-    images: Vec<Wanted>,
-    /// To be mounted on the host, of a snapshotter that may show nothing there.
-    guest_volumes: Vec<Wanted>,
-}
-
-/// An image, as the CRI names it, and where.
-#[derive(Debug, PartialEq, Eq)]
-struct Wanted {
-    image: String,
-    /// What the user wrote; not known from old kubelets.
-    reference: Option<String>,
-    snapshotter: String,
-    /// Which manifest containerd takes.
-    pick: Pick,
-}
-
-impl Wanted {
-    fn new(spec: ImageSpec, snapshotter: &str, handlers: &Handlers) -> Self {
-        Self {
-            image: spec.image,
-            reference: Some(spec.user_specified_image).filter(|text| !text.is_empty()),
-            snapshotter: snapshotter.to_owned(),
-            pick: handlers.pick,
-        }
-    }
-
-    /// The image of a sandbox, that the CRI names nowhere.
-    fn of_sandbox(image: String, snapshotter: &str, handlers: &Handlers) -> Self {
-        let spec = ImageSpec {
-            image,
-            ..ImageSpec::default()
-        };
-        Self::new(spec, snapshotter, handlers)
-    }
+    /// The request, if a caller waits for its answer.
+    pub(crate) kept: Option<&'a Kept<'a>>,
 }
 
 /// containerd took a call of which nobody knew what it needed: now that can be found out.
@@ -91,11 +50,11 @@ pub(crate) fn look_after(proxy: &Arc<Inner>, outer: &Handle, call: Call) {
     outer.spawn(async move {
         let look = Look {
             proxy: &proxy,
-            service: &*proxy.service,
             backend: &Backend::apart(&proxy),
             outer: &runtime,
             call: &call,
             deadline: None,
+            kept: None,
         };
         look.after().await;
     });
@@ -109,7 +68,7 @@ impl Look<'_> {
             Ok(Some(needs)) => needs,
             Ok(None) => return Ok(Needed::Known),
             Err(error) => {
-                self.forwarded(Why::Unresolved, "what a call needs", &error);
+                self.forwarded(Why::Unresolved, None, &error);
                 return Ok(Needed::Known);
             }
         };
@@ -121,16 +80,15 @@ impl Look<'_> {
         // What a sandbox lacks, containerd would pull.
         try_join_all(images.map(|wanted| self.ensure(wanted, is_sandbox))).await?;
         for wanted in &needs.guest_volumes {
-            let (image, snapshotter) = (&wanted.image, &wanted.snapshotter);
-            // What is not known is not remote.
-            let remote = self.service.is_remote(image, snapshotter).await;
-            if remote.unwrap_or(false) {
+            let (image, snapshotter) = (wanted.name(), &wanted.snapshotter);
+            if self.is_remote(wanted).await {
                 return Err(Status::new(
                     FAILED_PRECONDITION,
                     format!(
-                        "image volume {image} would be empty: on {snapshotter} the image's files \
-                         come to be in guests only; take a runtime handler on another \
-                         snapshotter, or an image that no container has there"
+                        "image volume {image} would be empty or lack files: on {snapshotter} files \
+                         of the image, or of a layer that it shares with a container's, come to be \
+                         in guests only; take a runtime handler on another snapshotter, or an \
+                         image that shares nothing with a container's there"
                     ),
                 ));
             }
@@ -143,7 +101,13 @@ impl Look<'_> {
         let Some(cause) = failed_unpack(status) else {
             return Ok(false);
         };
-        tracing::info!(cause, "containerd could not unpack an image");
+        let (pod, container) = (self.call.pod(), self.call.container());
+        tracing::info!(
+            cause,
+            pod,
+            container,
+            "containerd could not unpack an image"
+        );
         let Ok(Some(needs)) = self.needs(true).await else {
             return Ok(false);
         };
@@ -152,7 +116,8 @@ impl Look<'_> {
                 Ok(()) => {}
                 // The caller gets containerd's answer, which is as good.
                 Err(error) => {
-                    tracing::warn!("{}", in_full(&error));
+                    let status = Status::new(UNKNOWN, in_full(&error));
+                    self.forwarded(Why::Failed, Some(wanted), &status);
                     return Ok(false);
                 }
             }
@@ -172,20 +137,24 @@ impl Look<'_> {
             let Some(image) = image else {
                 return Ok(());
             };
-            let wanted = Wanted::of_sandbox(image.value, snapshotter, &handlers);
+            let wanted = Wanted::of_sandbox(image.value, snapshotter, &handlers, self.call.pod());
             self.ensure(&wanted, false).await
         };
         if let Err(error) = look.await {
-            tracing::warn!(%error, "the image of a pod's sandbox could not be looked after");
+            let pod = self.call.pod();
+            tracing::warn!(%error, pod, "the image of a pod's sandbox could not be looked after");
         }
+    }
+
+    /// Whether an image would be empty as a volume; what is not known would not.
+    async fn is_remote(&self, wanted: &Wanted) -> bool {
+        let (service, wanted) = (Arc::clone(&self.proxy.service), wanted.clone());
+        let is_remote = async move { service.is_remote(&wanted.image, &wanted.snapshotter).await };
+        matches!(at_home(self.outer, is_remote).await, Ok(Ok(true)))
     }
 
     fn knowledge(&self) -> &Knowledge {
         &self.proxy.knowledge
-    }
-
-    fn need(&self, snapshotter: &str) -> Option<&Need> {
-        self.knowledge().settings.profiles.need(snapshotter)
     }
 
     /// What the call needs on a snapshotter that is looked at, or on `any`.
@@ -197,8 +166,9 @@ impl Look<'_> {
                     return Ok(None);
                 };
                 let image = self.knowledge().sandbox_image(self.backend).await?;
-                let wanted =
-                    image.map(|image| Wanted::of_sandbox(image.value, snapshotter, &handlers));
+                let wanted = image.map(|image| {
+                    Wanted::of_sandbox(image.value, snapshotter, &handlers, self.call.pod())
+                });
                 Ok(Some(Needs {
                     images: wanted.into_iter().collect(),
                     guest_volumes: Vec::new(),
@@ -214,12 +184,8 @@ impl Look<'_> {
         };
         let handler = &request.runtime_handler;
         let snapshotter = handlers.snapshotter(handler)?;
-        let looked_at = any || self.looks_at(handlers, snapshotter);
+        let looked_at = any || self.knowledge().looks_at(handlers, snapshotter);
         (looked_at && !handlers.is_foreign(handler)).then_some(snapshotter)
-    }
-
-    fn looks_at(&self, handlers: &Handlers, snapshotter: &str) -> bool {
-        self.knowledge().settings.always || !handlers.is_default(snapshotter)
     }
 
     async fn needs_of_container(
@@ -236,10 +202,10 @@ impl Look<'_> {
             return Ok(None);
         };
         let handlers = knowledge.handlers(backend).await?;
-        if !any && !self.looks_at(&handlers, &snapshotter) {
+        if !any && !knowledge.looks_at(&handlers, &snapshotter) {
             return Ok(None);
         }
-        let wanted = |spec| Wanted::new(spec, &snapshotter, &handlers);
+        let wanted = |spec| Wanted::new(spec, &snapshotter, &handlers, self.call.pod());
         let named = |spec: &ImageSpec| !spec.image.is_empty();
         let mut images: Vec<Wanted> = config.image.clone().into_iter().map(wanted).collect();
         let volumes = config.mounts.iter().filter_map(|mount| mount.image.clone());
@@ -264,7 +230,7 @@ impl Look<'_> {
     async fn ensure(&self, wanted: &Wanted, pulls: bool) -> Result<(), Status> {
         let snapshotter = &wanted.snapshotter;
         let settings = &self.knowledge().settings;
-        let need = self.need(snapshotter);
+        let need = self.knowledge().need(snapshotter);
         let repair = match (settings.unlabelled, need) {
             (_, None) | (Some(Unlabelled::Forward | Unlabelled::Fail), _) => false,
             (Some(Unlabelled::Repair), _) => true,
@@ -275,7 +241,7 @@ impl Look<'_> {
             match self.pull(&wanted.image, snapshotter).await? {
                 Ok(()) => ended = self.wait(wanted, repair).await?,
                 // Pulling is containerd's business, and so is what it says about it.
-                Err(error) => self.forwarded(Why::Unresolved, &wanted.image, &error),
+                Err(error) => self.forwarded(Why::Unresolved, Some(wanted), &error),
             }
         }
         let status = |error: &resnap_core::Error| Status::new(code(error.kind()), in_full(error));
@@ -285,13 +251,13 @@ impl Look<'_> {
                 if settings.unlabelled == Some(Unlabelled::Fail) {
                     return Err(status(&error));
                 }
-                self.forwarded(Why::Unlabelled, &wanted.image, &status(&error));
+                self.forwarded(Why::Unlabelled, Some(wanted), &status(&error));
                 Ok(())
             }
             Err(Unready::Failed(error)) if need.is_some() => Err(status(&error)),
             // A snapshotter that can do without us gets the call all the same.
             Err(Unready::Failed(error)) => {
-                self.forwarded(Why::Failed, &wanted.image, &status(&error));
+                self.forwarded(Why::Failed, Some(wanted), &status(&error));
                 Ok(())
             }
         }
@@ -299,32 +265,25 @@ impl Look<'_> {
 
     /// Waits until one image is ready, or answers before the caller gives up.
     async fn wait(&self, wanted: &Wanted, repair: bool) -> Result<Result<(), Unready>, Status> {
-        let latest = Mutex::new(Progress::default());
-        let tell = |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+        let latest = Arc::new(Mutex::new(Progress::default()));
         let snapshotter = &wanted.snapshotter;
-        let want = Want {
-            image: &wanted.image,
-            reference: wanted.reference.as_deref(),
-            snapshotter,
-            repair,
-            pick: wanted.pick,
-        };
         let still = || {
             let Progress {
                 done,
                 layers,
                 percent,
             } = *latest.lock().unwrap_or_else(PoisonError::into_inner);
-            let image = &wanted.image;
+            let image = wanted.name();
             format!(
                 "unpacking {image} for {snapshotter}: {done} of {layers} layers, {percent} %, \
                  still running"
             )
         };
-        let ended = self.in_time(self.service.ensure(want, &tell), still);
+        let made_ready = self.make_ready(wanted.clone(), repair, Arc::clone(&latest));
+        let ended = self.in_time(made_ready, still);
         let ended = ended.await?;
         if ended.is_ok() && !self.deadline.is_none_or(Deadline::leaves_time) {
-            let image = &wanted.image;
+            let image = wanted.name();
             return Err(Status::new(
                 DEADLINE_EXCEEDED,
                 format!(
@@ -333,6 +292,32 @@ impl Look<'_> {
             ));
         }
         Ok(ended)
+    }
+
+    /// Has the service make one image ready, and note how far it is.
+    async fn make_ready(
+        &self,
+        wanted: Wanted,
+        repair: bool,
+        latest: Arc<Mutex<Progress>>,
+    ) -> Result<(), Unready> {
+        let (service, image) = (Arc::clone(&self.proxy.service), wanted.image.clone());
+        let made_ready = at_home(self.outer, async move {
+            let tell = |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+            let want = Want {
+                image: &wanted.image,
+                reference: wanted.reference.as_deref(),
+                snapshotter: &wanted.snapshotter,
+                repair,
+                pod: wanted.pod.as_deref(),
+                pick: wanted.pick,
+            };
+            service.ensure(want, &tell).await
+        });
+        made_ready.await.unwrap_or_else(|error| {
+            let failed = Error::new(Kind::Internal, "make ready", image);
+            Err(Unready::Failed(failed.because(error)))
+        })
     }
 
     /// Has containerd pull an image. Once begun that goes on, whoever waits for it.
@@ -347,7 +332,8 @@ impl Look<'_> {
         Ok(pulled)
     }
 
-    /// What `work` ends with; if the caller's deadline is nearer, the answer that it goes on.
+    /// What `work` ends with; if the caller's deadline is nearer, or the request has no more room to
+    /// wait in, the answer that it goes on.
     async fn in_time<T>(
         &self,
         work: impl Future<Output = T>,
@@ -359,17 +345,44 @@ impl Look<'_> {
                 None => std::future::pending().await,
             }
         };
+        let crowded = async {
+            match self.kept {
+                Some(kept) => kept.given_up().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             ended = work => Ok(ended),
-            () = too_late => {
+            () = async { tokio::select! { () = too_late => {}, () = crowded => {} } } => {
                 self.proxy.saw(&Seen::AnsweredEarly);
-                Err(Status::new(DEADLINE_EXCEEDED, still()))
+                let (call, pod, container) =
+                    (self.call.method(), self.call.pod(), self.call.container());
+                let status = Status::new(DEADLINE_EXCEEDED, still());
+                tracing::info!(call, pod, container, "answered early: {}", status.message);
+                Err(status)
             }
         }
     }
 
-    fn forwarded(&self, why: Why, what: &str, reason: &Status) {
-        tracing::warn!(%reason, "{what} was not made ready; containerd gets the call as it is");
+    fn forwarded(&self, why: Why, wanted: Option<&Wanted>, reason: &Status) {
         self.proxy.saw(&Seen::Forwarded(why));
+        let (call, pod) = (self.call.method(), self.call.pod());
+        let (pod, container) = (pod.unwrap_or_default(), self.call.container());
+        if why == Why::Unresolved && matches!(reason.code, NOT_FOUND | UNAVAILABLE) {
+            // The caller's mistake, which containerd tells it, or containerd is away.
+            tracing::debug!(%reason, call, pod, container, "nothing was made ready");
+            return;
+        }
+        let image = wanted.map(Wanted::name).unwrap_or_default();
+        let snapshotter = wanted.map_or("", |wanted| &wanted.snapshotter);
+        tracing::warn!(
+            call,
+            pod,
+            container,
+            image,
+            snapshotter,
+            %reason,
+            "an image was not made ready; containerd gets the call as it is"
+        );
     }
 }

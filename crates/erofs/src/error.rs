@@ -6,6 +6,10 @@
 use std::error::Error as StdError;
 use std::io;
 
+use resnap_layer::way;
+
+use crate::room::Refusal;
+
 /// Why an image could not be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,9 +50,9 @@ pub enum Fault {
     /// A parent of it is a file or a device.
     #[error("\"{}\" is no directory", String::from_utf8_lossy(.0).escape_debug())]
     NotADirectory(Vec<u8>),
-    /// Symbolic links lead to each other.
-    #[error("too many symbolic links on the way")]
-    Links,
+    /// The way to it cannot be gone.
+    #[error(transparent)]
+    Way(#[from] way::Error),
     /// A hard link to what the layer does not have.
     #[error("its hard link's target \"{}\" is not in the layer", String::from_utf8_lossy(.0).escape_debug())]
     NoTarget(Vec<u8>),
@@ -66,7 +70,14 @@ pub enum Fault {
     /// An extended attribute that no inode can have.
     #[error("the extended attribute \"{}\" is too long or malformed", String::from_utf8_lossy(.0).escape_debug())]
     Xattr(Vec<u8>),
-    /// More than fits, or than [`Limits`](crate::Limits) allow.
+    /// A directory that layers set a default access control list of: what is made in it inherits
+    /// that from containerd, and would not in an image.
+    #[error("its directory has a default access control list, which nothing inherits in an image")]
+    Inherits,
+    /// The [`Governor`](crate::Governor) says no.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// More than fits.
     #[error("more than {limit} {what}")]
     Limit {
         /// What there is too much of.

@@ -91,6 +91,8 @@ pub(crate) struct Superblock {
     pub(crate) uuid: [u8; 16],
     /// What a reader must know.
     pub(crate) incompatible: u32,
+    /// How many devices with data there are beside the image.
+    pub(crate) devices: u16,
     /// Directory blocks are `2^this` file system blocks.
     pub(crate) directory_bits: u8,
     pub(crate) prefixes: Prefixes,
@@ -155,6 +157,7 @@ impl Superblock {
             xattrs: get.u32(44),
             uuid: get.array(48),
             incompatible: get.u32(80),
+            devices: get.u16(86),
             directory_bits: get.u8(90),
             prefixes: match get.u32(80) & INCOMPAT_PREFIXES {
                 0 => Prefixes::default(),
@@ -351,6 +354,7 @@ mod tests {
             xattrs: 0,
             uuid: *b"0123456789abcdef",
             incompatible: 0,
+            devices: 0,
             directory_bits: 0,
             prefixes: Prefixes::default(),
         };

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use resnap_layer::Time;
 
@@ -51,6 +51,12 @@ impl ReadAt for Vec<u8> {
     }
 }
 
+impl<T: ReadAt + ?Sized> ReadAt for Arc<T> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_exact_at(buffer, offset)
+    }
+}
+
 impl<T: ReadAt + ?Sized> ReadAt for &T {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         (**self).read_exact_at(buffer, offset)
@@ -81,12 +87,15 @@ pub enum ImageError {
     /// It needs what is not built here.
     #[error("the EROFS image has {0}, which is not supported")]
     Unsupported(&'static str),
+    /// It needs what is not even known here.
+    #[error("the EROFS image has features that are not known: {0:#x} in feature_incompat")]
+    Features(u32),
 }
 
 type Result<T> = std::result::Result<T, ImageError>;
 
 /// An image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Image<R> {
     source: R,
     superblock: Superblock,
@@ -159,7 +168,7 @@ impl<R: ReadAt> Image<R> {
                 offset: SUPER_OFFSET as u64,
             })?;
         if superblock.incompatible & !KNOWN != 0 {
-            return Err(ImageError::Unsupported("an unknown feature"));
+            return Err(ImageError::Features(superblock.incompatible & !KNOWN));
         }
         if superblock.directory_bits != 0 {
             return Err(ImageError::Unsupported("directory blocks of another size"));
@@ -184,6 +193,11 @@ impl<R: ReadAt> Image<R> {
     /// How many inodes the image says it has.
     pub fn inodes(&self) -> u64 {
         self.superblock.inodes
+    }
+
+    /// How many other devices the image says it has data on. Some kernels open what it names.
+    pub fn devices(&self) -> u16 {
+        self.superblock.devices
     }
 
     /// The root directory.

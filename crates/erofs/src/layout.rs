@@ -63,6 +63,7 @@ pub(crate) fn write<W: Write + Seek>(
         xattrs: 0,
         uuid,
         incompatible: 0,
+        devices: 0,
         directory_bits: 0,
         prefixes: Prefixes::default(),
     };

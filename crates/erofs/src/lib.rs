@@ -5,12 +5,12 @@
 //!
 //! ```
 //! use std::io::Cursor;
-//! use resnap_erofs::{Image, Limits, Nothing, Writer};
+//! use resnap_erofs::{Image, Memory, Nothing, Writer};
 //! use resnap_layer::Layer;
 //!
 //! # let stream = std::io::empty();
 //! let mut layer = Layer::new(stream, Default::default());
-//! let mut writer = Writer::new(Cursor::new(Vec::new()), Limits::default())?;
+//! let mut writer = Writer::new(Cursor::new(Vec::new()), Box::new(Memory::new(1 << 20)))?;
 //! writer.add(&mut layer)?;
 //! // The diff ID is known here, and the layers below are ready.
 //! let (file, summary) = writer.finish(&mut Nothing, [0; 16])?;
@@ -36,7 +36,7 @@
 //! times before 1970 are kept. Bytes are the same for the same layer, UUID and answers of [`Lower`].
 //!
 //! - **Data goes to its place as it comes**, and nothing of it is kept. Memory is for the tree: some
-//!   100 bytes an inode and its name, bounded by [`Limits`].
+//!   150 bytes an inode and its name, bounded by a [`Governor`].
 //! - **Data is never inline**, as containerd has it, too (`mkfs.erofs -Enoinline_data`): inodes are
 //!   64 to a block and in the order of directories, so that looking through a tree reads little; a
 //!   file's pages are its blocks. A small file takes 4 KiB, as on other file systems.
@@ -57,14 +57,18 @@
 //! | an opaque marker | `trusted.overlay.opaque=y` | |
 //! | a whiteout and a directory of one name, or something in it, in any order | the directory, opaque | the image spec: whiteouts are about lower layers; containerd forgets the whiteout or fails |
 //! | a whiteout and another thing of one name | the thing | the same |
+//! | a directory that is deleted, has only whiteouts in it and is not stated | a whiteout | containerd refuses it |
+//! | a whiteout in the lowest layer ([`Writer::lowest`]) | what the layer has there so far is gone | |
+//! | a file and then a directory of one name | the directory, through which the lower one shows | |
 //! | an entry for what is there | replaces it, with all that is in it; a directory only changes its metadata | |
 //! | a parent that is a symbolic link of this layer | followed inside the root | |
 //! | a parent that is a file or device | an error | |
 //! | a parent that is not there | a directory with the metadata it has below ([`Lower`]); 0755, root, 1970 if there is none | containerd: the time of unpacking |
 //! | the root | its metadata | containerd ignores them |
-//! | a hard link | a name of the same inode, whose first entry says the metadata | as GNU tar; containerd takes owner and time of the last |
+//! | a hard link | a name of the same inode, which gets its metadata; attributes are added | |
 //! | a hard link to nothing, to a directory, or through what it replaces | an error | |
 //! | attributes `trusted.*`, of unknown kinds, `user.*` of links and devices | left out | |
+//! | what is made in a directory with a default access control list | an error | containerd: it inherits the list |
 //! | a device number beyond 12 and 20 bits | an error | |
 //!
 //! # Hostile input
@@ -73,11 +77,11 @@
 //! there, and looking something up in an [`Image`] takes a bounded number of reads. A tree that is
 //! walked through [`Image::entries`] may have loops; who walks must count.
 //!
-//! - **Memory** of a [`Writer`] is bounded by [`Limits`], whatever the bytes come from: each inode and
-//!   name counts, those that are replaced later too, and each different set of attributes, also of
-//!   layers below. Besides, there are a buffer and one entry. A [`Stack`] keeps one path.
+//! - **Memory** of a [`Writer`] is what its [`Governor`] gives, whatever the bytes come from: each
+//!   inode and name counts, those that are replaced later too, and each different set of attributes,
+//!   also of layers below. Besides, there are a buffer and one entry. A [`Stack`] keeps one path.
 //! - **Time** to add an entry goes with its bytes and the names on its way, of which there are a
-//!   bounded number where links are followed. [`Writer::finish`] asks [`Lower`] at most once for each
+//!   bounded number for an entry and for all of them ([`resnap_layer::way`]). [`Writer::finish`] asks [`Lower`] at most once for each
 //!   directory; of a [`Stack`] that takes one lookup an image. It may be long where there are many of
 //!   both: an error from [`Lower`], or from [`ReadAt`], stops it.
 
@@ -101,6 +105,6 @@ pub use error::{Error, Fault};
 pub use image::{Entries, Image, ImageError, Named, Node, ReadAt};
 pub use layout::Summary;
 pub use lower::{Lower, Metadata, Nothing};
+pub use room::{Governor, Memory, Refusal};
 pub use stack::Stack;
-pub use tree::Limits;
 pub use writer::Writer;

@@ -27,7 +27,7 @@ impl<W: Write + Seek> Output<W> {
     pub(crate) fn new(target: W) -> io::Result<Self> {
         let mut output = Self {
             target,
-            buffer: Vec::with_capacity(BUFFER),
+            buffer: Vec::new(),
             position: 0,
         };
         output.hole(BLOCK as u64)?;
@@ -46,6 +46,9 @@ impl<W: Write + Seek> Output<W> {
         }
         if self.buffer.len() + bytes.len() > BUFFER {
             self.flush()?;
+        }
+        if self.buffer.capacity() == 0 {
+            self.buffer.reserve_exact(BUFFER);
         }
         self.buffer.extend_from_slice(bytes);
         Ok(())
@@ -77,6 +80,13 @@ impl<W: Write + Seek> Output<W> {
         self.target.write_all(first)?;
         self.target.flush()?;
         Ok(self.target)
+    }
+
+    /// Keeps no memory until there is more to write.
+    pub(crate) fn rest(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.buffer = Vec::new();
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -120,10 +120,7 @@ fn child<R: ReadAt>(
 }
 
 fn opaque<R: ReadAt>(image: &Image<R>, node: &Node) -> Result<bool, ImageError> {
-    let xattrs = image.xattrs(node)?;
-    Ok(xattrs
-        .iter()
-        .any(|xattr| xattr.name == b"trusted.overlay.opaque" && xattr.value == b"y"))
+    image.has_xattr(node, b"trusted.overlay.opaque", b"y")
 }
 
 impl<R: ReadAt> Lower for Stack<R> {

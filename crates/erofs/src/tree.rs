@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The tree of a layer in memory: 56 bytes an inode, about 25 and the name itself for each name.
+//! The tree of a layer in memory: 56 bytes an inode, about 35 and the name itself for each name, and
+//! a quarter of that.
 
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
-use resnap_layer::Time;
+use resnap_layer::{Time, way};
 
 use crate::error::Fault;
 use crate::format::mode;
-use crate::room::Room;
+use crate::room::{Governor, Room};
 use crate::xattr::Xattrs;
 
 mod add;
@@ -30,6 +31,12 @@ pub(crate) const OPAQUE: u8 = 2;
 pub(crate) const DEAD: u8 = 4;
 /// A directory that has no lower ones, as they are deleted.
 pub(crate) const FRESH: u8 = 8;
+/// A directory that is stated, or has something in it that is no whiteout.
+pub(crate) const SOLID: u8 = 16;
+/// What the lowest layer has and deletes.
+const GONE: u8 = 32;
+/// A directory that what is made in inherits an access control list of.
+const DEFAULT: u8 = 64;
 
 /// An inode under construction. What two of its fields mean depends on its type:
 ///
@@ -103,26 +110,9 @@ pub(crate) struct Name {
     is_deleted: bool,
 }
 
-/// How much memory a layer may take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Inodes of the image, those of directories that the layer does not state and of what later
-    /// entries replace too.
-    pub inodes: u64,
-    /// Bytes of names, targets of symbolic links, and different sets of extended attributes, from
-    /// layers below too.
-    pub names: u64,
-}
-
-/// 4 million inodes, 512 MiB.
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            inodes: 4_000_000,
-            names: 512 << 20,
-        }
-    }
-}
+/// Bytes that a directory takes once all entries are there: its names `.` and `..`, and its place in
+/// a [`Walk`].
+const DIRECTORY: u64 = 2 * size_of::<Name>() as u64 + walk::DIRECTORY;
 
 /// The tree of a layer, under construction.
 #[derive(Debug)]
@@ -137,26 +127,38 @@ pub(crate) struct Tree {
     /// From directory and name to the index in `names`.
     table: HashTable<u32>,
     hasher: RandomState,
-    /// Inodes, and names, that there may be.
-    limit: u64,
+    /// Names that may be looked up on ways.
+    ways: way::Budget,
     /// The directory that was asked for last: the next entry is mostly in it, too.
     recent: Option<(Vec<u8>, u32)>,
+    /// There is no layer below.
+    pub(crate) is_lowest: bool,
 }
 
 impl Tree {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(governor: Box<dyn Governor>) -> Self {
         Self {
             inodes: vec![Inode::implicit(ROOT)],
             names: Vec::new(),
             xattrs: Xattrs::default(),
-            // So that an offset in the arena has 32 bits.
-            room: Room::new(limits.names.min(u32::MAX.into())),
+            room: Room::new(governor),
             arena: Vec::new(),
             table: HashTable::new(),
             hasher: RandomState::new(),
-            limit: limits.inodes.min(u32::MAX.into()),
+            ways: way::Budget::default(),
             recent: None,
+            is_lowest: false,
         }
+    }
+
+    pub(crate) fn ways(&self) -> way::Budget {
+        self.ways
+    }
+
+    /// Begins with another entry of the layer.
+    pub(crate) fn begin(&mut self) -> Result<(), Fault> {
+        self.ways.entry();
+        self.room.entry()
     }
 
     pub(crate) fn inode(&self, inode: u32) -> Option<&Inode> {
@@ -165,6 +167,11 @@ impl Tree {
 
     pub(crate) fn inode_mut(&mut self, inode: u32) -> Option<&mut Inode> {
         self.inodes.get_mut(inode as usize)
+    }
+
+    /// Whether an inode says that there is nothing. In the lowest layer a device 0:0 is a device.
+    fn is_nothing(&self, inode: &Inode) -> bool {
+        inode.is_whiteout() && (!self.is_lowest || inode.has(GONE))
     }
 
     /// The bytes of a name.
@@ -185,17 +192,21 @@ impl Tree {
 
     /// Puts bytes into the arena.
     pub(crate) fn keep(&mut self, bytes: &[u8]) -> Result<u32, Fault> {
-        self.room.take(bytes.len() as u64)?;
+        self.room.grow(&mut self.arena, bytes.len())?;
+        let end = u32::try_from(self.arena.len() + bytes.len());
+        let most = || Fault::limit("bytes of names and links", u32::MAX.into());
+        end.map_err(|_| most())?;
         let start = u32::try_from(self.arena.len()).unwrap_or(u32::MAX);
         self.arena.extend_from_slice(bytes);
         Ok(start)
     }
 
     pub(crate) fn add_inode(&mut self, inode: Inode) -> Result<u32, Fault> {
-        if self.inodes.len() as u64 >= self.limit {
-            return Err(Fault::limit("inodes", self.limit));
+        let number = number("inodes", self.inodes.len())?;
+        if inode.is_directory() {
+            self.room.take(DIRECTORY)?;
         }
-        let number = u32::try_from(self.inodes.len()).unwrap_or(u32::MAX);
+        self.room.grow(&mut self.inodes, 1)?;
         self.inodes.push(inode);
         Ok(number)
     }
@@ -229,7 +240,7 @@ impl Tree {
         };
         let new = self.inode(inode);
         let is_link = new.is_some_and(|inode| inode.file_type() == mode::SYMLINK);
-        let is_whiteout = new.is_some_and(Inode::is_whiteout);
+        let is_whiteout = new.is_some_and(Inode::is_whiteout) && !self.is_lowest;
         let Some(entry) = self.names.get_mut(index) else {
             return Ok(());
         };
@@ -273,14 +284,36 @@ impl Tree {
         }
     }
 
-    fn add_name(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<usize, Fault> {
-        // Names are more than inodes where there are hard links.
-        if self.names.len() as u64 >= self.limit {
-            return Err(Fault::limit("names", self.limit));
+    /// Refuses to make something in a directory that would inherit from it.
+    fn inherit(&self, directory: u32) -> Result<(), Fault> {
+        let inode = self.inode(directory);
+        match inode.is_some_and(|inode| inode.has(DEFAULT) && directory != ROOT) {
+            true => Err(Fault::Inherits),
+            false => Ok(()),
         }
+    }
+
+    /// Notes that there is something in a directory, and so in those that it is in.
+    fn fill(&mut self, mut directory: u32) {
+        while let Some(inode) = self.inode_mut(directory)
+            && !inode.has(SOLID)
+        {
+            inode.flags |= SOLID;
+            directory = inode.place;
+        }
+    }
+
+    fn add_name(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<usize, Fault> {
+        let number = number("names", self.names.len())?;
         let length = u8::try_from(name.len()).map_err(|_| Fault::limit("bytes of a name", 255))?;
         let start = self.keep(name)?;
         let index = self.names.len();
+        self.room.grow(&mut self.names, 1)?;
+        if self.table.len() == self.table.capacity() {
+            // It gets twice as many places.
+            self.room
+                .take(self.table.allocation_size().max(TABLE) as u64)?;
+        }
         self.names.push(Name {
             directory,
             inode,
@@ -306,19 +339,26 @@ impl Tree {
             });
             hasher.hash_one(name.unwrap_or_default())
         };
-        let number = u32::try_from(index).unwrap_or(u32::MAX);
         table.insert_unique(hasher.hash_one((directory, name)), number, hash);
         Ok(index)
     }
 
-    /// Marks all directories in those that were replaced.
+    /// Marks all directories in those that were replaced or deleted. Those that are deleted and were
+    /// made for the whiteouts in them become whiteouts: what is in them is gone anyway.
     pub(crate) fn bury(&mut self) {
         // A directory comes after the one that it is in.
         for index in 0..self.inodes.len() {
             let parent = self.inodes.get(index).filter(|inode| inode.is_directory());
             let parent = parent.and_then(|inode| self.inode(inode.place)).copied();
             if let (Some(parent), Some(inode)) = (parent, self.inodes.get_mut(index)) {
-                inode.flags |= parent.flags & DEAD;
+                inode.flags |= parent.flags & (DEAD | FRESH);
+                if inode.has(FRESH) && !inode.has(SOLID | DEAD) {
+                    *inode = Inode {
+                        mode: mode::CHARACTER,
+                        flags: DEAD,
+                        ..Inode::implicit(0)
+                    };
+                }
             }
         }
     }
@@ -334,7 +374,12 @@ impl Tree {
                 .get(number as usize)
                 .is_some_and(|inode| !inode.has(DEAD))
         };
-        self.names.retain(|name| lives(name.directory));
+        let is_gone = |number: u32| {
+            let inode = inodes.get(number as usize);
+            inode.is_some_and(|inode| inode.has(GONE))
+        };
+        self.names
+            .retain(|name| lives(name.directory) && !is_gone(name.inode));
         let start = self.keep(b"..")?;
         let Self { inodes, names, .. } = self;
         let directories = inodes
@@ -365,6 +410,17 @@ impl Tree {
         });
         Ok(())
     }
+}
+
+/// Bytes of the smallest table.
+const TABLE: usize = 64;
+
+/// The number of the next of these; the last is none.
+fn number(what: &'static str, count: usize) -> Result<u32, Fault> {
+    let number = u32::try_from(count)
+        .ok()
+        .filter(|number| *number < u32::MAX);
+    number.ok_or_else(|| Fault::limit(what, u32::MAX.into()))
 }
 
 /// The permissions of a mode.

@@ -5,14 +5,17 @@
 
 use std::io::{Read, Seek, Write};
 
+use resnap_layer::way::Budget;
 use resnap_layer::{Entry, File, Kind, Layer};
 
-use crate::error::Error;
+use crate::error::{Error, Fault};
 use crate::format::{NO_BLOCK, mode};
 use crate::layout::{self, Summary};
 use crate::lower::Lower;
 use crate::output::Output;
-use crate::tree::{FRESH, Limits, OPAQUE, ROOT, STATED, Tree, Walk, permissions};
+use crate::room::Governor;
+use crate::tree::{FRESH, OPAQUE, ROOT, SOLID, STATED, Tree, Walk, permissions};
+use crate::xattr::has_default;
 
 /// An image under construction.
 #[derive(Debug)]
@@ -22,16 +25,25 @@ pub struct Writer<W> {
 }
 
 impl<W: Write + Seek> Writer<W> {
-    /// An image in `target`, a new and empty file, from its position 0 on.
+    /// An image in `target`, a new and empty file, from its position 0 on, with as much memory as
+    /// `governor` gives.
     ///
     /// # Errors
     ///
     /// The target's own.
-    pub fn new(target: W, limits: Limits) -> Result<Self, Error> {
+    pub fn new(target: W, governor: Box<dyn Governor>) -> Result<Self, Error> {
         Ok(Self {
             output: Output::new(target).map_err(Error::Write)?,
-            tree: Tree::new(limits),
+            tree: Tree::new(governor),
         })
+    }
+
+    /// The same for the lowest layer of an image: what it deletes is what it has so far, and no
+    /// whiteout stays.
+    #[must_use]
+    pub fn lowest(mut self) -> Self {
+        self.tree.is_lowest = true;
+        self
     }
 
     /// Adds all that the layer has. Data is written as it comes.
@@ -41,25 +53,31 @@ impl<W: Write + Seek> Writer<W> {
     /// What is wrong with the layer, what of it cannot be in an image, and the target's own.
     pub fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
         while let Some(entry) = layer.next()? {
+            let failed = |fault| Error::Entry {
+                path: entry.path.clone(),
+                fault,
+            };
+            self.tree.begin().map_err(failed)?;
             let place = match &entry.kind {
                 Kind::File(file) => self.data(&entry, file, layer)?,
                 _ => NO_BLOCK,
             };
-            let added = self.tree.add(&entry, place);
-            added.map_err(|fault| Error::Entry {
-                path: entry.path,
-                fault,
-            })?;
+            self.tree.add(&entry, place).map_err(failed)?;
         }
-        Ok(())
+        self.output.rest().map_err(Error::Write)
+    }
+
+    /// How many names have been looked up on the ways to entries.
+    pub fn ways(&self) -> Budget {
+        self.tree.ways()
     }
 
     /// Asks `lower` for the directories that the layer does not state, and writes the rest of the
     /// image. `uuid` is the image's: the same layer must have the same, different ones others, or
     /// overlayfs takes them for one; so it is best made from the diff ID, which is known by now.
     ///
-    /// `lower` is asked once for each such directory, up to as many times as [`Limits`] allow inodes,
-    /// and depth first: who must stop after some time has it answer with an error then.
+    /// `lower` is asked once for each such directory, of which there are as many as there is memory
+    /// for, and depth first: who must stop after some time has it answer with an error then.
     ///
     /// # Errors
     ///
@@ -126,6 +144,12 @@ impl<W: Write + Seek> Writer<W> {
             let Some(found) = found else {
                 continue;
             };
+            if has_default(&found.xattrs) && inode.has(SOLID) && number != ROOT {
+                return Err(Error::Entry {
+                    path: path.to_vec(),
+                    fault: Fault::Inherits,
+                });
+            }
             let mode = mode::DIRECTORY | permissions(found.mode);
             let xattrs = tree.xattrs.encode(&found.xattrs, mode, &mut tree.room);
             let xattrs = xattrs.map_err(|fault| Error::Entry {

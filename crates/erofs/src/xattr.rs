@@ -85,6 +85,25 @@ impl Xattrs {
         self.intern(body, room)
     }
 
+    /// The number of the set of an inode that has these attributes too, and gets this mode and an
+    /// owner: Linux takes a file's capabilities away then.
+    pub(crate) fn change(
+        &mut self,
+        number: u32,
+        xattrs: &[Xattr],
+        mode: u16,
+        room: &mut Room,
+    ) -> Result<u32, Fault> {
+        let mut all = decode(self.get(number));
+        all.retain(|old| {
+            let is_new = xattrs.iter().any(|new| new.name == old.name);
+            !is_new && old.name != b"security.capability"
+        });
+        all.extend_from_slice(xattrs);
+        all.sort();
+        self.encode(&all, mode, room)
+    }
+
     /// The number of the set that has `extra` attributes of `trusted.` too.
     pub(crate) fn with(
         &mut self,
@@ -125,6 +144,13 @@ impl Xattrs {
         sets.push(body.into_boxed_slice());
         Ok(number + 1)
     }
+}
+
+/// Whether what is made in a directory with these inherits an access control list.
+pub(crate) fn has_default(xattrs: &[Xattr]) -> bool {
+    xattrs
+        .iter()
+        .any(|xattr| xattr.name == b"system.posix_acl_default")
 }
 
 /// The index and the rest of a name; `None` for namespaces that EROFS does not know.
@@ -176,6 +202,30 @@ fn change_mode(list: &mut [u8], mode: u16) {
     }
 }
 
+/// The attributes of a set, by whole names.
+fn decode(set: &[u8]) -> Vec<Xattr> {
+    let mut all = Vec::new();
+    let mut rest = set.get(XATTR_HEADER..).unwrap_or_default();
+    while let [name, index, low, high, text @ ..] = rest {
+        let (name, value) = (
+            usize::from(*name),
+            usize::from(u16::from_le_bytes([*low, *high])),
+        );
+        let prefix = PREFIXES.iter().find(|(known, _)| known == index);
+        let (Some((_, prefix)), Some(text)) = (prefix, text.get(..name + value)) else {
+            break;
+        };
+        let (name, value) = text.split_at(name);
+        all.push(Xattr {
+            name: [prefix, name].concat(),
+            value: value.to_vec(),
+        });
+        let length = (4 + text.len()).next_multiple_of(4);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    all
+}
+
 fn push(body: &mut Vec<u8>, index: u8, name: &[u8], value: &[u8]) -> Option<()> {
     let lengths = (
         u8::try_from(name.len()).ok()?,
@@ -206,7 +256,7 @@ mod tests {
     #[test]
     fn sets_are_kept_once() {
         let mut xattrs = Xattrs::default();
-        let mut room = Room::new(24 + 44 + 2 * SET);
+        let mut room = Room::new(Box::new(crate::Memory::new(24 + 44 + 2 * SET)));
         let a = xattrs
             .encode(&[xattr("user.a", b"12345")], mode::FILE, &mut room)
             .unwrap();
@@ -251,7 +301,7 @@ mod tests {
     #[test]
     fn what_is_left_out_and_what_is_refused() {
         let mut xattrs = Xattrs::default();
-        let mut room = Room::new(1 << 20);
+        let mut room = Room::new(Box::new(crate::Memory::new(1 << 20)));
         let acl = [2, 0, 0, 0];
         for (name, value, file_type, is_kept) in [
             (

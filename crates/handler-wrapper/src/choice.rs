@@ -199,17 +199,18 @@ mod tests {
 
     use async_trait::async_trait;
     use futures::StreamExt as _;
-    use resnap_core::{ByteStream, ContentInfo, Labels};
+    use resnap_core::{ByteStream, ContentInfo, Labels, Work};
 
     use super::*;
     use crate::MAX_DOCUMENT_BYTES;
     use crate::document::MAX_BYTES;
 
-    /// Blobs, and how many bytes of them were read.
+    /// Blobs, how many bytes of them were read, and how often they were worked on elsewhere.
     #[derive(Default)]
     struct Store {
         blobs: BTreeMap<Digest, Vec<u8>>,
         read: AtomicUsize,
+        worked: AtomicUsize,
     }
 
     impl Store {
@@ -235,6 +236,11 @@ mod tests {
             let bytes = self.blobs[digest].clone();
             self.read.fetch_add(bytes.len(), Ordering::Relaxed);
             Ok(futures::stream::iter([Ok(bytes.into())]).boxed())
+        }
+
+        async fn work(&self, work: Work) {
+            self.worked.fetch_add(1, Ordering::Relaxed);
+            work();
         }
     }
 
@@ -262,5 +268,8 @@ mod tests {
             "{error:?}"
         );
         assert!(store.read.into_inner() <= MAX_BYTES + MAX_DOCUMENT_BYTES);
+        // Hashed and parsed, and of the last one nothing but that it is too much.
+        let configs = MAX_BYTES / (MAX_DOCUMENT_BYTES / 2);
+        assert_eq!(store.worked.into_inner(), 2 * configs - 1);
     }
 }

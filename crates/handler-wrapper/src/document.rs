@@ -5,8 +5,8 @@
 //! read, so that an image which containerd takes is not refused for the others.
 
 use resnap_core::{
-    ContentReader, Descriptor, DiffId, Error, Kind, Platform, Result, Scope, media_type,
-    null_is_default, read_verified,
+    ContentReader, Descriptor, DiffId, Digest, Error, Kind, Platform, Result, Scope, media_type,
+    null_is_default, read_verified, work_on,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -47,10 +47,21 @@ pub struct Config {
     pub diff_ids: Vec<DiffId>,
 }
 
+/// The fields of a platform stand beside all others here, and are named once more: flattened,
+/// whatever else there is would be kept in memory, at many times its size, before it is thrown
+/// away.
 #[derive(Deserialize)]
 struct RawConfig {
-    #[serde(flatten)]
-    platform: Platform,
+    #[serde(default, deserialize_with = "null_is_default")]
+    os: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    architecture: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    variant: String,
+    #[serde(rename = "os.version", default, deserialize_with = "null_is_default")]
+    os_version: String,
+    #[serde(rename = "os.features", default, deserialize_with = "null_is_default")]
+    os_features: Vec<String>,
     #[serde(default, deserialize_with = "null_is_default")]
     rootfs: RawRootfs,
 }
@@ -61,11 +72,27 @@ struct RawRootfs {
     diff_ids: Vec<DiffId>,
 }
 
-/// Reads the config behind a manifest's config descriptor.
+/// What a manifest is of whose config is not that of a container image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("its media type {media_type:?} is not that of a container image, nor does it name layers")]
+pub struct NotAnImage {
+    /// The media type of its config.
+    pub media_type: String,
+}
+
+impl NotAnImage {
+    /// The one behind an error, if that is the reason.
+    pub fn behind(error: &Error) -> Option<&Self> {
+        std::error::Error::source(error)?.downcast_ref()
+    }
+}
+
+/// Reads the config behind a manifest's config descriptor. One of another media type than those of
+/// image configs is one if it names layers, as for containerd, which does not look at the type.
 ///
 /// # Errors
-/// [`Kind::NotFound`] if its blob is not there, [`Kind::InvalidArgument`] if the descriptor is not
-/// that of an image config or the blob is not JSON of that form, [`Kind::ResourceExhausted`] past
+/// [`Kind::NotFound`] if its blob is not there, [`Kind::InvalidArgument`] if the blob is not JSON
+/// of that form, or for [`NotAnImage`], [`Kind::ResourceExhausted`] past
 /// [`MAX_DOCUMENT_BYTES`], [`Kind::DataLoss`] if it does not match its digest.
 pub async fn rootfs(
     content: &dyn ContentReader,
@@ -73,6 +100,43 @@ pub async fn rootfs(
     config: &Descriptor,
 ) -> Result<Config> {
     Documents::new(content, scope).rootfs(config).await
+}
+
+/// Where the layer `layer` of a manifest says that its blob is, besides the registry, at most
+/// eight of the places.
+///
+/// # Errors
+/// As [`rootfs`].
+pub async fn layer_urls(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    manifest: &Descriptor,
+    layer: &Digest,
+) -> Result<Vec<String>> {
+    let mut documents = Documents::new(content, scope);
+    let placed: Placed = documents.read("read manifest", manifest).await?;
+    let mut layers = placed.layers.into_iter();
+    let urls = layers.find(|placed| placed.digest == *layer);
+    let mut urls = urls.map(|placed| placed.urls).unwrap_or_default();
+    urls.truncate(MAX_URLS);
+    Ok(urls)
+}
+
+/// Most places of a layer that are told.
+const MAX_URLS: usize = 8;
+
+/// A manifest, for what is of no use but where a blob is missing.
+#[derive(Deserialize)]
+struct Placed {
+    #[serde(default, deserialize_with = "null_is_default")]
+    layers: Vec<PlacedLayer>,
+}
+
+#[derive(Deserialize)]
+struct PlacedLayer {
+    digest: Digest,
+    #[serde(default, deserialize_with = "null_is_default")]
+    urls: Vec<String>,
 }
 
 /// The documents of one image, as long as they are not too much together.
@@ -97,20 +161,32 @@ impl<'a> Documents<'a> {
     /// # Errors
     /// As [`rootfs`].
     pub(crate) async fn rootfs(&mut self, config: &Descriptor) -> Result<Config> {
-        if !media_type::is_config(&config.media_type) {
-            return Err(
-                Error::new(Kind::InvalidArgument, "read config", config.digest.as_str()).because(
-                    format!(
-                        "its media type {:?} is not that of a container image",
-                        config.media_type
-                    ),
-                ),
-            );
+        const READ: &str = "read config";
+        let is_known = media_type::is_config(&config.media_type);
+        let not_an_image = || {
+            Error::new(Kind::InvalidArgument, READ, config.digest.as_str()).because(NotAnImage {
+                media_type: config.media_type.clone(),
+            })
+        };
+        let raw: RawConfig = match self.read(READ, config).await {
+            Err(error) if !is_known && error.kind() == Kind::InvalidArgument => {
+                return Err(not_an_image());
+            }
+            read => read?,
+        };
+        if !is_known && raw.rootfs.diff_ids.is_empty() {
+            return Err(not_an_image());
         }
-        let RawConfig { platform, rootfs } = self.read(config).await?;
+        let platform = Platform {
+            os: raw.os,
+            architecture: raw.architecture,
+            variant: raw.variant,
+            os_version: raw.os_version,
+            os_features: raw.os_features,
+        };
         Ok(Config {
             platform: platform.normalized(),
-            diff_ids: rootfs.diff_ids,
+            diff_ids: raw.rootfs.diff_ids,
         })
     }
 
@@ -119,7 +195,7 @@ impl<'a> Documents<'a> {
     /// # Errors
     /// As [`rootfs`]; [`Kind::InvalidArgument`] also past [`MAX_LAYERS`].
     pub(crate) async fn manifest(&mut self, descriptor: &Descriptor) -> Result<Manifest> {
-        let manifest: Manifest = self.read(descriptor).await?;
+        let manifest: Manifest = self.read("read manifest", descriptor).await?;
         if manifest.manifests.is_some() {
             return Err(ambiguous(descriptor));
         }
@@ -140,29 +216,31 @@ impl<'a> Documents<'a> {
     /// # Errors
     /// As [`manifest`], but for the layers.
     pub(crate) async fn index(&mut self, descriptor: &Descriptor) -> Result<Index> {
-        let index: Index = self.read(descriptor).await?;
+        let index: Index = self.read("read index", descriptor).await?;
         if index.config.is_some() || index.layers.is_some() {
             return Err(ambiguous(descriptor));
         }
         Ok(index)
     }
 
-    async fn read<T: DeserializeOwned>(&mut self, descriptor: &Descriptor) -> Result<T> {
+    async fn read<T>(&mut self, operation: &'static str, descriptor: &Descriptor) -> Result<T>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
         let (content, scope) = (self.content, self.scope);
-        let bytes = read_verified(content, scope, descriptor, MAX_DOCUMENT_BYTES).await?;
-        self.bytes_left = self.bytes_left.checked_sub(bytes.len()).ok_or_else(|| {
-            Error::new(Kind::ResourceExhausted, "read", descriptor.digest.as_str()).because(
-                format!("more than {MAX_BYTES} bytes of documents had to be read"),
-            )
+        let failed = |kind| Error::new(kind, operation, descriptor.digest.as_str());
+        let read = read_verified(content, scope, descriptor, MAX_DOCUMENT_BYTES).await;
+        let bytes = read.map_err(|error| match error.kind() {
+            Kind::NotFound => failed(Kind::NotFound).because("it is not in the content store"),
+            _ => error,
         })?;
-        serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(
-                Kind::InvalidArgument,
-                "parse",
-                format!("{} {}", descriptor.media_type, descriptor.digest),
-            )
-            .because(error)
-        })
+        self.bytes_left = self.bytes_left.checked_sub(bytes.len()).ok_or_else(|| {
+            failed(Kind::ResourceExhausted).because(format!(
+                "more than {MAX_BYTES} bytes of documents had to be read"
+            ))
+        })?;
+        let parsed = work_on(content, bytes, |bytes| serde_json::from_slice(&bytes)).await?;
+        parsed.map_err(|error| failed(Kind::InvalidArgument).because(error))
     }
 }
 
@@ -171,4 +249,30 @@ impl<'a> Documents<'a> {
 fn ambiguous(descriptor: &Descriptor) -> Error {
     Error::new(Kind::InvalidArgument, "read", descriptor.digest.as_str())
         .because("it is an index and a manifest at once")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_config_the_platform_is_read_and_the_rest_passed_over() {
+        let json = r#"{
+            "created": "2026-01-01T00:00:00Z", "x": [[0], {"os": "odd"}], "os": "windows",
+            "architecture": "amd64", "variant": null, "os.version": "10.0",
+            "os.features": ["win32k"], "rootfs": null, "config": {"Env": ["architecture=odd"]}
+        }"#;
+        let config: RawConfig = serde_json::from_str(json).unwrap();
+        let names = [
+            &config.os,
+            &config.architecture,
+            &config.variant,
+            &config.os_version,
+        ];
+        assert_eq!(names, ["windows", "amd64", "", "10.0"]);
+        assert_eq!(config.os_features, ["win32k"]);
+        assert!(config.rootfs.diff_ids.is_empty());
+        let config: RawConfig = serde_json::from_str(r#"{"os.features":null}"#).unwrap();
+        assert!(config.os.is_empty() && config.os_features.is_empty());
+    }
 }

@@ -22,5 +22,5 @@ mod handler;
 
 pub use annotate::append_info;
 pub use choice::{Choice, ChoiceError, choose_manifest, listed_platforms};
-pub use document::{Config, MAX_DOCUMENT_BYTES, MAX_LAYERS, rootfs};
+pub use document::{Config, MAX_DOCUMENT_BYTES, MAX_LAYERS, NotAnImage, layer_urls, rootfs};
 pub use handler::{Children, Handler, Wrapper};

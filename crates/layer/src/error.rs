@@ -28,6 +28,9 @@ pub enum Fault {
     /// The stream ended inside an entry.
     #[error("the stream ends early")]
     Truncated,
+    /// What the stream begins with is no header.
+    #[error("it is not a tar")]
+    NotTar,
     /// A header's checksum is not that of its bytes.
     #[error("the checksum of a header is wrong")]
     Checksum,
@@ -38,12 +41,20 @@ pub enum Fault {
     #[error("bad number in field {0}")]
     Number(&'static str),
     /// An owner or group that Linux has no room for.
-    #[error("the {field} {value} is not between 0 and 4294967295")]
+    #[error("the {field} {value} is not between 0 and {}", u32::MAX - 1)]
     Owner {
         /// Which of both.
         field: &'static str,
         /// What the layer says.
         value: i64,
+    },
+    /// A number of a device that Linux has no room for.
+    #[error("the device number {major}:{minor} is not between 0:0 and 4095:1048575")]
+    Device {
+        /// The major number.
+        major: i64,
+        /// The minor number.
+        minor: i64,
     },
     /// Extended headers that are not made of records.
     #[error("malformed pax records")]
@@ -57,6 +68,9 @@ pub enum Fault {
     /// A name that no file can have.
     #[error("{0}")]
     Name(&'static str),
+    /// What readers of tar understand in different ways, and no program writes.
+    #[error("what {0} means depends on who reads it: build the layer again without it")]
+    Ambiguous(&'static str),
     /// More than [`Limits`](crate::Limits) allow.
     #[error("more than {limit} {what}")]
     Limit {

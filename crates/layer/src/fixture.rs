@@ -20,12 +20,17 @@ pub(crate) fn binary(value: i64) -> Vec<u8> {
 }
 
 /// A header of POSIX's format with changes at offsets, and a right checksum.
-pub(crate) fn header(kind: u8, name: &str, size: u64, changes: &[(usize, &[u8])]) -> [u8; 512] {
+pub(crate) fn header(
+    kind: u8,
+    name: impl AsRef<[u8]>,
+    size: u64,
+    changes: &[(usize, &[u8])],
+) -> [u8; 512] {
     let mut block = [0; 512];
     let mut put = |offset: usize, bytes: &[u8]| {
         block[offset..offset + bytes.len()].copy_from_slice(bytes);
     };
-    put(0, name.as_bytes());
+    put(0, name.as_ref());
     put(100, b"0000644\0");
     put(108, b"0001750\0");
     put(116, b"0001751\0");
@@ -44,8 +49,8 @@ pub(crate) fn header(kind: u8, name: &str, size: u64, changes: &[(usize, &[u8])]
     block
 }
 
-pub(crate) fn record(key: &str, value: &[u8]) -> Vec<u8> {
-    let body = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
+pub(crate) fn record(key: impl AsRef<[u8]>, value: &[u8]) -> Vec<u8> {
+    let body = [b" ", key.as_ref(), b"=", value, b"\n"].concat();
     let mut length = body.len();
     while length != body.len() + length.to_string().len() {
         length = body.len() + length.to_string().len();
@@ -57,7 +62,7 @@ impl Tar {
     pub(crate) fn with(
         mut self,
         kind: u8,
-        name: &str,
+        name: impl AsRef<[u8]>,
         data: &[u8],
         changes: &[(usize, &[u8])],
     ) -> Self {

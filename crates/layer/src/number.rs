@@ -5,8 +5,7 @@
 
 use crate::entry::Time;
 
-/// A field of a header: octal digits among spaces and NULs (nothing but those is 0), or base-256
-/// where the first bit is set.
+/// A field of a header: [`octal`], or base-256 where the first bit is set.
 pub(crate) fn field(bytes: &[u8]) -> Option<i64> {
     match bytes.first() {
         Some(first) if first & 0x80 != 0 => binary(bytes),
@@ -30,34 +29,28 @@ fn binary(bytes: &[u8]) -> Option<i64> {
     Some(value)
 }
 
-fn octal(bytes: &[u8]) -> Option<i64> {
-    let padding = |byte: &u8| matches!(byte, b' ' | 0);
-    let Some(start) = bytes.iter().position(|byte| !padding(byte)) else {
+/// Octal digits among spaces and NULs, of which nothing is 0. What follows a NUL does not count.
+pub(crate) fn octal(bytes: &[u8]) -> Option<i64> {
+    let is_digit = |byte: &u8| !matches!(byte, b' ' | 0);
+    let Some(start) = bytes.iter().position(is_digit) else {
         return Some(0);
     };
-    let digits = bytes.get(start..)?.iter();
-    let mut value: i64 = 0;
-    let mut ended = false;
-    for byte in digits {
-        match byte {
-            b'0'..=b'7' if !ended => value = value.checked_mul(8)? + i64::from(byte - b'0'),
-            // What follows a NUL does not count.
-            0 => break,
-            b' ' => ended = true,
-            _ => return None,
-        }
-    }
-    Some(value)
+    let end = bytes.iter().rposition(is_digit)? + 1;
+    let digits = until_nul(bytes.get(start..end)?);
+    digits.iter().try_fold(0_i64, |value, byte| match byte {
+        b'0'..=b'7' => Some(value.checked_mul(8)? + i64::from(byte - b'0')),
+        _ => None,
+    })
+}
+
+/// What is before the first NUL.
+pub(crate) fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 /// Decimal digits, with a sign or not.
 pub(crate) fn decimal(bytes: &[u8]) -> Option<i64> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
-}
-
-/// Decimal digits that are no less than 0.
-pub(crate) fn size(bytes: &[u8]) -> Option<u64> {
-    u64::try_from(decimal(bytes)?).ok()
 }
 
 /// Decimal seconds with a fraction or not; more than nine digits of it are cut off.
@@ -98,6 +91,8 @@ mod tests {
             (b"", Some(0)),
             (b"12 34\0", None),
             (b"12\x0034", Some(0o12)),
+            (b"12 \x0034", None),
+            (b"\0 12 \0 ", Some(0o12)),
             (b"8", None),
             (b"-1", None),
             (b"777777777777777777777", Some(i64::MAX)),

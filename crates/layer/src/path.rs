@@ -4,12 +4,12 @@
 //! Names: where an entry is, and what its name says about lower layers.
 
 use crate::error::Fault;
+use crate::way::split;
 
-/// As long as a component of a path may be, in bytes (`NAME_MAX` in `limits.h`).
-const COMPONENT: usize = 255;
+/// As long as a name may be, in bytes (`NAME_MAX` in `limits.h`).
+const NAME: usize = 255;
 
 const WHITEOUT: &[u8] = b".wh.";
-const META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// What a name stands for.
@@ -21,12 +21,10 @@ pub(crate) enum Name {
     Whiteout(Vec<u8>),
     /// The opaque marker of this directory.
     Opaque(Vec<u8>),
-    /// Nothing that belongs to the layer.
-    Meta,
 }
 
 /// The path that `raw` is inside the root, resolved by names alone: `..` of the root is the root.
-pub(crate) fn clean(raw: &[u8]) -> Result<Vec<u8>, Fault> {
+pub(crate) fn clean(raw: &[u8]) -> Vec<u8> {
     let mut path = Vec::with_capacity(raw.len());
     for component in raw.split(|byte| *byte == b'/') {
         match component {
@@ -35,15 +33,7 @@ pub(crate) fn clean(raw: &[u8]) -> Result<Vec<u8>, Fault> {
                 let parent = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
                 path.truncate(parent);
             }
-            _ if component.len() > COMPONENT => {
-                return Err(Fault::Name(
-                    "a component of its path is longer than 255 bytes",
-                ));
-            }
             _ => {
-                if component.contains(&0) {
-                    return Err(Fault::Name("its path has a NUL in it"));
-                }
                 if !path.is_empty() {
                     path.push(b'/');
                 }
@@ -51,37 +41,63 @@ pub(crate) fn clean(raw: &[u8]) -> Result<Vec<u8>, Fault> {
             }
         }
     }
-    Ok(path)
+    path
 }
 
 /// What the cleaned path `path` says.
 pub(crate) fn name(mut path: Vec<u8>) -> Result<Name, Fault> {
-    let start = path
-        .iter()
-        .rposition(|byte| *byte == b'/')
-        .map_or(0, |at| at + 1);
-    let (parents, base) = path.split_at(start);
-    if parents
-        .split(|byte| *byte == b'/')
-        .any(|component| component.starts_with(META))
-    {
-        return Ok(Name::Meta);
-    }
+    let (parents, base) = split(&path);
+    let (start, end) = (path.len() - base.len(), parents.len());
+    check(parents)?;
     if base == OPAQUE {
-        path.truncate(start.saturating_sub(1));
+        path.truncate(end);
         return Ok(Name::Opaque(path));
     }
-    if base.starts_with(META) {
-        return Ok(Name::Meta);
-    }
     match base.strip_prefix(WHITEOUT) {
-        None => Ok(Name::Plain(path)),
         Some(b"" | b"." | b"..") => Err(Fault::Name("it is a whiteout of no name")),
-        Some(_) => {
+        Some(hidden) => {
+            check(hidden)?;
             path.drain(start..start + WHITEOUT.len());
             Ok(Name::Whiteout(path))
         }
+        None => {
+            check(base)?;
+            Ok(Name::Plain(path))
+        }
     }
+}
+
+/// The path that the target `raw` of a hard link is. Only where no name goes before `..` and none is
+/// marked as a directory is it the same by its names as by what they are.
+pub(crate) fn target(raw: &[u8]) -> Result<Vec<u8>, Fault> {
+    let path = clean(raw);
+    if path.is_empty() {
+        return Err(Fault::Name("it is a hard link to the root or to nothing"));
+    }
+    let last = raw.rsplit(|byte| *byte == b'/').next();
+    if matches!(last, Some(b"" | b".")) {
+        return Err(Fault::Ambiguous(
+            "a hard link to a name with a slash at its end",
+        ));
+    }
+    let mut components = raw.split(|byte| *byte == b'/');
+    let is_name = |component: &&[u8]| !matches!(*component, b"" | b"." | b"..");
+    if components.any(|component| is_name(&component)) && components.any(|name| name == b"..") {
+        return Err(Fault::Ambiguous("a hard link through `..`"));
+    }
+    check(&path)?;
+    Ok(path)
+}
+
+/// Checks that all components of a path can be names.
+fn check(path: &[u8]) -> Result<(), Fault> {
+    if path
+        .split(|byte| *byte == b'/')
+        .any(|name| name.len() > NAME)
+    {
+        return Err(Fault::Name("a name in its path is longer than 255 bytes"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -102,11 +118,8 @@ mod tests {
             ("", ""),
             ("..a/.b", "..a/.b"),
         ] {
-            assert_eq!(clean(raw.as_bytes()).unwrap(), path.as_bytes(), "{raw}");
+            assert_eq!(clean(raw.as_bytes()), path.as_bytes(), "{raw}");
         }
-        assert!(clean(b"a\0b").is_err());
-        assert!(clean(&[b'a'; 255]).is_ok());
-        assert!(clean(&[b'a'; 256]).is_err());
     }
 
     #[test]
@@ -118,8 +131,11 @@ mod tests {
             (".wh.b", Name::Whiteout(b"b".to_vec())),
             ("a/.wh..wh..opq", Name::Opaque(b"a".to_vec())),
             (".wh..wh..opq", Name::Opaque(b"".to_vec())),
-            (".wh..wh.aufs", Name::Meta),
-            (".wh..wh.plnk/1.2", Name::Meta),
+            (".wh..wh.aufs", Name::Whiteout(b".wh.aufs".to_vec())),
+            (
+                ".wh..wh.plnk/1.2",
+                Name::Plain(b".wh..wh.plnk/1.2".to_vec()),
+            ),
             ("a/.wh..b", Name::Whiteout(b"a/.b".to_vec())),
             (".wh.a/b", Name::Plain(b".wh.a/b".to_vec())),
             ("", Name::Plain(b"".to_vec())),
@@ -129,5 +145,53 @@ mod tests {
         for path in [".wh.", ".wh..", "a/.wh..."] {
             assert!(of(path).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn as_long_as_a_name_may_be() {
+        let of = |path: String| name(path.into_bytes()).map(|_| ());
+        for length in 251..=255 {
+            let long = "n".repeat(length);
+            assert!(of(long.clone()).is_ok());
+            assert!(of(format!("d/.wh.{long}")).is_ok(), "{length}");
+            assert!(of(format!(".wh.{}/a", &long[4..])).is_ok());
+        }
+        let long = "n".repeat(256);
+        for path in [
+            long.clone(),
+            format!("{long}/a"),
+            format!(".wh.{long}"),
+            format!(".wh.{}/a", &long[4..]) + "/" + &long,
+            format!(".wh.{}/a", &long[..252]),
+        ] {
+            assert!(matches!(of(path), Err(Fault::Name(_))));
+        }
+        // It is gone before anybody makes it.
+        assert_eq!(clean(format!("{long}/../a").as_bytes()), b"a");
+    }
+
+    #[test]
+    fn targets_of_hard_links() {
+        for (raw, path) in [
+            ("a", "a"),
+            ("./a/./b", "a/b"),
+            ("/a//b", "a/b"),
+            ("../../a", "a"),
+            ("..a/b..", "..a/b.."),
+        ] {
+            assert_eq!(target(raw.as_bytes()).unwrap(), path.as_bytes(), "{raw}");
+        }
+        for raw in ["a/../b", "../a/../b", "a/b/", "a/.", "a/.."] {
+            let fault = target(raw.as_bytes()).unwrap_err();
+            let is_root = clean(raw.as_bytes()).is_empty();
+            assert_eq!(matches!(fault, Fault::Ambiguous(_)), !is_root, "{raw}");
+        }
+        for raw in ["", "/", ".", ".."] {
+            assert!(
+                matches!(target(raw.as_bytes()), Err(Fault::Name(_))),
+                "{raw}"
+            );
+        }
+        assert!(target(&[b'a'; 256]).is_err());
     }
 }

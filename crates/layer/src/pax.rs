@@ -3,109 +3,157 @@
 
 //! What extension headers say of the entry that follows them.
 
+use std::collections::BTreeMap;
+
 use crate::entry::{Time, Xattr};
 use crate::error::Fault;
 use crate::number;
-use crate::reader::Limits;
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+
+/// The other keys that mean something here.
+const KEYS: [&[u8]; 15] = [
+    b"path",
+    b"linkpath",
+    b"size",
+    b"uid",
+    b"gid",
+    b"mtime",
+    b"atime",
+    b"ctime",
+    b"GNU.sparse.major",
+    b"GNU.sparse.minor",
+    b"GNU.sparse.name",
+    b"GNU.sparse.size",
+    b"GNU.sparse.realsize",
+    b"GNU.sparse.numblocks",
+    b"GNU.sparse.map",
+];
+
+/// Those whose values are names, where others of them have no meaning here.
+const NAMES: [&[u8]; 5] = [b"path", b"linkpath", b"uname", b"gname", b"GNU.sparse.name"];
 
 /// What takes precedence over an entry's own header.
 #[derive(Debug, Default)]
 pub(crate) struct Extended {
     /// GNU's names go before those of pax.
-    pub(crate) gnu_path: Option<Vec<u8>>,
-    pub(crate) gnu_link: Option<Vec<u8>>,
     pub(crate) path: Option<Vec<u8>>,
     pub(crate) link: Option<Vec<u8>>,
-    pub(crate) size: Option<u64>,
-    pub(crate) uid: Option<i64>,
-    pub(crate) gid: Option<i64>,
-    pub(crate) mtime: Option<Time>,
-    pub(crate) xattrs: Vec<Xattr>,
-    pub(crate) sparse: Sparse,
+    pub(crate) records: Records,
 }
 
-/// The records `GNU.sparse.*`.
+/// The records of one header. Of a repeated key the last one counts.
 #[derive(Debug, Default)]
-pub(crate) struct Sparse {
-    pub(crate) major: Vec<u8>,
-    pub(crate) minor: Vec<u8>,
-    pub(crate) name: Option<Vec<u8>>,
-    pub(crate) size: Option<u64>,
-    pub(crate) real_size: Option<u64>,
-    /// The map of version 0.1, or that of 0.0 in the same form.
-    pub(crate) map: Vec<u8>,
-    /// How many extents the map has, where it says so.
-    pub(crate) count: Option<u64>,
+pub(crate) struct Records {
+    /// By their [`KEYS`].
+    values: BTreeMap<&'static [u8], Vec<u8>>,
+    /// The map of version 0.0 in the form of 0.1.
+    pairs: Vec<u8>,
+    /// How many numbers it has.
+    numbers: usize,
+    /// Ordered by name, each name once.
+    pub(crate) xattrs: Vec<Xattr>,
 }
 
-impl Extended {
-    /// Takes in the records of one header of type `x`, which replaces an earlier one.
-    pub(crate) fn records(&mut self, mut text: &[u8], limits: &Limits) -> Result<(), Fault> {
-        *self = Self {
-            gnu_path: self.gnu_path.take(),
-            gnu_link: self.gnu_link.take(),
-            ..Self::default()
-        };
+/// Where pax has the map of a sparse file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sparse {
+    /// In the records: versions 0.0 and 0.1.
+    InRecords,
+    /// Before the data: version 1.0.
+    InData,
+}
+
+impl Records {
+    /// Parses the data of a header; `limit` is how many bytes extended attributes may have.
+    pub(crate) fn new(mut text: &[u8], limit: usize) -> Result<Self, Fault> {
+        let mut records = Self::default();
         let mut xattrs = 0;
         while !text.is_empty() {
             let (key, value, rest) = record(text).ok_or(Fault::Records)?;
             text = rest;
+            if NAMES.contains(&key) && value.contains(&0) {
+                return Err(Fault::Name("a name in its pax records has a NUL in it"));
+            }
             if let Some(name) = key.strip_prefix(XATTR) {
                 xattrs += name.len() + value.len();
-                if xattrs > limits.xattrs {
-                    return Err(Fault::limit("bytes of extended attributes", limits.xattrs));
+                if xattrs > limit {
+                    return Err(Fault::limit("bytes of extended attributes", limit));
                 }
                 if name.is_empty() {
                     return Err(Fault::Name("an extended attribute has no name"));
                 }
-                self.xattrs.push(Xattr {
+                records.xattrs.push(Xattr {
                     name: name.to_vec(),
                     value: value.to_vec(),
                 });
-            } else {
-                self.record(key, value)?;
+            } else if let b"GNU.sparse.offset" | b"GNU.sparse.numbytes" = key {
+                records.pair(key == b"GNU.sparse.offset", value)?;
+            } else if let Some(key) = KEYS.iter().find(|known| **known == key) {
+                records.values.insert(key, value.to_vec());
             }
         }
-        // Of a repeated name the last stays: the sort keeps order, and the first of equals survives.
-        self.xattrs.reverse();
-        self.xattrs
+        // The sort keeps order, and the first of equals survives.
+        records.xattrs.reverse();
+        records
+            .xattrs
             .sort_by(|left, right| left.name.cmp(&right.name));
-        self.xattrs.dedup_by(|next, kept| next.name == kept.name);
+        records.xattrs.dedup_by(|next, kept| next.name == kept.name);
+        Ok(records)
+    }
+
+    /// Takes in half of an extent of version 0.0.
+    fn pair(&mut self, is_offset: bool, value: &[u8]) -> Result<(), Fault> {
+        if is_offset != self.numbers.is_multiple_of(2) || value.contains(&b',') {
+            return Err(Fault::Sparse("its extents are not pairs of numbers"));
+        }
+        if self.numbers > 0 {
+            self.pairs.push(b',');
+        }
+        self.pairs.extend_from_slice(value);
+        self.numbers += 1;
         Ok(())
     }
 
-    fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), Fault> {
-        let sparse = &mut self.sparse;
-        // An empty value leaves things to the entry's own header.
-        if value.is_empty() {
-            return Ok(());
+    /// The value of a key. An empty one is none: it leaves things to the entry's own header.
+    fn get(&self, key: &str) -> Option<&[u8]> {
+        let value = self.values.get(key.as_bytes())?;
+        (!value.is_empty()).then_some(value)
+    }
+
+    /// A name: any bytes but NUL.
+    pub(crate) fn name(&self, key: &str) -> Option<Vec<u8>> {
+        self.get(key).map(<[u8]>::to_vec)
+    }
+
+    pub(crate) fn number(&self, key: &'static str) -> Result<Option<i64>, Fault> {
+        let parse = |value| number::decimal(value).ok_or(Fault::Number(key));
+        self.get(key).map(parse).transpose()
+    }
+
+    pub(crate) fn time(&self, key: &'static str) -> Result<Option<Time>, Fault> {
+        let parse = |value| number::time(value).ok_or(Fault::Number(key));
+        self.get(key).map(parse).transpose()
+    }
+
+    /// Where the map of a sparse file is; `None` if it is none. One of an unknown version is stored
+    /// as it is, as everywhere.
+    pub(crate) fn sparse(&self) -> Option<Sparse> {
+        let version = |key| self.get(key).unwrap_or_default();
+        match (version("GNU.sparse.major"), version("GNU.sparse.minor")) {
+            (b"0", b"0" | b"1") => Some(Sparse::InRecords),
+            (b"1", b"0") => Some(Sparse::InData),
+            (b"", b"") if !self.map().is_empty() => Some(Sparse::InRecords),
+            _ => None,
         }
-        let size = |name| number::size(value).ok_or(Fault::Number(name)).map(Some);
-        match key {
-            b"path" => self.path = Some(value.to_vec()),
-            b"linkpath" => self.link = Some(value.to_vec()),
-            b"size" => self.size = size("size")?,
-            b"uid" => self.uid = Some(number::decimal(value).ok_or(Fault::Number("uid"))?),
-            b"gid" => self.gid = Some(number::decimal(value).ok_or(Fault::Number("gid"))?),
-            b"mtime" => self.mtime = Some(number::time(value).ok_or(Fault::Number("mtime"))?),
-            b"GNU.sparse.major" => sparse.major = value.to_vec(),
-            b"GNU.sparse.minor" => sparse.minor = value.to_vec(),
-            b"GNU.sparse.name" => sparse.name = Some(value.to_vec()),
-            b"GNU.sparse.size" => sparse.size = size("GNU.sparse.size")?,
-            b"GNU.sparse.realsize" => sparse.real_size = size("GNU.sparse.realsize")?,
-            b"GNU.sparse.numblocks" => sparse.count = size("GNU.sparse.numblocks")?,
-            b"GNU.sparse.map" => sparse.map = value.to_vec(),
-            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                if !sparse.map.is_empty() {
-                    sparse.map.push(b',');
-                }
-                sparse.map.extend_from_slice(value);
-            }
-            _ => {}
+    }
+
+    /// The map of versions 0.0 and 0.1: all numbers joined by commas.
+    pub(crate) fn map(&self) -> &[u8] {
+        match self.numbers {
+            0 => self.get("GNU.sparse.map").unwrap_or_default(),
+            _ => &self.pairs,
         }
-        Ok(())
     }
 }
 
@@ -113,11 +161,8 @@ impl Extended {
 fn record(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     // A length that takes more digits than these is longer than any limit.
     let space = text.iter().take(20).position(|byte| *byte == b' ')?;
-    let length = usize::try_from(number::size(text.get(..space)?)?).ok()?;
-    let (body, newline) = text
-        .get(space + 1..length)?
-        .split_last()
-        .map(|(last, body)| (body, last))?;
+    let length = usize::try_from(number::decimal(text.get(..space)?)?).ok()?;
+    let (newline, body) = text.get(space + 1..length)?.split_last()?;
     if *newline != b'\n' {
         return None;
     }

@@ -5,13 +5,15 @@
 
 use std::io::Read;
 
-use crate::entry::{Entry, Extent, File, Kind, Piece, Time};
+use crate::entry::{Entry, Extent, Piece};
 use crate::error::{Error, Fault};
-use crate::header::{Header, until_nul};
+use crate::header::Header;
+use crate::number::until_nul;
 use crate::path::{self, Name};
-use crate::pax::Extended;
+use crate::pax::{Extended, Records};
 use crate::source::{BLOCK, Source};
-use crate::sparse::Map;
+
+mod resolve;
 
 /// How much a layer may ask for. What is over a limit is refused, by name, before memory is taken
 /// for it.
@@ -189,15 +191,31 @@ impl<R: Read> Layer<R> {
     }
 
     /// The next header that is none of the end.
-    fn header(&mut self) -> Result<Option<[u8; BLOCK]>, Fault> {
+    fn header(&mut self) -> Result<Option<Header>, Fault> {
         let is_zero = |block: &[u8; BLOCK]| block.iter().all(|byte| *byte == 0);
-        match self.source.block()? {
-            None => Ok(None),
-            Some(block) if is_zero(block) => match self.source.block()? {
+        let is_first = self.source.offset() == 0;
+        let block = match self.source.block() {
+            Ok(Some(block)) => *block,
+            Ok(None) => return Ok(None),
+            Err(Fault::Truncated) if is_first => {
+                let is_tar = has_magic(self.source.bytes(BLOCK as u64)?);
+                return Err(if is_tar {
+                    Fault::Truncated
+                } else {
+                    Fault::NotTar
+                });
+            }
+            Err(fault) => return Err(fault),
+        };
+        if is_zero(&block) {
+            return match self.source.block()? {
                 Some(block) if !is_zero(block) => Err(Fault::Trailer),
                 _ => Ok(None),
-            },
-            Some(block) => Ok(Some(*block)),
+            };
+        }
+        match Header::new(block) {
+            Err(Fault::Checksum) if is_first && !has_magic(&block) => Err(Fault::NotTar),
+            header => header.map(Some),
         }
     }
 
@@ -206,7 +224,7 @@ impl<R: Read> Layer<R> {
         let mut budget = self.limits.extensions as u64;
         let mut pending = false;
         loop {
-            let Some(block) = self.header()? else {
+            let Some(header) = self.header()? else {
                 // What extension headers announced did not come.
                 return if pending {
                     Err(Fault::Truncated)
@@ -214,53 +232,61 @@ impl<R: Read> Layer<R> {
                     Ok(None)
                 };
             };
-            let header = Header::new(block)?;
-            let size = header.size()?;
-            match header.kind() {
-                // It may be long, but nobody keeps it.
-                b'g' => self.pass(size)?,
-                kind @ (b'x' | b'L' | b'K') => {
-                    budget = budget
-                        .checked_sub(size.saturating_add(BLOCK as u64))
-                        .ok_or(Fault::limit(
-                            "bytes of extension headers",
-                            self.limits.extensions,
-                        ))?;
-                    self.extension(size)?;
-                    pending = true;
-                    let name = until_nul(&self.scratch);
-                    let name = Some(name)
-                        .filter(|name| !name.is_empty())
-                        .map(<[u8]>::to_vec);
-                    match kind {
-                        b'x' => extended.records(&self.scratch, &self.limits)?,
-                        b'L' => extended.gnu_path = name,
-                        _ => extended.gnu_link = name,
-                    }
+            let kind = header.kind();
+            if matches!(kind, b'g' | b'x' | b'L' | b'K') {
+                self.extension(&header, &mut budget)?;
+            }
+            let name = || Some(until_nul(&self.scratch).to_vec()).filter(|name| !name.is_empty());
+            match kind {
+                b'g' if pending => {
+                    return Err(Fault::Ambiguous(
+                        "a global header between an extension header and its entry",
+                    ));
                 }
+                b'g' => self.global(&header)?,
+                b'x' => extended.records = Records::new(&self.scratch, self.limits.xattrs)?,
+                b'L' => extended.path = name(),
+                b'K' => extended.link = name(),
                 _ => {
                     if let Some(entry) = self.resolve(&header, std::mem::take(&mut extended))? {
                         return Ok(Some(entry));
                     }
                     self.skip_data()?;
                     budget = self.limits.extensions as u64;
-                    pending = false;
                 }
             }
+            pending = matches!(kind, b'x' | b'L' | b'K');
         }
     }
 
-    /// Passes over the data of a header that counts for nothing.
-    fn pass(&mut self, size: u64) -> Result<(), Fault> {
-        if self.source.skip(size)? < size {
-            return Err(Fault::Truncated);
+    /// Passes over a global header. Its records count for nothing, but containerd makes the parents of
+    /// its name, minds that it is a whiteout, and removes what the layer has there: so its name must be
+    /// one that nothing can be at.
+    fn global(&mut self, header: &Header) -> Result<(), Fault> {
+        let records = Records::new(&self.scratch, self.limits.xattrs)?;
+        // Go takes the name of a record only if no record before it, in random order, is malformed.
+        for name in [Some(header.path()), records.name("path")].iter().flatten() {
+            let is_harmless = match path::name(path::clean(name))? {
+                Name::Plain(path) => path.is_empty() || self.entries == 0 && !path.contains(&b'/'),
+                Name::Whiteout(_) | Name::Opaque(_) => false,
+            };
+            if !is_harmless {
+                return Err(Fault::Ambiguous(
+                    "a global header after an entry, in a directory or with the name of a whiteout",
+                ));
+            }
         }
-        self.source.skip(padding(size))?;
         Ok(())
     }
 
-    /// The data of an extension header, whose size is within the limit.
-    fn extension(&mut self, size: u64) -> Result<(), Fault> {
+    /// Reads the data of an extension header.
+    fn extension(&mut self, header: &Header, budget: &mut u64) -> Result<(), Fault> {
+        let size = u64::try_from(header.size).map_err(|_| Fault::Number("size"))?;
+        let left = budget.checked_sub(size.saturating_add(BLOCK as u64));
+        *budget = left.ok_or(Fault::limit(
+            "bytes of extension headers",
+            self.limits.extensions,
+        ))?;
         self.scratch.clear();
         let mut left = size;
         while left > 0 {
@@ -273,127 +299,6 @@ impl<R: Read> Layer<R> {
         }
         self.source.skip(padding(size))?;
         Ok(())
-    }
-
-    /// The entry that a header and its extensions make; `None` for one that counts for nothing.
-    fn resolve(&mut self, header: &Header, mut extended: Extended) -> Result<Option<Entry>, Fault> {
-        let own = extended.gnu_path.take().or(extended.path.take());
-        let raw = extended
-            .sparse
-            .name
-            .take()
-            .or(own)
-            .unwrap_or_else(|| header.path());
-        let raw = within(raw, self.limits.path, "bytes of a path")?;
-        self.current.path.clone_from(&raw);
-        self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(Fault::limit("entries", self.limits.entries));
-        }
-
-        let (kind, left) = self.kind(header, &mut extended, raw.ends_with(b"/"))?;
-        self.current.left = left;
-        self.current.padding = padding(left);
-
-        let (path, kind) = match path::name(path::clean(&raw)?)? {
-            Name::Plain(path) if path.is_empty() && kind != Kind::Directory => return Ok(None),
-            Name::Plain(path) => (path, kind),
-            Name::Whiteout(path) => (path, Kind::Whiteout),
-            Name::Opaque(path) => (path, Kind::Opaque),
-            Name::Meta => return Ok(None),
-        };
-        // A whiteout may have been a file.
-        self.current.is_hidden = !matches!(kind, Kind::File(_));
-        Ok(Some(Entry {
-            path,
-            kind,
-            mode: u32::try_from(header.mode()? & 0o7777).unwrap_or_default(),
-            uid: owner("uid", extended.uid, header.uid())?,
-            gid: owner("gid", extended.gid, header.gid())?,
-            mtime: match extended.mtime {
-                Some(time) => time,
-                None => Time {
-                    seconds: header.mtime()?,
-                    nanoseconds: 0,
-                },
-            },
-            xattrs: extended.xattrs,
-        }))
-    }
-
-    /// What the entry is, and how many bytes of data follow.
-    fn kind(
-        &mut self,
-        header: &Header,
-        extended: &mut Extended,
-        is_named_as_directory: bool,
-    ) -> Result<(Kind, u64), Fault> {
-        let packed = extended.size.map_or_else(|| header.size(), Ok)?;
-        let own = extended.gnu_link.take().or(extended.link.take());
-        let link = || {
-            let link = own.clone().unwrap_or_else(|| header.link());
-            within(link, self.limits.path, "bytes of a link's target")
-        };
-        let kind = match header.kind() {
-            0 if is_named_as_directory => return Ok((Kind::Directory, packed)),
-            0 | b'0' | b'7' | b'S' => return self.file(header, extended, packed),
-            b'1' => Kind::Hardlink(path::clean(&link()?)?),
-            b'2' => match link()? {
-                target if target.is_empty() => {
-                    return Err(Fault::Name("it is a symbolic link to nothing"));
-                }
-                target if target.contains(&0) => {
-                    return Err(Fault::Name("its target has a NUL in it"));
-                }
-                target => Kind::Symlink(target),
-            },
-            b'3' => {
-                let (major, minor) = header.device()?;
-                Kind::Character { major, minor }
-            }
-            b'4' => {
-                let (major, minor) = header.device()?;
-                Kind::Block { major, minor }
-            }
-            b'5' => Kind::Directory,
-            b'6' => Kind::Fifo,
-            other => return Err(Fault::Type(other)),
-        };
-        Ok((kind, 0))
-    }
-
-    fn file(
-        &mut self,
-        header: &Header,
-        extended: &Extended,
-        packed: u64,
-    ) -> Result<(Kind, u64), Fault> {
-        let sparse = &extended.sparse;
-        let is_gnu = header.kind() == b'S';
-        let mut map = Map::new(&self.limits);
-        let mut data = packed;
-        let mut size = sparse.size.or(sparse.real_size).unwrap_or(packed);
-        match (&sparse.major[..], &sparse.minor[..]) {
-            _ if is_gnu => size = map.gnu(header, &mut self.source)?,
-            (b"1", b"0") => data -= map.lines(&mut self.source, packed)?,
-            (b"0", b"0" | b"1") => map.records(sparse)?,
-            (b"", b"") if !sparse.map.is_empty() => map.records(sparse)?,
-            // An unknown version is stored as it is, as everywhere.
-            _ => {
-                let file = File {
-                    size: packed,
-                    extents: None,
-                };
-                return Ok((Kind::File(file), packed));
-            }
-        }
-        let extents = map.finish(size, data)?;
-        self.current.extents = Some(extents.iter().rev().copied().collect());
-        let file = File {
-            size,
-            extents: Some(extents),
-        };
-        Ok((Kind::File(file), data))
     }
 }
 
@@ -413,25 +318,14 @@ impl Current {
     }
 }
 
+/// Whether bytes say that they are a header, of all formats but the oldest.
+fn has_magic(bytes: &[u8]) -> bool {
+    bytes.get(257..262) == Some(b"ustar")
+}
+
 /// What fills up `size` bytes to whole blocks.
 fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
-}
-
-fn within(bytes: Vec<u8>, limit: usize, what: &'static str) -> Result<Vec<u8>, Fault> {
-    if bytes.len() > limit {
-        return Err(Fault::limit(what, limit));
-    }
-    Ok(bytes)
-}
-
-fn owner(
-    field: &'static str,
-    extended: Option<i64>,
-    own: Result<i64, Fault>,
-) -> Result<u32, Fault> {
-    let value = extended.map_or(own, Ok)?;
-    u32::try_from(value).map_err(|_| Fault::Owner { field, value })
 }
 
 #[cfg(test)]

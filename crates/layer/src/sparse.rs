@@ -7,14 +7,16 @@ use std::io::Read;
 
 use crate::entry::Extent;
 use crate::error::Fault;
-use crate::header::Header;
+use crate::header::{Format, Header};
 use crate::number;
-use crate::pax::Sparse;
 use crate::reader::Limits;
 use crate::source::{BLOCK, Source};
 
 /// An offset and a length, twelve bytes each.
 const PAIR: usize = 24;
+
+/// Blocks that the map of one file may take, as many as in Go.
+const BLOCKS: u64 = (1 << 20) / BLOCK as u64;
 
 /// A map under construction.
 #[derive(Debug)]
@@ -66,12 +68,12 @@ impl Map {
         Ok(self.extents)
     }
 
-    /// Pairs of GNU's own format; false after the last.
-    fn pairs(&mut self, bytes: &[u8]) -> Result<bool, Fault> {
+    /// Pairs of GNU's own format, up to one that does not begin.
+    fn pairs(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         for pair in bytes.chunks_exact(PAIR) {
             let (offset, length) = pair.split_at(PAIR / 2);
             if offset.first() == Some(&0) {
-                return Ok(false);
+                break;
             }
             let part = |bytes| {
                 let value = number::field(bytes).and_then(|value| u64::try_from(value).ok());
@@ -79,7 +81,7 @@ impl Map {
             };
             self.push(part(offset)?, part(length)?)?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Type `S`: four pairs in the header, further ones in blocks of 21 after it. The size of the
@@ -89,41 +91,45 @@ impl Map {
         header: &Header,
         source: &mut Source<impl Read>,
     ) -> Result<u64, Fault> {
-        if !header.is_gnu() {
+        if header.format != Format::Gnu {
             return Err(Fault::Sparse("it is not in GNU's format"));
         }
         let (pairs, mut more, size) = header.sparse()?;
-        let mut go_on = self.pairs(pairs)?;
-        // Empty extents take no room in the map, so their blocks are counted.
-        let mut blocks = self.limit / 21 + 1;
+        self.pairs(pairs)?;
+        // Not only the extents are counted: empty ones take no room in the map.
+        let mut blocks = 1;
         while more {
-            blocks = blocks
-                .checked_sub(1)
-                .ok_or(Fault::limit("extents of a sparse file", self.limit))?;
+            blocks += 1;
+            if blocks > BLOCKS {
+                return Err(Fault::Sparse("its map is longer than 1 MiB"));
+            }
             let block = source.block()?.ok_or(Fault::Truncated)?;
             let (pairs, rest) = block.split_at(21 * PAIR);
             more = rest.first() != Some(&0);
-            go_on = go_on && self.pairs(pairs)?;
+            self.pairs(pairs)?;
         }
         Ok(size)
     }
 
-    /// pax 0.0 and 0.1: all numbers joined by commas.
-    pub(crate) fn records(&mut self, sparse: &Sparse) -> Result<(), Fault> {
-        let mut numbers = sparse.map.split(|byte| *byte == b',');
-        let mut count = 0_u64;
-        if sparse.map.is_empty() {
+    /// pax 0.0 and 0.1: all numbers joined by commas, and how many pairs that are.
+    pub(crate) fn records(&mut self, map: &[u8], said: Option<i64>) -> Result<(), Fault> {
+        let mut numbers = map.split(|byte| *byte == b',');
+        let mut count = 0;
+        if map.is_empty() {
             numbers.next();
         }
         while let Some(offset) = numbers.next() {
             let length = numbers
                 .next()
                 .ok_or(Fault::Sparse("an extent without a length"))?;
-            let part = |text| number::size(text).ok_or(Fault::Sparse("bad number"));
+            let part = |text| {
+                let value = number::decimal(text).and_then(|value| u64::try_from(value).ok());
+                value.ok_or(Fault::Sparse("bad number"))
+            };
             self.push(part(offset)?, part(length)?)?;
             count += 1;
         }
-        if sparse.count.is_some_and(|said| said != count) {
+        if said != Some(count) {
             return Err(Fault::Sparse("it has more or fewer extents than it says"));
         }
         Ok(())
@@ -181,6 +187,9 @@ impl Lines {
         self.used += BLOCK as u64;
         if self.used > self.packed {
             return Err(Fault::Sparse("it is longer than its entry"));
+        }
+        if self.used > BLOCKS * BLOCK as u64 {
+            return Err(Fault::Sparse("its map is longer than 1 MiB"));
         }
         source.block()?.ok_or(Fault::Truncated)
     }

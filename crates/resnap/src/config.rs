@@ -8,13 +8,14 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use resnap_applier::{Differ, Settings as ApplierSettings};
+use resnap_applier::{Differ, MEMORY, STALL, Settings as ApplierSettings};
 use resnap_containerd::DEFAULT_ADDRESS;
 use resnap_core::{Need, NeededOn, Profile, Profiles, Volumes};
 use resnap_cri_proxy::Unlabelled;
@@ -86,6 +87,9 @@ pub(crate) struct Config {
     pub(crate) unpack: Setting<Vec<Configuration>>,
     pub(crate) profiles: Profiles,
     pub(crate) applier: ApplierSettings,
+    /// Of layers: where the applier's settings of these names are from.
+    pub(crate) memory: Setting<u64>,
+    pub(crate) stall: Setting<Duration>,
     /// Those of the profiles that the file has changed.
     pub(crate) changed_profiles: Vec<String>,
 }
@@ -99,12 +103,41 @@ struct File {
     runtime_dir: Option<PathBuf>,
     prewarm_jobs: Option<NonZeroUsize>,
     max_layer_bytes: Option<u64>,
+    memory: Option<Memory>,
+    stall: Option<Stall>,
     cri: CriSection,
     api: ApiSection,
     metrics: MetricsSection,
     snapshotters: BTreeMap<String, SnapshotterSection>,
     unpack: Option<Vec<UnpackSection>>,
     prewarm: Vec<Rule>,
+}
+
+/// Bytes of memory for layers, at least 16 MiB: less are not enough for a layer of a real image.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u64")]
+struct Memory(u64);
+
+impl TryFrom<u64> for Memory {
+    type Error = String;
+
+    fn try_from(bytes: u64) -> Result<Self, String> {
+        match bytes >= 16 << 20 {
+            true => Ok(Self(bytes)),
+            false => Err(format!("memory of {bytes} bytes is less than 16777216")),
+        }
+    }
+}
+
+/// Seconds without progress, at least one.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(from = "NonZeroU64")]
+struct Stall(Duration);
+
+impl From<NonZeroU64> for Stall {
+    fn from(seconds: NonZeroU64) -> Self {
+        Self(Duration::from_secs(seconds.get()))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -310,6 +343,9 @@ impl Config {
         let changed_profiles = file.snapshotters.keys().cloned().collect();
         let mut applier = ApplierSettings::default();
         applier.max_layer_bytes = file.max_layer_bytes;
+        let memory = Setting::or_default(file.memory.map(|memory| memory.0), MEMORY);
+        let stall = Setting::or_default(file.stall.map(|stall| stall.0), STALL);
+        (applier.memory, applier.stall) = (memory.value, stall.value);
         for (name, section) in file.snapshotters {
             let differ = section.differ.map(Differ::from);
             applier
@@ -368,6 +404,8 @@ impl Config {
             prewarm_jobs: file.prewarm_jobs.map_or(1, NonZeroUsize::get),
             profiles,
             applier,
+            memory,
+            stall,
             changed_profiles,
         };
         if let Some(address) = config
@@ -542,6 +580,24 @@ mod tests {
         assert_eq!(differs, [Differ::Resnap, Differ::Auto]);
         let syncs = ["mine", "other"].map(|name| config.profiles.get(name).sync_fs);
         assert_eq!(syncs, [true, false]);
+    }
+
+    #[test]
+    fn what_layers_may_take_is_read() {
+        let applier = of("").unwrap().applier;
+        assert_eq!((applier.memory, applier.stall.as_secs()), (256 << 20, 600));
+        let applier = of("memory = 16777216\nstall = 1").unwrap().applier;
+        assert_eq!((applier.memory, applier.stall.as_secs()), (16 << 20, 1));
+        for (text, says) in [
+            (
+                "memory = 16777215",
+                "memory of 16777215 bytes is less than 16777216",
+            ),
+            ("stall = 0", "expected a nonzero u64"),
+        ] {
+            let error = format!("{:#}", of(text).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]

@@ -129,6 +129,7 @@ fn clear(snapshotters: Vec<SnapshotterInfo>) {
 
 /// The engine, once containerd is there: at boot it may come later.
 async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Engine> {
+    let mut seconds = 0_u64;
     loop {
         let observer = metrics.clone().map(|metrics| metrics as _);
         let answered = async {
@@ -139,7 +140,12 @@ async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Eng
         };
         let error: anyhow::Error = match answered.await {
             Err(error) => error,
-            engine => return engine,
+            engine => {
+                if seconds > 0 {
+                    tracing::warn!("containerd answers, after {seconds} s");
+                }
+                return engine;
+            }
         };
         let kind = error.downcast_ref().map(UnpackError::kind);
         if !matches!(kind, Some(Kind::Unavailable | Kind::DeadlineExceeded)) {
@@ -147,7 +153,10 @@ async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Eng
         }
         let reason = in_full(error.as_ref());
         systemd::waiting(&reason);
-        tracing::warn!("{reason}; trying again");
+        if seconds % 60 == 0 {
+            tracing::warn!("{reason}; trying again each second");
+        }
         tokio::time::sleep(Duration::from_secs(1)).await;
+        seconds += 1;
     }
 }

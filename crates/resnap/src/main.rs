@@ -15,7 +15,8 @@ mod progress;
 mod timeline;
 mod warm;
 
-use std::io;
+use std::env;
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use args::{Arguments, Command, ConfigCommand};
@@ -29,13 +30,16 @@ use config::Config;
 use daemon::Sockets;
 use output::Output;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
     let matches = Arguments::command().get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let filter = EnvFilter::try_from_env("RESNAP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let wanted = env::var("RESNAP_LOG").unwrap_or_default();
+    let filter = EnvFilter::try_new(filter(&wanted)).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
 
@@ -45,6 +49,21 @@ fn main() -> ExitCode {
         Err(error) => output.error(&error, None),
     };
     ExitCode::from(outcome as u8)
+}
+
+/// What is logged, as directives: a level alone is that of our own crates, and others only warn
+/// unless they are named.
+fn filter(wanted: &str) -> String {
+    let mut directives = vec!["warn".to_owned()];
+    let wanted = wanted.split(',').map(str::trim);
+    for directive in wanted.filter(|directive| !directive.is_empty()) {
+        match directive.parse::<LevelFilter>() {
+            Ok(level) if level > LevelFilter::WARN => directives.push(format!("resnap={level}")),
+            Ok(level) => directives.push(level.to_string()),
+            Err(_) => directives.push(directive.to_owned()),
+        }
+    }
+    directives.join(",")
 }
 
 fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyhow::Result<Outcome> {
@@ -91,4 +110,23 @@ fn run(arguments: Arguments, matches: &ArgMatches, output: &mut Output) -> anyho
             Command::Completions { .. } | Command::Man => Ok(Outcome::Done),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_alone_is_for_our_own_crates() {
+        for (wanted, directives) in [
+            ("", "warn"),
+            ("info", "warn,resnap=info"),
+            ("error", "warn,error"),
+            ("debug,h2=info", "warn,resnap=debug,h2=info"),
+            ("resnap_cri_proxy=trace", "warn,resnap_cri_proxy=trace"),
+        ] {
+            assert_eq!(filter(wanted), directives);
+            assert!(EnvFilter::try_new(directives).is_ok());
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! What goes to standard output: tables for people, JSON for programs.
 
 use std::borrow::Cow;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::Result;
 use comfy_table::{ContentArrangement, presets};
@@ -56,7 +56,7 @@ impl Output {
             let text = serde_json::to_string_pretty(document)?;
             return self.print(&text);
         }
-        let mut table = Table::default();
+        let mut table = Table::new(io::stdout().is_terminal());
         show(&mut table);
         self.print(&table.finish())
     }
@@ -162,13 +162,29 @@ fn is_unprintable(char: char) -> bool {
 }
 
 /// Text for people: lines and tables with aligned columns, as `kubectl` and `ctr` print them.
-#[derive(Default)]
 pub(crate) struct Table {
     done: String,
     table: Option<comfy_table::Table>,
+    on_terminal: bool,
 }
 
 impl Table {
+    fn new(on_terminal: bool) -> Self {
+        Self {
+            done: String::new(),
+            table: None,
+            on_terminal,
+        }
+    }
+
+    /// A text for a cell: on a terminal no more than its start, in one line.
+    pub(crate) fn cut(&self, text: &str, most: usize) -> String {
+        match self.on_terminal {
+            true => one_line(text, most),
+            false => text.to_owned(),
+        }
+    }
+
     /// Begins a table.
     pub(crate) fn header<const N: usize>(&mut self, names: [&str; N]) {
         self.end_table();
@@ -222,13 +238,27 @@ pub(crate) fn short(digest: &str) -> String {
     hex.chars().take(12).collect()
 }
 
+/// What is wrong with an image, where its name stands already.
+pub(crate) fn reason(error: &UnpackError, image: &str) -> String {
+    let text = in_full(error);
+    let named = [
+        format!("image {image}: "),
+        format!(" of image {image}"),
+        format!("image {image} "),
+    ];
+    match named.iter().find(|named| text.contains(*named)) {
+        Some(named) => text.replacen(named, "", 1),
+        None => text,
+    }
+}
+
 /// A size as people read it.
 pub(crate) fn bytes(count: u64) -> String {
     DecimalBytes(count).to_string()
 }
 
 /// The start of a text, in one line.
-pub(crate) fn one_line(text: &str, most: usize) -> String {
+fn one_line(text: &str, most: usize) -> String {
     let line = text.lines().next().unwrap_or_default();
     if line.chars().count() <= most {
         return line.to_owned();
@@ -242,7 +272,7 @@ mod tests {
 
     #[test]
     fn tables_align_and_end_without_blanks() {
-        let mut table = Table::default();
+        let mut table = Table::new(true);
         table.line("image: web".to_owned());
         table.header(["A", "B"]);
         table.row(["long cell".to_owned(), "b".to_owned()]);
@@ -263,7 +293,7 @@ mod tests {
             Cow::Borrowed("Größe 日本 – ok")
         ));
 
-        let mut table = Table::default();
+        let mut table = Table::new(true);
         table.line(evil.to_owned());
         table.header(["A", "B"]);
         table.row([evil.to_owned(), "b".to_owned()]);
@@ -279,5 +309,7 @@ mod tests {
         assert_eq!(one_line("abc\ndef", 3), "abc");
         assert_eq!(one_line("abcdef", 3), "ab…");
         assert_eq!(short("sha256:0123456789abcdef"), "0123456789ab");
+        assert_eq!(Table::new(true).cut("abcdef", 3), "ab…");
+        assert_eq!(Table::new(false).cut("abc\ndef", 3), "abc\ndef");
     }
 }

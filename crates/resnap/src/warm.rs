@@ -92,6 +92,20 @@ pub(crate) enum Warmed {
         /// Bytes that stay free.
         floor: u64,
     },
+    /// It is nothing for this snapshotter.
+    Skipped(UnpackError),
+}
+
+/// Whether an error says that there is nothing of the image for this machine and snapshotter,
+/// however often it is tried.
+fn is_for_others(error: &UnpackError) -> bool {
+    matches!(
+        error,
+        UnpackError::NoManifest { .. }
+            | UnpackError::NotAnImage { .. }
+            | UnpackError::Unsupported { .. }
+            | UnpackError::LayerNotTaken { .. }
+    )
 }
 
 /// Of the images `names` those that fit one of `patterns`, each once, by the best of its names: by
@@ -140,7 +154,10 @@ pub(crate) async fn warm(
         repair: need.is_some_and(|need| need.mended_by.is_some()),
         ..Request::new(image, snapshotter)
     };
-    let plan = engine.plan(&request).await?;
+    let plan = match engine.plan(&request).await {
+        Err(error) if is_for_others(&error) => return Ok(Warmed::Skipped(error)),
+        plan => plan?,
+    };
     if engine.is_ready(&plan, snapshotter).await? {
         return Ok(Warmed::Ready);
     }

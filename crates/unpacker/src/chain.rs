@@ -14,7 +14,7 @@ use resnap_core::{
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use crate::UnpackError;
+use crate::backoff::is_limit;
 use crate::engine::Shared;
 use crate::event::{LayerReport, Outcome, Phase};
 use crate::flight::Flight;
@@ -22,6 +22,8 @@ use crate::lease::{Left, Tenure};
 use crate::locks::{Lock, unique};
 use crate::monitor::JobMonitor;
 use crate::plan::PlannedLayer;
+use crate::slots::Claim;
+use crate::{UnpackError, missing};
 
 /// Tries for a layer of which the snapshotter says it is there, and containerd knows nothing; and for
 /// a repair that others come in the way of.
@@ -41,6 +43,13 @@ pub(crate) struct Chain {
 struct Missing {
     first: usize,
     batch: Arc<dyn BatchApplier>,
+}
+
+/// The right to make a layer, that nobody else on this machine has.
+pub(crate) struct Exclusive {
+    // In this order: who is urgent for the sake of others is so until they can go on.
+    _lock: Lock,
+    _claim: Claim,
 }
 
 /// How a try to make a layer ended.
@@ -105,13 +114,12 @@ impl Chain {
 
     fn missing(&self, first: usize) -> Missing {
         let layers = self.flight.plan.layers.iter().skip(first);
-        let (shared, flight) = (Arc::clone(&self.shared), Arc::clone(&self.flight));
         let batch = Batch {
             scope: self.shared.scope.clone(),
             snapshotter: self.flight.snapshotter.clone(),
             layers: layers.map(|layer| layer.descriptor.clone()).collect(),
             sync_fs: self.shared.profiles.get(&self.flight.snapshotter).sync_fs,
-            monitor: Arc::new(JobMonitor::new(shared, flight, first)),
+            monitor: Arc::new(JobMonitor::new(Arc::clone(&self.flight), first)),
         };
         Missing {
             first,
@@ -187,24 +195,30 @@ impl Chain {
     }
 
     /// Waits until nobody else on this machine makes the layer.
-    pub(crate) async fn lock(&self, index: usize) -> Result<Lock, UnpackError> {
+    pub(crate) async fn lock(&self, index: usize) -> Result<Exclusive, UnpackError> {
         let layer = &self.flight.plan.layers[index];
         let key = layer.chain_id.as_str();
         let name = self.shared.chain_lock(&self.flight.snapshotter, key).await;
         let name = name.map_err(|error| self.failed_layer(index, error))?;
         let (image, snapshotter) = (&self.flight.plan.image.name, &self.flight.snapshotter);
         let purpose = format!("{image} on {snapshotter}");
+        let claim = self.flight.share.claim(&name);
         let lock = self.shared.locks.lock(&name, &purpose, |holder| {
             self.waited.store(true, Ordering::Relaxed);
             self.flight.tell_waiting(index, holder);
         });
-        tokio::select! {
+        let lock = tokio::select! {
             lock = lock => lock.map_err(|error| {
                 let error = Error::new(Kind::FailedPrecondition, "lock", key).because(error);
                 self.failed_layer(index, error)
-            }),
-            () = self.flight.cancelled() => Err(self.flight.cancellation()),
-        }
+            })?,
+            () = self.flight.cancelled() => return Err(self.flight.cancellation()),
+        };
+        claim.hold();
+        Ok(Exclusive {
+            _lock: lock,
+            _claim: claim,
+        })
     }
 
     async fn prepare(
@@ -332,6 +346,9 @@ impl Chain {
             Ok(applied) => applied,
             Err(error) => {
                 self.require_blob(layer).await?;
+                if is_limit(&error) {
+                    self.flight.reach_limit();
+                }
                 return Err(self.failed_layer(index, error));
             }
         };
@@ -351,11 +368,10 @@ impl Chain {
         let digest = &layer.descriptor.digest;
         let info = self.shared.ports.content.info(&self.shared.scope, digest);
         match info.await {
-            Err(error) if error.is_not_found() => Err(UnpackError::MissingBlob {
-                image: self.flight.plan.image.name.clone(),
-                digest: digest.clone(),
-                snapshotter: self.flight.snapshotter.clone(),
-            }),
+            Err(error) if error.is_not_found() => {
+                let (plan, snapshotter) = (&self.flight.plan, &self.flight.snapshotter);
+                Err(missing::blob(&self.shared, plan, layer, snapshotter).await)
+            }
             // Whatever else is wrong shows when it is read.
             _ => Ok(()),
         }

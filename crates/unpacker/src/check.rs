@@ -3,16 +3,15 @@
 
 //! How ready an image is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use resnap_core::{
-    ChainId, DiffId, Digest, Error, Kind, Platform, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+    ChainId, DiffId, Digest, Error, Kind, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
 };
-use resnap_handler_wrapper::listed_platforms;
 use serde::Serialize;
 
 use crate::engine::Inner;
-use crate::{Plan, UnpackError};
+use crate::{Plan, UnpackError, warnings};
 
 /// How ready an image is on some snapshotters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,7 +30,7 @@ pub struct Check {
     pub layers: Vec<LayerCheck>,
     /// The verdict for each snapshotter.
     pub snapshotters: BTreeMap<String, Readiness>,
-    /// What is wrong with the image itself.
+    /// What is wrong with the image itself, and what of it cannot be mounted.
     pub warnings: Vec<String>,
 }
 
@@ -164,46 +163,16 @@ pub(crate) async fn check(
         };
         (name.clone(), readiness)
     };
-    let snapshotters = snapshotters.iter().map(verdict).collect();
     Ok(Check {
         image: plan.image.name.clone(),
         reference: plan.image.reference.clone(),
         platform: plan.platform.to_string(),
         manifest: plan.manifest.digest.clone(),
         config: plan.config.digest.clone(),
+        snapshotters: snapshotters.iter().map(verdict).collect(),
         layers,
-        snapshotters,
-        warnings: warnings(engine, plan).await,
+        warnings: warnings::warnings(engine, plan, snapshotters).await,
     })
-}
-
-/// More of them nobody reads, and a hostile index may deserve as many as it has entries.
-const MAX_WARNINGS: usize = 32;
-
-/// What is wrong with an index: where an entry with OS features comes before the plain one.
-async fn warnings(engine: &Inner, plan: &Plan) -> Vec<String> {
-    let content = engine.ports.content.as_ref();
-    let listed = listed_platforms(content, &engine.scope, &plan.image.target).await;
-    // What cannot be read is told elsewhere.
-    let listed: Vec<Platform> = listed.unwrap_or_default();
-    let mut warnings = Vec::new();
-    // The first entry with features, by the platform that it is without them.
-    let mut featured: HashMap<Platform, &Platform> = HashMap::new();
-    for listed in &listed {
-        let mut plain = listed.normalized();
-        if !plain.os_features.is_empty() {
-            plain.os_features.clear();
-            featured.entry(plain).or_insert(listed);
-        } else if let Some(first) = featured.remove(&plain) {
-            warnings.push(format!(
-                "the index lists {first} before {listed}, and of the two containerd up to 2.2 may take the first: list the plain one first"
-            ));
-        }
-        if warnings.len() == MAX_WARNINGS {
-            break;
-        }
-    }
-    warnings
 }
 
 impl Inner {
@@ -214,28 +183,35 @@ impl Inner {
     }
 }
 
-/// Whether the top layer has the label by which its content is in guests only.
+/// Whether a layer that is there has the label by which its content is in guests only. One is
+/// enough: what stands on it, or would be unpacked on it, shows nothing of it on the host.
 pub(crate) async fn is_remote(
     engine: &Inner,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
     let need = engine.profiles.need(snapshotter);
-    let (Some(top), Some((key, value))) = (plan.top(), need.and_then(|need| need.mended_by)) else {
+    let Some((key, _)) = need.and_then(|need| need.mended_by) else {
         return Ok(false);
     };
     let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
-    match snapshotter
-        .stat(&engine.scope, &SnapshotKey::from(top))
-        .await
-    {
-        Ok(info) => Ok(info.labels.get(key).is_some_and(|found| found == value)),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(source) => Err(UnpackError::Image {
-            image: plan.image.name.clone(),
-            source,
-        }),
+    for layer in &plan.layers {
+        let name = SnapshotKey::from(&layer.chain_id);
+        match snapshotter.stat(&engine.scope, &name).await {
+            // Whatever it says: the snapshotter asks no more, either.
+            Ok(info) if info.labels.contains_key(key) => return Ok(true),
+            Ok(_) => {}
+            // Nor are those above.
+            Err(error) if error.is_not_found() => break,
+            Err(source) => {
+                return Err(UnpackError::Image {
+                    image: plan.image.name.clone(),
+                    source,
+                });
+            }
+        }
     }
+    Ok(false)
 }
 
 pub(crate) async fn is_ready(
@@ -287,5 +263,40 @@ async fn state(
             image: plan.image.name.clone(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Labels;
+    use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
+
+    use crate::{Engine, Request, Settings};
+
+    #[tokio::test]
+    async fn a_chain_is_remote_if_any_layer_of_it_is() {
+        let backend = Simulated::new();
+        for snapshotter in ["nydus", "overlayfs"] {
+            backend.add_snapshotter(snapshotter, Behaviour::Ordinary);
+        }
+        let layers = ["base", "middle", "top"].map(SimulatedLayer::new);
+        backend.add_image("k8s.io", "web", &SimulatedImage::new(layers));
+        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let plan = engine.plan(&Request::new("web", "nydus")).await.unwrap();
+        let is_remote = || async { engine.is_remote(&plan, "nydus").await.unwrap() };
+        assert!(!is_remote().await);
+        let remote = "containerd.io/snapshot/nydus-proxy-mode".to_owned();
+        let remote = Labels::from([(remote, "true".to_owned())]);
+        // The base is another image's, which a guest pulls; the rest is unpacked on the host.
+        for (layer, labels) in plan
+            .layers
+            .iter()
+            .zip([&remote, &Labels::new(), &Labels::new()])
+        {
+            let parent = layer.parent.as_ref();
+            assert!(backend.unpack("k8s.io", "nydus", parent, &layer.diff_id, labels));
+            assert!(is_remote().await, "{}", layer.chain_id);
+        }
+        assert!(!engine.is_remote(&plan, "overlayfs").await.unwrap());
     }
 }

@@ -3,16 +3,17 @@
 
 //! The engine.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use resnap_core::{Digest, Error, Kind, Pick, Ports, Profiles, Scope, SnapshotterInfo};
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OnceCell, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Instrument as _;
 
 use crate::chain::Chain;
+use crate::content::OffLoop;
 use crate::flight::{Boarding, Flight, Seat};
 use crate::job::Canceller;
 use crate::jobs::Jobs;
@@ -20,21 +21,17 @@ use crate::lease::{Left, Tenure};
 use crate::locks::Locks;
 use crate::observe::{Observer, Seen};
 use crate::plan::plan;
+use crate::plans::Plans;
+use crate::slots::Slots;
 use crate::{
-    Check, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report, Request,
-    ResolvedImage, Settings, UnpackError, check, image,
+    Check, Clock, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report,
+    Request, ResolvedImage, Settings, UnpackError, check, image, missing,
 };
-
-/// Most plans that are kept; one of many layers takes half a megabyte.
-const MAX_PLANS: usize = 128;
-
-/// Most bytes that they take, about: a hostile image may have megabytes of layers and annotations.
-const MAX_PLANS_BYTES: usize = 64 << 20;
 
 /// Makes images ready, in one namespace, through one backend. Clones are the same engine: they
 /// share jobs and limits.
 #[derive(Debug, Clone)]
-pub struct Engine(Shared);
+pub struct Engine(pub(crate) Shared);
 
 pub(crate) type Shared = Arc<Inner>;
 
@@ -49,35 +46,12 @@ pub(crate) struct Inner {
     pub(crate) configurations: Vec<Configuration>,
     pub(crate) clock: Clock,
     observer: Option<Arc<dyn Observer>>,
-    applies: Arc<Semaphore>,
-    /// Jobs that somebody waits for.
-    pub(crate) urgent: watch::Sender<usize>,
+    slots: Slots,
     identity: OnceCell<String>,
-    /// With their sizes.
-    plans: Mutex<HashMap<String, (Arc<Plan>, usize)>>,
+    pub(crate) plans: Plans,
     pub(crate) jobs: Mutex<Jobs>,
     /// Sent when a job comes, changes or goes.
     pub(crate) changed: watch::Sender<()>,
-}
-
-/// Wall time, going as tokio's clock goes.
-#[derive(Debug)]
-pub(crate) struct Clock {
-    wall: SystemTime,
-    start: Instant,
-}
-
-impl Clock {
-    fn start() -> Self {
-        Self {
-            wall: SystemTime::now(),
-            start: Instant::now(),
-        }
-    }
-
-    pub(crate) fn now(&self) -> SystemTime {
-        self.wall + self.start.elapsed()
-    }
 }
 
 impl Engine {
@@ -85,7 +59,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`UnpackError::RuntimeDir`] if the runtime directory cannot be made or used.
-    pub fn new(ports: Ports, namespace: &str, settings: Settings) -> Result<Self, UnpackError> {
+    pub fn new(mut ports: Ports, namespace: &str, settings: Settings) -> Result<Self, UnpackError> {
+        ports.content = Arc::new(OffLoop::new(ports.content));
         let locks = match settings.runtime_dir {
             None => Locks::in_process(),
             Some(dir) => Locks::in_dir(&dir).map_err(|error| UnpackError::RuntimeDir {
@@ -100,12 +75,11 @@ impl Engine {
             lifetime: settings.lease_lifetime,
             profiles: settings.profiles,
             configurations: settings.configurations,
-            clock: Clock::start(),
+            clock: settings.clock,
             observer: settings.observer,
-            applies: Arc::new(Semaphore::new(settings.parallel_applies)),
-            urgent: watch::Sender::new(0),
+            slots: Slots::new(settings.parallel_applies),
             identity: OnceCell::new(),
-            plans: Mutex::default(),
+            plans: Plans::default(),
             jobs: Mutex::default(),
             changed: watch::Sender::new(()),
         })))
@@ -120,7 +94,10 @@ impl Engine {
         let begin = async move {
             let settled = engine.0.settle(&mut request).await;
             let plan = match settled {
-                Ok(()) => engine.plan(&request).await,
+                Ok(()) => {
+                    let plan = engine.plan(&request).await;
+                    missing::or_another(&engine, &request, plan).await
+                }
                 Err(error) => Err(error),
             };
             let seat = plan.and_then(|plan| engine.0.board(plan, request));
@@ -132,7 +109,8 @@ impl Engine {
     }
 
     /// Which snapshots `request` stands for; nothing is changed. Which image a name stands for is
-    /// looked up each time; what that consists of cannot change and is read once.
+    /// looked up each time; what that consists of cannot change and is read once, in a task of the
+    /// tokio runtime within which this must be called.
     ///
     /// # Errors
     /// What of the image is missing or broken, as for [`Engine::unpack`].
@@ -142,33 +120,11 @@ impl Engine {
         image.reference = image
             .reference
             .or_else(|| written.and_then(image::normalise));
-        // What a wrapper does is its own affair.
-        let key = request.wrappers.is_empty().then(|| {
-            let (name, reference) = (&image.name, &image.reference);
-            let features = match request.pick {
-                Pick::Best => &self.0.profiles.get(&request.snapshotter).os_features,
-                Pick::Plain | Pick::First => &BTreeSet::new(),
-            };
-            let by_id = (request.pick == Pick::First).then_some(&request.image);
-            format!(
-                "{name}\n{reference:?}\n{}\n{:?}\n{:?}\n{features:?}\n{by_id:?}",
-                image.target.digest, request.platform, request.pick
-            )
-        });
-        let known = key
-            .as_ref()
-            .and_then(|key| Some(Arc::clone(&self.0.plans().get(key)?.0)));
-        let plan = match known {
-            Some(known) => known,
-            None => {
-                let (plan, lasting) = plan(&self.0, image, request).await?;
-                let plan = Arc::new(plan);
-                if let Some(key) = key.filter(|_| lasting) {
-                    self.0.keep(key, &plan);
-                }
-                plan
-            }
-        };
+        let key = plan_key(&self.0, &image, request);
+        let (engine, asked) = (Arc::clone(&self.0), request.clone());
+        let name = image.name.clone();
+        let make = async move { plan(&engine, image, &asked).await };
+        let plan = self.0.plans.get_or_make(&name, key, make).await?;
         self.0.require_support(&plan, request).await?;
         Ok(plan)
     }
@@ -230,8 +186,8 @@ impl Engine {
         check::is_ready(&self.0, plan, snapshotter).await
     }
 
-    /// Whether the planned image is on `snapshotter` in the form of which the files come to be in
-    /// guests only: mounted on the host it is empty.
+    /// Whether the planned image, or a layer of it that others have there, is on `snapshotter` in
+    /// the form of which the files come to be in guests only: mounted on the host they are missing.
     ///
     /// # Errors
     /// What the backend says.
@@ -317,6 +273,7 @@ impl Inner {
             snapshotter,
             repair,
             background,
+            by_itself,
             origin,
             ..
         } = request;
@@ -330,14 +287,18 @@ impl Inner {
         let running = jobs.running.iter();
         let mut running = running.filter(|flight| flight.serves(&plan, &snapshotter, repair));
         if let Some(running) = running.next() {
-            if !background {
-                self.hurry(running);
-            }
             self.saw(&Seen::Joined);
-            return Ok(Seat::new(running, true));
+            return Ok(Seat::new(running, true, background));
         }
+        if background || by_itself {
+            jobs.backoff.require_over(&plan, &snapshotter)?;
+        } else {
+            jobs.backoff.forget(&plan, &snapshotter);
+        }
+        let id = jobs.next_id();
         let boarding = Boarding {
-            id: jobs.next_id(),
+            id,
+            share: self.slots.share(id),
             plan,
             snapshotter,
             namespace: self.scope.namespace.to_string(),
@@ -348,11 +309,8 @@ impl Inner {
             observer: self.observer.clone(),
         };
         let flight = Flight::new(boarding);
-        let seat = Seat::new(&flight, false);
+        let seat = Seat::new(&flight, false, background);
         jobs.running.push(Arc::clone(&flight));
-        if !background {
-            self.hurry(&flight);
-        }
         let name = &flight.plan.image.name;
         let span = tracing::info_span!("unpack", image = name, snapshotter = flight.snapshotter);
         tokio::spawn(Arc::clone(self).fly(Arc::clone(&flight)).instrument(span));
@@ -451,25 +409,6 @@ impl Inner {
         })
     }
 
-    /// Notes that somebody waits for a job that is among those that run, whose lock is held.
-    fn hurry(&self, flight: &Flight) {
-        if flight.hurry() {
-            self.urgent.send_modify(|jobs| *jobs += 1);
-        }
-    }
-
-    /// The right to write a layer of this job now.
-    pub(crate) async fn may_apply(&self, flight: &Flight) -> Option<OwnedSemaphorePermit> {
-        let mut urgent = self.urgent.subscribe();
-        // A job that becomes urgent changes the number itself, and so ends its waiting.
-        while *urgent.borrow_and_update() > 0 && !flight.is_urgent() {
-            // The sender is ours.
-            let _ = urgent.changed().await;
-        }
-        // Nobody closes it.
-        Arc::clone(&self.applies).acquire_owned().await.ok()
-    }
-
     /// The lock under which a snapshot is made, by whoever it may be on this machine.
     pub(crate) async fn chain_lock(&self, snapshotter: &str, key: &str) -> Result<String, Error> {
         let mut backend = "";
@@ -487,23 +426,24 @@ impl Inner {
             observer.saw(seen);
         }
     }
+}
 
-    fn keep(&self, key: String, plan: &Arc<Plan>) {
-        let bytes = plan.bytes();
-        if bytes > MAX_PLANS_BYTES {
-            return;
-        }
-        let mut plans = self.plans();
-        let kept: usize = plans.values().map(|(_, bytes)| bytes).sum();
-        if plans.len() >= MAX_PLANS || kept + bytes > MAX_PLANS_BYTES {
-            plans.clear();
-        }
-        plans.insert(key, (Arc::clone(plan), bytes));
+/// What has to be the same for a plan to be the same; `None` if it cannot be known.
+fn plan_key(engine: &Inner, image: &ResolvedImage, request: &Request) -> Option<String> {
+    if !request.wrappers.is_empty() {
+        // What a wrapper does is its own affair.
+        return None;
     }
-
-    fn plans(&self) -> MutexGuard<'_, HashMap<String, (Arc<Plan>, usize)>> {
-        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    let (name, reference) = (&image.name, &image.reference);
+    let features = match request.pick {
+        Pick::Best => &engine.profiles.get(&request.snapshotter).os_features,
+        Pick::Plain | Pick::First => &BTreeSet::new(),
+    };
+    let by_id = (request.pick == Pick::First).then_some(&request.image);
+    Some(format!(
+        "{name}\n{reference:?}\n{}\n{:?}\n{:?}\n{features:?}\n{by_id:?}",
+        image.target.digest, request.platform, request.pick
+    ))
 }
 
 fn report(flight: &Flight, layers: Vec<crate::LayerReport>) -> Report {
@@ -527,6 +467,7 @@ mod tests {
     use resnap_handler_wrapper::MAX_LAYERS;
 
     use super::*;
+    use crate::plans::MAX_BYTES;
 
     #[tokio::test]
     async fn plans_of_tall_images_do_not_pile_up() {
@@ -544,11 +485,11 @@ mod tests {
                 let name = format!("{name}-{number}");
                 backend.add_image("k8s.io", &name, image);
                 engine.plan(&Request::new(&name, "")).await.unwrap();
-                let plans = engine.0.plans();
-                let texts = plans.values().map(|(plan, _)| format!("{plan:?}"));
+                let kept = engine.0.plans.kept();
+                let texts = kept.values().map(|kept| format!("{:?}", kept.result));
                 let bytes: usize = texts.map(|text| text.len()).sum();
-                assert!(bytes <= MAX_PLANS_BYTES, "{bytes} in {}", plans.len());
-                assert!(plans.keys().any(|key| key.starts_with(&name)), "{name}");
+                assert!(bytes <= MAX_BYTES, "{bytes} in {}", kept.len());
+                assert!(kept.keys().any(|key| key.starts_with(&name)), "{name}");
             }
         }
     }

@@ -16,12 +16,25 @@ use crate::Failure;
 #[non_exhaustive]
 pub enum UnpackError {
     /// No record, normalised name or image ID fits.
-    #[error("no image {image:?} in namespace {namespace}")]
+    #[error("no image {image:?} in namespace {namespace}{}", there(tags))]
     NoSuchImage {
         /// As the caller wrote it.
         image: String,
         /// Where it was looked for.
         namespace: String,
+        /// Of a reference with a digest the names of the same repository that are there, each with
+        /// its digest.
+        tags: Vec<(String, Digest)>,
+    },
+    /// It is something else than a container image.
+    #[error("image {image} is no container image: the type of its {part} is {media_type:?}")]
+    NotAnImage {
+        /// The image.
+        image: String,
+        /// What of it has the type.
+        part: &'static str,
+        /// The type, that of none of an image's parts.
+        media_type: String,
     },
     /// More than one image ID starts like this.
     #[error("image ID {prefix} fits {}", ids.join(" and "))]
@@ -114,6 +127,26 @@ pub enum UnpackError {
         /// Bytes of key and value.
         bytes: usize,
     },
+    /// A layer of a kind that cannot be unpacked.
+    #[error("layer {digest} of image {image}: {why}")]
+    LayerNotTaken {
+        /// The image.
+        image: String,
+        /// The layer's blob.
+        digest: Digest,
+        /// What it is.
+        why: String,
+    },
+    /// A layer's own diff ID is none, or another than the config's.
+    #[error("layer {digest} of image {image}: {why}")]
+    DiffIdDisagrees {
+        /// The image.
+        image: String,
+        /// The layer's blob.
+        digest: Digest,
+        /// What it says, and what the config says.
+        why: String,
+    },
     /// A layer's blob is not on the node any more, and the snapshotter wants it.
     #[error(
         "layer {digest} of image {image} is not in the content store, and snapshotter {snapshotter} needs it"
@@ -125,6 +158,33 @@ pub enum UnpackError {
         digest: Digest,
         /// The snapshotter.
         snapshotter: String,
+        /// What brings it.
+        fetch: Fetch,
+    },
+    /// The same of a layer that registries do not hand out.
+    #[error(
+        "layer {digest} of image {image} is a foreign layer, which registries do not have; it is not in the content store, snapshotter {snapshotter} needs it, and {}",
+        places(urls)
+    )]
+    MissingForeignBlob {
+        /// The image.
+        image: String,
+        /// The layer's blob.
+        digest: Digest,
+        /// The snapshotter.
+        snapshotter: String,
+        /// Where the image says it is.
+        urls: Vec<String>,
+    },
+    /// An image ID names the config of several images, and none is all there.
+    #[error("image ID {id} is that of {}, and none of them is complete", images.join(" and of "))]
+    Incomplete {
+        /// The ID.
+        id: Digest,
+        /// The images, each with its manifest and what is missing.
+        images: Vec<String>,
+        /// What brings the first.
+        fetch: Fetch,
     },
     /// What was unpacked is not what the config says.
     #[error(
@@ -187,6 +247,8 @@ pub enum UnpackError {
         image: String,
         /// What failed.
         source: Error,
+        /// What brings what is missing.
+        fetch: Fetch,
     },
     /// Something else about an image failed.
     #[error("image {image}")]
@@ -239,6 +301,14 @@ pub enum UnpackError {
         /// What containerd says.
         source: Error,
     },
+    /// It failed by a limit, and it is too early to try again.
+    #[error("{}; it is tried again in {seconds} s", in_full(cause.as_ref()))]
+    BackedOff {
+        /// What it failed with.
+        cause: Box<UnpackError>,
+        /// When it is tried again, from when this was said.
+        seconds: u64,
+    },
     /// The job was cancelled.
     #[error("unpacking image {image} for {snapshotter} was cancelled")]
     Cancelled {
@@ -279,6 +349,38 @@ pub enum UnpackError {
         /// What the runtime says.
         reason: String,
     },
+}
+
+/// What `ctr content fetch` is to be told to bring an image's content; `None` where there is no name
+/// to ask a registry by.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fetch(pub(crate) Option<String>);
+
+impl Fetch {
+    fn step(&self, namespace: &str) -> String {
+        match &self.0 {
+            Some(arguments) => {
+                format!("pull it again: `ctr --namespace {namespace} content fetch {arguments}`")
+            }
+            None => "pull the image again by its name, or import it again".to_owned(),
+        }
+    }
+}
+
+fn there(tags: &[(String, Digest)]) -> String {
+    let tags = tags.iter().enumerate();
+    let tags = tags.map(|(index, (name, digest))| {
+        let separator = if index == 0 { "; there " } else { ", " };
+        format!("{separator}{name} is {digest}")
+    });
+    tags.collect()
+}
+
+fn places(urls: &[String]) -> String {
+    match urls {
+        [] => "the image does not say where it is".to_owned(),
+        urls => format!("the image says it is at {}", urls.join(", ").escape_debug()),
+    }
 }
 
 /// What would work.
@@ -326,10 +428,15 @@ impl UnpackError {
             Self::NoSuchImage { .. }
             | Self::NoManifest { .. }
             | Self::MissingBlob { .. }
+            | Self::MissingForeignBlob { .. }
+            | Self::Incomplete { .. }
             | Self::NoSuchJob { .. } => Kind::NotFound,
-            Self::AmbiguousId { .. } | Self::LayerCount { .. } | Self::LabelTooLong { .. } => {
-                Kind::InvalidArgument
-            }
+            Self::AmbiguousId { .. }
+            | Self::NotAnImage { .. }
+            | Self::LayerCount { .. }
+            | Self::DiffIdDisagrees { .. }
+            | Self::LabelTooLong { .. } => Kind::InvalidArgument,
+            Self::LayerNotTaken { .. } => Kind::Unimplemented,
             Self::NoSuchSnapshotter { .. }
             | Self::Unsupported { .. }
             | Self::NoReference { .. }
@@ -344,7 +451,7 @@ impl UnpackError {
             | Self::Documents { source, .. }
             | Self::Image { source, .. } => source.kind(),
             Self::Backend(error) => error.kind(),
-            Self::Unclean { cause, .. } => cause.kind(),
+            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => cause.kind(),
             Self::Cancelled { .. } => Kind::Cancelled,
             Self::Broken { .. } => Kind::Internal,
         }
@@ -354,6 +461,7 @@ impl UnpackError {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::NoSuchImage { .. } => "NO_SUCH_IMAGE",
+            Self::NotAnImage { .. } => "NOT_AN_IMAGE",
             Self::AmbiguousId { .. } => "AMBIGUOUS_ID",
             Self::NoManifest { .. } => "NO_MANIFEST",
             Self::NoSuchSnapshotter { .. } => "NO_SUCH_SNAPSHOTTER",
@@ -361,7 +469,11 @@ impl UnpackError {
             Self::NoReference { .. } => "NO_REFERENCE",
             Self::LayerCount { .. } => "LAYER_COUNT",
             Self::LabelTooLong { .. } => "LABEL_TOO_LONG",
+            Self::LayerNotTaken { .. } => "LAYER_NOT_TAKEN",
+            Self::DiffIdDisagrees { .. } => "DIFF_ID_DISAGREES",
             Self::MissingBlob { .. } => "MISSING_BLOB",
+            Self::MissingForeignBlob { .. } => "MISSING_FOREIGN_BLOB",
+            Self::Incomplete { .. } => "INCOMPLETE",
             Self::WrongDiffId { .. } => "WRONG_DIFF_ID",
             Self::Unlabelled { .. } => "UNLABELLED",
             Self::Disagreement { .. } => "DISAGREEMENT",
@@ -376,7 +488,7 @@ impl UnpackError {
             Self::NoSuchJob { .. } => "NO_SUCH_JOB",
             Self::SharedJob { .. } => "SHARED_JOB",
             Self::Broken { .. } => "BROKEN",
-            Self::Unclean { cause, .. } => cause.reason(),
+            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => cause.reason(),
         }
     }
 
@@ -392,6 +504,12 @@ impl UnpackError {
     /// What to do about it, where there is something to say. `namespace` is that of the image.
     pub fn next_step(&self, namespace: &str) -> Option<String> {
         Some(match self {
+            Self::NoSuchImage { tags, .. } if !tags.is_empty() => {
+                "name one of these tags, or pull the digest".to_owned()
+            }
+            Self::NotAnImage { .. } => {
+                "it is something else, such as a chart or a signature: nothing of it is to be unpacked".to_owned()
+            }
             Self::NoSuchImage { .. } => format!(
                 "`resnap images --namespace {namespace}` lists what is there; `ctr namespaces ls` the namespaces"
             ),
@@ -416,14 +534,22 @@ impl UnpackError {
             Self::NoReference { image, .. } => {
                 format!("name it: `ctr --namespace {namespace} images tag {image} REFERENCE`")
             }
-            Self::LayerCount { .. } | Self::LabelTooLong { .. } => {
+            Self::LayerCount { .. } | Self::DiffIdDisagrees { .. } | Self::LabelTooLong { .. } => {
                 "the image is broken: build it again".to_owned()
             }
-            Self::MissingBlob { image, .. } => format!(
-                "pull it again: `ctr --namespace {namespace} content fetch {image}`; containerd's discard_unpacked_layers throws layers away"
+            Self::LayerNotTaken { .. } => {
+                "take a manifest of the image that has none of these, with --platform, or build it without".to_owned()
+            }
+            Self::MissingBlob { fetch, .. } => format!(
+                "{}; containerd's discard_unpacked_layers throws layers away",
+                fetch.step(namespace)
             ),
-            Self::Layer { source, .. } if source.kind() == Kind::DataLoss => {
-                "the layer's blob is broken: pull the image again, and if that does not help build it again".to_owned()
+            Self::MissingForeignBlob { digest, .. } => format!(
+                "get it and add it: `ctr --namespace {namespace} content ingest --expected-digest {digest} layer < FILE`"
+            ),
+            Self::Incomplete { fetch, .. } => fetch.step(namespace),
+            Self::Layer { source, .. } if layer_step(source.kind()).is_some() => {
+                return layer_step(source.kind()).map(str::to_owned);
             }
             Self::WrongDiffId { .. } => {
                 "the image is broken or was tampered with: pull it again, and if that does not help build it again".to_owned()
@@ -444,11 +570,11 @@ impl UnpackError {
             Self::Disagreement { snapshotter, .. } => format!(
                 "containerd's metadata and {snapshotter}'s own disagree: restart {snapshotter}, or remove the snapshot there"
             ),
-            Self::Unclean { cause, .. } => return cause.next_step(namespace),
-            Self::Documents { image, source } => match source.kind() {
-                Kind::NotFound => format!(
-                    "pull it again: `ctr --namespace {namespace} content fetch {image}`"
-                ),
+            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => {
+                return cause.next_step(namespace);
+            }
+            Self::Documents { source, fetch, .. } => match source.kind() {
+                Kind::NotFound => fetch.step(namespace),
                 Kind::InvalidArgument | Kind::ResourceExhausted => {
                     "no such image is taken: build it again".to_owned()
                 }
@@ -457,10 +583,6 @@ impl UnpackError {
                 ),
                 kind => return backend_step(kind).map(str::to_owned),
             },
-            // containerd tells a broken blob from its own trouble by words only.
-            Self::Layer { source, .. } if source.kind() == Kind::Unknown => {
-                "containerd's log may say more; if the layer is broken, pull or build the image again".to_owned()
-            }
             Self::Backend(error) | Self::Image { source: error, .. } | Self::Layer { source: error, .. } => {
                 return backend_step(error.kind()).map(str::to_owned);
             }
@@ -468,6 +590,30 @@ impl UnpackError {
             Self::SharedJob { id, .. } => format!("`resnap cancel {id}` ends it for all"),
             Self::Broken { .. } => "this is a bug in resnap: please report it".to_owned(),
         })
+    }
+}
+
+/// What to do about a layer that was not written. Its blob is to blame where a digest says so, and
+/// nowhere else.
+fn layer_step(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::DataLoss => Some(
+            "the layer's blob is broken: pull the image again, and if that does not help build it again",
+        ),
+        Kind::InvalidArgument => {
+            Some("if the layer is malformed, a pull brings the same: build the image again")
+        }
+        Kind::Unimplemented => Some(
+            "resnap cannot write such a layer: leave it to containerd, if that can ([snapshotters.NAME] differ), or build the image again",
+        ),
+        Kind::ResourceExhausted => {
+            Some("make room, or raise the limit if it is one of resnap's configuration")
+        }
+        // containerd tells a broken blob from its own trouble by words only.
+        Kind::Unknown => Some(
+            "containerd's log may say more; if the layer is broken, pull or build the image again",
+        ),
+        _ => None,
     }
 }
 
@@ -484,6 +630,47 @@ fn backend_step(kind: Kind) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_blob_is_broken_where_a_digest_says_so() {
+        let step = |kind| {
+            let error = UnpackError::Layer {
+                image: "web".to_owned(),
+                number: 1,
+                of: 1,
+                digest: Digest::sha256(b""),
+                snapshotter: "native".to_owned(),
+                source: Error::new(kind, "apply layer", "a"),
+            };
+            error.next_step("k8s.io").unwrap_or_default()
+        };
+        assert!(step(Kind::DataLoss).starts_with("the layer's blob is broken"));
+        for (kind, says) in [
+            (Kind::InvalidArgument, "build the image again"),
+            (Kind::Unimplemented, "leave it to containerd"),
+            (Kind::ResourceExhausted, "make room"),
+            (Kind::Unknown, "containerd's log"),
+            (Kind::FailedPrecondition, ""),
+        ] {
+            let step = step(kind);
+            assert!(step.contains(says), "{kind:?}: {step}");
+            assert!(!step.contains("blob"), "{kind:?}: {step}");
+        }
+    }
+
+    #[test]
+    fn what_no_registry_has_is_not_to_be_fetched() {
+        let missing = |fetch| UnpackError::MissingBlob {
+            image: "web".to_owned(),
+            digest: Digest::sha256(b""),
+            snapshotter: "native".to_owned(),
+            fetch: Fetch(fetch),
+        };
+        let step = |fetch| missing(fetch).next_step("k8s.io").unwrap();
+        let fetch = step(Some("docker.io/library/web:1".to_owned()));
+        assert!(fetch.contains("`ctr --namespace k8s.io content fetch docker.io/library/web:1`"));
+        assert!(!step(None).contains("ctr"), "{}", step(None));
+    }
 
     #[test]
     fn an_unclean_end_says_everything_once() {

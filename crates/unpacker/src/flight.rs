@@ -13,12 +13,15 @@ use tokio::time::Instant;
 use resnap_core::{Span, Stage};
 
 use crate::observe::{Observer, Seen};
+use crate::slots::{Share, Waiter};
 use crate::{Event, Failure, JobState, JobStatus, Phase, Plan, Report, StageTime, UnpackError};
 
 /// A job, from the moment it is begun until nobody looks at it any more.
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) id: u64,
+    /// Of the slots for writing layers.
+    pub(crate) share: Share,
     pub(crate) plan: Arc<Plan>,
     pub(crate) snapshotter: String,
     namespace: String,
@@ -37,13 +40,15 @@ pub(crate) struct Flight {
     news: watch::Sender<()>,
     result: OnceLock<Result<Report, UnpackError>>,
     cancelled: watch::Sender<bool>,
-    urgent: AtomicBool,
+    /// Whether a layer failed by a limit of the applier's.
+    at_limit: AtomicBool,
     observer: Option<Arc<dyn Observer>>,
 }
 
 /// What a new job is made of.
 pub(crate) struct Boarding {
     pub(crate) id: u64,
+    pub(crate) share: Share,
     pub(crate) plan: Arc<Plan>,
     pub(crate) snapshotter: String,
     /// For next steps.
@@ -62,15 +67,18 @@ pub(crate) struct Seat {
     pub(crate) flight: Arc<Flight>,
     /// Whether the job was running before.
     pub(crate) joined: bool,
+    /// Unless the caller does not mind waiting.
+    _urgent: Option<Waiter>,
 }
 
 impl Seat {
-    pub(crate) fn new(flight: &Arc<Flight>, joined: bool) -> Self {
+    pub(crate) fn new(flight: &Arc<Flight>, joined: bool, background: bool) -> Self {
         flight.waiting.fetch_add(1, Ordering::SeqCst);
         flight.changed.send_replace(());
         Self {
             flight: Arc::clone(flight),
             joined,
+            _urgent: (!background).then(|| flight.share.wait()),
         }
     }
 }
@@ -87,6 +95,7 @@ impl Flight {
         let layers = boarding.plan.layers.len();
         let flight = Self {
             id: boarding.id,
+            share: boarding.share,
             plan: boarding.plan,
             snapshotter: boarding.snapshotter,
             namespace: boarding.namespace,
@@ -101,7 +110,7 @@ impl Flight {
             news: watch::Sender::new(()),
             result: OnceLock::new(),
             cancelled: watch::Sender::new(false),
-            urgent: AtomicBool::new(false),
+            at_limit: AtomicBool::new(false),
             observer: boarding.observer,
         };
         flight.saw(&Seen::Began);
@@ -162,16 +171,6 @@ impl Flight {
             && self.repair == repair
             && self.snapshotter == snapshotter
             && *self.plan == *plan
-    }
-
-    /// Notes that somebody waits for the job; answers whether that is news.
-    pub(crate) fn hurry(&self) -> bool {
-        !self.urgent.swap(true, Ordering::SeqCst)
-    }
-
-    /// Whether somebody waits for the job.
-    pub(crate) fn is_urgent(&self) -> bool {
-        self.urgent.load(Ordering::SeqCst)
     }
 
     /// Since the job began, in seconds.
@@ -276,6 +275,16 @@ impl Flight {
         // Only its own task does so, once.
         let _ = self.result.set(result);
         self.news.send_replace(());
+    }
+
+    /// Notes that a layer failed by a limit of the applier's.
+    pub(crate) fn reach_limit(&self) {
+        self.at_limit.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a layer failed so.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.at_limit.load(Ordering::Relaxed)
     }
 
     /// Makes the job stop where it can.

@@ -7,11 +7,12 @@
 use std::collections::BTreeSet;
 
 use oci_spec::distribution::Reference;
-use resnap_core::{Descriptor, Digest, Error, Image, Kind, Ports, Scope};
+use resnap_core::{Descriptor, Digest, Error, Image, Kind, Platform, Ports, Scope};
 use resnap_handler_wrapper::{ChoiceError, choose_manifest};
+use resnap_platforms::Matcher;
 
-use crate::UnpackError;
 use crate::plan::host_matcher;
+use crate::{Fetch, UnpackError};
 
 /// An image that is in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,10 +23,29 @@ pub struct ResolvedImage {
     pub target: Descriptor,
     /// What it can be pulled by: a name with a tag, else one with a digest; never a bare ID.
     pub reference: Option<String>,
+    /// The image ID by which it was found, if it was.
+    pub id: Option<Digest>,
+}
+
+impl ResolvedImage {
+    /// What brings the content that is missing of the manifest for `platform`.
+    pub(crate) fn fetch(&self, platform: Option<&Platform>) -> Fetch {
+        let reference = self.reference.as_deref().filter(|name| {
+            // A registry is asked by its host: an archive's names may have none.
+            let host = name.split_once('/').map_or("", |(host, _)| host);
+            host == "localhost" || host.contains(['.', ':'])
+        });
+        let foreign = platform.filter(|platform| !Matcher::default().matches(platform));
+        Fetch(reference.map(|reference| match foreign {
+            Some(platform) => format!("--platform '{platform}' {reference}"),
+            None => reference.to_owned(),
+        }))
+    }
 }
 
 /// Finds `image`: an exact name, else a normalised Docker name (`web` is
-/// `docker.io/library/web:latest`), else an image ID or the start of one.
+/// `docker.io/library/web:latest`), else for one with a digest what is there of that digest under
+/// a tag of the same repository, else an image ID or the start of one.
 pub(crate) async fn resolve(
     ports: &Ports,
     scope: &Scope,
@@ -43,11 +63,44 @@ pub(crate) async fn resolve(
             Err(error) => return Err(error.into()),
         }
     }
-    let found = by_id(ports, scope, image).await?;
-    found.ok_or_else(|| UnpackError::NoSuchImage {
+    let tags = match digested(image) {
+        Some(wanted) => {
+            let mut tags = ports.images.list(scope).await?;
+            tags.retain(|other| is_of_repository(&other.name, &wanted));
+            tags.sort_by(|left, right| left.name.cmp(&right.name));
+            let is_wanted = |other: &&Image| wanted.digest() == Some(other.target.digest.as_str());
+            if let Some(found) = tags.iter().find(is_wanted) {
+                return with_reference(ports, scope, found.clone()).await;
+            }
+            tags
+        }
+        None => match by_id(ports, scope, image).await? {
+            Some(found) => return Ok(found),
+            None => Vec::new(),
+        },
+    };
+    let tags = tags.into_iter().take(MAX_TAGS);
+    Err(UnpackError::NoSuchImage {
         image: image.to_owned(),
         namespace: scope.namespace.to_string(),
+        tags: tags.map(|tag| (tag.name, tag.target.digest)).collect(),
     })
+}
+
+/// Most tags that are told of where a digest is not there.
+const MAX_TAGS: usize = 8;
+
+/// A Docker name with a digest; `None` for any other.
+fn digested(name: &str) -> Option<Reference> {
+    let reference: Reference = name.parse().ok().filter(|_| rank(name) == Rank::Digested)?;
+    reference.digest().is_some().then_some(reference)
+}
+
+/// Whether `name` is a Docker name of the repository of `wanted`.
+fn is_of_repository(name: &str, wanted: &Reference) -> bool {
+    let of = |name: &Reference| (name.registry().to_owned(), name.repository().to_owned());
+    let name = (rank(name) != Rank::BareId).then(|| name.parse().ok());
+    name.flatten().is_some_and(|name| of(&name) == of(wanted))
 }
 
 /// A Docker name in full, as the CRI plugin keeps it: of a tag and a digest, the digest counts
@@ -96,12 +149,14 @@ async fn with_reference(
             name: image.name,
             target: image.target,
             reference,
+            id: None,
         });
     }
     let mut same = ports.images.list(scope).await?;
     same.retain(|other| other.target.digest == image.target.digest);
     let reference = best_reference(&same);
     Ok(ResolvedImage {
+        id: image.name.parse().ok(),
         name: image.name,
         target: image.target,
         reference,
@@ -133,12 +188,12 @@ async fn by_id(
             continue;
         };
         if id.encoded().starts_with(&hex) {
-            ids.insert(id.to_string());
+            ids.insert(id);
             found.push(image);
         }
     }
     if ids.len() > 1 {
-        let ids = ids.into_iter().collect();
+        let ids = ids.iter().map(ToString::to_string).collect();
         return Err(UnpackError::AmbiguousId {
             prefix: prefix.to_owned(),
             ids,
@@ -152,12 +207,17 @@ async fn by_id(
         name: image.name,
         target: image.target,
         reference,
+        id: ids.into_iter().next(),
     }))
 }
 
 /// The ID as the CRI plugin and `docker` tell it: the config's digest. None where the image is not
 /// whole or not for this machine; such an image has a name to be called by.
-async fn image_id(ports: &Ports, scope: &Scope, image: &Image) -> Result<Option<Digest>, Error> {
+pub(crate) async fn image_id(
+    ports: &Ports,
+    scope: &Scope,
+    image: &Image,
+) -> Result<Option<Digest>, Error> {
     if let Ok(id) = image.name.parse() {
         return Ok(Some(id));
     }
@@ -212,6 +272,30 @@ mod tests {
         }
         assert_eq!(normalise(&digest), None);
         assert_eq!(normalise("No Name"), None);
+    }
+
+    #[test]
+    fn what_has_a_registry_can_be_fetched() {
+        let fetch = |reference: Option<&str>, platform: Option<&str>| {
+            let image = ResolvedImage {
+                name: "a".to_owned(),
+                target: image("").target,
+                reference: reference.map(str::to_owned),
+                id: None,
+            };
+            let platform = platform.map(|platform| platform.parse::<Platform>().unwrap());
+            image.fetch(platform.as_ref()).0
+        };
+        let here = Platform::host().to_string();
+        let web = "docker.io/library/web:1";
+        assert_eq!(fetch(Some(web), Some(&here)).as_deref(), Some(web));
+        assert_eq!(fetch(Some(web), None).as_deref(), Some(web));
+        assert_eq!(
+            fetch(Some("localhost:5000/a:1"), Some("linux/s390x")).as_deref(),
+            Some("--platform 'linux/s390x' localhost:5000/a:1")
+        );
+        assert_eq!(fetch(Some("import-2026-11-27@sha256:00"), None), None);
+        assert_eq!(fetch(None, None), None);
     }
 
     #[test]

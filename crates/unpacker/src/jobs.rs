@@ -7,9 +7,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use resnap_core::in_full;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::backoff::BackOff;
 use crate::engine::{Inner, Shared};
 use crate::flight::Flight;
 use crate::{Failure, UnpackError};
@@ -80,6 +82,7 @@ impl JobStatus {
 pub(crate) struct Jobs {
     pub(crate) running: Vec<Arc<Flight>>,
     last_id: u64,
+    pub(crate) backoff: BackOff,
     /// The latest of those that are over, the newest last.
     ended: VecDeque<JobStatus>,
 }
@@ -152,15 +155,23 @@ impl Inner {
     pub(crate) fn land(&self, flight: &Arc<Flight>, result: Result<crate::Report, UnpackError>) {
         let mut jobs = self.jobs();
         jobs.running.retain(|running| !Arc::ptr_eq(running, flight));
+        let (plan, snapshotter) = (&flight.plan, &flight.snapshotter);
+        match &result {
+            Ok(_) => jobs.backoff.forget(plan, snapshotter),
+            Err(error) if flight.is_at_limit() => {
+                let pause = jobs.backoff.failed(plan, snapshotter, error).as_secs();
+                let error = in_full(error);
+                tracing::warn!(error, "tried again after {pause} s at the earliest");
+            }
+            Err(_) => {}
+        }
         flight.finish(result);
         if jobs.ended.len() == MAX_ENDED {
             jobs.ended.pop_front();
         }
         jobs.ended.push_back(flight.status());
         drop(jobs);
-        if flight.is_urgent() {
-            self.urgent.send_modify(|jobs| *jobs -= 1);
-        }
+        flight.share.end();
         self.changed.send_replace(());
     }
 

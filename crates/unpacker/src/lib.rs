@@ -22,9 +22,11 @@
 //! - A layer is made once, however many ask for it: jobs, images that share it, processes.
 //! - What a dead job left is taken over by the next one for its image, or removed.
 
+mod backoff;
 mod chain;
 mod check;
 mod choose;
+mod content;
 mod dead;
 mod engine;
 mod error;
@@ -36,17 +38,21 @@ mod job;
 mod jobs;
 mod lease;
 mod locks;
+mod missing;
 mod monitor;
 mod observe;
 mod plan;
+mod plans;
 mod repair;
 mod request;
+mod slots;
+mod warnings;
 
 pub use check::{Check, LabelState, LayerCheck, LayerState, Readiness};
 pub use choose::Configuration;
 pub use dead::{LeaseStatus, Owner};
 pub use engine::Engine;
-pub use error::UnpackError;
+pub use error::{Fetch, UnpackError};
 pub use event::{Event, LayerReport, Outcome, Phase, Report, StageTime};
 pub use failure::Failure;
 pub use image::ResolvedImage;
@@ -54,4 +60,4 @@ pub use job::{Begun, Canceller, Job};
 pub use jobs::{JobState, JobStatus, JobWatch};
 pub use observe::{Observer, Seen};
 pub use plan::{Plan, PlannedLayer};
-pub use request::{Request, Settings};
+pub use request::{Clock, Request, Settings};

@@ -12,7 +12,6 @@ use async_trait::async_trait;
 use resnap_core::{Admission, Monitor, Span, Stage};
 
 use crate::Phase;
-use crate::engine::Shared;
 use crate::flight::Flight;
 
 /// How often the progress of one layer is told at most.
@@ -20,7 +19,6 @@ const PACE: Duration = Duration::from_millis(100);
 
 /// Of the layers of a job from `first` on.
 pub(crate) struct JobMonitor {
-    shared: Shared,
     flight: Arc<Flight>,
     first: usize,
     /// When the progress of each layer was told last, or might have been.
@@ -28,10 +26,9 @@ pub(crate) struct JobMonitor {
 }
 
 impl JobMonitor {
-    pub(crate) fn new(shared: Shared, flight: Arc<Flight>, first: usize) -> Self {
+    pub(crate) fn new(flight: Arc<Flight>, first: usize) -> Self {
         let layers = flight.plan.layers.len().saturating_sub(first);
         Self {
-            shared,
             flight,
             first,
             told: Mutex::new(vec![Instant::now(); layers]),
@@ -43,10 +40,10 @@ impl JobMonitor {
 impl Monitor for JobMonitor {
     async fn admit(&self, index: usize) -> Admission {
         let asked = Instant::now();
-        let permit = self.shared.may_apply(&self.flight).await;
+        let slot = self.flight.share.slot().await;
         self.went(index, Stage::Wait, Span::since(asked));
         self.flight.tell(self.first + index, Phase::Applying);
-        Admission::new(permit)
+        Admission::new(slot)
     }
 
     fn read(&self, index: usize, bytes: u64) {

@@ -4,11 +4,10 @@
 //! The plan: which snapshots an image has, with which labels.
 
 use std::collections::BTreeSet;
-use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-use resnap_core::{ChainId, Descriptor, DiffId, Labels, labels, media_type};
-use resnap_handler_wrapper::{Children, Choice, ChoiceError, Handler, append_info};
+use resnap_core::{ChainId, Descriptor, DiffId, Labels, erofs_layer, labels, media_type};
+use resnap_handler_wrapper::{Children, Choice, ChoiceError, Handler, NotAnImage, append_info};
 use resnap_platforms::{Matcher, Platform};
 
 use crate::choose::{Chosen, choose, os_features, wanted};
@@ -53,21 +52,6 @@ impl Plan {
     pub fn top(&self) -> Option<&ChainId> {
         self.layers.last().map(|layer| &layer.chain_id)
     }
-
-    /// About how much memory it takes: as much as all of it as text.
-    pub(crate) fn bytes(&self) -> usize {
-        struct Count(usize);
-        impl fmt::Write for Count {
-            fn write_str(&mut self, text: &str) -> fmt::Result {
-                self.0 += text.len();
-                Ok(())
-            }
-        }
-        let mut count = Count(0);
-        // Counting cannot fail.
-        let _ = write!(count, "{self:?}");
-        count.0
-    }
 }
 
 /// Plans what `request` is about, and whether the plan lasts as long as the image's target stays.
@@ -77,9 +61,17 @@ pub(crate) async fn plan(
     request: &Request,
 ) -> Result<(Plan, bool), UnpackError> {
     let (ports, scope) = (&engine.ports, &engine.scope);
-    let failed = |source| UnpackError::Documents {
-        image: image.name.clone(),
-        source,
+    let failed = |source| match NotAnImage::behind(&source) {
+        Some(NotAnImage { media_type }) => UnpackError::NotAnImage {
+            image: image.name.clone(),
+            part: "config",
+            media_type: media_type.clone(),
+        },
+        None => UnpackError::Documents {
+            image: image.name.clone(),
+            source,
+            fetch: image.fetch(request.platform.as_ref()),
+        },
     };
     let chosen = choose(engine, &image, request).await;
     let Chosen { choice, lasting } = chosen.map_err(|error| match error {
@@ -113,18 +105,28 @@ pub(crate) async fn plan(
         .into_iter()
         .filter(|child| media_type::is_layer(&child.media_type))
         .collect();
-    if descriptors.len() != config.diff_ids.len() {
+    let diff_ids = diff_ids(&image, &descriptors, config.diff_ids)?;
+    if let (true, false, Some(other)) =
+        (descriptors.is_empty(), diff_ids.is_empty(), layers.first())
+    {
+        return Err(UnpackError::NotAnImage {
+            image: image.name,
+            part: "layers",
+            media_type: other.media_type.clone(),
+        });
+    }
+    if descriptors.len() != diff_ids.len() {
         return Err(UnpackError::LayerCount {
             image: image.name,
             manifest: manifest.digest,
             layers: descriptors.len(),
-            diff_ids: config.diff_ids.len(),
+            diff_ids: diff_ids.len(),
         });
     }
 
     let os_features = os_features(&config.platform, &layers);
     let mut layers: Vec<PlannedLayer> = Vec::with_capacity(descriptors.len());
-    for (descriptor, diff_id) in descriptors.into_iter().zip(config.diff_ids) {
+    for (descriptor, diff_id) in descriptors.into_iter().zip(diff_ids) {
         let parent = layers.last().map(|layer| layer.chain_id.clone());
         let chain_id = ChainId::of(parent.as_ref(), &diff_id);
         let labels = layer_labels(&descriptor, &diff_id, &chain_id, parent.as_ref());
@@ -153,6 +155,49 @@ pub(crate) async fn plan(
         layers,
     };
     Ok((plan, lasting))
+}
+
+/// The diff IDs of `layers`: the config's, or where it has none those that layers of the EROFS image
+/// format say themselves. Of such an image every layer has to be one that is taken.
+fn diff_ids(
+    image: &ResolvedImage,
+    layers: &[Descriptor],
+    listed: Vec<DiffId>,
+) -> Result<Vec<DiffId>, UnpackError> {
+    let mut types = layers.iter().map(|layer| &layer.media_type);
+    if !types.any(|media_type| erofs_layer::is_of_format(media_type)) {
+        return Ok(listed);
+    }
+    let mut own = Vec::with_capacity(layers.len());
+    for (index, layer) in layers.iter().enumerate() {
+        if let Some(why) = erofs_layer::not_taken(layer) {
+            return Err(UnpackError::LayerNotTaken {
+                image: image.name.clone(),
+                digest: layer.digest.clone(),
+                why,
+            });
+        }
+        let disagrees = |why| UnpackError::DiffIdDisagrees {
+            image: image.name.clone(),
+            digest: layer.digest.clone(),
+            why,
+        };
+        let says = erofs_layer::diff_id(layer).map_err(disagrees)?;
+        match (says, listed.get(index)) {
+            (Some(says), Some(listed)) if says != *listed => {
+                return Err(disagrees(format!(
+                    "it says that its diff ID is {says}, and the image's config that it is {listed}"
+                )));
+            }
+            (None, None) if listed.is_empty() => {
+                return Err(disagrees(
+                    "neither it nor the image's config says its diff ID".to_owned(),
+                ));
+            }
+            (says, _) => own.extend(says),
+        }
+    }
+    Ok(if listed.is_empty() { own } else { listed })
 }
 
 /// What this machine takes of an image. One that is for one platform only was chosen by whoever

@@ -4,7 +4,7 @@
 //! Who waits comes before who does not.
 
 // Test code: it fails by panicking.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 
@@ -89,4 +89,82 @@ async fn alone_it_does_not_wait() {
     let (engine, start) = (engine(), Instant::now());
     let (began, done) = times(job(&engine, "idle", true), start).await;
     assert!(began < SECOND && done < 3 * SECOND);
+}
+
+/// An engine that writes one layer at a time, each of which takes ten seconds but those of the
+/// image "small", and `hogs` of images with twenty layers.
+fn busy_engine(hogs: usize) -> Engine {
+    let simulated = Simulated::new();
+    simulated.add_snapshotter("sn", Behaviour::Ordinary);
+    let add = |name: &str, layers: usize| {
+        let layers = (0..layers).map(|layer| SimulatedLayer::new(&format!("{name} {layer}")));
+        let name = format!("docker.io/library/{name}:latest");
+        simulated.add_image("ns", &name, &SimulatedImage::new(layers));
+    };
+    add("small", 1);
+    (0..hogs).for_each(|hog| add(&format!("hog-{hog}"), 20));
+    let slow = (1..=100).map(|call| Fault {
+        operation: Operation::Apply,
+        call,
+        effect: Effect::Delay(10 * SECOND),
+    });
+    simulated.set_faults(slow);
+    let mut settings = Settings::default();
+    settings.parallel_applies = 1;
+    Engine::new(simulated.ports(), "ns", settings).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_image_waits_for_no_other() {
+    let engine = busy_engine(1);
+    let _hog = job(&engine, "hog-0", false);
+    tokio::time::sleep(SECOND).await;
+    let start = Instant::now();
+    let (began, _) = times(job(&engine, "small", false), start).await;
+    assert!(began < SECOND, "after {began:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_any_more_gives_way() {
+    let engine = busy_engine(3);
+    // Their callers go at once.
+    (0..3).for_each(|hog| drop(job(&engine, &format!("hog-{hog}"), false)));
+    tokio::time::sleep(61 * SECOND).await;
+    let start = Instant::now();
+    let (began, _) = times(job(&engine, "small", false), start).await;
+    assert!(began < 11 * SECOND, "after {began:?}");
+    // And goes on.
+    let before: usize = engine.jobs().iter().map(|job| job.ready_layers).sum();
+    tokio::time::sleep(60 * SECOND).await;
+    let after: usize = engine.jobs().iter().map(|job| job.ready_layers).sum();
+    assert!(after > before, "{after} layers, and {before} before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_not_kept_by_who_waits_for_its_layer() {
+    let simulated = Simulated::new();
+    simulated.add_snapshotter("sn", Behaviour::Ordinary);
+    for name in ["idle", "urgent"] {
+        let layers = ["base".to_owned(), format!("top of {name}")];
+        let image = SimulatedImage::new(layers.map(|layer| SimulatedLayer::new(&layer)));
+        let name = format!("docker.io/library/{name}:latest");
+        simulated.add_image("ns", &name, &image);
+    }
+    // While it prepares the shared layer nobody else is there.
+    simulated.set_faults([Fault {
+        operation: Operation::Prepare,
+        call: 1,
+        effect: Effect::Delay(SECOND),
+    }]);
+    let engine = Engine::new(simulated.ports(), "ns", Settings::default()).unwrap();
+    let idle = job(&engine, "idle", true);
+    tokio::time::sleep(SECOND / 2).await;
+    let urgent = job(&engine, "urgent", false).report();
+    let both = async { tokio::join!(urgent, idle.report()) };
+    let both = tokio::time::timeout(60 * SECOND, both).await;
+    let (urgent, idle) = both.expect("they wait for each other");
+    assert_eq!(
+        (urgent.unwrap().layers.len(), idle.unwrap().layers.len()),
+        (2, 2)
+    );
 }

@@ -43,6 +43,21 @@ pub struct ImageBuilder {
     listed_os_features: Option<Value>,
     docker: bool,
     faults: Vec<Fault>,
+    edits: Vec<(Part, Edit)>,
+}
+
+/// A change of a document.
+type Edit = fn(&mut Value);
+
+/// A document of an image, or what points at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The config.
+    Config,
+    /// The manifest.
+    Manifest,
+    /// The manifest's entry in the index.
+    Entry,
 }
 
 impl ImageBuilder {
@@ -60,6 +75,7 @@ impl ImageBuilder {
             listed_os_features: None,
             docker: false,
             faults: Vec::new(),
+            edits: Vec::new(),
         }
         .platform(os, architecture)
     }
@@ -132,6 +148,18 @@ impl ImageBuilder {
         self
     }
 
+    /// Changes a part before it is written. [`Built`] tells of the layers as they were added.
+    pub fn edit(mut self, part: Part, edit: fn(&mut Value)) -> Self {
+        self.edits.push((part, edit));
+        self
+    }
+
+    fn edited(&self, part: Part, mut value: Value) -> Value {
+        let edits = self.edits.iter().filter(|(edited, _)| *edited == part);
+        edits.for_each(|(_, edit)| edit(&mut value));
+        value
+    }
+
     /// Writes the image as an OCI layout archive whose name points to the manifest.
     pub fn write(self, path: &Path) -> Result<Built> {
         let mut blobs = Blobs::default();
@@ -143,7 +171,8 @@ impl ImageBuilder {
     /// Puts all blobs of the image in `blobs`; gives the manifest's descriptor.
     fn store(&self, blobs: &mut Blobs) -> (Value, BuiltManifest) {
         let layers = self.built_layers();
-        let config = blobs.json(&self.config_type(), &self.config(&layers));
+        let config = self.edited(Part::Config, self.config(&layers));
+        let config = blobs.json(&self.config_type(), &config);
         let mut descriptors = Vec::new();
         for (index, (layer, annotations)) in self.layers.iter().enumerate() {
             if !self.faults.contains(&Fault::MissingBlob(index)) {
@@ -171,11 +200,13 @@ impl ImageBuilder {
             "config": config,
             "layers": descriptors,
         });
+        let manifest = self.edited(Part::Manifest, manifest);
         let mut descriptor = blobs.json(media_type, &manifest);
         descriptor["platform"] = json!(self.platform);
         if let Some(features) = &self.listed_os_features {
             descriptor["platform"]["os.features"] = features.clone();
         }
+        let descriptor = self.edited(Part::Entry, descriptor);
         let digest = text(&descriptor["digest"]);
         (
             descriptor,

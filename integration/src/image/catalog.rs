@@ -209,6 +209,22 @@ fn system() -> Vec<Entry> {
     dirs.into_iter().chain(merged).chain(rest).collect()
 }
 
+/// `docker.io/library/beside-hello:1`: a file `etc/side` on the lowest layer of [`hello`].
+pub fn beside_hello() -> Result<Built> {
+    cached("beside-hello", |path| {
+        let side = Layer::of(&[
+            Entry::dir("./"),
+            Entry::dir("etc"),
+            Entry::file("etc/side", "beside hello\n"),
+        ])?;
+        ImageBuilder::new("docker.io/library/beside-hello:1")
+            .layer(busybox([])?)
+            .layer(side)
+            .cmd(["/bin/cat", "/etc/side"])
+            .write(path)
+    })
+}
+
 /// The statically linked busybox with the links that its commands are found by.
 fn busybox<const N: usize>(more: [Entry; N]) -> Result<Layer> {
     busybox_payload(more)?.layer()

@@ -128,6 +128,16 @@ impl Entry {
         self
     }
 
+    /// The permission bits.
+    pub fn permissions(&self) -> u32 {
+        self.mode
+    }
+
+    /// The modification time in whole seconds.
+    pub fn seconds(&self) -> i64 {
+        self.mtime
+    }
+
     /// Sets the device number.
     pub fn device(mut self, major: u32, minor: u32) -> Self {
         self.device = (major, minor);

@@ -9,7 +9,7 @@ use std::fmt;
 use super::{Node, Tree};
 
 /// What two paths differ in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Field {
     /// The path is in one tree only.
     Presence,

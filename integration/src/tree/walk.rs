@@ -84,8 +84,10 @@ fn visit(
     inodes: &mut Inodes,
 ) -> Result<()> {
     let status = match rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::ALL) {
-        // In a directory of one layer only overlayfs lists whiteouts, with nothing behind them.
-        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOENT) => {
+            tree.ghosts.insert(path.to_vec());
+            return Ok(());
+        }
         status => status?,
     };
     if status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {

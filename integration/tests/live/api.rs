@@ -25,7 +25,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus}
 
 use crate::proxy::pulled;
 use crate::served::Served;
-use crate::suite::{Ended, Needs, Node, Test, end, unique};
+use crate::suite::{Ended, Needs, Node, Test, by, end, unique};
 
 pub(crate) const TESTS: &[Test] = &[
     test("api_tells_what_a_process_tells", tells_the_same),
@@ -55,16 +55,22 @@ const ON: &str = "native";
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A daemon before a tap, and commands that find it.
-struct Through<'a> {
+pub(crate) struct Through<'a> {
     node: &'a Node,
-    tap: Tap,
-    served: Served,
+    pub(crate) tap: Tap,
+    pub(crate) served: Served,
 }
 
 impl<'a> Through<'a> {
-    fn start(node: &'a Node) -> Result<Self> {
+    /// The tap sees every layer.
+    pub(crate) fn start(node: &'a Node) -> Result<Self> {
+        Self::start_by("containerd", node)
+    }
+
+    /// Layers are written by this differ.
+    pub(crate) fn start_by(differ: &str, node: &'a Node) -> Result<Self> {
         let tap = node.containerd.tap()?;
-        let served = Served::before(node, tap.socket())?;
+        let served = Served::configured(node, tap.socket(), &by(differ))?;
         let this = Self { node, tap, served };
         eventually("the daemon answers", || {
             Ok(this.resnap(&["jobs"])?.code == Some(0))
@@ -72,7 +78,7 @@ impl<'a> Through<'a> {
         Ok(this)
     }
 
-    fn command(&self, arguments: &[&str]) -> Result<Command> {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.node.resnap_command()?;
         command
             .env("CONTAINERD_ADDRESS", self.tap.socket())
@@ -82,7 +88,7 @@ impl<'a> Through<'a> {
         Ok(command)
     }
 
-    fn resnap(&self, arguments: &[&str]) -> Result<Ended> {
+    pub(crate) fn resnap(&self, arguments: &[&str]) -> Result<Ended> {
         end(&mut self.command(arguments)?)
     }
 
@@ -91,13 +97,13 @@ impl<'a> Through<'a> {
         Running::start(&mut self.command(&arguments)?)
     }
 
-    fn jobs(&self) -> Result<Vec<Value>> {
+    pub(crate) fn jobs(&self) -> Result<Vec<Value>> {
         let jobs = self.resnap(&["jobs", "--json"])?.json()?;
         Ok(jobs.as_array().context("no array")?.clone())
     }
 
     /// Waits until the only job is like this.
-    fn job(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub(crate) fn job(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Vec::new();
         let found = eventually(what, || {
             last = self.jobs()?;
@@ -107,7 +113,7 @@ impl<'a> Through<'a> {
         last.pop().context("no job")
     }
 
-    fn end(self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
         let socket = self.served.dir.join("api.sock");
         self.served.stop()?;
         ensure!(!socket.exists(), "its socket is left");
@@ -116,10 +122,10 @@ impl<'a> Through<'a> {
 }
 
 /// A command at work, ended with the value.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Running {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(Self(command.spawn()?))
     }
@@ -129,7 +135,14 @@ impl Running {
         Ok(kill_process(pid, Signal::INT)?)
     }
 
-    fn end(self) -> Result<Ended> {
+    /// Ends it as a crash does.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+
+    pub(crate) fn end(self) -> Result<Ended> {
         let ended = self.0.wait_with_output()?;
         Ok(Ended {
             code: ended.status.code(),
@@ -139,7 +152,7 @@ impl Running {
     }
 
     /// The report that it ends with.
-    fn report(self) -> Result<Value> {
+    pub(crate) fn report(self) -> Result<Value> {
         let mut lines = self.end()?.json_lines()?;
         let mut last = lines.pop().context("nothing was printed")?;
         Ok(last["report"].take())
@@ -147,7 +160,7 @@ impl Running {
 }
 
 /// Looks until it is so.
-fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     while !is_so()? {
         ensure!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");

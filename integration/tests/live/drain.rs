@@ -3,7 +3,6 @@
 
 //! `resnap serve` asked to stop in the middle of its work: whoever has asked is answered.
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -56,14 +55,12 @@ fn all_are_served(node: &Node) -> Result<()> {
         let pid = i32::try_from(served.process.id())?;
         kill_process(Pid::from_raw(pid).context("no process")?, Signal::TERM)?;
         let asked = Instant::now();
-        // It takes no more, and ends nothing.
-        while UnixStream::connect(&served.socket).is_ok() {
-            ensure!(asked.elapsed() < GRACE, "it still takes clients");
-            std::thread::sleep(Duration::from_millis(10));
+        // Longer than streams have that do not end: these are none. Who comes is served.
+        while asked.elapsed() < Duration::from_millis(1200) {
+            let late = Cri::connect(&served.socket, &node.containerd.scratch())?;
+            late.status().context("a late client is not served")?;
         }
         ensure!(served.process.try_wait()?.is_none(), "it has ended");
-        // Longer than streams have that do not end: these are none.
-        std::thread::sleep(Duration::from_millis(1200));
         held.release();
         for create in creates {
             let created = create.join().map_err(|_| anyhow!("a client panicked"))?;

@@ -3,6 +3,9 @@
 
 //! What goes wrong is named, with its reason and the next step, and leaves nothing behind.
 
+mod messages;
+mod names;
+
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -62,6 +65,41 @@ pub(crate) const TESTS: &[Test] = &[
         name: "permission_denied",
         needs: Needs::Containerd,
         run: permission_denied,
+    },
+    Test {
+        name: "a_missing_document_is_named",
+        needs: Needs::Containerd,
+        run: messages::a_missing_document_is_named,
+    },
+    Test {
+        name: "another_platform_is_fetched_by_name",
+        needs: Needs::Containerd,
+        run: messages::another_platform_is_fetched_by_name,
+    },
+    Test {
+        name: "a_foreign_layer_is_called_that",
+        needs: Needs::Containerd,
+        run: messages::a_foreign_layer_is_called_that,
+    },
+    Test {
+        name: "warm_passes_over_what_is_no_image",
+        needs: Needs::Containerd,
+        run: messages::warm_passes_over_what_is_no_image,
+    },
+    Test {
+        name: "lists_show_the_reason",
+        needs: Needs::Containerd,
+        run: messages::lists_show_the_reason,
+    },
+    Test {
+        name: "a_digest_finds_a_tag",
+        needs: Needs::Containerd,
+        run: names::a_digest_finds_a_tag,
+    },
+    Test {
+        name: "an_id_takes_what_is_complete",
+        needs: Needs::Containerd,
+        run: names::an_id_takes_what_is_complete,
     },
 ];
 

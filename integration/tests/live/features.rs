@@ -3,6 +3,7 @@
 
 //! Images in several forms: who gets which, and what is said where a form is not taken.
 
+mod format;
 mod pods;
 mod refused;
 
@@ -81,6 +82,16 @@ pub(crate) const TESTS: &[Test] = &[
         name: "features_pods_of_an_index_in_the_wrong_order",
         needs: Needs::ErofsHandler,
         run: pods::of_an_index_in_the_wrong_order,
+    },
+    Test {
+        name: "features_the_erofs_image_format_is_taken",
+        needs: Needs::Erofs,
+        run: format::is_taken,
+    },
+    Test {
+        name: "features_the_erofs_image_format_has_parts_that_are_not_taken",
+        needs: Needs::Erofs,
+        run: format::has_parts_that_are_not_taken,
     },
 ];
 

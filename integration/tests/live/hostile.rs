@@ -4,6 +4,7 @@
 //! Images that are broken, absurd or meant to harm.
 
 mod layers;
+mod neighbours;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -34,6 +35,26 @@ pub(crate) const TESTS: &[Test] = &[
         name: "hostile_layers",
         needs: Needs::Alone,
         run: layers::hostile_layers,
+    },
+    Test {
+        name: "pods_start_beside_large_requests_that_wait",
+        needs: Needs::ErofsHandler,
+        run: neighbours::large_requests,
+    },
+    Test {
+        name: "a_layer_of_long_ways_is_cancelled_at_once",
+        needs: Needs::Alone,
+        run: neighbours::cancel,
+    },
+    Test {
+        name: "images_of_long_ways_leave_others_their_turn",
+        needs: Needs::Alone,
+        run: neighbours::turns,
+    },
+    Test {
+        name: "layers_built_ahead_share_one_memory_budget",
+        needs: Needs::Alone,
+        run: neighbours::memory,
     },
 ];
 

@@ -12,11 +12,13 @@
 
 mod api;
 mod applier;
+mod authority;
 mod blob;
 mod cli;
 mod conformance;
 mod crash;
 mod differ;
+mod differential;
 mod drain;
 mod errors;
 mod examples;
@@ -47,10 +49,12 @@ fn tests() -> Vec<Test> {
     [
         api::TESTS,
         applier::TESTS,
+        authority::TESTS,
         cli::TESTS,
         conformance::TESTS,
         crash::TESTS,
         differ::TESTS,
+        differential::TESTS,
         drain::TESTS,
         errors::TESTS,
         examples::TESTS,

@@ -3,6 +3,8 @@
 
 //! The main job: an image that is on the node, made ready on another snapshotter.
 
+mod odd;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
@@ -71,6 +73,26 @@ pub(crate) const TESTS: &[Test] = &[
         name: "annotations_become_labels_if_meant_to",
         needs: Needs::Containerd,
         run: annotations_become_labels_if_meant_to,
+    },
+    Test {
+        name: "odd_of_any_config_type",
+        needs: Needs::Containerd,
+        run: odd::of_any_config_type,
+    },
+    Test {
+        name: "odd_with_more_than_layers",
+        needs: Needs::Containerd,
+        run: odd::with_more_than_layers,
+    },
+    Test {
+        name: "odd_of_another_platform_than_listed",
+        needs: Needs::Containerd,
+        run: odd::of_another_platform_than_listed,
+    },
+    Test {
+        name: "odd_of_more_layers_than_are_mounted",
+        needs: Needs::Containerd,
+        run: odd::of_more_layers_than_are_mounted,
     },
 ];
 

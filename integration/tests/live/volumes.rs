@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::{Cri, Sandbox};
-use resnap_integration::image::{Built, hello, shared_pair};
+use resnap_integration::image::{Built, beside_hello, hello, shared_pair};
 use tonic::{Code, Status};
 
 use crate::proxy::pulled;
@@ -110,6 +110,21 @@ fn on_nydus(node: &Node) -> Result<()> {
     let status = error.err().context("an empty volume was mounted")?;
     ensure!(status.code() == Code::FailedPrecondition, "{status:?}");
     let told = [image.reference.as_str(), "nydus", "empty"];
+    ensure!(
+        told.iter().all(|word| status.message().contains(word)),
+        "{status:?}"
+    );
+
+    // Of an image that shares its base with that only the top would be there. None of it is on
+    // nydus as yet.
+    let beside = beside_hello()?;
+    ensure!(beside.layers[0].chain_id == image.layers[0].chain_id);
+    node.import(&beside)?;
+    node.unpack_by_containerd("overlayfs", &beside.reference)?;
+    let error = read(&proxied, &sandbox, "shared", &beside)?;
+    let status = error.err().context("half a volume was mounted")?;
+    ensure!(status.code() == Code::FailedPrecondition, "{status:?}");
+    let told = [beside.reference.as_str(), "nydus", "another"];
     ensure!(
         told.iter().all(|word| status.message().contains(word)),
         "{status:?}"

@@ -5,10 +5,10 @@
 
 use std::os::fd::OwnedFd;
 
+use resnap_layer::way::join;
 use rustix::fs::Dir;
 
 use super::Extraction;
-use super::way::join;
 use crate::error::{Doing as _, Fault};
 
 impl Extraction {

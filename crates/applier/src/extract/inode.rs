@@ -45,8 +45,16 @@ pub(super) fn make(parent: &OwnedFd, name: &[u8], kind: &Kind) -> rustix::io::Re
     fs::mknodat(parent, name, file_type, Mode::RUSR | Mode::WUSR, device)
 }
 
-pub(super) fn whiteout(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
-    fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0)
+/// Makes a whiteout. Where nothing lies below a directory, overlayfs lists the whiteouts in it unless
+/// the directory has this attribute (`ovl_get_inode` in Linux' `fs/overlayfs/inode.c`).
+pub(super) fn whiteout(parent: &OwnedFd, name: &[u8], user: bool) -> Result<(), Fault> {
+    let made = fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0);
+    made.doing("make its whiteout")?;
+    let origin = match user {
+        true => "user.overlay.origin",
+        false => "trusted.overlay.origin",
+    };
+    set(parent, origin, b"")
 }
 
 pub(super) fn is_whiteout(stat: &Stat) -> bool {
@@ -120,6 +128,14 @@ pub(crate) fn list(fd: &impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
         .collect())
 }
 
+/// What is made in a directory inherits this access control list.
+pub(super) const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
+
+/// Whether a layer sets such a list.
+pub(super) fn has_default(xattrs: &[Xattr]) -> bool {
+    xattrs.iter().any(|xattr| xattr.name == DEFAULT_LIST)
+}
+
 /// Whether overlayfs keeps its own books in it.
 pub(crate) fn is_overlay(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
@@ -127,7 +143,7 @@ pub(crate) fn is_overlay(name: &[u8]) -> bool {
 
 /// Whether an attribute is set: as containerd has it, not those by which a layer would talk to
 /// overlayfs and other drivers.
-fn is_taken(xattr: &Xattr, user: bool) -> bool {
+pub(super) fn is_taken(xattr: &Xattr, user: bool) -> bool {
     let is_overlay = user && is_overlay(&xattr.name);
     !xattr.name.starts_with(b"trusted.") && !is_overlay
 }
@@ -174,13 +190,15 @@ fn timestamps(time: Time) -> Timestamps {
     }
 }
 
-/// Sets all of what [`make`] made. It is not opened: devices do things then.
+/// Sets all of what is at a name, and takes no attribute away. It is not opened: devices do things
+/// then.
 pub(super) fn dress_at(
     parent: &OwnedFd,
     name: &[u8],
     entry: &Entry,
     user: bool,
 ) -> Result<(), Fault> {
+    let kind = kind(parent, name)?;
     let Metadata {
         mode,
         uid,
@@ -195,7 +213,8 @@ pub(super) fn dress_at(
     path.push(std::ffi::OsStr::from_bytes(name));
     for xattr in &xattrs {
         // Only files and directories have these.
-        if is_taken(xattr, user) && !xattr.name.starts_with(b"user.") {
+        let fits = kind == Some(FileType::RegularFile) || !xattr.name.starts_with(b"user.");
+        if is_taken(xattr, user) && fits {
             taken(fs::lsetxattr(
                 &path,
                 &xattr.name[..],
@@ -204,7 +223,7 @@ pub(super) fn dress_at(
             ))?;
         }
     }
-    if !matches!(entry.kind, Kind::Symlink(_)) {
+    if kind != Some(FileType::Symlink) {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = fs::openat(parent, name, flags, Mode::empty()).doing("open it")?;
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());

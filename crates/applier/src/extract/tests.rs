@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 
 use super::*;
+use crate::pipeline::Stop;
 
 mod costs;
 mod lower;
@@ -220,14 +221,128 @@ fn copies_lose_what_layers_delete() {
 }
 
 #[test]
-fn bases_have_no_whiteouts() {
+fn bases_have_no_whiteouts_and_lose_what_they_delete() {
     let bed = Bed::new();
     let tape = Tape::default()
         .file("d/.wh.x", "")
-        .file("d/.wh..wh..opq", "");
+        .file("d/.wh..wh..opq", "")
+        .file("w", "")
+        .file(".wh.w", "")
+        .file("e/old", "")
+        .file(".wh.e", "")
+        .file("e/new", "")
+        .file(".wh.after", "")
+        .file("after", "");
     bed.extract(Style::Base, &tape.0, &[]).unwrap();
     assert_eq!(fs::read_dir(bed.at("d")).unwrap().count(), 0);
     assert_eq!(xattr(&bed.at("d"), "trusted.overlay.opaque"), None);
+    assert!(!bed.at("w").exists() && !bed.at("e/old").exists());
+    assert!(bed.at("e/new").exists() && bed.at("after").exists());
+}
+
+#[test]
+fn a_deleted_directory_of_whiteouts_is_gone() {
+    let orders = [
+        ["d/.wh.x", "d/s/.wh.y", ".wh.d"],
+        ["d/.wh.x", ".wh.d", "d/s/.wh.y"],
+        [".wh.d", "d/s/.wh.y", "d/.wh.x"],
+        [".wh.d", "d/.wh..wh..opq", "d/.wh.x"],
+    ];
+    for order in orders {
+        for (style, has_lower) in [
+            (Style::Upper, true),
+            (Style::Copy, true),
+            (Style::Copy, false),
+        ] {
+            let (bed, lower) = (Bed::new(), Bed::new());
+            let below = if style == Style::Copy { &bed } else { &lower };
+            if has_lower {
+                fs::create_dir_all(below.at("d/s")).unwrap();
+                fs::write(below.at("d/x"), "").unwrap();
+            }
+            let tape = order
+                .iter()
+                .fold(Tape::default(), |tape, path| tape.file(path, ""));
+            bed.extract(style, &tape.0, &[&lower.root()]).unwrap();
+            let found = fs::symlink_metadata(bed.at("d"));
+            match style {
+                Style::Upper => assert!(found.unwrap().file_type().is_char_device(), "{order:?}"),
+                _ => assert!(found.is_err(), "{order:?} {has_lower}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_deleted_directory_with_something_stays() {
+    let bed = Bed::new();
+    let tape = Tape::default()
+        .file("d/s/.wh.y", "")
+        .file(".wh.d", "")
+        .file("d/f", "")
+        .file("e/.wh.x", "")
+        .file(".wh.e", "")
+        .dir("e/");
+    bed.upper(tape).unwrap();
+    assert!(bed.at("d/f").is_file() && bed.at("e").is_dir());
+    let hollow = fs::symlink_metadata(bed.at("d/s")).unwrap();
+    assert!(hollow.file_type().is_char_device());
+    for dir in ["d", "e"] {
+        let opaque = xattr(&bed.at(dir), "trusted.overlay.opaque");
+        assert!(opaque.is_some(), "{dir}");
+    }
+}
+
+#[test]
+fn a_hard_link_changes_what_it_names() {
+    let bed = Bed::new();
+    let mut tape = Tape::default().file("file", "text");
+    let mut header = tar::Header::new_ustar();
+    header.set_path("hard").unwrap();
+    header.set_link_name("file").unwrap();
+    header.set_entry_type(tar::EntryType::Link);
+    header.set_mode(0o4711);
+    header.set_uid(70);
+    header.set_gid(80);
+    header.set_mtime(5);
+    header.set_size(0);
+    header.set_cksum();
+    tape.0.extend(header.as_bytes());
+    bed.upper(tape).unwrap();
+    let file = fs::metadata(bed.at("file")).unwrap();
+    let found = (file.mode() & 0o7777, file.uid(), file.gid(), file.mtime());
+    assert_eq!(found, (0o4711, 70, 80, 5));
+}
+
+#[test]
+fn what_was_replaced_does_not_come_back_in_a_copy() {
+    for (tape, is_taken) in [
+        (Tape::default().file("d", "").dir("d/"), false),
+        (Tape::default().dir("d/").symlink("d", "x").dir("d/"), false),
+        (
+            Tape::default().file("d", "").file(".wh.d", "").dir("d/"),
+            true,
+        ),
+        (Tape::default().file("new", "").dir("new/"), true),
+        (
+            Tape::default().dir("new/").file("new", "").dir("new/"),
+            true,
+        ),
+    ] {
+        let bed = Bed::new();
+        fs::create_dir_all(bed.at("d/below")).unwrap();
+        let extracted = bed.extract(Style::Copy, &tape.0, &[]);
+        match is_taken {
+            true => extracted.unwrap(),
+            false => assert!(matches!(
+                extracted,
+                Err(Error::Entry {
+                    fault: Fault::Replaced,
+                    ..
+                })
+            )),
+        }
+    }
 }
 
 #[test]

@@ -6,27 +6,17 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use resnap_layer::way::{Step, Way, split};
+use resnap_layer::way::{self, End, Found, join, names, split};
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::{Extraction, Place, Style, inode};
 use crate::error::{Doing as _, Fault};
 
-/// Linux takes no longer paths.
-const PATH_MAX: usize = 4096;
-
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
-
-pub(super) fn join(parents: &[u8], name: &[u8]) -> Vec<u8> {
-    match parents.is_empty() {
-        true => name.to_vec(),
-        false => [parents, b"/", name].concat(),
-    }
-}
 
 /// Whether `path` is in the directory `top`.
 pub(crate) fn below(top: &[u8], path: &[u8]) -> bool {
@@ -71,9 +61,12 @@ impl Extraction {
         {
             return Ok(place.clone());
         }
-        let place = match self.walk(path, true)? {
+        let place = match self.open_at_once(path)? {
             Some(place) => place,
-            None => return Err(Fault::NotADirectory(path.to_vec())),
+            None => {
+                let end = self.go(path)?;
+                self.make_missing(end)?
+            }
         };
         self.recent = Some((path.to_vec(), place.clone()));
         Ok(place)
@@ -86,82 +79,114 @@ impl Extraction {
         {
             return Ok(Some(place.clone()));
         }
-        self.walk(path, false)
-    }
-
-    fn walk(&mut self, path: &[u8], make: bool) -> Result<Option<Place>, Fault> {
-        // Mostly no link is on the way, and all is there.
-        if let Ok(fd) = self.open(path) {
-            let path = path.to_vec();
-            self.note(&path)?;
-            let fd = Arc::new(fd);
-            return Ok(Some(Place { path, fd }));
+        if let Some(place) = self.open_at_once(path)? {
+            return Ok(Some(place));
         }
-        let mut at = Vec::new();
-        let mut fd = self.open(&at).doing("open the root")?;
-        let mut way = Way::to(path);
-        while let Some(step) = way.step().map_err(|_| Fault::Links)? {
-            let Step::Name(name) = step else {
-                at.truncate(split(&at).0.len());
-                fd = self.open(&at).doing("open a parent")?;
-                continue;
-            };
-            let next = join(&at, &name);
-            if next.len() >= PATH_MAX {
-                return Err(Fault::Links);
-            }
-            let error = match fs::openat(&fd, &name[..], DIRECTORY, Mode::empty()) {
-                Ok(opened) => {
-                    (at, fd) = (next, opened);
-                    self.note(&at)?;
-                    continue;
-                }
-                Err(error) => error,
-            };
-            let target = match error {
-                Errno::NOENT if !make => return Ok(None),
-                Errno::NOENT => None,
-                Errno::NOTDIR | Errno::LOOP => match fs::readlinkat(&fd, &name[..], Vec::new()) {
-                    Ok(target) => Some(target.into_bytes()),
-                    Err(Errno::INVAL) if !make => return Ok(None),
-                    Err(Errno::INVAL) => {
-                        self.make_way(&fd, &name, &next)?;
-                        None
-                    }
-                    Err(error) => return Err(error).doing("read a link on the way"),
-                },
-                error => return Err(error).doing("open a parent"),
-            };
-            if let Some(target) = target {
-                if way.follow(&target).map_err(|_| Fault::Links)? {
-                    at.clear();
-                    fd = self.open(&at).doing("open the root")?;
-                }
-                continue;
-            }
-            if error == Errno::NOENT {
-                fs::mkdirat(&fd, &name[..], Mode::RWXU).doing("make a parent")?;
-                self.made(&next)?;
-            }
-            (at, fd) = (next, self.open(&join(&at, &name)).doing("open a parent")?);
-        }
-        let fd = Arc::new(fd);
-        Ok(Some(Place { path: at, fd }))
-    }
-
-    /// Makes a directory in the place of a whiteout, or of what a lower layer has there; what this
-    /// layer has does not give way.
-    fn make_way(&mut self, fd: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
-        let is_lower = match self.style {
-            Style::Upper => inode::kind(fd, name)?.is_none(),
-            Style::Base => false,
-            Style::Copy => !self.is_ours(path),
+        let End {
+            path,
+            missing,
+            directory,
+        } = self.go(path)?;
+        let place = Place {
+            path,
+            fd: directory,
         };
-        if !is_lower {
-            return Err(Fault::NotADirectory(path.to_vec()));
+        Ok((missing == 0).then_some(place))
+    }
+
+    /// Mostly no link is on the way, and all is there.
+    fn open_at_once(&mut self, path: &[u8]) -> Result<Option<Place>, Fault> {
+        self.ways.take(names(path))?;
+        let Ok(fd) = self.open(path) else {
+            return Ok(None);
+        };
+        self.note(path)?;
+        Ok(Some(Place {
+            path: path.to_vec(),
+            fd: Arc::new(fd),
+        }))
+    }
+
+    fn go(&mut self, path: &[u8]) -> Result<End<Arc<OwnedFd>>, Fault> {
+        let mut ways = self.ways;
+        let end = way::go(self, path, &mut ways);
+        self.ways = ways;
+        end
+    }
+
+    /// Makes the directories at the end of a way that are not there.
+    fn make_missing(&mut self, end: End<Arc<OwnedFd>>) -> Result<Place, Fault> {
+        let names = end.path.rsplit(|byte| *byte == b'/');
+        let names: Vec<_> = names.take(end.missing).collect();
+        let mut path = &end.path[..];
+        for _ in &names {
+            path = split(path).0;
         }
+        let (mut path, mut fd) = (path.to_vec(), end.directory);
+        for name in names.into_iter().rev() {
+            path = join(&path, name);
+            match fs::mkdirat(&*fd, name, Mode::RWXU) {
+                Ok(()) => self.made(&path)?,
+                Err(Errno::EXIST) => self.make_way(&fd, name, &path)?,
+                made => made.doing("make a parent")?,
+            }
+            let made = fs::openat(&*fd, name, DIRECTORY, Mode::empty());
+            fd = Arc::new(made.doing("open a parent")?);
+        }
+        Ok(Place { path, fd })
+    }
+
+    /// Makes a directory in the place of a whiteout, or of what a lower layer has there.
+    fn make_way(&mut self, fd: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), Fault> {
         self.clear(fd, name, path)?;
         fs::mkdirat(fd, name, Mode::RWXU).doing("make a parent")?;
         self.made(path)
+    }
+
+    /// Whether what is there gives way to a directory: what this layer has does not.
+    fn is_lower(&self, fd: &OwnedFd, name: &[u8], path: &[u8]) -> Result<bool, Fault> {
+        Ok(match self.style {
+            Style::Upper => inode::kind(fd, name)?.is_none(),
+            Style::Base => false,
+            Style::Copy => !self.is_ours(path),
+        })
+    }
+}
+
+impl way::Tree for Extraction {
+    type Directory = Arc<OwnedFd>;
+    type Error = Fault;
+
+    fn root(&mut self) -> Result<Arc<OwnedFd>, Fault> {
+        Ok(Arc::new(self.open(&[]).doing("open the root")?))
+    }
+
+    fn look(
+        &mut self,
+        directory: &Arc<OwnedFd>,
+        path: &[u8],
+        name: &[u8],
+    ) -> Result<Found<Arc<OwnedFd>>, Fault> {
+        match fs::openat(&**directory, name, DIRECTORY, Mode::empty()) {
+            Ok(opened) => {
+                self.note(path)?;
+                return Ok(Found::Directory(Arc::new(opened)));
+            }
+            Err(Errno::NOENT) => return Ok(Found::Nothing),
+            Err(Errno::NOTDIR | Errno::LOOP) => {}
+            Err(error) => return Err(error).doing("open a parent"),
+        }
+        match fs::readlinkat(&**directory, name, Vec::new()) {
+            Ok(target) => Ok(Found::Link(target.into_bytes())),
+            Err(Errno::INVAL) if self.is_lower(directory, name, path)? => Ok(Found::Nothing),
+            Err(Errno::INVAL) => Err(Fault::NotADirectory(path.to_vec())),
+            Err(error) => Err(error).doing("read a link on the way"),
+        }
+    }
+
+    /// Nobody but this process moves directories here.
+    fn parent(&mut self, directory: &Arc<OwnedFd>) -> Result<Arc<OwnedFd>, Fault> {
+        let parent = fs::openat(&**directory, "..", DIRECTORY, Mode::empty());
+        Ok(Arc::new(parent.doing("open a parent")?))
     }
 }

@@ -7,9 +7,19 @@ use flate2::write::GzEncoder;
 use resnap_core::testing::Nobody;
 
 use super::*;
+use crate::memory::Memory;
 
 fn read(blob: &[u8], compression: Compression, limit: u64) -> Result<(Vec<u8>, Applied), Error> {
     let (_stop, stopped) = watch::channel(false);
+    read_with(blob, compression, limit, Stop(stopped).into())
+}
+
+fn read_with(
+    blob: &[u8],
+    compression: Compression,
+    limit: u64,
+    guard: Guard,
+) -> Result<(Vec<u8>, Applied), Error> {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(blob).unwrap();
     file.rewind().unwrap();
@@ -17,7 +27,7 @@ fn read(blob: &[u8], compression: Compression, limit: u64) -> Result<(Vec<u8>, A
         index: 0,
         compression,
         limit,
-        stop: Stop(stopped),
+        guard,
         monitor: Arc::new(Nobody),
     };
     run(Source::File(file), &work, |stream| {
@@ -88,7 +98,7 @@ fn it_stops_when_nobody_wants_it() {
         index: 0,
         compression: Compression::None,
         limit: u64::MAX,
-        stop: Stop(stopped),
+        guard: Stop(stopped).into(),
         monitor: Arc::new(Nobody),
     };
     let mut stop = Some(stop);
@@ -103,4 +113,88 @@ fn it_stops_when_nobody_wants_it() {
         Ok(())
     });
     assert!(matches!(stopped, Err(Error::Stopped)));
+}
+
+#[test]
+fn zeros_behind_the_end_are_ignored() {
+    let bytes = b"a tar archive".repeat(1000);
+    let frame = zstd::encode_all(&bytes[..], 1).unwrap();
+    for blob in [gzip(&bytes), frame] {
+        let zeros = vec![0; CHUNK + 3];
+        let read = |more: &[&[u8]]| {
+            let blob = [&[&blob[..]], more].concat().concat();
+            read(&blob, Compression::Detected, u64::MAX)
+        };
+        for end in [1, 10, zeros.len()] {
+            let (read, applied) = read(&[&zeros[..end]]).unwrap();
+            assert!(read == bytes);
+            assert_eq!(applied.diff_id, Digest::sha256(&bytes));
+        }
+        for end in [1, zeros.len()] {
+            assert!(read(&[&zeros[..end], b"x"]).is_err());
+            assert!(read(&[&zeros[..end], &blob]).is_err());
+        }
+    }
+}
+
+/// A frame that says its window has so many bits.
+fn wide(bytes: &[u8], bits: u32) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(bits).unwrap();
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn windows_come_out_of_the_memory_of_layers() {
+    let guard = |limit| {
+        let (stop, stopped) = watch::channel(false);
+        let is_turn = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let memory = Memory::new(limit);
+        let allowance = memory.allow(&Default::default(), is_turn);
+        (stop, Guard::new(Stop(stopped), allowance))
+    };
+    let read = |blob: &[u8], limit| {
+        let (_stop, guard) = guard(limit);
+        let read = read_with(blob, Compression::Detected, u64::MAX, guard);
+        read.map(|(bytes, _)| bytes).map_err(Error::settled)
+    };
+    let bytes = b"a tar archive".repeat(1000);
+    for bits in [20, 28, 31] {
+        let blob = wide(&bytes, bits);
+        let needed = (1 << bits) + (1 << 20);
+        assert!(
+            read(&blob, needed / 10 * 16 + 160).unwrap() == bytes,
+            "{bits}"
+        );
+        let unfit = read(&blob, needed / 10 * 8);
+        assert!(matches!(unfit, Err(Error::Unfit(_))), "{unfit:?}");
+        // Something has come of the layer before.
+        let second = [&wide(&bytes, 10)[..], &blob].concat();
+        let unfit = read(&second, needed / 10 * 8);
+        assert!(matches!(unfit, Err(Error::Denied(_))), "{unfit:?}");
+    }
+    // One that says how much is in it takes no more.
+    let small = zstd::bulk::compress(&bytes, 19).unwrap();
+    assert!(read(&small, 1 << 20).unwrap() == bytes);
+}
+
+#[test]
+fn windows_are_as_their_frames_say() {
+    for (header, want) in [
+        (&[0x28, 0xb5, 0x2f, 0xfd, 0, 0][..], 1 << 10),
+        (&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x53], (1 << 20) / 8 * 11),
+        (&[0x28, 0xb5, 0x2f, 0xfd, 0, 0xff], (1 << 41) / 8 * 15),
+        (&[0x28, 0xb5, 0x2f, 0xfd, 0x20, 7], 7),
+        (&[0x28, 0xb5, 0x2f, 0xfd, 0x63, 1, 2, 3, 4, 1, 1], 513),
+        (&[0x28, 0xb5, 0x2f, 0xfd, 0x80, 0xff, 1, 0, 0, 0], 1),
+        (
+            &[0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0, 0, 1, 0, 0, 0],
+            1 << 32,
+        ),
+        (&[0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff], 0),
+        (&[0x28, 0xb5, 0x2f], 0),
+    ] {
+        assert_eq!(members::window(header), want, "{header:x?}");
+    }
 }

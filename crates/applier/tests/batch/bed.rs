@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use resnap_applier::{Applier, Differ, Settings};
 use resnap_core::testing::{Nobody, Simulated};
 use resnap_core::{
     Applied, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor, Digest,
-    Error, Introspection, Kind, Mount, Ports, Result, Scope, SnapshotterInfo,
+    Error, Introspection, Kind, Monitor, Mount, Ports, Result, Scope, SnapshotterInfo,
 };
 use tempfile::TempDir;
 
@@ -80,6 +81,8 @@ pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 pub(crate) struct Bed {
     /// containerd's root.
     pub(crate) root: PathBuf,
+    /// Who is told how it goes.
+    pub(crate) monitor: Arc<dyn Monitor>,
     backend: Arc<Backend>,
     snapshots: AtomicUsize,
     _dir: Option<TempDir>,
@@ -89,8 +92,9 @@ pub(crate) struct Bed {
 struct Backend {
     root: PathBuf,
     blobs: Mutex<BTreeMap<Digest, Vec<u8>>>,
-    /// Whose reading never ends, and whether it begins.
-    stuck: Mutex<Option<(Digest, bool)>>,
+    /// Whose reading never ends, and after how many pieces of 1000 bytes; there is not even an answer
+    /// without.
+    stuck: Mutex<Option<(Digest, Option<usize>)>>,
     says_content_root: bool,
     sent: Mutex<Vec<Digest>>,
     left: Mutex<Vec<Digest>>,
@@ -112,6 +116,7 @@ impl Bed {
         fs::create_dir_all(root.join("content/blobs/sha256")).unwrap();
         Self {
             root: root.to_path_buf(),
+            monitor: Arc::new(Nobody),
             backend: Arc::new(Backend {
                 root: root.to_path_buf(),
                 blobs: Mutex::default(),
@@ -150,8 +155,13 @@ impl Bed {
 
     /// A blob that is no file, and of which containerd never sends all, or not even an answer.
     pub(crate) fn stick(&self, layer: &Descriptor, begins: bool) {
+        self.stick_after(layer, begins.then_some(1));
+    }
+
+    /// The same after so many pieces of 1000 bytes.
+    pub(crate) fn stick_after(&self, layer: &Descriptor, pieces: Option<usize>) {
         fs::remove_file(self.file(&layer.digest)).unwrap();
-        *self.backend.stuck.lock().unwrap() = Some((layer.digest.clone(), begins));
+        *self.backend.stuck.lock().unwrap() = Some((layer.digest.clone(), pieces));
     }
 
     /// Has containerd not know a blob, whose file stays.
@@ -169,21 +179,30 @@ impl Bed {
         layers: &[Descriptor],
         sync_fs: bool,
     ) -> Arc<dyn BatchApplier> {
+        let mut settings = Settings::default();
+        settings.differs.insert("overlayfs".to_owned(), differ);
+        self.batch_with(settings, layers, sync_fs)
+    }
+
+    pub(crate) fn batch_with(
+        &self,
+        settings: Settings,
+        layers: &[Descriptor],
+        sync_fs: bool,
+    ) -> Arc<dyn BatchApplier> {
         let ports = Ports {
             content: Arc::clone(&self.backend) as _,
             applier: Arc::clone(&self.backend) as _,
             introspection: Arc::clone(&self.backend) as _,
             ..Simulated::new().ports()
         };
-        let mut settings = Settings::default();
-        settings.differs.insert("overlayfs".to_owned(), differ);
         let applier: Arc<dyn resnap_core::Applier> = Arc::new(Applier::new(&ports, settings));
         let batch = Batch {
             scope: Scope::new("default"),
             snapshotter: "overlayfs".to_owned(),
             layers: layers.to_vec(),
             sync_fs,
-            monitor: Arc::new(Nobody),
+            monitor: Arc::clone(&self.monitor),
         };
         applier.batch(&batch).unwrap()
     }
@@ -264,8 +283,23 @@ pub(crate) fn mount(kind: &str, source: &str, options: &[String]) -> Mount {
 
 #[async_trait]
 impl resnap_core::Applier for Backend {
-    async fn apply(&self, _: &Scope, layer: &Descriptor, _: &[Mount], _: bool) -> Result<Applied> {
+    /// One that is stuck writes for two seconds before.
+    async fn apply(
+        &self,
+        _: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        _: bool,
+    ) -> Result<Applied> {
         self.left.lock().unwrap().push(layer.digest.clone());
+        let stuck = self.stuck.lock().unwrap().clone();
+        if stuck.is_some_and(|(stuck, _)| stuck == layer.digest) {
+            for at in 0..20 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                fs::write(Path::new(&mounts[0].source).join("file"), at.to_string()).unwrap();
+            }
+            std::future::pending().await
+        }
         Ok(Applied {
             diff_id: layer.digest.clone(),
             size: 0,
@@ -294,8 +328,10 @@ impl ContentReader for Backend {
         let pieces: Vec<_> = blob.chunks(1000).map(Bytes::copy_from_slice).collect();
         let pieces = futures::stream::iter(pieces).map(Ok);
         match stuck.filter(|(stuck, _)| stuck == digest) {
-            Some((_, true)) => Ok(pieces.take(1).chain(futures::stream::pending()).boxed()),
-            Some((_, false)) => std::future::pending().await,
+            Some((_, Some(count))) => {
+                Ok(pieces.take(count).chain(futures::stream::pending()).boxed())
+            }
+            Some((_, None)) => std::future::pending().await,
             None => Ok(pieces.boxed()),
         }
     }

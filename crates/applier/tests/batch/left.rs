@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use flate2::write::GzEncoder;
+use resnap_applier::Settings;
 use resnap_core::{Descriptor, Mount, Scope};
 
 use crate::bed::{Bed, GZIP, TAR, block_on, elsewhere, run, tar};
@@ -106,6 +107,27 @@ async fn images_beside_others_with_verity() {
     assert!(bed.fs(image).with_file_name("layer.erofs").exists());
 }
 
+#[tokio::test]
+async fn zstd_windows_for_which_there_is_no_memory() {
+    let bed = Bed::new();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(28).unwrap();
+    encoder.write_all(&tar(&[("etc/file", b"x")])).unwrap();
+    let layer = bed.layer(GZIP, encoder.finish().unwrap());
+    let (snapshot, mounts) = bed.prepare(&[], &[]);
+    assert!(is_left(&bed, &layer, &mounts).await);
+    let there = bed.fs(snapshot).with_file_name("").read_dir().unwrap();
+    assert_eq!(there.count(), 2, "more than fs and work");
+    assert!(bed.fs(snapshot).read_dir().unwrap().next().is_none());
+    // With more memory it is ours.
+    let mut settings = Settings::default();
+    settings.memory = 1 << 30;
+    let batch = bed.batch_with(settings, &[layer], false);
+    let snapshot = bed.apply_all(&*batch, 1, &[]).await[0];
+    batch.end().await;
+    assert_eq!(text(&bed, snapshot), "x");
+}
+
 /// containerd takes each of these for what it is.
 #[tokio::test]
 async fn compression_is_what_it_is() {
@@ -116,9 +138,12 @@ async fn compression_is_what_it_is() {
     let gzip = encoder.finish().unwrap();
     let docker = "application/vnd.docker.image.rootfs.diff.tar";
     for (media_type, blob) in [
-        (docker, gzip),
+        (docker, gzip.clone()),
         (GZIP, archive.clone()),
         (GZIP, zstd::encode_all(&archive[..], 1).unwrap()),
+        (TAR, gzip.clone()),
+        (TAR, zstd::encode_all(&archive[..], 1).unwrap()),
+        (TAR, [&gzip[..], &[0; 1000]].concat()),
     ] {
         let layer = bed.layer(media_type, blob);
         let (snapshot, mounts) = bed.prepare(&[], &[]);

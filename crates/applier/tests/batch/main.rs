@@ -12,16 +12,21 @@
 
 mod bed;
 mod ends;
+mod hostile;
 mod left;
 mod many;
 mod places;
 mod torn;
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use bed::{Bed, TAR, tar};
 use resnap_applier::Differ;
-use resnap_core::{Kind, Mount, Scope};
+use resnap_core::{Admission, Kind, Monitor, Mount, Scope, Span, Stage};
 
 /// Layers that all write to one file, of which the last counts.
 fn layers(bed: &Bed, of: &str, count: usize) -> Vec<resnap_core::Descriptor> {
@@ -34,6 +39,59 @@ fn layers(bed: &Bed, of: &str, count: usize) -> Vec<resnap_core::Descriptor> {
 
 fn text(bed: &Bed, snapshot: usize) -> String {
     fs::read_to_string(bed.fs(snapshot).join("etc/file")).unwrap()
+}
+
+/// Counts who has been admitted.
+#[derive(Default)]
+struct Gate(Arc<AtomicUsize>, AtomicUsize);
+
+/// One who has.
+struct Inside(Arc<AtomicUsize>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Monitor for Gate {
+    async fn admit(&self, _: usize) -> Admission {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Admission::new(Inside(Arc::clone(&self.0)))
+    }
+
+    fn read(&self, _: usize, _: u64) {}
+
+    fn went(&self, _: usize, stage: Stage, _: Span) {
+        // Who is told has not gone on yet.
+        if stage == Stage::Place && self.0.load(Ordering::SeqCst) > 0 {
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_put_in_place_by_admission() {
+    let gate = Arc::new(Gate::default());
+    let mut bed = Bed::new();
+    bed.monitor = Arc::clone(&gate) as _;
+    let layers = layers(&bed, "a", 3);
+    let batch = bed.batch(&layers);
+    let mut snapshots = Vec::new();
+    for index in 0..3 {
+        let (snapshot, mounts) = bed.prepare(&snapshots, &[]);
+        // All are built by now, and nobody is admitted for that any more.
+        while index > 0 && gate.0.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let scope = Scope::new("default");
+        batch.apply(&scope, index, &mounts).await.unwrap();
+        snapshots.push(snapshot);
+        assert_eq!(gate.1.load(Ordering::SeqCst), index + 1);
+    }
+    batch.end().await;
+    assert_eq!(gate.0.load(Ordering::SeqCst), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,7 +11,7 @@ use resnap_core::Scope;
 use crate::bed::{Bed, GZIP, elsewhere};
 
 /// The most memory this process took, in MiB.
-fn peak() -> u64 {
+pub(crate) fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let number = line.unwrap().split_whitespace().next().unwrap();

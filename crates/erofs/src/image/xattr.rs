@@ -16,6 +16,10 @@ const ENTRY: usize = 4;
 /// Marks the index of a prefix that is the image's own.
 const LONG_PREFIX: u8 = 0x80;
 
+/// Bytes of all attributes of an inode, names and values, as many as the format has room for behind
+/// one. With shared ones there could be more.
+const MOST: usize = 1 << 18;
+
 /// As long as a name may be, in bytes.
 const LONGEST: usize = 255;
 
@@ -27,13 +31,48 @@ impl<R: ReadAt> Image<R> {
     ///
     /// They are malformed, or the file cannot be read.
     pub fn xattrs(&self, node: &Node) -> Result<Vec<Xattr>> {
+        let mut xattrs = Vec::new();
+        let mut size = 0;
+        self.each(node, &mut |entry, text| {
+            let (name, value) = text()?;
+            size += name.len() + value.len();
+            if size > MOST {
+                let what = "more than 256 KiB of extended attributes at an inode";
+                return Err(ImageError::Unsupported(what));
+            }
+            xattrs.extend(self.decode(entry.index, &name, value)?);
+            Ok(true)
+        })?;
+        xattrs.sort();
+        Ok(xattrs)
+    }
+
+    /// Whether a node has this attribute with this value. Others are not read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::xattrs`].
+    pub fn has_xattr(&self, node: &Node, name: &[u8], value: &[u8]) -> Result<bool> {
+        let mut is_found = false;
+        self.each(node, &mut |entry, text| {
+            if entry.value == value.len() && entry.name <= name.len() {
+                let (rest, found) = text()?;
+                let found = self.decode(entry.index, &rest, found)?;
+                is_found = found.is_some_and(|xattr| xattr.name == name && xattr.value == value);
+            }
+            Ok(!is_found)
+        })?;
+        Ok(is_found)
+    }
+
+    /// Goes through the attributes of a node as long as `each` says so, which reads them or not.
+    fn each(&self, node: &Node, each: &mut Each<'_>) -> Result<()> {
         let corrupt = || ImageError::Corrupt {
             what: "extended attributes",
             offset: node.offset,
         };
-        let mut xattrs = Vec::new();
         if node.inode.xattrs == 0 {
-            return Ok(xattrs);
+            return Ok(());
         }
         // At most 256 KiB: the count in the inode has 16 bits.
         let mut body = vec![0; node.inode.xattrs];
@@ -46,32 +85,34 @@ impl<R: ReadAt> Image<R> {
         let mut rest = body.get(XATTR_HEADER + 4 * shared..).ok_or_else(corrupt)?;
         for index in 0..shared {
             let id = Get(&body).u32(XATTR_HEADER + 4 * index);
-            xattrs.extend(self.shared(id)?);
+            let offset = self.block(self.superblock.xattrs) + 4 * u64::from(id);
+            let mut head = [0; ENTRY];
+            read(&self.source, offset, &mut head)?;
+            let entry = Entry::of(&head);
+            let text = &|| {
+                let mut text = vec![0; entry.name + entry.value];
+                read(&self.source, offset + ENTRY as u64, &mut text)?;
+                let value = text.split_off(entry.name);
+                Ok((text, value))
+            };
+            if !each(entry, text)? {
+                return Ok(());
+            }
         }
         while rest.len() >= ENTRY {
-            let (name, value) = lengths(rest);
-            let text = rest.get(ENTRY..ENTRY + name + value).ok_or_else(corrupt)?;
-            let (name, value) = text.split_at(name);
-            xattrs.extend(self.decode(Get(rest).u8(1), name, value)?);
-            let used = (ENTRY + text.len()).next_multiple_of(ENTRY);
+            let entry = Entry::of(rest);
+            let text = rest.get(ENTRY..ENTRY + entry.name + entry.value);
+            let (name, value) = text.ok_or_else(corrupt)?.split_at(entry.name);
+            if !each(entry, &|| Ok((name.to_vec(), value.to_vec())))? {
+                return Ok(());
+            }
+            let used = (ENTRY + entry.name + entry.value).next_multiple_of(ENTRY);
             rest = rest.get(used..).unwrap_or_default();
         }
-        xattrs.sort();
-        Ok(xattrs)
+        Ok(())
     }
 
-    fn shared(&self, id: u32) -> Result<Option<Xattr>> {
-        let offset = self.block(self.superblock.xattrs) + 4 * u64::from(id);
-        let mut head = [0; ENTRY];
-        read(&self.source, offset, &mut head)?;
-        let (name, value) = lengths(&head);
-        let mut text = vec![0; name + value];
-        read(&self.source, offset + ENTRY as u64, &mut text)?;
-        let (name, value) = text.split_at(name);
-        self.decode(Get(&head).u8(1), name, value)
-    }
-
-    fn decode(&self, index: u8, rest: &[u8], value: &[u8]) -> Result<Option<Xattr>> {
+    fn decode(&self, index: u8, rest: &[u8], value: Vec<u8>) -> Result<Option<Xattr>> {
         let prefix = match index & LONG_PREFIX {
             0 => prefix(index),
             _ => {
@@ -81,7 +122,7 @@ impl<R: ReadAt> Image<R> {
         };
         Ok(prefix.map(|prefix| Xattr {
             name: [prefix, rest].concat(),
-            value: value.to_vec(),
+            value,
         }))
     }
 
@@ -130,9 +171,32 @@ impl<R: ReadAt> Image<R> {
     }
 }
 
-fn lengths(entry: &[u8]) -> (usize, usize) {
-    (Get(entry).u8(0).into(), Get(entry).u16(2).into())
+/// What is before the name of an attribute.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// Bytes of its name, but for the prefix.
+    name: usize,
+    /// What the prefix is.
+    index: u8,
+    /// Bytes of its value.
+    value: usize,
 }
+
+impl Entry {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            name: Get(bytes).u8(0).into(),
+            index: Get(bytes).u8(1),
+            value: Get(bytes).u16(2).into(),
+        }
+    }
+}
+
+/// Reads the name, without its prefix, and the value of an attribute.
+type Text<'a> = &'a dyn Fn() -> Result<(Vec<u8>, Vec<u8>)>;
+
+/// What is done with each attribute: whether to go on.
+type Each<'a> = dyn FnMut(Entry, Text<'_>) -> Result<bool> + 'a;
 
 /// What an index that Linux gives stands for.
 fn prefix(index: u8) -> Option<&'static [u8]> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use crate::{Error, Image, Limits, Lower, Node, Nothing, Writer};
+use crate::{Error, Image, Lower, Memory, Node, Nothing, Writer};
 use resnap_layer::Layer;
 use tar::{Builder, EntryType, Header};
 
@@ -93,7 +93,7 @@ pub(crate) fn layer(items: &[Item]) -> Vec<u8> {
 
 pub(crate) fn write_on(stream: &[u8], lower: &mut dyn Lower) -> Result<Vec<u8>, Error> {
     let mut layer = Layer::new(stream, resnap_layer::Limits::default());
-    let mut writer = Writer::new(Cursor::new(Vec::new()), Limits::default())?;
+    let mut writer = Writer::new(Cursor::new(Vec::new()), Box::new(Memory::new(1 << 30)))?;
     writer.add(&mut layer)?;
     let (target, summary) = writer.finish(lower, *b"0123456789abcdef")?;
     let image = target.into_inner();

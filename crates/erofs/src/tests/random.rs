@@ -27,6 +27,8 @@ enum Thing {
 struct Model {
     things: BTreeMap<String, Thing>,
     deleted: BTreeSet<String>,
+    /// Directories that are stated, or have something in them that is no whiteout.
+    solid: BTreeSet<String>,
 }
 
 fn parents(path: &str) -> impl Iterator<Item = &str> {
@@ -39,6 +41,28 @@ fn remove(model: &mut Model, path: &str) {
         .things
         .retain(|other, _| other != path && !other.starts_with(&below));
     model.deleted.retain(|other| !other.starts_with(&below));
+    model
+        .solid
+        .retain(|other| other != path && !other.starts_with(&below));
+}
+
+/// Directories of whiteouts that are deleted, or in what is, are whiteouts.
+fn sweep(model: &mut Model) {
+    let directories = model.things.iter();
+    let directories = directories.filter(|(_, thing)| matches!(thing, Thing::Directory { .. }));
+    let hollow: Vec<String> = directories
+        .map(|(path, _)| path.clone())
+        .filter(|path| {
+            let mut all = parents(path).chain([&path[..]]);
+            !model.solid.contains(path) && all.any(|path| model.deleted.contains(path))
+        })
+        .collect();
+    for path in &hollow {
+        if model.things.contains_key(path) {
+            remove(model, path);
+            model.things.insert(path.clone(), Thing::Whiteout);
+        }
+    }
 }
 
 /// Does what the table in the crate's documentation says; `None` if that is an error.
@@ -107,6 +131,11 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
             Thing::File(item.data.clone(), number)
         }
     };
+    if hidden.is_none() {
+        let is_directory = matches!(new, Thing::Directory { .. });
+        let solid = parents(&path).chain(is_directory.then_some(&path[..]));
+        model.solid.extend(solid.map(str::to_owned));
+    }
     model.things.insert(path, new);
     Some(())
 }
@@ -228,6 +257,7 @@ proptest! {
         match write(&layer(&items)) {
             Ok(bytes) => {
                 prop_assert!(is_right);
+                sweep(&mut model);
                 compare(&model.things, &Image::open(bytes).unwrap());
             }
             Err(error) => prop_assert!(!is_right, "{error:?}"),

@@ -3,8 +3,11 @@
 
 //! What a layer holds is in its image.
 
+use std::io::Cursor;
+
 use super::common::*;
-use resnap_layer::Time;
+use crate::{Image, Memory, Nothing, Writer};
+use resnap_layer::{Layer, Time};
 use tar::EntryType::*;
 
 #[test]
@@ -16,7 +19,12 @@ fn every_type() {
             mtime: "-1.25".to_owned(),
             ..file("file", b"hello")
         },
-        link(Link, "hard", "file"),
+        Item {
+            mode: 0o644,
+            uid: 70_000,
+            mtime: "-1.25".to_owned(),
+            ..link(Link, "hard", "file")
+        },
         link(Symlink, "soft", "over/there"),
         Item {
             device: (8, 3),
@@ -297,7 +305,7 @@ fn what_is_refused() {
             vec![directory("d", 0o755), link(Link, "a", "d")],
             "target \"d\" is a directory",
         ),
-        (vec![link(Link, "a", "/")], "is a directory"),
+        (vec![link(Link, "a", "/")], "a hard link to the root"),
         (
             vec![file(".wh.b", b""), link(Link, "a", "b")],
             "is not in the layer",
@@ -329,14 +337,14 @@ fn what_is_refused() {
                 link(Symlink, "b", "a"),
                 file("a/c", b""),
             ],
-            "too many symbolic links",
+            "more than 255 symbolic links",
         ),
         (
             vec![Item {
                 device: (4096, 0),
                 ..item(Char, "a")
             }],
-            "no room for the device 4096:0",
+            "device number 4096:0 is not between",
         ),
         (
             vec![Item {
@@ -351,11 +359,15 @@ fn what_is_refused() {
     }
 }
 
-/// What is over these limits in a layer on others.
-fn over(limits: crate::Limits, items: &[Item], lower: &mut dyn crate::Lower) -> String {
+/// Why so many bytes are too few for a layer on others.
+fn over(limit: u64, items: &[Item], lower: &mut dyn crate::Lower) -> String {
     let stream = layer(items);
     let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
-    let mut writer = crate::Writer::new(std::io::Cursor::new(Vec::new()), limits).unwrap();
+    let mut writer = crate::Writer::new(
+        std::io::Cursor::new(Vec::new()),
+        Box::new(crate::Memory::new(limit)),
+    )
+    .unwrap();
     let added = writer.add(&mut layer);
     let written = added.and_then(|()| writer.finish(lower, [0; 16]).map(drop));
     let error = written.unwrap_err();
@@ -383,38 +395,126 @@ impl crate::Lower for Heavy {
 }
 
 #[test]
-fn limits() {
-    let items = [file("a/b/c", b""), link(Symlink, "d", &"t".repeat(1000))];
-    let limits = |inodes, names| crate::Limits { inodes, names };
-    let bytes = "more than 10000 bytes of names";
-    for (limits, expected) in [
-        // The root and directories that the layer does not state count, too.
-        (limits(3, 10_000), "more than 3 inodes"),
-        (limits(100, 1000), "more than 1000 bytes of names"),
-    ] {
-        let text = over(limits, &items, &mut crate::Nothing);
-        assert!(text.starts_with(expected), "{text}");
-    }
+fn memory_is_limited() {
+    let expect = |limit: u64, items: &[Item], lower: &mut dyn crate::Lower| {
+        let text = over(limit, items, lower);
+        assert_eq!(text, format!("more than {limit} bytes of memory"));
+    };
+    // Directories that the layer does not state count, too.
+    let deep = file(&"d/".repeat(1000), b"");
+    expect(100_000, &[deep], &mut crate::Nothing);
+    let links: Vec<Item> = (0..10)
+        .map(|at| link(Symlink, &at.to_string(), &"t".repeat(1000)))
+        .collect();
+    expect(16_000, &links, &mut crate::Nothing);
+    // Names of one inode.
+    let hard = |at| link(Link, &format!("h{at}"), "f");
+    let names: Vec<Item> = [file("f", b"")]
+        .into_iter()
+        .chain((0..1000).map(hard))
+        .collect();
+    expect(30_000, &names, &mut crate::Nothing);
     // The same directory again and again.
-    let stated: Vec<Item> = (0..10)
-        .map(|value| Item {
-            xattrs: vec![("user.a".to_owned(), vec![value; 4000])],
-            ..directory("a", 0o755)
-        })
-        .collect();
-    let text = over(limits(100, 10_000), &stated, &mut crate::Nothing);
-    assert!(text.starts_with(bytes), "{text}");
+    let again = |value: Vec<u8>| Item {
+        xattrs: vec![("user.a".to_owned(), value)],
+        ..directory("a", 0o755)
+    };
+    let stated: Vec<Item> = (0..10).map(|value| again(vec![value; 4000])).collect();
+    expect(20_000, &stated, &mut crate::Nothing);
     // Many small sets take more than their bytes.
-    let small: Vec<Item> = (0..200)
-        .map(|value| Item {
-            xattrs: vec![("user.a".to_owned(), vec![value])],
-            ..directory("a", 0o755)
+    let small: Vec<Item> = (0..=255).map(|value| again(vec![value])).collect();
+    expect(20_000, &small, &mut crate::Nothing);
+    expect(20_000, &[file("a/b/c/d", b"")], &mut Heavy(0));
+    // What nobody sets takes nothing, and what is the same only once.
+    let trusted: Vec<Item> = (0..100)
+        .map(|at| Item {
+            xattrs: vec![
+                (format!("trusted.{at}"), vec![b'x'; 50_000]),
+                ("user.a".to_owned(), vec![b'x'; 10_000]),
+            ],
+            ..directory(&at.to_string(), 0o755)
         })
         .collect();
-    let text = over(limits(1000, 10_000), &small, &mut crate::Nothing);
-    assert!(text.starts_with(bytes), "{text}");
-    let text = over(limits(100, 10_000), &[file("a/b/c/d", b"")], &mut Heavy(0));
-    assert!(text.starts_with(bytes), "{text}");
+    let stream = layer(&trusted);
+    let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
+    let memory = Box::new(crate::Memory::new(60_000));
+    let mut writer = crate::Writer::new(std::io::Cursor::new(Vec::new()), memory).unwrap();
+    writer.add(&mut layer).unwrap();
+    writer.finish(&mut crate::Nothing, [0; 16]).unwrap();
+}
+
+/// Goes on for so many entries.
+#[derive(Debug)]
+struct Patience(u32);
+
+impl crate::Governor for Patience {
+    fn take(&mut self, _: u64) -> Result<(), crate::Refusal> {
+        Ok(())
+    }
+
+    fn entry(&mut self) -> Result<(), crate::Refusal> {
+        self.0 = self.0.checked_sub(1).ok_or("nobody wants it")?;
+        Ok(())
+    }
+}
+
+#[test]
+fn nobody_waits_for_entries() {
+    let stream = layer(&[file("a", b""), file("b", b""), file("c", b"")]);
+    for (entries, refused) in [(3, None), (2, Some("nobody wants it"))] {
+        let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
+        let mut writer = crate::Writer::new(Sink::default(), Box::new(Patience(entries))).unwrap();
+        let error = writer.add(&mut layer).err();
+        let cause = error.map(|error| std::error::Error::source(&error).unwrap().to_string());
+        assert_eq!(cause.as_deref(), refused);
+    }
+}
+
+/// What a layer takes that has very many of these, as it says and as the process has it.
+fn per_entry(item: impl Fn(usize) -> Item) -> u64 {
+    const COUNT: usize = 20_000;
+    let items: Vec<Item> = (0..COUNT).map(item).collect();
+    let stream = layer(&items);
+    let fits = |limit| {
+        let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
+        let memory = Box::new(crate::Memory::new(limit));
+        let mut writer = crate::Writer::new(Sink::default(), memory).unwrap();
+        let added = writer.add(&mut layer);
+        added
+            .and_then(|()| writer.finish(&mut crate::Nothing, [0; 16]).map(drop))
+            .is_ok()
+    };
+    let (mut low, mut high) = (0, 1 << 30);
+    while high - low > 1 << 16 {
+        let middle = (low + high) / 2;
+        match fits(middle) {
+            true => high = middle,
+            false => low = middle,
+        }
+    }
+    high / COUNT as u64
+}
+
+#[test]
+fn a_million_entries_fit_into_the_default() {
+    let most = 160 << 20;
+    let files = per_entry(|at| file(&format!("d{}/file-{at}", at / 1000), b""));
+    println!("{files} bytes a file");
+    assert!(files * 1_000_000 < most, "{files} bytes a file");
+}
+
+#[test]
+fn an_entry_costs_no_more_names_than_are_left() {
+    // Two deep directories in turns, so that none is the one before.
+    let deep = |name: &str| format!("{}{name}", "d/".repeat(1500));
+    let items: Vec<Item> = (0..2000)
+        .map(|at| file(&deep(&format!("{}/f", at % 2)), b""))
+        .collect();
+    let text = over(1 << 30, &items, &mut crate::Nothing);
+    assert!(
+        text.starts_with("the ways to the layer's entries so far have more than 10"),
+        "{text}"
+    );
 }
 
 /// Counts what is written, and keeps none of it.
@@ -444,6 +544,7 @@ fn holes_take_no_room_and_have_an_end() {
         let size = size.to_string();
         let records = [
             ("GNU.sparse.size", size.as_bytes()),
+            ("GNU.sparse.numblocks", b"2"),
             ("GNU.sparse.map", b"0,1,99999999999,1"),
         ];
         let mut builder = tar::Builder::new(Vec::new());
@@ -458,7 +559,8 @@ fn holes_take_no_room_and_have_an_end() {
     let write = |size| {
         let stream = sparse(size);
         let mut layer = resnap_layer::Layer::new(&stream[..], resnap_layer::Limits::default());
-        let mut writer = crate::Writer::new(Sink::default(), crate::Limits::default())?;
+        let mut writer =
+            crate::Writer::new(Sink::default(), Box::new(crate::Memory::new(1 << 20)))?;
         writer.add(&mut layer)?;
         writer.finish(&mut crate::Nothing, [0; 16])
     };
@@ -479,4 +581,111 @@ fn the_same_layer_gives_the_same_bytes() {
         .collect();
     let stream = layer(&items);
     assert!(write(&stream).unwrap() == write(&stream).unwrap());
+}
+
+#[test]
+fn a_hard_link_changes_what_it_names() {
+    let xattr = |name: &str, value: &[u8]| (name.to_owned(), value.to_vec());
+    let image = image(&[
+        Item {
+            xattrs: vec![
+                xattr("security.capability", b"all"),
+                xattr("user.kept", b"1"),
+                xattr("user.new", b"1"),
+            ],
+            ..file("file", b"hello")
+        },
+        Item {
+            mode: 0o4711,
+            uid: 7,
+            mtime: "5".to_owned(),
+            xattrs: vec![xattr("user.new", b"2")],
+            ..link(Link, "hard", "file")
+        },
+    ]);
+    let node = find(&image, "file");
+    assert_eq!(
+        (node.mode, node.uid, node.mtime.seconds, node.links),
+        (0o104711, 7, 5, 2)
+    );
+    // A new owner takes capabilities away.
+    let found = xattrs(&image, "file");
+    assert_eq!(found, [xattr("user.kept", b"1"), xattr("user.new", b"2")]);
+}
+
+#[test]
+fn a_deleted_directory_of_whiteouts_is_gone() {
+    for order in [
+        ["d/.wh.x", "d/s/.wh.y", ".wh.d"],
+        ["d/.wh.x", ".wh.d", "d/s/.wh.y"],
+        [".wh.d", "d/s/.wh.y", "d/.wh.x"],
+        [".wh.d", "d/.wh..wh..opq", "d/.wh.x"],
+    ] {
+        let image = image(&order.map(|path| file(path, b"")));
+        assert_eq!(paths(&image), ["d"], "{order:?}");
+        assert!(find(&image, "d").is_whiteout(), "{order:?}");
+    }
+    let all = ["d/s/.wh.y", ".wh.d", "d/f"].map(|path| file(path, b""));
+    let image = image(&all);
+    assert_eq!(paths(&image), ["d", "d/f", "d/s"]);
+    assert!(find(&image, "d/s").is_whiteout());
+}
+
+#[test]
+fn the_lowest_layer_deletes_what_it_has() {
+    let stream = layer(&[
+        file("w", b""),
+        file(".wh.w", b""),
+        file("d/old", b""),
+        file(".wh.d", b""),
+        file("d/new", b""),
+        file("d/.wh.nothing", b""),
+        file("d/.wh..wh..opq", b""),
+        file(".wh.after", b""),
+        file("after", b""),
+    ]);
+    let mut layer = Layer::new(&stream[..], resnap_layer::Limits::default());
+    let target = Cursor::new(Vec::new());
+    let mut writer = Writer::new(target, Box::new(Memory::new(1 << 20)))
+        .unwrap()
+        .lowest();
+    writer.add(&mut layer).unwrap();
+    let (target, _) = writer.finish(&mut Nothing, [0; 16]).unwrap();
+    let image = Image::open(target.into_inner()).unwrap();
+    assert_eq!(paths(&image), ["after", "d", "d/new"]);
+    assert!(names(&image, "d").is_empty());
+}
+
+#[test]
+fn a_device_of_the_lowest_layer_is_no_whiteout() {
+    let stream = layer(&[item(Char, "c"), file("c/in", b"")]);
+    let mut layer = Layer::new(&stream[..], resnap_layer::Limits::default());
+    let target = Cursor::new(Vec::new());
+    let mut writer = Writer::new(target, Box::new(Memory::new(1 << 20)))
+        .unwrap()
+        .lowest();
+    let text = format!("{:?}", writer.add(&mut layer).unwrap_err());
+    assert!(text.contains("NotADirectory"), "{text}");
+}
+
+#[test]
+fn nothing_is_made_that_would_inherit() {
+    let acl = [2, 0, 0, 0, 1, 0, 7, 0, 255, 255, 255, 255, 4, 0, 5, 0];
+    let acl = [&acl[..], &[255, 255, 255, 255, 0x20, 0, 5, 0], &[255; 4]].concat();
+    let listed = Item {
+        xattrs: vec![("system.posix_acl_default".to_owned(), acl)],
+        ..directory("d", 0o755)
+    };
+    for path in ["d/file", "d/implied/link"] {
+        let text = refusal(&[listed.clone(), link(Symlink, path, "x")].map(|mut item| {
+            if item.path == "d/file" {
+                item.kind = Some(Fifo);
+            }
+            item
+        }));
+        assert!(text.contains("default access control list"), "{text}");
+    }
+    // By itself, or before it has the list, there is nothing to inherit.
+    image(std::slice::from_ref(&listed));
+    image(&[file("d/file", b""), listed]);
 }

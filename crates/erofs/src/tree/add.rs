@@ -6,16 +6,20 @@
 use resnap_layer::way::split;
 use resnap_layer::{Entry, Kind};
 
-use super::{Inode, OPAQUE, ROOT, STATED, Tree, permissions};
+use super::{DEFAULT, GONE, Inode, OPAQUE, ROOT, STATED, Tree, permissions};
 use crate::error::Fault;
 use crate::format::{device, mode};
+use crate::xattr::has_default;
 
 impl Tree {
     /// Adds an entry of the layer. `place` is where its data is.
     pub(crate) fn add(&mut self, entry: &Entry, place: u32) -> Result<(), Fault> {
         if let Kind::Opaque = entry.kind {
             let directory = self.directory(&entry.path)?;
-            if let Some(inode) = self.inode_mut(directory) {
+            let is_lowest = self.is_lowest;
+            if let Some(inode) = self.inode_mut(directory)
+                && !is_lowest
+            {
                 inode.flags |= OPAQUE;
             }
             return Ok(());
@@ -31,17 +35,31 @@ impl Tree {
             (Kind::Directory, _, Some(old)) if self.inode(old).is_some_and(Inode::is_directory) => {
                 return self.restate(old, entry);
             }
+            (Kind::Whiteout, None, _) if self.is_lowest => return Ok(()),
+            (Kind::Whiteout, Some(_), _) if self.is_lowest => {}
             // A whiteout hides what is below, not what the same layer has.
             (Kind::Whiteout, Some(index), _) => {
                 self.delete(index);
                 return Ok(());
             }
-            (Kind::Hardlink(target), ..) => return self.link(directory, name, target, index),
+            (Kind::Hardlink(target), ..) => {
+                return self.link(directory, name, target, index, entry);
+            }
             _ => {}
         }
+        if !matches!(entry.kind, Kind::Symlink(_) | Kind::Whiteout) {
+            self.inherit(directory)?;
+        }
         let inode = self.build(entry, place)?;
+        let is_directory = inode.is_directory();
         let inode = self.add_inode(inode)?;
-        self.bind(directory, name, inode)
+        self.bind(directory, name, inode)?;
+        match entry.kind {
+            Kind::Whiteout => {}
+            _ if is_directory => self.fill(inode),
+            _ => self.fill(directory),
+        }
+        Ok(())
     }
 
     /// An inode of what the entry says.
@@ -77,7 +95,11 @@ impl Tree {
             links: 0,
             node: 0,
             mode,
-            flags: STATED,
+            flags: match entry.kind {
+                Kind::Whiteout if self.is_lowest => GONE,
+                Kind::Directory if has_default(&entry.xattrs) => STATED | DEFAULT,
+                _ => STATED,
+            },
         })
     }
 
@@ -91,31 +113,59 @@ impl Tree {
             inode.mtime = entry.mtime;
             inode.xattrs = xattrs;
             inode.flags |= STATED;
+            if has_default(&entry.xattrs) {
+                inode.flags |= DEFAULT;
+            }
         }
+        self.fill(number);
         Ok(())
     }
 
-    /// Another name. An inode has its metadata from its first entry, as GNU tar has it. What is at
-    /// the name `replaced` goes first.
+    /// Another name of an inode, which gets the metadata of this entry. What is at the name
+    /// `replaced` goes first.
     fn link(
         &mut self,
         directory: u32,
         name: &[u8],
         target: &[u8],
         replaced: Option<usize>,
+        entry: &Entry,
     ) -> Result<(), Fault> {
         let missing = || Fault::NoTarget(target.to_vec());
         if target.is_empty() {
             return Err(Fault::DirectoryTarget(target.to_vec()));
         }
-        let number = self.entry(target, replaced)?.ok_or_else(missing)?;
+        let index = self.entry(target, replaced)?;
+        let number = index
+            .and_then(|index| self.named(index))
+            .ok_or_else(missing)?;
         let inode = self.inode(number).ok_or_else(missing)?;
         if inode.is_directory() {
             return Err(Fault::DirectoryTarget(target.to_vec()));
         }
-        if inode.is_whiteout() {
+        if self.is_nothing(inode) {
             return Err(missing());
         }
-        self.bind(directory, name, number)
+        if index == replaced {
+            // It is a name of itself.
+            return Ok(());
+        }
+        let mode = match inode.file_type() {
+            mode::SYMLINK => inode.mode,
+            kind => kind | permissions(entry.mode),
+        };
+        let before = inode.xattrs;
+        let xattrs = self
+            .xattrs
+            .change(before, &entry.xattrs, mode, &mut self.room)?;
+        if let Some(inode) = self.inode_mut(number) {
+            inode.mode = mode;
+            (inode.uid, inode.gid) = (entry.uid, entry.gid);
+            inode.mtime = entry.mtime;
+            inode.xattrs = xattrs;
+        }
+        self.bind(directory, name, number)?;
+        self.fill(directory);
+        Ok(())
     }
 }

@@ -3,14 +3,11 @@
 
 //! The way to a path, inside the root.
 
-use resnap_layer::way::{Step as Next, Way, split};
+use resnap_layer::way::{self, End, Found, split};
 
 use super::{Inode, ROOT, Tree};
 use crate::error::Fault;
 use crate::format::mode;
-
-/// A name on the way, and its directory where there is one.
-type Step = (Vec<u8>, Option<u32>);
 
 impl Tree {
     /// The directory at `path`, which is made if it is not there, with all its parents. Symbolic
@@ -24,17 +21,19 @@ impl Tree {
         {
             return Ok(*inode);
         }
+        self.ways.take(way::names(path))?;
         let found = match self.walk(path) {
             Some(inode) => inode,
             None => {
-                let mut directory = ROOT;
-                for (name, inode) in self.resolve(path, None)? {
-                    directory = match inode {
-                        Some(inode) => inode,
-                        None => self.make_directory(directory, &name)?,
-                    };
-                }
-                directory
+                let end = self.go(path, None)?;
+                let mut names: Vec<_> = end.path.rsplit(|byte| *byte == b'/').collect();
+                names.truncate(end.missing);
+                let names = names.into_iter().rev();
+                names
+                    .into_iter()
+                    .try_fold(end.directory, |directory, name| {
+                        self.make_directory(directory, name)
+                    })?
             }
         };
         self.recent = Some((path.to_vec(), found));
@@ -52,58 +51,81 @@ impl Tree {
         })
     }
 
-    /// The inode at `path`, whose last name is not followed, and the way to which does not go by the
+    /// The index of the name at `path`, which is not followed, and the way to which does not go by the
     /// name `without`.
-    pub(crate) fn entry(&self, path: &[u8], without: Option<usize>) -> Result<Option<u32>, Fault> {
+    pub(crate) fn entry(
+        &mut self,
+        path: &[u8],
+        without: Option<usize>,
+    ) -> Result<Option<usize>, Fault> {
         let (parents, name) = split(path);
-        let directory = match self.resolve(parents, without)?.last() {
-            None => Some(ROOT),
-            Some((_, inode)) => *inode,
-        };
-        Ok(directory.and_then(|directory| self.lookup(directory, name)))
+        let end = self.go(parents, without)?;
+        Ok(match end.missing {
+            0 => self.find(end.directory, name),
+            _ => None,
+        })
     }
 
     /// A new directory that the layer does not state, in the place of nothing or of a whiteout.
     pub(crate) fn make_directory(&mut self, parent: u32, name: &[u8]) -> Result<u32, Fault> {
+        self.inherit(parent)?;
         let inode = self.add_inode(Inode::implicit(parent))?;
         self.bind(parent, name, inode)?;
         Ok(inode)
     }
 
-    /// The names and directories on the way to `path` once all symbolic links are followed; without
-    /// a directory where there is none yet, or only by the name `without`.
-    fn resolve(&self, path: &[u8], without: Option<usize>) -> Result<Vec<Step>, Fault> {
-        let mut done: Vec<Step> = Vec::new();
-        let mut way = Way::to(path);
-        while let Some(next) = way.step().map_err(|_| Fault::Links)? {
-            let Next::Name(name) = next else {
-                done.pop();
-                continue;
-            };
-            let directory = done.last().map_or(Some(ROOT), |(_, inode)| *inode);
-            let found = directory.and_then(|directory| self.find(directory, &name));
-            let found = found.filter(|index| Some(*index) != without);
-            let found = found.and_then(|index| self.named(index));
-            match found.and_then(|number| Some((number, self.inode(number)?))) {
-                None => done.push((name, None)),
-                Some((number, inode)) if inode.is_directory() => done.push((name, Some(number))),
-                Some((_, inode)) if inode.is_whiteout() => done.push((name, None)),
+    /// Goes to `path` by all symbolic links, and not by the name `without`.
+    fn go(&mut self, path: &[u8], without: Option<usize>) -> Result<End<u32>, Fault> {
+        let mut ways = self.ways;
+        let end = way::go(
+            &mut Looked {
+                tree: self,
+                without,
+            },
+            path,
+            &mut ways,
+        );
+        self.ways = ways;
+        end
+    }
+}
+
+/// A tree without one of its names.
+struct Looked<'a> {
+    tree: &'a Tree,
+    without: Option<usize>,
+}
+
+impl way::Tree for Looked<'_> {
+    type Directory = u32;
+    type Error = Fault;
+
+    fn root(&mut self) -> Result<u32, Fault> {
+        Ok(ROOT)
+    }
+
+    fn look(&mut self, directory: &u32, path: &[u8], name: &[u8]) -> Result<Found<u32>, Fault> {
+        let tree = self.tree;
+        let found = tree.find(*directory, name);
+        let found = found.filter(|index| Some(*index) != self.without);
+        let found = found.and_then(|index| tree.named(index));
+        Ok(
+            match found.and_then(|number| Some((number, tree.inode(number)?))) {
+                None => Found::Nothing,
+                Some((number, inode)) if inode.is_directory() => Found::Directory(number),
+                Some((_, inode)) if tree.is_nothing(inode) => Found::Nothing,
                 Some((_, inode)) if inode.file_type() == mode::SYMLINK => {
-                    if way.follow(self.target(inode)).map_err(|_| Fault::Links)? {
-                        done.clear();
-                    }
+                    Found::Link(tree.target(inode).to_vec())
                 }
                 Some(_) => return Err(Fault::NotADirectory(path.to_vec())),
-            }
-        }
-        // Linux takes no longer ones (`PATH_MAX`, with the NUL at the end).
-        let length: usize = done.iter().map(|(name, _)| name.len() + 1).sum();
-        if length > 4096 {
-            return Err(Fault::limit(
-                "bytes of a path once links are followed",
-                4095,
-            ));
-        }
-        Ok(done)
+            },
+        )
+    }
+
+    fn parent(&mut self, directory: &u32) -> Result<u32, Fault> {
+        Ok(self
+            .tree
+            .inode(*directory)
+            .map_or(ROOT, |inode| inode.place))
     }
 }

@@ -5,6 +5,9 @@
 
 use super::{DEAD, ROOT, Tree};
 
+/// Bytes that each directory takes.
+pub(super) const DIRECTORY: u64 = (size_of::<(u32, u32)>() + size_of::<(u32, usize)>()) as u64;
+
 /// Goes to each live directory, after the one that it is in.
 #[derive(Debug)]
 pub(crate) struct Walk {

@@ -6,6 +6,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Kind;
 use crate::fixture::{Tar, header, octal};
 
 /// Something of everything.
@@ -40,6 +41,7 @@ fn layer() -> Vec<u8> {
         .file("packed", &map)
         .with(b'S', "gnu", b"onetwo", gnu)
         .pax(&[
+            ("GNU.sparse.numblocks", b"2"),
             ("GNU.sparse.map", b"0,3,1024,3"),
             ("GNU.sparse.size", b"4096"),
         ])
@@ -50,6 +52,12 @@ fn layer() -> Vec<u8> {
         .end()
 }
 
+/// Whether all names of a path below the root are names.
+fn is_path(path: &[u8]) -> bool {
+    let is_name = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && name.len() <= 255;
+    !path.contains(&0) && path.split(|byte| *byte == b'/').all(is_name)
+}
+
 /// Reads it all and checks what is promised of it.
 fn exhaust(stream: &[u8]) -> bool {
     let mut layer = Layer::new(stream, Limits::default());
@@ -57,11 +65,16 @@ fn exhaust(stream: &[u8]) -> bool {
         match layer.next() {
             Ok(Some(entry)) => {
                 assert!(entry.mode <= 0o7777 && entry.mtime.nanoseconds < 1_000_000_000);
-                assert!(!entry.path.contains(&0));
-                if !entry.path.is_empty() {
-                    for component in entry.path.split(|byte| *byte == b'/') {
-                        assert!(!matches!(component, b"" | b"." | b".."));
+                assert!(entry.uid < u32::MAX && entry.gid < u32::MAX);
+                let is_root = matches!(entry.kind, Kind::Directory | Kind::Opaque);
+                assert!(is_root && entry.path.is_empty() || is_path(&entry.path));
+                match &entry.kind {
+                    Kind::Hardlink(target) => assert!(is_path(target)),
+                    Kind::Symlink(target) => assert!(!target.is_empty() && !target.contains(&0)),
+                    Kind::Character { major, minor } | Kind::Block { major, minor } => {
+                        assert!(*major < 1 << 12 && *minor < 1 << 20);
                     }
+                    _ => {}
                 }
                 let size = match &entry.kind {
                     Kind::File(file) => file.size,

@@ -2,9 +2,10 @@
 // Copyright The resnap Authors
 
 use super::*;
-use crate::Xattr;
-use crate::fixture::{Tar, binary, header};
+use crate::fixture::{Tar, binary, header, octal};
+use crate::{File, Kind, Time, Xattr};
 
+mod go;
 mod sparse;
 
 /// Pieces of data and where they belong.
@@ -114,12 +115,25 @@ fn kinds() {
 }
 
 #[test]
+fn root() {
+    let stream = Tar::default()
+        .with(b'5', "./", b"", &[(100, b"0000700\0")])
+        .file("/", b"data")
+        .link(b'2', "a/..", "b")
+        .end();
+    let entries = read(&stream).unwrap();
+    assert_eq!(entries.len(), 1);
+    let (entry, _) = &entries[0];
+    assert_eq!((&entry.path[..], &entry.kind), (&b""[..], &Kind::Directory));
+    assert_eq!(entry.mode, 0o700);
+}
+
+#[test]
 fn whiteouts() {
     let stream = Tar::default()
         .file("a/.wh.b", b"ignored")
         .file("a/.wh..wh..opq", b"")
         .file(".wh..wh.plnk", b"1234")
-        .file(".wh..wh.plnk/1.2", b"")
         .with(b'5', ".wh.d/", b"", &[])
         .end();
     let entries = read(&stream).unwrap();
@@ -132,9 +146,12 @@ fn whiteouts() {
         [
             (&b"a/b"[..], Kind::Whiteout, 0),
             (b"a", Kind::Opaque, 0),
+            (b".wh.plnk", Kind::Whiteout, 0),
             (b"d", Kind::Whiteout, 0),
         ]
     );
+    let stream = Tar::default().file(".wh..wh.plnk/1.2", b"").end();
+    assert_eq!(paths(&stream), [".wh..wh.plnk/1.2"]);
 }
 
 #[test]
@@ -156,11 +173,16 @@ fn long_names() {
 
     let (entry, _) = one(Tar::default().with(b'0', "name", b"", &[(345, b"prefix")]));
     assert_eq!(entry.path, b"prefix/name");
-    let gnu = &[(257, &b"ustar  \0"[..]), (345, b"atime\0")][..];
-    assert_eq!(
-        one(Tar::default().with(b'0', "name", b"", gnu)).0.path,
-        b"name"
-    );
+    // Where GNU has times, Go before 1.8 wrote prefixes.
+    for (times, path) in [
+        (&b"00000001747\0"[..], "name"),
+        (b"prefix\0", "prefix/name"),
+        (b"\xffrefix\0", "name"),
+    ] {
+        let gnu = &[(257, &b"ustar  \0"[..]), (345, times)];
+        let (entry, _) = one(Tar::default().with(b'0', "name", b"", gnu));
+        assert_eq!(entry.path, path.as_bytes());
+    }
 }
 
 #[test]
@@ -172,7 +194,7 @@ fn extensions_end_with_their_entry() {
         .end();
     assert_eq!(paths(&stream), ["a", "c"]);
     let stream = Tar::default()
-        .pax(&[("path", b".wh..wh.x")])
+        .pax(&[("path", b"a/..")])
         .file("b", b"")
         .file("c", b"")
         .end();
@@ -196,12 +218,12 @@ fn numbers() {
         "a",
         b"",
         &[
-            (108, &short(0xffff_ffff)[..]),
+            (108, &short(0xffff_fffe)[..]),
             (116, &short(3_000_000)),
             (136, &binary(-7)),
         ],
     ));
-    assert_eq!((entry.uid, entry.gid), (u32::MAX, 3_000_000));
+    assert_eq!((entry.uid, entry.gid), (u32::MAX - 1, 3_000_000));
     assert_eq!(
         entry.mtime,
         Time {
@@ -211,7 +233,7 @@ fn numbers() {
     );
 
     let records: &[(&str, &[u8])] = &[
-        ("uid", b"4294967295"),
+        ("uid", b"4294967294"),
         ("gid", b"0"),
         ("mtime", b"-1.25"),
         ("size", b"3"),
@@ -220,7 +242,7 @@ fn numbers() {
     let mut stream = Tar::default().pax(records);
     stream.0.extend(header(b'0', "a", 0, &[]));
     let (entry, data) = one(stream.data(b"abc"));
-    assert_eq!((entry.uid, entry.gid), (u32::MAX, 0));
+    assert_eq!((entry.uid, entry.gid), (u32::MAX - 1, 0));
     assert_eq!(
         entry.mtime,
         Time {
@@ -230,7 +252,11 @@ fn numbers() {
     );
     assert_eq!(data, [(0, b"abc".to_vec())]);
 
-    for records in [&[("uid", &b"4294967296"[..])], &[("gid", b"-1")]] {
+    for records in [
+        &[("uid", &b"4294967295"[..])],
+        &[("uid", b"4294967296")],
+        &[("gid", b"-1")],
+    ] {
         let stream = Tar::default().pax(records).file("a", b"").end();
         assert!(matches!(fault(&stream), Fault::Owner { .. }));
         assert!(text(&stream).starts_with("read entry \"a\" at byte 0 of the layer: the "));
@@ -273,6 +299,12 @@ fn ends() {
     // Without padding, too.
     assert_eq!(paths(&stream[..513]), ["a"]);
     assert!(read(b"").unwrap().is_empty());
+
+    for bytes in [&b"{}"[..], &[b'x'; 512], &[b'x'; 5000]] {
+        assert!(matches!(fault(bytes), Fault::NotTar));
+    }
+    let late = [&stream, &[b'x'; 512][..]].concat();
+    assert!(matches!(fault(&late), Fault::Checksum));
 
     assert!(matches!(fault(&stream[..512]), Fault::Truncated));
     assert!(text(&stream[..512]).starts_with("read entry \"a\" at byte 0 "));
@@ -379,10 +411,86 @@ fn what_is_refused() {
 }
 
 #[test]
+fn what_readers_disagree_about_is_refused() {
+    let global =
+        |tar: Tar, name| tar.with(b'g', name, &crate::fixture::record("comment", b"x"), &[]);
+    let link = |target| Tar::default().link(b'1', "a", target);
+    for (stream, expected) in [
+        (
+            global(
+                Tar::default().pax(&[("path", b"evil")]),
+                "pax_global_header",
+            ),
+            "a global header between an extension header and its entry",
+        ),
+        (
+            global(Tar::default(), "etc/.wh.secret"),
+            "a global header after",
+        ),
+        (
+            global(Tar::default(), ".wh.secret"),
+            "a global header after",
+        ),
+        (
+            global(Tar::default(), "tmp/GlobalHead.1.1"),
+            "a global header after",
+        ),
+        (
+            global(Tar::default().file("passwd", b""), "passwd"),
+            "a global header after",
+        ),
+        (link("a/../b"), "a hard link through `..`"),
+        (link("b/"), "a hard link to a name with a slash"),
+    ] {
+        let stream = stream.file("good", b"").end();
+        assert!(matches!(fault(&stream), Fault::Ambiguous(_)), "{expected}");
+        let text = text(&stream);
+        assert!(
+            text.contains(expected) && text.ends_with("without it"),
+            "{text}"
+        );
+    }
+    let stream = global(global(Tar::default(), "pax_global_header"), "./other");
+    assert_eq!(paths(&stream.file("good", b"").end()), ["good"]);
+}
+
+#[test]
+fn devices_that_linux_has() {
+    let device = |major: u64, minor: u64| {
+        let (major, minor) = (octal(major, 8), octal(minor, 8));
+        Tar::default().with(b'3', "a", b"", &[(329, &major), (337, &minor)])
+    };
+    let (entry, _) = one(device(4095, 1_048_575));
+    let kind = Kind::Character {
+        major: 4095,
+        minor: 1_048_575,
+    };
+    assert_eq!(entry.kind, kind);
+    for (major, minor) in [(4096, 0), (0, 1_048_576)] {
+        let text = text(&device(major, minor).end());
+        let expected =
+            format!("the device number {major}:{minor} is not between 0:0 and 4095:1048575");
+        assert!(text.ends_with(&expected), "{text}");
+    }
+}
+
+#[test]
+fn global_headers_count_as_extensions() {
+    let comment = vec![b'x'; 300_000];
+    let global = |tar: Tar| tar.with(b'g', "g", &crate::fixture::record("comment", &comment), &[]);
+    let three = global(global(global(Tar::default())));
+    assert_eq!(paths(&Tar(three.0.clone()).file("a", b"").end()), ["a"]);
+    assert!(matches!(
+        fault(&global(three).file("a", b"").end()),
+        Fault::Limit { .. }
+    ));
+}
+
+#[test]
 fn entries_are_counted() {
     let stream = Tar::default()
         .file("a", b"")
-        .file(".wh..wh.x", b"")
+        .file("./", b"")
         .file("c", b"")
         .end();
     let limits = Limits {

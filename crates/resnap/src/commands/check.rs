@@ -10,7 +10,7 @@ use resnap_unpacker::{Check, LabelState, LayerState, Request};
 use super::Outcome;
 use super::daemon::Worker;
 use crate::args::CheckArguments;
-use crate::output::{Output, Table, bytes, one_line, short};
+use crate::output::{Output, Table, bytes, short};
 
 pub(crate) async fn run(
     worker: &Worker,
@@ -63,7 +63,7 @@ fn show(check: &Check, table: &mut Table) {
     ]);
     for (index, layer) in check.layers.iter().enumerate() {
         for (name, state) in &layer.snapshots {
-            let (state, labels) = describe(state);
+            let (state, labels) = describe(state, table);
             table.row([
                 (index + 1).to_string(),
                 short(layer.digest.as_str()),
@@ -89,10 +89,10 @@ fn show(check: &Check, table: &mut Table) {
     }
 }
 
-fn describe(state: &LayerState) -> (&'static str, String) {
+fn describe(state: &LayerState, table: &Table) -> (&'static str, String) {
     match state {
         LayerState::Missing => ("missing", "-".to_owned()),
-        LayerState::Unknown { reason } => ("unknown", one_line(reason, 72)),
+        LayerState::Unknown { reason } => ("unknown", table.cut(reason, 72)),
         LayerState::Committed {
             labels: LabelState::Complete(reference),
         } => ("committed", format!("complete, of {reference}")),

@@ -101,6 +101,10 @@ fn told(config: &Config) -> Vec<Row> {
                 None => Source::Default,
             },
         ),
+        Row::of("memory", &config.memory, |bytes| Some(bytes.to_string())),
+        Row::of("stall", &config.stall, |stall| {
+            Some(stall.as_secs().to_string())
+        }),
         Row::of("api.socket", &config.api_socket, path),
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())

@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use resnap_core::{Kind, in_full};
+use resnap_core::Kind;
 use resnap_unpacker::{Engine, Plan, Request, UnpackError};
 use serde::Serialize;
 
 use super::Outcome;
-use crate::output::{Output, one_line, or_dash, short};
+use crate::output::{Output, or_dash, reason, short};
 
 /// One row.
 #[derive(Serialize)]
@@ -51,7 +51,7 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
             let ready = row.ready.iter().filter(|(_, ready)| **ready == Some(true));
             let ready: Vec<&str> = ready.map(|(name, _)| name.as_str()).collect();
             let ready = match &row.problem {
-                Some(problem) => one_line(problem, 72),
+                Some(problem) => table.cut(problem, 72),
                 None => or_dash(Some(ready.join(", "))),
             };
             let silent = row.ready.iter().filter(|(_, ready)| ready.is_none());
@@ -85,7 +85,7 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
         Ok(plan) => plan,
         // One broken image must not hide the others.
         Err(error) => {
-            row.problem = Some(in_full(&error));
+            row.problem = Some(reason(&error, &row.image));
             return Ok(row);
         }
     };

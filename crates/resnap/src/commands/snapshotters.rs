@@ -9,7 +9,7 @@ use resnap_unpacker::Engine;
 use serde::Serialize;
 
 use super::Outcome;
-use crate::output::{Output, one_line, or_dash};
+use crate::output::{Output, or_dash};
 
 /// One row.
 #[derive(Serialize)]
@@ -57,7 +57,7 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
             let status = row
                 .failure
                 .as_ref()
-                .map_or_else(|| "ok".to_owned(), |why| one_line(why, 48));
+                .map_or_else(|| "ok".to_owned(), |why| table.cut(why, 48));
             table.row([
                 row.name.clone(),
                 status,

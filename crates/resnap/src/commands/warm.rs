@@ -4,16 +4,19 @@
 //! `resnap warm`.
 
 use anyhow::Result;
-use resnap_core::{Pick, in_full};
+use resnap_core::Pick;
 use resnap_unpacker::{Engine, Event, UnpackError};
 use serde::Serialize;
 use wildmatch::WildMatch;
 
 use super::Outcome;
 use crate::args::WarmArguments;
-use crate::output::{Output, bytes, one_line};
+use crate::output::{Output, bytes, reason};
 use crate::progress::Progress;
 use crate::warm::{Warmed, choose, warm};
+
+/// The state of an image that is not for this machine or snapshotter.
+const SKIPPED: &str = "skipped";
 
 /// One row.
 #[derive(Serialize)]
@@ -28,7 +31,13 @@ struct Row {
 }
 
 impl Row {
-    fn new(image: &str, snapshotter: &str, warmed: Result<Warmed, UnpackError>) -> Self {
+    /// Of an image that was named as it is, and not by a pattern, nothing is skipped.
+    fn new(
+        image: &str,
+        snapshotter: &str,
+        warmed: Result<Warmed, UnpackError>,
+        is_named: bool,
+    ) -> Self {
         let (mut unpacked, mut problem) = (None, None);
         let state = match warmed {
             Ok(Warmed::Ready) => "ready",
@@ -42,8 +51,12 @@ impl Row {
                 problem = Some(format!("{free} are free, and {floor} are to stay so"));
                 "no room"
             }
-            Err(error) => {
-                problem = Some(in_full(&error));
+            Ok(Warmed::Skipped(error)) if !is_named => {
+                problem = Some(reason(&error, image));
+                SKIPPED
+            }
+            Ok(Warmed::Skipped(error)) | Err(error) => {
+                problem = Some(reason(&error, image));
                 "failed"
             }
         };
@@ -70,11 +83,11 @@ pub(crate) async fn run(
     if arguments.all {
         patterns.push("*".to_owned());
     }
-    let patterns: Vec<WildMatch> = patterns
+    let globs: Vec<WildMatch> = patterns
         .iter()
         .map(|pattern| WildMatch::new(pattern))
         .collect();
-    let images = choose(engine, engine.images().await?, &patterns).await;
+    let images = choose(engine, engine.images().await?, &globs).await;
     let (floor, dry_run) = (arguments.min_free.unwrap_or_default(), arguments.dry_run);
     let mut progress = (!output.is_json()).then(|| Progress::new(images.len()));
     let mut rows = Vec::new();
@@ -86,7 +99,12 @@ pub(crate) async fn run(
                 }
             };
             let warmed = warm(engine, image, snapshotter, floor, dry_run, pick, tell).await;
-            rows.push(Row::new(image, snapshotter, warmed));
+            rows.push(Row::new(
+                image,
+                snapshotter,
+                warmed,
+                patterns.contains(image),
+            ));
         }
         if let Some(progress) = &mut progress {
             progress.finish(number);
@@ -102,10 +120,12 @@ pub(crate) async fn run(
                 row.unpacked.map_or_else(|| "-".to_owned(), bytes),
                 row.problem
                     .as_ref()
-                    .map_or_else(|| "-".to_owned(), |why| one_line(why, 72)),
+                    .map_or_else(|| "-".to_owned(), |why| table.cut(why, 72)),
             ]);
         }
     })?;
-    let left = rows.iter().any(|row| row.problem.is_some());
+    let left = rows
+        .iter()
+        .any(|row| row.problem.is_some() && row.state != SKIPPED);
     Ok(if left { Outcome::Failed } else { Outcome::Done })
 }

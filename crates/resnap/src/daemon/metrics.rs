@@ -31,6 +31,7 @@ const CANCELLED: Labels<1> = [("outcome", "cancelled")];
 pub(super) struct Metrics {
     registry: Registry,
     unpacks: Family<Labels<1>, Counter>,
+    failures: Family<Labels<1>, Counter>,
     seconds: Family<Labels<1>, Histogram>,
     layers: Family<Labels<1>, Counter>,
     in_flight: Gauge,
@@ -48,6 +49,7 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::default(),
             unpacks: Family::default(),
+            failures: Family::default(),
             // From a layer that is there to the largest of images on a slow disk: 10 ms to 11 min.
             seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.01, 2.0, 17))
@@ -84,6 +86,12 @@ impl Metrics {
             "unpacks",
             "Jobs that ended, and requests for which none could begin",
             self.unpacks.clone(),
+        );
+        all.register(
+            "unpack_failures",
+            "Jobs that failed, by gRPC's code; by a limit on what a layer may cost with \
+             ResourceExhausted or DeadlineExceeded",
+            self.failures.clone(),
         );
         all.register_with_unit(
             "unpack_duration",
@@ -136,6 +144,9 @@ impl Metrics {
             drop(self.unpacks.get_or_create(&outcome));
             drop(self.seconds.get_or_create(&outcome));
         }
+        for kind in [Kind::ResourceExhausted, Kind::DeadlineExceeded] {
+            drop(self.failures.get_or_create(&code_of(kind)));
+        }
         for phase in [
             Phase::Existed,
             Phase::Committed,
@@ -181,6 +192,9 @@ impl resnap_unpacker::Observer for Metrics {
             EngineSaw::Ended { error, seconds } => {
                 let outcome = outcome(error);
                 self.in_flight.dec();
+                if let Some(error) = error.filter(|_| outcome == FAILED) {
+                    self.failures.get_or_create(&code_of(error.kind())).inc();
+                }
                 self.unpacks.get_or_create(&outcome).inc();
                 self.seconds.get_or_create(&outcome).observe(seconds);
             }
@@ -244,6 +258,10 @@ fn reason(why: Why) -> &'static str {
         Why::Unlabelled => "unlabelled",
         Why::Failed => "failed",
     }
+}
+
+fn code_of(kind: Kind) -> Labels<1> {
+    [("code", code_name(kind.code().into()))]
 }
 
 /// gRPC's codes, as its Go implementation names them in metrics; a number that is none is Unknown.

@@ -110,6 +110,10 @@ async fn one(engine: &Engine, image: String, snapshotter: String, floor: Floor, 
             );
         }
         Ok(Warmed::Ready | Warmed::Would) => {}
+        Ok(Warmed::Skipped(error)) => {
+            let error = in_full(&error);
+            tracing::debug!(image, snapshotter, error, "nothing to be made ready ahead");
+        }
         Err(error) => {
             let error = in_full(&error);
             tracing::warn!(image, snapshotter, error, "not made ready ahead");

@@ -29,8 +29,10 @@ impl UnpackService for Service {
         let request = Request {
             repair: want.repair,
             pick: want.pick,
+            by_itself: true,
             origin: "cri".to_owned(),
             user_reference: want.reference.map(str::to_owned),
+            pod: want.pod.map(str::to_owned),
             ..Request::new(want.image, want.snapshotter)
         };
         match self.is_ready(&request).await {

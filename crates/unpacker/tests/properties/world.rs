@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::{join_all, join3};
 use resnap_core::testing::{Simulated, SimulatedSnapshot};
 use resnap_core::{ChainId, Container, Labels, Profiles, Scope, SnapshotKey, labels};
-use resnap_unpacker::{Engine, Plan, PlannedLayer, Report, Request, Settings, UnpackError};
+use resnap_unpacker::{Clock, Engine, Plan, PlannedLayer, Report, Request, Settings, UnpackError};
 use tempfile::TempDir;
 
 use crate::scenario::{Caller, Chain, Layer, SNAPSHOTTERS, Scenario, Then, image_name};
@@ -288,5 +288,7 @@ pub(crate) fn engine(simulated: &Simulated, scenario: &Scenario, dir: &Path) -> 
     let mut settings = Settings::default();
     settings.runtime_dir = Some(dir.to_owned());
     settings.lease_lifetime = scenario.lifetime;
+    let backend = simulated.clone();
+    settings.clock = Clock::new(move || backend.now());
     Engine::new(simulated.ports(), NAMESPACE, settings).unwrap()
 }

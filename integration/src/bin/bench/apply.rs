@@ -15,8 +15,9 @@ use resnap_integration::daemon::Options;
 use resnap_integration::image::{Built, large_files, small_files, web};
 use sha2::{Digest as _, Sha256};
 
-use crate::bed::{Bed, memory};
+use crate::bed::{Bed, Resnap};
 use crate::plot;
+use crate::process::{cpu, memory};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "apply";
@@ -26,9 +27,6 @@ const PLACES: [(&str, Option<&str>, usize); 2] = [("tmpfs", Some("6g"), 3), ("di
 
 /// As the configuration has them; the first is what the others are compared with.
 const DIFFERS: [&str; 2] = ["containerd", "resnap"];
-
-/// How often the kernel says a second of CPU time has ticked, on every architecture.
-const TICKS: f64 = 100.0;
 
 /// Often enough for the peak, which only grows, to be that of the last moment.
 const LOOK: Duration = Duration::from_millis(2);
@@ -67,7 +65,8 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
             "`resnap unpack` of cold images in {places} places, the layers written by resnap or by\n\
              containerd's differ (`differ` in the configuration). CPU: of resnap and containerd with\n\
              their children. Peak: of resnap. Ratio: to containerd's. Floor: inflating, SHA-256 and\n\
-             one copy, measured on one core and divided by {cores}, as if perfectly spread."
+             one copy, measured on one core and divided by {cores}, as if perfectly spread. Other: the\n\
+             least time, to another build's."
         ),
         containerd: bed.containerd.name(),
         cores,
@@ -79,8 +78,15 @@ fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Ve
     bed.import(NAMESPACE, image)?;
     let mut variants = Vec::new();
     for snapshotter in bed.snapshotters() {
-        for differ in DIFFERS {
-            variants.push((*snapshotter, differ, Vec::new()));
+        for resnap in bed.resnaps() {
+            for differ in DIFFERS {
+                variants.push(Variant {
+                    resnap,
+                    snapshotter,
+                    differ,
+                    samples: Vec::new(),
+                });
+            }
         }
     }
     let mut floors = Vec::new();
@@ -88,16 +94,17 @@ fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Ve
     floor(bed, image)?;
     for _ in 0..rounds {
         floors.push(floor(bed, image)?);
-        for (snapshotter, differ, samples) in &mut variants {
-            let sample = unpack(bed, image, snapshotter, differ)?;
+        for variant in &mut variants {
+            let sample = variant.unpack(bed, image)?;
             // It takes minutes.
             println!(
-                "{label}, {snapshotter}: {differ}: {:.2} s, {:.2} s CPU, {} KiB",
+                "{}: {:.2} s, {:.2} s CPU, {} KiB",
+                variant.name(label),
                 sample.wall.as_secs_f64(),
                 sample.cpu,
                 sample.peak_kib
             );
-            samples.push(sample);
+            variant.samples.push(sample);
         }
         variants.reverse();
     }
@@ -114,20 +121,26 @@ fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Ve
         ..Row::timed(format!("{label}: floor"), &spread)
     };
     let mut rows = Vec::new();
-    let mut containerds = None;
-    for (snapshotter, differ, samples) in variants {
-        let walls: Vec<_> = samples.iter().map(|sample: &Sample| sample.wall).collect();
-        let row = Row::timed(format!("{label}, {snapshotter}: {differ}"), &walls);
-        let mut row = Row {
-            cpu_seconds: median(samples.iter().map(|sample| sample.cpu).collect()),
-            peak_kib: samples.iter().map(|sample| sample.peak_kib).max(),
-            of_floor: row.median.zip(floor.median).map(|(own, of)| own / of),
-            ..row
+    for variant in &variants {
+        let beside = |resnap: &Resnap, differ: &str| {
+            let mut all = variants.iter();
+            let found = all.find(|other| {
+                other.snapshotter == variant.snapshotter
+                    && other.differ == differ
+                    && std::ptr::eq(other.resnap, resnap)
+            });
+            found.map(|found| found.row(label, &floor))
         };
-        if differ == DIFFERS[0] {
-            containerds = row.median;
-        } else {
-            row.ratio = row.median.zip(containerds).map(|(own, of)| own / of);
+        let mut row = variant.row(label, &floor);
+        if variant.differ != DIFFERS[0] {
+            let containerds = beside(variant.resnap, DIFFERS[0]);
+            row.ratio = containerds.and_then(|containerds| row.of(&containerds));
+        }
+        if let (Some(other), true) = (&bed.other, std::ptr::eq(variant.resnap, &bed.resnap)) {
+            row = match beside(other, variant.differ) {
+                Some(others) => row.beside(&others),
+                None => row,
+            };
         }
         rows.push(row);
     }
@@ -135,29 +148,55 @@ fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Ve
     Ok(rows)
 }
 
-/// Unpacks the image, and removes what came of it.
-fn unpack(bed: &Bed, image: &Built, snapshotter: &str, differ: &str) -> Result<Sample> {
-    let config = bed.containerd.scratch().join(format!("{differ}.toml"));
-    let text = format!("[snapshotters.{snapshotter}]\ndiffer = \"{differ}\"\n");
-    fs::write(&config, text).with_context(|| format!("write {config:?}"))?;
-    // What others wrote is not to be waited for.
-    rustix::fs::sync();
-    let daemon = bed.containerd.pid().context("containerd is not running")?;
-    let socket = bed.containerd.socket();
-    let mut command = bed.unpack(socket, NAMESPACE, snapshotter, image);
-    command.arg("--config").arg(&config);
-    let before = cpu(daemon)?.0 + cpu(std::process::id())?.1;
-    let (wall, peak_kib) = watch(&mut command)?;
-    let after = cpu(daemon)?.0 + cpu(std::process::id())?.1;
-    let chains: Vec<_> = image.layers.iter().rev().collect();
-    let mut remove = vec!["snapshots", "--snapshotter", snapshotter, "rm"];
-    remove.extend(chains.iter().map(|layer| &*layer.chain_id));
-    bed.ctr(NAMESPACE, &remove)?;
-    Ok(Sample {
-        wall,
-        cpu: after - before,
-        peak_kib,
-    })
+/// One way to unpack.
+struct Variant<'a> {
+    resnap: &'a Resnap,
+    snapshotter: &'static str,
+    differ: &'static str,
+    samples: Vec<Sample>,
+}
+
+impl Variant<'_> {
+    fn name(&self, label: &str) -> String {
+        let (snapshotter, differ) = (self.snapshotter, self.differ);
+        self.resnap
+            .row(&format!("{label}, {snapshotter}: {differ}"))
+    }
+
+    fn row(&self, label: &str, floor: &Row) -> Row {
+        let samples = self.samples.iter();
+        let walls: Vec<_> = samples.clone().map(|sample| sample.wall).collect();
+        let row = Row::timed(self.name(label), &walls);
+        Row {
+            cpu_seconds: median(samples.clone().map(|sample| sample.cpu).collect()),
+            peak_kib: samples.map(|sample| sample.peak_kib).max(),
+            of_floor: row.of(floor),
+            ..row
+        }
+    }
+
+    /// Unpacks the image, and removes what came of it.
+    fn unpack(&self, bed: &Bed, image: &Built) -> Result<Sample> {
+        let (snapshotter, differ) = (self.snapshotter, self.differ);
+        let config = bed.containerd.scratch().join(format!("{differ}.toml"));
+        let text = format!("[snapshotters.{snapshotter}]\ndiffer = \"{differ}\"\n");
+        fs::write(&config, text).with_context(|| format!("write {config:?}"))?;
+        // What others wrote is not to be waited for.
+        rustix::fs::sync();
+        let daemon = bed.containerd.pid().context("containerd is not running")?;
+        let socket = bed.containerd.socket();
+        let mut command = self.resnap.unpack(socket, NAMESPACE, snapshotter, image);
+        command.arg("--config").arg(&config);
+        let before = cpu(daemon)?.0 + cpu(std::process::id())?.1;
+        let (wall, peak_kib) = watch(&mut command)?;
+        let after = cpu(daemon)?.0 + cpu(std::process::id())?.1;
+        bed.remove_snapshots(NAMESPACE, snapshotter, image)?;
+        Ok(Sample {
+            wall,
+            cpu: after - before,
+            peak_kib,
+        })
+    }
 }
 
 /// Runs it to its end; with the most memory that it had.
@@ -174,23 +213,6 @@ fn watch(command: &mut Command) -> Result<(Duration, u64)> {
         }
         std::thread::sleep(LOOK);
     }
-}
-
-/// The CPU seconds of a process with its ended children, and those of its ended children alone.
-fn cpu(process: u32) -> Result<(f64, f64)> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The name, which may hold anything, is in parentheses; after it the state is field 3.
-    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-    let ticks: Vec<f64> = fields
-        .skip(11)
-        .take(4)
-        .map(str::parse)
-        .collect::<Result<_, _>>()?;
-    let [user, system, children_user, children_system] = ticks[..] else {
-        anyhow::bail!("{stat:?} has no times");
-    };
-    let children = (children_user + children_system) / TICKS;
-    Ok(((user + system) / TICKS + children, children))
 }
 
 /// What nobody can do without, on one core: inflating, hashing and writing each layer.

@@ -3,6 +3,7 @@
 
 //! The containerd that all is measured on, and the programs that are.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,28 +14,58 @@ use resnap_integration::daemon::{Containerd, Options};
 use resnap_integration::debian::{output, provision};
 use resnap_integration::image::Built;
 
-/// A containerd of its own, and the release build of resnap.
+use crate::process;
+
+/// Names the program of another build, to be measured in the same run.
+const OTHER: &str = "RESNAP_BENCH_BINARY";
+
+/// A containerd of its own, and builds of resnap.
 pub(crate) struct Bed {
     pub(crate) containerd: Containerd,
-    resnap: PathBuf,
+    pub(crate) resnap: Resnap,
+    /// What it is compared with.
+    pub(crate) other: Option<Resnap>,
+}
+
+/// A build of resnap.
+#[derive(Clone)]
+pub(crate) struct Resnap {
+    program: PathBuf,
+    /// What tells its rows from those of the other one, if there is one.
+    suffix: &'static str,
 }
 
 impl Bed {
     pub(crate) fn start() -> Result<Self> {
         let exe = std::env::current_exe()?;
         let target = exe.ancestors().nth(2).context("no target directory")?;
-        let resnap = target.join("release").join("resnap");
+        let program = target.join("release").join("resnap");
         ensure!(
-            resnap.is_file(),
-            "{resnap:?} is not built: run `make bench`"
+            program.is_file(),
+            "{program:?} is not built: run `make bench`"
         );
+        let suffix = "";
+        let resnap = Resnap { program, suffix };
+        let other = Resnap::other()?;
         let containerd = Containerd::start(provision()?.newest()?, Options::default())?;
         println!(
             "{} on {} cores; resnap is a release build.",
             containerd.name(),
             std::thread::available_parallelism()?
         );
-        Ok(Self { containerd, resnap })
+        if let Some(other) = &other {
+            println!("(other) is {:?}.", other.program);
+        }
+        Ok(Self {
+            containerd,
+            resnap,
+            other,
+        })
+    }
+
+    /// This build, and the other one if there is one.
+    pub(crate) fn resnaps(&self) -> impl Iterator<Item = &Resnap> {
+        [&self.resnap].into_iter().chain(&self.other)
     }
 
     /// One beside it, with another containerd of the same version.
@@ -42,6 +73,7 @@ impl Bed {
         Ok(Self {
             containerd: Containerd::start(self.containerd.dist(), options)?,
             resnap: self.resnap.clone(),
+            other: self.other.clone(),
         })
     }
 
@@ -73,15 +105,38 @@ impl Bed {
         self.ctr(namespace, &["images", "rm", "--sync", &image.reference])
     }
 
+    /// Removes the image's snapshots, and leaves the image.
+    pub(crate) fn remove_snapshots(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        image: &Built,
+    ) -> Result<()> {
+        let on = ["snapshots", "--snapshotter", snapshotter];
+        let mut removed = Ok(());
+        // What nothing holds any more once the top is gone, a garbage collection may remove first.
+        for _ in 0..=image.layers.len() {
+            let table = output(self.containerd.ctr(namespace).args(on).arg("ls"))?;
+            let keys: BTreeSet<&str> = table.split_whitespace().collect();
+            let chains = image.layers.iter().rev().map(|layer| &*layer.chain_id);
+            let left: Vec<&str> = chains.filter(|chain| keys.contains(chain)).collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            removed = self.ctr(namespace, &[&on[..], &["rm"], &left].concat());
+        }
+        removed
+    }
+
     pub(crate) fn ctr(&self, namespace: &str, arguments: &[&str]) -> Result<()> {
         output(self.containerd.ctr(namespace).args(arguments)).map(drop)
     }
 
     /// As `resnap check` finds it on the snapshotter of cold unpacks.
     pub(crate) fn is_ready(&self, namespace: &str, image: &Built) -> Result<bool> {
-        let checked = Command::new(&self.resnap)
-            .arg("--address")
-            .arg(self.containerd.socket())
+        let checked = self
+            .resnap
+            .on(self.containerd.socket())
             .args(["--namespace", namespace, "check", &image.reference])
             .args(["--snapshotter", self.lazy()])
             .stdout(Stdio::null())
@@ -92,18 +147,9 @@ impl Bed {
 
     /// `resnap serve` in front of containerd.
     pub(crate) fn serve(&self) -> Result<Served> {
-        let socket = self.containerd.socket().with_file_name("proxy.sock");
-        let process = Command::new(&self.resnap)
-            .arg("--address")
-            .arg(self.containerd.socket())
-            .args(["serve", "--cri-socket"])
-            .arg(&socket)
-            .spawn()
-            .context("start resnap serve")?;
-        let served = Served { process, socket };
-        // Until it serves.
-        Cri::connect(&served.socket, &self.containerd.scratch())?;
-        Ok(served)
+        let address = self.containerd.socket();
+        let mut command = self.resnap.on(address);
+        Served::begin(command.arg("serve"), address.with_file_name("proxy.sock"))
     }
 
     /// `resnap unpack`, by containerd's socket or a tap's.
@@ -114,10 +160,43 @@ impl Bed {
         snapshotter: &str,
         image: &Built,
     ) -> Command {
-        let mut command = Command::new(&self.resnap);
+        self.resnap.unpack(socket, namespace, snapshotter, image)
+    }
+}
+
+impl Resnap {
+    fn other() -> Result<Option<Self>> {
+        let Some(program) = std::env::var_os(OTHER) else {
+            return Ok(None);
+        };
+        let program = std::path::absolute(program)?;
+        ensure!(program.is_file(), "{OTHER}: there is no {program:?}");
+        let suffix = " (other)";
+        Ok(Some(Self { program, suffix }))
+    }
+
+    /// The name of a row of it.
+    pub(crate) fn row(&self, variant: &str) -> String {
+        format!("{variant}{}", self.suffix)
+    }
+
+    /// It with containerd at this address.
+    pub(crate) fn on(&self, address: &Path) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--address").arg(address);
         command
-            .arg("--address")
-            .arg(socket)
+    }
+
+    /// `resnap unpack`, by containerd's socket or a tap's.
+    pub(crate) fn unpack(
+        &self,
+        socket: &Path,
+        namespace: &str,
+        snapshotter: &str,
+        image: &Built,
+    ) -> Command {
+        let mut command = self.on(socket);
+        command
             .args(["--namespace", namespace, "unpack", &image.reference])
             .args(["--snapshotter", snapshotter])
             .stdin(Stdio::null())
@@ -134,9 +213,24 @@ pub(crate) struct Served {
 }
 
 impl Served {
+    /// Starts `command`, a `resnap serve`, and waits until it serves the CRI on this socket.
+    pub(crate) fn begin(command: &mut Command, socket: PathBuf) -> Result<Self> {
+        let command = command.arg("--cri-socket").arg(&socket);
+        let process = command.spawn().context("start resnap serve")?;
+        let served = Served { process, socket };
+        // Nothing is run that writes logs.
+        Cri::connect(&served.socket, Path::new("/dev/null"))?;
+        Ok(served)
+    }
+
     /// A figure of the process in KiB, as its status names it.
     pub(crate) fn memory(&self, name: &str) -> Result<u64> {
-        memory(self.process.id(), name)
+        process::memory(self.process.id(), name)
+    }
+
+    /// The CPU seconds that it has taken.
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        Ok(process::cpu(self.process.id())?.0)
     }
 }
 
@@ -146,16 +240,6 @@ impl Drop for Served {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// A figure of a process in KiB, as its status names it.
-pub(crate) fn memory(process: u32, name: &str) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let mut lines = status.lines();
-    let figure = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let figure = figure.and_then(|figure| figure.trim().strip_suffix(" kB"));
-    let figure = figure.with_context(|| format!("no {name} in the status"))?;
-    Ok(figure.parse()?)
 }
 
 /// The time that one process takes, from its start to its good end.

@@ -6,6 +6,9 @@
 //! Every table is of one run: its variants take turns, so that what else the machine does meets
 //! them alike, and medians and their ratios are shown. Samples go to `target/bench/<name>.json`.
 //! The names of tables as arguments choose some.
+//!
+//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `hostile` and `apply` measure another build of resnap
+//! as well, in turns with this one.
 
 // What it prints is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -14,8 +17,10 @@ mod apply;
 mod bed;
 mod cold;
 mod herd;
+mod hostile;
 mod memory;
 mod plot;
+mod process;
 mod proxy;
 mod rude;
 mod table;
@@ -37,6 +42,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("herd", herd::run),
     ("proxy", proxy::run),
     ("rude", rude::run),
+    ("hostile", hostile::run),
     ("apply", apply::run),
 ];
 

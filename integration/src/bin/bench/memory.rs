@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{Built, MANY_MAX, large_layer, many, million_files, web};
 use resnap_integration::tap::{Method, Point};
 
-use crate::bed::{Bed, memory};
+use crate::bed::Bed;
+use crate::process::memory;
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "memory";

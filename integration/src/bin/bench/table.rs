@@ -4,6 +4,7 @@
 //! What was measured, for people and for programs.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -52,6 +53,35 @@ pub(crate) struct Row {
     /// Its median as a multiple of what nobody can do without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) of_floor: Option<f64>,
+    /// The least of its times as a multiple of that of another build: what else the machine does
+    /// only adds to them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) of_other: Option<f64>,
+    /// What another tenant got, and when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tenant: Option<Tenant>,
+}
+
+/// What became of a tenant's container that was asked for.
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Tenant {
+    /// It was there, after seconds.
+    Ready(f64),
+    /// The answer was this status instead, after seconds.
+    Refused(String, f64),
+    /// There was no answer in so many seconds.
+    Waits(f64),
+}
+
+impl fmt::Display for Tenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready(after) => write!(f, "{after:.2} s"),
+            Self::Refused(status, after) => write!(f, "{status} ({after:.2} s)"),
+            Self::Waits(limit) => write!(f, "not ready after {limit:.0} s"),
+        }
+    }
 }
 
 impl Row {
@@ -85,7 +115,18 @@ impl Row {
     }
 
     pub(crate) fn against(mut self, other: &Self) -> Self {
-        self.ratio = self.median.zip(other.median).map(|(own, of)| own / of);
+        self.ratio = self.of(other);
+        self
+    }
+
+    /// Its median as a multiple of the other's.
+    pub(crate) fn of(&self, other: &Self) -> Option<f64> {
+        self.median.zip(other.median).map(|(own, of)| own / of)
+    }
+
+    /// With that of another build beside it.
+    pub(crate) fn beside(mut self, other: &Self) -> Self {
+        self.of_other = self.min.zip(other.min).map(|(own, of)| own / of);
         self
     }
 }
@@ -94,8 +135,8 @@ impl Table {
     pub(crate) fn show(&self) {
         println!("\n# {}: {}", self.name, self.about);
         println!(
-            "{:<44}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}",
-            "", "RPCs", "median", "min", "p99", "calls/s", "ratio", "peak", "CPU", "floor"
+            "{:<52}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}{:>8}  tenant",
+            "", "RPCs", "median", "min", "p99", "calls/s", "ratio", "peak", "CPU", "floor", "other"
         );
         for row in &self.rows {
             let calls: u64 = row.calls.values().sum();
@@ -106,7 +147,7 @@ impl Table {
                 }))
             };
             println!(
-                "{:<44}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}",
+                "{:<52}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}{:>8}  {}",
                 row.variant,
                 cell((calls > 0).then(|| calls.to_string())),
                 milliseconds(row.median),
@@ -120,6 +161,8 @@ impl Table {
                 ),
                 cell(row.cpu_seconds.map(|seconds| format!("{seconds:.2} s"))),
                 cell(row.of_floor.map(|ratio| format!("{ratio:.2}"))),
+                cell(row.of_other.map(|ratio| format!("{ratio:.2}"))),
+                cell(row.tenant.as_ref().map(Tenant::to_string)),
             );
         }
     }

@@ -26,7 +26,8 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
         about: format!(
             "an image that is ready on {SNAPSHOTTER} already. Nothing of ctr's only looks; nearest\n\
              is `ctr images mount`, which looks at every layer first, as any client of containerd\n\
-             does, and then mounts. The ratio is ctr to resnap; unmounting is not counted."
+             does, and then mounts. The ratio is ctr to resnap; unmounting is not counted. Other: the least\n\
+             time, to another build's."
         ),
         containerd: bed.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
@@ -34,7 +35,7 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
     })
 }
 
-fn image_rows(bed: &Bed, image: &Built) -> Result<[Row; 2]> {
+fn image_rows(bed: &Bed, image: &Built) -> Result<Vec<Row>> {
     let unpack = |socket| bed.unpack(socket, NAMESPACE, SNAPSHOTTER, image);
     let socket = bed.containerd.socket();
     bed.import(NAMESPACE, image)?;
@@ -53,9 +54,13 @@ fn image_rows(bed: &Bed, image: &Built) -> Result<[Row; 2]> {
         Ok(taken)
     };
     // Without the tap, which takes time of its own.
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut others, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         ours.push(time(&mut unpack(socket))?);
+        if let Some(other) = &bed.other {
+            let mut unpack = other.unpack(socket, NAMESPACE, SNAPSHOTTER, image);
+            others.push(time(&mut unpack)?);
+        }
         theirs.push(mount(None)?);
     }
     let tap = bed.containerd.tap()?;
@@ -67,16 +72,25 @@ fn image_rows(bed: &Bed, image: &Built) -> Result<[Row; 2]> {
     tap.finish()?;
     bed.remove(NAMESPACE, image)?;
     let layers = image.layers.len();
-    let ours = Row {
+    let name = format!("{layers} layers: resnap unpack");
+    let mut ours = Row {
         calls: our_calls,
-        ..Row::timed(format!("{layers} layers: resnap unpack"), &ours)
+        ..Row::timed(bed.resnap.row(&name), &ours)
     };
     let theirs = Row {
         calls: their_calls,
         ..Row::timed(format!("{layers} layers: ctr images mount"), &theirs)
     };
     let theirs = theirs.against(&ours);
-    Ok([ours, theirs])
+    let other = bed.other.as_ref();
+    let other = other.map(|other| Row::timed(other.row(&name), &others));
+    if let Some(other) = &other {
+        ours = ours.beside(other);
+    }
+    Ok([Some(ours), other, Some(theirs)]
+        .into_iter()
+        .flatten()
+        .collect())
 }
 
 fn quiet(command: &mut Command) -> &mut Command {

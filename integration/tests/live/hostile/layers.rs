@@ -118,7 +118,7 @@ fn escapes(canary: &Canary) -> Result<Vec<Case>> {
         path: path.to_owned(),
         size: 1,
     };
-    let no_target = || badly("DataLoss", "its hard link's target");
+    let no_target = || badly("InvalidArgument", "its hard link's target");
     Ok(vec![
         Case::tar(
             "dots",
@@ -279,6 +279,11 @@ fn images() -> Result<Vec<Case>> {
     *flipped.last_mut().context("no image")? ^= 1;
     let mut nameless = good.clone();
     nameless[1024] ^= 1;
+    let mut unknown = good.clone();
+    unknown[1024 + 81] |= 0x80;
+    let mut spread = good.clone();
+    spread[1024 + 80] |= 8;
+    spread[1024 + 86] = 1;
     // Whoever harms states the right diff IDs.
     let case = |name, blob: &[u8], diff_id: &[u8], says: &str| Case {
         name,
@@ -299,7 +304,18 @@ fn images() -> Result<Vec<Case>> {
         },
         case("image-cut", cut, cut, "is an EROFS image of"),
         case("image-short", b"short", b"short", "no EROFS image"),
-        case("image-nameless", &nameless, &nameless, "no EROFS image"),
+        Case {
+            ends: badly("InvalidArgument", "no EROFS image"),
+            ..case("image-nameless", &nameless, &nameless, "")
+        },
+        Case {
+            ends: badly("Unimplemented", "features that are not known: 0x8000"),
+            ..case("image-features", &unknown, &unknown, "")
+        },
+        Case {
+            ends: badly("InvalidArgument", "data on 1 other devices"),
+            ..case("image-devices", &spread, &spread, "")
+        },
         case("image-flipped", &flipped, &good, &digest(&good)),
     ])
 }

@@ -4,6 +4,7 @@
 //! What hostile layers may cost.
 
 use super::*;
+use crate::memory::{Denied, Memory};
 
 /// How long it keeps this thread at work; what others do does not count.
 fn time(work: impl FnOnce()) -> u64 {
@@ -19,7 +20,8 @@ fn time(work: impl FnOnce()) -> u64 {
 
 #[test]
 fn siblings_cost_replacing_nothing() {
-    let mut records = Records::new();
+    let (_alive, stop) = watch::channel(false);
+    let mut records = Records::new(Stop(stop).into());
     for number in 0..20_000 {
         let path = format!("a{number}").into_bytes();
         records.write(path.clone()).unwrap();
@@ -84,11 +86,41 @@ fn nobody_waits_for_directories() {
     first.add(&mut layer).unwrap();
     stopper.send_replace(true);
     let finished = first.finish(&Lower::default());
-    assert!(matches!(finished, Err(Error::Stopped)), "{finished:?}");
+    assert!(
+        matches!(finished, Err(Error::Denied(Denied::Stopped))),
+        "{finished:?}"
+    );
     let mut layer = Layer::new(&tape.0[..0], Limits::default());
     second.entry(&directory("d", 0)).unwrap();
     let added = second.add(&mut layer);
+    assert!(
+        matches!(added, Err(Error::Denied(Denied::Stopped))),
+        "{added:?}"
+    );
+}
+
+#[test]
+fn nobody_waits_for_entries() {
+    let (stopper, stop) = watch::channel(false);
+    let begin =
+        |bed: &Bed| Extraction::new(&bed.root(), Style::Copy, false, Stop(stop.clone())).unwrap();
+    let (bed, full) = (Bed::new(), Bed::new());
+    fs::create_dir_all(full.at("d/e")).unwrap();
+    fs::write(full.at("d/e/file"), "").unwrap();
+    let (mut first, mut second) = (begin(&bed), begin(&full));
+    stopper.send_replace(true);
+    let tape = Tape::default().file("a", "").file("b", "");
+    let mut layer = Layer::new(&tape.0[..], Limits::default());
+    let added = first.add(&mut layer).map_err(Error::settled);
     assert!(matches!(added, Err(Error::Stopped)), "{added:?}");
+    assert!(!bed.at("a").exists());
+    // Nor for what one entry removes.
+    let whiteout = Entry {
+        kind: Kind::Whiteout,
+        ..directory("d", 0)
+    };
+    second.entry(&whiteout).unwrap_err();
+    assert!(full.at("d/e/file").exists());
 }
 
 /// A directory with an extended attribute of so many bytes.
@@ -102,7 +134,7 @@ fn directory(path: &str, bytes: usize) -> Entry {
         mtime: Time::default(),
         xattrs: vec![resnap_layer::Xattr {
             name: b"user.a".to_vec(),
-            value: vec![b'x'; bytes],
+            value: path.bytes().cycle().take(bytes).collect(),
         }],
     }
 }
@@ -113,9 +145,12 @@ fn memory_is_counted() {
     let (_alive, stop) = watch::channel(false);
     let begin = |style| {
         let bed = Bed::new();
-        let mut extraction =
-            Extraction::new(&bed.root(), style, false, Stop(stop.clone())).unwrap();
-        extraction.records.limit = LIMIT;
+        let is_turn = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        // One layer may have ten sixteenths.
+        let memory = Memory::new(LIMIT / 10 * 16);
+        let allowance = memory.allow(&Default::default(), is_turn);
+        let guard = Guard::new(Stop(stop.clone()), allowance);
+        let extraction = Extraction::new(&bed.root(), style, false, guard).unwrap();
         (bed, extraction)
     };
     let file = |path: String| {

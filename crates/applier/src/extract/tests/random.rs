@@ -14,9 +14,12 @@ use tar::{Builder, EntryType, Header};
 
 use super::*;
 
-const CASES: u32 = 100;
+const CASES: u32 = 200;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// A directory keeps it when another thing takes the place of its last whiteout.
+const ORIGIN: &[u8] = b"trusted.overlay.origin";
 
 /// As Linux has it: version 2, then `u::rwx,g::r-x,o::r-x`.
 const LIST: &[u8] = b"\x02\0\0\0\
@@ -163,8 +166,8 @@ fn on_disk(root: &Path) -> Tree {
                 let value = get(&file, &name).unwrap().unwrap();
                 xattrs.insert(name, value);
             }
-            // The host's.
-            xattrs.retain(|name, _| !name.starts_with(b"security."));
+            // The host's, and what lists no whiteouts.
+            xattrs.retain(|name, _| !name.starts_with(b"security.") && name != ORIGIN);
         }
         let links = (!stat.is_dir()).then(|| (stat.nlink(), first(&mut names, stat.ino(), &path)));
         let thing = match stat.file_type().is_char_device() && stat.rdev() == 0 {
@@ -222,10 +225,7 @@ fn in_image(image: &Image<Vec<u8>>) -> Tree {
                 links,
                 content,
                 device: node.device().unwrap_or(0).into(),
-                // Images need it, directories do not.
-                xattrs: xattrs
-                    .filter(|(name, _)| name != b"trusted.overlay.origin")
-                    .collect(),
+                xattrs: xattrs.filter(|(name, _)| name != ORIGIN).collect(),
             },
         };
         (path, thing)
@@ -274,14 +274,25 @@ fn directories_are_as_images() {
         ..ProptestConfig::with_cases(CASES)
     };
     let items = prop::collection::vec(item(), 0..25);
-    let done = TestRunner::new(config).run(&items, |items| {
+    let done = TestRunner::new(config).run(&(items, any::<bool>()), |(items, is_lowest)| {
         let stream = layer(&items);
         let bed = Bed::new();
-        let extracted = bed.extract(Style::Upper, &stream, &below);
+        let (style, below) = match is_lowest {
+            true => (Style::Base, &[][..]),
+            false => (Style::Upper, &below[..]),
+        };
+        let extracted = bed.extract(style, &stream, below);
         let mut layer = Layer::new(&stream[..], Limits::default());
-        let mut writer = Writer::new(Cursor::new(Vec::new()), Default::default()).unwrap();
+        let memory = Box::new(resnap_erofs::Memory::new(1 << 20));
+        let mut writer = Writer::new(Cursor::new(Vec::new()), memory).unwrap();
+        if is_lowest {
+            writer = writer.lowest();
+        }
         let written = writer.add(&mut layer).and_then(|()| {
-            let (image, _) = writer.finish(&mut Below(&lower), [0; 16])?;
+            let (image, _) = match is_lowest {
+                true => writer.finish(&mut resnap_erofs::Nothing, [0; 16])?,
+                false => writer.finish(&mut Below(&lower), [0; 16])?,
+            };
             Ok(image.into_inner())
         });
         match (extracted, written) {

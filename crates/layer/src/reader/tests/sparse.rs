@@ -2,7 +2,6 @@
 // Copyright The resnap Authors
 
 use super::*;
-use crate::fixture::octal;
 
 /// A file of 10 MiB with "one" at its start and "two" after 1 MiB, in each format.
 #[test]
@@ -110,6 +109,21 @@ fn sparse_gnu_with_more_blocks() {
     assert_eq!(data.len(), 27);
     assert_eq!(data[26], (26 * 1024, b"x".to_vec()));
     assert!(matches!(entry.kind, Kind::File(File { size: 100_000, .. })));
+}
+
+/// As in Go, where there are no extents in them, too.
+#[test]
+fn sparse_gnu_with_too_many_blocks() {
+    let with = |count: usize| {
+        let mut block = [0; 512];
+        block[504] = 1;
+        let mut stream =
+            Tar::default().with(b'S', "sparse", b"", &[(257, b"ustar  \0"), (482, b"\x01")]);
+        stream.0.extend(block.repeat(count - 1));
+        stream.data(&[0; 512]).end()
+    };
+    assert_eq!(read(&with(2047)).unwrap().len(), 1);
+    assert!(matches!(fault(&with(2048)), Fault::Sparse(_)));
 }
 
 #[test]

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Whether containerd's differ gets on: it answers once a layer is written, and says nothing before.
+//!
+//! It does if files of the snapshot change, or if a program that was told the snapshot's path, as
+//! `mkfs.erofs` is, uses the processor. Neither can be seen where the snapshot is none of this
+//! machine's directories, and syncing a file system changes no file: then there is no limit.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use resnap_core::{Applied, Descriptor, Error, Kind, Mount, Result, Scope};
+use resnap_layer::way::join;
+use rustix::fs::{AtFlags, Dir, FileType, statat};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+
+use crate::extract::open_below;
+use crate::progress::Progress;
+
+/// How far the clock of files may be behind.
+const SLACK: Duration = Duration::from_millis(100);
+
+/// How often it is looked, at least.
+const OFTEN: Duration = Duration::from_secs(60);
+
+/// Files that are looked at. In a larger tree something is taken to have changed.
+const FILES: usize = 1_000_000;
+
+/// Has `differ` apply a layer, unless it does not get on for as long as `limit`.
+pub(crate) async fn apply(
+    differ: &dyn resnap_core::Applier,
+    scope: &Scope,
+    layer: &Descriptor,
+    mounts: &[Mount],
+    sync_fs: bool,
+    limit: Duration,
+) -> Result<Applied> {
+    let applied = differ.apply(scope, layer, mounts, sync_fs);
+    let Some(snapshot) = snapshot(mounts).filter(|_| !sync_fs) else {
+        return applied.await;
+    };
+    tokio::select! {
+        applied = applied => applied,
+        () = stalled(snapshot, limit) => {
+            let error = Error::new(Kind::DeadlineExceeded, "apply layer", layer.digest.as_str());
+            Err(error.because(format!(
+                "containerd's differ has changed nothing in the snapshot for {limit:?}: see to \
+                 containerd or the disk, or raise stall"
+            )))
+        }
+    }
+}
+
+/// The directory of the snapshot that the last of these mounts writes to, if it is one here.
+fn snapshot(mounts: &[Mount]) -> Option<PathBuf> {
+    let mount = mounts.last()?;
+    let mut options = mount.options.iter();
+    let upper = options.find_map(|option| option.strip_prefix("upperdir="));
+    let source = (mount.kind == "bind").then_some(&mount.source[..]);
+    let path = Path::new(upper.or(source)?);
+    let path = match path.file_name() {
+        Some(name) if name == "fs" => path.parent()?,
+        _ => path,
+    };
+    path.is_dir().then(|| path.to_path_buf())
+}
+
+/// Ends once nothing has changed for as long as `limit`.
+async fn stalled(snapshot: PathBuf, limit: Duration) {
+    let progress = Arc::new(Progress::default());
+    let look = async {
+        let (mut since, mut used) = (SystemTime::now(), 0);
+        loop {
+            sleep((limit / 10).min(OFTEN)).await;
+            let (begin, path) = (SystemTime::now(), snapshot.clone());
+            let looked = Instant::now();
+            let looking = spawn_blocking(move || {
+                // What cannot be looked at has not changed.
+                (has_changed(&path, since).unwrap_or(false), used_by(&path))
+            });
+            let (has_changed, now) = looking.await.unwrap_or_default();
+            if has_changed || now != used {
+                progress.step();
+            }
+            (since, used) = (begin, now);
+            // To look is to take little of the time, and to be soon enough.
+            sleep((looked.elapsed() * 20).min(limit / 4)).await;
+        }
+    };
+    tokio::select! {
+        () = look => {}
+        () = progress.stalled(limit) => {}
+    }
+}
+
+/// Whether anything in a directory has changed since then.
+fn has_changed(directory: &Path, since: SystemTime) -> io::Result<bool> {
+    let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = i128::try_from(since.saturating_sub(SLACK).as_nanos()).unwrap_or_default();
+    let root: OwnedFd = File::open(directory)?.into();
+    let mut todo = vec![Vec::new()];
+    let mut count = 0;
+    while let Some(path) = todo.pop() {
+        // It may be gone, or something else by now.
+        let Ok(fd) = open_below(&root, &path) else {
+            continue;
+        };
+        for entry in Dir::read_from(&fd)? {
+            let Ok(entry) = entry else {
+                break;
+            };
+            let name = entry.file_name().to_bytes();
+            if name == b".." {
+                continue;
+            }
+            let Ok(stat) = statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            count += 1;
+            let changed =
+                i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec);
+            if changed >= since || count > FILES {
+                return Ok(true);
+            }
+            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            if is_directory && name != b"." {
+                todo.push(join(&path, name));
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// How long all programs that were told this path have used the processor, in ticks.
+fn used_by(path: &Path) -> u64 {
+    let path = path.as_os_str().as_bytes();
+    let Ok(processes) = Path::new("/proc").read_dir() else {
+        return 0;
+    };
+    let used = processes.filter_map(|process| {
+        let process = process.ok()?.path();
+        let command = std::fs::read(process.join("cmdline")).ok()?;
+        if !command.windows(path.len()).any(|part| part == path) {
+            return None;
+        }
+        let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+        // The name of the program is in brackets, and may have any in it.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let fields = fields.split_whitespace().skip(11).take(2);
+        Some(
+            fields
+                .filter_map(|ticks| ticks.parse::<u64>().ok())
+                .sum::<u64>(),
+        )
+    });
+    used.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn mount(kind: &str, source: &Path, options: &[String]) -> Mount {
+        Mount {
+            kind: kind.to_owned(),
+            source: source.display().to_string(),
+            target: String::new(),
+            options: options.to_vec(),
+        }
+    }
+
+    #[test]
+    fn snapshots_are_found_by_their_mounts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (at, fs) = (dir.path(), dir.path().join("fs"));
+        let upper = format!("upperdir={}", fs.display());
+        for (mounts, want) in [
+            (vec![mount("bind", at, &[])], Some(at)),
+            (vec![mount("bind", &fs, &[])], Some(at)),
+            (
+                vec![
+                    mount("erofs", Path::new("/x/layer.erofs"), &[]),
+                    mount("format/overlay", Path::new("overlay"), &[upper]),
+                ],
+                Some(at),
+            ),
+            (vec![mount("bind", &at.join("gone/fs"), &[])], None),
+            (vec![mount("ext4", Path::new("/dev/loop0"), &[])], None),
+            (Vec::new(), None),
+        ] {
+            assert_eq!(snapshot(&mounts).as_deref(), want, "{mounts:?}");
+        }
+    }
+
+    #[test]
+    fn changes_are_seen_wherever_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("a/b/c");
+        std::fs::create_dir_all(&deep).unwrap();
+        std::fs::write(deep.join("file"), "x").unwrap();
+        let changed = |since| has_changed(dir.path(), since).unwrap();
+        let now = SystemTime::now();
+        assert!(changed(now));
+        assert!(!changed(now + Duration::from_secs(1)));
+        std::thread::sleep(Duration::from_millis(400));
+        let later = SystemTime::now();
+        assert!(!changed(later));
+        std::fs::write(deep.join("file"), "xx").unwrap();
+        assert!(changed(later));
+    }
+
+    #[tokio::test]
+    async fn programs_at_work_get_on() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let mut busy = Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .arg(dir.path().join("layer.erofs"))
+            .spawn()
+            .unwrap();
+        let limit = Duration::from_secs(3);
+        let mut ended = Box::pin(stalled(dir.path().to_path_buf(), limit));
+        let early = timeout(limit * 2, &mut ended).await;
+        busy.kill().unwrap();
+        busy.wait().unwrap();
+        assert!(early.is_err());
+        timeout(limit * 10, ended).await.unwrap();
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Layers of the EROFS image format (erofs-image-spec, a draft), and what of them is taken.
+//!
+//! A layer's part in the image is its role, an annotation of its descriptor:
+//!
+//! | media type | role | taken |
+//! |---|---|---|
+//! | `application/vnd.erofs`, `+zstd` | none, `overlay-lower` | as a layer that is an EROFS image |
+//! | any | `device` | no: blocks of another layer, which is mounted with it |
+//! | `application/vnd.erofs`, `+zstd` | `overlay-data` | no: data of another layer's files |
+//! | `application/vnd.erofs.chunk-index.v1` | | no: an index of another layer, and none of its own |
+//! | any other of these | any other | no |
+//!
+//! A config may have no diff IDs; each layer says its own then.
+
+use crate::media_type::{self, EROFS_CHUNK_INDEX, EROFS_IMAGE};
+use crate::{Descriptor, DiffId, Digest};
+
+/// The annotation that has a layer's role.
+const ROLE: &str = "org.erofs.role";
+
+/// The annotation that has the digest of a layer's uncompressed bytes, its diff ID.
+const UNCOMPRESSED_DIGEST: &str = "org.erofs.uncompressed-digest";
+
+/// Whether a layer of this media type is of the EROFS image format. Roles mean something in an
+/// image that has such a layer.
+pub fn is_of_format(media_type: &str) -> bool {
+    matches!(
+        media_type::without_suffixes(media_type),
+        EROFS_IMAGE | EROFS_CHUNK_INDEX
+    )
+}
+
+/// Why a layer of an image of this format cannot be unpacked; `None` if it can.
+pub fn not_taken(layer: &Descriptor) -> Option<String> {
+    let media_type = &layer.media_type;
+    if media_type == EROFS_CHUNK_INDEX {
+        return Some(format!("layers of type {media_type:?} are not supported"));
+    }
+    let role = layer.annotations.get(ROLE)?;
+    match &**role {
+        "overlay-lower" if is_of_format(media_type) => None,
+        _ => Some(format!(
+            "layers of type {media_type:?} in the role {role:?} ({ROLE}) are not supported"
+        )),
+    }
+}
+
+/// The diff ID that a layer of this format says is its own; `None` if it does not say one.
+///
+/// # Errors
+/// The annotation, if that is no digest.
+pub fn diff_id(layer: &Descriptor) -> Result<Option<DiffId>, String> {
+    if !is_of_format(&layer.media_type) {
+        return Ok(None);
+    }
+    match layer.annotations.get(UNCOMPRESSED_DIGEST) {
+        Some(digest) => match digest.parse::<Digest>() {
+            Ok(digest) => Ok(Some(DiffId(digest))),
+            Err(_) => Err(format!("its {UNCOMPRESSED_DIGEST} {digest:?} is no digest")),
+        },
+        // Of an uncompressed layer it may be left out.
+        None if layer.media_type == EROFS_IMAGE => Ok(Some(DiffId(layer.digest.clone()))),
+        None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(media_type: &str, annotations: &[(&str, &str)]) -> Descriptor {
+        let annotations = annotations.iter();
+        Descriptor {
+            media_type: media_type.to_owned(),
+            digest: Digest::sha256(b"blob"),
+            size: 1,
+            annotations: annotations
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+            platform: None,
+        }
+    }
+
+    #[test]
+    fn the_table_holds() {
+        let tar = "application/vnd.oci.image.layer.v1.tar+gzip";
+        for (media_type, role, taken) in [
+            ("application/vnd.erofs", None, true),
+            ("application/vnd.erofs+zstd", None, true),
+            ("application/vnd.erofs", Some("overlay-lower"), true),
+            ("application/vnd.erofs+zstd", Some("overlay-lower"), true),
+            ("application/vnd.erofs", Some("overlay-data"), false),
+            ("application/vnd.erofs", Some("device"), false),
+            ("application/vnd.erofs", Some("overlay-upper"), false),
+            ("application/vnd.erofs.chunk-index.v1", None, false),
+            (tar, None, true),
+            (tar, Some("device"), false),
+            (tar, Some("overlay-lower"), false),
+        ] {
+            let annotations: Vec<_> = role.iter().map(|role| (ROLE, *role)).collect();
+            let why = not_taken(&layer(media_type, &annotations));
+            assert_eq!(why.is_none(), taken, "{media_type} {role:?}: {why:?}");
+            // What is refused is named.
+            assert!(why.is_none_or(|why| why.contains(role.unwrap_or(media_type))));
+        }
+    }
+
+    #[test]
+    fn layers_say_their_diff_ids() {
+        let (raw, zstd) = ("application/vnd.erofs", "application/vnd.erofs+zstd");
+        let other = Digest::sha256(b"uncompressed");
+        let says = [(UNCOMPRESSED_DIGEST, other.as_str())];
+        let blob = Digest::sha256(b"blob");
+        for (media_type, annotations, digest) in [
+            (raw, &[][..], Some(&blob)),
+            (raw, &says, Some(&other)),
+            (zstd, &says, Some(&other)),
+            (zstd, &[], None),
+            ("application/vnd.erofs.layer.v1", &says, None),
+        ] {
+            let found = diff_id(&layer(media_type, annotations)).unwrap();
+            assert_eq!(found.as_ref().map(|id| &id.0), digest, "{media_type}");
+        }
+        assert!(diff_id(&layer(raw, &[(UNCOMPRESSED_DIGEST, "sha256:x")])).is_err());
+    }
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What a header and its extensions are together.
+
+use std::io::Read;
+
+use super::{Layer, padding};
+use crate::entry::{Entry, File, Kind};
+use crate::error::Fault;
+use crate::header::Header;
+use crate::path::{self, Name};
+use crate::pax::{Extended, Records, Sparse};
+use crate::sparse::Map;
+
+/// As many majors and minors as Linux has.
+const MAJORS: u32 = 1 << 12;
+const MINORS: u32 = 1 << 20;
+
+impl<R: Read> Layer<R> {
+    /// The entry that a header and its extensions make; `None` for one that counts for nothing.
+    pub(super) fn resolve(
+        &mut self,
+        header: &Header,
+        extended: Extended,
+    ) -> Result<Option<Entry>, Fault> {
+        let Extended {
+            path,
+            link,
+            records,
+        } = extended;
+        let own = path.or_else(|| records.name("path"));
+        let own = own.unwrap_or_else(|| header.path());
+        // Its name as a sparse file does not count for that.
+        let is_directory = header.kind() == 0 && own.ends_with(b"/");
+        let sparse = records.sparse().filter(|_| header.kind() != b'S');
+        let name = sparse.and_then(|_| records.name("GNU.sparse.name"));
+        let raw = name.unwrap_or(own);
+        let raw = within(raw, self.limits.path, "bytes of a path")?;
+        self.current.path.clone_from(&raw);
+        self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(Fault::limit("entries", self.limits.entries));
+        }
+
+        // Also of what counts for nothing: what is no number is refused before anybody asks for it.
+        let size = records.number("size")?.unwrap_or(header.size);
+        let uid = records.number("uid")?.unwrap_or(header.uid);
+        let gid = records.number("gid")?.unwrap_or(header.gid);
+        let mtime = records.time("mtime")?.unwrap_or(header.mtime);
+        records.time("atime")?;
+        records.time("ctime")?;
+
+        let kind = match header.kind() {
+            0 if is_directory => Kind::Directory,
+            0 | b'0' | b'7' | b'S' => self.file(header, &records, sparse, size)?,
+            _ => self.other(header, link.or_else(|| records.name("linkpath")))?,
+        };
+        if sparse.is_some() && !matches!(kind, Kind::File(_)) {
+            return Err(Fault::Sparse("it is no file"));
+        }
+
+        let (path, kind) = match path::name(path::clean(&raw))? {
+            Name::Plain(path) if path.is_empty() && kind != Kind::Directory => return Ok(None),
+            Name::Plain(path) => (path, kind),
+            Name::Whiteout(path) => (path, Kind::Whiteout),
+            Name::Opaque(path) => (path, Kind::Opaque),
+        };
+        // A whiteout may have been a file.
+        self.current.is_hidden = !matches!(kind, Kind::File(_));
+        Ok(Some(Entry {
+            path,
+            kind,
+            mode: u32::try_from(header.mode & 0o7777).unwrap_or_default(),
+            uid: owner("uid", uid)?,
+            gid: owner("gid", gid)?,
+            mtime,
+            xattrs: records.xattrs,
+        }))
+    }
+
+    /// What an entry without data is.
+    fn other(&self, header: &Header, link: Option<Vec<u8>>) -> Result<Kind, Fault> {
+        let link = || {
+            let link = link.unwrap_or_else(|| header.link());
+            within(link, self.limits.path, "bytes of a link's target")
+        };
+        Ok(match header.kind() {
+            b'1' => Kind::Hardlink(path::target(&link()?)?),
+            b'2' => match link()? {
+                target if target.is_empty() => {
+                    return Err(Fault::Name("it is a symbolic link to nothing"));
+                }
+                target => Kind::Symlink(target),
+            },
+            b'3' => {
+                let (major, minor) = device(header)?;
+                Kind::Character { major, minor }
+            }
+            b'4' => {
+                let (major, minor) = device(header)?;
+                Kind::Block { major, minor }
+            }
+            b'5' => Kind::Directory,
+            b'6' => Kind::Fifo,
+            other => return Err(Fault::Type(other)),
+        })
+    }
+
+    /// A file whose entry has `packed` bytes; what of its data follows is the current entry's.
+    fn file(
+        &mut self,
+        header: &Header,
+        records: &Records,
+        sparse: Option<Sparse>,
+        packed: i64,
+    ) -> Result<Kind, Fault> {
+        let packed = u64::try_from(packed).map_err(|_| Fault::Number("size"))?;
+        let mut map = Map::new(&self.limits);
+        let mut data = packed;
+        let size = match sparse {
+            _ if header.kind() == b'S' => Some(map.gnu(header, &mut self.source)?),
+            None => None,
+            Some(sparse) => {
+                match sparse {
+                    Sparse::InData => data -= map.lines(&mut self.source, packed)?,
+                    Sparse::InRecords => {
+                        map.records(records.map(), records.number("GNU.sparse.numblocks")?)?;
+                    }
+                }
+                Some(real_size(records, packed)?)
+            }
+        };
+        self.current.left = data;
+        self.current.padding = padding(data);
+        let Some(size) = size else {
+            let extents = None;
+            let size = packed;
+            return Ok(Kind::File(File { size, extents }));
+        };
+        let extents = map.finish(size, data)?;
+        self.current.extents = Some(extents.iter().rev().copied().collect());
+        let extents = Some(extents);
+        Ok(Kind::File(File { size, extents }))
+    }
+}
+
+/// The size of a sparse file, holes included.
+fn real_size(records: &Records, packed: u64) -> Result<u64, Fault> {
+    let mut size = None;
+    for key in ["GNU.sparse.size", "GNU.sparse.realsize"] {
+        if size.is_none() {
+            size = records.number(key)?;
+        }
+    }
+    let negative = |_| Fault::Sparse("its size is negative");
+    size.map_or(Ok(packed), |size| u64::try_from(size).map_err(negative))
+}
+
+fn within(bytes: Vec<u8>, limit: usize, what: &'static str) -> Result<Vec<u8>, Fault> {
+    if bytes.len() > limit {
+        return Err(Fault::limit(what, limit));
+    }
+    Ok(bytes)
+}
+
+/// `u32::MAX` is none: chown(2) takes it as "leave it as it is".
+fn owner(field: &'static str, value: i64) -> Result<u32, Fault> {
+    let owner = u32::try_from(value).ok().filter(|owner| *owner != u32::MAX);
+    owner.ok_or(Fault::Owner { field, value })
+}
+
+fn device(header: &Header) -> Result<(u32, u32), Fault> {
+    let (major, minor) = header.device;
+    let part = |value: i64, count| u32::try_from(value).ok().filter(|value| *value < count);
+    match (part(major, MAJORS), part(minor, MINORS)) {
+        (Some(major), Some(minor)) => Ok((major, minor)),
+        _ => Err(Fault::Device { major, minor }),
+    }
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Images that cost more than they may, or get nowhere: whoever asks for them by itself, again and
+//! again, is told so for a while before they are tried again.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::io;
+use std::time::Duration;
+
+use resnap_core::{Digest, Error, Kind};
+use tokio::time::Instant;
+
+use crate::{Plan, UnpackError};
+
+/// Before the second try.
+const FIRST: Duration = Duration::from_secs(10);
+
+/// Before any.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Most images that are remembered, each for one snapshotter.
+const MAX_REMEMBERED: usize = 256;
+
+/// What failed by a limit, and when it may be tried again.
+#[derive(Debug, Default)]
+pub(crate) struct BackOff(HashMap<Key, Failed>);
+
+/// The manifest, and the snapshotter.
+type Key = (Digest, String);
+
+#[derive(Debug)]
+struct Failed {
+    error: UnpackError,
+    pause: Duration,
+    until: Instant,
+}
+
+impl BackOff {
+    /// That the image may be tried now.
+    ///
+    /// # Errors
+    /// [`UnpackError::BackedOff`].
+    pub(crate) fn require_over(&self, plan: &Plan, snapshotter: &str) -> Result<(), UnpackError> {
+        let failed = self.0.get(&key(plan, snapshotter));
+        let left = failed.map(|failed| failed.until.saturating_duration_since(Instant::now()));
+        match failed.zip(left) {
+            Some((failed, left)) if !left.is_zero() => Err(UnpackError::BackedOff {
+                cause: Box::new(failed.error.clone()),
+                seconds: left.as_secs() + u64::from(left.subsec_nanos() > 0),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that the image failed by a limit; answers with the pause until it is tried again.
+    pub(crate) fn failed(
+        &mut self,
+        plan: &Plan,
+        snapshotter: &str,
+        error: &UnpackError,
+    ) -> Duration {
+        let (key, now) = (key(plan, snapshotter), Instant::now());
+        let before = self.0.get(&key).map(|failed| failed.pause * 2);
+        let pause = before.unwrap_or(FIRST).min(LONGEST);
+        if self.0.len() >= MAX_REMEMBERED && !self.0.contains_key(&key) {
+            let oldest = self.0.iter().min_by_key(|(_, failed)| failed.until);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.0.remove(&oldest);
+            }
+        }
+        let failed = Failed {
+            error: error.clone(),
+            pause,
+            until: now + pause,
+        };
+        self.0.insert(key, failed);
+        pause
+    }
+
+    /// Forgets what is known of the image.
+    pub(crate) fn forget(&mut self, plan: &Plan, snapshotter: &str) {
+        self.0.remove(&key(plan, snapshotter));
+    }
+}
+
+fn key(plan: &Plan, snapshotter: &str) -> Key {
+    (plan.manifest.digest.clone(), snapshotter.to_owned())
+}
+
+/// Whether a layer failed by a limit of the applier's: on memory, time, or what it may cost. That
+/// the system has no room or no descriptors left may be over any moment, and is none.
+pub(crate) fn is_limit(error: &Error) -> bool {
+    let is_limits_kind = matches!(
+        error.kind(),
+        Kind::ResourceExhausted | Kind::DeadlineExceeded
+    );
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let system = cause.downcast_ref::<io::Error>();
+        if system.is_some_and(|error| error.raw_os_error().is_some()) {
+            return false;
+        }
+        next = cause.source();
+    }
+    is_limits_kind
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::testing::{
+        Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
+    };
+
+    use super::*;
+    use crate::{Engine, Report, Request, Settings};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// An engine whose applier fails so many times in such a way.
+    fn engine(times: usize, kind: Kind) -> (Simulated, Engine) {
+        let backend = Simulated::new();
+        for snapshotter in ["erofs", "overlayfs"] {
+            backend.add_snapshotter(snapshotter, Behaviour::Ordinary);
+        }
+        for name in ["web", "other"] {
+            let image = SimulatedImage::new([SimulatedLayer::new(name)]);
+            backend.add_image("k8s.io", name, &image);
+        }
+        backend.set_faults((1..=times).map(|call| Fault {
+            operation: Operation::Apply,
+            call,
+            effect: Effect::Fail(kind),
+        }));
+        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        (backend, engine)
+    }
+
+    async fn ask(engine: &Engine, image: &str, by_itself: bool) -> Result<Report, UnpackError> {
+        let request = Request {
+            by_itself,
+            ..Request::new(image, "erofs")
+        };
+        engine.unpack(request).report().await
+    }
+
+    fn seconds(result: Result<Report, UnpackError>) -> u64 {
+        match result {
+            Err(UnpackError::BackedOff { cause, seconds }) => {
+                assert!(matches!(*cause, UnpackError::Layer { .. }), "{cause:?}");
+                seconds
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_failed_by_a_limit_is_tried_again_after_longer_and_longer() {
+        let (backend, engine) = engine(9, Kind::ResourceExhausted);
+        for pause in [10, 20, 40, 80, 160, 300, 300] {
+            let tries = backend.calls(Operation::Apply);
+            let error = ask(&engine, "web", true).await.unwrap_err();
+            assert!(matches!(error, UnpackError::Layer { .. }), "{error:?}");
+            for _ in 0..3 {
+                assert_eq!(seconds(ask(&engine, "web", true).await), pause);
+                tokio::time::sleep(SECOND / 100).await;
+            }
+            assert_eq!(backend.calls(Operation::Apply), tries + 1);
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_person_and_a_success_end_it_and_others_do_not_have_it() {
+        let (_backend, engine) = engine(2, Kind::DeadlineExceeded);
+        ask(&engine, "web", true).await.unwrap_err();
+        tokio::time::sleep(2 * SECOND).await;
+        assert_eq!(seconds(ask(&engine, "web", true).await), 8);
+        let error = UnpackError::BackedOff {
+            cause: Box::new(ask(&engine, "web", false).await.unwrap_err()),
+            seconds: 7,
+        };
+        assert_eq!(error.kind(), Kind::DeadlineExceeded);
+        assert!(error.to_string().contains("tried again in 7 s"), "{error}");
+        ask(&engine, "other", true).await.unwrap();
+        assert_eq!(seconds(ask(&engine, "web", true).await), 10);
+        ask(&engine, "web", false).await.unwrap();
+        ask(&engine, "web", true).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_failures_are_tried_again_at_once() {
+        let (backend, engine) = engine(2, Kind::Unavailable);
+        ask(&engine, "web", true).await.unwrap_err();
+        ask(&engine, "web", true).await.unwrap_err();
+        ask(&engine, "web", true).await.unwrap();
+        backend.set_faults([]);
+    }
+
+    #[test]
+    fn a_full_disk_is_no_limit() {
+        let error = |kind| Error::new(kind, "apply layer", "a");
+        assert!(is_limit(
+            &error(Kind::ResourceExhausted).because("a budget")
+        ));
+        let disk = io::Error::from_raw_os_error(28);
+        assert!(!is_limit(&error(Kind::ResourceExhausted).because(disk)));
+        let ours = io::Error::other("more than 3 bytes");
+        assert!(is_limit(&error(Kind::ResourceExhausted).because(ours)));
+        assert!(!is_limit(&error(Kind::DataLoss)));
+    }
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What `check` warns of: an image that is taken here and may not be by containerd or the kernel.
+
+use std::collections::HashMap;
+
+use resnap_core::{Platform, erofs_layer};
+use resnap_handler_wrapper::listed_platforms;
+use resnap_platforms::Matcher;
+
+use crate::Plan;
+use crate::engine::Inner;
+
+/// More of them nobody reads, and a hostile index may deserve as many as it has entries.
+const MAX_WARNINGS: usize = 32;
+
+/// All warnings of an image on these snapshotters.
+pub(crate) async fn warnings(engine: &Inner, plan: &Plan, snapshotters: &[String]) -> Vec<String> {
+    let mut warnings: Vec<String> = config_platform(plan).into_iter().collect();
+    warnings.extend(unknown_to_containerd(plan));
+    warnings.extend(mounts(engine, plan, snapshotters).await);
+    let content = engine.ports.content.as_ref();
+    let listed = listed_platforms(content, &engine.scope, &plan.image.target).await;
+    // What cannot be read is told elsewhere.
+    warnings.extend(order(&listed.unwrap_or_default()));
+    warnings.truncate(MAX_WARNINGS);
+    warnings
+}
+
+/// Where an index lists an entry with OS features before the plain one.
+fn order(listed: &[Platform]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    // The first entry with features, by the platform that it is without them.
+    let mut featured: HashMap<Platform, &Platform> = HashMap::new();
+    for listed in listed {
+        let mut plain = listed.normalized();
+        if !plain.os_features.is_empty() {
+            plain.os_features.clear();
+            featured.entry(plain).or_insert(listed);
+        } else if let Some(first) = featured.remove(&plain) {
+            warnings.push(format!(
+                "the index lists {first} before {listed}, and of the two containerd up to 2.2 may take the first: list the plain one first"
+            ));
+        }
+        if warnings.len() == MAX_WARNINGS {
+            break;
+        }
+    }
+    warnings
+}
+
+/// Where the config is of another platform than the index says.
+fn config_platform(plan: &Plan) -> Option<String> {
+    let listed = plan.manifest.platform.as_ref()?;
+    let matcher = Matcher::only(listed).ignoring_features();
+    (!matcher.matches(&plan.platform)).then(|| {
+        format!(
+            "the index lists the manifest for {listed}, and its config says {}: a pull by containerd 2.2.2 and later unpacks nothing of it, and does not say so",
+            plan.platform
+        )
+    })
+}
+
+/// Where layers are of types that containerd takes for none.
+fn unknown_to_containerd(plan: &Plan) -> Option<String> {
+    let mut types = plan.layers.iter().map(|layer| &layer.descriptor.media_type);
+    let media_type = types.find(|media_type| erofs_layer::is_of_format(media_type))?;
+    Some(format!(
+        "containerd up to 2.4 takes nothing of type {media_type:?} for a layer: it cannot unpack this image itself, and starts containers of it only if its config lists the diff IDs and it is ready"
+    ))
+}
+
+/// Most directories below that overlayfs takes (Linux `fs/overlayfs`, `OVL_MAX_STACK`).
+const MAX_LOWER: usize = 500;
+
+/// Most bytes of mount options that Linux takes: a page of the usual size.
+const MAX_OPTIONS: usize = 4096;
+
+/// As many digits as numbers of snapshots have on a node that has run for long.
+const MOST_DIGITS: usize = 5;
+
+/// Where there are more layers than can be mounted for a container.
+async fn mounts(engine: &Inner, plan: &Plan, snapshotters: &[String]) -> Vec<String> {
+    let layers = plan.layers.len();
+    // What does not answer is told elsewhere.
+    let all = engine.ports.introspection.snapshotters().await;
+    let all = all.unwrap_or_default().into_iter();
+    let asked = all.filter(|info| snapshotters.contains(&info.name));
+    asked
+        .filter_map(|info| {
+            let root = info.root.as_deref().unwrap_or_default();
+            unmountable(&info.name, root, layers)
+        })
+        .collect()
+}
+
+/// Why so many layers on a snapshotter cannot be mounted; `None` if they can.
+fn unmountable(snapshotter: &str, root: &str, layers: usize) -> Option<String> {
+    if !matches!(snapshotter, "overlayfs" | "erofs") {
+        return None;
+    }
+    if layers > MAX_LOWER {
+        return Some(format!(
+            "on {snapshotter} no container can start: it has {layers} layers, and overlayfs mounts at most {MAX_LOWER}"
+        ));
+    }
+    let digits = (1..=MOST_DIGITS).find(|digits| options(root, layers, *digits) > MAX_OPTIONS)?;
+    Some(format!(
+        "on {snapshotter} containers may not start (\"mount options is too long\"): with {layers} layers below {root} and snapshots' numbers of {digits} digits they take more than {MAX_OPTIONS} bytes"
+    ))
+}
+
+/// Bytes of the mount options of a container, once containerd has made them short
+/// (`core/mount/mount_linux.go`, `compactLowerdirOption`).
+fn options(root: &str, layers: usize, digits: usize) -> usize {
+    let own = |option: &str, dir: &str| {
+        option.len() + root.len() + "/snapshots/".len() + digits + dir.len() + ",".len()
+    };
+    // They are relative to the directory that all have in common.
+    let lower = layers * (digits + "/fs:".len());
+    own("workdir=", "/work") + own("upperdir=", "/fs") + "lowerdir=".len() + lower
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_mounted_is_warned_of() {
+        let root = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs";
+        let long = format!("/{}", "x".repeat(1900));
+        for (snapshotter, root, layers, says) in [
+            ("overlayfs", root, 127, None),
+            ("overlayfs", root, 420, None),
+            ("overlayfs", root, 480, Some("5 digits")),
+            ("overlayfs", root, 500, Some("4 digits")),
+            ("overlayfs", root, 501, Some("at most 500")),
+            ("overlayfs", &long, 10, None),
+            ("overlayfs", &long, 40, Some("2 digits")),
+            ("erofs", root, 501, Some("at most 500")),
+            // These stack nothing.
+            ("native", root, 501, None),
+            ("nydus", root, 501, None),
+        ] {
+            let told = unmountable(snapshotter, root, layers);
+            match says {
+                Some(says) => assert!(told.clone().unwrap_or_default().contains(says), "{told:?}"),
+                None => assert_eq!(told, None),
+            }
+        }
+    }
+
+    #[test]
+    fn options_are_counted_as_they_are_mounted() {
+        let options_of = |ids: [&str; 3]| {
+            let dir = |id: &str, dir: &str| format!("/r/snapshots/{id}/{dir}");
+            format!(
+                "workdir={},upperdir={},lowerdir={}/fs:{}/fs",
+                dir(ids[0], "work"),
+                dir(ids[0], "fs"),
+                ids[1],
+                ids[2]
+            )
+        };
+        let text = options_of(["123", "122", "121"]);
+        // The last colon does not count, and the kernel ends a text by a byte of its own.
+        assert_eq!(options("/r", 2, 3), text.len() + 1);
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Names that fit more or less than one image.
+
+use anyhow::{Result, ensure};
+use resnap_integration::image::{
+    Built, Compression, Entry, ImageBuilder, Layer, digest, hello, tape,
+};
+use serde_json::json;
+
+use super::{assert_error, unpack};
+use crate::suite::{Node, unique};
+
+/// A reference with a digest finds the image that is there under a tag.
+pub(super) fn a_digest_finds_a_tag(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    let target = image.target();
+    let other = digest(b"another");
+    for name in [
+        format!("hello@{target}"),
+        format!("docker.io/library/hello:1@{target}"),
+        // The digest counts.
+        format!("hello:2@{target}"),
+    ] {
+        let check = node.resnap(&["check", "--json", &name])?.json()?;
+        ensure!(check[0]["image"] == json!(image.reference), "{check}");
+    }
+    for name in [format!("hello:1@{other}"), format!("hello@{other}")] {
+        let is = format!("{} is {target}", image.reference);
+        let says = [&*format!("no image {name:?}"), &*is];
+        let ended = unpack(node, &name, "native")?;
+        assert_error(ended, "NotFound", &says, "name one of these tags")?;
+    }
+    // Of another repository with the same content nothing is said.
+    let ended = unpack(node, &format!("other@{target}"), "native")?;
+    let error = ended.error()?;
+    let message = error["message"].as_str().unwrap_or_default();
+    ensure!(error["kind"] == "NotFound", "{error}");
+    ensure!(!message.contains(&image.reference), "{error}");
+    node.nothing_left("native")
+}
+
+/// The same image with its layers compressed otherwise: its config is the same.
+fn twins(node: &Node) -> Result<[Built; 2]> {
+    let tars =
+        ["lower", "upper"].map(|name| tape::pack(&[Entry::dir("./"), Entry::file(name, name)]));
+    let [lower, upper] = tars;
+    let (lower, upper) = (lower?, upper?);
+    let image = |name: &str, compression| {
+        let image = ImageBuilder::new(&format!("docker.io/library/{name}:1"))
+            .layer(Layer::new(&lower, compression)?)
+            .layer(Layer::new(&upper, compression)?)
+            .write(&node.containerd.scratch().join(unique(name)))?;
+        node.import(&image)?;
+        anyhow::Ok(image)
+    };
+    Ok([
+        image("gzip", Compression::Gzip)?,
+        image("zstd", Compression::Zstd)?,
+    ])
+}
+
+/// An ID names a config, which may be reached by several manifests: one that is all there is
+/// taken.
+pub(super) fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
+    let [gzip, zstd] = twins(node)?;
+    ensure!(gzip.config == zstd.config && gzip.manifest != zstd.manifest);
+    // As the CRI keeps it.
+    node.ctr(&["images", "tag", &gzip.reference, &gzip.config])?;
+    let missing = &gzip.layers[1].digest;
+    node.ctr(&["content", "rm", missing])?;
+    let hex = gzip.config.trim_start_matches("sha256:");
+    for id in [&gzip.config, hex, &hex[..12]] {
+        let report = node.unpack("native", id)?;
+        ensure!(report["manifest"] == json!(zstd.manifest), "{report}");
+        ensure!(report["reference"] == json!(zstd.reference), "{report}");
+        // What is below it garbage collection may take or leave.
+        let remove = [
+            "snapshots",
+            "--snapshotter",
+            "native",
+            "rm",
+            zstd.chain_id(),
+        ];
+        node.ctr(&remove)?;
+    }
+    // Who names one gets that.
+    let ended = unpack(node, &gzip.reference, "native")?;
+    assert_error(ended, "NotFound", &[missing], "content fetch")?;
+    // Where the other lacks something, too, both are told.
+    let also = &zstd.layers[1].digest;
+    node.ctr(&["content", "rm", also])?;
+    for id in [&gzip.config, &hex[..12]] {
+        let ended = unpack(node, id, "native")?;
+        let says = [
+            &*gzip.reference,
+            &*gzip.manifest,
+            missing,
+            &*zstd.reference,
+            &*zstd.manifest,
+            also,
+        ];
+        assert_error(ended, "NotFound", &says, "content fetch")?;
+    }
+    node.no_active_snapshot("native")
+}

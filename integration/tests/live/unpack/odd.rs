@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Images that are odd, and that containerd takes.
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::image::{
+    Built, Entry, ImageBuilder, Index, Layer, Part, foreign_architecture, host_platform,
+};
+use serde_json::{Value, json};
+
+use crate::suite::{Node, unique};
+
+use super::assert_labels;
+
+fn layer(text: &str) -> Result<Layer> {
+    Layer::of(&[Entry::dir("./"), Entry::file("text", text)])
+}
+
+/// That containerd and resnap make the same snapshots of it.
+fn assert_taken(node: &Node, image: &Built) -> Result<()> {
+    node.import(image)?;
+    node.unpack_by_containerd("overlayfs", &image.reference)?;
+    node.unpack("native", &image.reference)?;
+    assert_labels(node, "native", image, &[])?;
+    for snapshotter in ["overlayfs", "native"] {
+        let snapshots = node.snapshots(snapshotter)?;
+        for layer in &image.layers {
+            ensure!(snapshots.contains_key(&layer.chain_id), "{snapshotter}");
+        }
+    }
+    node.nothing_left("native")
+}
+
+/// Old pushes have no type for the config, and others have one of their own.
+pub(super) fn of_any_config_type(node: &Node) -> Result<()> {
+    for (name, edit) in [
+        (
+            "octets",
+            (|manifest| manifest["config"]["mediaType"] = json!("application/octet-stream"))
+                as fn(&mut Value),
+        ),
+        ("own", |manifest| {
+            manifest["config"]["mediaType"] = json!("application/vnd.example.config.v1+json");
+        }),
+    ] {
+        let builder = || {
+            anyhow::Ok(
+                ImageBuilder::new(&format!("docker.io/library/{name}:1"))
+                    .docker()
+                    .layer(layer(name)?)
+                    .layer(layer("above")?)
+                    .edit(Part::Manifest, edit),
+            )
+        };
+        let scratch = node.containerd.scratch();
+        let image = builder()?.write(&scratch.join(unique(name)))?;
+        assert_taken(node, &image)?;
+        // By an index that leaves the platform to the config, too.
+        let listed = builder()?.edit(Part::Entry, |entry| {
+            entry.as_object_mut().map(|entry| entry.remove("platform"));
+        });
+        let index = Index::new(&format!("docker.io/library/{name}:2"))
+            .image(listed)
+            .write(&scratch.join(unique(name)))?;
+        node.import(&index)?;
+        let check = node
+            .resnap(&["check", "--json", &index.reference])?
+            .json()?;
+        ensure!(check[0]["config"] == json!(image.config), "{check}");
+    }
+    Ok(())
+}
+
+/// What is listed beside the layers is left out.
+pub(super) fn with_more_than_layers(node: &Node) -> Result<()> {
+    let image = ImageBuilder::new("docker.io/library/notes:1")
+        .docker()
+        .layer(layer("lower")?)
+        .layer(layer("upper")?)
+        .edit(Part::Manifest, |manifest| {
+            let Some(layers) = manifest["layers"].as_array_mut() else {
+                return;
+            };
+            for (at, kind) in [
+                "application/vnd.docker.image.rootfs.notes.v1+json",
+                "application/vnd.docker.image.rootfs.diff.tar.lzma",
+                "application/vnd.erofs.layer.v10",
+                "application/vnd.erofs.layers",
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                // It need not be there.
+                let digest = resnap_integration::image::digest(kind.as_bytes());
+                let other = json!({ "mediaType": kind, "digest": digest, "size": 1 });
+                layers.insert(at, other);
+            }
+        })
+        .write(&node.containerd.scratch().join(unique("notes")))?;
+    node.import(&image)?;
+    node.unpack("native", &image.reference)?;
+    let snapshots = node.snapshots("native")?;
+    ensure!(snapshots.len() == image.layers.len(), "{snapshots:?}");
+    // What is told of the layers above holds layers only.
+    assert_labels(node, "native", &image, &[])?;
+    let layers = node
+        .resnap(&["check", "--json", &image.reference])?
+        .json()?;
+    ensure!(layers[0]["layers"].as_array().map(Vec::len) == Some(2));
+    node.nothing_left("native")
+}
+
+fn warnings(node: &Node, image: &Built, arguments: &[&str]) -> Result<Vec<String>> {
+    let check = [&["check", "--json", &*image.reference], arguments].concat();
+    let check = node.resnap(&check)?.json()?;
+    Ok(serde_json::from_value(check[0]["warnings"].clone())?)
+}
+
+/// Whether a warning says all of this.
+fn warns(warnings: &[String], words: &[&str]) -> bool {
+    let mut warnings = warnings.iter();
+    warnings.any(|warning| words.iter().all(|word| warning.contains(word)))
+}
+
+/// Where config and index disagree the index counts, and `check` warns.
+pub(super) fn of_another_platform_than_listed(node: &Node) -> Result<()> {
+    let (os, host) = host_platform();
+    let image = |name: &str, architecture: &str, edit: fn(&mut Value)| {
+        let image = Index::new(&format!("docker.io/library/{name}:1"))
+            .image(
+                ImageBuilder::new("")
+                    .platform(os, architecture)
+                    .layer(layer(name)?)
+                    .edit(Part::Entry, edit),
+            )
+            .write(&node.containerd.scratch().join(unique(name)))?;
+        node.import(&image)?;
+        anyhow::Ok(image)
+    };
+    let relisted = |entry: &mut Value| {
+        entry["platform"]["architecture"] = json!(host_platform().1);
+    };
+    let wrong = image("disagree", foreign_architecture(), relisted)?;
+    let right = image("agree", host, relisted)?;
+    node.unpack("native", &wrong.reference)?;
+    assert_labels(node, "native", &wrong, &[])?;
+    let (listed, says) = (
+        format!("{os}/{host}"),
+        format!("{os}/{}", foreign_architecture()),
+    );
+    let told = warnings(node, &wrong, &[])?;
+    let words = ["the index lists", &listed, &says, "2.2.2"];
+    ensure!(warns(&told, &words), "{told:?}");
+    let told = warnings(node, &right, &[])?;
+    ensure!(told.is_empty(), "{told:?}");
+    Ok(())
+}
+
+/// What neither containerd nor the kernel mounts is warned of.
+pub(super) fn of_more_layers_than_are_mounted(node: &Node) -> Result<()> {
+    let image = |layers: usize| {
+        let name = format!("docker.io/library/tall:{layers}");
+        let tall = (0..layers).map(|number| layer(&number.to_string()));
+        let image = ImageBuilder::new(&name)
+            .layers(tall.collect::<Result<Vec<_>>>()?)
+            .write(&node.containerd.scratch().join(unique("tall")))?;
+        node.import(&image)?;
+        anyhow::Ok(image)
+    };
+    let on = ["--snapshotter", "overlayfs"];
+    let ended = |image: &Built| {
+        let check = [&["check", "--json", &*image.reference], &on[..]].concat();
+        let ended = node.resnap(&check)?;
+        let check: Value = serde_json::from_str(&ended.stdout).context("no answer")?;
+        anyhow::Ok(serde_json::from_value::<Vec<String>>(
+            check[0]["warnings"].clone(),
+        )?)
+    };
+    let told = ended(&image(501)?)?;
+    ensure!(warns(&told, &["overlayfs", "501", "500"]), "{told:?}");
+    let told = ended(&image(490)?)?;
+    ensure!(warns(&told, &["overlayfs", "490", "4096"]), "{told:?}");
+    let told = ended(&image(100)?)?;
+    ensure!(told.is_empty(), "{told:?}");
+    Ok(())
+}
