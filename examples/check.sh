@@ -10,9 +10,10 @@ cd "$(dirname "$0")"
 echo "systemd-analyze verify"
 copies=$1
 rm -rf "$copies"
-mkdir -p "$copies/kubelet.service.d"
+mkdir -p "$copies/kubelet.service.d" "$copies/resnap.service.d"
 cp systemd/*.service systemd/*.socket "$copies"
 cp systemd/10-resnap.conf "$copies/kubelet.service.d"
+cp systemd/20-write-layers.conf "$copies/resnap.service.d"
 # Neither program is on this machine, nor the services next to it.
 sed -i s,/usr/local/bin/resnap,/bin/true, "$copies/resnap.service"
 for name in containerd kubelet; do

@@ -202,6 +202,10 @@ fn may_confine_it(node: &Node) -> Result<()> {
         "NoNewPrivileges=yes\n",
         "ProtectSystem=strict\n",
         "RuntimeDirectory=resnap\n",
+        // Of all that is on the node it is the one to go if it takes too much.
+        "MemoryMax=1G\n",
+        "TasksMax=1024\n",
+        "OOMScoreAdjust=-500\n",
     ] {
         ensure!(unit.contains(line), "the unit has no {line}");
     }
