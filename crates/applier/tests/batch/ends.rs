@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::time::Duration;
 
-use resnap_core::{Kind, Scope};
+use resnap_core::{Kind, Scope, in_full};
 use tokio::time::timeout;
 
 use crate::bed::{Bed, GZIP};
@@ -25,8 +25,9 @@ async fn a_broken_layer_spares_the_others() {
     let snapshots = bed.apply_all(&*batch, 2, &[]).await;
     let (torn, mounts) = bed.prepare(&snapshots, &[]);
     let error = batch.apply(&scope, 2, &mounts).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::DataLoss);
+    assert_eq!(error.kind(), Kind::InvalidArgument);
     assert!(error.to_string().contains(layers[2].digest.as_str()));
+    assert!(in_full(&error).contains("not a tar"), "{error:?}");
     batch.end().await;
     assert!(bed.staged().is_empty(), "{:?}", bed.staged());
     assert!(bed.fs(torn).read_dir().unwrap().next().is_none());
