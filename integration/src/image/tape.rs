@@ -133,9 +133,14 @@ impl Entry {
         self.mode
     }
 
-    /// The modification time in whole seconds.
+    /// The modification time in whole seconds, as a PAX record may say.
     pub fn seconds(&self) -> i64 {
-        self.mtime
+        let said = self.pax.iter().rfind(|(key, _)| key == b"mtime");
+        let said = said.and_then(|(_, value)| {
+            let whole = value.split(|byte| *byte == b'.').next()?;
+            str::from_utf8(whole).ok()?.parse().ok()
+        });
+        said.unwrap_or(self.mtime)
     }
 
     /// Sets the device number.

@@ -80,6 +80,16 @@ const TAKEN: &[&str] = &[
     "too many levels of symbolic links",
 ];
 
+/// What resnap says of layers that containerd takes and resnap refuses.
+const REFUSED: &[&str] = &[
+    // Who reads a layer by its text and who goes by its links do not mean the same.
+    "what a hard link through `..` means",
+    // A symbolic link to its own parent by its own name, which containerd resolves by its text.
+    "symbolic links or 8192 names are on the way",
+    // A directory in the place of what replaced one of a lower layer, in a full copy.
+    "would show again",
+];
+
 /// What was seen.
 #[derive(Debug, Default)]
 struct Count {
@@ -185,8 +195,7 @@ impl Judge<'_> {
                 .unpack(Writer::Resnap, snapshotter, &layers[..taken])
                 .await?;
             if let Some((_, reason)) = &ours.refusal
-                && snapshotter == "native"
-                && reason.contains("would show again")
+                && REFUSED.iter().any(|text| reason.contains(text))
             {
                 continue;
             }
@@ -257,12 +266,23 @@ fn excuse(
         _ if is_directory && is_default && hides(tars, path) => {
             Some("a directory that is new, where there is a hidden one")
         }
-        Field::Presence if hides(&tars[..1], path) => Some("an opaque marker in the lowest layer"),
+        Field::Presence if is_marked(&tars[0]) && hides(&tars[..1], path) => {
+            Some("an opaque marker in the lowest layer")
+        }
+        Field::Links if theirs.nodes.keys().any(|path| remakes(tars, path)) => {
+            Some("a name that is below such a directory")
+        }
         _ if remakes(tars, path) => {
             Some("what is below a directory that is deleted and made again is gone")
         }
         _ => None,
     }
+}
+
+/// Whether a layer has an opaque marker.
+fn is_marked(tar: &[Entry]) -> bool {
+    tar.iter()
+        .any(|entry| entry.path.ends_with(b"/.wh..wh..opq"))
 }
 
 /// Whether a directory has the bit.
@@ -277,6 +297,8 @@ fn hides(tars: &[Vec<Entry>], path: &[u8]) -> bool {
         let own = cleaned(&entry.path);
         let (parents, name) = own.rsplit_once('/').unwrap_or(("", &own));
         let hidden = match name.strip_prefix(".wh.") {
+            // By a symbolic link it may be any.
+            Some(".wh..opq") if has_link(tars, parents) => return true,
             Some(".wh..opq") => parents.to_owned(),
             Some(name) => format!("{parents}/{name}")
                 .trim_start_matches('/')
@@ -286,6 +308,12 @@ fn hides(tars: &[Vec<Entry>], path: &[u8]) -> bool {
         };
         is_in(path, hidden.as_bytes())
     })
+}
+
+/// Whether a layer has a symbolic link at this path, or one that it is in.
+fn has_link(tars: &[Vec<Entry>], path: &str) -> bool {
+    let mut links = tars.iter().flatten().filter(|entry| entry.typeflag == b'2');
+    links.any(|link| is_in(path.as_bytes(), cleaned(&link.path).as_bytes()))
 }
 
 /// Whether a layer may write through a symbolic link of a lower one, which a copy follows and an overlay
@@ -317,7 +345,7 @@ fn cleaned(path: &[u8]) -> String {
 /// at its path by then.
 fn is_of_directory(tars: &Tars, mtime: i64) -> bool {
     let mut entries = tars.iter().flatten();
-    entries.any(|entry| entry.typeflag == b'5' && entry.seconds() == mtime)
+    entries.any(|entry| entry.typeflag == b'5' && entry.seconds().max(0) == mtime)
 }
 
 /// Whether a layer deletes a directory and makes one again, and the path is in it.

@@ -237,6 +237,19 @@ pub(crate) const ROWS: &[Row] = &[
         Has(&["a"]),
     ),
     row(
+        "a hard link through ..",
+        "its target depends on who reads it",
+        || {
+            vec![vec![
+                Entry::dir("d"),
+                file("a"),
+                Entry::hardlink("b", "d/../a"),
+            ]]
+        },
+        Takes,
+        Ours::Refuses("through `..`"),
+    ),
+    row(
         "a sparse file of the old GNU type",
         ONE_SIDED,
         || vec![vec![Entry::new(b'S', "sparse").gnu_names()]],
