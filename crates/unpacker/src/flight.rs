@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use resnap_core::{Span, Stage};
 
+use crate::log::{Log, Place};
 use crate::observe::{Observer, Seen};
 use crate::slots::{Share, Waiter};
 use crate::{Event, Failure, JobState, JobStatus, Phase, Plan, Report, StageTime, UnpackError};
@@ -33,7 +34,7 @@ pub(crate) struct Flight {
     waiting: AtomicUsize,
     /// The engine's.
     changed: watch::Sender<()>,
-    events: Mutex<Vec<Event>>,
+    events: Mutex<Log>,
     /// Of each layer.
     stages: Mutex<Vec<Vec<StageTime>>>,
     /// Sent at every event and at the end.
@@ -139,10 +140,8 @@ impl Flight {
             (Some(_), Some(_)) => JobState::Failed,
             (Some(_), None) => JobState::Done,
         };
-        let sum = |sum: u64, bytes: u64| sum.saturating_add(bytes);
-        let all = plan.layers.iter().map(|layer| layer.descriptor.size);
         let events = self.events();
-        let ready = || events.iter().filter(|event| event.phase.is_ready());
+        let far = events.progress();
         JobStatus {
             id: self.id,
             image: plan.image.name.clone(),
@@ -152,15 +151,12 @@ impl Flight {
             state,
             started: self.wall_started,
             layers: plan.layers.len(),
-            ready_layers: ready().count(),
-            // A descriptor may state any size.
-            bytes: all.fold(0, sum),
-            ready_bytes: ready().map(|event| event.bytes).fold(0, sum),
+            ready_layers: far.ready_layers(),
+            bytes: far.bytes(),
+            ready_bytes: far.ready_bytes(),
+            read_bytes: far.read_bytes(),
             waiting: self.waiting(),
-            waits_for: events
-                .iter()
-                .rfind(|event| event.phase != Phase::Progress)
-                .and_then(|event| event.waits_for.clone()),
+            waits_for: events.last().and_then(|event| event.waits_for.clone()),
             failure: error.map(|error| Failure::new(error, &self.namespace)),
         }
     }
@@ -238,14 +234,15 @@ impl Flight {
         stages
     }
 
-    /// The event with this number, waiting for it; `None` if the job is over without.
-    pub(crate) async fn event(&self, number: usize) -> Option<Event> {
+    /// The event behind `place`, waiting for it, and the place behind that; `None` if the job is
+    /// over without.
+    pub(crate) async fn event(&self, place: Place) -> Option<(Event, Place)> {
         let mut news = self.news.subscribe();
         loop {
             // In this order: after its end a job tells nothing.
             let over = self.result.get().is_some();
-            if let Some(event) = self.events().get(number) {
-                return Some(event.clone());
+            if let Some(next) = self.events().next(place) {
+                return Some(next);
             }
             if over || news.changed().await.is_err() {
                 return None;
@@ -315,7 +312,7 @@ impl Flight {
         }
     }
 
-    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
+    fn events(&self) -> MutexGuard<'_, Log> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
