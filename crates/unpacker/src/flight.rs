@@ -24,6 +24,10 @@ pub(crate) struct Flight {
     /// Of the slots for writing layers.
     pub(crate) share: Share,
     pub(crate) plan: Arc<Plan>,
+    /// What the image is called where people read of it.
+    pub(crate) title: String,
+    /// Of whoever asked first.
+    pub(crate) pod: Option<String>,
     pub(crate) snapshotter: String,
     namespace: String,
     pub(crate) repair: bool,
@@ -51,6 +55,8 @@ pub(crate) struct Boarding {
     pub(crate) id: u64,
     pub(crate) share: Share,
     pub(crate) plan: Arc<Plan>,
+    pub(crate) title: String,
+    pub(crate) pod: Option<String>,
     pub(crate) snapshotter: String,
     /// For next steps.
     pub(crate) namespace: String,
@@ -98,6 +104,8 @@ impl Flight {
             id: boarding.id,
             share: boarding.share,
             plan: boarding.plan,
+            title: boarding.title,
+            pod: boarding.pod,
             snapshotter: boarding.snapshotter,
             namespace: boarding.namespace,
             repair: boarding.repair,
@@ -144,7 +152,7 @@ impl Flight {
         let far = events.progress();
         JobStatus {
             id: self.id,
-            image: plan.image.name.clone(),
+            image: self.title.clone(),
             snapshotter: self.snapshotter.clone(),
             platform: plan.platform.to_string(),
             origin: self.origin.clone(),
@@ -194,7 +202,7 @@ impl Flight {
     fn push(&self, index: usize, phase: Phase, waits_for: Option<String>, read: Option<u64>) {
         let layer = &self.plan.layers[index];
         self.events().push(Event {
-            image: self.plan.image.name.clone(),
+            image: self.title.clone(),
             snapshotter: self.snapshotter.clone(),
             phase,
             layer: index + 1,
@@ -307,7 +315,7 @@ impl Flight {
 
     pub(crate) fn cancellation(&self) -> UnpackError {
         UnpackError::Cancelled {
-            image: self.plan.image.name.clone(),
+            image: self.title.clone(),
             snapshotter: self.snapshotter.clone(),
         }
     }

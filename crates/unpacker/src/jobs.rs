@@ -41,7 +41,8 @@ pub enum JobState {
 pub struct JobStatus {
     /// Its number, which no other job of the engine has or had.
     pub id: u64,
-    /// The image's name in the store.
+    /// The image's name in the store; of one that is known there by a bare ID, what the user wrote
+    /// or else what it can be pulled by, with the ID behind in brackets.
     pub image: String,
     /// The snapshotter.
     pub snapshotter: String,
@@ -183,6 +184,7 @@ impl Inner {
             }
             Err(_) => {}
         }
+        told(flight, &result);
         flight.finish(result);
         if jobs.ended.len() == MAX_ENDED {
             jobs.ended.pop_front();
@@ -208,7 +210,7 @@ impl Inner {
             if unless_shared && waiting > 1 {
                 return Err(UnpackError::SharedJob {
                     id,
-                    image: flight.plan.image.name.clone(),
+                    image: flight.title.clone(),
                     snapshotter: flight.snapshotter.clone(),
                 });
             }
@@ -218,6 +220,26 @@ impl Inner {
         // Why it failed is part of its status.
         let _ = flight.result().await;
         Ok(flight.status())
+    }
+}
+
+/// Tells how a job ended. Its span says of what.
+fn told(flight: &Flight, result: &Result<crate::Report, UnpackError>) {
+    let (layers, seconds) = (flight.plan.layers.len(), flight.seconds());
+    match result {
+        Ok(report) => {
+            let bytes = report.applied_bytes();
+            tracing::info!(outcome = "ready", layers, bytes, seconds, "unpack ended");
+        }
+        Err(error) => {
+            let outcome = if error.is_cancelled() {
+                "cancelled"
+            } else {
+                "failed"
+            };
+            let (bytes, error) = (flight.status().ready_bytes, in_full(error));
+            tracing::info!(outcome, layers, bytes, seconds, error, "unpack ended");
+        }
     }
 }
 

@@ -47,6 +47,7 @@ mod progress;
 mod repair;
 mod request;
 mod slots;
+mod title;
 
 pub use check::{Check, LabelState, LayerCheck, LayerState, Readiness};
 pub use choose::Configuration;

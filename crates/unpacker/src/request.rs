@@ -105,6 +105,8 @@ pub struct Request {
     /// Who asks, in a word for people: what [`JobStatus::origin`](crate::JobStatus::origin) says of a
     /// job that this begins.
     pub origin: String,
+    /// The pod that it is for, as `namespace/name`.
+    pub pod: Option<String>,
     /// What else is to be done to the layers' descriptors: annotations under
     /// `containerd.io/snapshot/` become labels.
     pub wrappers: Vec<Wrapper>,
@@ -118,6 +120,7 @@ impl std::fmt::Debug for Request {
             .field("platform", &self.platform)
             .field("repair", &self.repair)
             .field("origin", &self.origin)
+            .field("pod", &self.pod)
             .finish_non_exhaustive()
     }
 }
@@ -135,6 +138,7 @@ impl Request {
             by_itself: false,
             pick: Pick::default(),
             origin: String::new(),
+            pod: None,
             wrappers: Vec::new(),
         }
     }
