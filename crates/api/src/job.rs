@@ -50,6 +50,7 @@ impl From<JobStatus> for v1::Job {
             ready_layers: count(job.ready_layers),
             bytes: job.bytes,
             ready_bytes: job.ready_bytes,
+            read_bytes: job.read_bytes,
             waiting: count(job.waiting),
             waits_for: job.waits_for,
             failure: job.failure.map(Into::into),
@@ -76,6 +77,7 @@ impl TryFrom<v1::Job> for JobStatus {
             ready_layers: size(job.ready_layers),
             bytes: job.bytes,
             ready_bytes: job.ready_bytes,
+            read_bytes: job.read_bytes,
             waiting: size(job.waiting),
             waits_for: job.waits_for,
             failure: job.failure.map(Into::into),
@@ -108,6 +110,7 @@ mod tests {
                 ready_layers: 1,
                 bytes: 300,
                 ready_bytes: 100,
+                read_bytes: 150,
                 waiting: 2,
                 waits_for: Some("process 7".to_owned()),
                 failure: (number == 4).then(|| Failure {

@@ -64,7 +64,7 @@ pub struct Progress {
     pub done: usize,
     /// Layers of the image.
     pub layers: usize,
-    /// Of the bytes of the layers' blobs, those of layers that are ready; 0 to 100.
+    /// Of the bytes of the layers' blobs, those that have been read; 0 to 100.
     pub percent: u8,
 }
 

@@ -153,7 +153,7 @@ async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Eng
         }
         let reason = in_full(error.as_ref());
         systemd::waiting(&reason);
-        if seconds % 60 == 0 {
+        if seconds.is_multiple_of(60) {
             tracing::warn!("{reason}; trying again each second");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

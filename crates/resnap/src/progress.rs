@@ -3,12 +3,11 @@
 
 //! Progress on standard error: bars on a terminal, lines elsewhere.
 
-use std::collections::HashMap;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use resnap_unpacker::{Event, Phase};
+use resnap_unpacker::{Event, Phase, Progress as Far};
 
 use crate::output::{bytes, printable, short};
 
@@ -24,8 +23,7 @@ struct Bars {
     total: ProgressBar,
     /// The layer at work.
     layer: ProgressBar,
-    /// Bytes of layers that are not done, by the layer's number.
-    read: HashMap<usize, u64>,
+    far: Far,
 }
 
 impl Progress {
@@ -54,17 +52,13 @@ impl Progress {
             }
             return;
         };
+        bars.far.saw(event);
+        bars.total.set_length(bars.far.bytes());
+        bars.total.set_position(bars.far.read_bytes());
         match event.phase {
-            Phase::Planned => bars.total.inc_length(event.bytes),
+            Phase::Planned | Phase::Progress => {}
             Phase::Prepared | Phase::Applying | Phase::Waiting => bars.layer.set_message(line),
-            Phase::Progress => {
-                let read = event.read.unwrap_or(0).min(event.bytes);
-                let before = bars.read.insert(event.layer, read).unwrap_or(0);
-                bars.total.inc(read.saturating_sub(before));
-            }
             _ => {
-                let read = bars.read.remove(&event.layer).unwrap_or(0);
-                bars.total.inc(event.bytes.saturating_sub(read));
                 // A terminal that is gone takes no lines.
                 let _ = terminal.println(line);
             }
@@ -95,7 +89,7 @@ impl Bars {
         Self {
             total,
             layer,
-            read: HashMap::new(),
+            far: Far::default(),
         }
     }
 }

@@ -188,7 +188,7 @@ impl Chain {
             }
         }
         Err(UnpackError::Disagreement {
-            image: self.flight.plan.image.name.clone(),
+            image: self.flight.title.clone(),
             chain_id: layer.chain_id.clone(),
             snapshotter: self.flight.snapshotter.clone(),
         })
@@ -200,7 +200,7 @@ impl Chain {
         let key = layer.chain_id.as_str();
         let name = self.shared.chain_lock(&self.flight.snapshotter, key).await;
         let name = name.map_err(|error| self.failed_layer(index, error))?;
-        let (image, snapshotter) = (&self.flight.plan.image.name, &self.flight.snapshotter);
+        let (image, snapshotter) = (&self.flight.title, &self.flight.snapshotter);
         let purpose = format!("{image} on {snapshotter}");
         let claim = self.flight.share.claim(&name);
         let lock = self.shared.locks.lock(&name, &purpose, |holder| {
@@ -356,7 +356,7 @@ impl Chain {
             return Ok(());
         }
         Err(UnpackError::WrongDiffId {
-            image: self.flight.plan.image.name.clone(),
+            image: self.flight.title.clone(),
             digest: digest.clone(),
             expected: layer.diff_id.0.clone(),
             computed: applied.diff_id,
@@ -369,8 +369,13 @@ impl Chain {
         let info = self.shared.ports.content.info(&self.shared.scope, digest);
         match info.await {
             Err(error) if error.is_not_found() => {
-                let (plan, snapshotter) = (&self.flight.plan, &self.flight.snapshotter);
-                Err(missing::blob(&self.shared, plan, layer, snapshotter).await)
+                let Flight {
+                    plan,
+                    title,
+                    snapshotter,
+                    ..
+                } = &*self.flight;
+                Err(missing::blob(&self.shared, plan, title, layer, snapshotter).await)
             }
             // Whatever else is wrong shows when it is read.
             _ => Ok(()),
@@ -444,7 +449,7 @@ impl Chain {
 
     pub(crate) fn failed(&self, source: Error) -> UnpackError {
         UnpackError::Image {
-            image: self.flight.plan.image.name.clone(),
+            image: self.flight.title.clone(),
             source,
         }
     }
@@ -452,7 +457,7 @@ impl Chain {
     pub(crate) fn failed_layer(&self, index: usize, source: Error) -> UnpackError {
         let layers = &self.flight.plan.layers;
         UnpackError::Layer {
-            image: self.flight.plan.image.name.clone(),
+            image: self.flight.title.clone(),
             number: index + 1,
             of: layers.len(),
             digest: layers[index].descriptor.digest.clone(),

@@ -23,6 +23,7 @@ use crate::observe::{Observer, Seen};
 use crate::plan::plan;
 use crate::plans::Plans;
 use crate::slots::Slots;
+use crate::title::title;
 use crate::{
     Check, Clock, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report,
     Request, ResolvedImage, Settings, UnpackError, check, image, missing,
@@ -275,6 +276,8 @@ impl Inner {
             background,
             by_itself,
             origin,
+            pod,
+            user_reference,
             ..
         } = request;
         if plan.image.reference.is_none() && self.profiles.need(&snapshotter).is_some() {
@@ -299,6 +302,8 @@ impl Inner {
         let boarding = Boarding {
             id,
             share: self.slots.share(id),
+            title: title(&plan.image, user_reference.as_deref()),
+            pod,
             plan,
             snapshotter,
             namespace: self.scope.namespace.to_string(),
@@ -311,18 +316,24 @@ impl Inner {
         let flight = Flight::new(boarding);
         let seat = Seat::new(&flight, false, background);
         jobs.running.push(Arc::clone(&flight));
-        let name = &flight.plan.image.name;
-        let span = tracing::info_span!("unpack", image = name, snapshotter = flight.snapshotter);
+        let Flight {
+            title, snapshotter, ..
+        } = &*flight;
+        let pod = flight.pod.as_deref();
+        let span = tracing::info_span!("unpack", image = title, pod, snapshotter);
         tokio::spawn(Arc::clone(self).fly(Arc::clone(&flight)).instrument(span));
         Ok(seat)
     }
 
     /// Does a job to its end, whatever that is, and leaves nothing behind.
     async fn fly(self: Arc<Self>, flight: Arc<Flight>) {
-        let tenure = Tenure::new(Arc::clone(&self), &flight.plan, &flight.snapshotter);
+        let (plan, title) = (&flight.plan, &flight.title);
+        let tenure = Tenure::new(Arc::clone(&self), plan, title, &flight.snapshotter);
         let tenure = Arc::new(tenure);
         let chain = Chain::new(Arc::clone(&self), Arc::clone(&flight), Arc::clone(&tenure));
         (0..flight.plan.layers.len()).for_each(|index| flight.tell(index, Phase::Planned));
+        let status = flight.status();
+        tracing::info!(layers = status.layers, bytes = status.bytes, "unpack begun");
         // A task of its own, so that a panic ends only that.
         let mut work = tokio::spawn(async move { chain.make().await }.in_current_span());
         // A lease is succeeded well before half of its life is over.
@@ -340,7 +351,7 @@ impl Inner {
                 }
             }
         };
-        let image = || flight.plan.image.name.clone();
+        let image = || flight.title.clone();
         let result = result.unwrap_or_else(|error| {
             Err(UnpackError::Broken {
                 image: image(),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, in_full};
 
 use crate::Failure;
+use crate::title::name_in;
 
 /// Why an image could not be unpacked or checked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -555,11 +556,13 @@ impl UnpackError {
                 "the image is broken or was tampered with: pull it again, and if that does not help build it again".to_owned()
             }
             Self::Unlabelled { image, snapshotter, .. } => format!(
-                "somebody unpacked it without labels; `resnap --namespace {namespace} unpack {image} --snapshotter {snapshotter} --repair` mends it"
+                "somebody unpacked it without labels; `resnap --namespace {namespace} unpack {} --snapshotter {snapshotter} --repair` mends it",
+                name_in(image)
             ),
             Self::InUse { by, .. } => format!("nothing was changed; remove {by} and try again"),
             Self::Unremovable { image, .. } => format!(
-                "containerd's garbage collection removes it with the image: `ctr --namespace {namespace} images rm --sync {image}`, and pull it again"
+                "containerd's garbage collection removes it with the image: `ctr --namespace {namespace} images rm --sync {}`, and pull it again",
+                name_in(image)
             ),
             Self::Cancelled { .. } => {
                 "its finished layers stay for an hour; unpack it again to go on".to_owned()

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use resnap_core::{Span, Stage};
 
+use crate::log::{Log, Place};
 use crate::observe::{Observer, Seen};
 use crate::slots::{Share, Waiter};
 use crate::{Event, Failure, JobState, JobStatus, Phase, Plan, Report, StageTime, UnpackError};
@@ -23,6 +24,10 @@ pub(crate) struct Flight {
     /// Of the slots for writing layers.
     pub(crate) share: Share,
     pub(crate) plan: Arc<Plan>,
+    /// What the image is called where people read of it.
+    pub(crate) title: String,
+    /// Of whoever asked first.
+    pub(crate) pod: Option<String>,
     pub(crate) snapshotter: String,
     namespace: String,
     pub(crate) repair: bool,
@@ -33,7 +38,7 @@ pub(crate) struct Flight {
     waiting: AtomicUsize,
     /// The engine's.
     changed: watch::Sender<()>,
-    events: Mutex<Vec<Event>>,
+    events: Mutex<Log>,
     /// Of each layer.
     stages: Mutex<Vec<Vec<StageTime>>>,
     /// Sent at every event and at the end.
@@ -50,6 +55,8 @@ pub(crate) struct Boarding {
     pub(crate) id: u64,
     pub(crate) share: Share,
     pub(crate) plan: Arc<Plan>,
+    pub(crate) title: String,
+    pub(crate) pod: Option<String>,
     pub(crate) snapshotter: String,
     /// For next steps.
     pub(crate) namespace: String,
@@ -97,6 +104,8 @@ impl Flight {
             id: boarding.id,
             share: boarding.share,
             plan: boarding.plan,
+            title: boarding.title,
+            pod: boarding.pod,
             snapshotter: boarding.snapshotter,
             namespace: boarding.namespace,
             repair: boarding.repair,
@@ -139,28 +148,23 @@ impl Flight {
             (Some(_), Some(_)) => JobState::Failed,
             (Some(_), None) => JobState::Done,
         };
-        let sum = |sum: u64, bytes: u64| sum.saturating_add(bytes);
-        let all = plan.layers.iter().map(|layer| layer.descriptor.size);
         let events = self.events();
-        let ready = || events.iter().filter(|event| event.phase.is_ready());
+        let far = events.progress();
         JobStatus {
             id: self.id,
-            image: plan.image.name.clone(),
+            image: self.title.clone(),
             snapshotter: self.snapshotter.clone(),
             platform: plan.platform.to_string(),
             origin: self.origin.clone(),
             state,
             started: self.wall_started,
             layers: plan.layers.len(),
-            ready_layers: ready().count(),
-            // A descriptor may state any size.
-            bytes: all.fold(0, sum),
-            ready_bytes: ready().map(|event| event.bytes).fold(0, sum),
+            ready_layers: far.ready_layers(),
+            bytes: far.bytes(),
+            ready_bytes: far.ready_bytes(),
+            read_bytes: far.read_bytes(),
             waiting: self.waiting(),
-            waits_for: events
-                .iter()
-                .rfind(|event| event.phase != Phase::Progress)
-                .and_then(|event| event.waits_for.clone()),
+            waits_for: events.last().and_then(|event| event.waits_for.clone()),
             failure: error.map(|error| Failure::new(error, &self.namespace)),
         }
     }
@@ -198,7 +202,7 @@ impl Flight {
     fn push(&self, index: usize, phase: Phase, waits_for: Option<String>, read: Option<u64>) {
         let layer = &self.plan.layers[index];
         self.events().push(Event {
-            image: self.plan.image.name.clone(),
+            image: self.title.clone(),
             snapshotter: self.snapshotter.clone(),
             phase,
             layer: index + 1,
@@ -238,14 +242,15 @@ impl Flight {
         stages
     }
 
-    /// The event with this number, waiting for it; `None` if the job is over without.
-    pub(crate) async fn event(&self, number: usize) -> Option<Event> {
+    /// The event behind `place`, waiting for it, and the place behind that; `None` if the job is
+    /// over without.
+    pub(crate) async fn event(&self, place: Place) -> Option<(Event, Place)> {
         let mut news = self.news.subscribe();
         loop {
             // In this order: after its end a job tells nothing.
             let over = self.result.get().is_some();
-            if let Some(event) = self.events().get(number) {
-                return Some(event.clone());
+            if let Some(next) = self.events().next(place) {
+                return Some(next);
             }
             if over || news.changed().await.is_err() {
                 return None;
@@ -310,12 +315,12 @@ impl Flight {
 
     pub(crate) fn cancellation(&self) -> UnpackError {
         UnpackError::Cancelled {
-            image: self.plan.image.name.clone(),
+            image: self.title.clone(),
             snapshotter: self.snapshotter.clone(),
         }
     }
 
-    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
+    fn events(&self) -> MutexGuard<'_, Log> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

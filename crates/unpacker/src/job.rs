@@ -11,6 +11,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::task::JoinHandle;
 
 use crate::flight::{Flight, Seat};
+use crate::log::Place;
 use crate::{Event, Report, UnpackError};
 
 /// A caller's handle of a job. Dropping it stops nothing: the job belongs to the engine, and others
@@ -22,7 +23,7 @@ pub struct Job {
     /// The place in the job, once that is planned.
     seat: Shared<BoxFuture<'static, Result<Arc<Seat>, UnpackError>>>,
     canceller: Canceller,
-    told: usize,
+    place: Place,
 }
 
 /// A job that runs.
@@ -83,7 +84,7 @@ impl Job {
             image,
             seat: seat.boxed().shared(),
             canceller,
-            told: 0,
+            place: Place::default(),
         }
     }
 
@@ -100,11 +101,11 @@ impl Job {
     }
 
     /// The next event, `None` after the last. Who joins a job that runs gets its events from the
-    /// first one on. Cancel-safe.
+    /// first one on, but of a layer's progress the latest only. Cancel-safe.
     pub async fn next_event(&mut self) -> Option<Event> {
         let seat = self.seat.clone().await.ok()?;
-        let mut event = seat.flight.event(self.told).await?;
-        self.told += 1;
+        let (mut event, place) = seat.flight.event(self.place).await?;
+        self.place = place;
         event.image.clone_from(&self.image);
         Some(event)
     }

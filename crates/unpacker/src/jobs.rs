@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::backoff::BackOff;
 use crate::engine::{Inner, Shared};
 use crate::flight::Flight;
+use crate::progress::percent;
 use crate::{Failure, UnpackError};
 
 /// How many ended jobs are kept for watchers that are slow to look.
@@ -40,7 +41,8 @@ pub enum JobState {
 pub struct JobStatus {
     /// Its number, which no other job of the engine has or had.
     pub id: u64,
-    /// The image's name in the store.
+    /// The image's name in the store; of one that is known there by a bare ID, what the user wrote
+    /// or else what it can be pulled by, with the ID behind in brackets.
     pub image: String,
     /// The snapshotter.
     pub snapshotter: String,
@@ -61,6 +63,8 @@ pub struct JobStatus {
     pub bytes: u64,
     /// Those of layers that are ready.
     pub ready_bytes: u64,
+    /// Those that have been read, of layers at work too: [`Progress::read_bytes`](crate::Progress::read_bytes).
+    pub read_bytes: u64,
     /// How many callers wait for it.
     pub waiting: usize,
     /// For whom it waits, if somebody else makes its layer.
@@ -70,10 +74,19 @@ pub struct JobStatus {
 }
 
 impl JobStatus {
-    /// Of the bytes of the layers' blobs, those of layers that are ready; 0 to 100.
+    /// How far it is, 0 to 100: [`Progress::percent`](crate::Progress::percent).
     pub fn percent(&self) -> u8 {
-        let percent = u128::from(self.ready_bytes) * 100 / u128::from(self.bytes.max(1));
-        u8::try_from(percent).unwrap_or(100)
+        percent(self.read_bytes, self.bytes)
+    }
+
+    /// Whether there is nothing in it that is worth telling after `told`: bytes that are read make
+    /// news by the percent.
+    fn is_old(&self, told: &Self) -> bool {
+        let same = Self {
+            read_bytes: told.read_bytes,
+            ..self.clone()
+        };
+        same == *told && self.percent() == told.percent()
     }
 }
 
@@ -139,9 +152,15 @@ impl JobWatch {
             return Some(running);
         };
         let now: Vec<JobStatus> = ended.into_iter().chain(running).collect();
-        let is_news = |job: &&JobStatus| told.get(&job.id) != Some(job);
+        let is_news = |job: &&JobStatus| !told.get(&job.id).is_some_and(|told| job.is_old(told));
         let news: Vec<JobStatus> = now.iter().filter(is_news).cloned().collect();
-        *told = now.into_iter().map(|job| (job.id, job)).collect();
+        // What was not told stays as it was when it was.
+        let mut before = std::mem::take(told);
+        let latest = now.into_iter().map(|job| match before.remove(&job.id) {
+            Some(told) if job.is_old(&told) => told,
+            _ => job,
+        });
+        *told = latest.map(|job| (job.id, job)).collect();
         (!news.is_empty()).then_some(news)
     }
 }
@@ -165,6 +184,7 @@ impl Inner {
             }
             Err(_) => {}
         }
+        told(flight, &result);
         flight.finish(result);
         if jobs.ended.len() == MAX_ENDED {
             jobs.ended.pop_front();
@@ -190,7 +210,7 @@ impl Inner {
             if unless_shared && waiting > 1 {
                 return Err(UnpackError::SharedJob {
                     id,
-                    image: flight.plan.image.name.clone(),
+                    image: flight.title.clone(),
                     snapshotter: flight.snapshotter.clone(),
                 });
             }
@@ -200,6 +220,26 @@ impl Inner {
         // Why it failed is part of its status.
         let _ = flight.result().await;
         Ok(flight.status())
+    }
+}
+
+/// Tells how a job ended. Its span says of what.
+fn told(flight: &Flight, result: &Result<crate::Report, UnpackError>) {
+    let (layers, seconds) = (flight.plan.layers.len(), flight.seconds());
+    match result {
+        Ok(report) => {
+            let bytes = report.applied_bytes();
+            tracing::info!(outcome = "ready", layers, bytes, seconds, "unpack ended");
+        }
+        Err(error) => {
+            let outcome = if error.is_cancelled() {
+                "cancelled"
+            } else {
+                "failed"
+            };
+            let (bytes, error) = (flight.status().ready_bytes, in_full(error));
+            tracing::info!(outcome, layers, bytes, seconds, error, "unpack ended");
+        }
     }
 }
 

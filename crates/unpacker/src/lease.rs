@@ -76,10 +76,9 @@ pub(crate) enum Left {
 }
 
 impl Tenure {
-    pub(crate) fn new(shared: Shared, plan: &Plan, snapshotter: &str) -> Self {
+    pub(crate) fn new(shared: Shared, plan: &Plan, title: &str, snapshotter: &str) -> Self {
         // A long name may not fit into a label, and is only told.
-        let name = &plan.image.name;
-        let image = name[..name.floor_char_boundary(2048)].to_owned();
+        let image = title[..title.floor_char_boundary(2048)].to_owned();
         let mut labels = Labels::from([
             (IMAGE.to_owned(), image),
             (SNAPSHOTTER.to_owned(), snapshotter.to_owned()),

@@ -20,11 +20,12 @@ const MAX_IMAGES: usize = 8;
 pub(crate) async fn blob(
     engine: &Inner,
     plan: &Plan,
+    title: &str,
     layer: &PlannedLayer,
     snapshotter: &str,
 ) -> UnpackError {
     let digest = layer.descriptor.digest.clone();
-    let (image, snapshotter) = (plan.image.name.clone(), snapshotter.to_owned());
+    let (image, snapshotter) = (title.to_owned(), snapshotter.to_owned());
     if media_type::is_foreign(&layer.descriptor.media_type) {
         let content = engine.ports.content.as_ref();
         let urls = layer_urls(content, &engine.scope, &plan.manifest, &digest).await;

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use resnap_core::{Admission, Monitor, Span, Stage};
+use tokio::time::Instant;
 
 use crate::Phase;
 use crate::flight::Flight;
@@ -39,7 +40,7 @@ impl JobMonitor {
 #[async_trait]
 impl Monitor for JobMonitor {
     async fn admit(&self, index: usize) -> Admission {
-        let asked = Instant::now();
+        let asked = std::time::Instant::now();
         let slot = self.flight.share.slot().await;
         self.went(index, Stage::Wait, Span::since(asked));
         self.flight.tell(self.first + index, Phase::Applying);

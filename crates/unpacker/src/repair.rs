@@ -78,7 +78,7 @@ impl Chain {
                     // containerd counts as a child what garbage collection has removed, and then
                     // only garbage collection removes the parent.
                     return Ok(Removal::Again(Some(UnpackError::Unremovable {
-                        image: self.flight.plan.image.name.clone(),
+                        image: self.flight.title.clone(),
                         chain_id: layer.chain_id.clone(),
                         snapshotter: self.flight.snapshotter.clone(),
                         source: error,
@@ -135,7 +135,7 @@ impl Chain {
             container.snapshotter == self.flight.snapshotter && container.snapshot == other.key
         });
         Err(UnpackError::InUse {
-            image: self.flight.plan.image.name.clone(),
+            image: self.flight.title.clone(),
             chain_id: layer.chain_id.clone(),
             snapshotter: self.flight.snapshotter.clone(),
             by: match container {
@@ -160,7 +160,7 @@ impl Chain {
             let missing = labels::missing(&info.labels);
             if !missing.is_empty() {
                 return Err(UnpackError::Unlabelled {
-                    image: self.flight.plan.image.name.clone(),
+                    image: self.flight.title.clone(),
                     chain_id: layer.chain_id.clone(),
                     snapshotter: self.flight.snapshotter.clone(),
                     missing,

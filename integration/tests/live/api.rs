@@ -282,6 +282,8 @@ fn joins_commands_and_pods(node: &Node) -> Result<()> {
         "platform": job["platform"], "origin": "api", "state": "running",
         "started": job["started"], "layers": 3, "ready_layers": 0,
         "bytes": image.layers.iter().map(|layer| layer.size).sum::<u64>(), "ready_bytes": 0,
+        // A layer may be read before its turn comes.
+        "read_bytes": job["read_bytes"],
         "waiting": 3, "waits_for": null, "failure": null,
     });
     ensure!(job == want, "{job}\nwant {want}");

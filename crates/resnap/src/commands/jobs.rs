@@ -114,7 +114,7 @@ fn cells(job: &JobStatus) -> [String; 9] {
         format!("{}/{}", job.ready_layers, job.layers),
         format!(
             "{}/{} ({} %)",
-            bytes(job.ready_bytes),
+            bytes(job.read_bytes),
             bytes(job.bytes),
             job.percent()
         ),

@@ -3,11 +3,9 @@
 
 //! The engine, as the proxy asks for it.
 
-use std::collections::HashMap;
-
 use async_trait::async_trait;
 use resnap_core::{Error, Progress, UnpackService, Unready, Want, in_full};
-use resnap_unpacker::{Engine, Event, Phase, Request, UnpackError};
+use resnap_unpacker::{Engine, Progress as Far, Request, UnpackError};
 
 /// The engine, as the proxy asks for it.
 pub(super) struct Service(pub(super) Engine);
@@ -45,7 +43,12 @@ impl UnpackService for Service {
         let mut job = self.0.unpack(request);
         let mut far = Far::default();
         while let Some(event) = job.next_event().await {
-            tell(far.after(&event));
+            far.saw(&event);
+            tell(Progress {
+                done: far.ready_layers(),
+                layers: event.layers,
+                percent: far.percent(),
+            });
         }
         job.report()
             .await
@@ -73,45 +76,5 @@ fn unready(image: &str, error: &UnpackError) -> Unready {
         | UnpackError::InUse { .. }
         | UnpackError::Unremovable { .. } => Unready::Unlabelled(told()),
         _ => Unready::Failed(told()),
-    }
-}
-
-/// How far a job is, by its events.
-#[derive(Default)]
-struct Far {
-    done: usize,
-    bytes: u64,
-    total: u64,
-    /// Of the layers that are not done.
-    read: HashMap<usize, u64>,
-}
-
-impl Far {
-    fn after(&mut self, event: &Event) -> Progress {
-        let index = event.layer.saturating_sub(1);
-        match event.phase {
-            Phase::Planned => self.total = self.total.saturating_add(event.bytes),
-            Phase::Progress => {
-                let read = event.read.unwrap_or(0).min(event.bytes);
-                self.read.insert(index, read);
-            }
-            phase if phase.is_ready() => {
-                self.done += 1;
-                self.read.remove(&index);
-                self.bytes = self.bytes.saturating_add(event.bytes);
-            }
-            _ => {}
-        }
-        let read = self
-            .read
-            .values()
-            .map(|read| u128::from(*read))
-            .sum::<u128>();
-        let percent = (u128::from(self.bytes) + read) * 100 / u128::from(self.total.max(1));
-        Progress {
-            done: self.done,
-            layers: event.layers,
-            percent: u8::try_from(percent).unwrap_or(100),
-        }
     }
 }

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The events of a job, kept for who joins it later.
+
+use std::collections::BTreeMap;
+
+use crate::{Event, Phase, Progress};
+
+/// The events of a job. Of a layer's progress only the latest is kept: a large layer tells it
+/// hundreds of times.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    /// All but progress.
+    steps: Vec<Event>,
+    /// Of the layers at work, by their numbers: the latest, and which telling it was.
+    progress: BTreeMap<usize, (u64, Event)>,
+    told: u64,
+    far: Progress,
+}
+
+/// What a reader has of a [`Log`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Place {
+    steps: usize,
+    told: u64,
+}
+
+impl Log {
+    pub(crate) fn push(&mut self, event: Event) {
+        self.far.saw(&event);
+        if event.phase == Phase::Progress {
+            self.told += 1;
+            self.progress.insert(event.layer, (self.told, event));
+            return;
+        }
+        if event.phase.is_ready() || event.phase == Phase::Failed {
+            self.progress.remove(&event.layer);
+        }
+        self.steps.push(event);
+    }
+
+    /// The next event behind `place`, and the place behind that. Steps come before progress, of
+    /// which who reads slowly misses some.
+    pub(crate) fn next(&self, place: Place) -> Option<(Event, Place)> {
+        if let Some(event) = self.steps.get(place.steps) {
+            let steps = place.steps + 1;
+            return Some((event.clone(), Place { steps, ..place }));
+        }
+        let news = self
+            .progress
+            .values()
+            .filter(|(told, _)| *told > place.told);
+        let (told, event) = news.min_by_key(|(told, _)| *told)?;
+        Some((
+            event.clone(),
+            Place {
+                told: *told,
+                ..place
+            },
+        ))
+    }
+
+    /// The last step.
+    pub(crate) fn last(&self) -> Option<&Event> {
+        self.steps.last()
+    }
+
+    /// How far the job is.
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.far
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::{ChainId, DiffId, Digest};
+
+    use super::*;
+
+    fn event(layer: usize, phase: Phase, read: Option<u64>) -> Event {
+        let digest = Digest::sha256(&layer.to_le_bytes());
+        Event {
+            image: "web".to_owned(),
+            snapshotter: "erofs".to_owned(),
+            phase,
+            layer,
+            layers: 2,
+            chain_id: ChainId::of(None, &DiffId(digest.clone())),
+            digest,
+            bytes: 1000,
+            seconds: 0.0,
+            waits_for: None,
+            read,
+        }
+    }
+
+    fn rest(log: &Log, place: &mut Place) -> Vec<(usize, Phase, Option<u64>)> {
+        let next = || {
+            let (event, next) = log.next(*place)?;
+            *place = next;
+            Some((event.layer, event.phase, event.read))
+        };
+        std::iter::from_fn(next).collect()
+    }
+
+    #[test]
+    fn of_progress_the_latest_is_told_once() {
+        let mut log = Log::default();
+        (1..=2).for_each(|layer| log.push(event(layer, Phase::Planned, None)));
+        let mut early = Place::default();
+        assert_eq!(rest(&log, &mut early).len(), 2);
+        for read in 1..=500 {
+            log.push(event(2, Phase::Progress, Some(read)));
+            log.push(event(1, Phase::Progress, Some(2 * read)));
+        }
+        assert_eq!((log.steps.len(), log.progress.len()), (2, 2));
+        let latest = [
+            (2, Phase::Progress, Some(500)),
+            (1, Phase::Progress, Some(1000)),
+        ];
+        assert_eq!(rest(&log, &mut early), latest);
+        assert_eq!(rest(&log, &mut early), []);
+        assert_eq!(log.progress().read_bytes(), 1500);
+        assert_eq!(
+            (log.progress().percent(), log.progress().ready_layers()),
+            (75, 0)
+        );
+        log.push(event(1, Phase::Committed, None));
+        assert_eq!(rest(&log, &mut early), [(1, Phase::Committed, None)]);
+        // Who comes later gets all steps, and progress as it is then.
+        let late = rest(&log, &mut Place::default());
+        let layers: Vec<usize> = late.iter().map(|(layer, ..)| *layer).collect();
+        assert_eq!(layers, [1, 2, 1, 2]);
+        assert_eq!(late[3], (2, Phase::Progress, Some(500)));
+        assert_eq!(log.progress().ready_bytes(), 1000);
+    }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What an image is called where people read of it.
+
+use resnap_core::Digest;
+
+use crate::ResolvedImage;
+
+/// The image's name in the store; of one that is known there by a bare ID, what the user wrote or
+/// else what it can be pulled by, with the ID behind.
+pub(crate) fn title(image: &ResolvedImage, written: Option<&str>) -> String {
+    let name = &image.name;
+    match written.or(image.reference.as_deref()) {
+        Some(written) if name.parse::<Digest>().is_ok() && written != name => {
+            format!("{written} ({name})")
+        }
+        _ => name.clone(),
+    }
+}
+
+/// Of a title what names the image in the store, for commands.
+pub(crate) fn name_in(title: &str) -> &str {
+    let id = title
+        .strip_suffix(')')
+        .and_then(|title| title.rsplit_once(" ("));
+    id.map_or(title, |(_, id)| id)
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Descriptor;
+
+    use super::*;
+
+    #[test]
+    fn a_bare_id_stands_behind_what_the_user_wrote() {
+        let id = Digest::sha256(b"config").to_string();
+        let image = |name: &str, reference: Option<&str>| ResolvedImage {
+            name: name.to_owned(),
+            target: Descriptor {
+                media_type: String::new(),
+                digest: Digest::sha256(b"manifest"),
+                size: 1,
+                annotations: Default::default(),
+                platform: None,
+            },
+            reference: reference.map(str::to_owned),
+        };
+        let named = image("docker.io/library/web:1", Some("docker.io/library/web:1"));
+        assert_eq!(title(&named, Some("web:1")), "docker.io/library/web:1");
+        assert_eq!(
+            name_in("docker.io/library/web:1"),
+            "docker.io/library/web:1"
+        );
+        let by_id = image(&id, Some("docker.io/library/web:1"));
+        assert_eq!(title(&by_id, Some("web")), format!("web ({id})"));
+        assert_eq!(
+            title(&by_id, None),
+            format!("docker.io/library/web:1 ({id})")
+        );
+        assert_eq!(name_in(&title(&by_id, None)), id);
+        assert_eq!(title(&image(&id, None), None), id);
+        assert_eq!(title(&image(&id, None), Some(&id)), id);
+    }
+}
