@@ -55,7 +55,7 @@ pub(crate) const TESTS: &[Test] = &[
 const TARS: u64 = 700;
 
 /// Images that are stored at once.
-const CHUNK: u64 = 200;
+const CHUNK: u64 = 60;
 
 /// Images that are unpacked at once.
 const AT_ONCE: usize = 4;
