@@ -5,7 +5,7 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | data, state, logs | `<target>/integration/run/<run>/<n>/` |
+//! | data, state, logs | `<target>/integration/run/<run>/<n>/`, mounted at `/run/resnap-data/<n>/` |
 //! | sockets, runc's state | `/run/resnap-test/<n>/`, on the run's own tmpfs |
 //!
 //! [`in_private_namespaces`] comes first in `main`; then any number of
@@ -210,7 +210,7 @@ impl Containerd {
         let ctr = |words: &[&str]| output(self.ctr(namespace).args(words));
         let run = ["run", "--detach", "--snapshotter", snapshotter, image, &id];
         let sleeping = ctr(&[&run[..], &["sleep", "3600"]].concat());
-        let tasks = "state/io.containerd.runtime.v2.task";
+        let tasks = "io.containerd.runtime.v2.task";
         let rootfs = self
             .root
             .join(tasks)
@@ -310,8 +310,7 @@ impl Containerd {
 /// An ID that no container has had in this run or another one.
 fn container_id() -> Result<String> {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let run = namespaces::run_dir()?;
-    let run = run.file_name().unwrap_or_default().display();
+    let run = namespaces::run_name()?;
     Ok(format!("resnap-{run}-{number}"))
 }
 

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
@@ -26,6 +26,8 @@ impl Clients {
     pub(crate) fn start(proxy: Arc<Inner>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let outer = Handle::current();
+        let thread = proxy.thread.lock();
+        *thread.unwrap_or_else(PoisonError::into_inner) = Some(runtime.handle().clone());
         let (new, streams) = mpsc::unbounded_channel();
         let (phase, phases) = watch::channel(Phase::Serving);
         let (end, ended) = oneshot::channel();

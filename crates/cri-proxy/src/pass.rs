@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -85,9 +85,16 @@ pub(crate) struct Inner {
     pub(crate) pulls: Pulls,
     pub(crate) outage: Outage,
     pub(crate) observer: Option<Arc<dyn Observer>>,
+    /// Where clients are served; of two such threads the later one.
+    pub(crate) thread: Mutex<Option<Handle>>,
 }
 
 impl Inner {
+    fn thread(&self) -> Option<Handle> {
+        let thread = self.thread.lock();
+        thread.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn saw(&self, seen: &Seen) {
         if let Some(observer) = &self.observer {
             observer.saw(seen);
@@ -132,6 +139,7 @@ impl Proxy {
             pulls: Pulls::default(),
             outage: Outage::default(),
             observer,
+            thread: Mutex::default(),
         }))
     }
 
@@ -147,6 +155,15 @@ impl Proxy {
             Ok(handlers.facts(knowledge.sandbox_image(&backend).await?))
         };
         ask.await.map_err(|status: Status| status.to_string())
+    }
+
+    /// Returns once the thread in which clients are served has done something for this call, which it
+    /// never does while it hangs; at once where there is no such thread.
+    pub async fn alive(&self) {
+        if let Some(thread) = self.0.thread() {
+            // An error is that of a thread that has ended: nobody is served any more.
+            let _ = thread.spawn(async {}).await;
+        }
     }
 
     /// Serves clients until `stop` says so; then lets their calls end for as long as `grace`, tells

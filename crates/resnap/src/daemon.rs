@@ -13,7 +13,7 @@ mod systemd;
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -35,7 +35,8 @@ pub(crate) use systemd::Sockets;
 const GRACE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome> {
-    systemd::keep_telling();
+    let serving = Arc::new(OnceLock::new());
+    systemd::keep_telling(Arc::clone(&serving));
     let path = &config.cri_socket.value;
     let (listener, mut cri) = Socket::listen(sockets.take("cri"), path, 0o660).await?;
     let path = &config.api_socket.value;
@@ -47,6 +48,7 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome
         _ = stopped.wait_for(|stopped| *stopped) => return Ok(Outcome::Done),
     };
     let proxy = proxy(config, engine.clone(), metrics.map(|metrics| metrics as _));
+    let proxy = serving.get_or_init(|| proxy);
     for socket in [&mut cri, &mut api] {
         socket.publish()?;
     }

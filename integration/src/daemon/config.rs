@@ -41,10 +41,12 @@ impl Plan<'_> {
     pub(super) fn containerd(&self) -> String {
         let version2 = self.version.0 >= 2;
         let (root, sockets) = (self.root.display(), self.sockets.display());
+        // containerd names lower directories from where all of an overlay's directories lie, and has
+        // no more than a page for them: `state` is there, so that they begin with its own folders.
         let mut text = format!(
             r#"version = {}
 root = "{root}/root"
-state = "{root}/state"
+state = "{root}"
 [grpc]
   address = "{sockets}/c.sock"
 [ttrpc]

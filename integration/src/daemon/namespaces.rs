@@ -8,7 +8,7 @@
 //! └ setpriv --pdeathsig KILL        ends with it, also by Ctrl-C
 //!   └ unshare --mount --pid ...
 //!     └ sh                          PID 1: reaps what shims leave
-//!       └ the binary, again         /run is an empty tmpfs
+//!       └ the binary, again         /run is an empty tmpfs, the run folder has a short path
 //! ```
 //!
 //! When the binary ends in whatever way, the kernel ends every daemon and drops
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 
 use anyhow::{Context, Result, bail};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::Pid;
 
 use super::process;
@@ -63,8 +63,23 @@ pub fn in_private_namespaces() -> Result<()> {
     exit(status.code().unwrap_or(1))
 }
 
-/// The folder of this run, below which every daemon has its own.
+/// The path of this run's folder, below which every daemon has its own: all options of a mount
+/// have room for 4096 bytes, and the longest stack of the tests has dozens of paths in them.
+const SHORT: &str = "/run/resnap-data";
+
+/// The folder of this run, by its short path.
 pub(super) fn run_dir() -> Result<PathBuf> {
+    claimed().map(|_| SHORT.into())
+}
+
+/// A name of this run that no other one has.
+pub(super) fn run_name() -> Result<String> {
+    let run = claimed()?;
+    Ok(run.file_name().unwrap_or_default().display().to_string())
+}
+
+/// The folder of this run where it lies.
+fn claimed() -> Result<PathBuf> {
     std::env::var_os(RUN).map(PathBuf::from).with_context(|| {
         "daemons are started in private namespaces only: call in_private_namespaces() first in main"
     })
@@ -128,5 +143,8 @@ fn prepare_run() -> Result<()> {
             .and_then(|()| fs::write(&path, text))
             .with_context(|| format!("put {path:?} back"))?;
     }
+    let run = claimed()?;
+    fs::create_dir(SHORT).with_context(|| format!("create {SHORT}"))?;
+    mount_bind(&run, SHORT).with_context(|| format!("mount {run:?} at {SHORT}"))?;
     fs::create_dir(super::SOCKETS).with_context(|| format!("create {}", super::SOCKETS))
 }

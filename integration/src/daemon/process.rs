@@ -125,7 +125,7 @@ fn processes() -> Result<Vec<Process>> {
 /// Removes what killed containers leave outside the daemon's folders: control
 /// groups and runc's state.
 ///
-/// The runtime's folders say which: `state/<plugin>/<namespace>/<container>`
+/// The runtime's folders say which: `<plugin>/<namespace>/<container>`
 /// ran in the group `/<namespace>/<container>`. A group in use is kept by the
 /// kernel.
 pub(super) fn forget_tasks(root: &Path) {
@@ -137,7 +137,7 @@ pub(super) fn forget_tasks(root: &Path) {
         let Some(namespace) = namespace.file_name() else {
             continue;
         };
-        let tasks = list(&root.join("state").join(TASKS).join(namespace));
+        let tasks = list(&root.join(TASKS).join(namespace));
         let tasks: Vec<_> = tasks.iter().filter_map(|task| task.file_name()).collect();
         for task in &tasks {
             let runc = Path::new("/run/containerd/runc").join(namespace);

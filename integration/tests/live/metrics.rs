@@ -9,9 +9,10 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::image::{hello, web};
 use resnap_integration::tap::{Action, Method, Point};
@@ -38,6 +39,11 @@ pub(crate) const TESTS: &[Test] = &[
         name: "metrics_healthz_tells_of_containerd",
         needs: Needs::Alone,
         run: healthz_tells_of_containerd,
+    },
+    Test {
+        name: "metrics_keep_healthz_free",
+        needs: Needs::Containerd,
+        run: keep_healthz_free,
     },
     Test {
         name: "metrics_bear_strangers",
@@ -325,5 +331,45 @@ fn bear_strangers(node: &Node) -> Result<()> {
         asked.elapsed()
     );
     drop(silent);
+    served.stop()
+}
+
+/// As any process of the node can do: connections are opened again and again, and say little.
+fn keep_healthz_free(node: &Node) -> Result<()> {
+    let (served, address) = served(node, node.containerd.socket())?;
+    ensure!(get(address, "/healthz")?.0 == 200);
+    let stop = AtomicBool::new(false);
+    let crowd = || -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let slow = (0..100).map(|_| {
+                let mut stream = TcpStream::connect(address)?;
+                stream.write_all(b"GET /metrics HTTP/1.1\r\nHost:")?;
+                anyhow::Ok(stream)
+            });
+            let slow = slow.collect::<Result<Vec<_>>>()?;
+            std::thread::sleep(Duration::from_secs(1));
+            drop(slow);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let crowd = scope.spawn(crowd);
+        std::thread::sleep(Duration::from_millis(300));
+        let checks = || -> Result<()> {
+            for _ in 0..10 {
+                let asked = Instant::now();
+                let status = get(address, "/healthz")?.0;
+                ensure!(status == 200, "{status}");
+                let took = asked.elapsed();
+                ensure!(took < Duration::from_secs(1), "{took:?}");
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            Ok(())
+        };
+        let checked = checks();
+        stop.store(true, Ordering::Relaxed);
+        crowd.join().map_err(|_| anyhow!("the crowd panicked"))??;
+        checked
+    })?;
     served.stop()
 }

@@ -30,6 +30,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A proxy with its service, in front of what answers as containerd does.
 struct Node {
+    proxy: Proxy,
     service: Arc<Service>,
     /// Paths of the calls that containerd got to their ends.
     calls: Arc<Mutex<Vec<String>>>,
@@ -84,9 +85,11 @@ impl Node {
         );
         let listener = UnixListener::bind(dir.path().join("proxy")).unwrap();
         let (stop, stopped) = watch::channel(false);
-        let serve = async move { proxy.serve(listener, stopped, DEADLINE).await };
+        let serving = proxy.clone();
+        let serve = async move { serving.serve(listener, stopped, DEADLINE).await };
         let served = tokio::spawn(serve);
         Self {
+            proxy,
             service,
             calls,
             stop,
@@ -400,4 +403,33 @@ async fn planning_keeps_no_call_waiting() {
     let planned = move || service.planning.as_ref().unwrap().wait();
     tokio::task::spawn_blocking(planned).await.unwrap();
     assert_eq!(ended(reply).await.0, 0);
+}
+
+#[tokio::test]
+async fn who_hangs_is_not_alive() {
+    let node = Node::start(Service::default());
+    let client = node.client().await;
+    assert_eq!(call(&client, VERSION, Bytes::new()).await.0, 0);
+    let alive = || tokio::time::timeout(Duration::from_millis(200), node.proxy.alive());
+    tokio::time::timeout(DEADLINE, node.proxy.alive())
+        .await
+        .unwrap();
+
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let thread = node.proxy.0.thread().unwrap();
+    let hung = thread.spawn(async move { wait.recv() });
+    assert!(alive().await.is_err());
+    go_on.send(()).unwrap();
+    hung.await.unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, node.proxy.alive())
+        .await
+        .unwrap();
+
+    // Nor does it say that it hangs once nobody is served.
+    drop(client);
+    node.stop.send_replace(true);
+    node.served.await.unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, node.proxy.alive())
+        .await
+        .unwrap();
 }

@@ -3,9 +3,11 @@
 
 //! `/metrics` and `/healthz`, for whoever is on this machine.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -18,16 +20,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use resnap_containerd::Client;
 use resnap_core::in_full;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::metrics::Metrics;
 
-/// Any process of the machine may come: no more of them at once,
-const CONNECTIONS: usize = 16;
-/// none for longer than this,
+/// Any process of the machine may come, and none may keep the others away: this many answers of a
+/// kind at once,
+const ANSWERS: usize = 16;
+/// this many who have not asked yet, of whom the one that came first goes if more come,
+const SILENT: usize = 64;
+/// nobody for longer than this,
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
-/// and none that does not ask.
+/// and nobody who does not ask.
 const HEADER_TIME: Duration = Duration::from_secs(3);
 
 /// How long containerd may take to say that it is there.
@@ -40,7 +45,10 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 /// What is told of this daemon.
 struct Told {
     metrics: Arc<Metrics>,
+    /// Those who are told of them.
+    metrics_slots: Arc<Semaphore>,
     health: Health,
+    health_slots: Arc<Semaphore>,
 }
 
 /// Answers at `address` from now on, and looks after the containerd at `backend` when it is asked.
@@ -55,21 +63,29 @@ pub(super) async fn serve(
         backend,
         last: Mutex::default(),
     };
-    tokio::spawn(accept(listener, Arc::new(Told { metrics, health })));
+    let told = Told {
+        metrics,
+        metrics_slots: Arc::new(Semaphore::new(ANSWERS)),
+        health,
+        health_slots: Arc::new(Semaphore::new(ANSWERS)),
+    };
+    tokio::spawn(accept(listener, Arc::new(told)));
     Ok(())
 }
 
 async fn accept(listener: TcpListener, told: Arc<Told>) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
-    // It is never closed.
-    while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
+    let mut silent = Silent::default();
+    loop {
         match listener.accept().await {
             Ok((stream, _)) => {
+                let slot = silent.admit();
                 let told = Arc::clone(&told);
                 tokio::spawn(async move {
-                    // Who is too slow, or talks nonsense, gets no answer.
-                    let _ = timeout(CONNECTION_TIME, connection(stream, told)).await;
-                    drop(permit);
+                    tokio::select! {
+                        // Who is too slow, or talks nonsense, gets no answer.
+                        _ = timeout(CONNECTION_TIME, connection(stream, told, &slot)) => {}
+                        () = slot.lost.notified() => {}
+                    }
                 });
             }
             Err(error) => {
@@ -80,10 +96,13 @@ async fn accept(listener: TcpListener, told: Arc<Told>) {
     }
 }
 
-async fn connection(stream: TcpStream, told: Arc<Told>) -> hyper::Result<()> {
+async fn connection(stream: TcpStream, told: Arc<Told>, slot: &Slot) -> hyper::Result<()> {
     let service = service_fn(|request| {
         let told = Arc::clone(&told);
-        async move { Ok::<_, Infallible>(told.answer(&request).await) }
+        async move {
+            slot.asked();
+            Ok::<_, Infallible>(told.answer(&request, slot).await)
+        }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -93,8 +112,53 @@ async fn connection(stream: TcpStream, told: Arc<Told>) -> hyper::Result<()> {
         .await
 }
 
+/// The clients that have not asked yet, in the order they came.
+#[derive(Default)]
+struct Silent(VecDeque<Weak<Slot>>);
+
+impl Silent {
+    /// Room for one more; where there is none the first of them loses its own.
+    fn admit(&mut self) -> Arc<Slot> {
+        self.0
+            .retain(|slot| slot.upgrade().is_some_and(|slot| slot.is_silent()));
+        while self.0.len() >= SILENT {
+            if let Some(first) = self.0.pop_front().and_then(|slot| slot.upgrade()) {
+                first.lost.notify_one();
+            }
+        }
+        let slot = Arc::new(Slot::default());
+        self.0.push_back(Arc::downgrade(&slot));
+        slot
+    }
+}
+
+/// What a connection takes of what there is for all.
+#[derive(Default)]
+struct Slot {
+    has_asked: AtomicBool,
+    lost: Notify,
+    /// Of the answers of its kind; kept until the client has taken it.
+    answer: OnceLock<OwnedSemaphorePermit>,
+}
+
+impl Slot {
+    fn is_silent(&self) -> bool {
+        !self.has_asked.load(Ordering::Relaxed)
+    }
+
+    fn asked(&self) {
+        self.has_asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there is room for one more answer of a kind.
+    fn take(&self, of: &Arc<Semaphore>) -> bool {
+        let permit = Arc::clone(of).try_acquire_owned();
+        permit.is_ok_and(|permit| self.answer.set(permit).is_ok())
+    }
+}
+
 impl Told {
-    async fn answer(&self, request: &Request<Incoming>) -> Response<String> {
+    async fn answer(&self, request: &Request<Incoming>, slot: &Slot) -> Response<String> {
         let path = request.uri().path();
         if !matches!(path, "/metrics" | "/healthz") {
             return text(StatusCode::NOT_FOUND, "here are /metrics and /healthz");
@@ -104,6 +168,13 @@ impl Told {
             let allowed = HeaderValue::from_static("GET");
             answer.headers_mut().insert(ALLOW, allowed);
             return answer;
+        }
+        let slots = match path {
+            "/healthz" => &self.health_slots,
+            _ => &self.metrics_slots,
+        };
+        if !slot.take(slots) {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "too many ask at once");
         }
         if path == "/healthz" {
             return match self.health.check().await {

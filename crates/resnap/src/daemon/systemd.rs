@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::os::unix::net::UnixListener;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, Result, bail};
 use listenfd::ListenFd;
+use resnap_cri_proxy::Proxy;
 use sd_notify::NotifyState;
 
 /// What a socket unit calls the sockets: its `FileDescriptorName=`.
@@ -63,8 +65,9 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping, status]);
 }
 
-/// Says, as often as is wanted, that tasks of this runtime run.
-pub(super) fn keep_telling() {
+/// Says, as often as is wanted, that tasks of this runtime run, and those of the thread that serves
+/// the CRI's clients once it does.
+pub(super) fn keep_telling(serving: Arc<OnceLock<Proxy>>) {
     let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
         return;
     };
@@ -72,6 +75,9 @@ pub(super) fn keep_telling() {
         let mut interval = tokio::time::interval(limit / 2);
         loop {
             interval.tick().await;
+            if let Some(proxy) = serving.get() {
+                proxy.alive().await;
+            }
             tell(&[NotifyState::Watchdog]);
         }
     });
