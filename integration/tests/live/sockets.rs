@@ -122,7 +122,7 @@ fn open_directory(node: &Node) -> Result<()> {
     for mode in [0o777, 0o770, 0o1777] {
         fs::set_permissions(&dir, Permissions::from_mode(mode))?;
         let ended = refused(node, &dir)?;
-        for says in [&format!("{dir:?}"), "others may write to it"] {
+        for says in [&dir.display().to_string(), "others may write to it"] {
             ensure!(ended.stderr.contains(says), "{ended:#?}");
         }
         ensure!(fs::read_dir(&dir)?.next().is_none(), "it left something");
@@ -130,7 +130,7 @@ fn open_directory(node: &Node) -> Result<()> {
     fs::set_permissions(&dir, Permissions::from_mode(0o755))?;
     std::os::unix::fs::chown(&dir, Some(1), Some(1))?;
     let ended = refused(node, &dir)?;
-    for says in [&format!("{dir:?}"), "it belongs to user 1"] {
+    for says in [&dir.display().to_string(), "it belongs to user 1"] {
         ensure!(ended.stderr.contains(says), "{ended:#?}");
     }
     Ok(())
