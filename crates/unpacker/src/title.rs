@@ -46,6 +46,7 @@ mod tests {
                 platform: None,
             },
             reference: reference.map(str::to_owned),
+            id: None,
         };
         let named = image("docker.io/library/web:1", Some("docker.io/library/web:1"));
         assert_eq!(title(&named, Some("web:1")), "docker.io/library/web:1");

@@ -12,20 +12,19 @@
 //! A process that is asked to stop releases the lock and serves on until its last call has ended.
 //! The next one renames its own socket over the path meanwhile, and nobody is refused.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{
-    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
-    PermissionsExt as _,
+    FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::os::unix::net::UnixListener as Given;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
+use resnap_unpacker::make_runtime_dir;
 use rustix::fs::{Mode, OFlags, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen};
-use rustix::process::geteuid;
 use tokio::net::{UnixListener, UnixStream};
 
 /// How many clients may wait to be accepted.
@@ -82,7 +81,7 @@ struct Own {
 impl Own {
     async fn bind(path: &Path, mode: u32) -> Result<(Given, Self)> {
         if let Some(dir) = path.parent() {
-            make_private(dir)?;
+            make_runtime_dir(dir).with_context(|| format!("use the directory {dir:?}"))?;
         }
         let Some(mut lock) = lock(path)? else {
             bail!("another process serves at {path:?}");
@@ -146,27 +145,6 @@ impl Inode {
             format!("{}:{}\n", there.dev(), there.ino()).into_bytes(),
         ))
     }
-}
-
-/// Makes the directory if need be, and checks that only this user (or root) can change it: what
-/// others put there they could have opened, or have pointing elsewhere.
-fn make_private(dir: &Path) -> Result<()> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder
-        .create(dir)
-        .with_context(|| format!("create {dir:?}"))?;
-    let there = fs::metadata(dir).with_context(|| format!("look at {dir:?}"))?;
-    let (own, owner) = (geteuid().as_raw(), there.uid());
-    ensure!(
-        [own, 0].contains(&owner),
-        "{dir:?} belongs to user {owner}: resnap runs as user {own} and needs a directory of its own"
-    );
-    ensure!(
-        there.mode() & 0o022 == 0,
-        "{dir:?} can be written by others: run `chmod go-w` on it, or choose another directory"
-    );
-    Ok(())
 }
 
 /// The lock of the socket at `path`, unless another process holds it.
