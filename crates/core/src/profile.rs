@@ -57,8 +57,14 @@ pub enum Volumes {
     Unknown,
     /// Its files.
     Host,
-    /// Its files, up to the containerd of this major and minor version, which mounts it no more.
-    HostBefore(u32, u32),
+    /// Its files, except with the containerds from this major and minor version on that cannot mount
+    /// it, up to the one that can again.
+    HostExcept {
+        /// The first that cannot.
+        from: (u32, u32),
+        /// The first that can again.
+        until: (u32, u32),
+    },
     /// Nothing: with labels its files come to be in the guest only.
     Guest,
 }
@@ -115,12 +121,16 @@ impl Default for Profiles {
             )
         };
         let table = [
-            // From 2.2 on its mounts are for the mount manager, which image volumes do not go by.
+            // From 2.2 on its mounts are for the mount manager, by which image volumes go from 2.4 on
+            // (containerd #13542).
             (
                 "erofs",
                 Profile {
                     os_features: takes(EROFS_FEATURE),
-                    ..plain(Volumes::HostBefore(2, 2))
+                    ..plain(Volumes::HostExcept {
+                        from: (2, 2),
+                        until: (2, 4),
+                    })
                 },
             ),
             ("nydus", nydus),

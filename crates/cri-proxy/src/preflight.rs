@@ -213,12 +213,14 @@ impl Look<'_> {
         let mut guest_volumes = Vec::new();
         match knowledge.settings.profiles.get(&snapshotter).volumes {
             Volumes::Host => images.extend(volumes),
-            Volumes::HostBefore(major, minor) if !handlers.is_at_least((major, minor)) => {
+            Volumes::HostExcept { from, until }
+                if !handlers.is_at_least(from) || handlers.is_at_least(until) =>
+            {
                 images.extend(volumes);
             }
             Volumes::Guest => guest_volumes.extend(volumes),
             // containerd does as well without us, or as badly.
-            Volumes::HostBefore(..) | Volumes::Unknown => {}
+            Volumes::HostExcept { .. } | Volumes::Unknown => {}
         }
         Ok(Some(Needs {
             images,

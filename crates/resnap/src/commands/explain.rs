@@ -152,9 +152,10 @@ fn told(config: &Config) -> Vec<Row> {
         let volumes = match profile.volumes {
             Volumes::Unknown => None,
             Volumes::Host => Some("host".to_owned()),
-            Volumes::HostBefore(major, minor) => {
-                Some(format!("host, before containerd {major}.{minor}"))
-            }
+            Volumes::HostExcept { from, until } => Some(format!(
+                "host, except with containerd {}.{} to before {}.{}",
+                from.0, from.1, until.0, until.1
+            )),
             Volumes::Guest => Some("guest".to_owned()),
         };
         let differ = match config.applier.differ(name) {
