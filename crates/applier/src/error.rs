@@ -166,9 +166,12 @@ fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied
         if found.is_some() {
             return found;
         }
+        // Transparent errors are not among their own sources.
+        if let Some(Fault::Denied(denied)) = error.downcast_ref() {
+            return Some(denied);
+        }
         next = match error.downcast_ref() {
-            // Transparent errors are not among their own sources.
-            Some(Fault::Denied(denied)) => return Some(denied),
+            Some(resnap_erofs::Fault::Refused(refusal)) => Some(&**refusal),
             _ => error.source(),
         };
     }
