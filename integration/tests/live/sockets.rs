@@ -170,6 +170,7 @@ fn killed_process(node: &Node) -> Result<()> {
     let backend = node.containerd.socket();
     let mut first = Served::start(node)?;
     let inode = inode_after(&first.socket, None)?;
+    inode_after(&first.dir.join("api.sock"), None)?;
     first.kill()?;
     // Where it was before it could serve, too.
     for name in ["cri.sock.new", "api.sock.new"] {
