@@ -61,7 +61,7 @@ pub use failure::Failure;
 pub use image::ResolvedImage;
 pub use job::{Begun, Canceller, Job};
 pub use jobs::{JobState, JobStatus, JobWatch};
-pub use locks::make_runtime_dir;
+pub use locks::{lock_file, make_runtime_dir};
 pub use observe::{Observer, Seen};
 pub use plan::{Plan, PlannedLayer};
 pub use progress::Progress;

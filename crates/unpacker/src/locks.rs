@@ -133,7 +133,7 @@ impl Locks {
                         .and_then(|()| file.write_all(holder.as_bytes()));
                     lock.file = Some(file);
                 }
-                Err(holder) => return Ok(Err(holder)),
+                Err(file) => return Ok(Err(says(file))),
             }
         }
         Ok(Ok(lock))
@@ -179,7 +179,7 @@ impl Locks {
             return Ok(None);
         }
         match lock_file(&path)? {
-            Err(holder) => Ok(Some(holder)),
+            Err(file) => Ok(Some(says(file))),
             // It was left behind; we hold it now and may remove it.
             Ok(_locked) => fs::remove_file(path).map(|()| None),
         }
@@ -225,10 +225,14 @@ impl Drop for Lock {
     }
 }
 
-/// The file at `path`, locked, or who has it.
-fn lock_file(path: &Path) -> io::Result<Result<File, String>> {
+/// Opens and locks the file at `path`, which is made if need be and never followed if it is a link;
+/// `Err` with the open file if somebody else holds the lock. The lock ends with the file.
+///
+/// # Errors
+/// What the operating system says.
+pub fn lock_file(path: &Path) -> io::Result<Result<File, File>> {
     loop {
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -239,7 +243,7 @@ fn lock_file(path: &Path) -> io::Result<Result<File, String>> {
             .open(path)?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Err(says(&mut file))),
+            Err(TryLockError::WouldBlock) => return Ok(Err(file)),
             Err(TryLockError::Error(error)) => return Err(error),
         }
         // The last holder may have removed the file between our open and our lock.
@@ -251,7 +255,7 @@ fn lock_file(path: &Path) -> io::Result<Result<File, String>> {
 }
 
 /// What a lock's file says about its holder.
-fn says(file: &mut File) -> String {
+fn says(file: File) -> String {
     let mut text = String::new();
     // Who it is does not matter enough to fail for.
     let _ = file.take(MAX_HOLDER).read_to_string(&mut text);

@@ -12,18 +12,16 @@
 //! A process that is asked to stop releases the lock and serves on until its last call has ended.
 //! The next one renames its own socket over the path meanwhile, and nobody is refused.
 
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{
-    FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener as Given;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use resnap_unpacker::make_runtime_dir;
-use rustix::fs::{Mode, OFlags, fchmod};
+use resnap_unpacker::{lock_file, make_runtime_dir};
+use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -147,32 +145,11 @@ impl Inode {
     }
 }
 
-/// The lock of the socket at `path`, unless another process holds it.
+/// Returns the lock of the socket at `path`, unless another process holds it.
 fn lock(path: &Path) -> Result<Option<File>> {
     let path = with_suffix(path, OWNER);
-    loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&path)
-            .with_context(|| format!("open {path:?}"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("lock {path:?}"));
-            }
-        }
-        // The last holder may have removed the file between our open and our lock.
-        let inode = file.metadata()?.ino();
-        if fs::symlink_metadata(&path).is_ok_and(|there| there.ino() == inode) {
-            return Ok(Some(file));
-        }
-    }
+    let locked = lock_file(&path).with_context(|| format!("lock {path:?}"))?;
+    Ok(locked.ok())
 }
 
 /// Refuses a path that something else is at than the socket of a resnap, of which the lock tells
