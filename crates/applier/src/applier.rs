@@ -43,7 +43,7 @@ pub struct Settings {
     /// is kept of directories, names and attributes, and the windows of zstd. [`MEMORY`] by default.
     /// One layer may take ten sixteenths of it.
     pub memory: u64,
-    /// How long writing a layer may take without any progress. [`STALL`] by default.
+    /// The longest time that writing a layer may take without progress. [`STALL`] by default.
     pub stall: Duration,
     /// Layers of a batch that are written at once. As many as there are cores by default.
     pub parallel: Option<NonZeroUsize>,

@@ -37,7 +37,7 @@ enum Rest {
     Nothing,
 }
 
-/// Where a layer is written.
+/// The place a layer is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Placement {
     /// In a directory of our own: nothing is there without success.

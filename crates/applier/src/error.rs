@@ -150,7 +150,7 @@ impl Error {
     }
 }
 
-/// Who denied the memory for it, behind any of ours and of streams.
+/// Returns the denial behind an error, through the errors of this crate, of streams and of images.
 fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied> {
     let through = |error: &'a io::Error| match error.get_ref()?.downcast_ref()? {
         Through::Denied(denied) => Some(denied),
@@ -178,7 +178,7 @@ fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied
     None
 }
 
-/// What kind of error is behind one; `None` if nothing says so.
+/// Returns the kind of the error behind one; `None` if nothing tells.
 ///
 /// | kind | |
 /// |---|---|
@@ -254,7 +254,7 @@ fn of_image(fault: &resnap_erofs::Fault) -> Option<Kind> {
     }
 }
 
-/// Of an image that came as it is.
+/// Returns the kind of an error in a layer that is an EROFS image already.
 fn of_foreign(error: &ImageError) -> Kind {
     match error {
         ImageError::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {

@@ -337,7 +337,8 @@ impl Extraction {
         self.wrote(path)
     }
 
-    /// What lower layers have at a path is gone; what this layer has stays, unless it is the lowest.
+    /// Deletes what lower layers have at a path. What this layer has there stays, unless it is the
+    /// lowest.
     fn whiteout(&mut self, parent: &Place, name: &[u8], path: &[u8]) -> Result<(), Fault> {
         let there = fs::statat(&*parent.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         let there = match there {

@@ -128,7 +128,7 @@ pub(crate) fn list(fd: &impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
         .collect())
 }
 
-/// What is made in a directory inherits this access control list.
+/// The attribute whose access control list is inherited by what is made in a directory.
 pub(super) const DEFAULT_LIST: &[u8] = b"system.posix_acl_default";
 
 /// Whether a layer sets such a list.

@@ -41,7 +41,7 @@ pub(super) struct Directory {
     /// Something in it is the layer's, whiteouts aside; or it is stated, or lower layers have it in
     /// the same place.
     pub(super) solid: bool,
-    /// What is made in it inherits an access control list.
+    /// Whether what is made in it inherits an access control list.
     pub(super) has_default: bool,
     /// Its time before this layer, where it is in place.
     pub(super) kept: Option<Time>,
