@@ -7,6 +7,7 @@
 //! namespace of its own there, and the commands `ctr` and `resnap` for them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +19,7 @@ use resnap_integration::debian::{Dist, output, provision};
 use resnap_integration::image::{self, Built};
 use resnap_integration::tap::Tap;
 use resnap_integration::tree::Tree;
+use rustix::fs::XattrFlags;
 use serde_json::Value;
 
 /// Two containerds at work keep two cores busy.
@@ -404,10 +406,37 @@ fn prepare() -> Result<Vec<(Dist, Arc<Containerd>)>> {
     in_private_namespaces()?;
     let dists = provision()?.containerds().to_vec();
     let start = |dist: Dist| {
-        let daemon = Containerd::start(&dist, Options::default())?;
+        let daemon = Containerd::start(&dist, options())?;
         Ok((dist, Arc::new(daemon)))
     };
     dists.into_iter().map(start).collect()
+}
+
+/// Daemons with their files in memory where that works: each layer that is unpacked costs several
+/// fsyncs, and the suite unpacks thousands.
+fn options() -> Options {
+    Options {
+        tmpfs: tmpfs_serves().then_some("8g"),
+        ..Options::default()
+    }
+}
+
+/// Returns whether a tmpfs takes the extended attributes of layers, as since Linux 6.6, and there is
+/// memory for what the daemons of the suite store.
+fn tmpfs_serves() -> bool {
+    // `/run` is a tmpfs in the namespaces of the suite.
+    let probe = Path::new("/run").join(unique("probe"));
+    let takes_attributes = std::fs::write(&probe, "").is_ok()
+        && rustix::fs::setxattr(&probe, "user.probe", b"", XattrFlags::empty()).is_ok();
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        });
+    takes_attributes && available.is_some_and(|kib| kib >= 8 << 20)
 }
 
 fn trial(test: Test, dist: Dist, shared: Arc<Containerd>, results: &Results) -> Trial {
@@ -432,7 +461,7 @@ fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
             let options = Options {
                 nydus: matches!(test.needs, Needs::Nydus | Needs::NydusHandler),
                 diff_order: (test.needs == Needs::WalkingOnly).then_some(&["walking"]),
-                ..Options::default()
+                ..options()
             };
             Node {
                 containerd: Arc::new(Containerd::start(dist, options)?),
