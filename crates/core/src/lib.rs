@@ -38,8 +38,8 @@ pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{
     Applied, Applier, ByteStream, Container, Containers, ContentInfo, ContentLabeler,
-    ContentReader, Image, Images, Introspection, LeaseId, LeaseInfo, Leases, Ports, Resource,
-    Scope, Snapshotter, SnapshotterInfo, Snapshotters, Work, read_verified, work_on,
+    ContentReader, Image, Images, Introspection, Large, LeaseId, LeaseInfo, Leases, Permit, Ports,
+    Resource, Scope, Snapshotter, SnapshotterInfo, Snapshotters, Work, read_verified, work_on,
 };
 pub use profile::{EROFS_FEATURE, Need, NeededOn, Profile, Profiles, Volumes};
 pub use resnap_platforms::Platform;

@@ -7,6 +7,7 @@
 //! waiting; whether the backend still does the work is unknown, as with any RPC, so what makes
 //! something is called under a lease and undone by name. No method retries.
 
+use std::any::Any;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -96,6 +97,27 @@ pub trait ContentReader: Send + Sync {
     async fn work(&self, work: Work) {
         work();
     }
+    /// Returns when one more reader may hold a large document: at once, unless whoever wraps the
+    /// port bounds how many do. See [`Large`].
+    async fn admit_large(&self) -> Permit {
+        Box::new(())
+    }
+}
+
+/// What ends when it is dropped.
+pub type Permit = Box<dyn Any + Send>;
+
+/// Whether a reader of documents was admitted to hold a large one, or what it parsed one to. It is
+/// asked for at its first one, and lasts until this is dropped.
+#[derive(Debug, Default)]
+pub struct Large(Option<Permit>);
+
+impl Large {
+    async fn admit(&mut self, content: &dyn ContentReader) {
+        if self.0.is_none() {
+            self.0 = Some(content.admit_large().await);
+        }
+    }
 }
 
 /// Work to be done once.
@@ -133,7 +155,8 @@ pub async fn work_on<T: Send + 'static>(
     })
 }
 
-/// Reads a whole blob of at most `limit` bytes and checks it against its digest.
+/// Reads a whole blob of at most `limit` bytes and checks it against its digest. A small one is
+/// read and checked without a wait for others who read.
 ///
 /// # Errors
 /// [`Kind::ResourceExhausted`] for one over the limit, by what it says and by what comes;
@@ -143,6 +166,7 @@ pub async fn read_verified(
     scope: &Scope,
     descriptor: &Descriptor,
     limit: usize,
+    large: &mut Large,
 ) -> Result<Vec<u8>> {
     let digest = &descriptor.digest;
     let too_large = |size: u64| {
@@ -162,6 +186,10 @@ pub async fn read_verified(
             return Err(too_large((bytes.len() + piece.len()) as u64));
         }
         bytes.extend_from_slice(&piece);
+        // What a descriptor says of the size may be wrong.
+        if bytes.len() >= LARGE {
+            large.admit(content).await;
+        }
     }
     let expected = digest.clone();
     let hash = move |bytes: Vec<u8>| (expected.same_algorithm(&bytes), bytes);

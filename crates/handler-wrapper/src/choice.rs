@@ -199,18 +199,20 @@ mod tests {
 
     use async_trait::async_trait;
     use futures::StreamExt as _;
-    use resnap_core::{ByteStream, ContentInfo, Labels, Work};
+    use resnap_core::{ByteStream, ContentInfo, Labels, Permit, Work};
 
     use super::*;
     use crate::MAX_DOCUMENT_BYTES;
     use crate::document::MAX_BYTES;
 
-    /// Blobs, how many bytes of them were read, and how often they were worked on elsewhere.
+    /// Blobs, how many bytes of them were read, and how often they were worked on elsewhere or had to
+    /// be admitted.
     #[derive(Default)]
     struct Store {
         blobs: BTreeMap<Digest, Vec<u8>>,
         read: AtomicUsize,
         worked: AtomicUsize,
+        admitted: AtomicUsize,
     }
 
     impl Store {
@@ -242,6 +244,11 @@ mod tests {
             self.worked.fetch_add(1, Ordering::Relaxed);
             work();
         }
+
+        async fn admit_large(&self) -> Permit {
+            self.admitted.fetch_add(1, Ordering::Relaxed);
+            Box::new(())
+        }
     }
 
     #[test]
@@ -271,5 +278,29 @@ mod tests {
         // Hashed and parsed, and of the last one nothing but that it is too much.
         let configs = MAX_BYTES / (MAX_DOCUMENT_BYTES / 2);
         assert_eq!(store.worked.into_inner(), 2 * configs - 1);
+        // Once for all, in spite of what is claimed.
+        assert_eq!(store.admitted.into_inner(), 1);
+    }
+
+    #[test]
+    fn small_documents_wait_for_no_admission() {
+        let mut store = Store::default();
+        let config = r#"{"os":"linux","architecture":"amd64","padding":"x"}"#;
+        let config = store.add(media_type::OCI_CONFIG, config);
+        let manifest = format!(r#"{{"config":{config}}}"#);
+        let manifest = store.add(media_type::OCI_MANIFEST, &manifest);
+        let index = format!(r#"{{"manifests":[{manifest}]}}"#);
+        let target = store.add(media_type::OCI_INDEX, &index);
+        let target: Descriptor = serde_json::from_str(&target).unwrap();
+
+        let (scope, matcher) = (
+            Scope::new("k8s.io"),
+            Matcher::ordered(&[Platform::default()]),
+        );
+        let choice = choose_manifest(&store, &scope, &target, &matcher);
+        // The choice itself does not matter here.
+        let _ = futures::executor::block_on(choice);
+        assert!(store.read.into_inner() > index.len());
+        assert_eq!(store.admitted.into_inner(), 0);
     }
 }

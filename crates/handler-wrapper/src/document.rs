@@ -5,8 +5,8 @@
 //! read, so that an image which containerd takes is not refused for the others.
 
 use resnap_core::{
-    ContentReader, Descriptor, DiffId, Digest, Error, Kind, Platform, Result, Scope, media_type,
-    null_is_default, read_verified, work_on,
+    ContentReader, Descriptor, DiffId, Digest, Error, Kind, Large, Platform, Result, Scope,
+    media_type, null_is_default, read_verified, work_on,
 };
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -145,6 +145,7 @@ pub(crate) struct Documents<'a> {
     scope: &'a Scope,
     /// What may be read: descriptors may claim any size.
     bytes_left: usize,
+    large: Large,
 }
 
 impl<'a> Documents<'a> {
@@ -153,6 +154,7 @@ impl<'a> Documents<'a> {
             content,
             scope,
             bytes_left: MAX_BYTES,
+            large: Large::default(),
         }
     }
 
@@ -229,7 +231,14 @@ impl<'a> Documents<'a> {
     {
         let (content, scope) = (self.content, self.scope);
         let failed = |kind| Error::new(kind, operation, descriptor.digest.as_str());
-        let read = read_verified(content, scope, descriptor, MAX_DOCUMENT_BYTES).await;
+        let read = read_verified(
+            content,
+            scope,
+            descriptor,
+            MAX_DOCUMENT_BYTES,
+            &mut self.large,
+        )
+        .await;
         let bytes = read.map_err(|error| match error.kind() {
             Kind::NotFound => failed(Kind::NotFound).because("it is not in the content store"),
             _ => error,

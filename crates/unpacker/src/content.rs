@@ -6,25 +6,27 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use resnap_core::{ByteStream, ContentInfo, ContentReader, Digest, Result, Scope, Work};
+use resnap_core::{ByteStream, ContentInfo, ContentReader, Digest, Permit, Result, Scope, Work};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-/// How many large documents are hashed or parsed at once: one more than one that takes long.
-const AT_ONCE: usize = 2;
+/// How many images have large documents read, parsed or in use at once: one more than one that takes
+/// long. Each may hold a document of 8 MiB and what that is parsed to.
+const LARGE_AT_ONCE: usize = 2;
 
-/// A content store, of which large documents are worked on in threads where nobody else waits.
+/// A content store, of which large documents are worked on in threads where nobody else waits, those
+/// of few images at once. Small documents wait for nobody.
 #[derive(Clone)]
 pub(crate) struct OffLoop {
     inner: Arc<dyn ContentReader>,
-    slots: Arc<Semaphore>,
+    large: Arc<Semaphore>,
 }
 
 impl OffLoop {
     pub(crate) fn new(inner: Arc<dyn ContentReader>) -> Self {
         Self {
             inner,
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
         }
     }
 }
@@ -40,23 +42,20 @@ impl ContentReader for OffLoop {
     }
 
     async fn work(&self, work: Work) {
-        let slot = Arc::clone(&self.slots).acquire_owned().await;
-        let working = spawn_blocking(move || {
-            // With it, as who waits may go.
-            let _slot = slot;
-            work();
-        });
-        // A panic is told by the work's having no result.
-        let _ = working.await;
+        // A panic shows as a result that is missing.
+        let _ = spawn_blocking(work).await;
+    }
+
+    async fn admit_large(&self) -> Permit {
+        Box::new(Arc::clone(&self.large).acquire_owned().await)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
-    use std::time::Duration;
 
+    use futures::FutureExt as _;
     use futures::future::join_all;
     use resnap_core::testing::Simulated;
     use resnap_core::work_on;
@@ -64,24 +63,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn large_documents_are_worked_on_elsewhere_and_few_at_once() {
+    async fn large_documents_are_worked_on_elsewhere() {
         let content = OffLoop::new(Arc::new(Simulated::new()));
         let here = thread::current().id();
         let small = work_on(&content, vec![0; 100], |_| thread::current().id()).await;
         assert_eq!(small.unwrap(), here);
-        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let works = (0..8).map(|_| {
-            let (now, most, content) = (Arc::clone(&now), Arc::clone(&most), &content);
-            work_on(content, vec![0; 1 << 20], move |_| {
-                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                thread::sleep(Duration::from_millis(20));
-                now.fetch_sub(1, Ordering::SeqCst);
-                thread::current().id()
-            })
-        });
-        for thread in join_all(works).await {
-            assert_ne!(thread.unwrap(), here);
-        }
-        assert_eq!(most.load(Ordering::SeqCst), AT_ONCE);
+        let large = work_on(&content, vec![0; 1 << 20], |_| thread::current().id()).await;
+        assert_ne!(large.unwrap(), here);
+    }
+
+    #[tokio::test]
+    async fn few_images_have_large_documents_at_once() {
+        let content = OffLoop::new(Arc::new(Simulated::new()));
+        let held: Vec<Permit> = join_all((0..LARGE_AT_ONCE).map(|_| content.admit_large())).await;
+        assert!(content.admit_large().now_or_never().is_none());
+        drop(held);
+        assert!(content.admit_large().now_or_never().is_some());
     }
 }

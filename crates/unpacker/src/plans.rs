@@ -3,17 +3,17 @@
 
 //! Plans that are kept, and the making of those that are not.
 //!
-//! Making one reads and parses what a hostile image may make megabytes of, so few are made at once,
-//! in tasks of their own. What fails by what the documents say fails again, and is kept as well;
-//! what fails otherwise may work the next time.
+//! Each is made once for all who ask for it meanwhile, in a task of its own. What fails by what the
+//! documents say fails again, and is kept as well; what fails otherwise may work the next time.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
 use resnap_core::{Error, Kind};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 
@@ -25,97 +25,71 @@ const MAX_PLANS: usize = 128;
 /// Most bytes that they take, about: a hostile image may have megabytes of layers and annotations.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
 
-/// How many are made at once. Each may hold a document of 8 MiB and what that is parsed to.
-const AT_ONCE: usize = 2;
-
-/// How long making one may take: some reads of small files by the backend.
+/// How long making one may take: some reads of small files by the backend, and the wait for others
+/// whose documents are large.
 const TIME: Duration = Duration::from_secs(300);
 
 /// How long a failure is kept: the same for one that was taken for the image's by mistake.
 const FAILURE_TIME: Duration = Duration::from_secs(600);
 
 /// The plans of an engine. Clones are the same.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Plans(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     kept: Mutex<HashMap<String, Kept>>,
-    making: Semaphore,
+    /// Those that are being made, by the same keys.
+    making: Mutex<HashMap<String, Making>>,
 }
+
+/// A plan, or why there is none.
+type Planned = Result<Arc<Plan>, UnpackError>;
+
+/// A plan that is being made.
+type Making = Shared<BoxFuture<'static, Planned>>;
 
 #[derive(Debug)]
 pub(crate) struct Kept {
-    pub(crate) result: Result<Arc<Plan>, UnpackError>,
+    pub(crate) result: Planned,
     /// About how many it takes.
     bytes: usize,
     /// When it is forgotten.
     until: Option<Instant>,
 }
 
-impl Default for Plans {
-    fn default() -> Self {
-        Self(Arc::new(Inner {
-            kept: Mutex::default(),
-            making: Semaphore::new(AT_ONCE),
-        }))
-    }
-}
-
 impl Plans {
-    /// The plan that is kept by `key`, or else what `make` makes for `image`, in a task of the
-    /// runtime; it also says whether it will do so as long as the key is the same. Without a key
-    /// nothing is kept.
+    /// Returns the plan that is kept by `key`, or that somebody else is making for it, or else what
+    /// `make` makes for `image` in a task of the runtime. That also says whether it will make the
+    /// same as long as the key is the same. Without a key nothing is kept or shared. Dropping the
+    /// future does not stop the making.
     pub(crate) async fn get_or_make(
         &self,
         image: &str,
         key: Option<String>,
         make: impl Future<Output = Result<(Plan, bool), UnpackError>> + Send + 'static,
-    ) -> Result<Arc<Plan>, UnpackError> {
-        if let Some(known) = key.as_ref().and_then(|key| self.get(key)) {
-            return known;
-        }
-        let (plans, name) = (self.clone(), image.to_owned());
-        let making = async move { plans.make(name, key, make).await };
-        // It goes on when nobody waits, for who asks next.
-        let made = tokio::spawn(making.in_current_span()).await;
-        made.unwrap_or_else(|error| {
-            Err(UnpackError::Broken {
-                image: image.to_owned(),
-                reason: error.to_string(),
-            })
-        })
-    }
-
-    async fn make(
-        &self,
-        image: String,
-        key: Option<String>,
-        make: impl Future<Output = Result<(Plan, bool), UnpackError>>,
-    ) -> Result<Arc<Plan>, UnpackError> {
-        // Nobody closes it.
-        let _permit = self.0.making.acquire().await;
-        // Somebody else may have made it while we waited.
-        if let Some(known) = key.as_ref().and_then(|key| self.get(key)) {
-            return known;
-        }
-        let made = timeout(TIME, make).await;
-        let made = made.unwrap_or_else(|_| {
-            let limit = format!("{} s", TIME.as_secs());
-            let source = Error::new(Kind::DeadlineExceeded, "read its documents within", limit);
-            Err(UnpackError::Image { image, source })
-        });
-        let (result, lasts) = match made {
-            Ok((plan, lasts)) => (Ok(Arc::new(plan)), lasts),
-            Err(error) => {
-                let lasts = is_the_images(&error);
-                (Err(error), lasts)
+    ) -> Planned {
+        let name = image.to_owned();
+        let make = async move { within(&name, make).await };
+        let Some(key) = key else {
+            return in_task(image, async { Ok(Arc::new(make.await?.0)) }).await;
+        };
+        let making = {
+            let mut making = self.making();
+            // A plan is kept before it is no longer being made.
+            if let Some(known) = self.get(&key) {
+                return known;
+            }
+            match making.get(&key) {
+                Some(making) => making.clone(),
+                None => {
+                    let entry = Entry(self.clone(), key.clone());
+                    let begun = in_task(image, entry.make(make)).shared();
+                    making.entry(key).or_insert(begun).clone()
+                }
             }
         };
-        if let Some(key) = key.filter(|_| lasts) {
-            self.keep(key, result.clone());
-        }
-        result
+        making.await
     }
 
     fn get(&self, key: &str) -> Option<Result<Arc<Plan>, UnpackError>> {
@@ -148,9 +122,69 @@ impl Plans {
         );
     }
 
+    fn making(&self) -> MutexGuard<'_, HashMap<String, Making>> {
+        self.0.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn kept(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The place of a plan that is being made, until this is dropped.
+struct Entry(Plans, String);
+
+impl Entry {
+    async fn make(self, make: impl Future<Output = Result<(Plan, bool), UnpackError>>) -> Planned {
+        let (result, lasts) = match make.await {
+            Ok((plan, lasts)) => (Ok(Arc::new(plan)), lasts),
+            Err(error) => {
+                let lasts = is_the_images(&error);
+                (Err(error), lasts)
+            }
+        };
+        let Self(plans, key) = &self;
+        if lasts {
+            plans.keep(key.clone(), result.clone());
+        }
+        result
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.0.making().remove(&self.1);
+    }
+}
+
+/// Makes a plan in a task of its own, from now on.
+fn in_task(
+    image: &str,
+    make: impl Future<Output = Planned> + Send + 'static,
+) -> BoxFuture<'static, Planned> {
+    let (task, image) = (tokio::spawn(make.in_current_span()), image.to_owned());
+    let made = async move {
+        task.await.unwrap_or_else(|error| {
+            let reason = error.to_string();
+            Err(UnpackError::Broken { image, reason })
+        })
+    };
+    made.boxed()
+}
+
+/// Gives up what takes longer than [`TIME`].
+async fn within<T>(
+    image: &str,
+    make: impl Future<Output = Result<T, UnpackError>>,
+) -> Result<T, UnpackError> {
+    let made = timeout(TIME, make).await;
+    made.unwrap_or_else(|_| {
+        let limit = format!("{} s", TIME.as_secs());
+        Err(UnpackError::Image {
+            image: image.to_owned(),
+            source: Error::new(Kind::DeadlineExceeded, "read its documents within", limit),
+        })
+    })
 }
 
 /// Whether a plan fails by what the image's documents say. That bytes are not those of their digest
@@ -245,7 +279,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_plan_is_made_once_for_all_who_ask_and_few_at_once() {
+    async fn a_plan_is_made_once_for_all_who_ask() {
         let backend = Simulated::new();
         for name in ["a", "b", "c"] {
             let image = SimulatedImage::new([SimulatedLayer::new(name)]);
