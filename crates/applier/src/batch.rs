@@ -26,6 +26,7 @@ use crate::extract::Style;
 use crate::job::{Job, Task, known};
 use crate::memory::Denied;
 use crate::pipeline::Stop;
+use crate::source::other_digest;
 use crate::staging::Staging;
 use crate::target::{Shape, Target, Terms, find};
 
@@ -256,6 +257,19 @@ impl BatchApplier for Ahead {
             Error::Unfit(reason) if self.differ == Differ::Auto => {
                 tracing::debug!(reason, digest = %layer.digest, "left to containerd");
                 self.by_fallback(scope, index, layer, mounts).await
+            }
+            error if error.is_of_bytes() => {
+                let mut stop = self.job.stop.clone();
+                let content = &*self.job.shared.content;
+                let digest = tokio::select! {
+                    digest = other_digest(content, scope, layer) => digest,
+                    () = stop.set() => None,
+                };
+                let error = match digest {
+                    Some(digest) => Error::Damaged(digest, Box::new(error)),
+                    None => error,
+                };
+                Err(error.into_core(layer))
             }
             error => Err(error.into_core(layer)),
         }

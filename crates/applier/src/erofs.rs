@@ -205,10 +205,10 @@ mod tests {
             (&wide, Some(Kind::Unimplemented)),
             (&spread_further, Some(Kind::InvalidArgument)),
             (&other, Some(Kind::InvalidArgument)),
-            (&good[..good.len() - 1], Some(Kind::DataLoss)),
-            (&good[..4096], Some(Kind::DataLoss)),
-            (&good[..1030], Some(Kind::DataLoss)),
-            (b"", Some(Kind::DataLoss)),
+            (&good[..good.len() - 1], Some(Kind::InvalidArgument)),
+            (&good[..4096], Some(Kind::InvalidArgument)),
+            (&good[..1030], Some(Kind::InvalidArgument)),
+            (b"", Some(Kind::InvalidArgument)),
         ] {
             let error = copy(&path, &mut &image[..]).err();
             let kind = error.map(|error| error.into_core(&layer).kind());

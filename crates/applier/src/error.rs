@@ -6,7 +6,7 @@
 use std::io;
 use std::time::Duration;
 
-use resnap_core::{Descriptor, Kind};
+use resnap_core::{Descriptor, Digest, Kind};
 use resnap_erofs::ImageError;
 use resnap_layer::way;
 use rustix::io::Errno;
@@ -65,6 +65,9 @@ pub(crate) enum Error {
     /// Another call of the system failed.
     #[error("{0}")]
     Io(&'static str, #[source] io::Error),
+    /// The blob's bytes are not those of its digest, which is why the layer was not written.
+    #[error("the blob's bytes have the digest {0}")]
+    Damaged(Digest, #[source] Box<Error>),
     /// A thread ended by a panic.
     #[error("a thread that {0} panicked")]
     Panicked(&'static str),
@@ -133,20 +136,33 @@ impl Error {
         }
     }
 
-    /// The same as the port has it.
-    pub(crate) fn into_core(self, layer: &Descriptor) -> resnap_core::Error {
-        let kind = match &self {
+    /// Returns whether the bytes of the layer are the reason, be they those of its digest or not.
+    pub(crate) fn is_of_bytes(&self) -> bool {
+        matches!(self.kind(), Kind::InvalidArgument | Kind::Unimplemented)
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
             Self::Unfit(_) => Kind::FailedPrecondition,
             Self::Stopped => Kind::Cancelled,
             Self::Stalled(_) => Kind::DeadlineExceeded,
-            Self::Backend(error) => return error.clone(),
+            Self::Backend(error) => error.kind(),
             Self::Denied(_) => Kind::ResourceExhausted,
             Self::NoImage(error) => of_foreign(error),
             Self::Devices(_) => Kind::InvalidArgument,
-            Self::ShortImage { .. } => Kind::DataLoss,
-            _ => find(&self).unwrap_or(Kind::Internal),
-        };
-        resnap_core::Error::new(kind, "apply layer", layer.digest.as_str()).because(self)
+            Self::ShortImage { .. } => Kind::InvalidArgument,
+            Self::Damaged(..) => Kind::DataLoss,
+            _ => find(self).unwrap_or(Kind::Internal),
+        }
+    }
+
+    /// The same as the port has it.
+    pub(crate) fn into_core(self, layer: &Descriptor) -> resnap_core::Error {
+        match self {
+            Self::Backend(error) => error,
+            error => resnap_core::Error::new(error.kind(), "apply layer", layer.digest.as_str())
+                .because(error),
+        }
     }
 }
 
@@ -182,8 +198,7 @@ fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied
 ///
 /// | kind | |
 /// |---|---|
-/// | `DataLoss` | the stream is damaged: it cannot be decompressed, or is no whole archive |
-/// | `InvalidArgument` | the image says what is refused |
+/// | `InvalidArgument` | the layer cannot be decompressed, is no whole archive, or says what is refused |
 /// | `ResourceExhausted` | more than a limit allows, or than the system has |
 /// | `Unimplemented` | the image has what is not known here |
 fn find(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
@@ -217,9 +232,6 @@ fn of_layer(fault: &resnap_layer::Fault) -> Option<Kind> {
     match fault {
         Fault::Read(_) => None,
         Fault::Limit { .. } => Some(Kind::ResourceExhausted),
-        Fault::Truncated | Fault::Checksum | Fault::Number("checksum") | Fault::Trailer => {
-            Some(Kind::DataLoss)
-        }
         Fault::Type(_) => Some(Kind::Unimplemented),
         _ => Some(Kind::InvalidArgument),
     }
@@ -258,7 +270,7 @@ fn of_image(fault: &resnap_erofs::Fault) -> Option<Kind> {
 fn of_foreign(error: &ImageError) -> Kind {
     match error {
         ImageError::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
-            Kind::DataLoss
+            Kind::InvalidArgument
         }
         ImageError::Read { source, .. } => of_system(source),
         ImageError::Features(_) | ImageError::Unsupported(_) => Kind::Unimplemented,
@@ -290,7 +302,7 @@ fn of_system(error: &io::Error) -> Kind {
         }
         Some(_) => Kind::Unknown,
         // What a decompressor says of its input.
-        None => Kind::DataLoss,
+        None => Kind::InvalidArgument,
     }
 }
 
@@ -366,9 +378,9 @@ mod tests {
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "no gzip");
         let through = || io::Error::from(Through::Limit(1));
         for (error, kind) in [
-            (of_entry(Read::Truncated), Kind::DataLoss),
-            (of_entry(Read::Number("checksum")), Kind::DataLoss),
-            (of_entry(Read::Read(garbled())), Kind::DataLoss),
+            (of_entry(Read::Truncated), Kind::InvalidArgument),
+            (of_entry(Read::Number("checksum")), Kind::InvalidArgument),
+            (of_entry(Read::Read(garbled())), Kind::InvalidArgument),
             (of_entry(Read::Read(through())), Kind::ResourceExhausted),
             (of_entry(Read::Number("size")), Kind::InvalidArgument),
             (of_entry(Read::Name("long")), Kind::InvalidArgument),
@@ -407,6 +419,10 @@ mod tests {
             (Error::Stopped, Kind::Cancelled),
             (Error::Unfit(String::new()), Kind::FailedPrecondition),
             (Error::Panicked("writes"), Kind::Internal),
+            (
+                Error::Damaged(Digest::sha256(b"x"), Box::new(of_entry(Read::Truncated))),
+                Kind::DataLoss,
+            ),
         ] {
             let text = format!("{error:?}");
             assert_eq!(error.into_core(&layer).kind(), kind, "{text}");

@@ -7,11 +7,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use futures::StreamExt as _;
-use resnap_core::{ByteStream, ContentReader, Descriptor, Result, Scope};
+use resnap_core::{ByteStream, ContentReader, Descriptor, Digest, Result, Scope};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::error::Through;
 use crate::guard::Guard;
@@ -72,6 +74,26 @@ pub(crate) async fn open(
         piece: Bytes::new(),
         ended: false,
     }))
+}
+
+/// How long a blob that is read again may not get on.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Returns the digest that the blob of a layer has, if that is another than its own. One that cannot
+/// be read to its end now has none.
+pub(crate) async fn other_digest(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    layer: &Descriptor,
+) -> Option<Digest> {
+    let mut stream = content.open(scope, &layer.digest).await.ok()?;
+    let mut hasher = layer.digest.hasher();
+    while let Some(piece) = timeout(PATIENCE, stream.next()).await.ok()? {
+        hasher.update(&piece.ok()?);
+        // Pieces that are there already never wait.
+        tokio::task::yield_now().await;
+    }
+    Some(hasher.digest()).filter(|digest| *digest != layer.digest)
 }
 
 /// Ends when nobody reads any more. A backend may be stuck, and the reader is a thread that would

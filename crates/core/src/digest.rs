@@ -48,12 +48,49 @@ impl Digest {
     /// The digest of `bytes` in the algorithm of this one.
     #[must_use]
     pub fn same_algorithm(&self, bytes: &[u8]) -> Self {
-        let encoded = match self.algorithm() {
-            "sha512" => hex(&Sha512::digest(bytes)),
-            "sha384" => hex(&Sha384::digest(bytes)),
-            _ => hex(&Sha256::digest(bytes)),
-        };
-        Self(format!("{}:{encoded}", self.algorithm()))
+        let mut hasher = self.hasher();
+        hasher.update(bytes);
+        hasher.digest()
+    }
+
+    /// Returns a hasher in the algorithm of this one, for bytes that come in pieces.
+    pub fn hasher(&self) -> Hasher {
+        match self.algorithm() {
+            "sha512" => Hasher::Sha512(Sha512::new()),
+            "sha384" => Hasher::Sha384(Sha384::new()),
+            _ => Hasher::Sha256(Sha256::new()),
+        }
+    }
+}
+
+/// The digest of bytes that come in pieces.
+#[derive(Debug, Clone)]
+pub enum Hasher {
+    /// `sha256`.
+    Sha256(Sha256),
+    /// `sha384`.
+    Sha384(Sha384),
+    /// `sha512`.
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    /// Adds the next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(hasher) => hasher.update(bytes),
+            Self::Sha384(hasher) => hasher.update(bytes),
+            Self::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// Returns the digest of all pieces.
+    pub fn digest(self) -> Digest {
+        Digest(match self {
+            Self::Sha256(hasher) => format!("sha256:{}", hex(&hasher.finalize())),
+            Self::Sha384(hasher) => format!("sha384:{}", hex(&hasher.finalize())),
+            Self::Sha512(hasher) => format!("sha512:{}", hex(&hasher.finalize())),
+        })
     }
 }
 

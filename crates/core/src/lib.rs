@@ -32,7 +32,7 @@ pub mod testing;
 
 pub use batch::{Admission, Batch, BatchApplier, Monitor, Span, Stage, in_batch};
 pub use descriptor::{Descriptor, null_is_default};
-pub use digest::{ChainId, DiffId, Digest, InvalidDigest};
+pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
 pub use error::{Error, Kind, Result, in_full};
 pub use labels::Labels;
 pub use mount::Mount;

@@ -549,6 +549,9 @@ impl UnpackError {
                 "get it and add it: `ctr --namespace {namespace} content ingest --expected-digest {digest} layer < FILE`"
             ),
             Self::Incomplete { fetch, .. } => fetch.step(namespace),
+            Self::Layer { source, digest, .. } if source.kind() == Kind::DataLoss => format!(
+                "the layer's blob is broken: remove it (`ctr --namespace {namespace} content rm {digest}`) and pull the image again"
+            ),
             Self::Layer { source, .. } if layer_step(source.kind()).is_some() => {
                 return layer_step(source.kind()).map(str::to_owned);
             }
@@ -596,13 +599,9 @@ impl UnpackError {
     }
 }
 
-/// What to do about a layer that was not written. Its blob is to blame where a digest says so, and
-/// nowhere else.
+/// What to do about a layer that was not written although its blob is not known to be broken.
 fn layer_step(kind: Kind) -> Option<&'static str> {
     match kind {
-        Kind::DataLoss => Some(
-            "the layer's blob is broken: pull the image again, and if that does not help build it again",
-        ),
         Kind::InvalidArgument => {
             Some("if the layer is malformed, a pull brings the same: build the image again")
         }
@@ -647,7 +646,9 @@ mod tests {
             };
             error.next_step("k8s.io").unwrap_or_default()
         };
-        assert!(step(Kind::DataLoss).starts_with("the layer's blob is broken"));
+        let broken = step(Kind::DataLoss);
+        assert!(broken.starts_with("the layer's blob is broken"), "{broken}");
+        assert!(broken.contains("content rm sha256:"), "{broken}");
         for (kind, says) in [
             (Kind::InvalidArgument, "build the image again"),
             (Kind::Unimplemented, "leave it to containerd"),

@@ -245,15 +245,23 @@ fn damaged_blobs(node: &Node) -> Result<()> {
     let image = own(node)?;
     let blobs = "io.containerd.content.v1.content/blobs";
     let blobs = node.containerd.root().join(blobs);
-    for digest in [&image.manifest, &image.config] {
+    let layer = &image.layers[0].digest;
+    for digest in [&image.manifest, &image.config, layer] {
         let path = blobs.join(digest.replace(':', "/"));
         let good = std::fs::read(&path)?;
-        // JSON still, and as long: only the digest tells.
-        let text = String::from_utf8(good.clone())?;
-        let bad = text.replacen("sha256:", "sha256:f", 1);
-        std::fs::write(&path, &bad[..text.len()])?;
+        let mut bad = good.clone();
+        if digest == layer {
+            let middle = bad.len() / 2;
+            bad[middle..].fill(0);
+        } else {
+            // JSON still, and as long: only the digest tells.
+            let text = String::from_utf8(good.clone())?;
+            bad = text.replacen("sha256:", "sha256:f", 1).into_bytes();
+            bad.truncate(good.len());
+        }
+        std::fs::write(&path, &bad)?;
         let ended = unpack(node, &image.reference, ON)?;
-        let says = [&*image.reference, digest, "its bytes have the digest"];
+        let says = [&*image.reference, digest, "bytes have the digest"];
         assert_error(ended, "DataLoss", &says, "content rm")?;
         node.nothing_left(ON)?;
         std::fs::write(&path, good)?;

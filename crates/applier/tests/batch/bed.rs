@@ -140,10 +140,8 @@ impl Bed {
     /// Stores a layer.
     pub(crate) fn layer(&self, media_type: &str, blob: Vec<u8>) -> Descriptor {
         let digest = Digest::sha256(&blob);
-        fs::write(self.file(&digest), &blob).unwrap();
         let size = blob.len() as u64;
-        let mut blobs = self.backend.blobs.lock().unwrap();
-        blobs.insert(digest.clone(), blob);
+        self.put(&digest, blob);
         Descriptor {
             media_type: media_type.to_owned(),
             digest,
@@ -151,6 +149,13 @@ impl Bed {
             annotations: BTreeMap::new(),
             platform: None,
         }
+    }
+
+    /// Has this be the blob of a digest, whatever digest it has.
+    pub(crate) fn put(&self, digest: &Digest, blob: Vec<u8>) {
+        fs::write(self.file(digest), &blob).unwrap();
+        let mut blobs = self.backend.blobs.lock().unwrap();
+        blobs.insert(digest.clone(), blob);
     }
 
     /// A blob that is no file, and of which containerd never sends all, or not even an answer.
