@@ -6,7 +6,7 @@
 //! | part | sixteenths | who takes of it |
 //! |---|---|---|
 //! | ahead | 3 | layers before their turn; those of one image no more than they leave for others |
-//! | turn | 3 | layers whose turn it is, each at most one sixteenth |
+//! | turn | 3 | layers whose turn it is, each at most one sixteenth, and no more than it leaves |
 //! | large | 10 | one layer at a time, whose turn it is and for which that is not enough |
 //!
 //! Nobody waits for memory before its turn: the layer is given up, and written when its turn comes.
@@ -119,24 +119,49 @@ impl Memory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the large part.
-    fn hold(&self, stop: &Stop) -> Result<(), Denied> {
+    /// Takes so many bytes more of the part for turns, if that leaves as much as the layer has then:
+    /// a few layers never keep others from what a usual one needs.
+    fn take_turn(&self, bytes: u64, taken: &mut Taken, state: &mut State) -> bool {
+        let wanted = taken.turn + bytes;
+        if wanted > self.part(1) || state.turn + bytes + wanted > self.part(3) {
+            return false;
+        }
+        state.turn += bytes;
+        taken.turn += bytes;
+        true
+    }
+
+    /// Takes so many bytes more of the part for turns, or else has the layer wait for the large part;
+    /// while it waits, others may leave enough of the first.
+    fn take_or_hold(&self, bytes: u64, taken: &mut Taken, stop: &Stop) -> Result<(), Denied> {
         let mut state = self.state();
+        if self.take_turn(bytes, taken, &mut state) {
+            return Ok(());
+        }
         let number = state.next;
         state.next += 1;
         state.waiting.push_back(number);
-        while state.is_held || state.waiting.front() != Some(&number) {
+        let ended = loop {
+            if !state.is_held && state.waiting.front() == Some(&number) {
+                state.is_held = true;
+                taken.holds = true;
+                // There is room for all of it, and others wait for the rest.
+                state.turn -= taken.turn;
+                taken.large = std::mem::take(&mut taken.turn) + bytes;
+                break Ok(());
+            }
+            if self.take_turn(bytes, taken, &mut state) {
+                break Ok(());
+            }
             if stop.is_set() {
-                state.waiting.retain(|waiting| *waiting != number);
-                self.changed.notify_all();
-                return Err(Denied::Stopped);
+                break Err(Denied::Stopped);
             }
             let waited = self.changed.wait_timeout(state, LOOK);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.waiting.pop_front();
-        state.is_held = true;
-        Ok(())
+        };
+        state.waiting.retain(|waiting| *waiting != number);
+        self.changed.notify_all();
+        ended
     }
 }
 
@@ -164,15 +189,11 @@ impl Allowance {
         match is_turn {
             false if self.take_ahead(bytes, &mut taken) => Ok(()),
             false => Err(Denied::Ahead),
-            true if !taken.holds && self.take_turn(bytes, &mut taken) => Ok(()),
-            true => {
-                if !taken.holds {
-                    memory.hold(stop)?;
-                    taken.holds = true;
-                }
+            true if taken.holds => {
                 taken.large += bytes;
                 Ok(())
             }
+            true => memory.take_or_hold(bytes, &mut taken, stop),
         }
     }
 
@@ -193,6 +214,8 @@ impl Allowance {
         *self.share.lock() -= ahead;
         if is_free {
             state.is_held = false;
+        }
+        if is_free || turn > 0 && !state.waiting.is_empty() {
             self.memory.changed.notify_all();
         }
     }
@@ -211,16 +234,6 @@ impl Allowance {
         *share += bytes;
         state.ahead += bytes;
         taken.ahead += bytes;
-        true
-    }
-
-    fn take_turn(&self, bytes: u64, taken: &mut Taken) -> bool {
-        let mut state = self.memory.state();
-        if taken.turn + bytes > self.memory.part(1) || state.turn + bytes > self.memory.part(3) {
-            return false;
-        }
-        state.turn += bytes;
-        taken.turn += bytes;
         true
     }
 }
@@ -282,6 +295,56 @@ mod tests {
         let small = allow(&memory, &share, true);
         assert_eq!(small.take(100, &stop), Ok(()));
         assert_eq!(allow(&memory, &share, true).take(100, &stop), Ok(()));
+    }
+
+    #[test]
+    fn few_layers_never_keep_all_that_is_for_turns() {
+        let (_sender, stop) = stop();
+        let memory = Memory::new(LIMIT);
+        let share = Share::default();
+        let large = allow(&memory, &share, true);
+        for _ in 0..2 {
+            assert_eq!(large.take(100, &stop), Ok(()));
+        }
+        // Each takes, bit by bit, what it gets without a wait.
+        let others: Vec<_> = (0..4)
+            .map(|_| {
+                let other = allow(&memory, &share, true);
+                while memory.take_turn(1, &mut other.taken(), &mut memory.state()) {}
+                other
+            })
+            .collect();
+        let taken: Vec<_> = others.iter().map(|other| other.taken().turn).collect();
+        assert_eq!(taken, [100, 100, 50, 25]);
+        assert_eq!(allow(&memory, &share, true).take(12, &stop), Ok(()));
+    }
+
+    #[test]
+    fn who_waits_takes_what_others_give_back() {
+        let (_sender, stop) = stop();
+        let memory = Memory::new(LIMIT);
+        let share = Share::default();
+        let large = allow(&memory, &share, true);
+        large.take(200, &stop).unwrap();
+        let others = [100, 100].map(|bytes| {
+            let other = allow(&memory, &share, true);
+            other.take(bytes, &stop).unwrap();
+            other
+        });
+        thread::scope(|scope| {
+            let next = allow(&memory, &share, true);
+            let waits = stop.clone();
+            let next = scope.spawn(move || next.take(60, &waits));
+            while memory.state().waiting.is_empty() {
+                thread::yield_now();
+            }
+            assert!(!next.is_finished());
+            drop(others);
+            assert_eq!(next.join().unwrap(), Ok(()));
+        });
+        let state = memory.state();
+        assert_eq!((state.turn, state.waiting.len()), (0, 0));
+        assert!(state.is_held);
     }
 
     #[test]

@@ -146,7 +146,10 @@ impl Frames {
         let mut out = self.changes.then(Vec::new);
         let mut size = 0_usize;
         self.decoder.read(block, |at, field| {
-            let authority = field.authority();
+            size = size.saturating_add(field.size());
+            // Of a list that is too long the codec has seen enough.
+            let is_read = size <= 2 * MAX_BLOCK;
+            let authority = field.authority().filter(|_| is_read);
             let is_taken = authority.is_none_or(|text| Authority::try_from(text).is_ok());
             if !is_taken && out.is_none() {
                 // What is before it puts the same into both tables.
@@ -160,10 +163,8 @@ impl Frames {
                     never_indexed: false,
                 },
             };
-            size = size.saturating_add(field.size());
-            // Of a list that is too long the codec has seen enough.
             if let Some(out) = &mut out
-                && size <= 2 * MAX_BLOCK
+                && is_read
             {
                 field.write(out);
             }

@@ -319,6 +319,27 @@ fn references_are_not_written_out_without_end() {
     assert!(written.len() < 3 * MAX_BLOCK, "{}", written.len());
 }
 
+#[test]
+fn references_to_an_authority_are_not_read_without_end() {
+    let [other, authority] = ["x-authority", ":authority"].map(|name| {
+        // As large as the table may have one.
+        let kept = Written::Indexed(name.to_owned(), vec![b'a'; 4000]);
+        let mut frames = Frames {
+            passing: 0,
+            ..Frames::default()
+        };
+        let first = frames_of(1, &Writer::default().write(&[kept]), 1 << 13);
+        assert_eq!(frames.step(&first), Step::Pass(first.len()));
+        // The newest entry, again and again.
+        let bomb = frames_of(3, &vec![0xbe; 1_000_000], 1 << 13);
+        let begin = std::time::Instant::now();
+        assert_eq!(frames.step(&bomb), Step::Pass(bomb.len()));
+        begin.elapsed()
+    });
+    // To read each of them takes thirty times as long.
+    assert!(authority < 8 * other, "{authority:?}, {other:?}");
+}
+
 fn name() -> impl Strategy<Value = String> {
     // Of a few, so that references find something.
     "x-[a-c]{1,2}"
