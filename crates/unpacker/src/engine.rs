@@ -291,7 +291,7 @@ impl Inner {
         let mut running = running.filter(|flight| flight.serves(&plan, &snapshotter, repair));
         if let Some(running) = running.next() {
             self.saw(&Seen::Joined);
-            return Ok(Seat::new(running, true, background));
+            return Ok(Seat::new(running, true, background, pod.as_deref()));
         }
         if background || by_itself {
             jobs.backoff.require_over(&plan, &snapshotter)?;
@@ -314,7 +314,7 @@ impl Inner {
             observer: self.observer.clone(),
         };
         let flight = Flight::new(boarding);
-        let seat = Seat::new(&flight, false, background);
+        let seat = Seat::new(&flight, false, background, flight.pod.as_deref());
         jobs.running.push(Arc::clone(&flight));
         let Flight {
             title, snapshotter, ..

@@ -79,13 +79,18 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    pub(crate) fn new(flight: &Arc<Flight>, joined: bool, background: bool) -> Self {
+    pub(crate) fn new(
+        flight: &Arc<Flight>,
+        joined: bool,
+        background: bool,
+        pod: Option<&str>,
+    ) -> Self {
         flight.waiting.fetch_add(1, Ordering::SeqCst);
         flight.changed.send_replace(());
         Self {
             flight: Arc::clone(flight),
             joined,
-            _urgent: (!background).then(|| flight.share.wait()),
+            _urgent: (!background).then(|| flight.share.wait(pod)),
         }
     }
 }

@@ -4,16 +4,18 @@
 //! Slots for writing layers, shared fairly by the jobs of an engine.
 //!
 //! Each job queues its own layers, and free slots go to jobs in turn: to one that somebody waits
-//! for before others, then to the one that has the fewest, then to the one whose turn is longest
-//! ago. A layer that is being written is never stopped for another; so that one image cannot keep
-//! another out by slow layers, a job that somebody waits for and that has no slot gets one beyond
-//! the limit, up to as many again.
+//! for before others, then to one of the tenant that has the fewest, then to the one that has the
+//! fewest itself, then to the one whose turn is longest ago. A layer that is being written is never
+//! stopped for another. So that slow layers of one image cannot keep others out, a job that somebody
+//! waits for and that has no slot gets one beyond the limit, up to as many again. So that several
+//! images of one tenant cannot either, a job of a tenant that has none gets one up to four times the
+//! limit. A tenant is a namespace of pods; callers that name no pod are one tenant together.
 //!
 //! A job stays urgent for [`LINGER`] after its last waiter has gone, as a kubelet asks again some
 //! seconds after its deadline. A job that holds a chain's lock is as urgent as whoever waits for
 //! that lock: else it would wait for them, and they for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -55,6 +57,8 @@ struct Entry {
     /// When it last got a slot.
     turn: u64,
     waiters: usize,
+    /// Those who have waited for it.
+    tenants: BTreeSet<String>,
     /// Until when it is urgent without waiters; `None` if it never had any.
     urgent_until: Option<Instant>,
     /// The chain's lock that it waits for or holds.
@@ -174,15 +178,38 @@ impl State {
             .iter()
             .map(|(job, entry)| (job, entry, self.rank(entry, now)));
         let anything_urgent = ranks.clone().any(|(_, _, rank)| rank == Rank::Urgent);
+        let by_tenant = self.taken_by_tenant();
+        let of_tenant = |entry: &Entry| {
+            let taken = entry
+                .tenants
+                .iter()
+                .filter_map(|tenant| by_tenant.get(&**tenant));
+            taken.min().copied().unwrap_or(entry.taken)
+        };
         let may = |entry: &Entry, rank: Rank| match rank {
-            Rank::Urgent => is_free || entry.taken == 0 && self.taken < 2 * count,
+            Rank::Urgent => {
+                is_free
+                    || entry.taken == 0 && self.taken < 2 * count
+                    || of_tenant(entry) == 0 && self.taken < 4 * count
+            }
             Rank::Left => is_free,
             Rank::Background => is_free && !anything_urgent,
         };
         ranks
             .filter(|(_, entry, rank)| !entry.queue.is_empty() && may(entry, *rank))
-            .min_by_key(|(_, entry, rank)| (*rank, entry.taken, entry.turn))
+            .min_by_key(|(_, entry, rank)| (*rank, of_tenant(entry), entry.taken, entry.turn))
             .map(|(job, ..)| *job)
+    }
+
+    /// Returns how many slots the jobs of each tenant have.
+    fn taken_by_tenant(&self) -> BTreeMap<&str, usize> {
+        let mut taken = BTreeMap::new();
+        for entry in self.jobs.values() {
+            for tenant in &entry.tenants {
+                *taken.entry(&**tenant).or_default() += entry.taken;
+            }
+        }
+        taken
     }
 
     fn rank(&self, entry: &Entry, now: Instant) -> Rank {
@@ -217,9 +244,13 @@ impl Entry {
 }
 
 impl Share {
-    /// Notes that somebody waits for the job.
-    pub(crate) fn wait(&self) -> Waiter {
-        self.slots.change(self.job, |entry| entry.waiters += 1);
+    /// Notes that somebody waits for the job, for this pod (`namespace/name`) or for none.
+    pub(crate) fn wait(&self, pod: Option<&str>) -> Waiter {
+        let namespace = pod.and_then(|pod| pod.split('/').next()).unwrap_or("");
+        self.slots.change(self.job, |entry| {
+            entry.waiters += 1;
+            entry.tenants.insert(namespace.to_owned());
+        });
         Waiter {
             slots: self.slots.clone(),
             job: self.job,
@@ -330,159 +361,4 @@ impl Drop for Ticket<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::FutureExt as _;
-
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    /// A slot that is there at once.
-    fn now(share: &Share) -> Option<Slot> {
-        share.slot().now_or_never()
-    }
-
-    fn all_now(share: &Share) -> Vec<Slot> {
-        std::iter::from_fn(|| now(share)).collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn alone_a_job_gets_all_and_no_more() {
-        let slots = Slots::new(3);
-        let share = slots.share(1);
-        let waiter = share.wait();
-        assert_eq!(all_now(&share).len(), 3);
-        drop(waiter);
-        assert_eq!(all_now(&share).len(), 3);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_has_none_gets_one_beside_a_job_that_has_all() {
-        let slots = Slots::new(2);
-        let shares: Vec<Share> = (0..4).map(|job| slots.share(job)).collect();
-        let waiters: Vec<Waiter> = shares.iter().map(Share::wait).collect();
-        let all = all_now(&shares[0]);
-        assert_eq!(all.len(), 2);
-        let more: Vec<Vec<Slot>> = shares[1..].iter().map(all_now).collect();
-        let counts: Vec<usize> = more.iter().map(Vec::len).collect();
-        assert_eq!(counts, [1, 1, 0], "twice as many is the most");
-        drop((waiters, more, all));
-        assert_eq!(all_now(&shares[3]).len(), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn free_slots_go_round() {
-        let slots = Slots::new(1);
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let shares: Vec<Arc<Share>> = (0..3).map(|job| Arc::new(slots.share(job))).collect();
-        let blocker = slots.share(9);
-        let blocked = (blocker.wait(), now(&blocker));
-        let mut tasks = Vec::new();
-        // The first job asks for all it has before the others ask for anything.
-        for share in &shares {
-            for layer in 0..3 {
-                let (share, order) = (Arc::clone(share), Arc::clone(&order));
-                tasks.push(tokio::spawn(async move {
-                    let slot = share.slot().await;
-                    order.lock().unwrap().push((share.job, layer));
-                    tokio::time::sleep(SECOND).await;
-                    drop(slot);
-                }));
-                tokio::task::yield_now().await;
-            }
-        }
-        assert_eq!(order.lock().unwrap().len(), 0);
-        drop(blocked);
-        for task in tasks {
-            task.await.unwrap();
-        }
-        let order = order.lock().unwrap().clone();
-        let jobs: Vec<u64> = order.iter().map(|(job, _)| *job).collect();
-        assert_eq!(jobs, [0, 1, 2, 0, 1, 2, 0, 1, 2]);
-        let first: Vec<i32> = order
-            .iter()
-            .filter(|(job, _)| *job == 0)
-            .map(|(_, layer)| *layer)
-            .collect();
-        assert_eq!(first, [0, 1, 2], "a job's layers keep their order");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_job_is_urgent_for_a_while_after_its_last_waiter() {
-        let slots = Slots::new(1);
-        let [left, idle] = [1, 2].map(|job| slots.share(job));
-        let waiter = left.wait();
-        assert!(now(&idle).is_none(), "it stands back for one that works");
-        drop(waiter);
-        tokio::time::sleep(59 * SECOND).await;
-        assert!(now(&idle).is_none());
-        // Nobody tells it.
-        let start = Instant::now();
-        drop(idle.slot().await);
-        assert_eq!(start.elapsed(), SECOND);
-        // Without a waiter one has no right beyond the limit, and with one again it has.
-        let all = now(&idle);
-        assert!(all.is_some() && now(&left).is_none());
-        let waiter = left.wait();
-        assert!(now(&left).is_some());
-        drop(waiter);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_that_was_waited_for_takes_what_is_free_and_no_more() {
-        let slots = Slots::new(2);
-        let [left, urgent] = [1, 2].map(|job| slots.share(job));
-        drop(left.wait());
-        tokio::time::sleep(61 * SECOND).await;
-        let waiter = urgent.wait();
-        let one = now(&urgent);
-        let rest = all_now(&left);
-        assert!(one.is_some() && rest.len() == 1, "{}", rest.len());
-        let waits = urgent.slot();
-        let mut waits = pin!(waits);
-        assert!(waits.as_mut().now_or_never().is_none());
-        let queued = left.slot();
-        let mut queued = pin!(queued);
-        assert!(queued.as_mut().now_or_never().is_none());
-        drop(rest);
-        assert!(
-            queued.as_mut().now_or_never().is_none(),
-            "the urgent one is first"
-        );
-        assert!(waits.now_or_never().is_some());
-        drop((waiter, one));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_holds_a_lock_is_as_urgent_as_who_waits_for_it() {
-        let slots = Slots::new(1);
-        let [holder, waiting, other] = [1, 2, 3].map(|job| slots.share(job));
-        let waiter = waiting.wait();
-        let held = holder.claim("chain-a");
-        held.hold();
-        assert!(now(&holder).is_none());
-        let elsewhere = waiting.claim("chain-b");
-        assert!(now(&holder).is_none());
-        drop(elsewhere);
-        let wanted = waiting.claim("chain-a");
-        assert!(now(&holder).is_some() && now(&other).is_none());
-        drop(wanted);
-        assert!(now(&holder).is_none());
-        drop((held, waiter));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_stops_waiting_leaves_no_place() {
-        let slots = Slots::new(1);
-        let [first, second] = [1, 2].map(|job| slots.share(job));
-        let waiters = [first.wait(), second.wait()];
-        let slot = now(&first);
-        drop(first.slot());
-        let waits = second.slot();
-        let extra = waits.now_or_never();
-        drop((slot, extra));
-        first.end();
-        assert_eq!(all_now(&second).len(), 1);
-        drop(waiters);
-    }
-}
+mod tests;
