@@ -133,8 +133,7 @@ impl Extraction {
         if self.style == Style::Copy {
             return Ok(());
         }
-        let mut descent =
-            lower.descend(opaque_name(self.user), |path| self.records.is_opaque(path));
+        let mut descent = lower.descend(self.user, |path| self.records.is_opaque(path));
         for (path, directory) in self.records.directories() {
             if directory.stated.is_some() {
                 continue;
@@ -229,6 +228,10 @@ impl Extraction {
                 let make = || inode::make(&parent.fd, name, kind);
                 self.replacing(&parent, name, &path, make)?;
                 inode::dress_at(&parent.fd, name, entry, self.user)?;
+                let is_whiteout = matches!(kind, Kind::Character { major: 0, minor: 0 });
+                if is_whiteout && self.style != Style::Copy {
+                    inode::mark(&parent.fd, self.user)?;
+                }
                 self.wrote(path)?;
             }
         }
