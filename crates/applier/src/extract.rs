@@ -227,11 +227,7 @@ impl Extraction {
                 }
                 let make = || inode::make(&parent.fd, name, kind);
                 self.replacing(&parent, name, &path, make)?;
-                inode::dress_at(&parent.fd, name, entry, self.user)?;
-                let is_whiteout = matches!(kind, Kind::Character { major: 0, minor: 0 });
-                if is_whiteout && self.style != Style::Copy {
-                    inode::mark(&parent.fd, self.user)?;
-                }
+                self.dress(&parent, name, entry)?;
                 self.wrote(path)?;
             }
         }
@@ -421,8 +417,17 @@ impl Extraction {
             }
             made => made,
         }?;
-        inode::dress_at(&parent.fd, name, entry, self.user)?;
+        self.dress(parent, name, entry)?;
         self.wrote(path)
+    }
+
+    /// Sets all of what is at a name, and marks its directory where overlayfs takes it for a whiteout.
+    fn dress(&self, parent: &Place, name: &[u8], entry: &Entry) -> Result<(), Fault> {
+        inode::dress_at(&parent.fd, name, entry, self.user)?;
+        if self.style != Style::Copy && inode::kind(&parent.fd, name)?.is_none() {
+            inode::mark(&parent.fd, self.user)?;
+        }
+        Ok(())
     }
 
     /// Notes a directory that is there, with its time if it was there before this layer.

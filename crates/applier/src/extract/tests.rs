@@ -554,6 +554,11 @@ fn a_device_that_is_a_whiteout_is_not_listed() {
         let origin = xattr(&bed.at("d"), "trusted.overlay.origin");
         assert_eq!(origin.as_deref(), Some(&b""[..]), "{style:?}");
     }
+    let bed = Bed::new();
+    let link = Tape(header.as_bytes().to_vec()).hardlink("e/link", "d/device");
+    bed.extract(Style::Base, &link.0, &[]).unwrap();
+    let origin = xattr(&bed.at("e"), "trusted.overlay.origin");
+    assert_eq!(origin.as_deref(), Some(&b""[..]));
 }
 
 #[test]
