@@ -46,9 +46,10 @@ check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, docume
 # Seconds for each target.
 FUZZ_TIME ?= 600
 
-fuzz: ## Fuzz what reads hostile bytes; needs nightly Rust and cargo-fuzz
+fuzz: ## Fuzz what reads hostile bytes; needs root, nightly Rust and cargo-fuzz
 	@# What is found lies in fuzz/artifacts/.
-	for run in layer:layer erofs-writer:layer erofs-image:image manifest:manifest labels:labels; do \
+	for run in layer:layer erofs-writer:layer erofs-image:image trees:trees manifest:manifest \
+			labels:labels; do \
 		corpus=$(abspath $(TARGET))/fuzz/corpus/$${run%:*}; mkdir -p $$corpus && \
 		cargo +nightly fuzz run --target-dir $(abspath $(TARGET))/fuzz $${run%:*} \
 			$$corpus $(CURDIR)/fuzz/seeds/$${run#*:} -- \

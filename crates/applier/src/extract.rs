@@ -133,8 +133,7 @@ impl Extraction {
         if self.style == Style::Copy {
             return Ok(());
         }
-        let mut descent =
-            lower.descend(opaque_name(self.user), |path| self.records.is_opaque(path));
+        let mut descent = lower.descend(self.user, |path| self.records.is_opaque(path));
         for (path, directory) in self.records.directories() {
             if directory.stated.is_some() {
                 continue;
@@ -228,7 +227,7 @@ impl Extraction {
                 }
                 let make = || inode::make(&parent.fd, name, kind);
                 self.replacing(&parent, name, &path, make)?;
-                inode::dress_at(&parent.fd, name, entry, self.user)?;
+                self.dress(&parent, name, entry)?;
                 self.wrote(path)?;
             }
         }
@@ -418,8 +417,17 @@ impl Extraction {
             }
             made => made,
         }?;
-        inode::dress_at(&parent.fd, name, entry, self.user)?;
+        self.dress(parent, name, entry)?;
         self.wrote(path)
+    }
+
+    /// Sets all of what is at a name, and marks its directory where overlayfs takes it for a whiteout.
+    fn dress(&self, parent: &Place, name: &[u8], entry: &Entry) -> Result<(), Fault> {
+        inode::dress_at(&parent.fd, name, entry, self.user)?;
+        if self.style != Style::Copy && inode::kind(&parent.fd, name)?.is_none() {
+            inode::mark(&parent.fd, self.user)?;
+        }
+        Ok(())
     }
 
     /// Notes a directory that is there, with its time if it was there before this layer.

@@ -101,7 +101,7 @@ impl Governor for Guard {
 }
 
 /// With as much memory as it takes.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl From<Stop> for Guard {
     fn from(stop: Stop) -> Self {
         let is_turn = Arc::new(std::sync::atomic::AtomicBool::new(true));

@@ -105,6 +105,8 @@ mod remove;
 mod source;
 mod staging;
 mod target;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod watch;
 
 pub use applier::{Applier, Differ, MEMORY, STALL, Settings};

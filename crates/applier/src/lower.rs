@@ -13,7 +13,7 @@ use resnap_layer::way::split;
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::extract::{OPAQUE_VALUE, below, get, is_overlay, list, mtime, open_below};
+use crate::extract::{OPAQUE_VALUE, below, get, is_overlay, list, mtime, opaque_name, open_below};
 
 /// The lower directories, the topmost first.
 #[derive(Debug, Default)]
@@ -31,16 +31,12 @@ impl Lower {
         self.0.len()
     }
 
-    /// A way down. `opaque` is the attribute that hides what is below a directory; `hides` says whether
-    /// the one above all of these does so.
-    pub(crate) fn descend<H: Fn(&[u8]) -> bool>(
-        &self,
-        opaque: &'static str,
-        hides: H,
-    ) -> Descent<'_, H> {
+    /// A way down. `user` says whether this is a user namespace, where other attributes hide what is
+    /// below a directory; `hides` says whether the one above all of these does so.
+    pub(crate) fn descend<H: Fn(&[u8]) -> bool>(&self, user: bool, hides: H) -> Descent<'_, H> {
         Descent {
             lower: self.0.iter().collect(),
-            opaque,
+            user,
             hides,
             at: Vec::new(),
             way: Vec::new(),
@@ -52,7 +48,7 @@ impl Lower {
 /// in a directory come one after another, each directory on the way is looked at once.
 pub(crate) struct Descent<'a, H> {
     lower: Vec<&'a OwnedFd>,
-    opaque: &'static str,
+    user: bool,
     hides: H,
     /// The parent of what was asked for last.
     at: Vec<u8>,
@@ -68,7 +64,7 @@ impl<H: Fn(&[u8]) -> bool> Descent<'_, H> {
         let lower = self.way.last().map_or(&self.lower, |(_, lower)| lower);
         for lower in lower {
             match open_below(lower, path) {
-                Ok(fd) => return metadata(&fd).map(Some),
+                Ok(fd) => return metadata(&fd, self.user).map(Some),
                 // Something else hides what is below.
                 Err(Errno::NOTDIR | Errno::LOOP) => return Ok(None),
                 Err(Errno::NOENT) => {}
@@ -100,7 +96,7 @@ impl<H: Fn(&[u8]) -> bool> Descent<'_, H> {
             let above = self.way.last().map_or(&self.lower, |(_, lower)| lower);
             let lower = match (self.hides)(path) {
                 true => Vec::new(),
-                false => merged(above, path, self.opaque)?,
+                false => merged(above, path, opaque_name(self.user))?,
             };
             self.way.push((end, lower));
         }
@@ -131,11 +127,11 @@ fn merged<'a>(
     Ok(merged)
 }
 
-fn metadata(fd: &OwnedFd) -> io::Result<Metadata> {
+fn metadata(fd: &OwnedFd, user: bool) -> io::Result<Metadata> {
     let stat = fs::fstat(fd)?;
     let mut xattrs = Vec::new();
     for name in list(fd)? {
-        if !is_overlay(&name)
+        if !is_overlay(&name, user)
             && let Some(value) = get(fd, &name)?
         {
             xattrs.push(Xattr { name, value });

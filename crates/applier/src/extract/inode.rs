@@ -45,11 +45,16 @@ pub(super) fn make(parent: &OwnedFd, name: &[u8], kind: &Kind) -> rustix::io::Re
     fs::mknodat(parent, name, file_type, Mode::RUSR | Mode::WUSR, device)
 }
 
-/// Makes a whiteout. Where nothing lies below a directory, overlayfs lists the whiteouts in it unless
-/// the directory has this attribute (`ovl_get_inode` in Linux' `fs/overlayfs/inode.c`).
+/// Makes a whiteout.
 pub(super) fn whiteout(parent: &OwnedFd, name: &[u8], user: bool) -> Result<(), Fault> {
     let made = fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0);
     made.doing("make its whiteout")?;
+    mark(parent, user)
+}
+
+/// Marks a directory with whiteouts in it: where nothing lies below it, overlayfs lists them without
+/// this attribute (`ovl_get_inode` in Linux' `fs/overlayfs/inode.c`).
+pub(super) fn mark(parent: &OwnedFd, user: bool) -> Result<(), Fault> {
     let origin = match user {
         true => "user.overlay.origin",
         false => "trusted.overlay.origin",
@@ -100,7 +105,7 @@ fn undress(fd: &impl AsFd, metadata: &Metadata, user: bool) -> Result<(), Fault>
             b"system.posix_acl_access" | b"system.posix_acl_default" | b"security.capability" => {
                 true
             }
-            name => name.starts_with(b"user.") && !(user && is_overlay(name)),
+            name => name.starts_with(b"user.") && !is_overlay(name, user),
         };
         if is_layers && !is_stated {
             taken(fs::fremovexattr(fd, &name[..]))?;
@@ -137,15 +142,17 @@ pub(super) fn has_default(xattrs: &[Xattr]) -> bool {
 }
 
 /// Whether overlayfs keeps its own books in it.
-pub(crate) fn is_overlay(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+pub(crate) fn is_overlay(name: &[u8], user: bool) -> bool {
+    name.starts_with(match user {
+        true => b"user.overlay.",
+        false => b"trusted.overlay.",
+    })
 }
 
 /// Whether an attribute is set: as containerd has it, not those by which a layer would talk to
 /// overlayfs and other drivers.
 pub(super) fn is_taken(xattr: &Xattr, user: bool) -> bool {
-    let is_overlay = user && is_overlay(&xattr.name);
-    !xattr.name.starts_with(b"trusted.") && !is_overlay
+    !xattr.name.starts_with(b"trusted.") && !is_overlay(&xattr.name, user)
 }
 
 /// What a file system does not take is left out, as containerd has it.

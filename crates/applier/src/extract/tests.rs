@@ -540,6 +540,28 @@ fn whiteouts_are_remembered() {
 }
 
 #[test]
+fn a_device_that_is_a_whiteout_is_not_listed() {
+    let mut header = tar::Header::new_ustar();
+    header.set_path("d/device").unwrap();
+    header.set_entry_type(tar::EntryType::Char);
+    header.set_mode(0o640);
+    header.set_size(0);
+    header.set_cksum();
+    for style in [Style::Upper, Style::Base] {
+        let bed = Bed::new();
+        bed.extract(style, header.as_bytes(), &[]).unwrap();
+        // Without it overlayfs shows a device where nothing lies below.
+        let origin = xattr(&bed.at("d"), "trusted.overlay.origin");
+        assert_eq!(origin.as_deref(), Some(&b""[..]), "{style:?}");
+    }
+    let bed = Bed::new();
+    let link = Tape(header.as_bytes().to_vec()).hardlink("e/link", "d/device");
+    bed.extract(Style::Base, &link.0, &[]).unwrap();
+    let origin = xattr(&bed.at("e"), "trusted.overlay.origin");
+    assert_eq!(origin.as_deref(), Some(&b""[..]));
+}
+
+#[test]
 fn attributes_of_others_stay() {
     let bed = Bed::new();
     fs::create_dir(bed.at("d")).unwrap();

@@ -60,7 +60,7 @@ fn depth_costs_what_opening_costs() {
     fs::create_dir_all(lower.at(&deep)).unwrap();
     let root = fs::File::open(lower.root()).unwrap().into();
     let lower = Lower::open(&[lower.root()]).unwrap();
-    let mut descent = lower.descend("trusted.overlay.opaque", |_| false);
+    let mut descent = lower.descend(false, |_| false);
     let paths: Vec<_> = (0..COUNT).map(|leaf| format!("{deep}{leaf:04}")).collect();
     let opening = time(|| {
         for path in &paths {

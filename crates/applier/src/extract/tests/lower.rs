@@ -98,3 +98,18 @@ fn only_the_attribute_in_force_hides() {
         assert_eq!(mode(&bed.at("d/sub")), want, "{name}");
     }
 }
+
+#[test]
+fn the_attribute_not_in_force_is_kept() {
+    let (bed, lower) = (Bed::new(), Bed::new());
+    fs::create_dir(lower.at("d")).unwrap();
+    let directory = fs::File::open(lower.at("d")).unwrap();
+    for name in ["user.overlay.opaque", "trusted.overlay.opaque"] {
+        inode::set(&directory, name, b"y").unwrap();
+    }
+    let tape = Tape::default().file("d/x", "");
+    bed.extract(Style::Upper, &tape.0, &[&lower.root()])
+        .unwrap();
+    assert!(xattr(&bed.at("d"), "user.overlay.opaque").is_some());
+    assert!(xattr(&bed.at("d"), "trusted.overlay.opaque").is_none());
+}

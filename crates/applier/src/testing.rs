@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What extraction is tested with, by unit tests and by fuzzing: any layers as directories against
+//! the same as EROFS images. As root, as resnap runs.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod layers;
+mod tree;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use resnap_core::{Descriptor, Digest, Kind};
+use resnap_erofs::Image;
+use resnap_layer::{Layer, Limits};
+use tokio::sync::watch;
+
+pub use self::layers::{Item, RECORD, layers};
+use crate::erofs::{self, Parent};
+use crate::error::Error;
+use crate::extract::{Extraction, Style};
+use crate::guard::Guard;
+use crate::lower::Lower;
+use crate::pipeline::Stop;
+
+/// Writes layers, the lowest first, to directories and to EROFS images, and looks whether both hold
+/// the same or refuse it for the same reason. What is written is `within` a directory, and removed.
+///
+/// # Panics
+///
+/// They differ.
+pub fn compare(layers: &[Vec<Item>], within: &Path) {
+    let root = tempfile::tempdir_in(within).unwrap();
+    let (mut directories, mut images) = (Vec::new(), Vec::new());
+    for (number, items) in layers.iter().enumerate() {
+        let stream = layers::archive(items);
+        let directory = root.path().join(number.to_string());
+        fs::create_dir(&directory).unwrap();
+        let extracted = extract(&stream, &directory, &directories);
+        let written = write(&stream, &directory.with_extension("erofs"), &images);
+        let image = match (extracted, written) {
+            (Ok(()), Ok(image)) => image,
+            (Err(extracted), Err(written)) => {
+                let message = format!("{extracted}; {written}; layer {number} of {layers:?}");
+                assert_eq!(kind(extracted), kind(written), "{message}");
+                return;
+            }
+            (extracted, written) => {
+                let written = written.map(drop);
+                panic!("{extracted:?}; {written:?}; layer {number} of {layers:?}");
+            }
+        };
+        let (extracted, written) = (tree::on_disk(&directory), tree::in_image(&image));
+        let differences = tree::differences(&extracted, &written);
+        assert!(
+            differences.is_empty(),
+            "{differences:#?}; layer {number} of {layers:?}"
+        );
+        directories.insert(0, directory);
+        images.insert(0, image);
+    }
+}
+
+/// Writes a layer to a directory; those `below` it have the topmost first.
+fn extract(stream: &[u8], directory: &Path, below: &[PathBuf]) -> Result<(), Error> {
+    let (_alive, stop) = watch::channel(false);
+    let style = match below {
+        [] => Style::Base,
+        _ => Style::Upper,
+    };
+    let mut layer = Layer::new(stream, Limits::default());
+    let mut extraction = Extraction::new(directory, style, false, Stop(stop))?;
+    extraction.add(&mut layer)?;
+    layer.finish()?;
+    extraction.finish(&Lower::open(below).unwrap())
+}
+
+/// Writes a layer to an image; those `below` it have the topmost first.
+fn write(stream: &[u8], path: &Path, below: &[Parent]) -> Result<Parent, Error> {
+    let (_alive, stop) = watch::channel(false);
+    let guard = Guard::from(Stop(stop));
+    let mut layer = Layer::new(stream, Limits::default());
+    let writer = erofs::write(path, &mut layer, below.is_empty(), &guard)?;
+    layer.finish()?;
+    erofs::finish(writer, below.to_vec(), &Digest::sha256(b""), &guard)?;
+    Ok(Image::open(Arc::new(File::open(path).unwrap())).unwrap())
+}
+
+/// Returns what a client is told of an error.
+fn kind(error: Error) -> Kind {
+    let layer = Descriptor {
+        media_type: String::new(),
+        digest: Digest::sha256(b""),
+        size: 0,
+        annotations: Default::default(),
+        platform: None,
+    };
+    error.into_core(&layer).kind()
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Layers made of any bytes. Names are few, so that entries meet.
+
+use tar::{Builder, EntryType, Header};
+
+/// An entry of a layer.
+#[derive(Debug, Clone)]
+pub struct Item {
+    pub(crate) kind: EntryType,
+    pub(crate) path: String,
+    /// Of links.
+    pub(crate) target: &'static str,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u64, u64),
+    /// Seconds and nanoseconds.
+    pub(crate) mtime: (i64, u32),
+    /// Of files.
+    pub(crate) size: usize,
+    pub(crate) device: (u32, u32),
+    pub(crate) xattrs: &'static [Xattr],
+}
+
+type Xattr = (&'static str, &'static [u8]);
+
+/// Bytes that make an entry.
+pub const RECORD: usize = 12;
+
+/// More entries take time and find nothing else.
+const ENTRIES: usize = 64;
+
+/// As many layers as it takes for one to be between others.
+const LAYERS: usize = 4;
+
+const NAMES: [&str; 9] = [
+    "a",
+    "b",
+    "c",
+    "a-",
+    "a",
+    "b",
+    ".wh.a",
+    ".wh.b",
+    ".wh..wh..opq",
+];
+
+const PARENTS: [&str; 12] = [
+    "",
+    "",
+    "",
+    "a/",
+    "a/",
+    "b/",
+    "a/b/",
+    "a/c/",
+    "b/a/a/",
+    "a-/",
+    "./b/./",
+    "../a/../c/",
+];
+
+const TARGETS: [&str; 10] = [
+    "a", "b", "c", "a/b", "a/c", "b/a", "/b", "../a", "a/../b", ".",
+];
+
+const KINDS: [EntryType; 14] = [
+    EntryType::Regular,
+    EntryType::Directory,
+    EntryType::Link,
+    EntryType::Symlink,
+    EntryType::Directory,
+    EntryType::Regular,
+    EntryType::Directory,
+    EntryType::Directory,
+    EntryType::Directory,
+    EntryType::Fifo,
+    EntryType::Char,
+    EntryType::Block,
+    EntryType::Continuous,
+    EntryType::Link,
+];
+
+/// Access control lists as Linux has them: version 2, then tag, permissions and ID of each entry.
+/// `u::rwx,g::r-x,o::r-x`, and the same with `u:7:rw-` and `m::rwx`.
+const LIST: &[u8] = b"\x02\0\0\0\
+    \x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff";
+const LONG_LIST: &[u8] = b"\x02\0\0\0\
+    \x01\0\x07\0\xff\xff\xff\xff\x02\0\x06\0\x07\0\0\0\x04\0\x05\0\xff\xff\xff\xff\
+    \x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff";
+
+const ACCESS: &str = "system.posix_acl_access";
+const DEFAULT: &str = "system.posix_acl_default";
+
+/// Version 2: `cap_net_raw=ep`.
+const CAPABILITY: Xattr = (
+    "security.capability",
+    b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+);
+
+const XATTRS: [&[Xattr]; 16] = [
+    &[],
+    &[],
+    &[],
+    &[],
+    &[],
+    &[],
+    &[("user.x", b"value")],
+    &[("user.y", b"")],
+    &[("user.x", b"other"), ("user.y", b"y")],
+    &[(ACCESS, LONG_LIST)],
+    &[CAPABILITY],
+    &[("user.x", b"value"), CAPABILITY, (ACCESS, LONG_LIST)],
+    &[("trusted.overlay.opaque", b"y"), ("trusted.x", b"x")],
+    &[("user.overlay.opaque", b"y")],
+    &[(DEFAULT, LIST)],
+    &[(ACCESS, LONG_LIST), (DEFAULT, LONG_LIST)],
+];
+
+fn pick<T: Copy>(all: &[T], byte: u8) -> T {
+    all[usize::from(byte) % all.len()]
+}
+
+/// Returns the layers that bytes stand for, the lowest first.
+pub fn layers(bytes: &[u8]) -> Vec<Vec<Item>> {
+    let mut layers = vec![Vec::new()];
+    let (records, _) = bytes.as_chunks::<RECORD>();
+    for record in records.iter().take(ENTRIES) {
+        // Seldom, for any bytes.
+        if record[0] >= 0xf0 && layers.len() < LAYERS {
+            layers.push(Vec::new());
+        }
+        if let Some(layer) = layers.last_mut() {
+            layer.push(item(record));
+        }
+    }
+    layers
+}
+
+fn item(record: &[u8; RECORD]) -> Item {
+    let [
+        kind,
+        parent,
+        name,
+        target,
+        low,
+        high,
+        size,
+        device,
+        xattrs,
+        uid,
+        gid,
+        time,
+    ] = *record;
+    let name = pick(&NAMES, name);
+    let kind = match name.starts_with(".wh.") {
+        true => EntryType::Regular,
+        false => pick(&KINDS, kind & 0xf),
+    };
+    let xattrs = pick(&XATTRS, xattrs);
+    let is_default = xattrs.iter().any(|(name, _)| *name == DEFAULT);
+    Item {
+        kind,
+        path: format!("{}{name}", pick(&PARENTS, parent)),
+        target: pick(&TARGETS, target),
+        mode: u32::from(u16::from_le_bytes([low, high])) & 0o7777,
+        owner: (uid.into(), u64::from(gid) << 16),
+        mtime: (i64::from(time) - 0x40, u32::from(time & 3) * 1001),
+        size: match kind {
+            EntryType::Regular | EntryType::Continuous => 24 * usize::from(size),
+            _ => 0,
+        },
+        device: (u32::from(device) & 1, 3 * (u32::from(device) & 1)),
+        xattrs: match is_default && kind != EntryType::Directory {
+            true => &[],
+            false => xattrs,
+        },
+    }
+}
+
+/// Returns a layer's archive.
+pub(super) fn archive(items: &[Item]) -> Vec<u8> {
+    let mut builder = Builder::new(Vec::new());
+    for item in items {
+        let (seconds, nanoseconds) = item.mtime;
+        let mut extensions = Vec::new();
+        if seconds < 0 || nanoseconds > 0 {
+            let time = format!("{seconds}.{nanoseconds:09}");
+            extensions.push(("mtime".to_owned(), time.into_bytes()));
+        }
+        for (name, value) in item.xattrs {
+            extensions.push((format!("SCHILY.xattr.{name}"), value.to_vec()));
+        }
+        let extensions = extensions.iter().map(|(key, value)| (&key[..], &value[..]));
+        builder.append_pax_extensions(extensions).unwrap();
+        let mut header = Header::new_ustar();
+        header.set_entry_type(item.kind);
+        header.as_old_mut().name[..item.path.len()].copy_from_slice(item.path.as_bytes());
+        if matches!(item.kind, EntryType::Link | EntryType::Symlink) {
+            header.set_link_name(item.target).unwrap();
+        }
+        header.set_mode(item.mode);
+        header.set_uid(item.owner.0);
+        header.set_gid(item.owner.1);
+        header.set_mtime(u64::try_from(seconds).unwrap_or_default());
+        header.set_size(item.size as u64);
+        header.set_device_major(item.device.0).unwrap();
+        header.set_device_minor(item.device.1).unwrap();
+        header.set_cksum();
+        builder.append(&header, &vec![b'x'; item.size][..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
