@@ -20,7 +20,7 @@ use crate::jobs::Jobs;
 use crate::lease::{Left, Tenure};
 use crate::locks::Locks;
 use crate::observe::{Observer, Seen};
-use crate::plan::plan;
+use crate::plan::{plan, require_room};
 use crate::plans::Plans;
 use crate::slots::Slots;
 use crate::title::title;
@@ -293,6 +293,7 @@ impl Inner {
             self.saw(&Seen::Joined);
             return Ok(Seat::new(running, true, background, pod.as_deref()));
         }
+        require_room(jobs.running.iter().map(|flight| &*flight.plan), &plan)?;
         if background || by_itself {
             jobs.backoff.require_over(&plan, &snapshotter)?;
         } else {

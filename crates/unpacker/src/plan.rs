@@ -6,13 +6,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use resnap_core::{ChainId, Descriptor, DiffId, Labels, erofs_layer, labels, media_type};
+use resnap_core::{
+    ChainId, Descriptor, DiffId, Error, Kind, Labels, erofs_layer, labels, media_type,
+};
 use resnap_handler_wrapper::{Children, Choice, ChoiceError, Handler, NotAnImage, append_info};
 use resnap_platforms::{Matcher, Platform};
 
 use crate::choose::{Chosen, choose, os_features, wanted};
 use crate::engine::Inner;
 use crate::{Request, ResolvedImage, UnpackError};
+
+/// About what an entry of a map takes beside its texts, and a layer beside its maps.
+const ENTRY: usize = 64;
+const LAYER: usize = 1024;
 
 /// What is to be on a snapshotter for an image to be ready there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +58,58 @@ impl Plan {
     pub fn top(&self) -> Option<&ChainId> {
         self.layers.last().map(|layer| &layer.chain_id)
     }
+
+    /// Returns about how many bytes of memory it takes: its texts, of which annotations and labels
+    /// may be megabytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |labels: &Labels| -> usize {
+            let pairs = labels.iter();
+            pairs
+                .map(|(key, value)| ENTRY + key.len() + value.len())
+                .sum()
+        };
+        let descriptors = [&self.image.target, &self.manifest, &self.config];
+        let descriptors = descriptors.map(|descriptor| of(&descriptor.annotations));
+        let layers = self.layers.iter();
+        let layers =
+            layers.map(|layer| LAYER + of(&layer.descriptor.annotations) + of(&layer.labels));
+        descriptors.into_iter().sum::<usize>() + layers.sum::<usize>()
+    }
+}
+
+/// A plan of more bytes is large. Those of honest images take a tenth of it.
+const LARGE: usize = 1 << 20;
+
+/// Most bytes of the large plans of running jobs.
+const MAX_RUNNING: usize = 64 << 20;
+
+/// Checks that there is room for a plan in memory beside those of the jobs that run, which may be
+/// many, and run for long when nobody waits for them.
+///
+/// # Errors
+/// [`Kind::ResourceExhausted`] for a large plan where there are enough of these.
+pub(crate) fn require_room<'a>(
+    running: impl Iterator<Item = &'a Plan>,
+    plan: &Plan,
+) -> Result<(), UnpackError> {
+    let own = plan.bytes();
+    if own <= LARGE {
+        return Ok(());
+    }
+    let others: usize = running
+        .map(Plan::bytes)
+        .filter(|bytes| *bytes > LARGE)
+        .sum();
+    if others + own <= MAX_RUNNING {
+        return Ok(());
+    }
+    let reason = format!(
+        "its manifest has {own} bytes of annotations and labels, and those of images that are being unpacked {others}, of at most {MAX_RUNNING} together: wait until these are done"
+    );
+    Err(UnpackError::Image {
+        image: plan.image.name.clone(),
+        source: Error::new(Kind::ResourceExhausted, "begin", "unpack").because(reason),
+    })
 }
 
 /// Plans what `request` is about, and whether the plan lasts as long as the image's target stays.
@@ -237,6 +295,7 @@ mod tests {
     use resnap_core::testing::{Simulated, SimulatedImage, SimulatedLayer};
     use resnap_handler_wrapper::MAX_LAYERS;
 
+    use super::{LARGE, MAX_RUNNING, require_room};
     use crate::{Engine, Request, Settings};
 
     #[tokio::test]
@@ -252,5 +311,27 @@ mod tests {
         assert_eq!(plan.layers.len(), MAX_LAYERS);
         let error = engine.plan(&Request::new("too-tall", "")).await;
         assert_eq!(error.unwrap_err().kind(), Kind::InvalidArgument);
+    }
+
+    #[tokio::test]
+    async fn large_plans_of_running_jobs_are_bounded_together() {
+        let backend = Simulated::new();
+        let image = SimulatedImage::new([SimulatedLayer::new("a")]);
+        backend.add_image("k8s.io", "web", &image);
+        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let plan = engine.plan(&Request::new("web", "")).await.unwrap();
+        let mut large = (*plan).clone();
+        let annotation = ("annotation".to_owned(), "x".repeat(4 * LARGE));
+        large.layers[0].descriptor.annotations.extend([annotation]);
+
+        let room = |running: usize, wanted| require_room(vec![&large; running].into_iter(), wanted);
+        let most = MAX_RUNNING / large.bytes();
+        assert!(room(most - 1, &large).is_ok());
+        let error = room(most, &large).unwrap_err();
+        assert_eq!(error.kind(), Kind::ResourceExhausted);
+        assert!(error.to_string().contains("web"), "{error}");
+        // Small ones are taken in spite of them, and take no room from them.
+        assert!(room(2 * most, &plan).is_ok());
+        assert!(require_room(vec![&*plan; 100_000].into_iter(), &large).is_ok());
     }
 }

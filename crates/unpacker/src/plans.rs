@@ -101,7 +101,7 @@ impl Plans {
 
     fn keep(&self, key: String, result: Result<Arc<Plan>, UnpackError>) {
         let (bytes, until) = match &result {
-            Ok(plan) => (text_bytes(plan), None),
+            Ok(plan) => (plan.bytes(), None),
             Err(error) => (text_bytes(error), Some(Instant::now() + FAILURE_TIME)),
         };
         if bytes > MAX_BYTES {
@@ -200,8 +200,8 @@ fn is_the_images(error: &UnpackError) -> bool {
     }
 }
 
-/// About how much memory something takes: as much as all of it as text.
-fn text_bytes(value: &impl fmt::Debug) -> usize {
+/// Returns about how much memory an error takes: as much as all of it as text.
+fn text_bytes(value: &UnpackError) -> usize {
     struct Count(usize);
     impl fmt::Write for Count {
         fn write_str(&mut self, text: &str) -> fmt::Result {
