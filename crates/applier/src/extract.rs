@@ -371,7 +371,12 @@ impl Extraction {
             return Ok(());
         }
         if self.style == Style::Copy {
-            return self.keep_ours(path);
+            // An overlay shows the roots of all layers, marked or not.
+            return if path.is_empty() {
+                Ok(())
+            } else {
+                self.keep_ours(path)
+            };
         }
         inode::set(fd, opaque_name(self.user), OPAQUE_VALUE)?;
         if let Some(directory) = self.records.get_mut(path) {

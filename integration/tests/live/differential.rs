@@ -75,8 +75,9 @@ const TAKEN: &[&str] = &[
     "not a directory",
     // A hard link to itself; the time of a directory that is not there any more.
     "no such file or directory",
-    // A directory in the place of a lower symbolic link that leads nowhere.
+    // A directory in the place of a lower symbolic link that leads nowhere, or into itself.
     "too many links",
+    "file name too long",
     "too many levels of symbolic links",
 ];
 
@@ -84,7 +85,10 @@ const TAKEN: &[&str] = &[
 const REFUSED: &[&str] = &[
     // Who reads a layer by its text and who goes by its links do not mean the same.
     "what a hard link through `..` means",
-    // A symbolic link to its own parent by its own name, which containerd resolves by its text.
+    // The way through a symbolic link that goes up from where another one leads, which containerd
+    // resolves by its text.
+    "follows a symbolic link that another one leads to",
+    // A symbolic link to its own parent by its own name: likewise.
     "symbolic links or 8192 names are on the way",
     // A directory in the place of what replaced one of a lower layer, in a full copy.
     "would show again",
@@ -97,6 +101,7 @@ struct Count {
     tars: u64,
     refused_by_both: u64,
     refused_by_containerd: u64,
+    refused_by_resnap: u64,
     faults: Vec<String>,
 }
 
@@ -142,6 +147,7 @@ fn are_the_same(node: &Node) -> Result<()> {
                 count.tars += one.tars;
                 count.refused_by_both += one.refused_by_both;
                 count.refused_by_containerd += one.refused_by_containerd;
+                count.refused_by_resnap += one.refused_by_resnap;
                 count.faults.extend(one.faults);
             }
         }
@@ -196,8 +202,10 @@ impl Judge<'_> {
                 .unpack(Writer::Resnap, snapshotter, &layers[..taken])
                 .await?;
             if let Some((_, reason)) = &ours.refusal
-                && REFUSED.iter().any(|text| reason.contains(text))
+                && (REFUSED.iter().any(|text| reason.contains(text))
+                    || (reason.contains("is no directory") && leaves_a_file(tars)))
             {
+                count.refused_by_resnap += 1;
                 continue;
             }
             if let Some(refusal) = &ours.refusal {
@@ -270,6 +278,9 @@ fn excuse(
         Field::Presence if is_marked(&tars[0]) && hides(&tars[..1], path) => {
             Some("an opaque marker in the lowest layer")
         }
+        Field::Links if is_marked(&tars[0]) && hides(&tars[..1], difference.right.as_bytes()) => {
+            Some("a name below such a directory of the lowest layer")
+        }
         Field::Links if theirs.nodes.keys().any(|path| remakes(tars, path)) => {
             Some("a name that is below such a directory")
         }
@@ -304,11 +315,18 @@ fn hides(tars: &[Vec<Entry>], path: &[u8]) -> bool {
             Some(name) => format!("{parents}/{name}")
                 .trim_start_matches('/')
                 .to_owned(),
-            None if entry.typeflag == b'2' => own.clone(),
+            // A hard link may be to a symbolic link.
+            None if matches!(entry.typeflag, b'1' | b'2') => own.clone(),
             None => return false,
         };
         is_in(path, hidden.as_bytes())
     })
+}
+
+/// Whether a symbolic link may lead up from a file, which containerd resolves by its text.
+fn leaves_a_file(tars: &[Vec<Entry>]) -> bool {
+    let mut links = tars.iter().flatten().filter(|entry| entry.typeflag == b'2');
+    links.any(|link| link.link.windows(3).any(|part| part == b"/.."))
 }
 
 /// Whether a layer has a symbolic link at this path, or one that it is in.

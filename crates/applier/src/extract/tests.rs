@@ -588,14 +588,18 @@ fn attributes_of_others_stay() {
 #[test]
 fn all_in_a_copy_that_is_deleted_goes() {
     let bed = Bed::new();
-    fs::create_dir_all(bed.at("a/b/c")).unwrap();
-    fs::write(bed.at("a/old"), "").unwrap();
-    fs::write(bed.at("a/b/c/old"), "").unwrap();
-    // Nobody has noted `a` and `a/b` when they are deleted.
+    fs::create_dir_all(bed.at("d/a/b/c")).unwrap();
+    fs::write(bed.at("d/a/old"), "").unwrap();
+    fs::write(bed.at("d/a/b/c/old"), "").unwrap();
+    fs::write(bed.at("old"), "").unwrap();
+    // Nobody has noted `d/a` and `d/a/b` when they are deleted.
     let tape = Tape::default()
-        .file("a/b/c/new", "")
+        .file("d/a/b/c/new", "")
+        .file("d/.wh..wh..opq", "")
         .file(".wh..wh..opq", "");
     bed.extract(Style::Copy, &tape.0, &[]).unwrap();
-    assert!(bed.at("a/b/c/new").exists());
-    assert!(!bed.at("a/old").exists() && !bed.at("a/b/c/old").exists());
+    assert!(bed.at("d/a/b/c/new").exists());
+    assert!(!bed.at("d/a/old").exists() && !bed.at("d/a/b/c/old").exists());
+    // Of the root the marker means nothing, as for an overlay.
+    assert!(bed.at("old").exists());
 }

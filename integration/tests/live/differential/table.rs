@@ -217,6 +217,17 @@ pub(crate) const ROWS: &[Row] = &[
         Has(&["a", "b", "b/g"]),
     ),
     row(
+        "an opaque marker of the root",
+        "an overlay knows none, and no snapshotter is to show another tree",
+        || {
+            let lower = vec![Entry::dir("d").mode(0o711), file("x")];
+            vec![lower, vec![Entry::opaque("."), file("d/y")]]
+        },
+        // The time of unpacking.
+        Differs(&[("d", Field::Mtime)]),
+        Has(&["d", "d/y", "x"]),
+    ),
+    row(
         "a hard link with another mode and owner",
         "as containerd",
         || {
