@@ -138,16 +138,19 @@ fn has_changed(directory: &Path, since: SystemTime) -> io::Result<bool> {
     Ok(false)
 }
 
-/// How long all programs that were told this path have used the processor, in ticks.
+/// Returns how long all programs with this path in their arguments have used the processor, in ticks.
+/// Those of other PID namespaces do not count: a pod may give its own any arguments.
 fn used_by(path: &Path) -> u64 {
     let path = path.as_os_str().as_bytes();
+    let namespace = |process: &Path| std::fs::read_link(process.join("ns/pid")).ok();
+    let own = namespace(Path::new("/proc/self"));
     let Ok(processes) = Path::new("/proc").read_dir() else {
         return 0;
     };
     let used = processes.filter_map(|process| {
         let process = process.ok()?.path();
         let command = std::fs::read(process.join("cmdline")).ok()?;
-        if !command.windows(path.len()).any(|part| part == path) {
+        if !is_named(path, &command) || namespace(&process) != own {
             return None;
         }
         let stat = std::fs::read_to_string(process.join("stat")).ok()?;
@@ -161,6 +164,15 @@ fn used_by(path: &Path) -> u64 {
         )
     });
     used.sum()
+}
+
+/// Returns whether the arguments of a program name a path, or one in it.
+fn is_named(path: &[u8], arguments: &[u8]) -> bool {
+    let mut parts = arguments.windows(path.len()).enumerate();
+    parts.any(|(at, part)| {
+        let next = arguments.get(at + path.len());
+        part == path && matches!(next, None | Some(b'/' | 0))
+    })
 }
 
 #[cfg(test)]
@@ -177,6 +189,17 @@ mod tests {
             source: source.display().to_string(),
             target: String::new(),
             options: options.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_path_is_not_named_by_one_that_goes_on() {
+        let path = b"/snapshots/1";
+        for arguments in [&b"mkfs\0/snapshots/1\0"[..], b"mkfs\0--x=/snapshots/1/fs\0"] {
+            assert!(is_named(path, arguments));
+        }
+        for arguments in [&b"mkfs\0/snapshots/12\0"[..], b"mkfs\0/snapshots\0", b""] {
+            assert!(!is_named(path, arguments));
         }
     }
 
