@@ -155,6 +155,25 @@ pub async fn work_on<T: Send + 'static>(
     })
 }
 
+/// Reads a blob of at most `limit` bytes, or returns how many of more it has read.
+async fn read_up_to(
+    content: &dyn ContentReader,
+    scope: &Scope,
+    digest: &Digest,
+    limit: usize,
+) -> Result<std::result::Result<Vec<u8>, u64>> {
+    let mut stream = content.open(scope, digest).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        if bytes.len() + piece.len() > limit {
+            return Ok(Err((bytes.len() + piece.len()) as u64));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(Ok(bytes))
+}
+
 /// Reads a whole blob of at most `limit` bytes and checks it against its digest. A small one is
 /// read and checked without a wait for others who read.
 ///
@@ -178,19 +197,22 @@ pub async fn read_verified(
     if usize::try_from(descriptor.size).map_or(true, |size| size > limit) {
         return Err(too_large(descriptor.size));
     }
-    let mut stream = content.open(scope, digest).await?;
-    let mut bytes = Vec::new();
-    while let Some(piece) = stream.next().await {
-        let piece = piece?;
-        if bytes.len() + piece.len() > limit {
-            return Err(too_large((bytes.len() + piece.len()) as u64));
-        }
-        bytes.extend_from_slice(&piece);
-        // What a descriptor says of the size may be wrong.
-        if bytes.len() >= LARGE {
+    // What a descriptor says of the size may be wrong. Nobody waits with a stream open: on one
+    // connection, those that are not read keep others from getting on.
+    let small = match large.0 {
+        Some(_) => None,
+        None => read_up_to(content, scope, digest, LARGE.min(limit))
+            .await?
+            .ok(),
+    };
+    let bytes = match small {
+        Some(bytes) => bytes,
+        None => {
             large.admit(content).await;
+            let read = read_up_to(content, scope, digest, limit).await?;
+            read.map_err(too_large)?
         }
-    }
+    };
     let expected = digest.clone();
     let hash = move |bytes: Vec<u8>| (expected.same_algorithm(&bytes), bytes);
     let (actual, bytes) = work_on(content, bytes, hash).await?;

@@ -52,6 +52,11 @@ pub(crate) const TESTS: &[Test] = &[
         run: neighbours::turns,
     },
     Test {
+        name: "images_of_large_configs_leave_others_their_turn",
+        needs: Needs::Alone,
+        run: neighbours::configs,
+    },
+    Test {
         name: "layers_built_ahead_share_one_memory_budget",
         needs: Needs::Alone,
         run: neighbours::memory,

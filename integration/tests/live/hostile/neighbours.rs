@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::Cri;
-use resnap_integration::image::hostile::{attributes, long_ways};
+use resnap_integration::image::hostile::{attributes, long_ways, nested_config};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer, hello};
 use resnap_integration::tap::{Method, Point};
 
@@ -160,6 +160,37 @@ pub(super) fn turns(node: &Node) -> Result<()> {
         through.resnap(&["cancel", &job["id"].to_string()])?;
     }
     eventually("they have ended", || Ok(through.jobs()?.is_empty()))?;
+    through.end()?;
+    node.no_active_snapshot(ON)
+}
+
+/// As many as together would fill the window of a connection to containerd, if they were read at once.
+const CONFIGS: usize = 12;
+
+pub(super) fn configs(node: &Node) -> Result<()> {
+    let mut hostile = Vec::new();
+    for number in 0..CONFIGS {
+        let name = format!("docker.io/library/config-{number}:1");
+        let archive = node
+            .containerd
+            .scratch()
+            .join(format!("config-{number}.tar"));
+        let image = nested_config(&name, &archive)?;
+        node.import(&image)?;
+        fs::remove_file(archive)?;
+        hostile.push(image);
+    }
+    let image = import(node, "small", vec![small()?])?;
+    let through = Through::start_by("resnap", node)?;
+    let callers: Vec<_> = hostile
+        .iter()
+        .map(|image| unpack(&through, image, ON))
+        .collect();
+    unpack(&through, &image, ON)?.report()?;
+    // None waits for ever.
+    for caller in callers {
+        caller?.end()?.error()?;
+    }
     through.end()?;
     node.no_active_snapshot(ON)
 }
