@@ -160,7 +160,12 @@ async fn serve(client: UnixStream, backend: PathBuf, shared: Arc<Shared>) {
     let last = async {
         while !calls.is_empty() {
             tokio::select! {
-                _ = client.accept() => {}
+                next = client.accept() => {
+                    // Without a client nobody waits for what is left, which may not end.
+                    if !matches!(next, Some(Ok(_))) {
+                        return;
+                    }
+                }
                 _ = calls.join_next() => {}
             }
         }
