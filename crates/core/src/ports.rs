@@ -104,11 +104,11 @@ pub trait ContentReader: Send + Sync {
     }
 }
 
-/// What ends when it is dropped.
+/// A right that ends when this is dropped.
 pub type Permit = Box<dyn Any + Send>;
 
-/// Whether a reader of documents was admitted to hold a large one, or what it parsed one to. It is
-/// asked for at its first one, and lasts until this is dropped.
+/// The right of a reader of documents to hold large ones, or what it parsed them to. It is asked for at
+/// the first of them, and ends when this is dropped.
 #[derive(Debug, Default)]
 pub struct Large(Option<Permit>);
 
@@ -174,8 +174,8 @@ async fn read_up_to(
     Ok(Ok(bytes))
 }
 
-/// Reads a whole blob of at most `limit` bytes and checks it against its digest. A small one is
-/// read and checked without a wait for others who read.
+/// Reads a whole blob of at most `limit` bytes and checks it against its digest. One that is small, and
+/// is said to be, waits for no other reader.
 ///
 /// # Errors
 /// [`Kind::ResourceExhausted`] for one over the limit, by what it says and by what comes;
@@ -197,22 +197,18 @@ pub async fn read_verified(
     if usize::try_from(descriptor.size).map_or(true, |size| size > limit) {
         return Err(too_large(descriptor.size));
     }
-    // What a descriptor says of the size may be wrong. Nobody waits with a stream open: on one
-    // connection, those that are not read keep others from getting on.
-    let small = match large.0 {
-        Some(_) => None,
-        None => read_up_to(content, scope, digest, LARGE.min(limit))
-            .await?
-            .ok(),
-    };
-    let bytes = match small {
-        Some(bytes) => bytes,
-        None => {
-            large.admit(content).await;
-            let read = read_up_to(content, scope, digest, limit).await?;
-            read.map_err(too_large)?
-        }
-    };
+    // What a descriptor says of the size may be wrong.
+    let mut read = Err(descriptor.size);
+    if large.0.is_none() && descriptor.size < LARGE as u64 {
+        read = read_up_to(content, scope, digest, LARGE.min(limit)).await?;
+    }
+    // Nobody waits with a stream open: on one connection, those that are not read keep others from
+    // getting on.
+    if read.is_err() {
+        large.admit(content).await;
+        read = read_up_to(content, scope, digest, limit).await?;
+    }
+    let bytes = read.map_err(too_large)?;
     let expected = digest.clone();
     let hash = move |bytes: Vec<u8>| (expected.same_algorithm(&bytes), bytes);
     let (actual, bytes) = work_on(content, bytes, hash).await?;

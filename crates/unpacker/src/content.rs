@@ -10,8 +10,8 @@ use resnap_core::{ByteStream, ContentInfo, ContentReader, Digest, Permit, Result
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-/// How many images have large documents read, parsed or in use at once: one more than one that takes
-/// long. Each may hold a document of 8 MiB and what that is parsed to.
+/// The most images with large documents that are read, parsed or in use at once: one more than one that
+/// takes long. Each may hold a document of 8 MiB and what that is parsed to.
 const LARGE_AT_ONCE: usize = 2;
 
 /// A content store, of which large documents are worked on in threads where nobody else waits, those
