@@ -141,7 +141,8 @@ impl Error {
         matches!(self.kind(), Kind::InvalidArgument | Kind::Unimplemented)
     }
 
-    fn kind(&self) -> Kind {
+    /// Returns its kind as the port has it.
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Unfit(_) => Kind::FailedPrecondition,
             Self::Stopped => Kind::Cancelled,
@@ -269,9 +270,6 @@ fn of_image(fault: &resnap_erofs::Fault) -> Option<Kind> {
 /// Returns the kind of an error in a layer that is an EROFS image already.
 fn of_foreign(error: &ImageError) -> Kind {
     match error {
-        ImageError::Read { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => {
-            Kind::InvalidArgument
-        }
         ImageError::Read { source, .. } => of_system(source),
         ImageError::Features(_) | ImageError::Unsupported(_) => Kind::Unimplemented,
         _ => Kind::InvalidArgument,
@@ -301,7 +299,7 @@ fn of_system(error: &io::Error) -> Kind {
             Kind::InvalidArgument
         }
         Some(_) => Kind::Unknown,
-        // What a decompressor says of its input.
+        // What a decompressor says of its input, or that an image ends too soon.
         None => Kind::InvalidArgument,
     }
 }

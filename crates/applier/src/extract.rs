@@ -227,7 +227,8 @@ impl Extraction {
                 }
                 let make = || inode::make(&parent.fd, name, kind);
                 self.replacing(&parent, name, &path, make)?;
-                self.dress(&parent, name, entry)?;
+                let is_whiteout = matches!(kind, Kind::Character { major: 0, minor: 0 });
+                self.dress(&parent, name, entry, is_whiteout)?;
                 self.wrote(path)?;
             }
         }
@@ -400,17 +401,17 @@ impl Extraction {
         }
         let (parents, to) = split(target);
         let place = self.find(parents)?.ok_or_else(missing)?;
-        match fs::statat(&*place.fd, to, AtFlags::SYMLINK_NOFOLLOW) {
+        let is_whiteout = match fs::statat(&*place.fd, to, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 return Err(Fault::DirectoryTarget(target.to_vec()));
             }
             Ok(stat) if self.style == Style::Upper && inode::is_whiteout(&stat) => {
                 return Err(missing());
             }
-            Ok(_) => {}
+            Ok(stat) => inode::is_whiteout(&stat),
             Err(Errno::NOENT) => return Err(missing()),
             Err(error) => return Err(error).doing("look at its hard link's target"),
-        }
+        };
         if join(&place.path, to) == path {
             // It is a name of itself.
             return Ok(());
@@ -422,14 +423,20 @@ impl Extraction {
             }
             made => made,
         }?;
-        self.dress(parent, name, entry)?;
+        self.dress(parent, name, entry, is_whiteout)?;
         self.wrote(path)
     }
 
-    /// Sets all of what is at a name, and marks its directory where overlayfs takes it for a whiteout.
-    fn dress(&self, parent: &Place, name: &[u8], entry: &Entry) -> Result<(), Fault> {
+    /// Sets all of what is at a name, and marks its directory if overlayfs takes it for a whiteout.
+    fn dress(
+        &self,
+        parent: &Place,
+        name: &[u8],
+        entry: &Entry,
+        is_whiteout: bool,
+    ) -> Result<(), Fault> {
         inode::dress_at(&parent.fd, name, entry, self.user)?;
-        if self.style != Style::Copy && inode::kind(&parent.fd, name)?.is_none() {
+        if self.style != Style::Copy && is_whiteout {
             inode::mark(&parent.fd, self.user)?;
         }
         Ok(())

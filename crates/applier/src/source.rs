@@ -76,7 +76,7 @@ pub(crate) async fn open(
     }))
 }
 
-/// How long a blob that is read again may not get on.
+/// The longest time without progress of a blob that is read again.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Returns the digest that the blob of a layer has, if that is another than its own. One that cannot

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What extraction is tested with, by unit tests and by fuzzing: any layers as directories against
-//! the same as EROFS images. As root, as resnap runs.
+//! A comparison of any layers as directories with the same as EROFS images, for unit tests and fuzzing.
+//! It needs root, as resnap does.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use resnap_core::{Descriptor, Digest, Kind};
+use resnap_core::Digest;
 use resnap_erofs::Image;
 use resnap_layer::{Layer, Limits};
 use tokio::sync::watch;
@@ -45,7 +45,7 @@ pub fn compare(layers: &[Vec<Item>], within: &Path) {
             (Ok(()), Ok(image)) => image,
             (Err(extracted), Err(written)) => {
                 let message = format!("{extracted}; {written}; layer {number} of {layers:?}");
-                assert_eq!(kind(extracted), kind(written), "{message}");
+                assert_eq!(extracted.kind(), written.kind(), "{message}");
                 return;
             }
             (extracted, written) => {
@@ -87,16 +87,4 @@ fn write(stream: &[u8], path: &Path, below: &[Parent]) -> Result<Parent, Error> 
     layer.finish()?;
     erofs::finish(writer, below.to_vec(), &Digest::sha256(b""), &guard)?;
     Ok(Image::open(Arc::new(File::open(path).unwrap())).unwrap())
-}
-
-/// Returns what a client is told of an error.
-fn kind(error: Error) -> Kind {
-    let layer = Descriptor {
-        media_type: String::new(),
-        digest: Digest::sha256(b""),
-        size: 0,
-        annotations: Default::default(),
-        platform: None,
-    };
-    error.into_core(&layer).kind()
 }

@@ -10,13 +10,13 @@ use tar::{Builder, EntryType, Header};
 pub struct Item {
     pub(crate) kind: EntryType,
     pub(crate) path: String,
-    /// Of links.
+    /// The target of a link.
     pub(crate) target: &'static str,
     pub(crate) mode: u32,
     pub(crate) owner: (u64, u64),
     /// Seconds and nanoseconds.
     pub(crate) mtime: (i64, u32),
-    /// Of files.
+    /// The bytes of a file.
     pub(crate) size: usize,
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: &'static [Xattr],

@@ -15,7 +15,7 @@ use resnap_layer::way;
 /// A directory keeps it when another thing takes the place of its last whiteout.
 const ORIGIN: &str = "trusted.overlay.origin";
 
-/// What is at a path; nothing of what a whiteout has counts.
+/// A file, a directory or another thing at a path. Of a whiteout nothing else counts.
 #[derive(Debug, PartialEq)]
 pub(super) enum Thing {
     Whiteout,
@@ -23,7 +23,7 @@ pub(super) enum Thing {
         mode: u32,
         owner: (u32, u32),
         mtime: (i64, u32),
-        /// Of all but directories: how many names it has, and the first.
+        /// The number of its names, and the first of them, unless it is a directory.
         links: Option<(u64, String)>,
         /// Data, or the target.
         content: Vec<u8>,
@@ -52,12 +52,9 @@ fn first(names: &mut BTreeMap<u64, String>, inode: u64, path: &str) -> String {
 /// Removes the mark for whiteouts where there are none.
 fn unmark(tree: &mut Tree) {
     let whiteouts = tree.iter().filter(|(_, thing)| **thing == Thing::Whiteout);
-    let parent = |path: &str| {
-        path.rsplit_once('/')
-            .map_or("", |(parent, _)| parent)
-            .to_owned()
-    };
-    let marked: Vec<_> = whiteouts.map(|(path, _)| parent(path)).collect();
+    let marked: Vec<_> = whiteouts
+        .map(|(path, _)| text(way::split(path.as_bytes()).0))
+        .collect();
     for (path, thing) in tree {
         if let Thing::Inode { xattrs, .. } = thing
             && !marked.contains(path)
