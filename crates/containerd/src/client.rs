@@ -28,6 +28,14 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// asks a registry takes to prepare a layer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Bytes of a blob that containerd sends before they are read: one of its messages, which have up to
+/// 1 MiB.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// The most that HTTP/2 allows. Streams that nobody reads for a while, as a layer's that waits for
+/// memory, would use up a smaller one and stop all other answers.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
 /// A connection to containerd, cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -60,12 +68,13 @@ impl Client {
             Error::new(kind, "connect to containerd at", address).because(error)
         })?;
         // The URI only fills HTTP/2's :authority.
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(
-            tower::service_fn(move |_| {
+        let channel = Endpoint::from_static("http://localhost")
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .connect_with_connector_lazy(tower::service_fn(move |_| {
                 let path = path.clone();
                 async move { dial(&path).await.map(TokioIo::new) }
-            }),
-        );
+            }));
         Ok(Self {
             channel,
             call_timeout: CALL_TIMEOUT,

@@ -4,14 +4,17 @@
 //! containerd keeps the contracts that the engine and its simulated backend rely on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use futures::StreamExt as _;
 use resnap_containerd::Client;
 use resnap_core::testing::conformance::{self, Given};
-use resnap_core::{Container, Image, Scope, SnapshotKey};
-use resnap_integration::image::hello;
+use resnap_core::{Container, Digest, Image, Scope, SnapshotKey};
+use resnap_integration::image::{digest, hello};
 use resnap_unpacker::{Engine, Request, Settings};
 
+use crate::blob::ingest;
 use crate::suite::{Needs, Node, Test, unique};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -30,7 +33,48 @@ pub(crate) const TESTS: &[Test] = &[
         needs: Needs::Erofs,
         run: |node| conforms(node, "erofs"),
     },
+    Test {
+        name: "reads_that_wait_stop_no_others",
+        needs: Needs::Containerd,
+        run: reads_that_wait,
+    },
 ];
+
+/// More than HTTP/2 implementations let one connection have under way by default.
+const WAITING: usize = 16;
+
+/// Keeps streams of a large blob open without reading them, as layers do that wait for memory, and
+/// reads another blob over the same connection.
+fn reads_that_wait(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    let ctr = || node.containerd.ctr(&node.namespace);
+    let large = ingest(node, ctr, &vec![7; 8 << 20])?.parse::<Digest>()?;
+    let small = image.target().parse::<Digest>()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let socket = node.containerd.socket().to_string_lossy();
+        let content = Client::connect(&socket).await?.ports().content;
+        let scope = Scope::new(&node.namespace);
+        let mut waiting = Vec::new();
+        for _ in 0..WAITING {
+            waiting.push(content.open(&scope, &large).await?);
+        }
+        // So that the pieces that are sent ahead have come.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let read = async {
+            let mut stream = content.open(&scope, &small).await?;
+            let mut bytes = Vec::new();
+            while let Some(piece) = stream.next().await {
+                bytes.extend_from_slice(&piece?);
+            }
+            anyhow::Ok(bytes)
+        };
+        let bytes = tokio::time::timeout(Duration::from_secs(10), read).await??;
+        ensure!(digest(&bytes) == small.as_str(), "another blob");
+        Ok(())
+    })
+}
 
 fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
     let image = hello()?;
