@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use resnap_containerd::Client;
 use resnap_core::{Descriptor, Scope, SnapshotKey, media_type};
 use resnap_handler_wrapper::{Handler, Wrapper};
-use resnap_unpacker::{Engine, Request, Settings};
+use resnap_unpacker::{Engine, EngineSettings, Request};
 
 /// The label: which layer of the image this is, the base being 1.
 const LAYER_NUMBER: &str = "containerd.io/snapshot/example.com.layer-number";
@@ -51,7 +51,7 @@ async fn main() -> Result<()> {
         bail!("usage: custom_labels SOCKET NAMESPACE IMAGE SNAPSHOTTER");
     };
     let ports = Client::connect(socket).await?.ports();
-    let engine = Engine::new(ports.clone(), namespace, Settings::default())?;
+    let engine = Engine::new(ports.clone(), namespace, EngineSettings::default())?;
     let number_layers: Wrapper = Arc::new(|inner| Arc::new(NumberLayers { inner }));
     let request = Request {
         wrappers: vec![number_layers],

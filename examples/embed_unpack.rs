@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, bail};
 use resnap_containerd::Client;
 use resnap_core::{Error, Labels, LeaseId, Mount, Ports, Scope, SnapshotKey, labels};
-use resnap_unpacker::{Engine, Request, Settings};
+use resnap_unpacker::{Engine, EngineSettings, Request};
 
 struct Shim {
     ports: Ports,
@@ -64,7 +64,7 @@ async fn main() -> Result<()> {
     let labels = Labels::from([(labels::GC_EXPIRE.to_owned(), expiry.to_string())]);
     ports.leases.create(&scope, &lease, &labels).await?;
     let shim = Shim {
-        engine: Engine::new(ports.clone(), namespace, Settings::default())?,
+        engine: Engine::new(ports.clone(), namespace, EngineSettings::default())?,
         scope: scope.leased(lease.clone()),
         ports,
     };

@@ -5,10 +5,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use resnap_erofs::{Image, Stack};
+use resnap_erofs::{ErofsReader, Stack};
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(image) = Image::open(bytes) else {
+    let Ok(image) = ErofsReader::open(bytes) else {
         return;
     };
     let mut todo: Vec<_> = image.root().into_iter().collect();

@@ -9,7 +9,7 @@ mod mend;
 use std::io::{Cursor, Seek, SeekFrom, Write};
 
 use libfuzzer_sys::fuzz_target;
-use resnap_erofs::{Image, Memory, Nothing, Writer};
+use resnap_erofs::{ErofsReader, Memory, NoLower, Writer};
 use resnap_layer::Layer;
 
 /// Fails where a sparse file would take more memory than there is.
@@ -40,14 +40,14 @@ fuzz_target!(|stream: &[u8]| {
     let target = Target(Cursor::new(Vec::new()));
     let image = Writer::new(target, Box::new(Memory::new(1 << 30))).and_then(|mut writer| {
         writer.add(&mut layer)?;
-        writer.finish(&mut Nothing, [0; 16])
+        writer.finish(&mut NoLower, [0; 16])
     });
     let Ok((target, summary)) = image else {
         return;
     };
     let image = target.0.into_inner();
     assert_eq!(image.len() as u64, summary.size);
-    let image = Image::open(image).expect("what was written is an image");
+    let image = ErofsReader::open(image).expect("what was written is an image");
     let mut nodes = std::collections::BTreeSet::new();
     let mut todo = vec![image.root().expect("the root")];
     while let Some(node) = todo.pop() {

@@ -11,11 +11,11 @@ mod plan;
 use libfuzzer_sys::fuzz_target;
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{
-    Digest, LeaseId, Pick, Platform, Scope, SnapshotKey, SnapshotKind, labels, major_minor,
+    Digest, LeaseId, ManifestPreference, Platform, Scope, SnapshotKey, SnapshotKind, labels, major_minor,
     media_type,
 };
 use resnap_platforms::Matcher;
-use resnap_unpacker::{Engine, Owner, Request, Settings, UnpackError};
+use resnap_unpacker::{Engine, Owner, Request, EngineSettings, UnpackError};
 
 const NAMESPACE: &str = "k8s.io";
 
@@ -83,9 +83,9 @@ impl Input {
             }
             "platform" => platform(&text),
             "version" => {
-                let pick = Pick::by_containerd(&text);
+                let pick = ManifestPreference::by_containerd(&text);
                 let is_old = major_minor(&text).is_some_and(|version| version < (2, 3));
-                assert_eq!(pick == Pick::First, is_old);
+                assert_eq!(pick == ManifestPreference::First, is_old);
             }
             "media-type" => {
                 let kinds = [
@@ -192,7 +192,7 @@ async fn unpack(input: Input) {
     };
     backend.add_image(NAMESPACE, &name, &image);
     backend.add_snapshotter(&snapshotter, input.behaviour);
-    let settings = Settings::default();
+    let settings = EngineSettings::default();
     let engine = Engine::new(backend.ports(), NAMESPACE, settings).expect("an engine");
     let request = Request {
         user_reference: input.written,

@@ -7,7 +7,7 @@
 mod mend;
 
 use libfuzzer_sys::fuzz_target;
-use resnap_layer::{Kind, Layer, Limits};
+use resnap_layer::{EntryKind, Layer, Limits};
 
 fuzz_target!(|stream: &[u8]| {
     let stream = mend::mend(stream);
@@ -16,19 +16,19 @@ fuzz_target!(|stream: &[u8]| {
         assert!(entry.mode <= 0o7777 && entry.mtime.nanoseconds < 1_000_000_000);
         assert!(entry.uid < u32::MAX && entry.gid < u32::MAX);
         match &entry.kind {
-            Kind::Directory | Kind::Opaque if entry.path.is_empty() => {}
+            EntryKind::Directory | EntryKind::Opaque if entry.path.is_empty() => {}
             _ => assert!(is_path(&entry.path)),
         }
         match &entry.kind {
-            Kind::Hardlink(target) => assert!(is_path(target)),
-            Kind::Symlink(target) => assert!(!target.is_empty() && !target.contains(&0)),
-            Kind::Character { major, minor } | Kind::Block { major, minor } => {
+            EntryKind::Hardlink(target) => assert!(is_path(target)),
+            EntryKind::Symlink(target) => assert!(!target.is_empty() && !target.contains(&0)),
+            EntryKind::Character { major, minor } | EntryKind::Block { major, minor } => {
                 assert!(*major < 1 << 12 && *minor < 1 << 20);
             }
             _ => {}
         }
         let size = match &entry.kind {
-            Kind::File(file) => file.size,
+            EntryKind::File(file) => file.size,
             _ => 0,
         };
         let mut end = 0;

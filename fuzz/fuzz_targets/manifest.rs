@@ -19,10 +19,10 @@ use libfuzzer_sys::fuzz_target;
 use resnap_core::testing::{Behaviour, Simulated};
 use resnap_core::{
     ByteStream, ContentInfo, ContentReader, Descriptor, Digest, Error, Image, Images, Kind, Labels,
-    Pick, Ports, Profiles, Result, Scope, erofs_layer, media_type,
+    ManifestPreference, Ports, Profiles, Result, Scope, erofs_layer, media_type,
 };
 use resnap_platforms::{Matcher, Platform};
-use resnap_unpacker::{Engine, Plan, Request, Settings};
+use resnap_unpacker::{Engine, Plan, Request, EngineSettings};
 use serde_json::Value;
 
 const NAME: &str = "docker.io/library/web:1";
@@ -191,9 +191,9 @@ fn fits(plan: &Plan, request: &Request, store: &Store, profiles: &Profiles) {
     };
     let matcher = match (&request.platform, request.pick) {
         (Some(platform), _) => Matcher::only(platform),
-        (None, Pick::Best) => Matcher::only(&offered),
-        (None, Pick::Plain) => Matcher::default(),
-        (None, Pick::First) => Matcher::default().ignoring_features(),
+        (None, ManifestPreference::Best) => Matcher::only(&offered),
+        (None, ManifestPreference::Plain) => Matcher::default(),
+        (None, ManifestPreference::First) => Matcher::default().ignoring_features(),
     };
     let listed = plan.manifest.platform.as_ref();
     assert!(matcher.matches(listed.unwrap_or(&plan.platform)));
@@ -210,13 +210,13 @@ async fn run(input: &[u8]) {
         content: store.clone(),
         ..simulated.ports()
     };
-    let engine = Engine::new(ports, "k8s.io", Settings::default()).expect("an engine");
+    let engine = Engine::new(ports, "k8s.io", EngineSettings::default()).expect("an engine");
     for (snapshotter, pick, platform) in [
-        ("overlayfs", Pick::Plain, None),
-        ("erofs", Pick::First, None),
-        ("erofs", Pick::Best, None),
-        ("nydus", Pick::Best, None),
-        ("erofs", Pick::Best, Some("linux(+erofs)/arm64")),
+        ("overlayfs", ManifestPreference::Plain, None),
+        ("erofs", ManifestPreference::First, None),
+        ("erofs", ManifestPreference::Best, None),
+        ("nydus", ManifestPreference::Best, None),
+        ("erofs", ManifestPreference::Best, Some("linux(+erofs)/arm64")),
     ] {
         let request = Request {
             pick,
@@ -237,7 +237,7 @@ async fn run(input: &[u8]) {
         let check = engine.check_image(&request).await.expect("a check");
         assert_eq!(check.layers.len(), plan.layers.len());
         assert!(check.warnings.len() <= 32);
-        if pick == Pick::Plain && plan.config.digest.algorithm() == "sha256" {
+        if pick == ManifestPreference::Plain && plan.config.digest.algorithm() == "sha256" {
             let found = engine.resolve(plan.config.digest.as_str()).await;
             assert_eq!(found.expect("the image by its ID").name, NAME);
         }

@@ -3,7 +3,7 @@
 
 //! What is promised of plans, and of errors instead of one.
 
-use resnap_core::{ChainId, Digest, Kind, in_full, labels};
+use resnap_core::{ChainId, Digest, Kind, error_chain, labels};
 use resnap_unpacker::{Plan, UnpackError};
 
 /// Fails unless snapshots and labels are what they have to be, computed anew.
@@ -55,7 +55,7 @@ pub fn verify(plan: &Plan) {
 
 /// Fails unless the error blames the image, in a text that can be told and logged.
 pub fn verify_error(error: &UnpackError) {
-    let text = in_full(error);
+    let text = error_chain(error);
     assert!(text.len() < 16 << 10, "{} bytes", text.len());
     assert!(!text.contains(char::is_control), "{text:?}");
     assert!(

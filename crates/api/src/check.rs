@@ -71,7 +71,7 @@ impl TryFrom<v1::LayerCheck> for LayerCheck {
         Ok(Self {
             digest: digest(layer.digest)?,
             diff_id: DiffId(digest(layer.diff_id)?),
-            chain_id: ChainId::told(digest(layer.chain_id)?),
+            chain_id: ChainId::from_trusted(digest(layer.chain_id)?),
             bytes: layer.bytes,
             blob: layer.blob,
             snapshots: snapshots.collect::<Result<_, _>>()?,
@@ -155,7 +155,7 @@ mod tests {
             layers: vec![LayerCheck {
                 digest: digest.clone(),
                 diff_id: DiffId(digest.clone()),
-                chain_id: ChainId::told(digest.clone()),
+                chain_id: ChainId::from_trusted(digest.clone()),
                 bytes: 7,
                 blob: true,
                 snapshots: names.iter().cloned().zip(states).collect(),

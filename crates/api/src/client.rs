@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
-use resnap_unpacker::{Begun, Check, Event, Failure, JobStatus, Report, Request};
+use resnap_unpacker::{Check, Event, Failure, JobRef, JobStatus, Report, Request};
 use tokio::net::UnixStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
@@ -25,9 +25,9 @@ const MAX_HEADER_BYTES: u32 = 1 << 20;
 
 /// A connection to a daemon, cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Client(ResnapServiceClient<Channel>);
+pub struct DaemonClient(ResnapServiceClient<Channel>);
 
-impl Client {
+impl DaemonClient {
     /// Connects to the daemon whose API is at `socket`.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn unpack(&self, request: &Request) -> Result<Unpacking, Failure> {
+    pub async fn unpack(&self, request: &Request) -> Result<UnpackStream, Failure> {
         let request = v1::UnpackRequest {
             image: request.image.clone(),
             snapshotter: request.snapshotter.clone(),
@@ -79,7 +79,7 @@ impl Client {
         };
         let answer = self.0.clone().unpack(request).await;
         let answers = answer.map_err(|status| failure(&status))?.into_inner();
-        Ok(Unpacking(answers))
+        Ok(UnpackStream(answers))
     }
 
     /// What there is of each layer of `request`'s image, on its snapshotter, or on all that work if
@@ -111,9 +111,9 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn watch_jobs(&self) -> Result<Watching, Failure> {
+    pub async fn watch_jobs(&self) -> Result<JobStream, Failure> {
         let answer = self.0.clone().watch_jobs(v1::WatchJobsRequest {}).await;
-        Ok(Watching(
+        Ok(JobStream(
             answer.map_err(|status| failure(&status))?.into_inner(),
         ))
     }
@@ -142,9 +142,9 @@ fn jobs(jobs: Vec<v1::Job>) -> Result<Vec<JobStatus>, Failure> {
 
 /// What an unpack tells.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Told {
+pub enum UnpackStep {
     /// Which job does it. Comes first.
-    Begun(Begun),
+    Started(JobRef),
     /// Something happened to a layer.
     Event(Event),
     /// The image is ready. Comes last.
@@ -153,29 +153,29 @@ pub enum Told {
 
 /// An unpack that a daemon does.
 #[derive(Debug)]
-pub struct Unpacking(Streaming<v1::UnpackResponse>);
+pub struct UnpackStream(Streaming<v1::UnpackResponse>);
 
-impl Unpacking {
+impl UnpackStream {
     /// What is told next. Cancel-safe.
     ///
     /// # Errors
     /// [`Failure`]: what kept the image from being ready, or from being told of.
-    pub async fn next(&mut self) -> Result<Told, Failure> {
+    pub async fn next(&mut self) -> Result<UnpackStep, Failure> {
         let answer = self.0.message().await.map_err(|status| failure(&status))?;
-        let told = answer.and_then(|answer| answer.told);
-        Ok(match told.ok_or(Malformed("step or end"))? {
-            unpack_response::Told::Begun(begun) => Told::Begun(begun.into()),
-            unpack_response::Told::Event(event) => Told::Event(event.try_into()?),
-            unpack_response::Told::Report(report) => Told::Report(report.try_into()?),
+        let step = answer.and_then(|answer| answer.step);
+        Ok(match step.ok_or(Malformed("step or end"))? {
+            unpack_response::Step::Started(job) => UnpackStep::Started(job.into()),
+            unpack_response::Step::Event(event) => UnpackStep::Event(event.try_into()?),
+            unpack_response::Step::Report(report) => UnpackStep::Report(report.try_into()?),
         })
     }
 }
 
 /// The jobs of a daemon, as they change.
 #[derive(Debug)]
-pub struct Watching(Streaming<v1::WatchJobsResponse>);
+pub struct JobStream(Streaming<v1::WatchJobsResponse>);
 
-impl Watching {
+impl JobStream {
     /// At first the running jobs, if any; then those that changed. Cancel-safe.
     ///
     /// # Errors

@@ -51,7 +51,7 @@ impl From<JobStatus> for v1::Job {
             bytes: job.bytes,
             ready_bytes: job.ready_bytes,
             read_bytes: job.read_bytes,
-            waiting: count(job.waiting),
+            waiters: count(job.waiters),
             waits_for: job.waits_for,
             failure: job.failure.map(Into::into),
         }
@@ -78,7 +78,7 @@ impl TryFrom<v1::Job> for JobStatus {
             bytes: job.bytes,
             ready_bytes: job.ready_bytes,
             read_bytes: job.read_bytes,
-            waiting: size(job.waiting),
+            waiters: size(job.waiters),
             waits_for: job.waits_for,
             failure: job.failure.map(Into::into),
         })
@@ -111,7 +111,7 @@ mod tests {
                 bytes: 300,
                 ready_bytes: 100,
                 read_bytes: 150,
-                waiting: 2,
+                waiters: 2,
                 waits_for: Some("process 7".to_owned()),
                 failure: (number == 4).then(|| Failure {
                     kind: Kind::NotFound,

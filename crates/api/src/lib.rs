@@ -3,7 +3,7 @@
 
 //! The API of the daemon: gRPC on a Unix socket, package `resnap.v1`.
 //!
-//! [`serve`] answers from an [`Engine`](resnap_unpacker::Engine), [`Client`] asks. Both speak in the
+//! [`serve`] answers from an [`Engine`](resnap_unpacker::Engine), [`DaemonClient`] asks. Both speak in the
 //! engine's own words, so that who shows an event, a report, a check or a failure need not know
 //! where it comes from. `proto/resnap/v1/resnap.proto` is the protocol for all others.
 
@@ -26,7 +26,7 @@ pub mod v1 {
     tonic::include_proto!("resnap.v1");
 }
 
-pub use client::{Client, Told, Unpacking, Watching};
+pub use client::{DaemonClient, JobStream, UnpackStep, UnpackStream};
 pub use server::serve;
 
 use resnap_core::Digest;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, TryStreamExt as _, stream};
-use resnap_core::{Kind, Platform, in_full};
+use resnap_core::{Kind, Platform, error_chain};
 use resnap_unpacker::{Engine, Failure, Job, JobWatch, UnpackError};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::accepted::Accepted;
 use crate::status::status;
 use crate::v1::resnap_service_server::{ResnapService, ResnapServiceServer};
-use crate::v1::unpack_response::Told;
+use crate::v1::unpack_response::Step;
 use crate::{Info, v1};
 
 /// The largest request that is read: a few names.
@@ -75,7 +75,7 @@ pub async fn serve(
         sleep(FLUSH).await;
     };
     tokio::select! {
-        ended = serving => ended.map_err(|error| in_full(&error)),
+        ended = serving => ended.map_err(|error| error_chain(&error)),
         () = over => Ok(()),
     }
 }
@@ -123,7 +123,7 @@ fn request(
     let platform = (!platform.is_empty()).then(|| platform.parse::<Platform>());
     let platform = platform.transpose();
     Ok(resnap_unpacker::Request {
-        platform: platform.map_err(|error| Status::invalid_argument(in_full(&error)))?,
+        platform: platform.map_err(|error| Status::invalid_argument(error_chain(&error)))?,
         origin: ORIGIN.to_owned(),
         ..resnap_unpacker::Request::new(image, snapshotter)
     })
@@ -158,12 +158,12 @@ impl ResnapService for Api {
             ..request(asked.image, asked.snapshotter, &asked.platform)?
         });
         let engine = self.engine.clone();
-        let steps = stream::unfold((Step::Begin(job), call), move |(step, call)| {
+        let steps = stream::unfold((Pending::Start(job), call), move |(pending, call)| {
             let engine = engine.clone();
             async move {
-                let (told, next) = step.take().await?;
-                let answer = told.map_err(|error| failed(&engine, &error));
-                let answer = answer.map(|told| v1::UnpackResponse { told: Some(told) });
+                let (step, next) = pending.next().await?;
+                let answer = step.map_err(|error| failed(&engine, &error));
+                let answer = answer.map(|step| v1::UnpackResponse { step: Some(step) });
                 Some((answer, (next, call)))
             }
         });
@@ -223,30 +223,33 @@ impl ResnapService for Api {
     }
 }
 
-/// How far an Unpack is told.
-enum Step {
-    Begin(Job),
+/// What of an Unpack call has not been sent yet.
+enum Pending {
+    Start(Job),
     Events(Job),
-    Over,
+    Nothing,
 }
 
-impl Step {
-    async fn take(self) -> Option<(Result<Told, UnpackError>, Self)> {
-        let (told, next) = match self {
-            Self::Begin(job) => match job.begun().await {
-                Ok(begun) => (Ok(Told::Begun(begun.into())), Self::Events(job)),
-                Err(error) => (Err(error), Self::Over),
+impl Pending {
+    async fn next(self) -> Option<(Result<Step, UnpackError>, Self)> {
+        let (step, next) = match self {
+            Self::Start(job) => match job.begun().await {
+                Ok(begun) => (Ok(Step::Started(begun.into())), Self::Events(job)),
+                Err(error) => (Err(error), Self::Nothing),
             },
             Self::Events(mut job) => match job.next_event().await {
-                Some(event) => (Ok(Told::Event(event.into())), Self::Events(job)),
+                Some(event) => (Ok(Step::Event(event.into())), Self::Events(job)),
                 None => {
                     let report = job.report().await;
-                    (report.map(|report| Told::Report(report.into())), Self::Over)
+                    (
+                        report.map(|report| Step::Report(report.into())),
+                        Self::Nothing,
+                    )
                 }
             },
-            Self::Over => return None,
+            Self::Nothing => return None,
         };
-        Some((told, next))
+        Some((step, next))
     }
 }
 

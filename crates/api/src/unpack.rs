@@ -4,12 +4,12 @@
 //! What a job tells, as messages and back.
 
 use resnap_core::{ChainId, DiffId, Stage};
-use resnap_unpacker::{Begun, Event, LayerReport, Outcome, Phase, Report, StageTime};
+use resnap_unpacker::{Event, JobRef, LayerOutcome, LayerReport, Phase, Report, StageTime};
 
 use crate::{Malformed, count, digest, size, v1};
 
-impl From<Begun> for v1::JobBegun {
-    fn from(begun: Begun) -> Self {
+impl From<JobRef> for v1::JobStarted {
+    fn from(begun: JobRef) -> Self {
         Self {
             id: begun.id,
             joined: begun.joined,
@@ -17,8 +17,8 @@ impl From<Begun> for v1::JobBegun {
     }
 }
 
-impl From<v1::JobBegun> for Begun {
-    fn from(begun: v1::JobBegun) -> Self {
+impl From<v1::JobStarted> for JobRef {
+    fn from(begun: v1::JobStarted) -> Self {
         Self {
             id: begun.id,
             joined: begun.joined,
@@ -96,7 +96,7 @@ impl TryFrom<v1::Event> for Event {
             layer: size(event.layer),
             layers: size(event.layers),
             digest: digest(event.digest)?,
-            chain_id: ChainId::told(digest(event.chain_id)?),
+            chain_id: ChainId::from_trusted(digest(event.chain_id)?),
             bytes: event.bytes,
             seconds: event.seconds,
             waits_for: event.waits_for,
@@ -105,19 +105,19 @@ impl TryFrom<v1::Event> for Event {
     }
 }
 
-impl From<Outcome> for v1::LayerOutcome {
-    fn from(outcome: Outcome) -> Self {
+impl From<LayerOutcome> for v1::LayerOutcome {
+    fn from(outcome: LayerOutcome) -> Self {
         match outcome {
-            Outcome::Applied => Self::Applied,
-            Outcome::Existed => Self::Existed,
-            Outcome::Joined => Self::Joined,
-            Outcome::Staged => Self::Staged,
-            Outcome::Remote => Self::Remote,
+            LayerOutcome::Applied => Self::Applied,
+            LayerOutcome::Existed => Self::Existed,
+            LayerOutcome::Joined => Self::Joined,
+            LayerOutcome::Staged => Self::Staged,
+            LayerOutcome::Remote => Self::Remote,
         }
     }
 }
 
-impl TryFrom<v1::LayerOutcome> for Outcome {
+impl TryFrom<v1::LayerOutcome> for LayerOutcome {
     type Error = Malformed;
 
     fn try_from(outcome: v1::LayerOutcome) -> Result<Self, Malformed> {
@@ -145,7 +145,7 @@ impl From<StageTime> for v1::StageTime {
         };
         Self {
             stage: stage.into(),
-            begin: time.begin,
+            start: time.start,
             end: time.end,
             busy: time.busy,
         }
@@ -167,7 +167,7 @@ impl TryFrom<v1::StageTime> for StageTime {
                 v1::Stage::Commit => Stage::Commit,
                 v1::Stage::Unspecified => return Err(Malformed("stage")),
             },
-            begin: time.begin,
+            start: time.start,
             end: time.end,
             busy: time.busy,
         })
@@ -197,7 +197,7 @@ impl TryFrom<v1::LayerReport> for LayerReport {
             outcome: layer.outcome().try_into()?,
             digest: digest(layer.digest)?,
             diff_id: DiffId(digest(layer.diff_id)?),
-            chain_id: ChainId::told(digest(layer.chain_id)?),
+            chain_id: ChainId::from_trusted(digest(layer.chain_id)?),
             bytes: layer.bytes,
             seconds: layer.seconds,
             stages: stages.collect::<Result<_, _>>()?,
@@ -234,7 +234,7 @@ impl TryFrom<v1::Report> for Report {
             platform: report.platform,
             manifest: digest(report.manifest)?,
             config: digest(report.config)?,
-            chain_id: chain_id.map(ChainId::told),
+            chain_id: chain_id.map(ChainId::from_trusted),
             layers: layers.collect::<Result<_, _>>()?,
             seconds: report.seconds,
         })
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn what_is_told_survives_its_message() {
         let digest = Digest::sha256(b"layer");
-        let chain_id = ChainId::told(digest.clone());
+        let chain_id = ChainId::from_trusted(digest.clone());
         for number in 1..=11 {
             let phase = v1::Phase::try_from(number).unwrap();
             let event = Event {
@@ -285,7 +285,7 @@ mod tests {
                     .map(|stage| {
                         let time = v1::StageTime {
                             stage,
-                            begin: 0.1,
+                            start: 0.1,
                             end: 0.5,
                             busy: 0.3,
                         };

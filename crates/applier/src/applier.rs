@@ -30,10 +30,10 @@ pub enum Differ {
     Containerd,
 }
 
-/// How an [`Applier`] works.
+/// How an [`InProcessApplier`] works.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct ApplierSettings {
     /// Who writes layers, by snapshotter.
     pub differs: BTreeMap<String, Differ>,
     /// Bytes that a layer may have decompressed. By default 1 GiB and a thousand times its blob's:
@@ -49,23 +49,23 @@ pub struct Settings {
     pub parallel: Option<NonZeroUsize>,
 }
 
-/// As [`Settings::memory`] is by default: 256 MiB.
+/// As [`ApplierSettings::memory`] is by default: 256 MiB.
 pub const MEMORY: u64 = 256 << 20;
 
-/// As [`Settings::stall`] is by default: ten minutes.
+/// As [`ApplierSettings::stall`] is by default: ten minutes.
 pub const STALL: Duration = Duration::from_secs(600);
 
 /// Writes layers in this process, or has another applier write them. It asks for the roots of
 /// snapshotters and content, and goes to their files itself.
 #[derive(Clone)]
-pub struct Applier(Arc<Shared>);
+pub struct InProcessApplier(Arc<Shared>);
 
 /// What all batches share.
 pub(crate) struct Shared {
     pub(crate) fallback: Arc<dyn resnap_core::Applier>,
     pub(crate) content: Arc<dyn ContentReader>,
     pub(crate) introspection: Arc<dyn Introspection>,
-    pub(crate) settings: Settings,
+    pub(crate) settings: ApplierSettings,
     pub(crate) memory: Arc<Memory>,
 }
 
@@ -83,17 +83,17 @@ impl Shared {
     }
 }
 
-impl std::fmt::Debug for Applier {
+impl std::fmt::Debug for InProcessApplier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Applier")
+        f.debug_struct("InProcessApplier")
             .field("settings", &self.0.settings)
             .finish_non_exhaustive()
     }
 }
 
-impl Applier {
+impl InProcessApplier {
     /// An applier before the one in `ports`.
-    pub fn new(ports: &Ports, settings: Settings) -> Self {
+    pub fn new(ports: &Ports, settings: ApplierSettings) -> Self {
         Self(Arc::new(Shared {
             fallback: Arc::clone(&ports.applier),
             content: Arc::clone(&ports.content),
@@ -105,7 +105,7 @@ impl Applier {
 }
 
 #[async_trait]
-impl resnap_core::Applier for Applier {
+impl resnap_core::Applier for InProcessApplier {
     /// By the fallback: a layer by itself does not say its snapshotter.
     async fn apply(
         &self,
@@ -134,7 +134,7 @@ impl resnap_core::Applier for Applier {
 /// Whose layers are ours by default.
 const KNOWN: [&str; 3] = ["erofs", "native", "overlayfs"];
 
-impl Default for Settings {
+impl Default for ApplierSettings {
     fn default() -> Self {
         Self {
             differs: BTreeMap::new(),
@@ -146,7 +146,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl ApplierSettings {
     /// Who writes layers to the snapshotter of this name.
     pub fn differ(&self, snapshotter: &str) -> Differ {
         self.differs.get(snapshotter).copied().unwrap_or_default()

@@ -12,8 +12,8 @@ use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use resnap_core::{
-    Admission, Applied, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
-    Result as PortResult, Scope, Span, Stage,
+    Applied, ApplyPermit, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
+    Result as PortResult, Scope, Stage, StageTiming,
 };
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -47,7 +47,7 @@ struct Ready {
 }
 
 /// The right to write a layer, of this batch and of all.
-type Admitted = (Option<OwnedSemaphorePermit>, Admission);
+type Admitted = (Option<OwnedSemaphorePermit>, ApplyPermit);
 
 /// Layers that are being built or wait for their turn, for each that may be built at once: each takes
 /// memory and has a file open.
@@ -158,7 +158,7 @@ impl Ahead {
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let monitor = &job.batch.monitor;
-        monitor.went(index, Stage::Place, Span::since(begin));
+        monitor.record_stage(index, Stage::Place, StageTiming::since(begin));
         Ok(applied)
     }
 
@@ -237,7 +237,7 @@ impl Ahead {
         let begin = Instant::now();
         let shared = &self.job.shared;
         let applied = shared.by_fallback(scope, layer, mounts, *sync_fs).await;
-        monitor.went(index, Stage::Write, Span::since(begin));
+        monitor.record_stage(index, Stage::Write, StageTiming::since(begin));
         applied
     }
 }
@@ -251,7 +251,7 @@ impl BatchApplier for Ahead {
         };
         let Ok(layer) = self.job.layer(index) else {
             let error = PortError::new(Kind::InvalidArgument, "apply layer", index.to_string());
-            return Err(error.because("the batch has no such layer"));
+            return Err(error.with_source("the batch has no such layer"));
         };
         match error {
             Error::Unfit(reason) if self.differ == Differ::Auto => {

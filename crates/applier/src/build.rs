@@ -34,7 +34,7 @@ pub(crate) struct Built {
 enum Rest {
     Tree(Box<Extraction>),
     Image(Box<Writer<File>>, Guard),
-    Nothing,
+    NoLower,
 }
 
 /// The place a layer is written to.
@@ -73,7 +73,7 @@ pub(crate) fn build(
         Ok(match shape {
             Shape::Blob => {
                 erofs::copy(&path, stream)?;
-                Rest::Nothing
+                Rest::NoLower
             }
             Shape::Image { is_lowest } => {
                 let mut layer = layer(stream);
@@ -156,6 +156,6 @@ fn complete(
                 parents.and_then(|parents| erofs::finish(*writer, parents, blob, &guard));
             finished.inspect_err(|_| discard(path))
         }
-        (Rest::Nothing, _) => Ok(()),
+        (Rest::NoLower, _) => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use resnap_core::Digest;
-use resnap_erofs::{Image, Lower, Metadata, Stack, Writer};
+use resnap_erofs::{ErofsReader, Lower, Metadata, Stack, Writer};
 use resnap_layer::Layer;
 
 use crate::error::{Doing as _, Error};
@@ -96,7 +96,7 @@ impl Lower for Wanted<'_> {
 }
 
 /// A layer below.
-pub(crate) type Parent = Image<Arc<File>>;
+pub(crate) type Parent = ErofsReader<Arc<File>>;
 
 /// The layers below those of a batch, each opened once.
 #[derive(Debug, Default)]
@@ -113,7 +113,7 @@ impl Parents {
                 return Ok(image.clone());
             }
             let file = File::open(path).map_err(|error| unfit(&error))?;
-            let image = Image::open(Arc::new(file)).map_err(|error| unfit(&error))?;
+            let image = ErofsReader::open(Arc::new(file)).map_err(|error| unfit(&error))?;
             known.insert(path.clone(), image.clone());
             Ok(image)
         };
@@ -148,7 +148,7 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
         file.write_all(piece).when("write the EROFS image")?;
     }
     let found = file.metadata().when("look at the EROFS image")?.len();
-    match Image::open(file) {
+    match ErofsReader::open(file) {
         Ok(image) if found < image.size() => {
             let size = image.size();
             Err(Error::ShortImage { found, size })
@@ -169,7 +169,7 @@ mod tests {
     fn image() -> Vec<u8> {
         let target = io::Cursor::new(Vec::new());
         let writer = Writer::new(target, Box::new(resnap_erofs::Memory::new(1 << 20))).unwrap();
-        let (image, _) = writer.finish(&mut resnap_erofs::Nothing, [0; 16]).unwrap();
+        let (image, _) = writer.finish(&mut resnap_erofs::NoLower, [0; 16]).unwrap();
         image.into_inner()
     }
 

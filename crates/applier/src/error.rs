@@ -162,7 +162,7 @@ impl Error {
         match self {
             Self::Backend(error) => error,
             error => resnap_core::Error::new(error.kind(), "apply layer", layer.digest.as_str())
-                .because(error),
+                .with_source(error),
         }
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use resnap_erofs::Metadata;
 use resnap_layer::way::{Budget, join, split};
-use resnap_layer::{Entry, Kind, Layer, Time};
+use resnap_layer::{Entry, EntryKind, Layer, Time};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -191,7 +191,7 @@ impl Extraction {
 
     /// Writes an entry; a file is yet to be filled.
     fn entry(&mut self, entry: &Entry) -> Result<Option<File>, Fault> {
-        if entry.kind == Kind::Opaque {
+        if entry.kind == EntryKind::Opaque {
             let place = self.directory(&entry.path)?;
             return self.hide(&place.path, &place.fd).map(|()| None);
         }
@@ -204,16 +204,19 @@ impl Extraction {
         let path = join(&parent.path, name);
         let inherits = matches!(
             entry.kind,
-            Kind::File(_) | Kind::Character { .. } | Kind::Block { .. } | Kind::Fifo
+            EntryKind::File(_)
+                | EntryKind::Character { .. }
+                | EntryKind::Block { .. }
+                | EntryKind::Fifo
         );
         if inherits && self.records.has_default(&parent.path) {
             return Err(Fault::Inherits);
         }
         match &entry.kind {
-            Kind::Directory => self.make_directory(&parent, name, path, entry)?,
-            Kind::Whiteout => self.whiteout(&parent, name, &path)?,
-            Kind::Hardlink(target) => self.link(&parent, path, target, entry)?,
-            Kind::File(_) => {
+            EntryKind::Directory => self.make_directory(&parent, name, path, entry)?,
+            EntryKind::Whiteout => self.whiteout(&parent, name, &path)?,
+            EntryKind::Hardlink(target) => self.link(&parent, path, target, entry)?,
+            EntryKind::File(_) => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
                 let flags = flags | OFlags::CLOEXEC;
                 let make = || fs::openat(&*parent.fd, name, flags, Mode::RUSR | Mode::WUSR);
@@ -222,12 +225,14 @@ impl Extraction {
                 return Ok(Some(File::from(file)));
             }
             kind => {
-                if self.user && matches!(kind, Kind::Character { .. } | Kind::Block { .. }) {
+                if self.user
+                    && matches!(kind, EntryKind::Character { .. } | EntryKind::Block { .. })
+                {
                     return Ok(None);
                 }
                 let make = || inode::make(&parent.fd, name, kind);
                 self.replacing(&parent, name, &path, make)?;
-                let is_whiteout = matches!(kind, Kind::Character { major: 0, minor: 0 });
+                let is_whiteout = matches!(kind, EntryKind::Character { major: 0, minor: 0 });
                 self.dress(&parent, name, entry, is_whiteout)?;
                 self.wrote(path)?;
             }
@@ -242,7 +247,7 @@ impl Extraction {
         file: File,
         layer: &mut Layer<R>,
     ) -> Result<(), Error> {
-        let Kind::File(what) = &entry.kind else {
+        let EntryKind::File(what) = &entry.kind else {
             return Ok(());
         };
         let failed = |fault| Error::Entry {

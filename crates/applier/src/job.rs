@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use resnap_core::media_type::{self, Compression, Format};
-use resnap_core::{Admission, Batch, Descriptor};
+use resnap_core::{ApplyPermit, Batch, Descriptor};
 use tokio::sync::{OnceCell, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -97,7 +97,7 @@ impl Job {
     }
 
     /// Waits until a layer may be written.
-    pub(crate) async fn admit(&self, index: usize) -> Result<Admission, Error> {
+    pub(crate) async fn admit(&self, index: usize) -> Result<ApplyPermit, Error> {
         let mut stop = self.stop.clone();
         tokio::select! {
             admission = self.batch.monitor.admit(index) => Ok(admission),

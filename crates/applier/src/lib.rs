@@ -3,7 +3,7 @@
 
 //! Image layers written to snapshots in this process, several at once on any containerd.
 //!
-//! [`Applier`] is an applier before another one, containerd's differ: it writes what it knows how to
+//! [`InProcessApplier`] is an applier before another one, containerd's differ: it writes what it knows how to
 //! and leaves all else to the other.
 //!
 //! ```text
@@ -56,12 +56,12 @@
 //! link (`openat2`, or component by component); links of the layer are followed by their text, inside
 //! the root. Metadata are set by descriptor. So no entry leaves the directory, whatever links and
 //! entries of the same name come before it. Decompressed bytes, names and entries are limited
-//! ([`Settings::max_layer_bytes`], [`resnap_layer::Limits`]).
+//! ([`ApplierSettings::max_layer_bytes`], [`resnap_layer::Limits`]).
 //!
 //! Data is not kept. Until a layer is in its place, what it says of its directories is in memory, with
 //! their extended attributes, and for `native` the paths of all that it has; of an EROFS image, its
 //! whole tree. All layers of the process share one budget for that, and for the windows of zstd
-//! ([`Settings::memory`]): a layer for which there is no more before its turn is given up and written
+//! ([`ApplierSettings::memory`]): a layer for which there is no more before its turn is given up and written
 //! when its turn comes, and one that alone needs more than ten sixteenths is refused. Attributes that
 //! are never set are not kept, and those that several directories have are kept once.
 //!
@@ -69,11 +69,11 @@
 //!
 //! Whatever is done as often as an image says has a bound that no honest image meets. One entry is
 //! 512 bytes of a stream, which may be compressed to two. Work ends where nobody wants it any more,
-//! which is asked for each entry and directory, and where it does not get on ([`Settings::stall`]).
+//! which is asked for each entry and directory, and where it does not get on ([`ApplierSettings::stall`]).
 //!
 //! | for each | bound | the worst costs |
 //! |---|---|---|
-//! | byte of a blob, compressed or not | [`Settings::max_layer_bytes`] | a member or frame of gzip or zstd of some 20 bytes: a new decoder |
+//! | byte of a blob, compressed or not | [`ApplierSettings::max_layer_bytes`] | a member or frame of gzip or zstd of some 20 bytes: a new decoder |
 //! | entry | 4 million ([`resnap_layer::Limits`]) | making a file |
 //! | byte of extension headers, attribute, hole | 1 MiB, 256 KiB, 2^18 an entry | a copy of it |
 //! | name on the way to an entry | 8192 an entry; 64 an entry of the layer and 2^20 ([`resnap_layer::way`]) | opening a directory |
@@ -109,5 +109,5 @@ mod target;
 pub mod testing;
 mod watch;
 
-pub use applier::{Applier, Differ, MEMORY, STALL, Settings};
+pub use applier::{ApplierSettings, Differ, InProcessApplier, MEMORY, STALL};
 pub use staging::clear;

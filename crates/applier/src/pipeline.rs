@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use resnap_core::media_type::Compression;
-use resnap_core::{Applied, Digest, Monitor, Span, Stage};
+use resnap_core::{Applied, ApplyMonitor, Digest, Stage, StageTiming};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
@@ -39,7 +39,7 @@ pub(crate) struct Work {
     /// Bytes that may come out.
     pub(crate) limit: u64,
     pub(crate) guard: Guard,
-    pub(crate) monitor: Arc<dyn Monitor>,
+    pub(crate) monitor: Arc<dyn ApplyMonitor>,
 }
 
 /// Says when nobody wants the work any more: who says so, or is gone.
@@ -76,9 +76,9 @@ impl Meter {
         done
     }
 
-    fn span(&self) -> Option<Span> {
-        Some(Span {
-            begin: self.begin?,
+    fn span(&self) -> Option<StageTiming> {
+        Some(StageTiming {
+            start: self.begin?,
             end: self.end?,
             busy: self.busy,
         })
@@ -115,7 +115,7 @@ pub(crate) fn run<T>(
         };
         let begin = Instant::now();
         let consumed = consume(&mut stream);
-        let mut write = Span::since(begin);
+        let mut write = StageTiming::since(begin);
         write.busy = write.busy.saturating_sub(stream.waited);
         // The others end when nobody takes what they have.
         drop(stream);
@@ -131,14 +131,14 @@ pub(crate) fn run<T>(
         })?;
         let (read, inflate) = inflated.map_err(|_| Error::Panicked("decompresses"))?;
         let (hash, applied) = hashed.map_err(|_| Error::Panicked("hashes"))??;
-        work.monitor.went(work.index, Stage::Write, write);
+        work.monitor.record_stage(work.index, Stage::Write, write);
         for (stage, meter) in [
             (Stage::Read, read),
             (Stage::Inflate, inflate),
             (Stage::Hash, hash),
         ] {
             if let Some(span) = meter.span() {
-                work.monitor.went(work.index, stage, span);
+                work.monitor.record_stage(work.index, stage, span);
             }
         }
         Ok((consumed, applied))

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use resnap_core::Digest;
-use resnap_erofs::Image;
+use resnap_erofs::ErofsReader;
 use resnap_layer::{Layer, Limits};
 use tokio::sync::watch;
 
@@ -86,5 +86,5 @@ fn write(stream: &[u8], path: &Path, below: &[Parent]) -> Result<Parent, Error> 
     let writer = erofs::write(path, &mut layer, below.is_empty(), &guard)?;
     layer.finish()?;
     erofs::finish(writer, below.to_vec(), &Digest::sha256(b""), &guard)?;
-    Ok(Image::open(Arc::new(File::open(path).unwrap())).unwrap())
+    Ok(ErofsReader::open(Arc::new(File::open(path).unwrap())).unwrap())
 }

@@ -50,7 +50,7 @@ pub(crate) async fn apply(
         applied = applied => applied,
         () = stalled(snapshot, limit) => {
             let error = Error::new(Kind::DeadlineExceeded, "apply layer", layer.digest.as_str());
-            Err(error.because(format!(
+            Err(error.with_source(format!(
                 "containerd's differ has changed nothing in the snapshot for {limit:?}: see to \
                  containerd or the disk, or raise stall"
             )))

@@ -54,7 +54,7 @@ impl Client {
         if !path.is_absolute() {
             return Err(
                 Error::new(Kind::InvalidArgument, "connect to containerd at", address)
-                    .because("the address must be an absolute path"),
+                    .with_source("the address must be an absolute path"),
             );
         }
         // The channel connects lazily and would report a wrong path at the first call, as
@@ -65,7 +65,7 @@ impl Client {
                 io::ErrorKind::InvalidInput => Kind::InvalidArgument,
                 _ => Kind::Unavailable,
             };
-            Error::new(kind, "connect to containerd at", address).because(error)
+            Error::new(kind, "connect to containerd at", address).with_source(error)
         })?;
         // The URI only fills HTTP/2's :authority.
         let channel = Endpoint::from_static("http://localhost")
@@ -115,7 +115,7 @@ impl Client {
         let limit = self.call_timeout;
         timeout(limit, work).await.unwrap_or_else(|_| {
             Err(Error::new(Kind::DeadlineExceeded, operation, subject)
-                .because(format!("containerd did not answer within {limit:?}")))
+                .with_source(format!("containerd did not answer within {limit:?}")))
         })
     }
 
@@ -152,7 +152,7 @@ pub(crate) fn request<T>(scope: &Scope, message: T) -> Result<Request<T>> {
         .flatten()
     {
         let value = MetadataValue::try_from(value).map_err(|error| {
-            Error::new(Kind::InvalidArgument, "send", format!("{key} {value:?}")).because(error)
+            Error::new(Kind::InvalidArgument, "send", format!("{key} {value:?}")).with_source(error)
         })?;
         request.metadata_mut().insert(key, value);
     }

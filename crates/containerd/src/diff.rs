@@ -42,7 +42,7 @@ impl Applier for Client {
         let applied = answer.into_inner().applied.unwrap_or_default();
         Ok(Applied {
             diff_id: applied.digest.parse().map_err(|error| {
-                Error::new(Kind::Internal, "apply layer", subject()).because(error)
+                Error::new(Kind::Internal, "apply layer", subject()).with_source(error)
             })?,
             size: u64::try_from(applied.size).unwrap_or(0),
         })

@@ -27,7 +27,7 @@ impl Images for Client {
         let call = client.get(request(scope, message)?);
         let answer = self.call("get image", name, call).await?;
         let image = answer.image.ok_or_else(|| {
-            Error::new(Kind::Internal, "get image", name).because("the answer holds none")
+            Error::new(Kind::Internal, "get image", name).with_source("the answer holds none")
         })?;
         from_message(image)
     }
@@ -43,7 +43,7 @@ impl Images for Client {
 fn from_message(image: ImageMessage) -> Result<Image> {
     let target = image.target.unwrap_or_default();
     let digest = target.digest.parse().map_err(|error| {
-        Error::new(Kind::DataLoss, "read image", image.name.as_str()).because(error)
+        Error::new(Kind::DataLoss, "read image", image.name.as_str()).with_source(error)
     })?;
     Ok(Image {
         name: image.name,

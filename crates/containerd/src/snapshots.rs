@@ -63,7 +63,7 @@ impl Snapshotter for Remote {
             .await?;
         answer.info.and_then(info).ok_or_else(|| {
             Error::new(Kind::Internal, "stat snapshot", self.subject(key))
-                .because("the answer names no snapshot, or one of an unknown kind")
+                .with_source("the answer names no snapshot, or one of an unknown kind")
         })
     }
 

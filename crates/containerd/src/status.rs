@@ -24,14 +24,14 @@ pub(crate) fn error(operation: &'static str, subject: impl Into<String>, status:
             _ => Kind::Unavailable,
         };
         return Error::new(kind, operation, subject)
-            .because(format!("the connection to containerd failed: {io}"));
+            .with_source(format!("the connection to containerd failed: {io}"));
     }
     let message = status.message();
     if status.source().is_some() {
         return Error::new(Kind::Unavailable, operation, subject)
-            .because(format!("the connection to containerd failed: {message}"));
+            .with_source(format!("the connection to containerd failed: {message}"));
     }
-    Error::new(kind(status.code()), operation, subject).because(message.to_owned())
+    Error::new(kind(status.code()), operation, subject).with_source(message.to_owned())
 }
 
 fn io_error(status: &Status) -> Option<&io::Error> {

@@ -25,7 +25,7 @@ pub struct Batch {
     /// Whether each is on the disk once it is applied.
     pub sync_fs: bool,
     /// Who is asked and told.
-    pub monitor: Arc<dyn Monitor>,
+    pub monitor: Arc<dyn ApplyMonitor>,
 }
 
 impl fmt::Debug for Batch {
@@ -56,22 +56,22 @@ pub trait BatchApplier: Send + Sync {
 /// Who may say when a layer is written, and is told how it goes. Layers go by their index in the
 /// [`Batch`].
 #[async_trait]
-pub trait Monitor: Send + Sync {
+pub trait ApplyMonitor: Send + Sync {
     /// Waits until the layer may be written, in its snapshot or ahead. It is being written until the
     /// answer is dropped.
-    async fn admit(&self, index: usize) -> Admission;
+    async fn admit(&self, index: usize) -> ApplyPermit;
     /// So many bytes of the layer's blob have been read.
     fn read(&self, index: usize, bytes: u64);
     /// Writing the layer has gone through this stage.
-    fn went(&self, index: usize, stage: Stage, span: Span);
+    fn record_stage(&self, index: usize, stage: Stage, span: StageTiming);
 }
 
 /// The right to write a layer, given back when it is dropped.
-pub struct Admission {
+pub struct ApplyPermit {
     _permit: Box<dyn Any + Send>,
 }
 
-impl Admission {
+impl ApplyPermit {
     /// A right that is given back by dropping `permit`.
     pub fn new(permit: impl Send + 'static) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Admission {
     }
 }
 
-impl fmt::Debug for Admission {
+impl fmt::Debug for ApplyPermit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admission").finish_non_exhaustive()
     }
@@ -108,23 +108,23 @@ pub enum Stage {
 
 /// When something was done. Stages of one layer go on at the same time, each waiting for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub struct StageTiming {
     /// When it began.
-    pub begin: Instant,
+    pub start: Instant,
     /// When it ended.
     pub end: Instant,
     /// How long it was at work between.
     pub busy: Duration,
 }
 
-impl Span {
-    /// All the time from `begin` to now.
-    pub fn since(begin: Instant) -> Self {
+impl StageTiming {
+    /// All the time from `start` to now.
+    pub fn since(start: Instant) -> Self {
         let end = Instant::now();
         Self {
-            begin,
+            start,
             end,
-            busy: end - begin,
+            busy: end - start,
         }
     }
 }
@@ -132,7 +132,7 @@ impl Span {
 /// The layers of `batch`, to be applied as `applier` does best, or else one after the other.
 pub fn in_batch(applier: &Arc<dyn Applier>, batch: Batch) -> Arc<dyn BatchApplier> {
     applier.batch(&batch).unwrap_or_else(|| {
-        Arc::new(InTurn {
+        Arc::new(Sequential {
             applier: Arc::clone(applier),
             batch,
         })
@@ -140,13 +140,13 @@ pub fn in_batch(applier: &Arc<dyn Applier>, batch: Batch) -> Arc<dyn BatchApplie
 }
 
 /// One layer after the other.
-struct InTurn {
+struct Sequential {
     applier: Arc<dyn Applier>,
     batch: Batch,
 }
 
 #[async_trait]
-impl BatchApplier for InTurn {
+impl BatchApplier for Sequential {
     async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied> {
         let Batch {
             layers,
@@ -155,10 +155,10 @@ impl BatchApplier for InTurn {
             ..
         } = &self.batch;
         let _admission = monitor.admit(index).await;
-        let begin = Instant::now();
+        let start = Instant::now();
         let layer = &layers[index];
         let applied = self.applier.apply(scope, layer, mounts, *sync_fs).await;
-        monitor.went(index, Stage::Write, Span::since(begin));
+        monitor.record_stage(index, Stage::Write, StageTiming::since(start));
         applied
     }
 

@@ -188,7 +188,7 @@ impl ChainId {
     }
 
     /// One that another process computed, and tells.
-    pub fn told(digest: Digest) -> Self {
+    pub fn from_trusted(digest: Digest) -> Self {
         Self(digest)
     }
 

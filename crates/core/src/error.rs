@@ -108,7 +108,7 @@ impl Error {
 
     /// The same with its reason: another error, or a text.
     #[must_use]
-    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
     }
@@ -129,12 +129,12 @@ impl Error {
     }
 }
 
-/// Most bytes of one error that [`in_full`] tells.
+/// Most bytes of one error that [`error_chain`] tells.
 const MAX_TEXT: usize = 2048;
 
 /// An error with its causes, as one text. Of each no more than its beginning, as there may be
 /// something of a hostile image in it.
-pub fn in_full(error: &dyn StdError) -> String {
+pub fn error_chain(error: &dyn StdError) -> String {
     let mut text = String::new();
     let mut next = Some(error);
     while let Some(error) = next {
@@ -172,8 +172,9 @@ mod tests {
 
     #[test]
     fn a_long_cause_hides_no_other() {
-        let inner = Error::new(Kind::DataLoss, "read", "é".repeat(5000)).because("it is broken");
-        let text = in_full(&Error::new(Kind::DataLoss, "look", "here").because(inner));
+        let inner =
+            Error::new(Kind::DataLoss, "read", "é".repeat(5000)).with_source("it is broken");
+        let text = error_chain(&Error::new(Kind::DataLoss, "look", "here").with_source(inner));
         assert!(text.len() < 2 * MAX_TEXT, "{}", text.len());
         assert!(text.starts_with("look here: read é"), "{text}");
         assert!(text.ends_with("…: it is broken"), "{text}");

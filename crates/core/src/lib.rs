@@ -30,18 +30,21 @@ mod snapshot;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use batch::{Admission, Batch, BatchApplier, Monitor, Span, Stage, in_batch};
+pub use batch::{ApplyMonitor, ApplyPermit, Batch, BatchApplier, Stage, StageTiming, in_batch};
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
-pub use error::{Error, Kind, Result, in_full};
+pub use error::{Error, Kind, Result, error_chain};
 pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{
     Applied, Applier, ByteStream, Container, Containers, ContentInfo, ContentLabeler,
-    ContentReader, Image, Images, Introspection, Large, LeaseId, LeaseInfo, Leases, Permit, Ports,
-    Resource, Scope, Snapshotter, SnapshotterInfo, Snapshotters, Work, read_verified, work_on,
+    ContentReader, Image, Images, Introspection, LargeRead, LargeReadPermit, LeaseId, LeaseInfo,
+    Leases, Ports, Resource, Scope, Snapshotter, SnapshotterInfo, Snapshotters, Work,
+    read_verified, work_on,
 };
-pub use profile::{EROFS_FEATURE, Need, NeededOn, Profile, Profiles, Volumes};
+pub use profile::{EROFS_FEATURE, LabelRequirement, LabeledLayers, Profile, Profiles, Volumes};
 pub use resnap_platforms::Platform;
-pub use service::{Pick, Progress, UnpackService, Unready, Want, major_minor};
+pub use service::{
+    EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
+};
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};

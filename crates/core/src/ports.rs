@@ -98,24 +98,24 @@ pub trait ContentReader: Send + Sync {
         work();
     }
     /// Returns when one more reader may hold a large document: at once, unless whoever wraps the
-    /// port bounds how many do. See [`Large`].
-    async fn admit_large(&self) -> Permit {
+    /// port bounds how many do. See [`LargeRead`].
+    async fn admit_large_read(&self) -> LargeReadPermit {
         Box::new(())
     }
 }
 
 /// A right that ends when this is dropped.
-pub type Permit = Box<dyn Any + Send>;
+pub type LargeReadPermit = Box<dyn Any + Send>;
 
 /// The right of a reader of documents to hold large ones, or what it parsed them to. It is asked for at
 /// the first of them, and ends when this is dropped.
 #[derive(Debug, Default)]
-pub struct Large(Option<Permit>);
+pub struct LargeRead(Option<LargeReadPermit>);
 
-impl Large {
+impl LargeRead {
     async fn admit(&mut self, content: &dyn ContentReader) {
         if self.0.is_none() {
-            self.0 = Some(content.admit_large().await);
+            self.0 = Some(content.admit_large_read().await);
         }
     }
 }
@@ -185,11 +185,11 @@ pub async fn read_verified(
     scope: &Scope,
     descriptor: &Descriptor,
     limit: usize,
-    large: &mut Large,
+    large: &mut LargeRead,
 ) -> Result<Vec<u8>> {
     let digest = &descriptor.digest;
     let too_large = |size: u64| {
-        Error::new(Kind::ResourceExhausted, "read content", digest.as_str()).because(format!(
+        Error::new(Kind::ResourceExhausted, "read content", digest.as_str()).with_source(format!(
             "{size} bytes or more, and {} has at most {limit}",
             descriptor.media_type
         ))
@@ -214,7 +214,7 @@ pub async fn read_verified(
     let (actual, bytes) = work_on(content, bytes, hash).await?;
     if actual != *digest {
         return Err(Error::new(Kind::DataLoss, "read content", digest.as_str())
-            .because(format!("its bytes have the digest {actual}")));
+            .with_source(format!("its bytes have the digest {actual}")));
     }
     Ok(bytes)
 }

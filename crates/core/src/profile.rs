@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Profile {
     /// What it needs labels for; `None` if for nothing.
-    pub need: Option<Need>,
+    pub need: Option<LabelRequirement>,
     /// What an image on it shows that is mounted on the host, as image volumes are.
     pub volumes: Volumes,
     /// The OS features of images that it takes as they are.
@@ -23,26 +23,26 @@ pub struct Profile {
 
 /// What a snapshotter needs labels for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Need {
+pub struct LabelRequirement {
     /// What it does with them, and what happens without.
     pub why: Cow<'static, str>,
     /// On which layers they have to be.
-    pub layers: NeededOn,
+    pub layers: LabeledLayers,
     /// The label with which a snapshot that was committed without the others becomes what it would
     /// have been with them, if there is such a label.
-    pub mended_by: Option<(&'static str, &'static str)>,
+    pub repair_label: Option<(&'static str, &'static str)>,
 }
 
-impl Need {
+impl LabelRequirement {
     /// Whether the layer at `index` of `count` has to have labels.
     pub fn covers(&self, index: usize, count: usize) -> bool {
-        self.layers == NeededOn::Every || index + 1 == count
+        self.layers == LabeledLayers::Every || index + 1 == count
     }
 }
 
 /// On which layers of an image a snapshotter needs labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NeededOn {
+pub enum LabeledLayers {
     /// On each.
     Every,
     /// On the top layer, on which a container stands.
@@ -85,10 +85,10 @@ impl Default for Profiles {
     /// The snapshotters that containerd has, and those in wide use beside it.
     fn default() -> Self {
         let lazy = |why| Profile {
-            need: Some(Need {
+            need: Some(LabelRequirement {
                 why: Cow::Borrowed(why),
-                layers: NeededOn::Every,
-                mended_by: None,
+                layers: LabeledLayers::Every,
+                repair_label: None,
             }),
             volumes: Volumes::Host,
             ..Profile::default()
@@ -100,15 +100,15 @@ impl Default for Profiles {
         // Up to 2.4 containerd reports none of what its snapshotters take.
         let takes = |feature: &str| BTreeSet::from([feature.to_owned()]);
         let nydus = Profile {
-            need: Some(Need {
+            need: Some(LabelRequirement {
                 why: Cow::Borrowed(
                     "finds image and layer by them; without, layers are unpacked on the host or \
                      the container fails",
                 ),
-                layers: NeededOn::Top,
+                layers: LabeledLayers::Top,
                 // A container's mounts are made by what its parent has (nydus-snapshotter 0.13.4
                 // `snapshot/snapshot.go`): in proxy mode by this label and the layer's digest.
-                mended_by: Some(("containerd.io/snapshot/nydus-proxy-mode", "true")),
+                repair_label: Some(("containerd.io/snapshot/nydus-proxy-mode", "true")),
             }),
             volumes: Volumes::Guest,
             os_features: takes(NYDUS_FEATURE),
@@ -160,7 +160,7 @@ impl Profiles {
     }
 
     /// What the snapshotter of this name needs labels for.
-    pub fn need(&self, snapshotter: &str) -> Option<&Need> {
+    pub fn need(&self, snapshotter: &str) -> Option<&LabelRequirement> {
         self.get(snapshotter).need.as_ref()
     }
 

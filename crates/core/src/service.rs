@@ -10,7 +10,7 @@ use crate::Error;
 /// Which manifest of an index is meant, where it has several for the same platform that differ in
 /// OS features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Pick {
+pub enum ManifestPreference {
     /// That in the snapshotter's own format, if all of it is on the node; else the plain one.
     #[default]
     Best,
@@ -22,7 +22,7 @@ pub enum Pick {
     First,
 }
 
-impl Pick {
+impl ManifestPreference {
     /// What a containerd of this version (`2.1.9`, `v2.4.0-beta.0`, `1.7.24~ds1`) takes for
     /// containers: containerd/platforms considers features since 1.0.0-rc.4. Of one that does not
     /// say the newer is thought.
@@ -42,7 +42,7 @@ pub fn major_minor(version: &str) -> Option<(u32, u32)> {
 
 /// What is to be ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Want<'a> {
+pub struct EnsureRequest<'a> {
     /// A reference or an image ID, as the CRI has it.
     pub image: &'a str,
     /// What the user wrote, for an image that is known by its ID only.
@@ -54,12 +54,12 @@ pub struct Want<'a> {
     /// Whether layers that somebody unpacked without labels are mended.
     pub repair: bool,
     /// Which of its manifests.
-    pub pick: Pick,
+    pub pick: ManifestPreference,
 }
 
 /// How far an unpack is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
+pub struct EnsureProgress {
     /// Layers that are ready.
     pub done: usize,
     /// Layers of the image.
@@ -70,7 +70,7 @@ pub struct Progress {
 
 /// Why an image is not ready.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Unready {
+pub enum NotReady {
     /// There is no such image: nothing was tried.
     #[error("no such image")]
     Unknown,
@@ -91,17 +91,17 @@ pub trait UnpackService: Send + Sync {
     /// the waiting.
     ///
     /// # Errors
-    /// [`Unready`].
+    /// [`NotReady`].
     async fn ensure(
         &self,
-        want: Want<'_>,
-        tell: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<(), Unready>;
+        want: EnsureRequest<'_>,
+        tell: &(dyn Fn(EnsureProgress) + Send + Sync),
+    ) -> Result<(), NotReady>;
 
     /// Whether `image` is on `snapshotter` in the form of which the files come to be in guests
     /// only, so that as a volume, mounted on the host, it would be empty.
     ///
     /// # Errors
-    /// [`Unready`].
-    async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, Unready>;
+    /// [`NotReady`].
+    async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, NotReady>;
 }

@@ -16,5 +16,5 @@ mod simulated;
 
 pub use fault::{Effect, Fault, Operation};
 pub use image::{SimulatedImage, SimulatedLayer};
-pub use monitor::Nobody;
+pub use monitor::NoopMonitor;
 pub use simulated::{Behaviour, Simulated, SimulatedLease, SimulatedSnapshot};

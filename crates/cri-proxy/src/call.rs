@@ -24,7 +24,7 @@ use crate::deadline::Deadline;
 use crate::grpc::{
     DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Status, UNAVAILABLE, UNKNOWN, code_in, decode,
 };
-use crate::observe::{Seen, Why};
+use crate::observe::{ProxyEvent, Why};
 use crate::pass::{Inner, LAST, Phase};
 use crate::peek::{self, Unseen};
 use crate::preflight::{Look, Needed, look_after};
@@ -256,7 +256,7 @@ impl<'a> Passage<'a> {
                     length,
                     "a request was not looked into: it had no room"
                 );
-                self.proxy.saw(&Seen::Forwarded(Why::Unresolved));
+                self.proxy.on_event(&ProxyEvent::Forwarded(Why::Unresolved));
                 Ok(None)
             }
         }

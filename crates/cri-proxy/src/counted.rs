@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::grpc::CANCELLED;
-use crate::observe::{Observer, Seen};
+use crate::observe::{ProxyEvent, ProxyObserver};
 
 /// Any method that is none of the CRI's.
 const OTHER: &str = "other";
@@ -70,14 +70,14 @@ fn method(path: &str) -> &'static str {
 
 /// A call that is told of once, when it has ended. One that is dropped before was cancelled.
 pub(crate) struct Counted {
-    observer: Option<Arc<dyn Observer>>,
+    observer: Option<Arc<dyn ProxyObserver>>,
     method: &'static str,
     code: Cell<u16>,
 }
 
 impl Counted {
     /// A call that begins now.
-    pub(crate) fn begin(observer: Option<&Arc<dyn Observer>>, path: &str) -> Self {
+    pub(crate) fn begin(observer: Option<&Arc<dyn ProxyObserver>>, path: &str) -> Self {
         Self {
             observer: observer.cloned(),
             method: observer.map_or(OTHER, |_| method(path)),
@@ -94,7 +94,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         if let Some(observer) = &self.observer {
-            observer.saw(&Seen::Answered {
+            observer.on_event(&ProxyEvent::Answered {
                 method: self.method,
                 code: self.code.get(),
             });

@@ -6,19 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use resnap_core::{Pick, major_minor};
+use resnap_core::{ManifestPreference, major_minor};
 use serde_json::Value;
 
-use crate::settings::Settings;
+use crate::settings::ProxySettings;
 
 /// Who says something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum FactSource {
     /// containerd's CRI: Status, ImageFsInfo, ListImages.
     Containerd,
     /// containerd's CRI: the status of a pod's sandbox.
     PodSandboxStatus,
-    /// The [`Settings`].
+    /// The [`ProxySettings`].
     Settings,
 }
 
@@ -28,20 +28,20 @@ pub struct Fact {
     /// What it is about.
     pub name: String,
     /// What it is; `None` if nobody says.
-    pub value: Option<Told<String>>,
+    pub value: Option<Sourced<String>>,
 }
 
 /// A value with who says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told<T> {
+pub struct Sourced<T> {
     /// The value.
     pub value: T,
     /// Who says it.
-    pub source: Source,
+    pub source: FactSource,
 }
 
-impl<T> Told<T> {
-    pub(crate) fn new(value: T, source: Source) -> Self {
+impl<T> Sourced<T> {
+    pub(crate) fn new(value: T, source: FactSource) -> Self {
         Self { value, source }
     }
 }
@@ -50,18 +50,18 @@ impl<T> Told<T> {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Handlers {
     /// Their snapshotters; a handler without one of its own is not there.
-    snapshotters: BTreeMap<String, Told<String>>,
+    snapshotters: BTreeMap<String, Sourced<String>>,
     default_handler: Option<String>,
     /// That of all others.
-    default_snapshotter: Option<Told<String>>,
+    default_snapshotter: Option<Sourced<String>>,
     /// Whose sandboxes are no containers of containerd's.
     foreign: BTreeSet<String>,
     /// The image of sandboxes, where the configuration or containerd (1.x) says it.
-    pub(crate) sandbox_image: Option<Told<String>>,
+    pub(crate) sandbox_image: Option<Sourced<String>>,
     /// Major and minor.
     version: Option<(u32, u32)>,
     /// Which manifest it takes for containers.
-    pub(crate) pick: Pick,
+    pub(crate) pick: ManifestPreference,
     /// What does not concern the proxy, and may concern who reads.
     others: Vec<(&'static str, String)>,
 }
@@ -73,7 +73,7 @@ impl Handlers {
         default_snapshotter: Option<String>,
         containerd: &str,
     ) -> Self {
-        let says = |text: &str| Told::new(text.to_owned(), Source::Containerd);
+        let says = |text: &str| Sourced::new(text.to_owned(), FactSource::Containerd);
         let text = |value: &Value| {
             let text = value.as_str().filter(|text| !text.is_empty());
             text.map(str::to_owned)
@@ -86,7 +86,7 @@ impl Handlers {
                 .map(|name| says(&name)),
             sandbox_image: text(&config["sandboxImage"]).map(|image| says(&image)),
             version: major_minor(containerd),
-            pick: Pick::by_containerd(containerd),
+            pick: ManifestPreference::by_containerd(containerd),
             others: vec![("version", containerd.to_owned())],
             ..Self::default()
         };
@@ -112,9 +112,9 @@ impl Handlers {
     }
 
     /// What the operator says beats what containerd does.
-    pub(crate) fn amend(&mut self, settings: &Settings) {
-        let says = |text: &String| Told::new(text.clone(), Source::Settings);
-        let Settings {
+    pub(crate) fn amend(&mut self, settings: &ProxySettings) {
+        let says = |text: &String| Sourced::new(text.clone(), FactSource::Settings);
+        let ProxySettings {
             default_snapshotter,
             sandbox_image,
             handlers,
@@ -169,12 +169,12 @@ impl Handlers {
     }
 
     /// All of it, to be shown.
-    pub(crate) fn facts(&self, sandbox_image: Option<Told<String>>) -> Vec<Fact> {
+    pub(crate) fn facts(&self, sandbox_image: Option<Sourced<String>>) -> Vec<Fact> {
         let fact = |name: &dyn fmt::Display, value| Fact {
             name: name.to_string(),
             value,
         };
-        let says = |text: &String| Some(Told::new(text.clone(), Source::Containerd));
+        let says = |text: &String| Some(Sourced::new(text.clone(), FactSource::Containerd));
         let others = self.others.iter();
         let others = others.map(|(name, value)| fact(name, says(value)));
         let own = self.snapshotters.iter();
@@ -241,10 +241,10 @@ mod tests {
     #[test]
     fn the_operator_knows_better() {
         let mut handlers = Handlers::read(&Value::Null, Some("overlayfs".to_owned()), "1.6.20");
-        handlers.amend(&Settings {
+        handlers.amend(&ProxySettings {
             default_snapshotter: Some("native".to_owned()),
             handlers: [("kata".to_owned(), "nydus".to_owned())].into(),
-            ..Settings::default()
+            ..ProxySettings::default()
         });
         assert_eq!(handlers.snapshotter("kata"), Some("nydus"));
         assert_eq!(handlers.snapshotter("runc"), Some("native"));
@@ -253,6 +253,6 @@ mod tests {
         let source = kata
             .and_then(|fact| fact.value.as_ref())
             .map(|told| told.source);
-        assert_eq!(source, Some(Source::Settings));
+        assert_eq!(source, Some(FactSource::Settings));
     }
 }

@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use resnap_core::Need;
+use resnap_core::LabelRequirement;
 use serde_json::Value;
 
-use crate::facts::{Handlers, Source, Told};
+use crate::facts::{FactSource, Handlers, Sourced};
 use crate::grpc::Status;
 use crate::messages::{
     ImageFsInfoResponse, ListImagesResponse, ListPodSandboxResponse, Nothing,
@@ -18,7 +18,7 @@ use crate::messages::{
     VersionResponse,
 };
 use crate::pass::Backend;
-use crate::settings::Settings;
+use crate::settings::ProxySettings;
 
 /// Most pods that are remembered; a node has a few hundred.
 const MAX_SANDBOXES: usize = 4096;
@@ -29,13 +29,13 @@ const PLUGIN: &str = "io.containerd.snapshotter.v1.";
 /// What was found out. Pods do not change their snapshotter, so it is asked for once each.
 #[derive(Debug)]
 pub(crate) struct Knowledge {
-    pub(crate) settings: Settings,
+    pub(crate) settings: ProxySettings,
     handlers: Mutex<Option<Arc<Handlers>>>,
     sandboxes: Mutex<HashMap<String, String>>,
 }
 
 impl Knowledge {
-    pub(crate) fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: ProxySettings) -> Self {
         Self {
             settings,
             handlers: Mutex::default(),
@@ -44,7 +44,7 @@ impl Knowledge {
     }
 
     /// What a snapshotter needs labels for.
-    pub(crate) fn need(&self, snapshotter: &str) -> Option<&Need> {
+    pub(crate) fn need(&self, snapshotter: &str) -> Option<&LabelRequirement> {
         self.settings.profiles.need(snapshotter)
     }
 
@@ -135,7 +135,7 @@ impl Knowledge {
     pub(crate) async fn sandbox_image(
         &self,
         backend: &Backend,
-    ) -> Result<Option<Told<String>>, Status> {
+    ) -> Result<Option<Sourced<String>>, Status> {
         let handlers = self.handlers(backend).await?;
         if handlers.sandbox_image.is_some() {
             return Ok(handlers.sandbox_image.clone());
@@ -150,7 +150,7 @@ impl Knowledge {
             _ => None,
         };
         if let Some(image) = only {
-            return Ok(Some(Told::new(image, Source::Containerd)));
+            return Ok(Some(Sourced::new(image, FactSource::Containerd)));
         }
         let answer: ListPodSandboxResponse = backend
             .ask("/runtime.v1.RuntimeService/ListPodSandbox", &Nothing {})
@@ -161,7 +161,7 @@ impl Knowledge {
         };
         Ok(Self::image_of(backend, &youngest.id)
             .await?
-            .map(|image| Told::new(image, Source::PodSandboxStatus)))
+            .map(|image| Sourced::new(image, FactSource::PodSandboxStatus)))
     }
 
     /// The image that a pod has for its sandbox, if containerd says.

@@ -50,7 +50,7 @@ mod settings;
 mod waiting;
 mod wanted;
 
-pub use facts::{Fact, Source, Told};
-pub use observe::{Observer, Seen, Why};
+pub use facts::{Fact, FactSource, Sourced};
+pub use observe::{ProxyEvent, ProxyObserver, Why};
 pub use pass::Proxy;
-pub use settings::{Settings, Unlabelled};
+pub use settings::{ProxySettings, Unlabelled};

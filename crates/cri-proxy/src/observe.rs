@@ -6,7 +6,7 @@
 /// Something the proxy saw or did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
-pub enum Seen {
+pub enum ProxyEvent {
     /// A caller was answered before its deadline, while the work went on.
     AnsweredEarly,
     /// A call was forwarded though an image was not made ready.
@@ -36,7 +36,7 @@ pub enum Why {
 }
 
 /// Who is told.
-pub trait Observer: Send + Sync {
+pub trait ProxyObserver: Send + Sync {
     /// Is told at once, and must not block.
-    fn saw(&self, seen: &Seen);
+    fn on_event(&self, seen: &ProxyEvent);
 }

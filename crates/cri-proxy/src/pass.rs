@@ -29,10 +29,10 @@ use crate::counted::Counted;
 use crate::facts::Fact;
 use crate::grpc::{INTERNAL, PREFIX, Status};
 use crate::knowledge::Knowledge;
-use crate::observe::{Observer, Seen};
+use crate::observe::{ProxyEvent, ProxyObserver};
 use crate::outage::Outage;
 use crate::pull::Pulls;
-use crate::settings::Settings;
+use crate::settings::ProxySettings;
 use crate::waiting::Waiting;
 
 /// The largest answer that is read: containerd gives no larger one.
@@ -84,7 +84,7 @@ pub(crate) struct Inner {
     pub(crate) waiting: Waiting,
     pub(crate) pulls: Pulls,
     pub(crate) outage: Outage,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
+    pub(crate) observer: Option<Arc<dyn ProxyObserver>>,
     /// Where clients are served; of two such threads the later one.
     pub(crate) thread: Mutex<Option<Handle>>,
 }
@@ -95,9 +95,9 @@ impl Inner {
         thread.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn saw(&self, seen: &Seen) {
+    pub(crate) fn on_event(&self, seen: &ProxyEvent) {
         if let Some(observer) = &self.observer {
-            observer.saw(seen);
+            observer.on_event(seen);
         }
     }
 }
@@ -127,8 +127,8 @@ impl Proxy {
     pub fn new(
         backend: &Path,
         service: Arc<dyn UnpackService>,
-        settings: Settings,
-        observer: Option<Arc<dyn Observer>>,
+        settings: ProxySettings,
+        observer: Option<Arc<dyn ProxyObserver>>,
     ) -> Self {
         Self(Arc::new(Inner {
             backend: backend.to_owned(),

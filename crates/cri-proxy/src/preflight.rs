@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
-use resnap_core::{Error, Kind, Progress, Unready, Volumes, Want, in_full};
+use resnap_core::{EnsureProgress, EnsureRequest, Error, Kind, NotReady, Volumes, error_chain};
 use tokio::runtime::Handle;
 
 use crate::clients::at_home;
@@ -18,7 +18,7 @@ use crate::grpc::{
 };
 use crate::knowledge::Knowledge;
 use crate::messages::{CreateContainerRequest, ImageSpec};
-use crate::observe::{Seen, Why};
+use crate::observe::{ProxyEvent, Why};
 use crate::pass::{Backend, Inner};
 use crate::pull::pull;
 use crate::settings::Unlabelled;
@@ -116,13 +116,13 @@ impl Look<'_> {
                 Ok(()) => {}
                 // The caller gets containerd's answer, which is as good.
                 Err(error) => {
-                    let status = Status::new(UNKNOWN, in_full(&error));
+                    let status = Status::new(UNKNOWN, error_chain(&error));
                     self.forwarded(Why::Failed, Some(wanted), &status);
                     return Ok(false);
                 }
             }
         }
-        self.proxy.saw(&Seen::Retried);
+        self.proxy.on_event(&ProxyEvent::Retried);
         Ok(true)
     }
 
@@ -236,29 +236,30 @@ impl Look<'_> {
         let repair = match (settings.unlabelled, need) {
             (_, None) | (Some(Unlabelled::Forward | Unlabelled::Fail), _) => false,
             (Some(Unlabelled::Repair), _) => true,
-            (None, Some(need)) => need.mended_by.is_some(),
+            (None, Some(need)) => need.repair_label.is_some(),
         };
         let mut ended = self.wait(wanted, repair).await?;
-        if pulls && need.is_some() && matches!(ended, Err(Unready::Unknown)) {
+        if pulls && need.is_some() && matches!(ended, Err(NotReady::Unknown)) {
             match self.pull(&wanted.image, snapshotter).await? {
                 Ok(()) => ended = self.wait(wanted, repair).await?,
                 // Pulling is containerd's business, and so is what it says about it.
                 Err(error) => self.forwarded(Why::Unresolved, Some(wanted), &error),
             }
         }
-        let status = |error: &resnap_core::Error| Status::new(code(error.kind()), in_full(error));
+        let status =
+            |error: &resnap_core::Error| Status::new(code(error.kind()), error_chain(error));
         match ended {
-            Ok(()) | Err(Unready::Unknown) => Ok(()),
-            Err(Unready::Unlabelled(error)) => {
+            Ok(()) | Err(NotReady::Unknown) => Ok(()),
+            Err(NotReady::Unlabelled(error)) => {
                 if settings.unlabelled == Some(Unlabelled::Fail) {
                     return Err(status(&error));
                 }
                 self.forwarded(Why::Unlabelled, Some(wanted), &status(&error));
                 Ok(())
             }
-            Err(Unready::Failed(error)) if need.is_some() => Err(status(&error)),
+            Err(NotReady::Failed(error)) if need.is_some() => Err(status(&error)),
             // A snapshotter that can do without us gets the call all the same.
-            Err(Unready::Failed(error)) => {
+            Err(NotReady::Failed(error)) => {
                 self.forwarded(Why::Failed, Some(wanted), &status(&error));
                 Ok(())
             }
@@ -266,11 +267,11 @@ impl Look<'_> {
     }
 
     /// Waits until one image is ready, or answers before the caller gives up.
-    async fn wait(&self, wanted: &Wanted, repair: bool) -> Result<Result<(), Unready>, Status> {
-        let latest = Arc::new(Mutex::new(Progress::default()));
+    async fn wait(&self, wanted: &Wanted, repair: bool) -> Result<Result<(), NotReady>, Status> {
+        let latest = Arc::new(Mutex::new(EnsureProgress::default()));
         let snapshotter = &wanted.snapshotter;
         let still = || {
-            let Progress {
+            let EnsureProgress {
                 done,
                 layers,
                 percent,
@@ -301,12 +302,12 @@ impl Look<'_> {
         &self,
         wanted: Wanted,
         repair: bool,
-        latest: Arc<Mutex<Progress>>,
-    ) -> Result<(), Unready> {
+        latest: Arc<Mutex<EnsureProgress>>,
+    ) -> Result<(), NotReady> {
         let (service, image) = (Arc::clone(&self.proxy.service), wanted.image.clone());
         let made_ready = at_home(self.outer, async move {
             let tell = |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress;
-            let want = Want {
+            let want = EnsureRequest {
                 image: &wanted.image,
                 reference: wanted.reference.as_deref(),
                 snapshotter: &wanted.snapshotter,
@@ -318,7 +319,7 @@ impl Look<'_> {
         });
         made_ready.await.unwrap_or_else(|error| {
             let failed = Error::new(Kind::Internal, "make ready", image);
-            Err(Unready::Failed(failed.because(error)))
+            Err(NotReady::Failed(failed.with_source(error)))
         })
     }
 
@@ -329,7 +330,7 @@ impl Look<'_> {
             .in_time(pull(self.proxy, self.outer, image), still)
             .await?;
         if pulled.is_ok() {
-            self.proxy.saw(&Seen::Pulled);
+            self.proxy.on_event(&ProxyEvent::Pulled);
         }
         Ok(pulled)
     }
@@ -356,7 +357,7 @@ impl Look<'_> {
         tokio::select! {
             ended = work => Ok(ended),
             () = async { tokio::select! { () = too_late => {}, () = crowded => {} } } => {
-                self.proxy.saw(&Seen::AnsweredEarly);
+                self.proxy.on_event(&ProxyEvent::AnsweredEarly);
                 let (call, pod, container) =
                     (self.call.method(), self.call.pod(), self.call.container());
                 let status = Status::new(DEADLINE_EXCEEDED, still());
@@ -367,7 +368,7 @@ impl Look<'_> {
     }
 
     fn forwarded(&self, why: Why, wanted: Option<&Wanted>, reason: &Status) {
-        self.proxy.saw(&Seen::Forwarded(why));
+        self.proxy.on_event(&ProxyEvent::Forwarded(why));
         let (call, pod) = (self.call.method(), self.call.pod());
         let (pod, container) = (pod.unwrap_or_default(), self.call.container());
         if why == Why::Unresolved && matches!(reason.code, NOT_FOUND | UNAVAILABLE) {

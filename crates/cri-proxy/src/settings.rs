@@ -9,7 +9,7 @@ use resnap_core::Profiles;
 
 /// What the proxy is told. Without a word of it, it goes by what containerd says.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
+pub struct ProxySettings {
     /// What is known of snapshotters.
     pub profiles: Profiles,
     /// Whether images are made ready on the default snapshotter as well, for which containerd pulls.

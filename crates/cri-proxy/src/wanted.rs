@@ -3,7 +3,7 @@
 
 //! Calls that are looked at, and the images they need.
 
-use resnap_core::Pick;
+use resnap_core::ManifestPreference;
 
 use crate::facts::Handlers;
 use crate::messages::{CreateContainerRequest, ImageSpec, RunPodSandboxRequest};
@@ -64,7 +64,7 @@ pub(crate) struct Wanted {
     /// The pod it is for, as `namespace/name`.
     pub(crate) pod: Option<String>,
     /// Which manifest containerd takes.
-    pub(crate) pick: Pick,
+    pub(crate) pick: ManifestPreference,
 }
 
 impl Wanted {

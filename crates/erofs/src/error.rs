@@ -31,7 +31,7 @@ pub enum Error {
     Write(#[source] io::Error),
     /// What the image cannot hold as a whole.
     #[error("write the EROFS image")]
-    Image(#[source] Fault),
+    ErofsReader(#[source] Fault),
     /// Lower layers did not say what they know of a directory.
     #[error("ask lower layers for \"{}\"", String::from_utf8_lossy(path).escape_debug())]
     Lower {

@@ -96,7 +96,7 @@ type Result<T> = std::result::Result<T, ImageError>;
 
 /// An image.
 #[derive(Debug, Clone)]
-pub struct Image<R> {
+pub struct ErofsReader<R> {
     source: R,
     superblock: Superblock,
     /// Prefixes of extended attributes, once one is needed.
@@ -152,7 +152,7 @@ pub struct Named {
     pub id: u64,
 }
 
-impl<R: ReadAt> Image<R> {
+impl<R: ReadAt> ErofsReader<R> {
     /// The image in `source`.
     ///
     /// # Errors
@@ -425,7 +425,7 @@ fn read(source: &impl ReadAt, offset: u64, buffer: &mut [u8]) -> Result<()> {
 /// The names in a directory. Ends after an error.
 #[derive(Debug)]
 pub struct Entries<'a, R> {
-    image: &'a Image<R>,
+    image: &'a ErofsReader<R>,
     directory: Node,
     blocks: Range<u64>,
     block: Vec<u8>,

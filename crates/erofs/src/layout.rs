@@ -45,8 +45,8 @@ pub(crate) fn write<W: Write + Seek>(
 ) -> Result<(W, Summary), Error> {
     output.align().map_err(Error::Write)?;
     let start = output.position();
-    let meta = block(start, 0).map_err(Error::Image)?;
-    let (inodes, bytes) = plan(&mut tree, start).map_err(Error::Image)?;
+    let meta = block(start, 0).map_err(Error::ErofsReader)?;
+    let (inodes, bytes) = plan(&mut tree, start).map_err(Error::ErofsReader)?;
 
     let planned = Planned { tree: &tree, start };
     planned.inodes(&mut output).map_err(Error::Write)?;

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use std::io::Cursor;
-//! use resnap_erofs::{Image, Memory, Nothing, Writer};
+//! use resnap_erofs::{ErofsReader, Memory, NoLower, Writer};
 //! use resnap_layer::Layer;
 //!
 //! # let stream = std::io::empty();
@@ -13,9 +13,9 @@
 //! let mut writer = Writer::new(Cursor::new(Vec::new()), Box::new(Memory::new(1 << 20)))?;
 //! writer.add(&mut layer)?;
 //! // The diff ID is known here, and the layers below are ready.
-//! let (file, summary) = writer.finish(&mut Nothing, [0; 16])?;
+//! let (file, summary) = writer.finish(&mut NoLower, [0; 16])?;
 //!
-//! let image = Image::open(file.into_inner())?;
+//! let image = ErofsReader::open(file.into_inner())?;
 //! assert_eq!(image.inodes(), summary.inodes);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -74,8 +74,8 @@
 //! # Hostile input
 //!
 //! Layers and images may hold anything. Nothing panics, no size is believed before the bytes are
-//! there, and looking something up in an [`Image`] takes a bounded number of reads. A tree that is
-//! walked through [`Image::entries`] may have loops; who walks must count.
+//! there, and looking something up in an [`ErofsReader`] takes a bounded number of reads. A tree that is
+//! walked through [`ErofsReader::entries`] may have loops; who walks must count.
 //!
 //! - **Memory** of a [`Writer`] is what its [`Governor`] gives, whatever the bytes come from: each
 //!   inode and name counts, those that are replaced later too, and each different set of attributes,
@@ -102,9 +102,9 @@ mod xattr;
 mod tests;
 
 pub use error::{Error, Fault};
-pub use image::{Entries, Image, ImageError, Named, Node, ReadAt};
+pub use image::{Entries, ErofsReader, ImageError, Named, Node, ReadAt};
 pub use layout::Summary;
-pub use lower::{Lower, Metadata, Nothing};
+pub use lower::{Lower, Metadata, NoLower};
 pub use room::{Governor, Memory, Refusal};
 pub use stack::Stack;
 pub use writer::Writer;

@@ -44,9 +44,9 @@ pub trait Lower {
 
 /// No layers: the layer is the lowest.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Nothing;
+pub struct NoLower;
 
-impl Lower for Nothing {
+impl Lower for NoLower {
     fn directory(&mut self, _: &[u8]) -> Result<Option<Metadata>, Box<dyn StdError + Send + Sync>> {
         Ok(None)
     }

@@ -5,7 +5,7 @@
 
 use std::error::Error as StdError;
 
-use crate::image::{Image, ImageError, Node, ReadAt};
+use crate::image::{ErofsReader, ImageError, Node, ReadAt};
 use crate::lower::{Lower, Metadata};
 
 /// Images of layers, the topmost first.
@@ -14,7 +14,7 @@ use crate::lower::{Lower, Metadata};
 /// once in each image that has its directory.
 #[derive(Debug)]
 pub struct Stack<R> {
-    images: Vec<Image<R>>,
+    images: Vec<ErofsReader<R>>,
     /// The last path, as far as there were directories.
     path: Vec<u8>,
     /// The way to it: the root, and the directory of each name.
@@ -33,7 +33,7 @@ struct Merged {
 
 impl<R: ReadAt> Stack<R> {
     /// Images of layers, the topmost first.
-    pub fn new(images: Vec<Image<R>>) -> Self {
+    pub fn new(images: Vec<ErofsReader<R>>) -> Self {
         Self {
             images,
             path: Vec::new(),
@@ -94,7 +94,7 @@ impl<R: ReadAt> Stack<R> {
 
 /// What a directory of these parts has under this name, if that is a directory.
 fn child<R: ReadAt>(
-    images: &[Image<R>],
+    images: &[ErofsReader<R>],
     parts: &[(usize, Node)],
     name: &[u8],
 ) -> Result<Vec<(usize, Node)>, ImageError> {
@@ -119,7 +119,7 @@ fn child<R: ReadAt>(
     Ok(found)
 }
 
-fn opaque<R: ReadAt>(image: &Image<R>, node: &Node) -> Result<bool, ImageError> {
+fn opaque<R: ReadAt>(image: &ErofsReader<R>, node: &Node) -> Result<bool, ImageError> {
     image.has_xattr(node, b"trusted.overlay.opaque", b"y")
 }
 

@@ -6,7 +6,7 @@
 use std::io::{Read, Seek, Write};
 
 use resnap_layer::way::Budget;
-use resnap_layer::{Entry, File, Kind, Layer};
+use resnap_layer::{Entry, EntryKind, File, Layer};
 
 use crate::error::{Error, Fault};
 use crate::format::{NO_BLOCK, mode};
@@ -59,7 +59,7 @@ impl<W: Write + Seek> Writer<W> {
             };
             self.tree.begin().map_err(failed)?;
             let place = match &entry.kind {
-                Kind::File(file) => self.data(&entry, file, layer)?,
+                EntryKind::File(file) => self.data(&entry, file, layer)?,
                 _ => NO_BLOCK,
             };
             self.tree.add(&entry, place).map_err(failed)?;

@@ -117,7 +117,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     async fn choose(&mut self, node: &Descriptor, depth: usize) -> Result<Option<Choice>> {
         self.reads_left = self.reads_left.checked_sub(1).ok_or_else(|| {
-            Error::new(Kind::ResourceExhausted, "read index", node.digest.as_str()).because(
+            Error::new(Kind::ResourceExhausted, "read index", node.digest.as_str()).with_source(
                 format!("more than {MAX_DOCUMENTS} manifests had to be read for a choice"),
             )
         })?;
@@ -129,16 +129,18 @@ impl Walk<'_> {
         }
         if !media_type::is_index(&node.media_type) {
             return Err(
-                Error::new(Kind::InvalidArgument, "read", node.digest.as_str()).because(format!(
-                    "its media type {:?} is neither an index nor a manifest",
-                    node.media_type
-                )),
+                Error::new(Kind::InvalidArgument, "read", node.digest.as_str()).with_source(
+                    format!(
+                        "its media type {:?} is neither an index nor a manifest",
+                        node.media_type
+                    ),
+                ),
             );
         }
         if depth == 0 {
             return Err(
                 Error::new(Kind::ResourceExhausted, "read index", node.digest.as_str())
-                    .because(format!("indexes are nested more than {MAX_DEPTH} deep")),
+                    .with_source(format!("indexes are nested more than {MAX_DEPTH} deep")),
             );
         }
         let index = self.documents.index(node).await?;
@@ -199,7 +201,7 @@ mod tests {
 
     use async_trait::async_trait;
     use futures::StreamExt as _;
-    use resnap_core::{ByteStream, ContentInfo, Labels, Permit, Work};
+    use resnap_core::{ByteStream, ContentInfo, Labels, LargeReadPermit, Work};
 
     use super::*;
     use crate::MAX_DOCUMENT_BYTES;
@@ -245,7 +247,7 @@ mod tests {
             work();
         }
 
-        async fn admit_large(&self) -> Permit {
+        async fn admit_large_read(&self) -> LargeReadPermit {
             self.admitted.fetch_add(1, Ordering::Relaxed);
             Box::new(())
         }

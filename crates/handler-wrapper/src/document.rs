@@ -5,7 +5,7 @@
 //! read, so that an image which containerd takes is not refused for the others.
 
 use resnap_core::{
-    ContentReader, Descriptor, DiffId, Digest, Error, Kind, Large, Platform, Result, Scope,
+    ContentReader, Descriptor, DiffId, Digest, Error, Kind, LargeRead, Platform, Result, Scope,
     media_type, null_is_default, read_verified, work_on,
 };
 use serde::Deserialize;
@@ -145,7 +145,7 @@ pub(crate) struct Documents<'a> {
     scope: &'a Scope,
     /// What may be read: descriptors may claim any size.
     bytes_left: usize,
-    large: Large,
+    large: LargeRead,
 }
 
 impl<'a> Documents<'a> {
@@ -154,7 +154,7 @@ impl<'a> Documents<'a> {
             content,
             scope,
             bytes_left: MAX_BYTES,
-            large: Large::default(),
+            large: LargeRead::default(),
         }
     }
 
@@ -166,9 +166,11 @@ impl<'a> Documents<'a> {
         const READ: &str = "read config";
         let is_known = media_type::is_config(&config.media_type);
         let not_an_image = || {
-            Error::new(Kind::InvalidArgument, READ, config.digest.as_str()).because(NotAnImage {
-                media_type: config.media_type.clone(),
-            })
+            Error::new(Kind::InvalidArgument, READ, config.digest.as_str()).with_source(
+                NotAnImage {
+                    media_type: config.media_type.clone(),
+                },
+            )
         };
         let raw: RawConfig = match self.read(READ, config).await {
             Err(error) if !is_known && error.kind() == Kind::InvalidArgument => {
@@ -205,7 +207,7 @@ impl<'a> Documents<'a> {
         if layers > MAX_LAYERS {
             let digest = descriptor.digest.as_str();
             return Err(
-                Error::new(Kind::InvalidArgument, "read manifest", digest).because(format!(
+                Error::new(Kind::InvalidArgument, "read manifest", digest).with_source(format!(
                     "it has {layers} layers, and may have at most {MAX_LAYERS}"
                 )),
             );
@@ -240,16 +242,16 @@ impl<'a> Documents<'a> {
         )
         .await;
         let bytes = read.map_err(|error| match error.kind() {
-            Kind::NotFound => failed(Kind::NotFound).because("it is not in the content store"),
+            Kind::NotFound => failed(Kind::NotFound).with_source("it is not in the content store"),
             _ => error,
         })?;
         self.bytes_left = self.bytes_left.checked_sub(bytes.len()).ok_or_else(|| {
-            failed(Kind::ResourceExhausted).because(format!(
+            failed(Kind::ResourceExhausted).with_source(format!(
                 "more than {MAX_BYTES} bytes of documents had to be read"
             ))
         })?;
         let parsed = work_on(content, bytes, |bytes| serde_json::from_slice(&bytes)).await?;
-        parsed.map_err(|error| failed(Kind::InvalidArgument).because(error))
+        parsed.map_err(|error| failed(Kind::InvalidArgument).with_source(error))
     }
 }
 
@@ -257,7 +259,7 @@ impl<'a> Documents<'a> {
 /// (containerd `core/images/image.go`, `validateMediaType`).
 fn ambiguous(descriptor: &Descriptor) -> Error {
     Error::new(Kind::InvalidArgument, "read", descriptor.digest.as_str())
-        .because("it is an index and a manifest at once")
+        .with_source("it is an index and a manifest at once")
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ pub struct Entry {
     /// Of a whiteout it is the path that is hidden, of an opaque marker the directory's.
     pub path: Vec<u8>,
     /// What it is.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Permissions with set-user-ID, set-group-ID and sticky bit: `0` to `0o7777`.
     pub mode: u32,
     /// The owner.
@@ -27,7 +27,7 @@ pub struct Entry {
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     /// A regular file; [`Layer::data`](crate::Layer::data) has its data.
     File(File),
     /// A directory.

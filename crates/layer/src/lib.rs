@@ -30,8 +30,8 @@
 //! |---|---|
 //! | `./a`, `/a`, `a/../b`, `../a` | resolved by their names inside the root |
 //! | an entry that is the root and no directory | skipped |
-//! | `.wh..wh..opq`, of any type | [`Kind::Opaque`] |
-//! | `.wh.NAME`, of any type and name | [`Kind::Whiteout`]; AUFS's own files have no other meaning |
+//! | `.wh..wh..opq`, of any type | [`EntryKind::Opaque`] |
+//! | `.wh.NAME`, of any type and name | [`EntryKind::Whiteout`]; AUFS's own files have no other meaning |
 //! | type NUL, `0` | a file; NUL with a name that ends in `/` is a directory |
 //! | sparse: pax 0.0, 0.1, 1.0 | a file with [extents](File::extents) |
 //! | an empty value of pax | what the entry's own header says |
@@ -92,6 +92,6 @@ pub mod way;
 #[cfg(test)]
 mod fixture;
 
-pub use entry::{Entry, Extent, File, Kind, Piece, Time, Xattr};
+pub use entry::{Entry, EntryKind, Extent, File, Piece, Time, Xattr};
 pub use error::{Error, Fault};
 pub use reader::{Layer, Limits};

@@ -17,10 +17,10 @@ pub(crate) mod warm;
 use std::sync::Arc;
 
 use anyhow::Result;
-use resnap_applier::Applier;
+use resnap_applier::InProcessApplier;
 use resnap_containerd::Client;
-use resnap_core::Pick;
-use resnap_unpacker::{Engine, Observer, Settings, UnpackError};
+use resnap_core::ManifestPreference;
+use resnap_unpacker::{Engine, EngineObserver, EngineSettings, UnpackError};
 
 use crate::config::Config;
 
@@ -40,7 +40,7 @@ pub(crate) enum Outcome {
 
 /// The engine on a connection to containerd, for looking.
 pub(crate) async fn engine(config: &Config) -> Result<Engine> {
-    connect(config, Settings::default()).await
+    connect(config, EngineSettings::default()).await
 }
 
 /// The engine on a connection to containerd, for work that other processes may do as well.
@@ -51,29 +51,29 @@ pub(crate) async fn working_engine(config: &Config) -> Result<Engine> {
 /// The same, with somebody who is told of its jobs.
 pub(crate) async fn observed_engine(
     config: &Config,
-    observer: Option<Arc<dyn Observer>>,
+    observer: Option<Arc<dyn EngineObserver>>,
 ) -> Result<Engine> {
-    let mut settings = Settings::default();
+    let mut settings = EngineSettings::default();
     settings.runtime_dir = Some(config.runtime_dir.value.clone());
     settings.observer = observer;
     connect(config, settings).await
 }
 
 /// Which manifests containerd takes for containers.
-pub(crate) async fn pick(config: &Config) -> Result<Pick> {
+pub(crate) async fn pick(config: &Config) -> Result<ManifestPreference> {
     let connected = Client::connect(&config.address.value).await;
     let client = connected.map_err(UnpackError::from)?;
     let version = client.version().await.map_err(UnpackError::from)?;
-    Ok(Pick::by_containerd(&version))
+    Ok(ManifestPreference::by_containerd(&version))
 }
 
-async fn connect(config: &Config, mut settings: Settings) -> Result<Engine> {
+async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine> {
     settings.profiles = config.profiles.clone();
     settings.configurations.clone_from(&config.unpack.value);
     let client = Client::connect(&config.address.value)
         .await
         .map_err(UnpackError::from)?;
     let mut ports = client.ports();
-    ports.applier = Arc::new(Applier::new(&ports, config.applier.clone()));
+    ports.applier = Arc::new(InProcessApplier::new(&ports, config.applier.clone()));
     Ok(Engine::new(ports, &config.namespace.value, settings)?)
 }

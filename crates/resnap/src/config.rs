@@ -15,9 +15,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
-use resnap_applier::{Differ, MEMORY, STALL, Settings as ApplierSettings};
+use resnap_applier::{ApplierSettings, Differ, MEMORY, STALL};
 use resnap_containerd::DEFAULT_ADDRESS;
-use resnap_core::{Need, NeededOn, Profile, Profiles, Volumes};
+use resnap_core::{LabelRequirement, LabeledLayers, Profile, Profiles, Volumes};
 use resnap_cri_proxy::Unlabelled;
 use resnap_unpacker::Configuration;
 use serde::Deserialize;
@@ -76,7 +76,7 @@ pub(crate) struct Config {
     /// Off if `None`.
     pub(crate) metrics_address: Setting<Option<SocketAddr>>,
     pub(crate) always: Setting<bool>,
-    /// As [`resnap_cri_proxy::Settings::unlabelled`].
+    /// As [`resnap_cri_proxy::ProxySettings::unlabelled`].
     pub(crate) unlabelled: Setting<Option<Unlabelled>>,
     pub(crate) default_snapshotter: Option<String>,
     pub(crate) sandbox_image: Option<String>,
@@ -273,17 +273,17 @@ impl SnapshotterSection {
             Some(LabelsWord::None) => profile.need = None,
             Some(word) => {
                 let known = profile.need.take();
-                let (why, mended_by) = known
-                    .map(|need| (need.why, need.mended_by))
+                let (why, repair_label) = known
+                    .map(|need| (need.why, need.repair_label))
                     .unwrap_or_else(|| ("the configuration says so".into(), None));
-                profile.need = Some(Need {
+                profile.need = Some(LabelRequirement {
                     why: reason.unwrap_or(why),
                     layers: if word == LabelsWord::Top {
-                        NeededOn::Top
+                        LabeledLayers::Top
                     } else {
-                        NeededOn::Every
+                        LabeledLayers::Every
                     },
-                    mended_by,
+                    repair_label,
                 });
             }
             None => {

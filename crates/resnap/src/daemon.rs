@@ -17,8 +17,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Result;
-use resnap_core::{Kind, SnapshotterInfo, in_full};
-use resnap_cri_proxy::{Observer, Proxy, Settings};
+use resnap_core::{Kind, SnapshotterInfo, error_chain};
+use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
 use resnap_unpacker::{Engine, UnpackError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -73,7 +73,11 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome
 }
 
 /// The proxy in front of this engine's containerd.
-pub(crate) fn proxy(config: &Config, engine: Engine, observer: Option<Arc<dyn Observer>>) -> Proxy {
+pub(crate) fn proxy(
+    config: &Config,
+    engine: Engine,
+    observer: Option<Arc<dyn ProxyObserver>>,
+) -> Proxy {
     let service = Arc::new(Service(engine));
     Proxy::new(config.backend(), service, settings(config), observer)
 }
@@ -89,8 +93,8 @@ async fn metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
 }
 
 /// What the configuration says to a proxy.
-fn settings(config: &Config) -> Settings {
-    Settings {
+fn settings(config: &Config) -> ProxySettings {
+    ProxySettings {
         profiles: config.profiles.clone(),
         always: config.always.value,
         unlabelled: config.unlabelled.value,
@@ -153,7 +157,7 @@ async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Eng
         if !matches!(kind, Some(Kind::Unavailable | Kind::DeadlineExceeded)) {
             return Err(error);
         }
-        let reason = in_full(error.as_ref());
+        let reason = error_chain(error.as_ref());
         systemd::waiting(&reason);
         if seconds.is_multiple_of(60) {
             tracing::warn!("{reason}; trying again each second");

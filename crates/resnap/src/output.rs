@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use anyhow::Result;
 use comfy_table::{ContentArrangement, presets};
 use indicatif::DecimalBytes;
-use resnap_core::in_full;
+use resnap_core::error_chain;
 use resnap_unpacker::{Failure, UnpackError};
 use serde::Serialize;
 use serde_json::json;
@@ -96,7 +96,7 @@ impl Output {
         let here = error.downcast_ref::<UnpackError>();
         let here = here.map(|error| Failure::new(error, &self.namespace));
         let failure = here.or_else(|| error.downcast_ref::<Failure>().cloned());
-        let message = in_full(error.as_ref());
+        let message = error_chain(error.as_ref());
         let next_step = failure
             .as_ref()
             .and_then(|failure| failure.next_step.as_ref());
@@ -240,7 +240,7 @@ pub(crate) fn short(digest: &str) -> String {
 
 /// What is wrong with an image, where its name stands already.
 pub(crate) fn reason(error: &UnpackError, image: &str) -> String {
-    let text = in_full(error);
+    let text = error_chain(error);
     let named = [
         format!("image {image}: "),
         format!(" of image {image}"),

@@ -52,7 +52,7 @@ impl Progress {
             }
             return;
         };
-        bars.far.saw(event);
+        bars.far.record(event);
         bars.total.set_length(bars.far.bytes());
         bars.total.set_position(bars.far.read_bytes());
         match event.phase {

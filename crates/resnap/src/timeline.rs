@@ -90,12 +90,12 @@ fn row(out: &mut String, number: usize, layer: &LayerReport, y: f64, at: impl Fn
     for (stage, top, height, colour, name) in STAGES {
         for time in layer.stages.iter().filter(|time| time.stage == stage) {
             let StageTime {
-                begin, end, busy, ..
+                start, end, busy, ..
             } = *time;
-            let (x, width) = (at(begin), (at(end) - at(begin)).max(0.5));
-            let whole = (end - begin).max(f64::MIN_POSITIVE);
+            let (x, width) = (at(start), (at(end) - at(start)).max(0.5));
+            let whole = (end - start).max(f64::MIN_POSITIVE);
             let filled = width * (busy / whole).clamp(0.0, 1.0);
-            let tip = format!("{name}: {begin:.3} to {end:.3} s, {busy:.3} s at work");
+            let tip = format!("{name}: {start:.3} to {end:.3} s, {busy:.3} s at work");
             let _ = writeln!(
                 out,
                 "<g><title>{tip}</title><rect x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"{colour}\" fill-opacity=\"0.3\"/><rect x=\"{x:.1}\" y=\"{:.1}\" width=\"{filled:.1}\" height=\"{height}\" fill=\"{colour}\"/></g>",
@@ -125,25 +125,25 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use resnap_core::{ChainId, DiffId, Digest};
-    use resnap_unpacker::Outcome;
+    use resnap_unpacker::LayerOutcome;
 
     use super::*;
 
     #[test]
     fn each_stage_is_a_bar() {
         let digest = Digest::sha256(b"layer");
-        let time = |stage, begin, end, busy| StageTime {
+        let time = |stage, start, end, busy| StageTime {
             stage,
-            begin,
+            start,
             end,
             busy,
         };
         let layer = LayerReport {
             digest: digest.clone(),
             diff_id: DiffId(digest.clone()),
-            chain_id: ChainId::told(digest.clone()),
+            chain_id: ChainId::from_trusted(digest.clone()),
             bytes: 1000,
-            outcome: Outcome::Applied,
+            outcome: LayerOutcome::Applied,
             seconds: 2.0,
             stages: vec![
                 time(Stage::Read, 0.0, 1.0, 0.5),

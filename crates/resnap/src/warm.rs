@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use bytesize::ByteSize;
-use resnap_core::{Digest, Pick};
+use resnap_core::{Digest, ManifestPreference};
 use resnap_unpacker::{Engine, Event, Report, Request, UnpackError};
 use serde::Deserialize;
 use wildmatch::WildMatch;
@@ -143,7 +143,7 @@ pub(crate) async fn warm(
     snapshotter: &str,
     floor: Floor,
     dry_run: bool,
-    pick: Pick,
+    pick: ManifestPreference,
     mut tell: impl FnMut(&Event),
 ) -> Result<Warmed, UnpackError> {
     let need = engine.profiles().need(snapshotter);
@@ -151,7 +151,7 @@ pub(crate) async fn warm(
         background: true,
         pick,
         origin: "prewarm".to_owned(),
-        repair: need.is_some_and(|need| need.mended_by.is_some()),
+        repair: need.is_some_and(|need| need.repair_label.is_some()),
         ..Request::new(image, snapshotter)
     };
     let plan = match engine.plan(&request).await {

@@ -114,7 +114,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Engine, Report, Request, Settings};
+    use crate::{Engine, EngineSettings, Report, Request};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -133,7 +133,7 @@ mod tests {
             call,
             effect: Effect::Fail(kind),
         }));
-        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
         (backend, engine)
     }
 
@@ -202,12 +202,12 @@ mod tests {
     fn a_full_disk_is_no_limit() {
         let error = |kind| Error::new(kind, "apply layer", "a");
         assert!(is_limit(
-            &error(Kind::ResourceExhausted).because("a budget")
+            &error(Kind::ResourceExhausted).with_source("a budget")
         ));
         let disk = io::Error::from_raw_os_error(28);
-        assert!(!is_limit(&error(Kind::ResourceExhausted).because(disk)));
+        assert!(!is_limit(&error(Kind::ResourceExhausted).with_source(disk)));
         let ours = io::Error::other("more than 3 bytes");
-        assert!(is_limit(&error(Kind::ResourceExhausted).because(ours)));
+        assert!(is_limit(&error(Kind::ResourceExhausted).with_source(ours)));
         assert!(!is_limit(&error(Kind::DataLoss)));
     }
 }

@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use resnap_core::{
     Batch, BatchApplier, Error, Kind, Mount, SnapshotInfo, SnapshotKey, SnapshotKind, Snapshotter,
-    Span, Stage, in_batch, labels,
+    Stage, StageTiming, in_batch, labels,
 };
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::backoff::is_limit;
 use crate::engine::Shared;
-use crate::event::{LayerReport, Outcome, Phase};
+use crate::event::{LayerOutcome, LayerReport, Phase};
 use crate::flight::Flight;
 use crate::lease::{Left, Tenure};
 use crate::locks::{Lock, unique};
@@ -54,7 +54,7 @@ pub(crate) struct Exclusive {
 
 /// How a try to make a layer ended.
 enum Try {
-    Made(Outcome),
+    Made(LayerOutcome),
     /// It is there, one says, and another that it is not.
     Again,
 }
@@ -172,11 +172,12 @@ impl Chain {
         missing: &Missing,
         index: usize,
         layer: &PlannedLayer,
-    ) -> Result<Outcome, UnpackError> {
+    ) -> Result<LayerOutcome, UnpackError> {
         self.flight.go_on()?;
         let began = std::time::Instant::now();
         let _lock = self.lock(index).await?;
-        self.flight.went(index, Stage::Wait, Span::since(began));
+        self.flight
+            .record_stage(index, Stage::Wait, StageTiming::since(began));
         for _ in 0..TRIES {
             self.flight.go_on()?;
             // While we waited, whoever held the lock made it.
@@ -209,7 +210,7 @@ impl Chain {
         });
         let lock = tokio::select! {
             lock = lock => lock.map_err(|error| {
-                let error = Error::new(Kind::FailedPrecondition, "lock", key).because(error);
+                let error = Error::new(Kind::FailedPrecondition, "lock", key).with_source(error);
                 self.failed_layer(index, error)
             })?,
             () = self.flight.cancelled() => return Err(self.flight.cancellation()),
@@ -251,7 +252,7 @@ impl Chain {
                 let ours = |(key, value)| info.labels.get(key) == Some(value);
                 if layer.labels.iter().all(ours) {
                     self.tenure.made();
-                    return Ok(Try::Made(Outcome::Remote));
+                    return Ok(Try::Made(LayerOutcome::Remote));
                 }
                 self.joined(index).await.map(Try::Made)
             }
@@ -279,13 +280,14 @@ impl Chain {
             let (name, labels) = (&layer.chain_id, &layer.labels);
             let began = std::time::Instant::now();
             let committed = self.snapshotter.commit(&scope, name, key, labels).await;
-            self.flight.went(index, Stage::Commit, Span::since(began));
+            self.flight
+                .record_stage(index, Stage::Commit, StageTiming::since(began));
             committed
         };
         let made = if staged {
-            Outcome::Staged
+            LayerOutcome::Staged
         } else {
-            Outcome::Applied
+            LayerOutcome::Applied
         };
         let error = match committed {
             Ok(()) => {
@@ -394,9 +396,9 @@ impl Chain {
     }
 
     /// What to say of a layer that somebody else made.
-    async fn joined(&self, index: usize) -> Result<Outcome, UnpackError> {
+    async fn joined(&self, index: usize) -> Result<LayerOutcome, UnpackError> {
         self.require_labels(index + 1).await?;
-        Ok(Outcome::Joined)
+        Ok(LayerOutcome::Joined)
     }
 
     /// The committed snapshot of a layer, if it is there.
@@ -442,7 +444,7 @@ impl Chain {
         layers
             .map(|(index, layer)| {
                 self.flight.tell(index, Phase::Existed);
-                report(layer, Outcome::Existed, started)
+                report(layer, LayerOutcome::Existed, started)
             })
             .collect()
     }
@@ -467,7 +469,7 @@ impl Chain {
     }
 }
 
-fn report(layer: &PlannedLayer, outcome: Outcome, started: Instant) -> LayerReport {
+fn report(layer: &PlannedLayer, outcome: LayerOutcome, started: Instant) -> LayerReport {
     LayerReport {
         digest: layer.descriptor.digest.clone(),
         diff_id: layer.diff_id.clone(),

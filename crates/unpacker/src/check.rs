@@ -191,7 +191,7 @@ pub(crate) async fn is_remote(
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
     let need = engine.profiles.need(snapshotter);
-    let Some((key, _)) = need.and_then(|need| need.mended_by) else {
+    let Some((key, _)) = need.and_then(|need| need.repair_label) else {
         return Ok(false);
     };
     let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
@@ -229,7 +229,8 @@ pub(crate) async fn is_ready(
         match state(engine, plan, snapshotter, &layer.chain_id).await? {
             LayerState::Unknown { reason } => {
                 return Err(UnpackError::Backend(
-                    Error::new(Kind::Unavailable, "ask snapshotter", snapshotter).because(reason),
+                    Error::new(Kind::Unavailable, "ask snapshotter", snapshotter)
+                        .with_source(reason),
                 ));
             }
             state if !state.suffices(needed) => return Ok(false),
@@ -271,7 +272,7 @@ mod tests {
     use resnap_core::Labels;
     use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 
-    use crate::{Engine, Request, Settings};
+    use crate::{Engine, EngineSettings, Request};
 
     #[tokio::test]
     async fn a_chain_is_remote_if_any_layer_of_it_is() {
@@ -281,7 +282,7 @@ mod tests {
         }
         let layers = ["base", "middle", "top"].map(SimulatedLayer::new);
         backend.add_image("k8s.io", "web", &SimulatedImage::new(layers));
-        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
         let plan = engine.plan(&Request::new("web", "nydus")).await.unwrap();
         let is_remote = || async { engine.is_remote(&plan, "nydus").await.unwrap() };
         assert!(!is_remote().await);

@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 
 use resnap_core::{
-    ChainId, Descriptor, Digest, EROFS_FEATURE, Error, Kind, Pick, Platform, SnapshotKey,
-    media_type,
+    ChainId, Descriptor, Digest, EROFS_FEATURE, Error, Kind, ManifestPreference, Platform,
+    SnapshotKey, media_type,
 };
 use resnap_handler_wrapper::{Choice, ChoiceError, choose_manifest};
 use resnap_platforms::Matcher;
@@ -88,7 +88,7 @@ pub(crate) async fn choose(
     let plain = host_matcher(&image.target);
     let features = &engine.profiles.get(&request.snapshotter).os_features;
     let native = match request.pick {
-        Pick::First => {
+        ManifestPreference::First => {
             let first = lasting(plain.clone().ignoring_features()).await?;
             // An image's ID is the config of what containerd has chosen: by that the builds are told
             // apart that have a newer containerd/platforms than their version says.
@@ -98,8 +98,8 @@ pub(crate) async fn choose(
             }
             return Ok(first);
         }
-        Pick::Best if !features.is_empty() => with_features(features.iter().cloned()),
-        Pick::Best | Pick::Plain => return lasting(plain).await,
+        ManifestPreference::Best if !features.is_empty() => with_features(features.iter().cloned()),
+        ManifestPreference::Best | ManifestPreference::Plain => return lasting(plain).await,
     };
     if media_type::is_manifest(&image.target.media_type) {
         return lasting(plain).await;
@@ -284,7 +284,7 @@ impl Inner {
                     "choose a snapshotter for",
                     platform.to_string(),
                 )
-                .because("no unpack configuration is for it; name a snapshotter"),
+                .with_source("no unpack configuration is for it; name a snapshotter"),
             ));
         };
         if media_type::is_manifest(&image.target.media_type) {

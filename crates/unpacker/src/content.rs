@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use resnap_core::{ByteStream, ContentInfo, ContentReader, Digest, Permit, Result, Scope, Work};
+use resnap_core::{
+    ByteStream, ContentInfo, ContentReader, Digest, LargeReadPermit, Result, Scope, Work,
+};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
@@ -46,7 +48,7 @@ impl ContentReader for OffLoop {
         let _ = spawn_blocking(work).await;
     }
 
-    async fn admit_large(&self) -> Permit {
+    async fn admit_large_read(&self) -> LargeReadPermit {
         Box::new(Arc::clone(&self.large).acquire_owned().await)
     }
 }
@@ -75,9 +77,10 @@ mod tests {
     #[tokio::test]
     async fn few_images_have_large_documents_at_once() {
         let content = OffLoop::new(Arc::new(Simulated::new()));
-        let held: Vec<Permit> = join_all((0..LARGE_AT_ONCE).map(|_| content.admit_large())).await;
-        assert!(content.admit_large().now_or_never().is_none());
+        let held: Vec<LargeReadPermit> =
+            join_all((0..LARGE_AT_ONCE).map(|_| content.admit_large_read())).await;
+        assert!(content.admit_large_read().now_or_never().is_none());
         drop(held);
-        assert!(content.admit_large().now_or_never().is_some());
+        assert!(content.admit_large_read().now_or_never().is_some());
     }
 }

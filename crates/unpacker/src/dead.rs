@@ -125,8 +125,9 @@ impl Inner {
         } else {
             self.locks.try_lock(&name, purpose)
         };
-        let lock = lock
-            .map_err(|error| Error::new(Kind::FailedPrecondition, "lock", &*id.0).because(error))?;
+        let lock = lock.map_err(|error| {
+            Error::new(Kind::FailedPrecondition, "lock", &*id.0).with_source(error)
+        })?;
         let Ok(_lock) = lock else {
             return Ok(false);
         };

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use resnap_core::{Digest, Error, Kind, Pick, Ports, Profiles, Scope, SnapshotterInfo};
+use resnap_core::{
+    Digest, Error, Kind, ManifestPreference, Ports, Profiles, Scope, SnapshotterInfo,
+};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::Instrument as _;
@@ -19,14 +21,14 @@ use crate::job::Canceller;
 use crate::jobs::Jobs;
 use crate::lease::{Left, Tenure};
 use crate::locks::Locks;
-use crate::observe::{Observer, Seen};
+use crate::observe::{EngineEvent, EngineObserver};
 use crate::plan::{plan, require_room};
 use crate::plans::Plans;
 use crate::slots::Slots;
 use crate::title::title;
 use crate::{
-    Check, Clock, Configuration, Job, JobStatus, JobWatch, LeaseStatus, Phase, Plan, Report,
-    Request, ResolvedImage, Settings, UnpackError, check, image, missing,
+    Check, Clock, Configuration, EngineSettings, Job, JobStatus, JobWatch, LeaseStatus, Phase,
+    Plan, Report, Request, ResolvedImage, UnpackError, check, image, missing,
 };
 
 /// Makes images ready, in one namespace, through one backend. Clones are the same engine: they
@@ -46,7 +48,7 @@ pub(crate) struct Inner {
     pub(crate) profiles: Profiles,
     pub(crate) configurations: Vec<Configuration>,
     pub(crate) clock: Clock,
-    observer: Option<Arc<dyn Observer>>,
+    observer: Option<Arc<dyn EngineObserver>>,
     slots: Slots,
     identity: OnceCell<String>,
     pub(crate) plans: Plans,
@@ -60,7 +62,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`UnpackError::RuntimeDir`] if the runtime directory cannot be made or used.
-    pub fn new(mut ports: Ports, namespace: &str, settings: Settings) -> Result<Self, UnpackError> {
+    pub fn new(
+        mut ports: Ports,
+        namespace: &str,
+        settings: EngineSettings,
+    ) -> Result<Self, UnpackError> {
         ports.content = Arc::new(OffLoop::new(ports.content));
         let locks = match settings.runtime_dir {
             None => Locks::in_process(),
@@ -102,7 +108,7 @@ impl Engine {
                 Err(error) => Err(error),
             };
             let seat = plan.and_then(|plan| engine.0.board(plan, request));
-            let seat = seat.inspect_err(|error| engine.0.saw(&Seen::Refused(error)))?;
+            let seat = seat.inspect_err(|error| engine.0.on_event(&EngineEvent::Refused(error)))?;
             cancelling.aim(&seat.flight);
             Ok(Arc::new(seat))
         };
@@ -290,7 +296,7 @@ impl Inner {
         let running = jobs.running.iter();
         let mut running = running.filter(|flight| flight.serves(&plan, &snapshotter, repair));
         if let Some(running) = running.next() {
-            self.saw(&Seen::Joined);
+            self.on_event(&EngineEvent::Joined);
             return Ok(Seat::new(running, true, background, pod.as_deref()));
         }
         require_room(jobs.running.iter().map(|flight| &*flight.plan), &plan)?;
@@ -380,7 +386,7 @@ impl Inner {
             Err(error) => Err(self.explain(&flight.snapshotter, error).await),
         };
         if !clean {
-            self.saw(&Seen::CleanupFailed);
+            self.on_event(&EngineEvent::CleanupFailed);
         }
         self.land(&flight, result);
         if !clean {
@@ -433,9 +439,9 @@ impl Inner {
         Ok(format!("chain-{}", Digest::sha256(of.as_bytes()).encoded()))
     }
 
-    fn saw(&self, seen: &Seen<'_>) {
+    fn on_event(&self, seen: &EngineEvent<'_>) {
         if let Some(observer) = &self.observer {
-            observer.saw(seen);
+            observer.on_event(seen);
         }
     }
 }
@@ -448,10 +454,10 @@ fn plan_key(engine: &Inner, image: &ResolvedImage, request: &Request) -> Option<
     }
     let (name, reference) = (&image.name, &image.reference);
     let features = match request.pick {
-        Pick::Best => &engine.profiles.get(&request.snapshotter).os_features,
-        Pick::Plain | Pick::First => &BTreeSet::new(),
+        ManifestPreference::Best => &engine.profiles.get(&request.snapshotter).os_features,
+        ManifestPreference::Plain | ManifestPreference::First => &BTreeSet::new(),
     };
-    let by_id = (request.pick == Pick::First).then_some(&request.image);
+    let by_id = (request.pick == ManifestPreference::First).then_some(&request.image);
     Some(format!(
         "{name}\n{reference:?}\n{}\n{:?}\n{:?}\n{features:?}\n{by_id:?}",
         image.target.digest, request.platform, request.pick
@@ -491,7 +497,7 @@ mod tests {
         wordy.descriptor.annotations = (0..1500).map(word).collect();
         let wordy = SimulatedImage::new([wordy]);
         let usual = SimulatedImage::new([layer]);
-        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
         for number in 0..12 {
             for (name, image) in [("tall", &tall), ("wordy", &wordy), ("usual", &usual)] {
                 let name = format!("{name}-{number}");

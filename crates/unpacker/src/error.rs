@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, in_full};
+use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, error_chain};
 
 use crate::Failure;
 use crate::title::name_in;
@@ -265,8 +265,8 @@ pub enum UnpackError {
     /// An error, after which the active snapshot could not be removed either.
     #[error(
         "{}; its snapshot {left} stays until its lease ends, as removing it failed ({})",
-        in_full(cause.as_ref()),
-        in_full(cleanup)
+        error_chain(cause.as_ref()),
+        error_chain(cleanup)
     )]
     Unclean {
         /// What failed first.
@@ -303,7 +303,7 @@ pub enum UnpackError {
         source: Error,
     },
     /// It failed by a limit, and it is too early to try again.
-    #[error("{}; it is tried again in {seconds} s", in_full(cause.as_ref()))]
+    #[error("{}; it is tried again in {seconds} s", error_chain(cause.as_ref()))]
     BackedOff {
         /// What it failed with.
         cause: Box<UnpackError>,
@@ -680,16 +680,16 @@ mod tests {
     fn an_unclean_end_says_everything_once() {
         let cause = UnpackError::Image {
             image: "web".to_owned(),
-            source: Error::new(Kind::Unavailable, "prepare", "a").because("cut"),
+            source: Error::new(Kind::Unavailable, "prepare", "a").with_source("cut"),
         };
         let unclean = UnpackError::Unclean {
             cause: Box::new(cause),
             left: SnapshotKey::from("b".to_owned()),
-            cleanup: Error::new(Kind::DeadlineExceeded, "remove", "b").because("too slow"),
+            cleanup: Error::new(Kind::DeadlineExceeded, "remove", "b").with_source("too slow"),
         };
         let says = "image web: prepare a: cut; its snapshot b stays until its lease ends, \
                     as removing it failed (remove b: too slow)";
-        assert_eq!(in_full(&unclean), says);
+        assert_eq!(error_chain(&unclean), says);
         assert_eq!(unclean.kind(), Kind::Unavailable);
     }
 }

@@ -84,7 +84,7 @@ impl Phase {
 /// How a layer came to be ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum LayerOutcome {
     /// Written by this job.
     Applied,
     /// There before.
@@ -97,14 +97,14 @@ pub enum Outcome {
     Remote,
 }
 
-impl From<Outcome> for Phase {
-    fn from(outcome: Outcome) -> Self {
+impl From<LayerOutcome> for Phase {
+    fn from(outcome: LayerOutcome) -> Self {
         match outcome {
-            Outcome::Applied => Self::Committed,
-            Outcome::Existed => Self::Existed,
-            Outcome::Joined => Self::Joined,
-            Outcome::Staged => Self::Staged,
-            Outcome::Remote => Self::Remote,
+            LayerOutcome::Applied => Self::Committed,
+            LayerOutcome::Existed => Self::Existed,
+            LayerOutcome::Joined => Self::Joined,
+            LayerOutcome::Staged => Self::Staged,
+            LayerOutcome::Remote => Self::Remote,
         }
     }
 }
@@ -121,7 +121,7 @@ pub struct LayerReport {
     /// The size of its blob.
     pub bytes: u64,
     /// How it came to be ready.
-    pub outcome: Outcome,
+    pub outcome: LayerOutcome,
     /// The time it took, from the layer below's end on.
     pub seconds: f64,
     /// What it took the time for, as far as the applier tells; it may begin before.
@@ -135,7 +135,7 @@ pub struct StageTime {
     /// The stage.
     pub stage: Stage,
     /// When it began.
-    pub begin: f64,
+    pub start: f64,
     /// When it ended.
     pub end: f64,
     /// How long it was at work between.
@@ -167,7 +167,7 @@ pub struct Report {
 
 impl Report {
     /// Layers with this outcome.
-    pub fn count(&self, outcome: Outcome) -> usize {
+    pub fn count(&self, outcome: LayerOutcome) -> usize {
         self.layers
             .iter()
             .filter(|layer| layer.outcome == outcome)
@@ -179,7 +179,7 @@ impl Report {
         let applied = self
             .layers
             .iter()
-            .filter(|layer| layer.outcome == Outcome::Applied);
+            .filter(|layer| layer.outcome == LayerOutcome::Applied);
         // A descriptor may state any size.
         applied.fold(0, |sum, layer| sum.saturating_add(layer.bytes))
     }

@@ -3,7 +3,7 @@
 
 //! An error as it is told.
 
-use resnap_core::{Kind, in_full};
+use resnap_core::{Kind, error_chain};
 use serde::{Serialize, Serializer};
 
 use crate::UnpackError;
@@ -33,7 +33,7 @@ impl Failure {
         Self {
             kind: error.kind(),
             reason: error.reason().to_owned(),
-            message: in_full(error),
+            message: error_chain(error),
             next_step: error.next_step(namespace),
         }
     }

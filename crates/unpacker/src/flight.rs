@@ -10,10 +10,10 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use resnap_core::{Span, Stage};
+use resnap_core::{Stage, StageTiming};
 
 use crate::log::{Log, Place};
-use crate::observe::{Observer, Seen};
+use crate::observe::{EngineEvent, EngineObserver};
 use crate::slots::{Share, Waiter};
 use crate::{Event, Failure, JobState, JobStatus, Phase, Plan, Report, StageTime, UnpackError};
 
@@ -35,7 +35,7 @@ pub(crate) struct Flight {
     wall_started: SystemTime,
     started: Instant,
     /// How many seats are taken.
-    waiting: AtomicUsize,
+    waiters: AtomicUsize,
     /// The engine's.
     changed: watch::Sender<()>,
     events: Mutex<Log>,
@@ -47,7 +47,7 @@ pub(crate) struct Flight {
     cancelled: watch::Sender<bool>,
     /// Whether a layer failed by a limit of the applier's.
     at_limit: AtomicBool,
-    observer: Option<Arc<dyn Observer>>,
+    observer: Option<Arc<dyn EngineObserver>>,
 }
 
 /// What a new job is made of.
@@ -65,7 +65,7 @@ pub(crate) struct Boarding {
     pub(crate) started: SystemTime,
     /// Sent when what [`Flight::status`] says changes.
     pub(crate) changed: watch::Sender<()>,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
+    pub(crate) observer: Option<Arc<dyn EngineObserver>>,
 }
 
 /// A caller's place in a job, left when it is dropped.
@@ -85,7 +85,7 @@ impl Seat {
         background: bool,
         pod: Option<&str>,
     ) -> Self {
-        flight.waiting.fetch_add(1, Ordering::SeqCst);
+        flight.waiters.fetch_add(1, Ordering::SeqCst);
         flight.changed.send_replace(());
         Self {
             flight: Arc::clone(flight),
@@ -97,7 +97,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.flight.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.flight.waiters.fetch_sub(1, Ordering::SeqCst);
         self.flight.changed.send_replace(());
     }
 }
@@ -117,7 +117,7 @@ impl Flight {
             origin: boarding.origin,
             wall_started: boarding.started,
             started: Instant::now(),
-            waiting: AtomicUsize::new(0),
+            waiters: AtomicUsize::new(0),
             changed: boarding.changed,
             events: Mutex::default(),
             stages: Mutex::new(vec![Vec::new(); layers]),
@@ -127,19 +127,19 @@ impl Flight {
             at_limit: AtomicBool::new(false),
             observer: boarding.observer,
         };
-        flight.saw(&Seen::Began);
+        flight.on_event(&EngineEvent::Began);
         Arc::new(flight)
     }
 
-    fn saw(&self, seen: &Seen<'_>) {
+    fn on_event(&self, seen: &EngineEvent<'_>) {
         if let Some(observer) = &self.observer {
-            observer.saw(seen);
+            observer.on_event(seen);
         }
     }
 
     /// How many callers wait.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::SeqCst)
+    pub(crate) fn waiters(&self) -> usize {
+        self.waiters.load(Ordering::SeqCst)
     }
 
     /// The job as it is now.
@@ -168,7 +168,7 @@ impl Flight {
             bytes: far.bytes(),
             ready_bytes: far.ready_bytes(),
             read_bytes: far.read_bytes(),
-            waiting: self.waiting(),
+            waiters: self.waiters(),
             waits_for: events.last().and_then(|event| event.waits_for.clone()),
             failure: error.map(|error| Failure::new(error, &self.namespace)),
         }
@@ -189,13 +189,13 @@ impl Flight {
 
     /// Tells `phase` of the layer at `index` to all who wait.
     pub(crate) fn tell(&self, index: usize, phase: Phase) {
-        self.saw(&Seen::Layer(phase));
+        self.on_event(&EngineEvent::Layer(phase));
         self.push(index, phase, None, None);
     }
 
     /// Tells that the layer waits for somebody else, and for whom.
     pub(crate) fn tell_waiting(&self, index: usize, holder: String) {
-        self.saw(&Seen::Layer(Phase::Waiting));
+        self.on_event(&EngineEvent::Layer(Phase::Waiting));
         self.push(index, Phase::Waiting, Some(holder), None);
     }
 
@@ -224,12 +224,12 @@ impl Flight {
     }
 
     /// Notes that the layer went through a stage.
-    pub(crate) fn went(&self, index: usize, stage: Stage, span: Span) {
+    pub(crate) fn record_stage(&self, index: usize, stage: Stage, span: StageTiming) {
         let began = self.started.into_std();
         let since = |at: std::time::Instant| at.saturating_duration_since(began).as_secs_f64();
         let time = StageTime {
             stage,
-            begin: since(span.begin),
+            start: since(span.start),
             end: since(span.end),
             busy: span.busy.as_secs_f64(),
         };
@@ -243,7 +243,7 @@ impl Flight {
     pub(crate) fn stages(&self, index: usize) -> Vec<StageTime> {
         let stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
         let mut stages = stages.get(index).cloned().unwrap_or_default();
-        stages.sort_by(|left, right| left.begin.total_cmp(&right.begin));
+        stages.sort_by(|left, right| left.start.total_cmp(&right.start));
         stages
     }
 
@@ -278,7 +278,7 @@ impl Flight {
     /// Ends the job, for all who wait.
     pub(crate) fn finish(&self, result: Result<Report, UnpackError>) {
         // Before those who wait know: whoever counts then counts this.
-        self.saw(&Seen::Ended {
+        self.on_event(&EngineEvent::Ended {
             error: result.as_ref().err(),
             seconds: self.seconds(),
         });

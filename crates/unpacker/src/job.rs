@@ -28,7 +28,7 @@ pub struct Job {
 
 /// A job that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Begun {
+pub struct JobRef {
     /// Its number, as in [`JobStatus::id`](crate::JobStatus::id).
     pub id: u64,
     /// Whether it was running before, for somebody else.
@@ -92,9 +92,9 @@ impl Job {
     ///
     /// # Errors
     /// What kept the job from being begun.
-    pub async fn begun(&self) -> Result<Begun, UnpackError> {
+    pub async fn begun(&self) -> Result<JobRef, UnpackError> {
         let seat = self.seat.clone().await?;
-        Ok(Begun {
+        Ok(JobRef {
             id: seat.flight.id,
             joined: seat.joined,
         })

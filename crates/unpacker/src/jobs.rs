@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use resnap_core::in_full;
+use resnap_core::error_chain;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -66,7 +66,7 @@ pub struct JobStatus {
     /// Those that have been read, of layers at work too: [`Progress::read_bytes`](crate::Progress::read_bytes).
     pub read_bytes: u64,
     /// How many callers wait for it.
-    pub waiting: usize,
+    pub waiters: usize,
     /// For whom it waits, if somebody else makes its layer.
     pub waits_for: Option<String>,
     /// Why it ended without the image being ready, if so.
@@ -179,7 +179,7 @@ impl Inner {
             Ok(_) => jobs.backoff.forget(plan, snapshotter),
             Err(error) if flight.is_at_limit() => {
                 let pause = jobs.backoff.failed(plan, snapshotter, error).as_secs();
-                let error = in_full(error);
+                let error = error_chain(error);
                 tracing::warn!(error, "tried again after {pause} s at the earliest");
             }
             Err(_) => {}
@@ -205,9 +205,9 @@ impl Inner {
             let jobs = self.jobs();
             let flight = jobs.running.iter().find(|job| job.id == id);
             let flight = flight.ok_or(UnpackError::NoSuchJob { id })?;
-            let waiting = flight.waiting();
+            let waiters = flight.waiters();
             // Nobody can join before the lock is given back.
-            if unless_shared && waiting > 1 {
+            if unless_shared && waiters > 1 {
                 return Err(UnpackError::SharedJob {
                     id,
                     image: flight.title.clone(),
@@ -237,7 +237,7 @@ fn told(flight: &Flight, result: &Result<crate::Report, UnpackError>) {
             } else {
                 "failed"
             };
-            let (bytes, error) = (flight.status().ready_bytes, in_full(error));
+            let (bytes, error) = (flight.status().ready_bytes, error_chain(error));
             tracing::info!(outcome, layers, bytes, seconds, error, "unpack ended");
         }
     }
@@ -250,7 +250,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Engine, Job, Request, Settings};
+    use crate::{Engine, EngineSettings, Job, Request};
 
     /// An engine whose second layer never gets written.
     fn stuck() -> Engine {
@@ -263,7 +263,7 @@ mod tests {
             call: 2,
             effect: Effect::Hang,
         }]);
-        Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap()
+        Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap()
     }
 
     fn ask(engine: &Engine, origin: &str) -> Job {
@@ -291,7 +291,7 @@ mod tests {
         let first = ask(&engine, "cri");
         let half = until(&mut watch, |job| job.ready_layers == 1).await;
         assert_eq!((half.id, &*half.origin, half.layers), (1, "cri", 2));
-        assert_eq!((half.state, half.waiting), (JobState::Running, 1));
+        assert_eq!((half.state, half.waiters), (JobState::Running, 1));
         assert_eq!(engine.jobs().as_slice(), std::slice::from_ref(&half));
         // Who comes later sees it at once.
         assert_eq!(engine.watch_jobs().next().await, [half]);
@@ -300,11 +300,11 @@ mod tests {
         let begun = second.begun().await.unwrap();
         assert_eq!((begun.id, begun.joined), (1, true));
         assert!(!first.begun().await.unwrap().joined);
-        until(&mut watch, |job| job.waiting == 2).await;
+        until(&mut watch, |job| job.waiters == 2).await;
         let shared = engine.cancel(1, true).await;
         assert!(matches!(shared, Err(UnpackError::SharedJob { id: 1, .. })));
         drop(first);
-        until(&mut watch, |job| job.waiting == 1).await;
+        until(&mut watch, |job| job.waiters == 1).await;
 
         let cancelled = engine.cancel(1, true).await.unwrap();
         assert_eq!(cancelled.state, JobState::Cancelled);
@@ -330,6 +330,6 @@ mod tests {
         drop(ask(&engine, "api"));
         let mut watch = engine.watch_jobs();
         let job = until(&mut watch, |job| job.ready_layers == 1).await;
-        assert_eq!((job.waiting, job.state), (0, JobState::Running));
+        assert_eq!((job.waiters, job.state), (0, JobState::Running));
     }
 }

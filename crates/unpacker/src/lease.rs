@@ -214,7 +214,7 @@ impl Tenure {
             scope: self.shared.scope.leased(id.clone()),
             id,
             _lock: lock.map_err(|error| {
-                Error::new(Kind::FailedPrecondition, "lock", name).because(error)
+                Error::new(Kind::FailedPrecondition, "lock", name).with_source(error)
             })?,
         })
     }

@@ -28,7 +28,7 @@ pub(crate) struct Place {
 
 impl Log {
     pub(crate) fn push(&mut self, event: Event) {
-        self.far.saw(&event);
+        self.far.record(&event);
         if event.phase == Phase::Progress {
             self.told += 1;
             self.progress.insert(event.layer, (self.told, event));

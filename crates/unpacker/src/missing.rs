@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use resnap_core::{Digest, Error, SnapshotKey, in_full, media_type};
+use resnap_core::{Digest, Error, SnapshotKey, error_chain, media_type};
 use resnap_handler_wrapper::layer_urls;
 
 use crate::engine::{Engine, Inner};
@@ -62,7 +62,7 @@ pub(crate) async fn or_another(
         },
         Err(UnpackError::Documents { source, .. }) if source.is_not_found() => {
             let image = engine.resolve(&request.image).await?;
-            let says = format!("{} ({})", image.name, in_full(source));
+            let says = format!("{} ({})", image.name, error_chain(source));
             (image, says)
         }
         Err(_) => return planned,

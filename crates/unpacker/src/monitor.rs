@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use resnap_core::{Admission, Monitor, Span, Stage};
+use resnap_core::{ApplyMonitor, ApplyPermit, Stage, StageTiming};
 use tokio::time::Instant;
 
 use crate::Phase;
@@ -38,13 +38,13 @@ impl JobMonitor {
 }
 
 #[async_trait]
-impl Monitor for JobMonitor {
-    async fn admit(&self, index: usize) -> Admission {
+impl ApplyMonitor for JobMonitor {
+    async fn admit(&self, index: usize) -> ApplyPermit {
         let asked = std::time::Instant::now();
         let slot = self.flight.share.slot().await;
-        self.went(index, Stage::Wait, Span::since(asked));
+        self.record_stage(index, Stage::Wait, StageTiming::since(asked));
         self.flight.tell(self.first + index, Phase::Applying);
-        Admission::new(slot)
+        ApplyPermit::new(slot)
     }
 
     fn read(&self, index: usize, bytes: u64) {
@@ -58,7 +58,7 @@ impl Monitor for JobMonitor {
         self.flight.tell_read(self.first + index, bytes);
     }
 
-    fn went(&self, index: usize, stage: Stage, span: Span) {
-        self.flight.went(self.first + index, stage, span);
+    fn record_stage(&self, index: usize, stage: Stage, span: StageTiming) {
+        self.flight.record_stage(self.first + index, stage, span);
     }
 }

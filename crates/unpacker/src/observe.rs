@@ -8,7 +8,7 @@ use crate::{Phase, UnpackError};
 /// Something that happened in an engine, whoever asked for it.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub enum Seen<'a> {
+pub enum EngineEvent<'a> {
     /// Somebody asked for what cannot be begun, such as an image that is not there.
     Refused(&'a UnpackError),
     /// Somebody asked for what a job does already, and waits for that.
@@ -30,7 +30,7 @@ pub enum Seen<'a> {
 }
 
 /// Who is told.
-pub trait Observer: std::fmt::Debug + Send + Sync {
+pub trait EngineObserver: std::fmt::Debug + Send + Sync {
     /// Is told at once, and must not block.
-    fn saw(&self, seen: &Seen<'_>);
+    fn on_event(&self, seen: &EngineEvent<'_>);
 }

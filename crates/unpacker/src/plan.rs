@@ -108,7 +108,7 @@ pub(crate) fn require_room<'a>(
     );
     Err(UnpackError::Image {
         image: plan.image.name.clone(),
-        source: Error::new(Kind::ResourceExhausted, "begin", "unpack").because(reason),
+        source: Error::new(Kind::ResourceExhausted, "begin", "unpack").with_source(reason),
     })
 }
 
@@ -296,7 +296,7 @@ mod tests {
     use resnap_handler_wrapper::MAX_LAYERS;
 
     use super::{LARGE, MAX_RUNNING, require_room};
-    use crate::{Engine, Request, Settings};
+    use crate::{Engine, EngineSettings, Request};
 
     #[tokio::test]
     async fn layers_are_taken_up_to_a_limit() {
@@ -306,7 +306,7 @@ mod tests {
             let image = SimulatedImage::new(vec![layer.clone(); layers]);
             backend.add_image("k8s.io", name, &image);
         }
-        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
         let plan = engine.plan(&Request::new("tall", "")).await.unwrap();
         assert_eq!(plan.layers.len(), MAX_LAYERS);
         let error = engine.plan(&Request::new("too-tall", "")).await;
@@ -318,7 +318,7 @@ mod tests {
         let backend = Simulated::new();
         let image = SimulatedImage::new([SimulatedLayer::new("a")]);
         backend.add_image("k8s.io", "web", &image);
-        let engine = Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap();
+        let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
         let plan = engine.plan(&Request::new("web", "")).await.unwrap();
         let mut large = (*plan).clone();
         let annotation = ("annotation".to_owned(), "x".repeat(4 * LARGE));

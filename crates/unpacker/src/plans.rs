@@ -223,10 +223,10 @@ mod tests {
     use resnap_handler_wrapper::MAX_LAYERS;
 
     use super::*;
-    use crate::{Engine, Request, Settings};
+    use crate::{Engine, EngineSettings, Request};
 
     fn engine(backend: &Simulated) -> Engine {
-        Engine::new(backend.ports(), "k8s.io", Settings::default()).unwrap()
+        Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap()
     }
 
     async fn kind(engine: &Engine, image: &str) -> Kind {

@@ -20,7 +20,7 @@ pub struct Progress {
 
 impl Progress {
     /// Counts an event; they come in the order in which they are told.
-    pub fn saw(&mut self, event: &Event) {
+    pub fn record(&mut self, event: &Event) {
         match event.phase {
             Phase::Planned => self.bytes = self.bytes.saturating_add(event.bytes),
             Phase::Progress => {

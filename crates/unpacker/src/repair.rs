@@ -23,9 +23,10 @@ impl Chain {
     pub(crate) async fn repair(&self) -> Result<(), UnpackError> {
         let layers = &self.flight.plan.layers;
         let need = self.shared.profiles.need(&self.flight.snapshotter);
-        if let (Some(mended_by), Some(top)) = (need.and_then(|need| need.mended_by), layers.last())
+        if let (Some(repair_label), Some(top)) =
+            (need.and_then(|need| need.repair_label), layers.last())
         {
-            return self.mend(top, mended_by).await;
+            return self.mend(top, repair_label).await;
         }
         let mut obstacle = None;
         for _ in 0..TRIES {

@@ -7,17 +7,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use resnap_core::{Pick, Profiles};
+use resnap_core::{ManifestPreference, Profiles};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
 
 use crate::Configuration;
-use crate::observe::Observer;
+use crate::observe::EngineObserver;
 
 /// How an engine works.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct EngineSettings {
     /// Where engines of this machine, also in other processes, leave locks for each other, by
     /// which they do nothing twice and tell the leases of the living from those of the dead.
     /// Without it an engine knows of its own jobs only.
@@ -35,10 +35,10 @@ pub struct Settings {
     /// What time it is, by which the backend ends leases.
     pub clock: Clock,
     /// Who is told of all jobs.
-    pub observer: Option<Arc<dyn Observer>>,
+    pub observer: Option<Arc<dyn EngineObserver>>,
 }
 
-impl Default for Settings {
+impl Default for EngineSettings {
     fn default() -> Self {
         Self {
             runtime_dir: None,
@@ -85,7 +85,7 @@ impl std::fmt::Debug for Clock {
 pub struct Request {
     /// An exact name, else a Docker name, else an image ID or the start of one.
     pub image: String,
-    /// Where the image is to be ready; if empty, by [`Settings::configurations`].
+    /// Where the image is to be ready; if empty, by [`EngineSettings::configurations`].
     pub snapshotter: String,
     /// The platform; the machine's own if `None`.
     pub platform: Option<Platform>,
@@ -101,7 +101,7 @@ pub struct Request {
     /// is tried again after a while then, and at once for a person. So it is with `background`.
     pub by_itself: bool,
     /// Which manifest of an index, if no platform is named.
-    pub pick: Pick,
+    pub pick: ManifestPreference,
     /// Who asks, in a word for people: what [`JobStatus::origin`](crate::JobStatus::origin) says of a
     /// job that this begins.
     pub origin: String,
@@ -136,7 +136,7 @@ impl Request {
             repair: false,
             background: false,
             by_itself: false,
-            pick: Pick::default(),
+            pick: ManifestPreference::default(),
             origin: String::new(),
             pod: None,
             wrappers: Vec::new(),

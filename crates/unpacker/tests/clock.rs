@@ -14,7 +14,7 @@ use resnap_core::labels::GC_EXPIRE;
 use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
 };
-use resnap_unpacker::{Clock, Engine, Request, Settings};
+use resnap_unpacker::{Clock, Engine, EngineSettings, Request};
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_is_set_makes_no_lease_that_has_expired() {
@@ -33,7 +33,7 @@ async fn a_clock_that_is_set_makes_no_lease_that_has_expired() {
     // Since the epoch; at first the clock is wrong, as at boot.
     let seconds = Arc::new(AtomicU64::new(1_000_000));
     let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    let mut settings = Settings::default();
+    let mut settings = EngineSettings::default();
     let told = Arc::clone(&seconds);
     settings.clock = Clock::new(move || at(told.load(Ordering::SeqCst)));
     let engine = Engine::new(simulated.ports(), "ns", settings).unwrap();

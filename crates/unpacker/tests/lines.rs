@@ -13,7 +13,7 @@ use resnap_core::Kind;
 use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
 };
-use resnap_unpacker::{Engine, Request, Settings};
+use resnap_unpacker::{Engine, EngineSettings, Request};
 
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -61,7 +61,7 @@ async fn a_line_when_it_begins_and_one_when_it_ends() {
         .with_writer(move || writer.clone())
         .finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let engine = Engine::new(simulated.ports(), "k8s.io", Settings::default()).unwrap();
+    let engine = Engine::new(simulated.ports(), "k8s.io", EngineSettings::default()).unwrap();
     let ask = || {
         engine.unpack(Request {
             user_reference: Some("docker.io/library/web:1".to_owned()),

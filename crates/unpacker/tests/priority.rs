@@ -11,7 +11,7 @@ use std::time::Duration;
 use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
 };
-use resnap_unpacker::{Engine, Job, Phase, Request, Settings};
+use resnap_unpacker::{Engine, EngineSettings, Job, Phase, Request};
 use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ fn engine() -> Engine {
         effect: Effect::Delay(SECOND),
     });
     simulated.set_faults(slow);
-    Engine::new(simulated.ports(), "ns", Settings::default()).unwrap()
+    Engine::new(simulated.ports(), "ns", EngineSettings::default()).unwrap()
 }
 
 fn job(engine: &Engine, name: &str, background: bool) -> Job {
@@ -109,7 +109,7 @@ fn busy_engine(hogs: usize) -> Engine {
         effect: Effect::Delay(10 * SECOND),
     });
     simulated.set_faults(slow);
-    let mut settings = Settings::default();
+    let mut settings = EngineSettings::default();
     settings.parallel_applies = 1;
     Engine::new(simulated.ports(), "ns", settings).unwrap()
 }
@@ -156,7 +156,7 @@ async fn a_job_is_not_kept_by_who_waits_for_its_layer() {
         call: 1,
         effect: Effect::Delay(SECOND),
     }]);
-    let engine = Engine::new(simulated.ports(), "ns", Settings::default()).unwrap();
+    let engine = Engine::new(simulated.ports(), "ns", EngineSettings::default()).unwrap();
     let idle = job(&engine, "idle", true);
     tokio::time::sleep(SECOND / 2).await;
     let urgent = job(&engine, "urgent", false).report();

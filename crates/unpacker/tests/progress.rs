@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{Applied, Applier, Batch, BatchApplier, Descriptor, Mount, Result, Scope};
-use resnap_unpacker::{Engine, Phase, Progress, Request, Settings};
+use resnap_unpacker::{Engine, EngineSettings, Phase, Progress, Request};
 
 /// Applies as another does, and says that it reads the blob bit by bit, for 100 s.
 #[derive(Clone)]
@@ -70,7 +70,7 @@ fn engine() -> Engine {
         inner: ports.applier,
         batch: None,
     });
-    Engine::new(ports, "ns", Settings::default()).unwrap()
+    Engine::new(ports, "ns", EngineSettings::default()).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -91,7 +91,7 @@ async fn a_job_moves_through_a_large_layer() {
     let mut far = Progress::default();
     let mut percents = Vec::new();
     while let Some(event) = job.next_event().await {
-        far.saw(&event);
+        far.record(&event);
         if event.phase == Phase::Progress {
             let status = &engine.jobs()[0];
             assert_eq!(status.percent(), far.percent(), "{status:?}");
@@ -115,7 +115,7 @@ async fn who_joins_late_is_told_the_latest_only() {
     let mut late = engine.unpack(Request::new("web", "sn"));
     let (mut events, mut far) = (0, Progress::default());
     while far.percent() < 74 {
-        far.saw(&late.next_event().await.unwrap());
+        far.record(&late.next_event().await.unwrap());
         events += 1;
     }
     assert!(events < 20, "{events} events for half of the second layer");

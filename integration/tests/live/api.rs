@@ -276,7 +276,7 @@ fn joins_commands_and_pods(node: &Node) -> Result<()> {
             (cri, created)
         }
     });
-    let job = through.job("three wait", |job| job["waiting"] == 3)?;
+    let job = through.job("three wait", |job| job["waiters"] == 3)?;
     let want = json!({
         "id": job["id"], "image": image.reference, "snapshotter": "erofs",
         "platform": job["platform"], "origin": "api", "state": "running",
@@ -284,7 +284,7 @@ fn joins_commands_and_pods(node: &Node) -> Result<()> {
         "bytes": image.layers.iter().map(|layer| layer.size).sum::<u64>(), "ready_bytes": 0,
         // A layer may be read before its turn comes.
         "read_bytes": job["read_bytes"],
-        "waiting": 3, "waits_for": null, "failure": null,
+        "waiters": 3, "waits_for": null, "failure": null,
     });
     ensure!(job == want, "{job}\nwant {want}");
     let table = through.resnap(&["jobs"])?.ok()?;
@@ -317,7 +317,7 @@ fn cancels_for_all(node: &Node) -> Result<()> {
     let held = through.tap.hold(Method::APPLY, 2, Point::Before);
     let callers = [through.unpack()?, through.unpack()?];
     held.wait()?;
-    let job = through.job("two wait", |job| job["waiting"] == 2)?;
+    let job = through.job("two wait", |job| job["waiters"] == 2)?;
     ensure!(job["ready_layers"] == 1, "{job}");
     let id = job["id"].to_string();
     let cancelled = through.resnap(&["cancel", &id])?.ok()?;
@@ -361,11 +361,11 @@ fn signals(node: &Node) -> Result<()> {
     let first = through.unpack()?;
     held.wait()?;
     let second = through.unpack()?;
-    through.job("two wait", |job| job["waiting"] == 2)?;
+    through.job("two wait", |job| job["waiters"] == 2)?;
     for (running, others) in [(first, 1), (second, 0)] {
         let ended = left(running)?;
         ensure!(ended.stderr.contains("goes on, for others"), "{ended:?}");
-        let job = through.job("one is gone", |job| job["waiting"] == others)?;
+        let job = through.job("one is gone", |job| job["waiters"] == others)?;
         ensure!(job["state"] == "running", "{job}");
     }
     held.release();
@@ -465,7 +465,7 @@ fn killed(node: &Node) -> Result<()> {
     let held = through.tap.hold(Method::APPLY, 2, Point::During);
     let caller = through.unpack()?;
     held.wait()?;
-    through.job("the job is the daemon's", |job| job["waiting"] == 1)?;
+    through.job("the job is the daemon's", |job| job["waiters"] == 1)?;
     through.served.kill()?;
     let error = caller.end()?.error()?;
     ensure!(error["kind"] == "Unavailable", "{error}");

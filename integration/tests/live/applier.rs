@@ -207,9 +207,9 @@ fn several_at_once(node: &Node) -> Result<()> {
             stages.iter().find(|stage| stage["stage"] == name)?[end].as_f64()
         };
         // Others are written before the first is committed.
-        let committed = stage(0, "commit", "begin").context("no commit")?;
+        let committed = stage(0, "commit", "start").context("no commit")?;
         let ahead = (1..4)
-            .filter(|index| stage(*index, "write", "begin").is_some_and(|begin| begin < committed));
+            .filter(|index| stage(*index, "write", "start").is_some_and(|begin| begin < committed));
         ensure!(ahead.count() >= 1, "none was built ahead: {report:#}");
         for index in 0..4 {
             for name in ["read", "inflate", "hash", "write", "place", "commit"] {

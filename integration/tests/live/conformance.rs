@@ -12,7 +12,7 @@ use resnap_containerd::Client;
 use resnap_core::testing::conformance::{self, Given};
 use resnap_core::{Container, Digest, Image, Scope, SnapshotKey};
 use resnap_integration::image::{digest, hello};
-use resnap_unpacker::{Engine, Request, Settings};
+use resnap_unpacker::{Engine, EngineSettings, Request};
 
 use crate::blob::ingest;
 use crate::suite::{Needs, Node, Test, unique};
@@ -89,7 +89,7 @@ fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
     runtime.block_on(async {
         let socket = node.containerd.socket().to_string_lossy();
         let ports = Client::connect(&socket).await?.ports();
-        let engine = Engine::new(ports.clone(), &node.namespace, Settings::default())?;
+        let engine = Engine::new(ports.clone(), &node.namespace, EngineSettings::default())?;
         let plan = engine.plan(&Request::new(&image.reference, "")).await?;
         let layers = plan.layers.clone().into_iter();
         let collector = Node {

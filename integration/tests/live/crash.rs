@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_containerd::Client;
 use resnap_integration::image::{Built, hello};
 use resnap_integration::tap::Tap;
-use resnap_unpacker::{Engine, Request, Settings};
+use resnap_unpacker::{Engine, EngineSettings, Request};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
@@ -168,7 +168,7 @@ impl Scene {
         if let Some(limit) = call_timeout {
             client = client.with_call_timeout(limit);
         }
-        let mut settings = Settings::default();
+        let mut settings = EngineSettings::default();
         settings.runtime_dir = Some(self.runtime_dir.clone());
         if let Some(lifetime) = lease_lifetime {
             settings.lease_lifetime = lifetime;

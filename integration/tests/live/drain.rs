@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use async_trait::async_trait;
-use resnap_core::{Progress, UnpackService, Unready, Want};
-use resnap_cri_proxy::{Proxy, Settings};
+use resnap_core::{EnsureProgress, EnsureRequest, NotReady, UnpackService};
+use resnap_cri_proxy::{Proxy, ProxySettings};
 use resnap_integration::cri::{Container, Cri, Sandbox};
 use resnap_integration::image::hello;
 use resnap_integration::tap::{Method, Point, Tap};
@@ -86,13 +86,13 @@ struct Endless;
 impl UnpackService for Endless {
     async fn ensure(
         &self,
-        _want: Want<'_>,
-        _tell: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<(), Unready> {
+        _want: EnsureRequest<'_>,
+        _tell: &(dyn Fn(EnsureProgress) + Send + Sync),
+    ) -> Result<(), NotReady> {
         std::future::pending().await
     }
 
-    async fn is_remote(&self, _image: &str, _snapshotter: &str) -> Result<bool, Unready> {
+    async fn is_remote(&self, _image: &str, _snapshotter: &str) -> Result<bool, NotReady> {
         std::future::pending().await
     }
 }
@@ -115,7 +115,7 @@ fn all_are_answered(node: &Node) -> Result<()> {
     let proxy = Proxy::new(
         node.containerd.socket(),
         Arc::new(Endless),
-        Settings::default(),
+        ProxySettings::default(),
         None,
     );
     let serve = async move {

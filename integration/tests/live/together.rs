@@ -17,7 +17,9 @@ use resnap_core::{Applied, Applier, Descriptor, Kind, Mount, Ports, Scope};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer};
 use resnap_integration::image::{hello, shared_pair};
 use resnap_integration::tap::{Method, Point, Tap};
-use resnap_unpacker::{Engine, Event, Job, Outcome, Phase, Report, Request, Settings, UnpackError};
+use resnap_unpacker::{
+    Engine, EngineSettings, Event, Job, LayerOutcome, Phase, Report, Request, UnpackError,
+};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Barrier;
@@ -58,14 +60,14 @@ struct Works {
 }
 
 impl Works {
-    fn new(node: &Node, change: impl FnOnce(&mut Ports, &mut Settings)) -> Result<Self> {
+    fn new(node: &Node, change: impl FnOnce(&mut Ports, &mut EngineSettings)) -> Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()?;
         let tap = node.containerd.tap()?;
         let client = runtime.block_on(Client::connect(&tap.socket().to_string_lossy()))?;
-        let (mut ports, mut settings) = (client.ports(), Settings::default());
+        let (mut ports, mut settings) = (client.ports(), EngineSettings::default());
         change(&mut ports, &mut settings);
         let engine = Engine::new(ports, &node.namespace, settings)?;
         Ok(Self {
@@ -154,12 +156,12 @@ fn requests(node: &Node) -> Result<()> {
 }
 
 /// A process that unpacks, and what it tells.
-struct Unpacking {
+struct UnpackStream {
     child: Child,
     tells: BufReader<ChildStdout>,
 }
 
-impl Unpacking {
+impl UnpackStream {
     /// One of several through `tap` whose locks are in `dir`.
     fn start(node: &Node, tap: &Tap, dir: &str, image: &str) -> Result<Self> {
         let mut child = node
@@ -220,14 +222,14 @@ fn run_processes<'a>(
     let held = tap.hold(Method::APPLY, 1, Point::Before);
     let processes = images
         .into_iter()
-        .map(|image| Unpacking::start(node, &tap, &dir, image));
+        .map(|image| UnpackStream::start(node, &tap, &dir, image));
     let mut processes = processes.collect::<Result<Vec<_>>>()?;
     held.wait()?;
     for process in &mut processes {
         process.at_work()?;
     }
     held.release();
-    let made = processes.into_iter().map(Unpacking::end);
+    let made = processes.into_iter().map(UnpackStream::end);
     let made: usize = made.sum::<Result<_>>()?;
     ensure!(made == layers, "{made} layers made, want {layers}");
     for method in [Method::PREPARE, Method::APPLY, Method::COMMIT] {
@@ -326,7 +328,7 @@ fn callers_go(node: &Node) -> Result<()> {
     eventually("the job is over", || Ok(node.leases()?.is_empty()))?;
     counts(&works.tap, Method::APPLY, 6)?;
     let next = works.report(&small.reference)?;
-    ensure!(next.count(Outcome::Existed) == 3, "{next:?}");
+    ensure!(next.count(LayerOutcome::Existed) == 3, "{next:?}");
     node.nothing_left(ON)?;
     works.tap.finish()
 }
@@ -386,7 +388,7 @@ fn panics(node: &Node) -> Result<()> {
     // The layer below is kept for the next one.
     assert_one_layer_kept(node)?;
     let next = works.report(&image.reference)?;
-    ensure!(next.count(Outcome::Applied) == 2, "{next:?}");
+    ensure!(next.count(LayerOutcome::Applied) == 2, "{next:?}");
     node.nothing_left(ON)?;
     works.tap.finish()
 }
@@ -443,7 +445,7 @@ fn cancel(node: &Node) -> Result<()> {
     canceller.cancel();
     let next = works.report(&image.reference)?;
     ensure!(
-        next.count(Outcome::Existed) == 1 && next.count(Outcome::Applied) == 2,
+        next.count(LayerOutcome::Existed) == 1 && next.count(LayerOutcome::Applied) == 2,
         "{next:?}"
     );
     node.nothing_left(ON)?;

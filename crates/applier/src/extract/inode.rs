@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use resnap_erofs::Metadata;
-use resnap_layer::{Entry, Kind, Time, Xattr};
+use resnap_layer::{Entry, EntryKind, Time, Xattr};
 use rustix::fs::{
     self, AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
@@ -29,13 +29,13 @@ pub(crate) fn opaque_name(user: bool) -> &'static str {
 }
 
 /// Makes what is neither file nor directory.
-pub(super) fn make(parent: &OwnedFd, name: &[u8], kind: &Kind) -> rustix::io::Result<()> {
+pub(super) fn make(parent: &OwnedFd, name: &[u8], kind: &EntryKind) -> rustix::io::Result<()> {
     let (file_type, device) = match kind {
-        Kind::Symlink(target) => return fs::symlinkat(&target[..], parent, name),
-        Kind::Character { major, minor } => {
+        EntryKind::Symlink(target) => return fs::symlinkat(&target[..], parent, name),
+        EntryKind::Character { major, minor } => {
             (FileType::CharacterDevice, fs::makedev(*major, *minor))
         }
-        Kind::Block { major, minor } => (FileType::BlockDevice, fs::makedev(*major, *minor)),
+        EntryKind::Block { major, minor } => (FileType::BlockDevice, fs::makedev(*major, *minor)),
         _ => (FileType::Fifo, 0),
     };
     // Linux would cut it.

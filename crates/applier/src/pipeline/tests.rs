@@ -4,7 +4,7 @@
 use std::io::{Seek as _, Write as _};
 
 use flate2::write::GzEncoder;
-use resnap_core::testing::Nobody;
+use resnap_core::testing::NoopMonitor;
 
 use super::*;
 use crate::memory::Memory;
@@ -28,7 +28,7 @@ fn read_with(
         compression,
         limit,
         guard,
-        monitor: Arc::new(Nobody),
+        monitor: Arc::new(NoopMonitor),
     };
     run(Source::File(file), &work, |stream| {
         let mut bytes = Vec::new();
@@ -99,7 +99,7 @@ fn it_stops_when_nobody_wants_it() {
         compression: Compression::None,
         limit: u64::MAX,
         guard: Stop(stopped).into(),
-        monitor: Arc::new(Nobody),
+        monitor: Arc::new(NoopMonitor),
     };
     let mut stop = Some(stop);
     let stopped = run(Source::File(file), &work, |stream| {

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use resnap_erofs::{Image, Node, ReadAt};
+use resnap_erofs::{ErofsReader, Node, ReadAt};
 use resnap_layer::way;
 
 /// A directory keeps it when another thing takes the place of its last whiteout.
@@ -138,7 +138,7 @@ fn xattrs(path: &Path) -> io::Result<Xattrs> {
 }
 
 /// Returns the tree of an image.
-pub(super) fn in_image<R: ReadAt>(image: &Image<R>) -> Tree {
+pub(super) fn in_image<R: ReadAt>(image: &ErofsReader<R>) -> Tree {
     let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
     let mut todo = vec![(String::new(), image.root().unwrap())];
     while let Some((path, node)) = todo.pop() {

@@ -14,11 +14,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
-use resnap_applier::{Applier, Differ, Settings};
-use resnap_core::testing::{Nobody, Simulated};
+use resnap_applier::{ApplierSettings, Differ, InProcessApplier};
+use resnap_core::testing::{NoopMonitor, Simulated};
 use resnap_core::{
-    Applied, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor, Digest,
-    Error, Introspection, Kind, Monitor, Mount, Ports, Result, Scope, SnapshotterInfo,
+    Applied, ApplyMonitor, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor,
+    Digest, Error, Introspection, Kind, Mount, Ports, Result, Scope, SnapshotterInfo,
 };
 use tempfile::TempDir;
 
@@ -82,7 +82,7 @@ pub(crate) struct Bed {
     /// containerd's root.
     pub(crate) root: PathBuf,
     /// Who is told how it goes.
-    pub(crate) monitor: Arc<dyn Monitor>,
+    pub(crate) monitor: Arc<dyn ApplyMonitor>,
     backend: Arc<Backend>,
     snapshots: AtomicUsize,
     _dir: Option<TempDir>,
@@ -116,7 +116,7 @@ impl Bed {
         fs::create_dir_all(root.join("content/blobs/sha256")).unwrap();
         Self {
             root: root.to_path_buf(),
-            monitor: Arc::new(Nobody),
+            monitor: Arc::new(NoopMonitor),
             backend: Arc::new(Backend {
                 root: root.to_path_buf(),
                 blobs: Mutex::default(),
@@ -184,14 +184,14 @@ impl Bed {
         layers: &[Descriptor],
         sync_fs: bool,
     ) -> Arc<dyn BatchApplier> {
-        let mut settings = Settings::default();
+        let mut settings = ApplierSettings::default();
         settings.differs.insert("overlayfs".to_owned(), differ);
         self.batch_with(settings, layers, sync_fs)
     }
 
     pub(crate) fn batch_with(
         &self,
-        settings: Settings,
+        settings: ApplierSettings,
         layers: &[Descriptor],
         sync_fs: bool,
     ) -> Arc<dyn BatchApplier> {
@@ -201,7 +201,8 @@ impl Bed {
             introspection: Arc::clone(&self.backend) as _,
             ..Simulated::new().ports()
         };
-        let applier: Arc<dyn resnap_core::Applier> = Arc::new(Applier::new(&ports, settings));
+        let applier: Arc<dyn resnap_core::Applier> =
+            Arc::new(InProcessApplier::new(&ports, settings));
         let batch = Batch {
             scope: Scope::new("default"),
             snapshotter: "overlayfs".to_owned(),

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::time::Duration;
 
-use resnap_core::{Kind, Scope, in_full};
+use resnap_core::{Kind, Scope, error_chain};
 use tokio::time::timeout;
 
 use crate::bed::{Bed, GZIP};
@@ -27,7 +27,7 @@ async fn a_broken_layer_spares_the_others() {
     let error = batch.apply(&scope, 2, &mounts).await.unwrap_err();
     assert_eq!(error.kind(), Kind::InvalidArgument);
     assert!(error.to_string().contains(layers[2].digest.as_str()));
-    assert!(in_full(&error).contains("not a tar"), "{error:?}");
+    assert!(error_chain(&error).contains("not a tar"), "{error:?}");
     batch.end().await;
     assert!(bed.staged().is_empty(), "{:?}", bed.staged());
     assert!(bed.fs(torn).read_dir().unwrap().next().is_none());

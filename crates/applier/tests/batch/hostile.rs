@@ -8,8 +8,8 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use flate2::write::GzEncoder;
-use resnap_applier::Settings;
-use resnap_core::{Descriptor, Error, Kind, Scope, in_full};
+use resnap_applier::ApplierSettings;
+use resnap_core::{Descriptor, Error, Kind, Scope, error_chain};
 use tar::EntryType;
 use tokio::time::timeout;
 
@@ -57,8 +57,8 @@ fn bomb(count: usize, name: &str, bytes: usize, own: bool) -> Vec<u8> {
     gzip(&builder.into_inner().unwrap())
 }
 
-fn settings(memory: u64) -> Settings {
-    let mut settings = Settings::default();
+fn settings(memory: u64) -> ApplierSettings {
+    let mut settings = ApplierSettings::default();
     settings.memory = memory;
     settings
 }
@@ -131,7 +131,7 @@ fn bombs_take_no_more_than_the_default() {
 }
 
 /// The error of a layer that is alone.
-async fn refused(bed: &Bed, settings: Settings, layer: Descriptor) -> Error {
+async fn refused(bed: &Bed, settings: ApplierSettings, layer: Descriptor) -> Error {
     let batch = bed.batch_with(settings, &[layer], false);
     let (_, mounts) = bed.prepare(&[], &[]);
     let applied = batch.apply(&Scope::new("default"), 0, &mounts).await;
@@ -146,7 +146,7 @@ async fn a_layer_that_takes_too_much_is_refused_by_name() {
     let layer = bed.layer(GZIP, bomb(50, "user.x", 200_000, true));
     let error = refused(&bed, settings(8 * MIB), layer.clone()).await;
     assert_eq!(error.kind(), Kind::ResourceExhausted);
-    let text = in_full(&error);
+    let text = error_chain(&error);
     assert!(text.contains(layer.digest.as_str()), "{text}");
     assert!(
         text.contains("more than 5242880 bytes") && text.contains("raise memory"),
@@ -216,7 +216,12 @@ async fn links_that_only_take_time_are_refused_soon() {
         let begin = Instant::now();
         let applied = batch.apply(&Scope::new("default"), 0, &mounts).await;
         let error = applied.unwrap_err();
-        assert_eq!(error.kind(), Kind::ResourceExhausted, "{}", in_full(&error));
+        assert_eq!(
+            error.kind(),
+            Kind::ResourceExhausted,
+            "{}",
+            error_chain(&error)
+        );
         assert!(
             begin.elapsed() < Duration::from_secs(30),
             "{:?}",
@@ -233,7 +238,7 @@ async fn what_does_not_get_on_ends() {
         let bed = Bed::new();
         let layers = layers(&bed, "a", 3);
         bed.stick(&layers[1], begins);
-        let mut settings = Settings::default();
+        let mut settings = ApplierSettings::default();
         settings.stall = Duration::from_secs(1);
         let batch = bed.batch_with(settings, &layers, false);
         let snapshots = bed.apply_all(&*batch, 1, &[]).await;
@@ -243,7 +248,7 @@ async fn what_does_not_get_on_ends() {
         let applied = timeout(Duration::from_secs(20), apply).await.unwrap();
         let error = applied.unwrap_err();
         assert_eq!(error.kind(), Kind::DeadlineExceeded);
-        let said = in_full(&error);
+        let said = error_chain(&error);
         assert!(said.contains(layers[1].digest.as_str()), "{said}");
         assert!(
             said.contains("for 1s") && said.contains("raise stall"),
@@ -280,7 +285,7 @@ async fn a_differ_that_does_not_get_on_ends() {
     let bed = Bed::new();
     let layer = bed.layer(&format!("{TAR}+gzip+encrypted"), b"secret".to_vec());
     bed.stick(&layer, true);
-    let mut settings = Settings::default();
+    let mut settings = ApplierSettings::default();
     settings.stall = Duration::from_secs(1);
     let batch = bed.batch_with(settings, std::slice::from_ref(&layer), false);
     let (snapshot, mounts) = bed.prepare(&[], &[]);
@@ -289,7 +294,7 @@ async fn a_differ_that_does_not_get_on_ends() {
     let applied = timeout(Duration::from_secs(20), apply).await.unwrap();
     let error = applied.unwrap_err();
     assert_eq!(error.kind(), Kind::DeadlineExceeded);
-    let said = in_full(&error);
+    let said = error_chain(&error);
     assert!(
         said.contains(layer.digest.as_str()) && said.contains("raise stall"),
         "{said}"

@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use flate2::write::GzEncoder;
-use resnap_applier::Settings;
+use resnap_applier::ApplierSettings;
 use resnap_core::{Descriptor, Mount, Scope};
 
 use crate::bed::{Bed, GZIP, TAR, block_on, elsewhere, run, tar};
@@ -120,7 +120,7 @@ async fn zstd_windows_for_which_there_is_no_memory() {
     assert_eq!(there.count(), 2, "more than fs and work");
     assert!(bed.fs(snapshot).read_dir().unwrap().next().is_none());
     // With more memory it is ours.
-    let mut settings = Settings::default();
+    let mut settings = ApplierSettings::default();
     settings.memory = 1 << 30;
     let batch = bed.batch_with(settings, &[layer], false);
     let snapshot = bed.apply_all(&*batch, 1, &[]).await[0];

@@ -26,7 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bed::{Bed, TAR, tar};
 use resnap_applier::Differ;
-use resnap_core::{Admission, Kind, Monitor, Mount, Scope, Span, Stage};
+use resnap_core::{ApplyMonitor, ApplyPermit, Kind, Mount, Scope, Stage, StageTiming};
 
 /// Layers that all write to one file, of which the last counts.
 fn layers(bed: &Bed, of: &str, count: usize) -> Vec<resnap_core::Descriptor> {
@@ -55,15 +55,15 @@ impl Drop for Inside {
 }
 
 #[async_trait]
-impl Monitor for Gate {
-    async fn admit(&self, _: usize) -> Admission {
+impl ApplyMonitor for Gate {
+    async fn admit(&self, _: usize) -> ApplyPermit {
         self.0.fetch_add(1, Ordering::SeqCst);
-        Admission::new(Inside(Arc::clone(&self.0)))
+        ApplyPermit::new(Inside(Arc::clone(&self.0)))
     }
 
     fn read(&self, _: usize, _: u64) {}
 
-    fn went(&self, _: usize, stage: Stage, _: Span) {
+    fn record_stage(&self, _: usize, stage: Stage, _: StageTiming) {
         // Who is told has not gone on yet.
         if stage == Stage::Place && self.0.load(Ordering::SeqCst) > 0 {
             self.1.fetch_add(1, Ordering::SeqCst);

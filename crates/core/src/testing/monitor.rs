@@ -5,19 +5,19 @@
 
 use async_trait::async_trait;
 
-use crate::{Admission, Monitor, Span, Stage};
+use crate::{ApplyMonitor, ApplyPermit, Stage, StageTiming};
 
 /// Who admits every layer at once, and does not listen.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Nobody;
+pub struct NoopMonitor;
 
 #[async_trait]
-impl Monitor for Nobody {
-    async fn admit(&self, _: usize) -> Admission {
-        Admission::new(())
+impl ApplyMonitor for NoopMonitor {
+    async fn admit(&self, _: usize) -> ApplyPermit {
+        ApplyPermit::new(())
     }
 
     fn read(&self, _: usize, _: u64) {}
 
-    fn went(&self, _: usize, _: Stage, _: Span) {}
+    fn record_stage(&self, _: usize, _: Stage, _: StageTiming) {}
 }

@@ -259,7 +259,8 @@ impl Simulated {
             Some(jitter) => tokio::time::sleep(jitter).await,
             None => tokio::task::yield_now().await,
         }
-        let fail = |kind| Err(Error::new(kind, "simulate", subject).because("an injected fault"));
+        let fail =
+            |kind| Err(Error::new(kind, "simulate", subject).with_source("an injected fault"));
         match fault {
             None => work(&mut self.state()),
             Some(Effect::Fail(kind)) => fail(kind),

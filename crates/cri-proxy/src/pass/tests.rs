@@ -12,7 +12,7 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use prost::encoding::{WireType, encode_key, encode_varint};
-use resnap_core::{Progress, Unready, Want};
+use resnap_core::{EnsureProgress, EnsureRequest, NotReady};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -53,9 +53,9 @@ struct Service {
 impl UnpackService for Service {
     async fn ensure(
         &self,
-        _want: Want<'_>,
-        _tell: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<(), Unready> {
+        _want: EnsureRequest<'_>,
+        _tell: &(dyn Fn(EnsureProgress) + Send + Sync),
+    ) -> Result<(), NotReady> {
         *self.asked.lock().unwrap() += 1;
         self.news.notify_waiters();
         if let Some(planning) = &self.planning {
@@ -65,7 +65,7 @@ impl UnpackService for Service {
         std::future::pending().await
     }
 
-    async fn is_remote(&self, _image: &str, _snapshotter: &str) -> Result<bool, Unready> {
+    async fn is_remote(&self, _image: &str, _snapshotter: &str) -> Result<bool, NotReady> {
         Ok(false)
     }
 }
@@ -80,7 +80,7 @@ impl Node {
         let proxy = Proxy::new(
             &dir.path().join("containerd"),
             Arc::clone(&service) as _,
-            Settings::default(),
+            ProxySettings::default(),
             None,
         );
         let listener = UnixListener::bind(dir.path().join("proxy")).unwrap();

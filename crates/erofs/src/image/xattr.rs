@@ -6,7 +6,7 @@
 
 use resnap_layer::Xattr;
 
-use super::{Image, ImageError, Node, ReadAt, Result, read};
+use super::{ErofsReader, ImageError, Node, ReadAt, Result, read};
 use crate::format::{Get, XATTR_HEADER};
 use crate::xattr::PREFIXES;
 
@@ -23,7 +23,7 @@ const MOST: usize = 1 << 18;
 /// As long as a name may be, in bytes.
 const LONGEST: usize = 255;
 
-impl<R: ReadAt> Image<R> {
+impl<R: ReadAt> ErofsReader<R> {
     /// The extended attributes of a node, ordered by name. Those of kinds that have no name on Linux
     /// are left out.
     ///

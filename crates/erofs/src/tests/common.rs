@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use crate::{Error, Image, Lower, Memory, Node, Nothing, Writer};
+use crate::{ErofsReader, Error, Lower, Memory, NoLower, Node, Writer};
 use resnap_layer::Layer;
 use tar::{Builder, EntryType, Header};
 
@@ -102,12 +102,12 @@ pub(crate) fn write_on(stream: &[u8], lower: &mut dyn Lower) -> Result<Vec<u8>, 
 }
 
 pub(crate) fn write(stream: &[u8]) -> Result<Vec<u8>, Error> {
-    write_on(stream, &mut Nothing)
+    write_on(stream, &mut NoLower)
 }
 
 /// The image of these items.
-pub(crate) fn image(items: &[Item]) -> Image<Vec<u8>> {
-    Image::open(write(&layer(items)).unwrap()).unwrap()
+pub(crate) fn image(items: &[Item]) -> ErofsReader<Vec<u8>> {
+    ErofsReader::open(write(&layer(items)).unwrap()).unwrap()
 }
 
 /// Why there is no image of these items, with all causes.
@@ -123,7 +123,7 @@ pub(crate) fn refusal(items: &[Item]) -> String {
 }
 
 /// All of a tree by path, the root too.
-pub(crate) fn tree(image: &Image<Vec<u8>>) -> BTreeMap<String, Node> {
+pub(crate) fn tree(image: &ErofsReader<Vec<u8>>) -> BTreeMap<String, Node> {
     let mut found = BTreeMap::new();
     let mut todo = vec![(String::new(), image.root().unwrap())];
     while let Some((path, node)) = todo.pop() {
@@ -150,18 +150,18 @@ pub(crate) fn tree(image: &Image<Vec<u8>>) -> BTreeMap<String, Node> {
     found
 }
 
-pub(crate) fn paths(image: &Image<Vec<u8>>) -> Vec<String> {
+pub(crate) fn paths(image: &ErofsReader<Vec<u8>>) -> Vec<String> {
     tree(image)
         .into_keys()
         .filter(|path| !path.is_empty())
         .collect()
 }
 
-pub(crate) fn find(image: &Image<Vec<u8>>, path: &str) -> Node {
+pub(crate) fn find(image: &ErofsReader<Vec<u8>>, path: &str) -> Node {
     image.lookup(path.as_bytes()).unwrap().unwrap()
 }
 
-pub(crate) fn data(image: &Image<Vec<u8>>, path: &str) -> Vec<u8> {
+pub(crate) fn data(image: &ErofsReader<Vec<u8>>, path: &str) -> Vec<u8> {
     let node = find(image, path);
     let mut data = vec![0; node.size as usize];
     assert_eq!(image.read(&node, 0, &mut data).unwrap(), data.len());
@@ -169,7 +169,7 @@ pub(crate) fn data(image: &Image<Vec<u8>>, path: &str) -> Vec<u8> {
 }
 
 /// Names and values of extended attributes.
-pub(crate) fn xattrs(image: &Image<Vec<u8>>, path: &str) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn xattrs(image: &ErofsReader<Vec<u8>>, path: &str) -> Vec<(String, Vec<u8>)> {
     let xattrs = image.xattrs(&find(image, path)).unwrap();
     xattrs
         .into_iter()
@@ -177,7 +177,7 @@ pub(crate) fn xattrs(image: &Image<Vec<u8>>, path: &str) -> Vec<(String, Vec<u8>
         .collect()
 }
 
-pub(crate) fn names(image: &Image<Vec<u8>>, path: &str) -> Vec<String> {
+pub(crate) fn names(image: &ErofsReader<Vec<u8>>, path: &str) -> Vec<String> {
     xattrs(image, path)
         .into_iter()
         .map(|(name, _)| name)

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use super::common::*;
-use crate::{Image, Metadata, Stack};
+use crate::{ErofsReader, Metadata, Stack};
 use tar::EntryType::*;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
@@ -90,8 +90,8 @@ fn a_whiteout_stays_with_its_name() {
     assert_eq!(names(&image, "e"), [""; 0]);
 }
 
-fn images(layers: &[&[Item]]) -> Vec<Image<Vec<u8>>> {
-    let mut images: Vec<Image<Vec<u8>>> = Vec::new();
+fn images(layers: &[&[Item]]) -> Vec<ErofsReader<Vec<u8>>> {
+    let mut images: Vec<ErofsReader<Vec<u8>>> = Vec::new();
     for items in layers {
         images.insert(0, image(items));
     }
@@ -167,7 +167,7 @@ fn directories_are_looked_up_once() {
     let new = (0..100).map(|index| file(&format!("{}/{index}/file", ways[index % 2]), b""));
     let upper = layer(&new.collect::<Vec<_>>());
     let count = Cell::new(0);
-    let open = || Image::open(Counted(lower.clone(), &count)).unwrap();
+    let open = || ErofsReader::open(Counted(lower.clone(), &count)).unwrap();
     let mut stack = Stack::new(vec![open(), open(), open()]);
     write_on(&upper, &mut stack).unwrap();
     // The lookup of a name and its metadata take some reads in each image.
@@ -227,7 +227,7 @@ fn directories_that_a_layer_does_not_state() {
         file("stated/file", b""),
         directory("stated", 0o777),
     ]);
-    let image = Image::open(write_on(&upper, &mut Stack::new(vec![base])).unwrap()).unwrap();
+    let image = ErofsReader::open(write_on(&upper, &mut Stack::new(vec![base])).unwrap()).unwrap();
     let metadata = |path| image.metadata(&find(&image, path)).unwrap();
     let a = metadata("a");
     assert_eq!((a.mode, a.uid, a.gid), (0o2750, 7, 7));

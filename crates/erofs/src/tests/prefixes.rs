@@ -4,7 +4,7 @@
 //! Prefixes of extended attributes that are an image's own, as `mkfs.erofs --xattr-prefix` has them.
 
 use super::common::*;
-use crate::Image;
+use crate::ErofsReader;
 
 const SUPER: usize = 1024;
 
@@ -34,13 +34,13 @@ fn sample(table: &[u8]) -> Vec<u8> {
 
 fn in_inode(table: &[u8]) -> Vec<u8> {
     let mut image = sample(table);
-    let id = find(&Image::open(image.clone()).unwrap(), "table").id;
+    let id = find(&ErofsReader::open(image.clone()).unwrap(), "table").id;
     image[SUPER + 96..][..8].copy_from_slice(&id.to_le_bytes());
     image
 }
 
 fn check(image: Vec<u8>) {
-    let image = Image::open(image).unwrap();
+    let image = ErofsReader::open(image).unwrap();
     for (path, expected) in [
         ("0", Some("user.long.abc")),
         ("1", None),
@@ -71,7 +71,7 @@ fn in_no_inode() {
 #[test]
 fn malformed() {
     for table in [&TABLE[..8], b"\0\0\0\0", b"\x01\x01\x01\0", b""] {
-        let image = Image::open(in_inode(table)).unwrap();
+        let image = ErofsReader::open(in_inode(table)).unwrap();
         assert!(image.xattrs(&find(&image, "0")).is_err(), "{table:?}");
     }
 }

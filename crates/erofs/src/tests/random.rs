@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::common::*;
-use crate::{Image, Stack};
+use crate::{ErofsReader, Stack};
 use proptest::prelude::*;
 use tar::EntryType;
 
@@ -170,7 +170,7 @@ fn items() -> impl Strategy<Value = Vec<Item>> {
     prop::collection::vec(item, 0..40)
 }
 
-fn compare(model: &BTreeMap<String, Thing>, image: &Image<Vec<u8>>) {
+fn compare(model: &BTreeMap<String, Thing>, image: &ErofsReader<Vec<u8>>) {
     let nodes = tree(image);
     let found: Vec<&String> = nodes.keys().filter(|path| !path.is_empty()).collect();
     assert_eq!(found, model.keys().collect::<Vec<_>>());
@@ -200,7 +200,7 @@ fn compare(model: &BTreeMap<String, Thing>, image: &Image<Vec<u8>>) {
 
 /// Uses all of a reader, as far as it goes.
 fn exhaust(bytes: Vec<u8>) {
-    let Ok(image) = Image::open(bytes) else {
+    let Ok(image) = ErofsReader::open(bytes) else {
         return;
     };
     let mut todo: Vec<_> = image.root().into_iter().collect();
@@ -258,7 +258,7 @@ proptest! {
             Ok(bytes) => {
                 prop_assert!(is_right);
                 sweep(&mut model);
-                compare(&model.things, &Image::open(bytes).unwrap());
+                compare(&model.things, &ErofsReader::open(bytes).unwrap());
             }
             Err(error) => prop_assert!(!is_right, "{error:?}"),
         }

@@ -6,7 +6,7 @@
 use std::io::Cursor;
 
 use super::common::*;
-use crate::{Image, Memory, Nothing, Writer};
+use crate::{ErofsReader, Memory, NoLower, Writer};
 use resnap_layer::{Layer, Time};
 use tar::EntryType::*;
 
@@ -158,7 +158,7 @@ fn names_of_any_bytes() {
         builder.append(&header, &b""[..]).unwrap();
         builder.into_inner().unwrap()
     };
-    let image = crate::Image::open(write(&stream).unwrap()).unwrap();
+    let image = crate::ErofsReader::open(write(&stream).unwrap()).unwrap();
     assert!(image.lookup(b"\xff\xfe/\x01\n").unwrap().is_some());
 }
 
@@ -402,28 +402,28 @@ fn memory_is_limited() {
     };
     // Directories that the layer does not state count, too.
     let deep = file(&"d/".repeat(1000), b"");
-    expect(100_000, &[deep], &mut crate::Nothing);
+    expect(100_000, &[deep], &mut crate::NoLower);
     let links: Vec<Item> = (0..10)
         .map(|at| link(Symlink, &at.to_string(), &"t".repeat(1000)))
         .collect();
-    expect(16_000, &links, &mut crate::Nothing);
+    expect(16_000, &links, &mut crate::NoLower);
     // Names of one inode.
     let hard = |at| link(Link, &format!("h{at}"), "f");
     let names: Vec<Item> = [file("f", b"")]
         .into_iter()
         .chain((0..1000).map(hard))
         .collect();
-    expect(30_000, &names, &mut crate::Nothing);
+    expect(30_000, &names, &mut crate::NoLower);
     // The same directory again and again.
     let again = |value: Vec<u8>| Item {
         xattrs: vec![("user.a".to_owned(), value)],
         ..directory("a", 0o755)
     };
     let stated: Vec<Item> = (0..10).map(|value| again(vec![value; 4000])).collect();
-    expect(20_000, &stated, &mut crate::Nothing);
+    expect(20_000, &stated, &mut crate::NoLower);
     // Many small sets take more than their bytes.
     let small: Vec<Item> = (0..=255).map(|value| again(vec![value])).collect();
-    expect(20_000, &small, &mut crate::Nothing);
+    expect(20_000, &small, &mut crate::NoLower);
     expect(20_000, &[file("a/b/c/d", b"")], &mut Heavy(0));
     // What nobody sets takes nothing, and what is the same only once.
     let trusted: Vec<Item> = (0..100)
@@ -440,7 +440,7 @@ fn memory_is_limited() {
     let memory = Box::new(crate::Memory::new(60_000));
     let mut writer = crate::Writer::new(std::io::Cursor::new(Vec::new()), memory).unwrap();
     writer.add(&mut layer).unwrap();
-    writer.finish(&mut crate::Nothing, [0; 16]).unwrap();
+    writer.finish(&mut crate::NoLower, [0; 16]).unwrap();
 }
 
 /// Goes on for so many entries.
@@ -481,7 +481,7 @@ fn per_entry(item: impl Fn(usize) -> Item) -> u64 {
         let mut writer = crate::Writer::new(Sink::default(), memory).unwrap();
         let added = writer.add(&mut layer);
         added
-            .and_then(|()| writer.finish(&mut crate::Nothing, [0; 16]).map(drop))
+            .and_then(|()| writer.finish(&mut crate::NoLower, [0; 16]).map(drop))
             .is_ok()
     };
     let (mut low, mut high) = (0, 1 << 30);
@@ -510,7 +510,7 @@ fn an_entry_costs_no_more_names_than_are_left() {
     let items: Vec<Item> = (0..2000)
         .map(|at| file(&deep(&format!("{}/f", at % 2)), b""))
         .collect();
-    let text = over(1 << 30, &items, &mut crate::Nothing);
+    let text = over(1 << 30, &items, &mut crate::NoLower);
     assert!(
         text.starts_with("the ways to the layer's entries so far have more than 10"),
         "{text}"
@@ -562,7 +562,7 @@ fn holes_take_no_room_and_have_an_end() {
         let mut writer =
             crate::Writer::new(Sink::default(), Box::new(crate::Memory::new(1 << 20)))?;
         writer.add(&mut layer)?;
-        writer.finish(&mut crate::Nothing, [0; 16])
+        writer.finish(&mut crate::NoLower, [0; 16])
     };
     let (sink, summary) = write(1 << 40).unwrap();
     assert_eq!(summary.size, (1 << 40) + 2 * 4096);
@@ -650,8 +650,8 @@ fn the_lowest_layer_deletes_what_it_has() {
         .unwrap()
         .lowest();
     writer.add(&mut layer).unwrap();
-    let (target, _) = writer.finish(&mut Nothing, [0; 16]).unwrap();
-    let image = Image::open(target.into_inner()).unwrap();
+    let (target, _) = writer.finish(&mut NoLower, [0; 16]).unwrap();
+    let image = ErofsReader::open(target.into_inner()).unwrap();
     assert_eq!(paths(&image), ["after", "d", "d/new"]);
     assert!(names(&image, "d").is_empty());
 }

@@ -4,7 +4,7 @@
 //! What an entry of a layer does to the tree.
 
 use resnap_layer::way::split;
-use resnap_layer::{Entry, Kind};
+use resnap_layer::{Entry, EntryKind};
 
 use super::{DEFAULT, GONE, Inode, OPAQUE, ROOT, STATED, Tree, permissions};
 use crate::error::Fault;
@@ -14,7 +14,7 @@ use crate::xattr::has_default;
 impl Tree {
     /// Adds an entry of the layer. `place` is where its data is.
     pub(crate) fn add(&mut self, entry: &Entry, place: u32) -> Result<(), Fault> {
-        if let Kind::Opaque = entry.kind {
+        if let EntryKind::Opaque = entry.kind {
             let directory = self.directory(&entry.path)?;
             let is_lowest = self.is_lowest;
             if let Some(inode) = self.inode_mut(directory)
@@ -32,22 +32,24 @@ impl Tree {
         let index = self.find(directory, name);
         let old = index.and_then(|index| self.named(index));
         match (&entry.kind, index, old) {
-            (Kind::Directory, _, Some(old)) if self.inode(old).is_some_and(Inode::is_directory) => {
+            (EntryKind::Directory, _, Some(old))
+                if self.inode(old).is_some_and(Inode::is_directory) =>
+            {
                 return self.restate(old, entry);
             }
-            (Kind::Whiteout, None, _) if self.is_lowest => return Ok(()),
-            (Kind::Whiteout, Some(_), _) if self.is_lowest => {}
+            (EntryKind::Whiteout, None, _) if self.is_lowest => return Ok(()),
+            (EntryKind::Whiteout, Some(_), _) if self.is_lowest => {}
             // A whiteout hides what is below, not what the same layer has.
-            (Kind::Whiteout, Some(index), _) => {
+            (EntryKind::Whiteout, Some(index), _) => {
                 self.delete(index);
                 return Ok(());
             }
-            (Kind::Hardlink(target), ..) => {
+            (EntryKind::Hardlink(target), ..) => {
                 return self.link(directory, name, target, index, entry);
             }
             _ => {}
         }
-        if !matches!(entry.kind, Kind::Symlink(_) | Kind::Whiteout) {
+        if !matches!(entry.kind, EntryKind::Symlink(_) | EntryKind::Whiteout) {
             self.inherit(directory)?;
         }
         let inode = self.build(entry, place)?;
@@ -55,7 +57,7 @@ impl Tree {
         let inode = self.add_inode(inode)?;
         self.bind(directory, name, inode)?;
         match entry.kind {
-            Kind::Whiteout => {}
+            EntryKind::Whiteout => {}
             _ if is_directory => self.fill(inode),
             _ => self.fill(directory),
         }
@@ -66,23 +68,25 @@ impl Tree {
     fn build(&mut self, entry: &Entry, place: u32) -> Result<Inode, Fault> {
         let at = |major, minor| device(major, minor).ok_or(Fault::Device { major, minor });
         let (file_type, size, place) = match &entry.kind {
-            Kind::File(file) => (mode::FILE, file.size, place),
-            Kind::Symlink(target) => (mode::SYMLINK, target.len() as u64, self.keep(target)?),
-            Kind::Character { major, minor } => (mode::CHARACTER, 0, at(*major, *minor)?),
-            Kind::Block { major, minor } => (mode::BLOCK, 0, at(*major, *minor)?),
-            Kind::Fifo => (mode::FIFO, 0, 0),
-            Kind::Whiteout => (mode::CHARACTER, 0, 0),
-            Kind::Directory | Kind::Opaque | Kind::Hardlink(_) => (mode::DIRECTORY, 0, 0),
+            EntryKind::File(file) => (mode::FILE, file.size, place),
+            EntryKind::Symlink(target) => (mode::SYMLINK, target.len() as u64, self.keep(target)?),
+            EntryKind::Character { major, minor } => (mode::CHARACTER, 0, at(*major, *minor)?),
+            EntryKind::Block { major, minor } => (mode::BLOCK, 0, at(*major, *minor)?),
+            EntryKind::Fifo => (mode::FIFO, 0, 0),
+            EntryKind::Whiteout => (mode::CHARACTER, 0, 0),
+            EntryKind::Directory | EntryKind::Opaque | EntryKind::Hardlink(_) => {
+                (mode::DIRECTORY, 0, 0)
+            }
         };
         let mode = file_type
             | match &entry.kind {
-                Kind::Whiteout => 0,
+                EntryKind::Whiteout => 0,
                 // Linux knows no other mode of symbolic links.
-                Kind::Symlink(_) => 0o777,
+                EntryKind::Symlink(_) => 0o777,
                 _ => permissions(entry.mode),
             };
         let xattrs = match &entry.kind {
-            Kind::Whiteout => 0,
+            EntryKind::Whiteout => 0,
             _ => self.xattrs.encode(&entry.xattrs, mode, &mut self.room)?,
         };
         Ok(Inode {
@@ -96,8 +100,8 @@ impl Tree {
             node: 0,
             mode,
             flags: match entry.kind {
-                Kind::Whiteout if self.is_lowest => GONE,
-                Kind::Directory if has_default(&entry.xattrs) => STATED | DEFAULT,
+                EntryKind::Whiteout if self.is_lowest => GONE,
+                EntryKind::Directory if has_default(&entry.xattrs) => STATED | DEFAULT,
                 _ => STATED,
             },
         })

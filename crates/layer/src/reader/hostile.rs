@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Kind;
+use crate::EntryKind;
 use crate::fixture::{Tar, header, octal};
 
 /// Something of everything.
@@ -66,18 +66,20 @@ fn exhaust(stream: &[u8]) -> bool {
             Ok(Some(entry)) => {
                 assert!(entry.mode <= 0o7777 && entry.mtime.nanoseconds < 1_000_000_000);
                 assert!(entry.uid < u32::MAX && entry.gid < u32::MAX);
-                let is_root = matches!(entry.kind, Kind::Directory | Kind::Opaque);
+                let is_root = matches!(entry.kind, EntryKind::Directory | EntryKind::Opaque);
                 assert!(is_root && entry.path.is_empty() || is_path(&entry.path));
                 match &entry.kind {
-                    Kind::Hardlink(target) => assert!(is_path(target)),
-                    Kind::Symlink(target) => assert!(!target.is_empty() && !target.contains(&0)),
-                    Kind::Character { major, minor } | Kind::Block { major, minor } => {
+                    EntryKind::Hardlink(target) => assert!(is_path(target)),
+                    EntryKind::Symlink(target) => {
+                        assert!(!target.is_empty() && !target.contains(&0))
+                    }
+                    EntryKind::Character { major, minor } | EntryKind::Block { major, minor } => {
                         assert!(*major < 1 << 12 && *minor < 1 << 20);
                     }
                     _ => {}
                 }
                 let size = match &entry.kind {
-                    Kind::File(file) => file.size,
+                    EntryKind::File(file) => file.size,
                     _ => 0,
                 };
                 let mut end = 0;

@@ -6,7 +6,7 @@
 use std::io::Read;
 
 use super::{Layer, padding};
-use crate::entry::{Entry, File, Kind};
+use crate::entry::{Entry, EntryKind, File};
 use crate::error::Fault;
 use crate::header::Header;
 use crate::path::{self, Name};
@@ -52,22 +52,24 @@ impl<R: Read> Layer<R> {
         records.time("ctime")?;
 
         let kind = match header.kind() {
-            0 if is_directory => Kind::Directory,
+            0 if is_directory => EntryKind::Directory,
             0 | b'0' | b'7' | b'S' => self.file(header, &records, sparse, size)?,
             _ => self.other(header, link.or_else(|| records.name("linkpath")))?,
         };
-        if sparse.is_some() && !matches!(kind, Kind::File(_)) {
+        if sparse.is_some() && !matches!(kind, EntryKind::File(_)) {
             return Err(Fault::Sparse("it is no file"));
         }
 
         let (path, kind) = match path::name(path::clean(&raw))? {
-            Name::Plain(path) if path.is_empty() && kind != Kind::Directory => return Ok(None),
+            Name::Plain(path) if path.is_empty() && kind != EntryKind::Directory => {
+                return Ok(None);
+            }
             Name::Plain(path) => (path, kind),
-            Name::Whiteout(path) => (path, Kind::Whiteout),
-            Name::Opaque(path) => (path, Kind::Opaque),
+            Name::Whiteout(path) => (path, EntryKind::Whiteout),
+            Name::Opaque(path) => (path, EntryKind::Opaque),
         };
         // A whiteout may have been a file.
-        self.current.is_hidden = !matches!(kind, Kind::File(_));
+        self.current.is_hidden = !matches!(kind, EntryKind::File(_));
         Ok(Some(Entry {
             path,
             kind,
@@ -80,29 +82,29 @@ impl<R: Read> Layer<R> {
     }
 
     /// What an entry without data is.
-    fn other(&self, header: &Header, link: Option<Vec<u8>>) -> Result<Kind, Fault> {
+    fn other(&self, header: &Header, link: Option<Vec<u8>>) -> Result<EntryKind, Fault> {
         let link = || {
             let link = link.unwrap_or_else(|| header.link());
             within(link, self.limits.path, "bytes of a link's target")
         };
         Ok(match header.kind() {
-            b'1' => Kind::Hardlink(path::target(&link()?)?),
+            b'1' => EntryKind::Hardlink(path::target(&link()?)?),
             b'2' => match link()? {
                 target if target.is_empty() => {
                     return Err(Fault::Name("it is a symbolic link to nothing"));
                 }
-                target => Kind::Symlink(target),
+                target => EntryKind::Symlink(target),
             },
             b'3' => {
                 let (major, minor) = device(header)?;
-                Kind::Character { major, minor }
+                EntryKind::Character { major, minor }
             }
             b'4' => {
                 let (major, minor) = device(header)?;
-                Kind::Block { major, minor }
+                EntryKind::Block { major, minor }
             }
-            b'5' => Kind::Directory,
-            b'6' => Kind::Fifo,
+            b'5' => EntryKind::Directory,
+            b'6' => EntryKind::Fifo,
             other => return Err(Fault::Type(other)),
         })
     }
@@ -114,7 +116,7 @@ impl<R: Read> Layer<R> {
         records: &Records,
         sparse: Option<Sparse>,
         packed: i64,
-    ) -> Result<Kind, Fault> {
+    ) -> Result<EntryKind, Fault> {
         let packed = u64::try_from(packed).map_err(|_| Fault::Number("size"))?;
         let mut map = Map::new(&self.limits);
         let mut data = packed;
@@ -136,12 +138,12 @@ impl<R: Read> Layer<R> {
         let Some(size) = size else {
             let extents = None;
             let size = packed;
-            return Ok(Kind::File(File { size, extents }));
+            return Ok(EntryKind::File(File { size, extents }));
         };
         let extents = map.finish(size, data)?;
         self.current.extents = Some(extents.iter().rev().copied().collect());
         let extents = Some(extents);
-        Ok(Kind::File(File { size, extents }))
+        Ok(EntryKind::File(File { size, extents }))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::fixture::{Tar, binary, header, octal};
-use crate::{File, Kind, Time, Xattr};
+use crate::{EntryKind, File, Time, Xattr};
 
 mod go;
 mod sparse;
@@ -60,7 +60,7 @@ fn a_file() {
     };
     let expected = Entry {
         path: b"a/b".to_vec(),
-        kind: Kind::File(file),
+        kind: EntryKind::File(file),
         mode: 0o644,
         uid: 1000,
         gid: 1001,
@@ -89,11 +89,11 @@ fn kinds() {
         .with(b'6', "fifo", b"", &[])
         .end();
     let entries = read(&stream).unwrap();
-    let kinds: Vec<Kind> = entries
+    let kinds: Vec<EntryKind> = entries
         .iter()
         .map(|(entry, _)| entry.kind.clone())
         .collect();
-    let file = Kind::File(File {
+    let file = EntryKind::File(File {
         size: 1,
         extents: None,
     });
@@ -101,14 +101,14 @@ fn kinds() {
         kinds,
         [
             file.clone(),
-            Kind::Directory,
+            EntryKind::Directory,
             file,
-            Kind::Hardlink(b"nul".to_vec()),
-            Kind::Symlink(b"../nul".to_vec()),
-            Kind::Character { major: 8, minor: 3 },
-            Kind::Block { major: 8, minor: 3 },
-            Kind::Directory,
-            Kind::Fifo,
+            EntryKind::Hardlink(b"nul".to_vec()),
+            EntryKind::Symlink(b"../nul".to_vec()),
+            EntryKind::Character { major: 8, minor: 3 },
+            EntryKind::Block { major: 8, minor: 3 },
+            EntryKind::Directory,
+            EntryKind::Fifo,
         ]
     );
     assert_eq!(entries[7].0.mode, 0o1777);
@@ -124,7 +124,10 @@ fn root() {
     let entries = read(&stream).unwrap();
     assert_eq!(entries.len(), 1);
     let (entry, _) = &entries[0];
-    assert_eq!((&entry.path[..], &entry.kind), (&b""[..], &Kind::Directory));
+    assert_eq!(
+        (&entry.path[..], &entry.kind),
+        (&b""[..], &EntryKind::Directory)
+    );
     assert_eq!(entry.mode, 0o700);
 }
 
@@ -144,10 +147,10 @@ fn whiteouts() {
     assert_eq!(
         found,
         [
-            (&b"a/b"[..], Kind::Whiteout, 0),
-            (b"a", Kind::Opaque, 0),
-            (b".wh.plnk", Kind::Whiteout, 0),
-            (b"d", Kind::Whiteout, 0),
+            (&b"a/b"[..], EntryKind::Whiteout, 0),
+            (b"a", EntryKind::Opaque, 0),
+            (b".wh.plnk", EntryKind::Whiteout, 0),
+            (b"d", EntryKind::Whiteout, 0),
         ]
     );
     let stream = Tar::default().file(".wh..wh.plnk/1.2", b"").end();
@@ -161,7 +164,7 @@ fn long_names() {
     let pax = Tar::default().pax(&[("path", long.as_bytes()), ("linkpath", b"over there")]);
     let (entry, _) = one(pax.link(b'2', "short", "short"));
     assert_eq!(entry.path, long.as_bytes());
-    assert_eq!(entry.kind, Kind::Symlink(b"over there".to_vec()));
+    assert_eq!(entry.kind, EntryKind::Symlink(b"over there".to_vec()));
 
     let gnu = Tar::default()
         .with(b'L', "././@LongLink", &terminated, &[])
@@ -169,7 +172,7 @@ fn long_names() {
         .pax(&[("path", b"loses"), ("linkpath", b"loses")]);
     let (entry, _) = one(gnu.link(b'1', "short", "short"));
     assert_eq!(entry.path, long.as_bytes());
-    assert_eq!(entry.kind, Kind::Hardlink(long.into_bytes()));
+    assert_eq!(entry.kind, EntryKind::Hardlink(long.into_bytes()));
 
     let (entry, _) = one(Tar::default().with(b'0', "name", b"", &[(345, b"prefix")]));
     assert_eq!(entry.path, b"prefix/name");
@@ -461,7 +464,7 @@ fn devices_that_linux_has() {
         Tar::default().with(b'3', "a", b"", &[(329, &major), (337, &minor)])
     };
     let (entry, _) = one(device(4095, 1_048_575));
-    let kind = Kind::Character {
+    let kind = EntryKind::Character {
         major: 4095,
         minor: 1_048_575,
     };

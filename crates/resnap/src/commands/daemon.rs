@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use resnap_api::{Client, Info};
+use resnap_api::{DaemonClient, Info};
 use resnap_core::Kind;
 use resnap_unpacker::{Engine, Failure};
 
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Who does the work.
 #[derive(Clone)]
 pub(crate) enum Worker {
-    Daemon(Client),
+    Daemon(DaemonClient),
     Here(Engine),
 }
 
@@ -42,9 +42,9 @@ impl Worker {
 }
 
 /// The daemon that serves this containerd and namespace.
-pub(crate) async fn daemon(config: &Config) -> Result<Client, Failure> {
+pub(crate) async fn daemon(config: &Config) -> Result<DaemonClient, Failure> {
     let socket = &config.api_socket.value;
-    let client = Client::connect(socket)
+    let client = DaemonClient::connect(socket)
         .await
         .map_err(|error| nobody(socket, &error))?;
     let info = tokio::time::timeout(PATIENCE, client.info())

@@ -5,8 +5,8 @@
 
 use anyhow::Result;
 use resnap_applier::Differ;
-use resnap_core::{NeededOn, Volumes};
-use resnap_cri_proxy::{Fact, Source as Teller, Unlabelled};
+use resnap_core::{LabeledLayers, Volumes};
+use resnap_cri_proxy::{Fact, FactSource, Unlabelled};
 use serde::Serialize;
 
 use super::{Outcome, engine};
@@ -41,9 +41,9 @@ pub(crate) async fn run(config: &Config, output: &mut Output) -> Result<Outcome>
     match facts(config).await {
         Ok(facts) => rows.extend(facts.into_iter().map(|fact| {
             let source = fact.value.as_ref().map(|told| match told.source {
-                Teller::Containerd => "containerd".to_owned(),
-                Teller::PodSandboxStatus => "PodSandboxStatus".to_owned(),
-                Teller::Settings => Source::File.to_string(),
+                FactSource::Containerd => "containerd".to_owned(),
+                FactSource::PodSandboxStatus => "PodSandboxStatus".to_owned(),
+                FactSource::Settings => Source::File.to_string(),
             });
             let value = fact.value.map(|told| told.value);
             Row::new(format!("cri.{}", fact.name), value, or_dash(source))
@@ -144,8 +144,8 @@ fn told(config: &Config) -> Vec<Row> {
         };
         let labels = profile.need.as_ref().map(|need| {
             let layers = match need.layers {
-                NeededOn::Every => "every layer",
-                NeededOn::Top => "the top layer",
+                LabeledLayers::Every => "every layer",
+                LabeledLayers::Top => "the top layer",
             };
             format!("{layers}: {}", need.why)
         });

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use resnap_api::Client;
+use resnap_api::DaemonClient;
 use resnap_unpacker::{JobState, JobStatus};
 
 use super::Outcome;
@@ -21,7 +21,7 @@ const HEADER: [&str; 9] = [
     "LAYERS",
     "BYTES",
     "AGE",
-    "WAITING",
+    "WAITERS",
     "ORIGIN",
     "SNAPSHOTTER",
     "IMAGE",
@@ -48,7 +48,7 @@ pub(crate) async fn run(
 
 /// A line for each job that runs, then one whenever something changes, until there is nobody to
 /// read them.
-async fn watch(client: &Client, output: &mut Output) -> Result<Outcome> {
+async fn watch(client: &DaemonClient, output: &mut Output) -> Result<Outcome> {
     let mut watching = client.watch_jobs().await?;
     if !output.is_json() {
         output.line(&line(HEADER.map(str::to_owned)))?;
@@ -119,7 +119,7 @@ fn cells(job: &JobStatus) -> [String; 9] {
             job.percent()
         ),
         humantime::format_duration(age).to_string(),
-        job.waiting.to_string(),
+        job.waiters.to_string(),
         or_dash(Some(job.origin.clone())),
         job.snapshotter.clone(),
         job.image.clone(),

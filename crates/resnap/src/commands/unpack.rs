@@ -6,9 +6,9 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, bail};
-use resnap_api::{Client, Told as Step};
+use resnap_api::{DaemonClient, UnpackStep};
 use resnap_core::Kind;
-use resnap_unpacker::{Begun, Engine, Event, Failure, Outcome as LayerOutcome, Report, Request};
+use resnap_unpacker::{Engine, Event, Failure, JobRef, LayerOutcome, Report, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -137,16 +137,16 @@ impl Following {
         report.map_err(|error| Failure::new(&error, engine.namespace()))
     }
 
-    async fn there(&mut self, client: &Client, request: &Request) -> Result<Report, Failure> {
+    async fn there(&mut self, client: &DaemonClient, request: &Request) -> Result<Report, Failure> {
         let mut unpacking = client.unpack(request).await?;
         let mut begun = None;
         let mut cancelled = false;
         loop {
             tokio::select! {
                 step = unpacking.next() => match step? {
-                    Step::Begun(job) => begun = Some(job),
-                    Step::Event(event) => self.tell(Told::Event(event)),
-                    Step::Report(report) => return Ok(report),
+                    UnpackStep::Started(job) => begun = Some(job),
+                    UnpackStep::Event(event) => self.tell(Told::Event(event)),
+                    UnpackStep::Report(report) => return Ok(report),
                 },
                 () = self.stopped(), if begun.is_some() && !cancelled => {
                     cancelled = true;
@@ -161,7 +161,7 @@ impl Following {
 
 /// Cancels a job that this process began, unless others wait for it; otherwise it is left to them,
 /// which is an error here.
-async fn leave(client: &Client, job: Begun, request: &Request) -> Result<(), Failure> {
+async fn leave(client: &DaemonClient, job: JobRef, request: &Request) -> Result<(), Failure> {
     let id = job.id;
     if !job.joined {
         match client.cancel(id, true).await {

@@ -4,7 +4,7 @@
 //! `resnap warm`.
 
 use anyhow::Result;
-use resnap_core::Pick;
+use resnap_core::ManifestPreference;
 use resnap_unpacker::{Engine, Event, UnpackError};
 use serde::Serialize;
 use wildmatch::WildMatch;
@@ -72,7 +72,7 @@ impl Row {
 
 pub(crate) async fn run(
     engine: &Engine,
-    pick: Pick,
+    pick: ManifestPreference,
     arguments: WarmArguments,
     output: &mut Output,
 ) -> Result<Outcome> {

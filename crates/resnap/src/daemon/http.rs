@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use resnap_containerd::Client;
-use resnap_core::in_full;
+use resnap_core::error_chain;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
@@ -236,5 +236,5 @@ async fn ask(backend: &str) -> Result<(), String> {
         ports.introspection.snapshotters().await
     };
     let answered = ask.await;
-    answered.map(drop).map_err(|error| in_full(&error))
+    answered.map(drop).map_err(|error| error_chain(&error))
 }

@@ -16,8 +16,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use resnap_core::Kind;
-use resnap_cri_proxy::{Seen as ProxySaw, Why};
-use resnap_unpacker::{Phase, Seen as EngineSaw, UnpackError};
+use resnap_cri_proxy::{ProxyEvent, Why};
+use resnap_unpacker::{EngineEvent, Phase, UnpackError};
 
 /// Label names with their values.
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -172,24 +172,24 @@ impl Metrics {
     }
 }
 
-impl resnap_unpacker::Observer for Metrics {
-    fn saw(&self, seen: &EngineSaw<'_>) {
+impl resnap_unpacker::EngineObserver for Metrics {
+    fn on_event(&self, seen: &EngineEvent<'_>) {
         match *seen {
-            EngineSaw::Refused(error) => {
+            EngineEvent::Refused(error) => {
                 self.unpacks.get_or_create(&outcome(Some(error))).inc();
             }
-            EngineSaw::Joined => {
+            EngineEvent::Joined => {
                 self.joined.inc();
             }
-            EngineSaw::Began => {
+            EngineEvent::Began => {
                 self.in_flight.inc();
             }
-            EngineSaw::Layer(phase) => {
+            EngineEvent::Layer(phase) => {
                 if let Some(outcome) = layer_outcome(phase) {
                     self.layers.get_or_create(&[("outcome", outcome)]).inc();
                 }
             }
-            EngineSaw::Ended { error, seconds } => {
+            EngineEvent::Ended { error, seconds } => {
                 let outcome = outcome(error);
                 self.in_flight.dec();
                 if let Some(error) = error.filter(|_| outcome == FAILED) {
@@ -198,7 +198,7 @@ impl resnap_unpacker::Observer for Metrics {
                 self.unpacks.get_or_create(&outcome).inc();
                 self.seconds.get_or_create(&outcome).observe(seconds);
             }
-            EngineSaw::CleanupFailed => {
+            EngineEvent::CleanupFailed => {
                 self.cleanup_failures.inc();
             }
             _ => {}
@@ -206,24 +206,24 @@ impl resnap_unpacker::Observer for Metrics {
     }
 }
 
-impl resnap_cri_proxy::Observer for Metrics {
-    fn saw(&self, seen: &ProxySaw) {
+impl resnap_cri_proxy::ProxyObserver for Metrics {
+    fn on_event(&self, seen: &ProxyEvent) {
         match *seen {
-            ProxySaw::Answered { method, code } => {
+            ProxyEvent::Answered { method, code } => {
                 let labels = [("method", method), ("code", code_name(code))];
                 self.calls.get_or_create(&labels).inc();
             }
-            ProxySaw::AnsweredEarly => {
+            ProxyEvent::AnsweredEarly => {
                 self.deadline_answers.inc();
             }
-            ProxySaw::Forwarded(why) => {
+            ProxyEvent::Forwarded(why) => {
                 let labels = [("reason", reason(why))];
                 self.forwarded.get_or_create(&labels).inc();
             }
-            ProxySaw::Retried => {
+            ProxyEvent::Retried => {
                 self.retries.inc();
             }
-            ProxySaw::Pulled => {
+            ProxyEvent::Pulled => {
                 self.pulls.inc();
             }
             _ => {}

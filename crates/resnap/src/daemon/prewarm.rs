@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use futures::StreamExt as _;
 use resnap_containerd::Client;
-use resnap_core::{Pick, in_full};
+use resnap_core::{ManifestPreference, error_chain};
 use resnap_unpacker::Engine;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -34,7 +34,7 @@ pub(super) async fn run(config: &Config, engine: &Engine) -> Infallible {
     let rules: Arc<[Rule]> = config.prewarm.as_slice().into();
     loop {
         if let Err(error) = follow(config, engine, &rules).await {
-            tracing::warn!("{}; trying again", in_full(error.as_ref()));
+            tracing::warn!("{}; trying again", error_chain(error.as_ref()));
         }
         sleep(PAUSE).await;
     }
@@ -43,7 +43,7 @@ pub(super) async fn run(config: &Config, engine: &Engine) -> Infallible {
 /// Does what there is to do, and then what comes up, until containerd ends.
 async fn follow(config: &Config, engine: &Engine, rules: &Arc<[Rule]>) -> Result<()> {
     let client = Client::connect(&config.address.value).await?;
-    let pick = Pick::by_containerd(&client.version().await?);
+    let pick = ManifestPreference::by_containerd(&client.version().await?);
     let mut changes = std::pin::pin!(client.image_changes(&config.namespace.value));
     let mut pending = BTreeSet::new();
     let mut running = JoinSet::new();
@@ -76,7 +76,7 @@ async fn work(
     engine: &Engine,
     rules: &[Rule],
     names: BTreeSet<String>,
-    pick: Pick,
+    pick: ManifestPreference,
     at_once: usize,
 ) {
     for rule in rules {
@@ -94,7 +94,13 @@ async fn work(
     }
 }
 
-async fn one(engine: &Engine, image: String, snapshotter: String, floor: Floor, pick: Pick) {
+async fn one(
+    engine: &Engine,
+    image: String,
+    snapshotter: String,
+    floor: Floor,
+    pick: ManifestPreference,
+) {
     match warm(engine, &image, &snapshotter, floor, false, pick, |_| ()).await {
         Ok(Warmed::Unpacked(report)) => {
             let seconds = report.seconds;
@@ -111,11 +117,11 @@ async fn one(engine: &Engine, image: String, snapshotter: String, floor: Floor, 
         }
         Ok(Warmed::Ready | Warmed::Would) => {}
         Ok(Warmed::Skipped(error)) => {
-            let error = in_full(&error);
+            let error = error_chain(&error);
             tracing::debug!(image, snapshotter, error, "nothing to be made ready ahead");
         }
         Err(error) => {
-            let error = in_full(&error);
+            let error = error_chain(&error);
             tracing::warn!(image, snapshotter, error, "not made ready ahead");
         }
     }

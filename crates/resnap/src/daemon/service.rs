@@ -4,8 +4,8 @@
 //! The engine, as the proxy asks for it.
 
 use async_trait::async_trait;
-use resnap_core::{Error, Progress, UnpackService, Unready, Want, in_full};
-use resnap_unpacker::{Engine, Progress as Far, Request, UnpackError};
+use resnap_core::{EnsureProgress, EnsureRequest, Error, NotReady, UnpackService, error_chain};
+use resnap_unpacker::{Engine, Progress, Request, UnpackError};
 
 /// The engine, as the proxy asks for it.
 pub(super) struct Service(pub(super) Engine);
@@ -21,9 +21,9 @@ impl Service {
 impl UnpackService for Service {
     async fn ensure(
         &self,
-        want: Want<'_>,
-        tell: &(dyn Fn(Progress) + Send + Sync),
-    ) -> Result<(), Unready> {
+        want: EnsureRequest<'_>,
+        tell: &(dyn Fn(EnsureProgress) + Send + Sync),
+    ) -> Result<(), NotReady> {
         let request = Request {
             repair: want.repair,
             pick: want.pick,
@@ -35,19 +35,19 @@ impl UnpackService for Service {
         };
         match self.is_ready(&request).await {
             Ok(true) => return Ok(()),
-            Err(UnpackError::NoSuchImage { .. }) => return Err(Unready::Unknown),
+            Err(UnpackError::NoSuchImage { .. }) => return Err(NotReady::Unknown),
             // The job finds out better, and mends what can be.
             Ok(false) | Err(_) => {}
         }
         let image = want.image;
         let mut job = self.0.unpack(request);
-        let mut far = Far::default();
+        let mut progress = Progress::default();
         while let Some(event) = job.next_event().await {
-            far.saw(&event);
-            tell(Progress {
-                done: far.ready_layers(),
+            progress.record(&event);
+            tell(EnsureProgress {
+                done: progress.ready_layers(),
                 layers: event.layers,
-                percent: far.percent(),
+                percent: progress.percent(),
             });
         }
         job.report()
@@ -56,7 +56,7 @@ impl UnpackService for Service {
             .map_err(|error| unready(image, &error))
     }
 
-    async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, Unready> {
+    async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, NotReady> {
         let request = Request::new(image, snapshotter);
         let plan = self
             .0
@@ -68,13 +68,13 @@ impl UnpackService for Service {
     }
 }
 
-fn unready(image: &str, error: &UnpackError) -> Unready {
-    let told = || Error::new(error.kind(), "make ready", image).because(in_full(error));
+fn unready(image: &str, error: &UnpackError) -> NotReady {
+    let told = || Error::new(error.kind(), "make ready", image).with_source(error_chain(error));
     match error {
-        UnpackError::NoSuchImage { .. } => Unready::Unknown,
+        UnpackError::NoSuchImage { .. } => NotReady::Unknown,
         UnpackError::Unlabelled { .. }
         | UnpackError::InUse { .. }
-        | UnpackError::Unremovable { .. } => Unready::Unlabelled(told()),
-        _ => Unready::Failed(told()),
+        | UnpackError::Unremovable { .. } => NotReady::Unlabelled(told()),
+        _ => NotReady::Failed(told()),
     }
 }

@@ -2,9 +2,9 @@
 // Copyright The resnap Authors
 
 use resnap_core::testing::{Behaviour, Operation, Simulated, SimulatedImage, SimulatedLayer};
-use resnap_core::{Kind, Pick, Platform};
+use resnap_core::{Kind, ManifestPreference, Platform};
 
-use crate::{Configuration, Engine, Request, Settings};
+use crate::{Configuration, Engine, EngineSettings, Request};
 
 const NAMESPACE: &str = "k8s.io";
 
@@ -36,7 +36,7 @@ fn backend(snapshotters: &[&str]) -> Simulated {
     backend
 }
 
-fn engine(backend: &Simulated, settings: Settings) -> Engine {
+fn engine(backend: &Simulated, settings: EngineSettings) -> Engine {
     Engine::new(backend.ports(), NAMESPACE, settings).unwrap()
 }
 
@@ -70,7 +70,7 @@ async fn the_order_of_an_index_is_of_no_account() {
     for order in orders {
         let backend = Simulated::new();
         backend.add_index(NAMESPACE, "image", &order);
-        let engine = engine(&backend, Settings::default());
+        let engine = engine(&backend, EngineSettings::default());
         for (snapshotter, asked, chosen) in [
             ("overlayfs", None, 0),
             ("erofs", None, 1),
@@ -103,14 +103,14 @@ async fn for_containers_it_is_what_containerd_takes() {
     for (_, image) in &entries {
         backend.add_index(NAMESPACE, image.config.digest.as_str(), &entries);
     }
-    let engine = engine(&backend, Settings::default());
+    let engine = engine(&backend, EngineSettings::default());
     let by_id = |image: &SimulatedImage| image.config.digest.to_string();
     for (name, pick, chosen) in [
-        ("image".to_owned(), Pick::Plain, plain),
-        ("image".to_owned(), Pick::First, native),
-        (by_id(native), Pick::First, native),
-        (by_id(plain), Pick::First, plain),
-        (by_id(plain), Pick::Plain, plain),
+        ("image".to_owned(), ManifestPreference::Plain, plain),
+        ("image".to_owned(), ManifestPreference::First, native),
+        (by_id(native), ManifestPreference::First, native),
+        (by_id(plain), ManifestPreference::First, plain),
+        (by_id(plain), ManifestPreference::Plain, plain),
     ] {
         let request = Request {
             pick,
@@ -189,9 +189,9 @@ async fn the_first_configuration_that_fits_is_taken() {
         backend.add_index(NAMESPACE, "native", std::slice::from_ref(&native));
         backend.add_image(NAMESPACE, "alone", &native.1);
         backend.add_image(NAMESPACE, "foreign", &entry("linux/s390x").1);
-        let settings = Settings {
+        let settings = EngineSettings {
             configurations: configurations.clone(),
-            ..Settings::default()
+            ..EngineSettings::default()
         };
         let request = Request {
             platform: asked.map(|feature| platform(&with(feature))),
@@ -211,7 +211,7 @@ async fn what_nobody_takes_is_named() {
     let backend = backend(&["overlayfs", "mine"]);
     let (_, odd) = entry(&with("odd"));
     backend.add_image(NAMESPACE, "odd", &odd);
-    let mut settings = Settings::default();
+    let mut settings = EngineSettings::default();
     let request = Request::new("odd", "overlayfs");
     let error = engine(&backend, settings.clone()).plan(&request).await;
     let (platform, config) = (with("odd"), &odd.config.digest);
@@ -245,7 +245,7 @@ async fn an_index_of_many_entries_is_warned_of_in_little_time() {
     all.extend(entries("linux/N", 15_000));
     all.push((Platform::host(), image.clone()));
     backend.add_index(NAMESPACE, "image", &all);
-    let engine = engine(&backend, Settings::default());
+    let engine = engine(&backend, EngineSettings::default());
     let begin = std::time::Instant::now();
     let check = engine
         .check_image(&Request::new("image", "overlayfs"))
@@ -262,7 +262,7 @@ async fn a_label_that_is_too_long_is_named_as_text() {
     layer.descriptor.annotations = [(key.to_owned(), value)].into();
     let backend = backend(&["overlayfs"]);
     backend.add_image(NAMESPACE, "image", &SimulatedImage::new([layer]));
-    let engine = engine(&backend, Settings::default());
+    let engine = engine(&backend, EngineSettings::default());
     let error = engine.plan(&Request::new("image", "overlayfs")).await;
     let text = error.unwrap_err().to_string();
     assert!(!text.contains(char::is_control), "{text:?}");

@@ -127,7 +127,7 @@ impl World<'_> {
             let mendable = self
                 .profiles
                 .need(name)
-                .is_some_and(|need| need.mended_by.is_some());
+                .is_some_and(|need| need.repair_label.is_some());
             let mut same = before.clone();
             if mendable {
                 same.info.labels.clone_from(&after.info.labels);

@@ -8,7 +8,7 @@ use std::fs;
 use std::time::Duration;
 
 use resnap_core::{SnapshotKey, SnapshotKind};
-use resnap_unpacker::{Outcome, Owner};
+use resnap_unpacker::{LayerOutcome, Owner};
 
 use crate::runtime;
 use crate::scenario::{SNAPSHOTTERS, Scenario, Then};
@@ -53,7 +53,7 @@ pub(crate) fn check(scenario: &Scenario, after: Duration) {
             let name = SNAPSHOTTERS[end.caller.snapshotter];
             for layer in &report.layers {
                 let key = (name, SnapshotKey::from(&layer.chain_id));
-                let again = layer.outcome == Outcome::Applied && committed.contains(&key);
+                let again = layer.outcome == LayerOutcome::Applied && committed.contains(&key);
                 assert!(!again, "made twice: {layer:?}");
             }
         }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use futures::future::{join_all, join3};
 use resnap_core::testing::{Simulated, SimulatedSnapshot};
 use resnap_core::{ChainId, Container, Labels, Profiles, Scope, SnapshotKey, labels};
-use resnap_unpacker::{Clock, Engine, Plan, PlannedLayer, Report, Request, Settings, UnpackError};
+use resnap_unpacker::{
+    Clock, Engine, EngineSettings, Plan, PlannedLayer, Report, Request, UnpackError,
+};
 use tempfile::TempDir;
 
 use crate::scenario::{Caller, Chain, Layer, SNAPSHOTTERS, Scenario, Then, image_name};
@@ -119,7 +121,7 @@ impl<'a> World<'a> {
         let mended = SNAPSHOTTERS
             .into_iter()
             .filter_map(|name| profiles.need(name));
-        for (key, value) in mended.filter_map(|need| need.mended_by) {
+        for (key, value) in mended.filter_map(|need| need.repair_label) {
             for top in self.plans.iter().filter_map(|plan| plan.layers.last()) {
                 let mut labels = top.labels.clone();
                 labels.insert(key.to_owned(), value.to_owned());
@@ -285,7 +287,7 @@ impl<'a> World<'a> {
 
 /// An engine that knows of the others of its world.
 pub(crate) fn engine(simulated: &Simulated, scenario: &Scenario, dir: &Path) -> Engine {
-    let mut settings = Settings::default();
+    let mut settings = EngineSettings::default();
     settings.runtime_dir = Some(dir.to_owned());
     settings.lease_lifetime = scenario.lifetime;
     let backend = simulated.clone();

@@ -36,7 +36,7 @@ pub(super) fn succeeded(node: &Node) -> Result<()> {
     })?;
     held.release();
     let report = runtime.block_on(job.report())?;
-    ensure!(report.count(resnap_unpacker::Outcome::Applied) == 3);
+    ensure!(report.count(resnap_unpacker::LayerOutcome::Applied) == 3);
     scene.is_whole("native")?;
     scene.tap.finish()
 }

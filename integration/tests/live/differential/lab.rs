@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_applier::{Applier, Differ, Settings};
+use resnap_applier::{ApplierSettings, Differ, InProcessApplier};
 use resnap_containerd::Client;
-use resnap_core::testing::Nobody;
+use resnap_core::testing::NoopMonitor;
 use resnap_core::{
     Applied, Applier as _, Batch, BatchApplier, ChainId, Descriptor, Digest, Labels, Mount, Ports,
     Scope, SnapshotKey, Snapshotter,
@@ -45,7 +45,7 @@ pub(crate) struct Outcome {
 /// A containerd's snapshotters, and what is written to them.
 pub(crate) struct Lab {
     ports: Ports,
-    ours: Applier,
+    ours: InProcessApplier,
     scope: Scope,
     dir: PathBuf,
     next: AtomicU64,
@@ -64,14 +64,14 @@ impl Lab {
         let ports = Client::connect(&node.containerd.socket().to_string_lossy())
             .await?
             .ports();
-        let mut settings = Settings::default();
+        let mut settings = ApplierSettings::default();
         for name in ["overlayfs", "native", "erofs"] {
             settings.differs.insert(name.to_owned(), Differ::Resnap);
         }
         let dir = node.containerd.scratch().join(unique("lab"));
         std::fs::create_dir_all(dir.join("empty"))?;
         Ok(Self {
-            ours: Applier::new(&ports, settings),
+            ours: InProcessApplier::new(&ports, settings),
             ports,
             scope: Scope::new(&node.namespace),
             dir,
@@ -117,7 +117,7 @@ impl Lab {
             snapshotter: snapshotter.to_owned(),
             layers: layers.to_vec(),
             sync_fs: false,
-            monitor: Arc::new(Nobody),
+            monitor: Arc::new(NoopMonitor),
         };
         let batch = match writer {
             Writer::Containerd => resnap_core::in_batch(&self.ports.applier, batch),
@@ -148,7 +148,8 @@ impl Lab {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let labels = Labels::from([("containerd.io/gc.root".to_owned(), "test".to_owned())]);
         for (index, layer) in layers.iter().enumerate() {
-            let name = ChainId::told(Digest::sha256(format!("{number}/{index}").as_bytes()));
+            let name =
+                ChainId::from_trusted(Digest::sha256(format!("{number}/{index}").as_bytes()));
             let key = SnapshotKey::extraction("differential", &name);
             let (snapshotter, scope) = (&chain.snapshotter, &self.scope);
             let parent = chain.names.last();
@@ -157,7 +158,7 @@ impl Lab {
                 Ok(Applied { diff_id, .. }) => ensure!(diff_id == layer.digest, "{diff_id}"),
                 Err(error) => {
                     snapshotter.remove(scope, &key).await?;
-                    return Ok(Some((index, resnap_core::in_full(&error))));
+                    return Ok(Some((index, resnap_core::error_chain(&error))));
                 }
             }
             snapshotter.commit(scope, &name, &key, &labels).await?;

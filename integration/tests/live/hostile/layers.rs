@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use flate2::write::GzEncoder;
-use resnap_erofs::Image;
+use resnap_erofs::ErofsReader;
 use resnap_integration::image::tape::{self, Entry};
 use resnap_integration::image::{Form, digest, forms};
 use serde_json::Value;
@@ -455,7 +455,7 @@ fn has(root: &Path, path: &str, size: u64) -> Result<()> {
         let metadata = file.symlink_metadata()?;
         let (found, redirects) = match file.ends_with("layer.erofs") {
             true => {
-                let image = Image::open(File::open(&file)?)?;
+                let image = ErofsReader::open(File::open(&file)?)?;
                 let Some(node) = image.lookup(path.as_bytes())? else {
                     continue;
                 };

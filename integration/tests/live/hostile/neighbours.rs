@@ -74,7 +74,7 @@ pub(super) fn large_requests(node: &Node) -> Result<()> {
         });
         let ordinary = held
             .wait()
-            .and_then(|_| through.job("all wait", |job| job["waiting"] == REQUESTS.len()))
+            .and_then(|_| through.job("all wait", |job| job["waiters"] == REQUESTS.len()))
             .and_then(|_| {
                 let sandbox = cri.run_pod_sandbox("", "ordinary")?;
                 // As many bytes as an ordinary one has.

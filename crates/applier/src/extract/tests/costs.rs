@@ -116,7 +116,7 @@ fn nobody_waits_for_entries() {
     assert!(!bed.at("a").exists());
     // Nor for what one entry removes.
     let whiteout = Entry {
-        kind: Kind::Whiteout,
+        kind: EntryKind::Whiteout,
         ..directory("d", 0)
     };
     second.entry(&whiteout).unwrap_err();
@@ -127,7 +127,7 @@ fn nobody_waits_for_entries() {
 fn directory(path: &str, bytes: usize) -> Entry {
     Entry {
         path: path.into(),
-        kind: Kind::Directory,
+        kind: EntryKind::Directory,
         mode: 0o755,
         uid: 0,
         gid: 0,
@@ -154,7 +154,7 @@ fn memory_is_counted() {
         (bed, extraction)
     };
     let file = |path: String| {
-        let kind = Kind::Fifo;
+        let kind = EntryKind::Fifo;
         let path = path.into_bytes();
         Entry {
             path,
@@ -187,8 +187,8 @@ fn memory_is_counted() {
             Style::Upper,
             &|number| {
                 let kind = match number % 2 {
-                    0 => Kind::Whiteout,
-                    _ => Kind::Fifo,
+                    0 => EntryKind::Whiteout,
+                    _ => EntryKind::Fifo,
                 };
                 let path = (number / 2).to_string().into_bytes();
                 Entry {

@@ -6,7 +6,7 @@
 use futures::StreamExt as _;
 
 use super::{Given, assert_kind, chain, key, nowhere};
-use crate::{Descriptor, Kind, Large, Scope, read_verified};
+use crate::{Descriptor, Kind, LargeRead, Scope, read_verified};
 
 /// Images: by exact name, and of one namespace.
 pub async fn images(given: &Given) {
@@ -35,7 +35,7 @@ pub async fn content(given: &Given) {
         let info = content.info(scope, &layer.digest).await.unwrap();
         assert_eq!(info.size, layer.size);
         let limit = usize::try_from(layer.size).unwrap();
-        let bytes = read_verified(content, scope, layer, limit, &mut Large::default())
+        let bytes = read_verified(content, scope, layer, limit, &mut LargeRead::default())
             .await
             .unwrap();
         assert_eq!(bytes.len(), limit);

@@ -38,7 +38,7 @@ impl State {
         let behaviour = self.snapshotters.get(snapshotter).copied();
         behaviour.ok_or_else(|| {
             Error::new(Kind::InvalidArgument, "use snapshotter", snapshotter)
-                .because("it is not loaded")
+                .with_source("it is not loaded")
         })
     }
 
@@ -254,7 +254,7 @@ impl State {
         if has_child {
             return Err(
                 Error::new(Kind::FailedPrecondition, "remove snapshot", key.as_str())
-                    .because("another stands on it"),
+                    .with_source("another stands on it"),
             );
         }
         namespace.snapshots.remove(&full);
@@ -271,7 +271,7 @@ impl State {
         let namespace = self.namespace(&scope.namespace);
         let (blob, _) = namespace.blob(digest)?;
         let tar = decompress(blob).ok_or_else(|| {
-            Error::new(Kind::Unknown, "apply layer", digest.as_str()).because("it is no layer")
+            Error::new(Kind::Unknown, "apply layer", digest.as_str()).with_source("it is no layer")
         })?;
         let diff_id = Digest::sha256(tar);
         let size = tar.len() as u64;
@@ -287,7 +287,7 @@ impl State {
         let snapshots = self.namespace(&scope.namespace).snapshots.values_mut();
         let mut at_place = snapshots.filter(|snapshot| Some(snapshot.place) == place);
         let snapshot = at_place.next().ok_or_else(|| {
-            Error::new(Kind::Unknown, "mount", source).because("there is no such directory")
+            Error::new(Kind::Unknown, "mount", source).with_source("there is no such directory")
         })?;
         snapshot.content.push(layer);
         Ok(())

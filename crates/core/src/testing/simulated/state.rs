@@ -68,7 +68,7 @@ impl Snapshot {
 }
 
 pub(super) fn not_found(what: &'static str, subject: impl ToString) -> Error {
-    Error::new(Kind::NotFound, what, subject.to_string()).because("it does not exist")
+    Error::new(Kind::NotFound, what, subject.to_string()).with_source("it does not exist")
 }
 
 pub(super) fn check_labels<'a>(
@@ -78,10 +78,8 @@ pub(super) fn check_labels<'a>(
         .into_iter()
         .find(|(key, value)| !labels::fits(key, value))
     {
-        Some((key, _)) => {
-            Err(Error::new(Kind::InvalidArgument, "set label", key.as_str())
-                .because("it is too long"))
-        }
+        Some((key, _)) => Err(Error::new(Kind::InvalidArgument, "set label", key.as_str())
+            .with_source("it is too long")),
         None => Ok(()),
     }
 }

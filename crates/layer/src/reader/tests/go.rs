@@ -161,18 +161,18 @@ fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
 /// An entry as the program in Go writes it.
 fn shown(entry: &Entry, data: &Data) -> String {
     let (kind, detail) = match &entry.kind {
-        Kind::Whiteout => {
+        EntryKind::Whiteout => {
             let (parents, name) = crate::way::split(&entry.path);
             let slash: &[u8] = if parents.is_empty() { b"" } else { b"/" };
             return format!("w {}", escaped(&[parents, slash, b".wh.", name].concat()));
         }
-        Kind::Opaque => {
+        EntryKind::Opaque => {
             let slash: &[u8] = if entry.path.is_empty() { b"" } else { b"/" };
             let marker = [&entry.path[..], slash, b".wh..wh..opq"].concat();
             return format!("w {}", escaped(&marker));
         }
-        Kind::File(file) if file.size > COMPARED => ('0', file.size.to_string()),
-        Kind::File(file) => {
+        EntryKind::File(file) if file.size > COMPARED => ('0', file.size.to_string()),
+        EntryKind::File(file) => {
             let mut content = vec![0; usize::try_from(file.size).unwrap()];
             for (offset, piece) in data {
                 let offset = usize::try_from(*offset).unwrap();
@@ -180,12 +180,12 @@ fn shown(entry: &Entry, data: &Data) -> String {
             }
             ('0', format!("{}.{:016x}", file.size, fnv(content)))
         }
-        Kind::Hardlink(target) => ('1', escaped(target)),
-        Kind::Symlink(target) => ('2', escaped(target)),
-        Kind::Character { major, minor } => ('3', format!("{major}.{minor}")),
-        Kind::Block { major, minor } => ('4', format!("{major}.{minor}")),
-        Kind::Directory => ('5', "-".to_owned()),
-        Kind::Fifo => ('6', "-".to_owned()),
+        EntryKind::Hardlink(target) => ('1', escaped(target)),
+        EntryKind::Symlink(target) => ('2', escaped(target)),
+        EntryKind::Character { major, minor } => ('3', format!("{major}.{minor}")),
+        EntryKind::Block { major, minor } => ('4', format!("{major}.{minor}")),
+        EntryKind::Directory => ('5', "-".to_owned()),
+        EntryKind::Fifo => ('6', "-".to_owned()),
     };
     let Entry {
         mode,

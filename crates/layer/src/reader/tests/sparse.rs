@@ -76,7 +76,7 @@ fn sparse() {
             size: SIZE,
             extents: Some(extents.clone()),
         };
-        assert_eq!(entry.kind, Kind::File(file), "{format}");
+        assert_eq!(entry.kind, EntryKind::File(file), "{format}");
         assert_eq!(
             data,
             [(0, b"one".to_vec()), (1 << 20, b"two".to_vec())],
@@ -108,7 +108,10 @@ fn sparse_gnu_with_more_blocks() {
     let (entry, data) = one(stream.data(&more).data(&last).data(&[b'x'; 27]));
     assert_eq!(data.len(), 27);
     assert_eq!(data[26], (26 * 1024, b"x".to_vec()));
-    assert!(matches!(entry.kind, Kind::File(File { size: 100_000, .. })));
+    assert!(matches!(
+        entry.kind,
+        EntryKind::File(File { size: 100_000, .. })
+    ));
 }
 
 /// As in Go, where there are no extents in them, too.
