@@ -91,23 +91,30 @@
 
 mod applier;
 mod batch;
+mod beneath;
 mod build;
+mod context;
 mod erofs;
 mod error;
 mod extract;
 mod guard;
-mod job;
+mod inode;
 mod lower;
 mod memory;
 mod pipeline;
 mod progress;
 mod remove;
+mod settings;
+mod shared;
 mod source;
 mod staging;
 mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod watch;
+mod whiteout;
+mod xattr;
 
-pub use applier::{ApplierSettings, Differ, InProcessApplier, MEMORY, STALL};
+pub use applier::InProcessApplier;
+pub use settings::{ApplierSettings, Differ, MEMORY, STALL};
 pub use staging::clear;

@@ -85,16 +85,23 @@
 //!   directory; of a [`Stack`] that takes one lookup an image. It may be long where there are many of
 //!   both: an error from [`Lower`], or from [`ReadAt`], stops it.
 
+mod add;
+mod budget;
 mod dirent;
 mod error;
 mod format;
+mod governor;
 mod image;
 mod layout;
+mod lookup;
 mod lower;
 mod output;
-mod room;
+mod read_xattr;
+mod reader;
+mod source;
 mod stack;
 mod tree;
+mod walk;
 mod writer;
 mod xattr;
 
@@ -102,9 +109,11 @@ mod xattr;
 mod tests;
 
 pub use error::{Error, Fault};
-pub use image::{Entries, ErofsReader, ImageError, Named, Node, ReadAt};
+pub use governor::{Governor, Memory, Refusal};
+pub use image::Node;
 pub use layout::Summary;
-pub use lower::{Lower, Metadata, NoLower};
-pub use room::{Governor, Memory, Refusal};
+pub use lower::{Lower, NoLower};
+pub use reader::{Entries, ErofsReader, Named};
+pub use source::{ImageError, ReadAt};
 pub use stack::Stack;
 pub use writer::Writer;

@@ -5,11 +5,11 @@
 //!
 //! ```
 //! # let stream = std::io::empty();
-//! use resnap_layer::{Kind, Layer, Limits};
+//! use resnap_layer::{EntryKind, Layer, Limits};
 //!
 //! let mut layer = Layer::new(stream, Limits::default());
 //! while let Some(entry) = layer.next()? {
-//!     if let Kind::File(_) = entry.kind {
+//!     if let EntryKind::File(_) = entry.kind {
 //!         while let Some(piece) = layer.data()? {
 //!             // piece.bytes belong at piece.offset of the file
 //!         }
@@ -78,20 +78,24 @@
 //! parses them anew whenever that buffer was too short. All other readers want a file, or are
 //! asynchronous, which buys nothing below a decompressor.
 
+mod compose;
+mod current;
 mod entry;
 mod error;
 mod header;
+mod limits;
+mod name;
 mod number;
-mod path;
+pub mod path;
 mod pax;
 mod reader;
+pub mod resolve;
 mod source;
 mod sparse;
-pub mod way;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
-#[cfg(test)]
-mod fixture;
-
-pub use entry::{Entry, EntryKind, Extent, File, Piece, Time, Xattr};
+pub use entry::{Entry, EntryKind, Extent, File, Metadata, Piece, Time, Xattr};
 pub use error::{Error, Fault};
-pub use reader::{Layer, Limits};
+pub use limits::Limits;
+pub use reader::Layer;

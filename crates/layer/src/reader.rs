@@ -5,45 +5,16 @@
 
 use std::io::Read;
 
-use crate::entry::{Entry, Extent, Piece};
+use crate::compose::Composer;
+use crate::current::CurrentEntry;
+use crate::entry::{Entry, Piece};
 use crate::error::{Error, Fault};
 use crate::header::Header;
+use crate::limits::Limits;
+use crate::name::{self, Name};
 use crate::number::until_nul;
-use crate::path::{self, Name};
 use crate::pax::{Extended, Records};
-use crate::source::{BLOCK, Source};
-
-mod resolve;
-
-/// How much a layer may ask for. What is over a limit is refused, by name, before memory is taken
-/// for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of a path or of a link's target, as written.
-    pub path: usize,
-    /// Bytes of all the headers that come before one entry's own.
-    pub extensions: usize,
-    /// Bytes of one entry's extended attributes, names and values.
-    pub xattrs: usize,
-    /// Extents of one sparse file.
-    pub extents: usize,
-    /// Entries of the layer.
-    pub entries: usize,
-}
-
-/// Paths as long as Linux takes them (`PATH_MAX`, with the NUL at the end: 4095), 1 MiB of extension
-/// headers, 256 KiB of extended attributes, 2^18 extents (4 MiB of memory), 4 million entries.
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            path: 4095,
-            extensions: 1 << 20,
-            xattrs: 1 << 18,
-            extents: 1 << 18,
-            entries: 4_000_000,
-        }
-    }
-}
+use crate::source::{BLOCK, Source, padding};
 
 /// A layer being read.
 ///
@@ -53,27 +24,10 @@ pub struct Layer<R> {
     source: Source<R>,
     limits: Limits,
     entries: usize,
-    current: Current,
+    current: CurrentEntry,
     ended: bool,
     /// Extension headers are read here.
     scratch: Vec<u8>,
-}
-
-/// How far the data of the current entry has been read.
-#[derive(Debug, Default)]
-struct Current {
-    path: Vec<u8>,
-    /// Where its header is in the stream.
-    header: u64,
-    /// Bytes that are left in the stream, without padding.
-    left: u64,
-    padding: u64,
-    /// Where the next byte belongs.
-    offset: u64,
-    /// The extents of a sparse file from the one that is being read, last first.
-    extents: Option<Vec<Extent>>,
-    /// Whether the data is nobody's.
-    is_hidden: bool,
 }
 
 impl<R: Read> Layer<R> {
@@ -83,7 +37,7 @@ impl<R: Read> Layer<R> {
             source: Source::new(stream),
             limits,
             entries: 0,
-            current: Current::default(),
+            current: CurrentEntry::default(),
             ended: false,
             scratch: Vec::new(),
         }
@@ -177,15 +131,15 @@ impl<R: Read> Layer<R> {
     }
 
     fn skip_data(&mut self) -> Result<(), Fault> {
-        let Current { left, padding, .. } = self.current;
+        let CurrentEntry { left, padding, .. } = self.current;
         if self.source.skip(left)? < left {
             return Err(Fault::Truncated);
         }
         // A stream may end without the padding of its last entry.
         self.source.skip(padding)?;
-        self.current = Current {
+        self.current = CurrentEntry {
             header: self.source.offset(),
-            ..Current::default()
+            ..CurrentEntry::default()
         };
         Ok(())
     }
@@ -248,7 +202,10 @@ impl<R: Read> Layer<R> {
                 b'L' => extended.path = name(),
                 b'K' => extended.link = name(),
                 _ => {
-                    if let Some(entry) = self.resolve(&header, std::mem::take(&mut extended))? {
+                    if let Some(entry) = self
+                        .composer()
+                        .entry(&header, std::mem::take(&mut extended))?
+                    {
                         return Ok(Some(entry));
                     }
                     self.skip_data()?;
@@ -259,14 +216,23 @@ impl<R: Read> Layer<R> {
         }
     }
 
+    fn composer(&mut self) -> Composer<'_, R> {
+        Composer {
+            limits: &self.limits,
+            source: &mut self.source,
+            current: &mut self.current,
+            entries: &mut self.entries,
+        }
+    }
+
     /// Passes over a global header. Its records count for nothing, but containerd makes the parents of
     /// its name, minds that it is a whiteout, and removes what the layer has there: so its name must be
     /// one that nothing can be at.
     fn global(&mut self, header: &Header) -> Result<(), Fault> {
         let records = Records::new(&self.scratch, self.limits.xattrs)?;
         // Go takes the name of a record only if no record before it, in random order, is malformed.
-        for name in [Some(header.path()), records.name("path")].iter().flatten() {
-            let is_harmless = match path::name(path::clean(name))? {
+        for path in [Some(header.path()), records.name("path")].iter().flatten() {
+            let is_harmless = match name::parse(name::clean(path))? {
                 Name::Plain(path) => path.is_empty() || self.entries == 0 && !path.contains(&b'/'),
                 Name::Whiteout(_) | Name::Opaque(_) => false,
             };
@@ -302,30 +268,9 @@ impl<R: Read> Layer<R> {
     }
 }
 
-impl Current {
-    fn advance(&mut self, count: u64) {
-        self.left -= count;
-        self.offset += count;
-        if let Some(extents) = &mut self.extents
-            && let Some(extent) = extents.last_mut()
-        {
-            extent.offset += count;
-            extent.length -= count;
-            if extent.length == 0 {
-                extents.pop();
-            }
-        }
-    }
-}
-
 /// Whether bytes say that they are a header, of all formats but the oldest.
 fn has_magic(bytes: &[u8]) -> bool {
     bytes.get(257..262) == Some(b"ustar")
-}
-
-/// What fills up `size` bytes to whole blocks.
-fn padding(size: u64) -> u64 {
-    size.wrapping_neg() % BLOCK as u64
 }
 
 #[cfg(test)]

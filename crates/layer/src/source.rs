@@ -16,6 +16,11 @@ const BUFFER: usize = 256 * 1024;
 /// Data of up to this many bytes comes in one piece.
 const WHOLE: usize = 64 * 1024;
 
+/// Returns the number of bytes that pad `size` bytes to whole blocks.
+pub(crate) fn padding(size: u64) -> u64 {
+    size.wrapping_neg() % BLOCK as u64
+}
+
 /// A stream that is read through one buffer, which never grows.
 #[derive(Debug)]
 pub(crate) struct Source<R> {

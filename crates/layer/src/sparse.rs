@@ -8,8 +8,8 @@ use std::io::Read;
 use crate::entry::Extent;
 use crate::error::Fault;
 use crate::header::{Format, Header};
+use crate::limits::Limits;
 use crate::number;
-use crate::reader::Limits;
 use crate::source::{BLOCK, Source};
 
 /// An offset and a length, twelve bytes each.

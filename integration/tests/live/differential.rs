@@ -88,7 +88,7 @@ const REFUSED: &[&str] = &[
     // resolves by its text.
     "follows a symbolic link that another one leads to",
     // A symbolic link to its own parent by its own name: likewise.
-    "symbolic links or 8192 names are on the way",
+    "symbolic links or 8192 components",
     // A directory in the place of what replaced one of a lower layer, in a full copy.
     "would show again",
 ];
@@ -202,7 +202,7 @@ impl Judge<'_> {
                 .await?;
             if let Some((_, reason)) = &ours.refusal
                 && (REFUSED.iter().any(|text| reason.contains(text))
-                    || (reason.contains("is no directory") && leaves_a_file(tars)))
+                    || (reason.contains("is not a directory") && leaves_a_file(tars)))
             {
                 count.refused_by_resnap += 1;
                 continue;

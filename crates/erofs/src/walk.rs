@@ -1,28 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The directories of a tree, depth first.
+//! A depth-first walk through the directories of a tree.
 
-use super::{DEAD, ROOT, Tree};
+use crate::tree::{Child, Pending, REPLACED, ROOT, Tree};
 
-/// Bytes that each directory takes.
-pub(super) const DIRECTORY: u64 = (size_of::<(u32, u32)>() + size_of::<(u32, usize)>()) as u64;
-
-/// Goes to each live directory, after the one that it is in.
+/// A walk that visits each directory after its parent.
 #[derive(Debug)]
 pub(crate) struct Walk {
     /// Parents with their children, in order.
-    children: Vec<(u32, u32)>,
-    /// Directories to go to, with the length of their parents' paths.
-    todo: Vec<(u32, usize)>,
+    children: Vec<Child>,
+    todo: Vec<Pending>,
     path: Vec<u8>,
 }
 
 impl Walk {
-    /// Through a tree whose dead directories are marked.
+    /// Starts a walk. The replaced directories of the tree must be marked.
     pub(crate) fn new(tree: &Tree) -> Self {
         let directories = tree.inodes.iter().zip(ROOT..).skip(1);
-        let directories = directories.filter(|(inode, _)| inode.is_directory() && !inode.has(DEAD));
+        let directories =
+            directories.filter(|(inode, _)| inode.is_directory() && !inode.has(REPLACED));
         let mut children: Vec<_> = directories
             .map(|(inode, number)| (inode.place, number))
             .collect();
@@ -34,7 +31,7 @@ impl Walk {
         }
     }
 
-    /// The next directory of the tree.
+    /// Returns the next directory.
     pub(crate) fn next(&mut self, tree: &Tree) -> Option<u32> {
         let (number, length) = self.todo.pop()?;
         self.path.truncate(length);
@@ -59,7 +56,7 @@ impl Walk {
         Some(number)
     }
 
-    /// Its path.
+    /// Returns the path of the last directory.
     pub(crate) fn path(&self) -> &[u8] {
         &self.path
     }
