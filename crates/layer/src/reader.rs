@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The stream of entries.
+//! A reader of the entries of a layer.
 
 use std::io::Read;
 
@@ -16,9 +16,9 @@ use crate::number::until_nul;
 use crate::pax::{Extended, Records};
 use crate::source::{BLOCK, Source, padding};
 
-/// A layer being read.
+/// A reader of the entries of a layer.
 ///
-/// After an error it gives no further entries.
+/// After an error it returns no further entries.
 #[derive(Debug)]
 pub struct Layer<R> {
     source: Source<R>,
@@ -26,12 +26,12 @@ pub struct Layer<R> {
     entries: usize,
     current: CurrentEntry,
     ended: bool,
-    /// Extension headers are read here.
+    /// The buffer for extension headers.
     scratch: Vec<u8>,
 }
 
 impl<R: Read> Layer<R> {
-    /// The layer in `stream`, which is uncompressed and read in large pieces.
+    /// Returns a reader of `stream`, which must be uncompressed. It is read in large pieces.
     pub fn new(stream: R, limits: Limits) -> Self {
         Self {
             source: Source::new(stream),
@@ -43,17 +43,17 @@ impl<R: Read> Layer<R> {
         }
     }
 
-    /// How many bytes of the stream have been used.
+    /// Returns the number of bytes of the stream that have been consumed.
     pub fn position(&self) -> u64 {
         self.source.offset()
     }
 
-    /// The next entry; `None` after the last one. Data of the one before that was not asked for is
-    /// passed over.
+    /// Returns the next entry, or `None` after the last one. Data of the previous entry that was not read
+    /// is skipped.
     ///
     /// # Errors
     ///
-    /// Whatever is wrong with the stream: see [`Fault`].
+    /// The stream is malformed or cannot be read: see [`Fault`].
     // Not an iterator: the data of an entry is read through the same `&mut self`.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Entry>, Error> {
@@ -65,12 +65,12 @@ impl<R: Read> Layer<R> {
         next.map_err(|fault| self.error(fault))
     }
 
-    /// The next piece of the current file's data; `None` after the last one, and for whatever has no
-    /// data. Data of up to 64 KiB comes in one piece, if the file is not sparse; holes are left out.
+    /// Returns the next piece of the current file's data, or `None` after the last one and for entries
+    /// without data. Data of up to 64 KiB comes in one piece unless the file is sparse. Holes are left out.
     ///
     /// # Errors
     ///
-    /// The stream's own, or that it ends early.
+    /// The stream cannot be read, or ends early.
     pub fn data(&mut self) -> Result<Option<Piece<'_>>, Error> {
         let current = &mut self.current;
         if current.is_hidden {
@@ -105,12 +105,12 @@ impl<R: Read> Layer<R> {
         })
     }
 
-    /// Reads the stream to its real end, whatever follows the layer's trailer, and gives it back: a
-    /// stream that hashes what passes through has seen all of it then.
+    /// Reads the stream to its end, past the layer's trailer, and returns it. A stream that hashes its
+    /// bytes has then seen all of them.
     ///
     /// # Errors
     ///
-    /// The stream's own.
+    /// The stream cannot be read.
     pub fn finish(self) -> Result<R, Error> {
         let offset = self.source.offset();
         self.source.finish().map_err(|fault| Error {
@@ -120,7 +120,7 @@ impl<R: Read> Layer<R> {
         })
     }
 
-    /// Names what was being read.
+    /// Returns an error that names the current entry.
     fn error(&mut self, fault: Fault) -> Error {
         let path = std::mem::take(&mut self.current.path);
         Error {
@@ -144,7 +144,7 @@ impl<R: Read> Layer<R> {
         Ok(())
     }
 
-    /// The next header that is none of the end.
+    /// Returns the next header, or `None` at the trailer or the end of the stream.
     fn header(&mut self) -> Result<Option<Header>, Fault> {
         let is_zero = |block: &[u8; BLOCK]| block.iter().all(|byte| *byte == 0);
         let is_first = self.source.offset() == 0;
@@ -179,7 +179,7 @@ impl<R: Read> Layer<R> {
         let mut pending = false;
         loop {
             let Some(header) = self.header()? else {
-                // What extension headers announced did not come.
+                // The entry of the extension headers is missing.
                 return if pending {
                     Err(Fault::Truncated)
                 } else {
@@ -225,12 +225,12 @@ impl<R: Read> Layer<R> {
         }
     }
 
-    /// Passes over a global header. Its records count for nothing, but containerd makes the parents of
-    /// its name, minds that it is a whiteout, and removes what the layer has there: so its name must be
-    /// one that nothing can be at.
+    /// Checks a global header. Its records have no effect, but containerd creates the parents of its name,
+    /// applies it as a whiteout, and removes what the layer has at the name. So only a name is accepted
+    /// for which none of this happens.
     fn global(&mut self, header: &Header) -> Result<(), Fault> {
         let records = Records::new(&self.scratch, self.limits.xattrs)?;
-        // Go takes the name of a record only if no record before it, in random order, is malformed.
+        // Go uses the name of a record only if no record before it, in random order, is malformed.
         for path in [Some(header.path()), records.name("path")].iter().flatten() {
             let is_harmless = match name::parse(name::clean(path))? {
                 Name::Plain(path) => path.is_empty() || self.entries == 0 && !path.contains(&b'/'),
@@ -268,7 +268,7 @@ impl<R: Read> Layer<R> {
     }
 }
 
-/// Whether bytes say that they are a header, of all formats but the oldest.
+/// Returns whether bytes have the magic of a header. The oldest format has none.
 fn has_magic(bytes: &[u8]) -> bool {
     bytes.get(257..262) == Some(b"ustar")
 }

@@ -92,6 +92,7 @@ fn attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn entries_become_files() {
     let bed = Bed::new();
     let stream = tar()
@@ -138,6 +139,7 @@ fn entries_become_files() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn the_last_entry_of_a_name_wins() {
     let bed = Bed::new();
     let stream = tar()
@@ -169,6 +171,7 @@ fn the_last_entry_of_a_name_wins() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn deleted_files_are_removed_from_copies() {
     let bed = Bed::new();
     for path in ["gone/x", "emptied/x", "mixed/old/x", "kept/x"] {
@@ -192,6 +195,7 @@ fn deleted_files_are_removed_from_copies() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn lowest_layers_have_no_whiteouts() {
     let bed = Bed::new();
     let stream = tar()
@@ -212,6 +216,7 @@ fn lowest_layers_have_no_whiteouts() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn a_deleted_directory_of_whiteouts_is_removed() {
     let orders = [
         ["d/.wh.x", "d/s/.wh.y", ".wh.d"],
@@ -249,6 +254,7 @@ fn a_deleted_directory_of_whiteouts_is_removed() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn a_deleted_directory_with_content_stays() {
     let bed = Bed::new();
     let stream = tar()
@@ -269,6 +275,7 @@ fn a_deleted_directory_with_content_stays() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn a_hard_link_changes_the_metadata_of_its_target() {
     let bed = Bed::new();
     let mut stream = tar().file("file", "text");
@@ -286,6 +293,7 @@ fn a_hard_link_changes_the_metadata_of_its_target() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn replaced_directories_do_not_come_back_in_copies() {
     for (stream, is_allowed) in [
         (tar().file("d", "").directory("d/"), false),
@@ -317,6 +325,7 @@ fn replaced_directories_do_not_come_back_in_copies() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn nothing_leaves_the_root() {
     let layers: [(&str, Tar); 9] = [
         (
@@ -381,6 +390,7 @@ fn nothing_leaves_the_root() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn existing_links_of_a_copy_are_inside_it() {
     let bed = Bed::new();
     symlink("../..", bed.at("out")).unwrap();
@@ -392,6 +402,7 @@ fn existing_links_of_a_copy_are_inside_it() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn impossible_entries_are_refused() {
     let no_target = |target: &str| Fault::NoTarget(target.into());
     for (what, stream, fault) in [
@@ -440,6 +451,7 @@ fn impossible_entries_are_refused() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn torn_and_flipped_layers_end() {
     let stream = tar()
         .directory("d/")
@@ -468,6 +480,7 @@ fn torn_and_flipped_layers_end() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn trees_deeper_than_the_descriptor_limit_are_removed() {
     let bed = Bed::new();
     let mut at = rustix::fs::open(bed.root(), OFlags::DIRECTORY, Mode::empty()).unwrap();
@@ -482,6 +495,7 @@ fn trees_deeper_than_the_descriptor_limit_are_removed() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn whiteouts_are_remembered() {
     let bed = Bed::new();
     let stream = tar()
@@ -521,6 +535,7 @@ fn whiteouts_are_remembered() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn a_device_that_is_a_whiteout_is_not_listed() {
     let mut stream = tar();
     stream.metadata.device = (0, 0);
@@ -540,6 +555,7 @@ fn a_device_that_is_a_whiteout_is_not_listed() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn attributes_of_the_host_stay() {
     let bed = Bed::new();
     fs::create_dir(bed.at("d")).unwrap();
@@ -564,6 +580,7 @@ fn attributes_of_the_host_stay() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn everything_deleted_is_removed_from_a_copy() {
     let bed = Bed::new();
     fs::create_dir_all(bed.at("d/a/b/c")).unwrap();

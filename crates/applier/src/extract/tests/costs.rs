@@ -38,6 +38,7 @@ fn siblings_do_not_slow_down_replacements() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn a_copy_is_listed_once() {
     const COUNT: usize = 600;
     let extract = |marker: &str| {
@@ -81,6 +82,7 @@ fn deep_lookups_cost_as_much_as_opening() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn cancellation_is_checked_for_each_directory() {
     let bed = Bed::new();
     let stream = tar().directory("d/").file("e/x", "");
@@ -152,6 +154,7 @@ fn directory(path: &str, bytes: usize) -> Entry {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn memory_is_counted() {
     const LIMIT: u64 = 1 << 17;
     let token = CancellationToken::new();

@@ -14,6 +14,7 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn unstated_directories_are_as_below() {
     let (top, bottom) = (Bed::new(), Bed::new());
     for bed in [&top, &bottom] {
@@ -60,6 +61,7 @@ fn unstated_directories_are_as_below() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn hidden_directories_are_not_as_below() {
     let (bed, lower) = (Bed::new(), Bed::new());
     for path in ["a/c", "a-b/c", "a/c-", "b/c"] {
@@ -86,6 +88,7 @@ fn hidden_directories_are_not_as_below() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn only_the_attribute_in_force_hides() {
     for (name, want) in [
         ("user.overlay.opaque", 0o700),
@@ -108,6 +111,7 @@ fn only_the_attribute_in_force_hides() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn the_attribute_not_in_force_is_kept() {
     let (bed, lower) = (Bed::new(), Bed::new());
     fs::create_dir(lower.at("d")).unwrap();
