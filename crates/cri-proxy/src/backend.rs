@@ -16,21 +16,26 @@ use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc};
 
 use crate::grpc::{Status, UNAVAILABLE, decode, encode};
-use crate::pass::{CONNECTION_WINDOW, Inner, MAX_HEADERS, MAX_MESSAGE, SEND_BUFFER, STREAM_WINDOW};
+use crate::pass::{
+    CONNECTION_WINDOW, MAX_HEADERS, MAX_MESSAGE, ProxyState, SEND_BUFFER, STREAM_WINDOW,
+};
 
 /// Has to be driven for calls to get on. Boxed, as a channel makes room for 32 at once.
-pub(crate) type Driver = Pin<Box<Connection<UnixStream, Bytes>>>;
+pub(crate) type ConnectionDriver = Pin<Box<Connection<UnixStream, Bytes>>>;
 
 /// One client's connection to containerd, made when it is needed and again when it broke.
 pub(crate) struct Backend {
-    proxy: Arc<Inner>,
+    proxy: Arc<ProxyState>,
     sender: Mutex<Option<SendRequest<Bytes>>>,
     /// To the task that serves the client: on its way a call then changes no thread.
-    drivers: mpsc::UnboundedSender<Driver>,
+    drivers: mpsc::UnboundedSender<ConnectionDriver>,
 }
 
 impl Backend {
-    pub(crate) fn new(proxy: Arc<Inner>, drivers: mpsc::UnboundedSender<Driver>) -> Self {
+    pub(crate) fn new(
+        proxy: Arc<ProxyState>,
+        drivers: mpsc::UnboundedSender<ConnectionDriver>,
+    ) -> Self {
         Self {
             proxy,
             sender: Mutex::default(),
@@ -39,8 +44,8 @@ impl Backend {
     }
 
     /// One that no client has to be there for.
-    pub(crate) fn apart(proxy: &Arc<Inner>) -> Self {
-        let (send, mut drivers) = mpsc::unbounded_channel::<Driver>();
+    pub(crate) fn detached(proxy: &Arc<ProxyState>) -> Self {
+        let (send, mut drivers) = mpsc::unbounded_channel::<ConnectionDriver>();
         tokio::spawn(async move {
             while let Some(driver) = drivers.recv().await {
                 tokio::spawn(async move {
@@ -72,7 +77,7 @@ impl Backend {
     }
 
     /// A call of the proxy's own.
-    pub(crate) async fn ask<A: Message + Default>(
+    pub(crate) async fn unary<A: Message + Default>(
         &self,
         path: &str,
         message: &impl Message,
@@ -136,7 +141,7 @@ impl Backend {
         }
         // It is not taken any more only when the client has gone.
         let _ = self.drivers.send(Box::pin(driver));
-        self.proxy.knowledge.forget_handlers();
+        self.proxy.discovery.forget_handlers();
         Ok(kept.insert(sender).clone())
     }
 }

@@ -8,15 +8,15 @@ use std::future::poll_fn;
 use bytes::Bytes;
 use h2::{Error, Reason, RecvStream, SendStream};
 
-use crate::grpc::{PREFIX, RESOURCE_EXHAUSTED, Status, code_in, length};
-use crate::pass::{MAX_LOOKED, STREAM_WINDOW};
+use crate::grpc::{PREFIX_LEN, RESOURCE_EXHAUSTED, Status, code_in, length};
+use crate::pass::{MAX_PEEKED, STREAM_WINDOW};
 
 /// What is read of a request before it is decided whether the rest is: half of what its client may
 /// send in any case.
 const SHARE: usize = STREAM_WINDOW as usize / 2;
 
 /// Which end of the way broke.
-pub(crate) enum Broken {
+pub(crate) enum PumpError {
     From(Error),
     To(Error),
 }
@@ -24,45 +24,45 @@ pub(crate) enum Broken {
 /// Sends `first` on, then all that comes, no faster than the receiver takes it, and ends as `from`
 /// does. Answers with gRPC's code, if it ends with that.
 pub(crate) async fn pump(
-    first: Beginning,
+    first: FirstBytes,
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
-) -> Result<Option<u16>, Broken> {
+) -> Result<Option<u16>, PumpError> {
     let end = from.is_end_stream();
     if !first.bytes.is_empty() || end {
-        send(first.bytes, to, end).await.map_err(Broken::To)?;
+        send(first.bytes, to, end).await.map_err(PumpError::To)?;
     }
     if end {
         return Ok(None);
     }
     let released = from.flow_control().release_capacity(first.held);
-    released.map_err(Broken::From)?;
+    released.map_err(PumpError::From)?;
     loop {
         let bytes = tokio::select! {
             biased;
             bytes = from.data() => bytes,
             reason = poll_fn(|cx| to.poll_reset(cx)) => {
-                return Err(Broken::To(reason.map_or_else(|error| error, Error::from)));
+                return Err(PumpError::To(reason.map_or_else(|error| error, Error::from)));
             }
         };
         let Some(bytes) = bytes else { break };
-        let bytes = bytes.map_err(Broken::From)?;
+        let bytes = bytes.map_err(PumpError::From)?;
         let length = bytes.len();
         let end = from.is_end_stream();
-        send(bytes, to, end).await.map_err(Broken::To)?;
+        send(bytes, to, end).await.map_err(PumpError::To)?;
         let released = from.flow_control().release_capacity(length);
-        released.map_err(Broken::From)?;
+        released.map_err(PumpError::From)?;
         if end {
             return Ok(None);
         }
     }
-    let trailers = from.trailers().await.map_err(Broken::From)?;
+    let trailers = from.trailers().await.map_err(PumpError::From)?;
     let code = trailers.as_ref().and_then(code_in);
     match trailers {
         Some(trailers) => to.send_trailers(trailers),
         None => to.send_data(Bytes::new(), true),
     }
-    .map_err(Broken::To)?;
+    .map_err(PumpError::To)?;
     Ok(code)
 }
 
@@ -86,21 +86,21 @@ async fn send(mut bytes: Bytes, to: &mut SendStream<Bytes>, end: bool) -> Result
 
 /// What of a request goes on first.
 #[derive(Default)]
-pub(crate) struct Beginning {
+pub(crate) struct FirstBytes {
     pub(crate) bytes: Bytes,
     /// How many of the bytes the client has not got back yet, to send as many more.
     pub(crate) held: usize,
 }
 
 /// A request that is looked into, while it arrives.
-pub(crate) struct Arriving<'a> {
+pub(crate) struct PeekedRequest<'a> {
     from: &'a mut RecvStream,
     bytes: Vec<u8>,
     held: usize,
     ended: bool,
 }
 
-impl<'a> Arriving<'a> {
+impl<'a> PeekedRequest<'a> {
     pub(crate) fn begin(from: &'a mut RecvStream) -> Self {
         Self {
             from,
@@ -124,9 +124,9 @@ impl<'a> Arriving<'a> {
     /// How long the request is, with its message's prefix, as the prefix says; `None` if this is
     /// not one message that is looked into.
     pub(crate) fn length(&self) -> Option<usize> {
-        let length = PREFIX + length(&self.bytes)?;
+        let length = PREFIX_LEN + length(&self.bytes)?;
         let is_one = self.bytes.first() == Some(&0) && self.bytes.len() <= length;
-        (is_one && length <= MAX_LOOKED + PREFIX).then_some(length)
+        (is_one && length <= MAX_PEEKED + PREFIX_LEN).then_some(length)
     }
 
     /// All of it, if it has come.
@@ -140,8 +140,8 @@ impl<'a> Arriving<'a> {
     }
 
     /// What has come, to be passed on.
-    pub(crate) fn part(self) -> Beginning {
-        Beginning {
+    pub(crate) fn part(self) -> FirstBytes {
+        FirstBytes {
             bytes: self.bytes.into(),
             held: self.held,
         }

@@ -18,18 +18,18 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::backend::Backend;
-use crate::body::{Arriving, Beginning, Broken, pump};
-use crate::counted::Counted;
+use crate::body::{FirstBytes, PeekedRequest, PumpError, pump};
+use crate::call_record::CallRecord;
 use crate::deadline::Deadline;
 use crate::grpc::{
     DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Status, UNAVAILABLE, UNKNOWN, code_in, decode,
 };
-use crate::observe::{ProxyEvent, Why};
-use crate::pass::{Inner, LAST, Phase};
-use crate::peek::{self, Unseen};
-use crate::preflight::{Look, Needed, look_after};
-use crate::waiting::Kept;
-use crate::wanted::Call;
+use crate::held::HeldRequest;
+use crate::observe::{ForwardReason, ProxyEvent};
+use crate::pass::{LAST_RESERVE, ProxyState, ShutdownPhase};
+use crate::peek::{self, SkipEffect};
+use crate::preflight::{Preflight, Resolution, ensure_later};
+use crate::requirements::CriRequest;
 
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
@@ -41,7 +41,7 @@ const ARRIVAL: Duration = Duration::from_secs(5);
 const ROOM: Duration = Duration::from_secs(1);
 
 /// Why a call has no answer of containerd's, or not all of it.
-enum Ended {
+enum CallError {
     /// The client is told so.
     Failed(Status),
     /// containerd broke this call off, and nothing else.
@@ -50,48 +50,48 @@ enum Ended {
     Left(Reason),
 }
 
-impl From<Status> for Ended {
+impl From<Status> for CallError {
     fn from(status: Status) -> Self {
         Self::Failed(status)
     }
 }
 
 /// A call's way, and who is concerned with it.
-pub(crate) struct Passage<'a> {
-    pub(crate) proxy: &'a Arc<Inner>,
+pub(crate) struct ProxiedCall<'a> {
+    pub(crate) proxy: &'a Arc<ProxyState>,
     /// Where the unpack service is at home.
-    pub(crate) outer: &'a Handle,
+    pub(crate) service_runtime: &'a Handle,
     pub(crate) backend: &'a Backend,
-    pub(crate) phase: &'a watch::Receiver<Phase>,
+    pub(crate) phase: &'a watch::Receiver<ShutdownPhase>,
 }
 
 /// What was found out about a call whose image may have had to be made ready.
-struct Looked<'a> {
+struct InspectedRequest<'a> {
     /// The request.
-    kept: Kept<'a>,
+    kept: HeldRequest<'a>,
     head: Parts,
     deadline: Option<Deadline>,
     /// `None` if it cannot be understood.
-    call: Option<Call>,
-    needed: Needed,
+    call: Option<CriRequest>,
+    resolution: Resolution,
 }
 
-impl<'a> Passage<'a> {
+impl<'a> ProxiedCall<'a> {
     /// Serves the call to its end. Dropping it takes it back from containerd.
     pub(crate) async fn serve(
         self,
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
     ) {
-        let counted = Counted::begin(self.proxy.observer.as_ref(), request.uri().path());
+        let counted = CallRecord::begin(self.proxy.observer.as_ref(), request.uri().path());
         let deadline = Deadline::of(request.headers());
         let is_over = || deadline.is_some_and(Deadline::is_over);
         let ended = self.pass(request, &mut respond).await;
         match ended {
             Ok(code) => counted.ends_with(code),
-            Err(Ended::Left(_)) if is_over() => counted.ends_with(DEADLINE_EXCEEDED),
-            Err(Ended::Left(_)) => {}
-            Err(Ended::Reset(reason)) => {
+            Err(CallError::Left(_)) if is_over() => counted.ends_with(DEADLINE_EXCEEDED),
+            Err(CallError::Left(_)) => {}
+            Err(CallError::Reset(reason)) => {
                 // containerd breaks off what took too long, too.
                 let code = if is_over() {
                     DEADLINE_EXCEEDED
@@ -101,7 +101,7 @@ impl<'a> Passage<'a> {
                 counted.ends_with(code);
                 respond.send_reset(reason);
             }
-            Err(Ended::Failed(status)) => {
+            Err(CallError::Failed(status)) => {
                 counted.ends_with(status.code);
                 // If the client has gone, it is told to nobody.
                 let _ = respond.send_response(status.into_response(), true);
@@ -114,7 +114,7 @@ impl<'a> Passage<'a> {
         &self,
         request: Request<RecvStream>,
         respond: &mut SendResponse<Bytes>,
-    ) -> Result<u16, Ended> {
+    ) -> Result<u16, CallError> {
         let (head, mut body) = request.into_parts();
         let (first, looked) = match head.uri.path() {
             CREATE_CONTAINER | RUN_POD_SANDBOX => {
@@ -153,7 +153,7 @@ impl<'a> Passage<'a> {
                 },
             }
         };
-        if let Err(Ended::Left(reason)) = passed {
+        if let Err(CallError::Left(reason)) = passed {
             to.send_reset(reason);
         }
         passed
@@ -164,11 +164,11 @@ impl<'a> Passage<'a> {
         &self,
         respond: &mut SendResponse<Bytes>,
         work: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Ended> {
+    ) -> Result<T, CallError> {
         tokio::select! {
             biased;
-            reason = left(respond) => Err(Ended::Left(reason)),
-            () = reached(self.phase, Phase::Ending) => Err(stopping().into()),
+            reason = left(respond) => Err(CallError::Left(reason)),
+            () = reached(self.phase, ShutdownPhase::Ending) => Err(stopping().into()),
             ended = work => Ok(ended?),
         }
     }
@@ -178,100 +178,101 @@ impl<'a> Passage<'a> {
         &self,
         head: &Parts,
         body: &mut RecvStream,
-    ) -> Result<(Beginning, Option<Looked<'a>>), Status> {
+    ) -> Result<(FirstBytes, Option<InspectedRequest<'a>>), Status> {
         let deadline = Deadline::of(&head.headers);
         let late = |_| {
             let text = format!("the request's message did not come within {ARRIVAL:?}");
             Status::new(DEADLINE_EXCEEDED, text)
         };
-        let mut arriving = Arriving::begin(body);
-        let arrive = self.arrive(head.uri.path(), &mut arriving);
+        let mut peeked = PeekedRequest::begin(body);
+        let arrive = self.arrive(head.uri.path(), &mut peeked);
         let request = tokio::time::timeout(ARRIVAL, arrive)
             .await
             .map_err(late)??;
         let Some(request) = request else {
-            return Ok((arriving.part(), None));
+            return Ok((peeked.part(), None));
         };
         let call = match head.uri.path() {
-            CREATE_CONTAINER => decode(&request).map(Call::CreateContainer),
-            _ => decode(&request).map(Call::RunPodSandbox),
+            CREATE_CONTAINER => decode(&request).map(CriRequest::CreateContainer),
+            _ => decode(&request).map(CriRequest::RunPodSandbox),
         };
-        let mut looked = Looked {
+        let mut looked = InspectedRequest {
             kept: self.proxy.waiting.keep(request),
             head: head.clone(),
             deadline,
             call,
-            needed: Needed::Known,
+            resolution: Resolution::Known,
         };
         if let Some(call) = &looked.call {
-            let look = self.look_at(call, deadline, &looked.kept);
-            looked.needed = tokio::select! {
+            let look = self.preflight(call, deadline, &looked.kept);
+            looked.resolution = tokio::select! {
                 biased;
-                needed = look.before() => needed?,
+                resolution = look.before() => resolution?,
                 crowded = crowded(Some(&looked)) => return Err(crowded),
             };
         }
         let Some(bytes) = looked.kept.bytes() else {
             return Err(crowded(Some(&looked)).await);
         };
-        Ok((Beginning { bytes, held: 0 }, Some(looked)))
+        Ok((FirstBytes { bytes, held: 0 }, Some(looked)))
     }
 
     /// The whole request, if it is to be looked into.
     async fn arrive(
         &self,
         path: &str,
-        arriving: &mut Arriving<'_>,
+        peeked: &mut PeekedRequest<'_>,
     ) -> Result<Option<Bytes>, Status> {
-        arriving.read_share().await?;
-        if let Some(whole) = arriving.whole()? {
+        peeked.read_share().await?;
+        if let Some(whole) = peeked.whole()? {
             return Ok(Some(whole));
         }
-        let Some(length) = arriving.length() else {
+        let Some(length) = peeked.length() else {
             return Ok(None);
         };
         let unseen = match path {
-            CREATE_CONTAINER => peek::container(self.proxy, self.backend, arriving.bytes()).await,
+            CREATE_CONTAINER => peek::container(self.proxy, self.backend, peeked.bytes()).await,
             _ => peek::any(self.proxy, self.backend).await,
         };
         // What containerd does not tell about, it does not take.
-        let unseen = unseen.unwrap_or(Unseen::Same);
-        if unseen == Unseen::Same {
+        let unseen = unseen.unwrap_or(SkipEffect::NoDifference);
+        if unseen == SkipEffect::NoDifference {
             return Ok(None);
         }
         let count = u32::try_from(length).unwrap_or(u32::MAX);
-        let room = self.proxy.room.acquire_many(count);
+        let room = self.proxy.peek_budget.acquire_many(count);
         match (tokio::time::timeout(ROOM, room).await, unseen) {
             (Ok(Ok(_room)), _) => {
-                arriving.read_to(length).await?;
-                arriving.whole()
+                peeked.read_to(length).await?;
+                peeked.whole()
             }
-            (_, Unseen::Wrong) => Err(Status::new(
+            (_, SkipEffect::WrongContent) => Err(Status::new(
                 RESOURCE_EXHAUSTED,
                 "other large requests arrive, and do not come to their ends: try again",
             )),
-            (_, Unseen::Slower | Unseen::Same) => {
+            (_, SkipEffect::Slower | SkipEffect::NoDifference) => {
                 tracing::info!(
                     path,
                     length,
                     "a request was not looked into: it had no room"
                 );
-                self.proxy.on_event(&ProxyEvent::Forwarded(Why::Unresolved));
+                self.proxy
+                    .on_event(&ProxyEvent::Forwarded(ForwardReason::Unresolved));
                 Ok(None)
             }
         }
     }
 
-    fn look_at<'b>(
+    fn preflight<'b>(
         &'b self,
-        call: &'b Call,
+        call: &'b CriRequest,
         deadline: Option<Deadline>,
-        kept: &'b Kept<'_>,
-    ) -> Look<'b> {
-        Look {
+        kept: &'b HeldRequest<'_>,
+    ) -> Preflight<'b> {
+        Preflight {
             proxy: self.proxy,
             backend: self.backend,
-            outer: self.outer,
+            service_runtime: self.service_runtime,
             call,
             deadline,
             kept: Some(kept),
@@ -282,9 +283,9 @@ impl<'a> Passage<'a> {
     async fn answer(
         &self,
         reply: ResponseFuture,
-        looked: Option<&Looked<'_>>,
+        looked: Option<&InspectedRequest<'_>>,
         respond: &mut SendResponse<Bytes>,
-    ) -> Result<u16, Ended> {
+    ) -> Result<u16, CallError> {
         let mut reply = self.reply(reply, respond).await?;
         if let Some(looked) = looked
             && let Some(call) = &looked.call
@@ -292,7 +293,7 @@ impl<'a> Passage<'a> {
             // containerd tells errors in headers only.
             let failed = Status::in_headers(reply.headers());
             if let Some(status) = failed {
-                let look = self.look_at(call, looked.deadline, &looked.kept);
+                let look = self.preflight(call, looked.deadline, &looked.kept);
                 let again = Box::pin(look.again(&status));
                 // Without the request, the caller gets the answer that there is.
                 if self.while_there(respond, again).await?
@@ -304,8 +305,8 @@ impl<'a> Passage<'a> {
                     sent.map_err(|error| self.backend_broke(&error))?;
                     reply = self.reply(next, respond).await?;
                 }
-            } else if looked.needed == Needed::Unknown {
-                look_after(self.proxy, self.outer, call.clone());
+            } else if looked.resolution == Resolution::Unknown {
+                ensure_later(self.proxy, self.service_runtime, call.clone());
             }
         }
         let (head, mut from) = reply.into_parts();
@@ -318,15 +319,15 @@ impl<'a> Passage<'a> {
         }
         let passed = tokio::select! {
             biased;
-            passed = pump(Beginning::default(), &mut from, &mut to) => passed.map_err(|broken| match broken {
-                Broken::From(error) => self.backend_broke(&error),
-                Broken::To(error) => client_broke(&error),
+            passed = pump(FirstBytes::default(), &mut from, &mut to) => passed.map_err(|broken| match broken {
+                PumpError::From(error) => self.backend_broke(&error),
+                PumpError::To(error) => client_broke(&error),
             }),
             () = endless(self.phase) => Err(stopping().into()),
         };
         match passed {
             Ok(code) => Ok(code.unwrap_or(UNKNOWN)),
-            Err(Ended::Failed(status)) => {
+            Err(CallError::Failed(status)) => {
                 let code = status.code;
                 // Of an answer that has begun, it is the end.
                 let _ = to.send_trailers(status.into_trailers());
@@ -341,25 +342,25 @@ impl<'a> Passage<'a> {
         &self,
         reply: ResponseFuture,
         respond: &mut SendResponse<Bytes>,
-    ) -> Result<Response<RecvStream>, Ended> {
+    ) -> Result<Response<RecvStream>, CallError> {
         tokio::select! {
             biased;
             reply = reply => reply.map_err(|error| self.backend_broke(&error)),
-            reason = left(respond) => Err(Ended::Left(reason)),
-            () = reached(self.phase, Phase::Ending) => Err(stopping().into()),
+            reason = left(respond) => Err(CallError::Left(reason)),
+            () = reached(self.phase, ShutdownPhase::Ending) => Err(stopping().into()),
         }
     }
 
-    fn backend_broke(&self, error: &Error) -> Ended {
+    fn backend_broke(&self, error: &Error) -> CallError {
         match error.reason().filter(|_| error.is_reset()) {
-            Some(reason) => Ended::Reset(reason),
-            None => Ended::Failed(self.backend.broke_off(error)),
+            Some(reason) => CallError::Reset(reason),
+            None => CallError::Failed(self.backend.broke_off(error)),
         }
     }
 }
 
 /// Waits until there is no more room for a request that waits; the answer to its caller.
-async fn crowded(looked: Option<&Looked<'_>>) -> Status {
+async fn crowded(looked: Option<&InspectedRequest<'_>>) -> Status {
     match looked {
         Some(looked) => looked.kept.given_up().await,
         None => std::future::pending().await,
@@ -368,8 +369,8 @@ async fn crowded(looked: Option<&Looked<'_>>) -> Status {
     Status::new(RESOURCE_EXHAUSTED, text)
 }
 
-fn client_broke(error: &Error) -> Ended {
-    Ended::Left(error.reason().unwrap_or(Reason::CANCEL))
+fn client_broke(error: &Error) -> CallError {
+    CallError::Left(error.reason().unwrap_or(Reason::CANCEL))
 }
 
 /// Waits until the client takes the call back.
@@ -378,10 +379,10 @@ async fn left(respond: &mut SendResponse<Bytes>) -> Reason {
     reset.unwrap_or(Reason::CANCEL)
 }
 
-async fn reached(phase: &watch::Receiver<Phase>, wanted: Phase) {
+async fn reached(phase: &watch::Receiver<ShutdownPhase>, target: ShutdownPhase) {
     if phase
         .clone()
-        .wait_for(|phase| *phase >= wanted)
+        .wait_for(|phase| *phase >= target)
         .await
         .is_err()
     {
@@ -391,9 +392,9 @@ async fn reached(phase: &watch::Receiver<Phase>, wanted: Phase) {
 }
 
 /// Waits until an answer that has begun will not end by itself: one that begins late has its time.
-async fn endless(phase: &watch::Receiver<Phase>) {
-    reached(phase, Phase::NoStreams).await;
-    tokio::time::sleep(LAST).await;
+async fn endless(phase: &watch::Receiver<ShutdownPhase>) {
+    reached(phase, ShutdownPhase::NoStreams).await;
+    tokio::time::sleep(LAST_RESERVE).await;
 }
 
 fn stopping() -> Status {

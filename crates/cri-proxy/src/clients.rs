@@ -12,30 +12,30 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
-use crate::pass::{Inner, LAST, Phase, client};
+use crate::pass::{LAST_RESERVE, ProxyState, ShutdownPhase, client};
 
 /// The clients; all are cut off when it is dropped.
 pub(crate) struct Clients {
     new: mpsc::UnboundedSender<UnixStream>,
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<ShutdownPhase>,
     ended: oneshot::Receiver<()>,
     _cut: oneshot::Sender<()>,
 }
 
 impl Clients {
-    pub(crate) fn start(proxy: Arc<Inner>) -> io::Result<Self> {
+    pub(crate) fn start(proxy: Arc<ProxyState>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let outer = Handle::current();
+        let service_runtime = Handle::current();
         let thread = proxy.thread.lock();
         *thread.unwrap_or_else(PoisonError::into_inner) = Some(runtime.handle().clone());
         let (new, streams) = mpsc::unbounded_channel();
-        let (phase, phases) = watch::channel(Phase::Serving);
+        let (phase, phases) = watch::channel(ShutdownPhase::Serving);
         let (end, ended) = oneshot::channel();
         let (cut, is_cut) = oneshot::channel();
         let serve = move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = all(proxy, outer, streams, phases) => {}
+                    () = all(proxy, service_runtime, streams, phases) => {}
                     _ = is_cut => {}
                 }
             });
@@ -67,9 +67,12 @@ impl Clients {
         } = self;
         drop(new);
         for (next, time) in [
-            (Phase::Draining, LAST),
-            (Phase::NoStreams, grace.saturating_sub(2 * LAST)),
-            (Phase::Ending, LAST),
+            (ShutdownPhase::Draining, LAST_RESERVE),
+            (
+                ShutdownPhase::NoStreams,
+                grace.saturating_sub(2 * LAST_RESERVE),
+            ),
+            (ShutdownPhase::Ending, LAST_RESERVE),
         ] {
             phase.send_replace(next);
             if tokio::time::timeout(time, &mut ended).await.is_ok() {
@@ -82,17 +85,17 @@ impl Clients {
 
 /// Serves all that come, until the last has gone and no more can come.
 async fn all(
-    proxy: Arc<Inner>,
-    outer: Handle,
+    proxy: Arc<ProxyState>,
+    service_runtime: Handle,
     mut streams: mpsc::UnboundedReceiver<UnixStream>,
-    phases: watch::Receiver<Phase>,
+    phases: watch::Receiver<ShutdownPhase>,
 ) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             Some(stream) = streams.recv() => match tokio::net::UnixStream::from_std(stream) {
                 Ok(stream) => {
-                    clients.spawn(client(Arc::clone(&proxy), outer.clone(), stream, phases.clone()));
+                    clients.spawn(client(Arc::clone(&proxy), service_runtime.clone(), stream, phases.clone()));
                 }
                 Err(error) => tracing::warn!(%error, "a client could not be served"),
             },
@@ -107,7 +110,7 @@ async fn all(
 ///
 /// # Errors
 /// If the work panicked, or its runtime has ended.
-pub(crate) async fn at_home<T: Send + 'static>(
+pub(crate) async fn in_runtime<T: Send + 'static>(
     runtime: &Handle,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, JoinError> {

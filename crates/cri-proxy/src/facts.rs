@@ -55,7 +55,7 @@ pub(crate) struct Handlers {
     /// That of all others.
     default_snapshotter: Option<Sourced<String>>,
     /// Whose sandboxes are no containers of containerd's.
-    foreign: BTreeSet<String>,
+    external_sandboxers: BTreeSet<String>,
     /// The image of sandboxes, where the configuration or containerd (1.x) says it.
     pub(crate) sandbox_image: Option<Sourced<String>>,
     /// Major and minor.
@@ -97,7 +97,7 @@ impl Handlers {
             // 1.7 calls it sandboxMode.
             let sandboxer = text(&runtime["sandboxer"]).or_else(|| text(&runtime["sandboxMode"]));
             if sandboxer.is_some_and(|sandboxer| sandboxer != "podsandbox") {
-                this.foreign.insert(name.clone());
+                this.external_sandboxers.insert(name.clone());
             }
         }
         for (key, name) in [
@@ -112,7 +112,7 @@ impl Handlers {
     }
 
     /// What the operator says beats what containerd does.
-    pub(crate) fn amend(&mut self, settings: &ProxySettings) {
+    pub(crate) fn apply_settings(&mut self, settings: &ProxySettings) {
         let says = |text: &String| Sourced::new(text.clone(), FactSource::Settings);
         let ProxySettings {
             default_snapshotter,
@@ -146,8 +146,8 @@ impl Handlers {
     }
 
     /// Whether the sandboxes of a handler are no containers, and have no image.
-    pub(crate) fn is_foreign(&self, handler: &str) -> bool {
-        self.foreign.contains(self.resolve(handler))
+    pub(crate) fn has_external_sandboxer(&self, handler: &str) -> bool {
+        self.external_sandboxers.contains(self.resolve(handler))
     }
 
     fn resolve<'a>(&'a self, handler: &'a str) -> &'a str {
@@ -182,8 +182,8 @@ impl Handlers {
             let name = format!("handlers.{name}");
             fact(&name, Some(told.clone()))
         });
-        let foreign = self.foreign.iter();
-        let foreign = foreign.map(|name| {
+        let external_sandboxers = self.external_sandboxers.iter();
+        let external_sandboxers = external_sandboxers.map(|name| {
             let name = format!("handlers.{name}.sandboxer");
             fact(&name, says(&"not podsandbox".to_owned()))
         });
@@ -195,7 +195,7 @@ impl Handlers {
         ];
         rest.into_iter()
             .chain(own)
-            .chain(foreign)
+            .chain(external_sandboxers)
             .chain(others)
             .collect()
     }
@@ -225,9 +225,9 @@ mod tests {
             assert_eq!(handlers.snapshotter("kata"), Some("nydus"));
             for plain in ["runc", "", "unknown"] {
                 assert_eq!(handlers.snapshotter(plain), Some("overlayfs"));
-                assert!(!handlers.is_foreign(plain));
+                assert!(!handlers.has_external_sandboxer(plain));
             }
-            assert!(handlers.is_foreign("quark"));
+            assert!(handlers.has_external_sandboxer("quark"));
             assert!(handlers.is_default("overlayfs"));
         }
         assert_eq!(old.sandbox_image.unwrap().value, "pause:3");
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn the_operator_knows_better() {
         let mut handlers = Handlers::read(&Value::Null, Some("overlayfs".to_owned()), "1.6.20");
-        handlers.amend(&ProxySettings {
+        handlers.apply_settings(&ProxySettings {
             default_snapshotter: Some("native".to_owned()),
             handlers: [("kata".to_owned(), "nydus".to_owned())].into(),
             ..ProxySettings::default()

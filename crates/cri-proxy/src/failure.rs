@@ -9,7 +9,7 @@ use crate::grpc::{NOT_FOUND, Status};
 /// layer that garbage collection took meanwhile. All versions from 1.6 to 2.4 say `error unpacking
 /// image` (`client/container_opts.go`); what follows differs from version to version. The code alone
 /// does not tell: an image that is not there has the same.
-pub(crate) fn failed_unpack(status: &Status) -> Option<&str> {
+pub(crate) fn unpack_failure(status: &Status) -> Option<&str> {
     const UNPACKING: &str = "error unpacking image: ";
     if status.code != NOT_FOUND {
         return None;
@@ -56,10 +56,10 @@ mod tests {
             ),
         ] {
             let status = Status::new(NOT_FOUND, text);
-            let cause = failed_unpack(&status).unwrap();
+            let cause = unpack_failure(&status).unwrap();
             assert!(cause.ends_with("not found"), "{cause}");
             let other = Status::new(2, status.message.clone());
-            assert_eq!(failed_unpack(&other), None);
+            assert_eq!(unpack_failure(&other), None);
         }
     }
 
@@ -71,7 +71,11 @@ mod tests {
              containerd \"a\": content digest sha256:a: not found",
             "an error occurred when try to find sandbox: not found",
         ] {
-            assert_eq!(failed_unpack(&Status::new(NOT_FOUND, text)), None, "{text}");
+            assert_eq!(
+                unpack_failure(&Status::new(NOT_FOUND, text)),
+                None,
+                "{text}"
+            );
         }
     }
 }

@@ -11,7 +11,7 @@ use prost::Message;
 use resnap_core::Kind;
 
 /// What a message is framed by: whether it is compressed, and its length.
-pub(crate) const PREFIX: usize = 5;
+pub(crate) const PREFIX_LEN: usize = 5;
 
 /// An error as gRPC tells it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,13 +93,13 @@ pub(crate) fn code_in(headers: &HeaderMap) -> Option<u16> {
 
 /// How long the message is that a body begins with.
 pub(crate) fn length(body: &[u8]) -> Option<usize> {
-    let length = body.get(1..PREFIX)?.try_into().ok()?;
+    let length = body.get(1..PREFIX_LEN)?.try_into().ok()?;
     usize::try_from(u32::from_be_bytes(length)).ok()
 }
 
 /// The message in a body that has just one, uncompressed.
 pub(crate) fn decode<M: Message + Default>(body: &[u8]) -> Option<M> {
-    let message = body.get(PREFIX..)?;
+    let message = body.get(PREFIX_LEN..)?;
     if body[0] != 0 || length(body)? != message.len() {
         return None;
     }
@@ -109,7 +109,7 @@ pub(crate) fn decode<M: Message + Default>(body: &[u8]) -> Option<M> {
 /// A body with this message.
 pub(crate) fn encode(message: &impl Message) -> Result<Bytes, Status> {
     let length = message.encoded_len();
-    let mut body = BytesMut::with_capacity(PREFIX + length);
+    let mut body = BytesMut::with_capacity(PREFIX_LEN + length);
     body.put_u8(0);
     let too_long = |_| Status::new(INTERNAL, "a message of over 4 GiB");
     body.put_u32(u32::try_from(length).map_err(too_long)?);

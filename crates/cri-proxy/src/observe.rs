@@ -10,7 +10,7 @@ pub enum ProxyEvent {
     /// A caller was answered before its deadline, while the work went on.
     AnsweredEarly,
     /// A call was forwarded though an image was not made ready.
-    Forwarded(Why),
+    Forwarded(ForwardReason),
     /// A call was sent to containerd once more, after it had failed at unpacking.
     Retried,
     /// containerd was made to pull the image of sandboxes.
@@ -26,7 +26,7 @@ pub enum ProxyEvent {
 
 /// Why an image was not made ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum ForwardReason {
     /// Which image it is could not be found out.
     Unresolved,
     /// Somebody unpacked it without labels.

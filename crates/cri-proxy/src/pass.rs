@@ -23,31 +23,31 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 pub(crate) use crate::backend::Backend;
-use crate::call::Passage;
+use crate::call::ProxiedCall;
+use crate::call_record::CallRecord;
 use crate::clients::Clients;
-use crate::counted::Counted;
+use crate::discovery::Discovery;
 use crate::facts::Fact;
-use crate::grpc::{INTERNAL, PREFIX, Status};
-use crate::knowledge::Knowledge;
+use crate::grpc::{INTERNAL, PREFIX_LEN, Status};
+use crate::held::HeldRequests;
 use crate::observe::{ProxyEvent, ProxyObserver};
 use crate::outage::Outage;
 use crate::pull::Pulls;
 use crate::settings::ProxySettings;
-use crate::waiting::Waiting;
 
 /// The largest answer that is read: containerd gives no larger one.
 pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 
 /// The largest request that is looked into, twice what a pod may be for etcd; a larger one passes
 /// unseen.
-pub(crate) const MAX_LOOKED: usize = 4 << 20;
+pub(crate) const MAX_PEEKED: usize = 4 << 20;
 
 /// What requests that are looked into may take together while they arrive, beyond what a client may
 /// send in any case.
-const MAX_ARRIVING: usize = MAX_LOOKED + PREFIX;
+const PEEK_BUDGET: usize = MAX_PEEKED + PREFIX_LEN;
 
 /// What requests that are looked into may take together while they wait.
-const MAX_WAITING: usize = 64 << 20;
+const MAX_HELD: usize = 64 << 20;
 
 /// Headers and trailers: gRPC puts the text of an error into them.
 pub(crate) const MAX_HEADERS: u32 = 1 << 20;
@@ -66,22 +66,22 @@ const MAX_CALLS: u32 = 1024;
 
 /// What is kept of the grace to tell those whose calls have not ended, and for streams that have
 /// no end to end by themselves.
-pub(crate) const LAST: Duration = Duration::from_secs(1);
+pub(crate) const LAST_RESERVE: Duration = Duration::from_secs(1);
 
 /// What is kept of the grace for those who come while calls end.
 const LATE: Duration = Duration::from_secs(3);
 
 /// A proxy in front of one containerd.
 #[derive(Debug, Clone)]
-pub struct Proxy(Arc<Inner>);
+pub struct Proxy(Arc<ProxyState>);
 
-pub(crate) struct Inner {
+pub(crate) struct ProxyState {
     pub(crate) backend: PathBuf,
     pub(crate) service: Arc<dyn UnpackService>,
-    pub(crate) knowledge: Knowledge,
-    /// Bytes left of [`MAX_ARRIVING`].
-    pub(crate) room: Semaphore,
-    pub(crate) waiting: Waiting,
+    pub(crate) discovery: Discovery,
+    /// Bytes left of [`PEEK_BUDGET`].
+    pub(crate) peek_budget: Semaphore,
+    pub(crate) waiting: HeldRequests,
     pub(crate) pulls: Pulls,
     pub(crate) outage: Outage,
     pub(crate) observer: Option<Arc<dyn ProxyObserver>>,
@@ -89,7 +89,7 @@ pub(crate) struct Inner {
     pub(crate) thread: Mutex<Option<Handle>>,
 }
 
-impl Inner {
+impl ProxyState {
     fn thread(&self) -> Option<Handle> {
         let thread = self.thread.lock();
         thread.unwrap_or_else(PoisonError::into_inner).clone()
@@ -102,9 +102,9 @@ impl Inner {
     }
 }
 
-impl std::fmt::Debug for Inner {
+impl std::fmt::Debug for ProxyState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner")
+        f.debug_struct("ProxyState")
             .field("backend", &self.backend)
             .finish_non_exhaustive()
     }
@@ -112,7 +112,7 @@ impl std::fmt::Debug for Inner {
 
 /// How far the end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Phase {
+pub(crate) enum ShutdownPhase {
     Serving,
     /// Clients are asked to make no more calls here.
     Draining,
@@ -130,12 +130,12 @@ impl Proxy {
         settings: ProxySettings,
         observer: Option<Arc<dyn ProxyObserver>>,
     ) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(ProxyState {
             backend: backend.to_owned(),
             service,
-            knowledge: Knowledge::new(settings),
-            room: Semaphore::new(MAX_ARRIVING),
-            waiting: Waiting::new(MAX_WAITING),
+            discovery: Discovery::new(settings),
+            peek_budget: Semaphore::new(PEEK_BUDGET),
+            waiting: HeldRequests::new(MAX_HELD),
             pulls: Pulls::default(),
             outage: Outage::default(),
             observer,
@@ -148,11 +148,11 @@ impl Proxy {
     /// # Errors
     /// What containerd says, as text, if it does not answer.
     pub async fn facts(&self) -> Result<Vec<Fact>, String> {
-        let backend = Backend::apart(&self.0);
-        let knowledge = &self.0.knowledge;
+        let backend = Backend::detached(&self.0);
+        let discovery = &self.0.discovery;
         let ask = async {
-            let handlers = knowledge.handlers(&backend).await?;
-            Ok(handlers.facts(knowledge.sandbox_image(&backend).await?))
+            let handlers = discovery.handlers(&backend).await?;
+            Ok(handlers.facts(discovery.sandbox_image(&backend).await?))
         };
         ask.await.map_err(|status: Status| status.to_string())
     }
@@ -214,10 +214,10 @@ async fn accept(listener: &UnixListener, clients: &Clients) -> Infallible {
 
 /// Serves one connection to its end.
 pub(crate) async fn client(
-    proxy: Arc<Inner>,
-    outer: Handle,
+    proxy: Arc<ProxyState>,
+    service_runtime: Handle,
     stream: UnixStream,
-    mut phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<ShutdownPhase>,
 ) {
     let connect = async {
         // Who says nothing takes no room; what is wrong shows when it is read.
@@ -233,15 +233,15 @@ pub(crate) async fn client(
     };
     let connected = tokio::select! {
         connected = connect => connected,
-        _ = phase.wait_for(|phase| *phase > Phase::Serving) => return,
+        _ = phase.wait_for(|phase| *phase > ShutdownPhase::Serving) => return,
     };
     let ended = match connected {
-        Ok(connection) => serve(&proxy, &outer, connection, phase).await,
+        Ok(connection) => serve(&proxy, &service_runtime, connection, phase).await,
         Err(error) => Err(error),
     };
     match ended {
         Err(error) if error.is_library() => {
-            Counted::begin(proxy.observer.as_ref(), "").ends_with(INTERNAL);
+            CallRecord::begin(proxy.observer.as_ref(), "").ends_with(INTERNAL);
             tracing::warn!(%error, "a client was refused: it does not speak HTTP/2 as it must");
         }
         // Clients that break off are none of our business.
@@ -251,10 +251,10 @@ pub(crate) async fn client(
 }
 
 async fn serve(
-    proxy: &Arc<Inner>,
-    outer: &Handle,
+    proxy: &Arc<ProxyState>,
+    service_runtime: &Handle,
     mut client: Connection<AnyAuthority<UnixStream>, Bytes>,
-    mut phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<ShutdownPhase>,
 ) -> Result<(), h2::Error> {
     let (send, mut drivers) = mpsc::unbounded_channel();
     let backend = Backend::new(Arc::clone(proxy), send);
@@ -274,19 +274,19 @@ async fn serve(
             call = client.accept() => match call {
                 Some(call) => {
                     let (request, respond) = call?;
-                    let call = Passage { proxy, outer, backend: &backend, phase: &phases };
+                    let call = ProxiedCall { proxy, service_runtime, backend: &backend, phase: &phases };
                     // Boxed, as the set has room for one in any case, and most clients make none.
                     calls.push(Box::pin(call.serve(request, respond)));
                 }
                 None => return Ok(()),
             },
             Some(()) = calls.next() => {}
-            _ = phase.wait_for(|phase| *phase > Phase::Serving), if !draining => {
+            _ = phase.wait_for(|phase| *phase > ShutdownPhase::Serving), if !draining => {
                 draining = true;
                 client.graceful_shutdown();
             }
             // It does not say that it has understood, and waits for nothing.
-            () = tokio::time::sleep(LAST), if draining && calls.is_empty() => return Ok(()),
+            () = tokio::time::sleep(LAST_RESERVE), if draining && calls.is_empty() => return Ok(()),
         }
     }
 }

@@ -6,18 +6,18 @@
 use prost::encoding::{WireType, decode_key, decode_varint};
 
 use crate::backend::Backend;
-use crate::grpc::{PREFIX, Status};
-use crate::pass::Inner;
+use crate::grpc::{PREFIX_LEN, Status};
+use crate::pass::ProxyState;
 
 /// What becomes of a request that is not looked into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unseen {
+pub(crate) enum SkipEffect {
     /// The same as with a look: containerd pulls for this snapshotter.
-    Same,
+    NoDifference,
     /// containerd unpacks what the proxy would have.
     Slower,
     /// Wrong content, or it may be.
-    Wrong,
+    WrongContent,
 }
 
 /// What becomes of a CreateContainer that begins so, if it is not looked into.
@@ -27,24 +27,24 @@ pub(crate) enum Unseen {
 /// # Errors
 /// What containerd says when it is asked about the sandbox.
 pub(crate) async fn container(
-    proxy: &Inner,
+    proxy: &ProxyState,
     backend: &Backend,
     begun: &[u8],
-) -> Result<Unseen, Status> {
+) -> Result<SkipEffect, Status> {
     let Some(sandbox) = sandbox_in(begun) else {
         return any(proxy, backend).await;
     };
-    let knowledge = &proxy.knowledge;
-    let Some(snapshotter) = knowledge.snapshotter_of(backend, sandbox).await? else {
-        return Ok(Unseen::Same);
+    let discovery = &proxy.discovery;
+    let Some(snapshotter) = discovery.snapshotter_of(backend, sandbox).await? else {
+        return Ok(SkipEffect::NoDifference);
     };
-    let handlers = knowledge.handlers(backend).await?;
-    if !knowledge.looks_at(&handlers, &snapshotter) {
-        return Ok(Unseen::Same);
+    let handlers = discovery.handlers(backend).await?;
+    if !discovery.is_watched(&handlers, &snapshotter) {
+        return Ok(SkipEffect::NoDifference);
     }
-    Ok(match knowledge.need(&snapshotter) {
-        Some(_) => Unseen::Wrong,
-        None => Unseen::Slower,
+    Ok(match discovery.label_requirement(&snapshotter) {
+        Some(_) => SkipEffect::WrongContent,
+        None => SkipEffect::Slower,
     })
 }
 
@@ -52,18 +52,20 @@ pub(crate) async fn container(
 ///
 /// # Errors
 /// What containerd says when it is asked for its handlers.
-pub(crate) async fn any(proxy: &Inner, backend: &Backend) -> Result<Unseen, Status> {
-    let handlers = proxy.knowledge.handlers(backend).await?;
+pub(crate) async fn any(proxy: &ProxyState, backend: &Backend) -> Result<SkipEffect, Status> {
+    let handlers = proxy.discovery.handlers(backend).await?;
     let mut all = handlers.snapshotters();
-    Ok(match all.any(|name| proxy.knowledge.need(name).is_some()) {
-        true => Unseen::Wrong,
-        false => Unseen::Slower,
-    })
+    Ok(
+        match all.any(|name| proxy.discovery.label_requirement(name).is_some()) {
+            true => SkipEffect::WrongContent,
+            false => SkipEffect::Slower,
+        },
+    )
 }
 
 /// The sandbox's ID, if a CreateContainer begins with it.
 fn sandbox_in(begun: &[u8]) -> Option<&str> {
-    let mut rest = begun.get(PREFIX..)?;
+    let mut rest = begun.get(PREFIX_LEN..)?;
     if decode_key(&mut rest).ok()? != (1, WireType::LengthDelimited) {
         return None;
     }
@@ -86,9 +88,9 @@ mod tests {
         };
         let body = encode(&request).unwrap();
         assert_eq!(sandbox_in(&body), Some("abc"));
-        assert_eq!(sandbox_in(&body[..PREFIX + 5]), Some("abc"));
+        assert_eq!(sandbox_in(&body[..PREFIX_LEN + 5]), Some("abc"));
         // Not all of it is there, something else comes first, it is no text, there is nothing.
-        assert_eq!(sandbox_in(&body[..PREFIX + 4]), None);
+        assert_eq!(sandbox_in(&body[..PREFIX_LEN + 4]), None);
         assert_eq!(sandbox_in(b"\0\0\0\0\x05\x12\x03abc"), None);
         assert_eq!(sandbox_in(b"\0\0\0\0\x05\x0a\x03\xff\xff\xff"), None);
         assert_eq!(sandbox_in(b"\0\0\0\0\x02\x0a\xff"), None);

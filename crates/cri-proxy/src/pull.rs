@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use crate::grpc::Status;
 use crate::messages::{ImageSpec, Nothing, PullImageRequest};
-use crate::pass::{Backend, Inner};
+use crate::pass::{Backend, ProxyState};
 
 /// The pulls that run.
 #[derive(Debug, Default)]
@@ -27,16 +27,20 @@ impl Pulls {
 }
 
 /// Has containerd pull `image`, without credentials. Dropping the future stops only the waiting.
-pub(crate) async fn pull(proxy: &Arc<Inner>, outer: &Handle, image: &str) -> Result<(), Status> {
+pub(crate) async fn pull(
+    proxy: &Arc<ProxyState>,
+    service_runtime: &Handle,
+    image: &str,
+) -> Result<(), Status> {
     let begin = || {
         let (proxy, image) = (Arc::clone(proxy), image.to_owned());
         let pull = async move {
-            let pulled = ask(&Backend::apart(&proxy), &image).await;
+            let pulled = pull_image(&Backend::detached(&proxy), &image).await;
             proxy.pulls.running().remove(&image);
             pulled
         };
         let pull = pull.boxed().shared();
-        outer.spawn(pull.clone());
+        service_runtime.spawn(pull.clone());
         pull
     };
     let pull = {
@@ -49,12 +53,12 @@ pub(crate) async fn pull(proxy: &Arc<Inner>, outer: &Handle, image: &str) -> Res
     pull.await
 }
 
-async fn ask(backend: &Backend, image: &str) -> Result<(), Status> {
+async fn pull_image(backend: &Backend, image: &str) -> Result<(), Status> {
     let image = ImageSpec {
         image: image.to_owned(),
         ..ImageSpec::default()
     };
     let request = PullImageRequest { image: Some(image) };
     let path = "/runtime.v1.ImageService/PullImage";
-    backend.ask::<Nothing>(path, &request).await.map(drop)
+    backend.unary::<Nothing>(path, &request).await.map(drop)
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 /// The bytes of all requests that wait, which have a bound together: past it the largest is given
 /// up, and its caller is not served by them.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct HeldRequests {
     max: usize,
     requests: Mutex<Requests>,
 }
@@ -28,7 +28,7 @@ struct Requests {
 /// The length of a request, and which of those of that length it is.
 type Key = (usize, u64);
 
-impl Waiting {
+impl HeldRequests {
     pub(crate) fn new(max: usize) -> Self {
         Self {
             max,
@@ -37,7 +37,7 @@ impl Waiting {
     }
 
     /// Keeps a request for as long as the value lives, or until there is no room for it.
-    pub(crate) fn keep(&self, request: Bytes) -> Kept<'_> {
+    pub(crate) fn keep(&self, request: Bytes) -> HeldRequest<'_> {
         let (sender, given_up) = watch::channel(());
         let mut requests = self.requests();
         let key = (request.len(), requests.next);
@@ -49,7 +49,7 @@ impl Waiting {
         {
             requests.bytes -= length;
         }
-        Kept {
+        HeldRequest {
             waiting: self,
             key,
             given_up,
@@ -63,13 +63,13 @@ impl Waiting {
 
 /// A request that waits.
 #[derive(Debug)]
-pub(crate) struct Kept<'a> {
-    waiting: &'a Waiting,
+pub(crate) struct HeldRequest<'a> {
+    waiting: &'a HeldRequests,
     key: Key,
     given_up: watch::Receiver<()>,
 }
 
-impl Kept<'_> {
+impl HeldRequest<'_> {
     /// The request; `None` if it was given up.
     pub(crate) fn bytes(&self) -> Option<Bytes> {
         let requests = self.waiting.requests();
@@ -84,7 +84,7 @@ impl Kept<'_> {
     }
 }
 
-impl Drop for Kept<'_> {
+impl Drop for HeldRequest<'_> {
     fn drop(&mut self) {
         let mut requests = self.waiting.requests();
         if requests.kept.remove(&self.key).is_some() {
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn past_the_bound_the_largest_is_given_up() {
-        let waiting = Waiting::new(100);
+        let waiting = HeldRequests::new(100);
         let keep = |length: usize| waiting.keep(Bytes::from(vec![0; length]));
         let (small, large, middle) = (keep(10), keep(50), keep(40));
         assert!(large.bytes().is_some());
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn who_goes_is_not_counted() {
-        let waiting = Waiting::new(100);
+        let waiting = HeldRequests::new(100);
         for _ in 0..10 {
             assert!(waiting.keep(Bytes::from(vec![0; 100])).bytes().is_some());
         }

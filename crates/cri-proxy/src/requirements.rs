@@ -10,12 +10,12 @@ use crate::messages::{CreateContainerRequest, ImageSpec, RunPodSandboxRequest};
 
 /// A call that is looked at.
 #[derive(Debug, Clone)]
-pub(crate) enum Call {
+pub(crate) enum CriRequest {
     RunPodSandbox(RunPodSandboxRequest),
     CreateContainer(CreateContainerRequest),
 }
 
-impl Call {
+impl CriRequest {
     /// The method's name in the CRI.
     pub(crate) fn method(&self) -> &'static str {
         match self {
@@ -47,16 +47,16 @@ impl Call {
 
 /// What a call needs.
 #[derive(Debug, Default)]
-pub(crate) struct Needs {
+pub(crate) struct Requirements {
     /// To be ready there.
-    pub(crate) images: Vec<Wanted>,
+    pub(crate) images: Vec<RequiredImage>,
     /// To be mounted on the host, of a snapshotter that may show nothing there.
-    pub(crate) guest_volumes: Vec<Wanted>,
+    pub(crate) guest_volumes: Vec<RequiredImage>,
 }
 
 /// An image, as the CRI names it, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct RequiredImage {
     pub(crate) image: String,
     /// What the user wrote; not known from old kubelets.
     pub(crate) reference: Option<String>,
@@ -67,7 +67,7 @@ pub(crate) struct Wanted {
     pub(crate) pick: ManifestPreference,
 }
 
-impl Wanted {
+impl RequiredImage {
     pub(crate) fn new(
         spec: ImageSpec,
         snapshotter: &str,

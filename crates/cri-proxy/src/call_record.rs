@@ -69,13 +69,13 @@ fn method(path: &str) -> &'static str {
 }
 
 /// A call that is told of once, when it has ended. One that is dropped before was cancelled.
-pub(crate) struct Counted {
+pub(crate) struct CallRecord {
     observer: Option<Arc<dyn ProxyObserver>>,
     method: &'static str,
     code: Cell<u16>,
 }
 
-impl Counted {
+impl CallRecord {
     /// A call that begins now.
     pub(crate) fn begin(observer: Option<&Arc<dyn ProxyObserver>>, path: &str) -> Self {
         Self {
@@ -91,7 +91,7 @@ impl Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for CallRecord {
     fn drop(&mut self) {
         if let Some(observer) = &self.observer {
             observer.on_event(&ProxyEvent::Answered {

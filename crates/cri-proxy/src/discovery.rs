@@ -28,13 +28,13 @@ const PLUGIN: &str = "io.containerd.snapshotter.v1.";
 
 /// What was found out. Pods do not change their snapshotter, so it is asked for once each.
 #[derive(Debug)]
-pub(crate) struct Knowledge {
+pub(crate) struct Discovery {
     pub(crate) settings: ProxySettings,
     handlers: Mutex<Option<Arc<Handlers>>>,
     sandboxes: Mutex<HashMap<String, String>>,
 }
 
-impl Knowledge {
+impl Discovery {
     pub(crate) fn new(settings: ProxySettings) -> Self {
         Self {
             settings,
@@ -44,12 +44,12 @@ impl Knowledge {
     }
 
     /// What a snapshotter needs labels for.
-    pub(crate) fn need(&self, snapshotter: &str) -> Option<&LabelRequirement> {
+    pub(crate) fn label_requirement(&self, snapshotter: &str) -> Option<&LabelRequirement> {
         self.settings.profiles.need(snapshotter)
     }
 
     /// Whether images are made ready on a snapshotter.
-    pub(crate) fn looks_at(&self, handlers: &Handlers, snapshotter: &str) -> bool {
+    pub(crate) fn is_watched(&self, handlers: &Handlers, snapshotter: &str) -> bool {
         self.settings.always || !handlers.is_default(snapshotter)
     }
 
@@ -64,14 +64,14 @@ impl Knowledge {
         if let Some(known) = self.known_handlers().clone() {
             return Ok(known);
         }
-        let handlers = Arc::new(self.ask(backend).await?);
+        let handlers = Arc::new(self.fetch_handlers(backend).await?);
         *self.known_handlers() = Some(Arc::clone(&handlers));
         Ok(handlers)
     }
 
-    async fn ask(&self, backend: &Backend) -> Result<Handlers, Status> {
+    async fn fetch_handlers(&self, backend: &Backend) -> Result<Handlers, Status> {
         let status: StatusResponse = backend
-            .ask(
+            .unary(
                 "/runtime.v1.RuntimeService/Status",
                 &StatusRequest { verbose: true },
             )
@@ -82,17 +82,17 @@ impl Knowledge {
         if config["containerd"]["snapshotter"].as_str().is_none() {
             // containerd 2.x tells it by the place of its images only.
             let answer: ImageFsInfoResponse = backend
-                .ask("/runtime.v1.ImageService/ImageFsInfo", &Nothing {})
+                .unary("/runtime.v1.ImageService/ImageFsInfo", &Nothing {})
                 .await?;
             let first = answer.image_filesystems.into_iter().next();
             let root = first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint);
             default = root.and_then(|root| Some(root.rsplit_once(PLUGIN)?.1.to_owned()));
         }
         let version: VersionResponse = backend
-            .ask("/runtime.v1.RuntimeService/Version", &Nothing {})
+            .unary("/runtime.v1.RuntimeService/Version", &Nothing {})
             .await?;
         let mut handlers = Handlers::read(&config, default, &version.runtime_version);
-        handlers.amend(&self.settings);
+        handlers.apply_settings(&self.settings);
         Ok(handlers)
     }
 
@@ -141,7 +141,7 @@ impl Knowledge {
             return Ok(handlers.sandbox_image.clone());
         }
         let answer: ListImagesResponse = backend
-            .ask("/runtime.v1.ImageService/ListImages", &Nothing {})
+            .unary("/runtime.v1.ImageService/ListImages", &Nothing {})
             .await?;
         // containerd 2.x pins it, and nothing else unless it is told to.
         let mut pinned = answer.images.into_iter().filter(|image| image.pinned);
@@ -153,7 +153,7 @@ impl Knowledge {
             return Ok(Some(Sourced::new(image, FactSource::Containerd)));
         }
         let answer: ListPodSandboxResponse = backend
-            .ask("/runtime.v1.RuntimeService/ListPodSandbox", &Nothing {})
+            .unary("/runtime.v1.RuntimeService/ListPodSandbox", &Nothing {})
             .await?;
         let youngest = answer.items.into_iter().max_by_key(|item| item.created_at);
         let Some(youngest) = youngest else {
@@ -189,7 +189,7 @@ async fn sandbox_status(
         verbose: true,
     };
     backend
-        .ask("/runtime.v1.RuntimeService/PodSandboxStatus", &request)
+        .unary("/runtime.v1.RuntimeService/PodSandboxStatus", &request)
         .await
 }
 
