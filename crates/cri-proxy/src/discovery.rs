@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the proxy finds out from containerd's CRI: which handler and which pod has which
-//! snapshotter, and which image pods have for their sandbox.
+//! What containerd's CRI says: the snapshotters of runtime handlers and of pods, and the sandbox
+//! image.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,28 +10,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use resnap_core::LabelRequirement;
 use serde_json::Value;
 
+use crate::backend::Backend;
 use crate::facts::{FactSource, Handlers, Sourced};
 use crate::grpc::Status;
 use crate::messages::{
-    ImageFsInfoResponse, ListImagesResponse, ListPodSandboxResponse, Nothing,
+    Empty, ImageFsInfoResponse, ListImagesResponse, ListPodSandboxResponse,
     PodSandboxStatusRequest, PodSandboxStatusResponse, StatusRequest, StatusResponse,
     VersionResponse,
 };
-use crate::pass::Backend;
 use crate::settings::ProxySettings;
 
-/// Most pods that are remembered; a node has a few hundred.
+/// The most pods that are remembered. A node runs a few hundred.
 const MAX_SANDBOXES: usize = 4096;
 
-/// Where containerd's snapshotters are, below its root.
-const PLUGIN: &str = "io.containerd.snapshotter.v1.";
+/// The directory of a snapshotter below containerd's root, without its name.
+const SNAPSHOTTER_DIR: &str = "io.containerd.snapshotter.v1.";
 
-/// What was found out. Pods do not change their snapshotter, so it is asked for once each.
+/// The settings, and a cache of what containerd said.
 #[derive(Debug)]
 pub(crate) struct Discovery {
     pub(crate) settings: ProxySettings,
-    handlers: Mutex<Option<Arc<Handlers>>>,
+    handlers: Mutex<Option<KnownHandlers>>,
+    /// The snapshotter of each pod. A pod never changes its snapshotter.
     sandboxes: Mutex<HashMap<String, String>>,
+}
+
+/// The handlers, and the generation of the connection in which they were read.
+#[derive(Debug)]
+struct KnownHandlers {
+    generation: u64,
+    handlers: Arc<Handlers>,
 }
 
 impl Discovery {
@@ -43,64 +51,60 @@ impl Discovery {
         }
     }
 
-    /// What a snapshotter needs labels for.
+    /// Returns which labels a snapshotter needs, if any.
     pub(crate) fn label_requirement(&self, snapshotter: &str) -> Option<&LabelRequirement> {
         self.settings.profiles.need(snapshotter)
     }
 
-    /// Whether images are made ready on a snapshotter.
+    /// Returns whether images are made ready on a snapshotter.
     pub(crate) fn is_watched(&self, handlers: &Handlers, snapshotter: &str) -> bool {
         self.settings.always || !handlers.is_default(snapshotter)
     }
 
-    /// Forgets what a containerd may have been restarted without.
-    pub(crate) fn forget_handlers(&self) {
-        *self.known_handlers() = None;
-    }
-
-    /// The handlers; they are asked for once as long as no connection to containerd is made.
+    /// Returns the handlers. They are read again after any new connection to containerd, which may
+    /// have been restarted with another configuration.
     pub(crate) async fn handlers(&self, backend: &Backend) -> Result<Arc<Handlers>, Status> {
-        backend.connect().await?;
-        if let Some(known) = self.known_handlers().clone() {
-            return Ok(known);
+        let generation = backend.generation().await?;
+        if let Some(known) = self.known_handlers().as_ref()
+            && known.generation == generation
+        {
+            return Ok(Arc::clone(&known.handlers));
         }
         let handlers = Arc::new(self.fetch_handlers(backend).await?);
-        *self.known_handlers() = Some(Arc::clone(&handlers));
+        *self.known_handlers() = Some(KnownHandlers {
+            generation,
+            handlers: Arc::clone(&handlers),
+        });
         Ok(handlers)
     }
 
     async fn fetch_handlers(&self, backend: &Backend) -> Result<Handlers, Status> {
-        let status: StatusResponse = backend
-            .unary(
-                "/runtime.v1.RuntimeService/Status",
-                &StatusRequest { verbose: true },
-            )
-            .await?;
+        let path = "/runtime.v1.RuntimeService/Status";
+        let request = StatusRequest { verbose: true };
+        let status: StatusResponse = backend.unary(path, &request).await?;
         let config = status.info.get("config").map(String::as_str);
         let config: Value = serde_json::from_str(config.unwrap_or("{}")).unwrap_or_default();
         let mut default = None;
         if config["containerd"]["snapshotter"].as_str().is_none() {
-            // containerd 2.x tells it by the place of its images only.
-            let answer: ImageFsInfoResponse = backend
-                .unary("/runtime.v1.ImageService/ImageFsInfo", &Nothing {})
-                .await?;
-            let first = answer.image_filesystems.into_iter().next();
+            // containerd 2.x shows the default snapshotter only in the path of its images.
+            let path = "/runtime.v1.ImageService/ImageFsInfo";
+            let response: ImageFsInfoResponse = backend.unary(path, &Empty {}).await?;
+            let first = response.image_filesystems.into_iter().next();
             let root = first.and_then(|usage| usage.fs_id).map(|id| id.mountpoint);
-            default = root.and_then(|root| Some(root.rsplit_once(PLUGIN)?.1.to_owned()));
+            default = root.and_then(|root| Some(root.rsplit_once(SNAPSHOTTER_DIR)?.1.to_owned()));
         }
-        let version: VersionResponse = backend
-            .unary("/runtime.v1.RuntimeService/Version", &Nothing {})
-            .await?;
-        let mut handlers = Handlers::read(&config, default, &version.runtime_version);
+        let path = "/runtime.v1.RuntimeService/Version";
+        let version: VersionResponse = backend.unary(path, &Empty {}).await?;
+        let mut handlers = Handlers::from_config(&config, default, &version.runtime_version);
         handlers.apply_settings(&self.settings);
         Ok(handlers)
     }
 
-    fn known_handlers(&self) -> MutexGuard<'_, Option<Arc<Handlers>>> {
+    fn known_handlers(&self) -> MutexGuard<'_, Option<KnownHandlers>> {
         self.handlers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The snapshotter of a pod; `None` if neither containerd nor the configuration says.
+    /// Returns the snapshotter of a pod; `None` if neither containerd nor the settings say.
     pub(crate) async fn snapshotter_of(
         &self,
         backend: &Backend,
@@ -110,10 +114,10 @@ impl Discovery {
             return Ok(Some(known.clone()));
         }
         let status = sandbox_status(backend, sandbox).await?;
-        let snapshotter = match text(&info(&status)["snapshotter"]) {
+        let snapshotter = match non_empty(&verbose_info(&status)["snapshotter"]) {
             Some(snapshotter) => snapshotter,
             None => {
-                // Other sandbox controllers than containerd's first do not tell.
+                // Only the sandbox controller `podsandbox` reports it.
                 let handlers = self.handlers(backend).await?;
                 let handler = status.status.unwrap_or_default().runtime_handler;
                 match handlers.snapshotter(&handler) {
@@ -124,14 +128,14 @@ impl Discovery {
         };
         let mut sandboxes = self.sandboxes();
         if sandboxes.len() >= MAX_SANDBOXES {
-            // Those that run are asked for again; those that are gone are not missed.
+            // Running pods are looked up again; removed ones are not needed.
             sandboxes.clear();
         }
         sandboxes.insert(sandbox.to_owned(), snapshotter.clone());
         Ok(Some(snapshotter))
     }
 
-    /// The image of sandboxes, and who says so; `None` if nobody does.
+    /// Returns the sandbox image and the source that names it; `None` if no source does.
     pub(crate) async fn sandbox_image(
         &self,
         backend: &Backend,
@@ -140,11 +144,10 @@ impl Discovery {
         if handlers.sandbox_image.is_some() {
             return Ok(handlers.sandbox_image.clone());
         }
-        let answer: ListImagesResponse = backend
-            .unary("/runtime.v1.ImageService/ListImages", &Nothing {})
-            .await?;
-        // containerd 2.x pins it, and nothing else unless it is told to.
-        let mut pinned = answer.images.into_iter().filter(|image| image.pinned);
+        let path = "/runtime.v1.ImageService/ListImages";
+        let response: ListImagesResponse = backend.unary(path, &Empty {}).await?;
+        // containerd 2.x pins the sandbox image, and by default no other.
+        let mut pinned = response.images.into_iter().filter(|image| image.pinned);
         let only = match (pinned.next(), pinned.next()) {
             (Some(image), None) => image.repo_tags.into_iter().next(),
             _ => None,
@@ -152,25 +155,15 @@ impl Discovery {
         if let Some(image) = only {
             return Ok(Some(Sourced::new(image, FactSource::Containerd)));
         }
-        let answer: ListPodSandboxResponse = backend
-            .unary("/runtime.v1.RuntimeService/ListPodSandbox", &Nothing {})
-            .await?;
-        let youngest = answer.items.into_iter().max_by_key(|item| item.created_at);
-        let Some(youngest) = youngest else {
+        let path = "/runtime.v1.RuntimeService/ListPodSandbox";
+        let response: ListPodSandboxResponse = backend.unary(path, &Empty {}).await?;
+        let sandboxes = response.items.into_iter();
+        let Some(newest) = sandboxes.max_by_key(|sandbox| sandbox.created_at) else {
             return Ok(None);
         };
-        Ok(Self::image_of(backend, &youngest.id)
-            .await?
-            .map(|image| Sourced::new(image, FactSource::PodSandboxStatus)))
-    }
-
-    /// The image that a pod has for its sandbox, if containerd says.
-    pub(crate) async fn image_of(
-        backend: &Backend,
-        sandbox: &str,
-    ) -> Result<Option<String>, Status> {
-        let status = sandbox_status(backend, sandbox).await?;
-        Ok(text(&info(&status)["image"]))
+        let status = sandbox_status(backend, &newest.id).await?;
+        let image = non_empty(&verbose_info(&status)["image"]);
+        Ok(image.map(|image| Sourced::new(image, FactSource::PodSandboxStatus)))
     }
 
     fn sandboxes(&self) -> MutexGuard<'_, HashMap<String, String>> {
@@ -188,17 +181,17 @@ async fn sandbox_status(
         pod_sandbox_id: sandbox.to_owned(),
         verbose: true,
     };
-    backend
-        .unary("/runtime.v1.RuntimeService/PodSandboxStatus", &request)
-        .await
+    let path = "/runtime.v1.RuntimeService/PodSandboxStatus";
+    backend.unary(path, &request).await
 }
 
-fn info(status: &PodSandboxStatusResponse) -> Value {
+/// Returns the undocumented part of a status, which `verbose` asks for.
+fn verbose_info(status: &PodSandboxStatusResponse) -> Value {
     let info = status.info.get("info").map(String::as_str);
     serde_json::from_str(info.unwrap_or("{}")).unwrap_or_default()
 }
 
-fn text(value: &Value) -> Option<String> {
+fn non_empty(value: &Value) -> Option<String> {
     let text = value.as_str().filter(|text| !text.is_empty());
     text.map(str::to_owned)
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Requests that wait: for their image, for containerd to read them, for its answer.
+//! The bytes of requests that wait for their image, or for containerd.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// The bytes of all requests that wait, which have a bound together: past it the largest is given
-/// up, and its caller is not served by them.
+/// The requests that wait. Past a limit on all their bytes, the largest is evicted: its caller gets an
+/// error, and the others wait on.
 #[derive(Debug)]
 pub(crate) struct HeldRequests {
     max: usize,
@@ -19,13 +19,13 @@ pub(crate) struct HeldRequests {
 
 #[derive(Debug, Default)]
 struct Requests {
-    /// The largest is the last.
-    kept: BTreeMap<Key, (Bytes, watch::Sender<()>)>,
+    /// The largest is the last. Dropping an entry wakes whatever waits for its eviction.
+    by_length: BTreeMap<Key, (Bytes, DropGuard)>,
     bytes: usize,
     next: u64,
 }
 
-/// The length of a request, and which of those of that length it is.
+/// The length of a request, and a number that makes it unique.
 type Key = (usize, u64);
 
 impl HeldRequests {
@@ -36,58 +36,59 @@ impl HeldRequests {
         }
     }
 
-    /// Keeps a request for as long as the value lives, or until there is no room for it.
-    pub(crate) fn keep(&self, request: Bytes) -> HeldRequest<'_> {
-        let (sender, given_up) = watch::channel(());
-        let mut requests = self.requests();
+    /// Holds a request until the value is dropped, or the request is evicted.
+    pub(crate) fn hold(&self, request: Bytes) -> HeldRequest<'_> {
+        let evicted = CancellationToken::new();
+        let mut requests = self.lock();
         let key = (request.len(), requests.next);
         requests.next += 1;
         requests.bytes += request.len();
-        requests.kept.insert(key, (request, sender));
+        requests
+            .by_length
+            .insert(key, (request, evicted.clone().drop_guard()));
         while requests.bytes > self.max
-            && let Some(((length, _), _)) = requests.kept.pop_last()
+            && let Some(((length, _), _)) = requests.by_length.pop_last()
         {
             requests.bytes -= length;
         }
         HeldRequest {
-            waiting: self,
+            requests: self,
             key,
-            given_up,
+            evicted,
         }
     }
 
-    fn requests(&self) -> MutexGuard<'_, Requests> {
+    fn lock(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A request that waits.
+/// A request in [`HeldRequests`].
 #[derive(Debug)]
 pub(crate) struct HeldRequest<'a> {
-    waiting: &'a HeldRequests,
+    requests: &'a HeldRequests,
     key: Key,
-    given_up: watch::Receiver<()>,
+    evicted: CancellationToken,
 }
 
 impl HeldRequest<'_> {
-    /// The request; `None` if it was given up.
+    /// Returns the bytes; `None` if the request was evicted.
     pub(crate) fn bytes(&self) -> Option<Bytes> {
-        let requests = self.waiting.requests();
-        let (bytes, _) = requests.kept.get(&self.key)?;
+        let requests = self.requests.lock();
+        let (bytes, _) = requests.by_length.get(&self.key)?;
         Some(bytes.clone())
     }
 
-    /// Waits until the request is given up.
-    pub(crate) async fn given_up(&self) {
-        // Nothing is ever sent: it ends when the sender goes, with the request.
-        let _ = self.given_up.clone().changed().await;
+    /// Waits until the request is evicted.
+    pub(crate) async fn evicted(&self) {
+        self.evicted.cancelled().await;
     }
 }
 
 impl Drop for HeldRequest<'_> {
     fn drop(&mut self) {
-        let mut requests = self.waiting.requests();
-        if requests.kept.remove(&self.key).is_some() {
+        let mut requests = self.requests.lock();
+        if requests.by_length.remove(&self.key).is_some() {
             requests.bytes -= self.key.0;
         }
     }
@@ -100,31 +101,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn past_the_bound_the_largest_is_given_up() {
-        let waiting = HeldRequests::new(100);
-        let keep = |length: usize| waiting.keep(Bytes::from(vec![0; length]));
-        let (small, large, middle) = (keep(10), keep(50), keep(40));
+    fn past_the_limit_the_largest_is_evicted() {
+        let requests = HeldRequests::new(100);
+        let hold = |length: usize| requests.hold(Bytes::from(vec![0; length]));
+        let (small, large, middle) = (hold(10), hold(50), hold(40));
         assert!(large.bytes().is_some());
-        let last = keep(30);
-        for (kept, length) in [(&small, 10), (&middle, 40), (&last, 30)] {
-            assert_eq!(kept.bytes().map(|bytes| bytes.len()), Some(length));
-            assert!(kept.given_up().now_or_never().is_none());
+        let last = hold(30);
+        for (held, length) in [(&small, 10), (&middle, 40), (&last, 30)] {
+            assert_eq!(held.bytes().map(|bytes| bytes.len()), Some(length));
+            assert!(held.evicted().now_or_never().is_none());
         }
         assert_eq!(large.bytes(), None);
-        large.given_up().now_or_never().unwrap();
-        // What goes gives its room back, once.
+        large.evicted().now_or_never().unwrap();
+        // Both give their bytes back once, whether or not they were evicted.
         drop((large, middle));
-        assert!(keep(60).bytes().is_some());
-        assert!(keep(61).bytes().is_none());
+        assert!(hold(60).bytes().is_some());
+        assert!(hold(61).bytes().is_none());
         assert!(small.bytes().is_some());
     }
 
     #[test]
-    fn who_goes_is_not_counted() {
-        let waiting = HeldRequests::new(100);
+    fn dropped_requests_do_not_count() {
+        let requests = HeldRequests::new(100);
         for _ in 0..10 {
-            assert!(waiting.keep(Bytes::from(vec![0; 100])).bytes().is_some());
+            assert!(requests.hold(Bytes::from(vec![0; 100])).bytes().is_some());
         }
-        assert_eq!(waiting.requests().bytes, 0);
+        assert_eq!(requests.lock().bytes, 0);
     }
 }

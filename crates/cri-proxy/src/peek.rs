@@ -1,46 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the beginning of a request tells of it.
+//! The effect of not inspecting a request, as its beginning shows.
 
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-use crate::backend::Backend;
 use crate::grpc::{PREFIX_LEN, Status};
-use crate::pass::ProxyState;
+use crate::state::ClientContext;
 
-/// What becomes of a request that is not looked into.
+/// The effect of forwarding a request without an inspection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SkipEffect {
-    /// The same as with a look: containerd pulls for this snapshotter.
-    NoDifference,
-    /// containerd unpacks what the proxy would have.
+    /// None: containerd pulls for this snapshotter itself.
+    None,
+    /// containerd unpacks the image, instead of the proxy.
     Slower,
-    /// Wrong content, or it may be.
+    /// The container may have the wrong content.
     WrongContent,
 }
 
-/// What becomes of a CreateContainer that begins so, if it is not looked into.
-///
-/// Clients write the sandbox's ID first, as its number is 1.
+/// Returns the effect on a CreateContainer request with this beginning. Clients encode the ID of the
+/// sandbox first, since its field number is 1.
 ///
 /// # Errors
-/// What containerd says when it is asked about the sandbox.
-pub(crate) async fn container(
-    proxy: &ProxyState,
-    backend: &Backend,
-    begun: &[u8],
+/// The error of containerd, if it does not answer.
+pub(crate) async fn effect_on_container(
+    client: &ClientContext,
+    beginning: &[u8],
 ) -> Result<SkipEffect, Status> {
-    let Some(sandbox) = sandbox_in(begun) else {
-        return any(proxy, backend).await;
+    let Some(sandbox) = sandbox_in(beginning) else {
+        return effect_on_any(client).await;
     };
-    let discovery = &proxy.discovery;
+    let (discovery, backend) = (&client.state.discovery, &client.backend);
     let Some(snapshotter) = discovery.snapshotter_of(backend, sandbox).await? else {
-        return Ok(SkipEffect::NoDifference);
+        return Ok(SkipEffect::None);
     };
     let handlers = discovery.handlers(backend).await?;
     if !discovery.is_watched(&handlers, &snapshotter) {
-        return Ok(SkipEffect::NoDifference);
+        return Ok(SkipEffect::None);
     }
     Ok(match discovery.label_requirement(&snapshotter) {
         Some(_) => SkipEffect::WrongContent,
@@ -48,24 +45,25 @@ pub(crate) async fn container(
     })
 }
 
-/// What may become of a request of which nothing is known.
+/// Returns the worst effect on any request.
 ///
 /// # Errors
-/// What containerd says when it is asked for its handlers.
-pub(crate) async fn any(proxy: &ProxyState, backend: &Backend) -> Result<SkipEffect, Status> {
-    let handlers = proxy.discovery.handlers(backend).await?;
-    let mut all = handlers.snapshotters();
-    Ok(
-        match all.any(|name| proxy.discovery.label_requirement(name).is_some()) {
-            true => SkipEffect::WrongContent,
-            false => SkipEffect::Slower,
-        },
-    )
+/// The error of containerd, if it does not answer.
+pub(crate) async fn effect_on_any(client: &ClientContext) -> Result<SkipEffect, Status> {
+    let discovery = &client.state.discovery;
+    let handlers = discovery.handlers(&client.backend).await?;
+    let mut snapshotters = handlers.snapshotters();
+    let is_required = snapshotters.any(|name| discovery.label_requirement(name).is_some());
+    Ok(if is_required {
+        SkipEffect::WrongContent
+    } else {
+        SkipEffect::Slower
+    })
 }
 
-/// The sandbox's ID, if a CreateContainer begins with it.
-fn sandbox_in(begun: &[u8]) -> Option<&str> {
-    let mut rest = begun.get(PREFIX_LEN..)?;
+/// Returns the ID of the sandbox, if a CreateContainer request begins with it.
+fn sandbox_in(beginning: &[u8]) -> Option<&str> {
+    let mut rest = beginning.get(PREFIX_LEN..)?;
     if decode_key(&mut rest).ok()? != (1, WireType::LengthDelimited) {
         return None;
     }
@@ -80,7 +78,7 @@ mod tests {
     use crate::messages::CreateContainerRequest;
 
     #[test]
-    fn the_sandbox_is_told_by_the_first_bytes() {
+    fn the_first_bytes_name_the_sandbox() {
         let request = CreateContainerRequest {
             pod_sandbox_id: "abc".to_owned(),
             config: Some(Default::default()),
@@ -89,7 +87,7 @@ mod tests {
         let body = encode(&request).unwrap();
         assert_eq!(sandbox_in(&body), Some("abc"));
         assert_eq!(sandbox_in(&body[..PREFIX_LEN + 5]), Some("abc"));
-        // Not all of it is there, something else comes first, it is no text, there is nothing.
+        // It is cut off, another field comes first, it is not UTF-8, there is nothing.
         assert_eq!(sandbox_in(&body[..PREFIX_LEN + 4]), None);
         assert_eq!(sandbox_in(b"\0\0\0\0\x05\x12\x03abc"), None);
         assert_eq!(sandbox_in(b"\0\0\0\0\x05\x0a\x03\xff\xff\xff"), None);

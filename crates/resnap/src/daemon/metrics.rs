@@ -211,10 +211,11 @@ impl resnap_unpacker::EngineObserver for Metrics {
 }
 
 impl resnap_cri_proxy::ProxyObserver for Metrics {
-    fn on_event(&self, seen: &ProxyEvent) {
-        match *seen {
-            ProxyEvent::Answered { method, code } => {
-                let labels = [("method", method), ("code", code_name(code))];
+    fn on_event(&self, event: &ProxyEvent) {
+        match *event {
+            ProxyEvent::Answered { method, outcome } => {
+                let code = outcome.map_or_else(Kind::code, |()| 0);
+                let labels = [("method", method), ("code", code_name(code.into()))];
                 self.calls.get_or_create(&labels).inc();
             }
             ProxyEvent::AnsweredEarly => {
