@@ -3,8 +3,10 @@
 
 //! The proxy, in front of a server that answers as containerd does.
 
+mod calls;
 mod clients;
 mod containerd;
 mod messages;
 mod node;
+mod preflight;
 mod service;
