@@ -70,3 +70,7 @@ pub use facts::{Fact, FactSource, Sourced};
 pub use observe::{ForwardReason, ProxyEvent, ProxyObserver};
 pub use proxy::Proxy;
 pub use settings::{ProxySettings, Unlabelled};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

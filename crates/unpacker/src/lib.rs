@@ -66,3 +66,7 @@ pub use observe::{EngineEvent, EngineObserver};
 pub use plan::{Plan, PlannedLayer};
 pub use progress::Progress;
 pub use request::{Clock, EngineSettings, Request};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
