@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Applying the layers of an image that are missing, all known ahead.
+//! Applying layers to snapshots: one by one, or all missing layers of an image as a batch.
 
 use std::any::Any;
 use std::fmt;
@@ -11,7 +11,37 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::{Applied, Applier, Descriptor, Mount, Result, Scope};
+use crate::{Descriptor, Digest, Mount, Result, Scope};
+
+/// What an Apply wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The digest of the uncompressed tar that was written.
+    pub diff_id: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// Writing a layer to a snapshot.
+#[async_trait]
+pub trait Applier: Send + Sync {
+    /// Writes the layer through the mounts of its active snapshot; with `sync_fs` to the disk.
+    /// [`Kind::NotFound`](crate::Kind::NotFound) if the blob is not there.
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied>;
+
+    /// Begins to write several layers, if the applier can make more of that than of one after the
+    /// other; see [`in_batch`]. It must be called within a tokio runtime.
+    fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
+        let _ = batch;
+        None
+    }
+}
 
 /// Layers that will be applied one after the other, and may be built before their turn.
 #[derive(Clone)]
@@ -82,7 +112,7 @@ impl ApplyPermit {
 
 impl fmt::Debug for ApplyPermit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admission").finish_non_exhaustive()
+        f.debug_struct("ApplyPermit").finish_non_exhaustive()
     }
 }
 
@@ -154,7 +184,7 @@ impl BatchApplier for Sequential {
             monitor,
             ..
         } = &self.batch;
-        let _admission = monitor.admit(index).await;
+        let _permit = monitor.admit(index).await;
         let start = Instant::now();
         let layer = &layers[index];
         let applied = self.applier.apply(scope, layer, mounts, *sync_fs).await;
