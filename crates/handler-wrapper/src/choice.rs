@@ -4,13 +4,16 @@
 //! Choosing the manifest of a platform (containerd `core/images/image.go`, `Manifest`).
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use resnap_core::{
     ContentReader, Descriptor, Digest, Error, Kind, Platform, Result, Scope, media_type,
 };
 use resnap_platforms::Matcher;
 
 use crate::document::{Config, Documents};
+use crate::handler::{Children, Handler};
 
 /// The manifest that was chosen, and what is in its config.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,37 @@ impl Choice {
     pub fn platform(&self) -> Platform {
         let listed = self.manifest.platform.as_ref();
         listed.unwrap_or(&self.config.platform).normalized()
+    }
+
+    /// Returns a handler that answers for the chosen manifest without reading it again, and reads
+    /// the children of all other descriptors from `content` in `scope`.
+    pub fn children(&self, content: Arc<dyn ContentReader>, scope: Scope) -> ChoiceChildren {
+        let config = std::iter::once(&self.config_descriptor);
+        ChoiceChildren {
+            manifest: self.manifest.digest.clone(),
+            children: config.chain(&self.layers).cloned().collect(),
+            others: Children::new(content, scope),
+        }
+    }
+}
+
+/// The handler of a [`Choice`].
+#[derive(Debug, Clone)]
+pub struct ChoiceChildren {
+    manifest: Digest,
+    /// The config and the layers of the manifest.
+    children: Vec<Descriptor>,
+    others: Children,
+}
+
+#[async_trait]
+impl Handler for ChoiceChildren {
+    async fn handle(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>> {
+        let is_manifest = media_type::is_manifest(&descriptor.media_type);
+        if is_manifest && descriptor.digest == self.manifest {
+            return Ok(self.children.clone());
+        }
+        self.others.handle(descriptor).await
     }
 }
 
@@ -199,7 +233,6 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use async_trait::async_trait;
     use futures::StreamExt as _;
     use resnap_core::{ByteStream, ContentInfo, Labels, LargeReadPermit, Work};
 

@@ -21,6 +21,6 @@ mod document;
 mod handler;
 
 pub use annotate::append_info;
-pub use choice::{Choice, ChoiceError, choose_manifest, listed_platforms};
+pub use choice::{Choice, ChoiceChildren, ChoiceError, choose_manifest, listed_platforms};
 pub use document::{Config, MAX_DOCUMENT_BYTES, MAX_LAYERS, NotAnImage, layer_urls, rootfs};
 pub use handler::{Children, Handler, Wrapper};

@@ -42,7 +42,11 @@ impl BackOff {
     ///
     /// # Errors
     /// [`UnpackError::BackedOff`].
-    pub(crate) fn require_over(&self, plan: &Plan, snapshotter: &str) -> Result<(), UnpackError> {
+    pub(crate) fn require_elapsed(
+        &self,
+        plan: &Plan,
+        snapshotter: &str,
+    ) -> Result<(), UnpackError> {
         let failed = self.0.get(&key(plan, snapshotter));
         let left = failed.map(|failed| failed.until.saturating_duration_since(Instant::now()));
         match failed.zip(left) {
@@ -55,7 +59,7 @@ impl BackOff {
     }
 
     /// Notes that the image failed by a limit; answers with the pause until it is tried again.
-    pub(crate) fn failed(
+    pub(crate) fn record_failure(
         &mut self,
         plan: &Plan,
         snapshotter: &str,

@@ -10,7 +10,7 @@ use resnap_core::{
 };
 use serde::Serialize;
 
-use crate::engine::Inner;
+use crate::backend::Backend;
 use crate::{Plan, UnpackError, warnings};
 
 /// How ready an image is on some snapshotters.
@@ -116,7 +116,7 @@ impl LayerState {
 }
 
 pub(crate) async fn check(
-    engine: &Inner,
+    backend: &Backend,
     plan: &Plan,
     snapshotters: &[String],
 ) -> Result<Check, UnpackError> {
@@ -126,10 +126,10 @@ pub(crate) async fn check(
     };
     let mut layers = Vec::with_capacity(plan.layers.len());
     for layer in &plan.layers {
-        let blob = match engine
+        let blob = match backend
             .ports
             .content
-            .info(&engine.scope, &layer.descriptor.digest)
+            .info(&backend.scope, &layer.descriptor.digest)
             .await
         {
             Ok(_) => true,
@@ -138,7 +138,7 @@ pub(crate) async fn check(
         };
         let mut snapshots = BTreeMap::new();
         for name in snapshotters {
-            let state = state(engine, plan, name, &layer.chain_id).await?;
+            let state = state(backend, plan, name, &layer.chain_id).await?;
             snapshots.insert(name.clone(), state);
         }
         layers.push(LayerCheck {
@@ -152,11 +152,11 @@ pub(crate) async fn check(
     }
     let verdict = |name: &String| {
         let ready = layers.iter().enumerate().all(|(index, layer)| {
-            let needed = engine.needs_labels(name, index, layers.len());
+            let needed = backend.needs_labels(name, index, layers.len());
             let state = layer.snapshots.get(name);
             state.is_some_and(|state| state.suffices(needed))
         });
-        let needs_labels = engine.profiles.need(name).map(|need| need.why.to_string());
+        let needs_labels = backend.profiles.need(name).map(|need| need.why.to_string());
         let readiness = Readiness {
             ready,
             needs_labels,
@@ -171,33 +171,25 @@ pub(crate) async fn check(
         config: plan.config.digest.clone(),
         snapshotters: snapshotters.iter().map(verdict).collect(),
         layers,
-        warnings: warnings::warnings(engine, plan, snapshotters).await,
+        warnings: warnings::warnings(backend, plan, snapshotters).await,
     })
-}
-
-impl Inner {
-    /// Whether the layer at `index` of `count` has to have labels.
-    fn needs_labels(&self, snapshotter: &str, index: usize, count: usize) -> bool {
-        let need = self.profiles.need(snapshotter);
-        need.is_some_and(|need| need.covers(index, count))
-    }
 }
 
 /// Whether a layer that is there has the label by which its content is in guests only. One is
 /// enough: what stands on it, or would be unpacked on it, shows nothing of it on the host.
 pub(crate) async fn is_remote(
-    engine: &Inner,
+    backend: &Backend,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
-    let need = engine.profiles.need(snapshotter);
+    let need = backend.profiles.need(snapshotter);
     let Some((key, _)) = need.and_then(|need| need.repair_label) else {
         return Ok(false);
     };
-    let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
+    let snapshotter = backend.snapshotter(snapshotter);
     for layer in &plan.layers {
         let name = SnapshotKey::from(&layer.chain_id);
-        match snapshotter.stat(&engine.scope, &name).await {
+        match snapshotter.stat(&backend.scope, &name).await {
             // Whatever it says: the snapshotter asks no more, either.
             Ok(info) if info.labels.contains_key(key) => return Ok(true),
             Ok(_) => {}
@@ -215,18 +207,18 @@ pub(crate) async fn is_remote(
 }
 
 pub(crate) async fn is_ready(
-    engine: &Inner,
+    backend: &Backend,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
     let count = plan.layers.len();
     // A committed snapshot's parents are there: of those only their labels are in question.
     for (index, layer) in plan.layers.iter().enumerate().rev() {
-        let needed = engine.needs_labels(snapshotter, index, count);
+        let needed = backend.needs_labels(snapshotter, index, count);
         if !needed && index + 1 < count {
             continue;
         }
-        match state(engine, plan, snapshotter, &layer.chain_id).await? {
+        match state(backend, plan, snapshotter, &layer.chain_id).await? {
             LayerState::Unknown { reason } => {
                 return Err(UnpackError::Backend(
                     Error::new(Kind::Unavailable, "ask snapshotter", snapshotter)
@@ -241,14 +233,14 @@ pub(crate) async fn is_ready(
 }
 
 async fn state(
-    engine: &Inner,
+    backend: &Backend,
     plan: &Plan,
     snapshotter: &str,
     chain_id: &ChainId,
 ) -> Result<LayerState, UnpackError> {
-    let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
+    let snapshotter = backend.snapshotter(snapshotter);
     match snapshotter
-        .stat(&engine.scope, &SnapshotKey::from(chain_id))
+        .stat(&backend.scope, &SnapshotKey::from(chain_id))
         .await
     {
         Ok(info) => Ok(LayerState::of(&info)),

@@ -9,9 +9,6 @@ use std::sync::Arc;
 
 use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, error_chain};
 
-use crate::Failure;
-use crate::title::name_in;
-
 /// Why an image could not be unpacked or checked.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -352,18 +349,22 @@ pub enum UnpackError {
     },
 }
 
-/// What `ctr content fetch` is to be told to bring an image's content; `None` where there is no name
-/// to ask a registry by.
+/// The arguments for fetching an image's missing content from a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Fetch(pub(crate) Option<String>);
+#[non_exhaustive]
+pub struct Fetch {
+    /// The reference; `None` if the image has none with a registry.
+    pub reference: Option<String>,
+    /// The platform, unless it is this machine's.
+    pub platform: Option<String>,
+}
 
 impl Fetch {
-    fn step(&self, namespace: &str) -> String {
-        match &self.0 {
-            Some(arguments) => {
-                format!("pull it again: `ctr --namespace {namespace} content fetch {arguments}`")
-            }
-            None => "pull the image again by its name, or import it again".to_owned(),
+    /// Returns the arguments for `reference`, for this machine's platform.
+    pub fn new(reference: Option<String>) -> Self {
+        Self {
+            reference,
+            platform: None,
         }
     }
 }
@@ -458,8 +459,12 @@ impl UnpackError {
         }
     }
 
-    /// Which error it is, for programs; of an unclean end the one that came first.
-    pub(crate) fn reason(&self) -> &'static str {
+    /// The [`UnpackError::reason`] of a job that was cancelled, cleanly or not.
+    pub const CANCELLED: &str = "CANCELLED";
+
+    /// Returns a name of the error for programs, such as `MISSING_BLOB`. An error that wraps
+    /// another one has the name of that.
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::NoSuchImage { .. } => "NO_SUCH_IMAGE",
             Self::NotAnImage { .. } => "NOT_AN_IMAGE",
@@ -484,7 +489,7 @@ impl UnpackError {
             Self::Backend(_) => "BACKEND",
             Self::InUse { .. } => "IN_USE",
             Self::Unremovable { .. } => "UNREMOVABLE",
-            Self::Cancelled { .. } => Failure::CANCELLED,
+            Self::Cancelled { .. } => Self::CANCELLED,
             Self::RuntimeDir { .. } => "RUNTIME_DIR",
             Self::NoSuchJob { .. } => "NO_SUCH_JOB",
             Self::SharedJob { .. } => "SHARED_JOB",
@@ -501,180 +506,11 @@ impl UnpackError {
             _ => false,
         }
     }
-
-    /// What to do about it, where there is something to say. `namespace` is that of the image.
-    pub fn next_step(&self, namespace: &str) -> Option<String> {
-        Some(match self {
-            Self::NoSuchImage { tags, .. } if !tags.is_empty() => {
-                "name one of these tags, or pull the digest".to_owned()
-            }
-            Self::NotAnImage { .. } => {
-                "it is something else, such as a chart or a signature: nothing of it is to be unpacked".to_owned()
-            }
-            Self::NoSuchImage { .. } => format!(
-                "`resnap images --namespace {namespace}` lists what is there; `ctr namespaces ls` the namespaces"
-            ),
-            Self::AmbiguousId { .. } => "give more of the ID".to_owned(),
-            Self::NoManifest { available, .. } if available.is_empty() => {
-                "this is not a container image".to_owned()
-            }
-            Self::NoManifest { .. } => "choose one with --platform".to_owned(),
-            Self::Unsupported { takers, others, .. } => match (takers.first(), others.first()) {
-                (Some(taker), Some(other)) => {
-                    format!("take --snapshotter {taker}, or --platform '{other}'")
-                }
-                (Some(taker), None) => format!("take --snapshotter {taker}"),
-                (None, Some(other)) => format!("take --platform '{other}'"),
-                (None, None) => {
-                    "name what takes it in the configuration: [snapshotters.NAME] os_features".to_owned()
-                }
-            },
-            Self::NoSuchSnapshotter { .. } => {
-                "`resnap snapshotters` tells more; a proxy snapshotter is added in containerd's configuration".to_owned()
-            }
-            Self::NoReference { image, .. } => {
-                format!("name it: `ctr --namespace {namespace} images tag {image} REFERENCE`")
-            }
-            Self::LayerCount { .. } | Self::DiffIdDisagrees { .. } | Self::LabelTooLong { .. } => {
-                "the image is broken: build it again".to_owned()
-            }
-            Self::LayerNotTaken { .. } => {
-                "take a manifest of the image that has none of these, with --platform, or build it without".to_owned()
-            }
-            Self::MissingBlob { fetch, .. } => format!(
-                "{}; containerd's discard_unpacked_layers throws layers away",
-                fetch.step(namespace)
-            ),
-            Self::MissingForeignBlob { digest, .. } => format!(
-                "get it and add it: `ctr --namespace {namespace} content ingest --expected-digest {digest} layer < FILE`"
-            ),
-            Self::Incomplete { fetch, .. } => fetch.step(namespace),
-            Self::Layer { source, digest, .. } if source.kind() == Kind::DataLoss => format!(
-                "the layer's blob is broken: remove it (`ctr --namespace {namespace} content rm {digest}`) and pull the image again"
-            ),
-            Self::Layer { source, .. } if layer_step(source.kind()).is_some() => {
-                return layer_step(source.kind()).map(str::to_owned);
-            }
-            Self::WrongDiffId { .. } => {
-                "the image is broken or was tampered with: pull it again, and if that does not help build it again".to_owned()
-            }
-            Self::Unlabelled { image, snapshotter, .. } => format!(
-                "somebody unpacked it without labels; `resnap --namespace {namespace} unpack {} --snapshotter {snapshotter} --repair` mends it",
-                name_in(image)
-            ),
-            Self::InUse { by, .. } => format!("nothing was changed; remove {by} and try again"),
-            Self::Unremovable { image, .. } => format!(
-                "containerd's garbage collection removes it with the image: `ctr --namespace {namespace} images rm --sync {}`, and pull it again",
-                name_in(image)
-            ),
-            Self::Cancelled { .. } => {
-                "its finished layers stay for an hour; unpack it again to go on".to_owned()
-            }
-            Self::RuntimeDir { .. } => {
-                "choose another one with --runtime-dir or RESNAP_RUNTIME_DIR".to_owned()
-            }
-            Self::Disagreement { snapshotter, .. } => format!(
-                "containerd's metadata and {snapshotter}'s own disagree: restart {snapshotter}, or remove the snapshot there"
-            ),
-            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => {
-                return cause.next_step(namespace);
-            }
-            Self::Documents { source, fetch, .. } => match source.kind() {
-                Kind::NotFound => fetch.step(namespace),
-                Kind::InvalidArgument | Kind::ResourceExhausted => {
-                    "no such image is taken: build it again".to_owned()
-                }
-                Kind::DataLoss => format!(
-                    "the content store is damaged there: remove it (`ctr --namespace {namespace} content rm DIGEST`) and pull the image again"
-                ),
-                kind => return backend_step(kind).map(str::to_owned),
-            },
-            Self::Backend(error) | Self::Image { source: error, .. } | Self::Layer { source: error, .. } => {
-                return backend_step(error.kind()).map(str::to_owned);
-            }
-            Self::NoSuchJob { .. } => "it may be over; `resnap jobs` lists those that run".to_owned(),
-            Self::SharedJob { id, .. } => format!("`resnap cancel {id}` ends it for all"),
-            Self::Broken { .. } => "this is a bug in resnap: please report it".to_owned(),
-        })
-    }
-}
-
-/// What to do about a layer that was not written although its blob is not known to be broken.
-fn layer_step(kind: Kind) -> Option<&'static str> {
-    match kind {
-        Kind::InvalidArgument => {
-            Some("if the layer is malformed, a pull brings the same: build the image again")
-        }
-        Kind::Unimplemented => Some(
-            "resnap cannot write such a layer: leave it to containerd, if that can ([snapshotters.NAME] differ), or build the image again",
-        ),
-        Kind::ResourceExhausted => {
-            Some("make room, or raise the limit if it is one of resnap's configuration")
-        }
-        // containerd tells a broken blob from its own trouble by words only.
-        Kind::Unknown => Some(
-            "containerd's log may say more; if the layer is broken, pull or build the image again",
-        ),
-        _ => None,
-    }
-}
-
-fn backend_step(kind: Kind) -> Option<&'static str> {
-    match kind {
-        Kind::Unavailable => Some(
-            "is containerd running, and the snapshotter behind it? containerd's socket is given by --address or CONTAINERD_ADDRESS",
-        ),
-        Kind::PermissionDenied => Some("run as root, or as a user who may use containerd's socket"),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_blob_is_broken_where_a_digest_says_so() {
-        let step = |kind| {
-            let error = UnpackError::Layer {
-                image: "web".to_owned(),
-                number: 1,
-                of: 1,
-                digest: Digest::sha256(b""),
-                snapshotter: "native".to_owned(),
-                source: Error::new(kind, "apply layer", "a"),
-            };
-            error.next_step("k8s.io").unwrap_or_default()
-        };
-        let broken = step(Kind::DataLoss);
-        assert!(broken.starts_with("the layer's blob is broken"), "{broken}");
-        assert!(broken.contains("content rm sha256:"), "{broken}");
-        for (kind, says) in [
-            (Kind::InvalidArgument, "build the image again"),
-            (Kind::Unimplemented, "leave it to containerd"),
-            (Kind::ResourceExhausted, "make room"),
-            (Kind::Unknown, "containerd's log"),
-            (Kind::FailedPrecondition, ""),
-        ] {
-            let step = step(kind);
-            assert!(step.contains(says), "{kind:?}: {step}");
-            assert!(!step.contains("blob"), "{kind:?}: {step}");
-        }
-    }
-
-    #[test]
-    fn what_no_registry_has_is_not_to_be_fetched() {
-        let missing = |fetch| UnpackError::MissingBlob {
-            image: "web".to_owned(),
-            digest: Digest::sha256(b""),
-            snapshotter: "native".to_owned(),
-            fetch: Fetch(fetch),
-        };
-        let step = |fetch| missing(fetch).next_step("k8s.io").unwrap();
-        let fetch = step(Some("docker.io/library/web:1".to_owned()));
-        assert!(fetch.contains("`ctr --namespace k8s.io content fetch docker.io/library/web:1`"));
-        assert!(!step(None).contains("ctr"), "{}", step(None));
-    }
 
     #[test]
     fn an_unclean_end_says_everything_once() {

@@ -7,11 +7,10 @@
 use std::collections::BTreeSet;
 
 use oci_spec::distribution::Reference;
-use resnap_core::{Descriptor, Digest, Error, Image, Kind, Platform, Ports, Scope};
+use resnap_core::{Descriptor, Digest, Error, Image, Kind, Platform, Ports, Scope, media_type};
 use resnap_handler_wrapper::{ChoiceError, choose_manifest};
 use resnap_platforms::Matcher;
 
-use crate::plan::host_matcher;
 use crate::{Fetch, UnpackError};
 
 /// An image that is in the store.
@@ -36,10 +35,21 @@ impl ResolvedImage {
             host == "localhost" || host.contains(['.', ':'])
         });
         let foreign = platform.filter(|platform| !Matcher::default().matches(platform));
-        Fetch(reference.map(|reference| match foreign {
-            Some(platform) => format!("--platform '{platform}' {reference}"),
-            None => reference.to_owned(),
-        }))
+        Fetch {
+            reference: reference.map(str::to_owned),
+            platform: foreign.map(ToString::to_string),
+        }
+    }
+}
+
+/// Returns the matcher for this machine. The platform of a manifest without an index was chosen when
+/// it was pulled, so it is not checked (containerd `core/images/image.go`, `Manifest`, reads no
+/// config then).
+pub(crate) fn host_matcher(target: &Descriptor) -> Matcher {
+    if media_type::is_manifest(&target.media_type) {
+        Matcher::all()
+    } else {
+        Matcher::default()
     }
 }
 
@@ -284,18 +294,23 @@ mod tests {
                 id: None,
             };
             let platform = platform.map(|platform| platform.parse::<Platform>().unwrap());
-            image.fetch(platform.as_ref()).0
+            let Fetch {
+                reference,
+                platform,
+            } = image.fetch(platform.as_ref());
+            (reference, platform)
         };
         let here = Platform::host().to_string();
         let web = "docker.io/library/web:1";
-        assert_eq!(fetch(Some(web), Some(&here)).as_deref(), Some(web));
-        assert_eq!(fetch(Some(web), None).as_deref(), Some(web));
-        assert_eq!(
-            fetch(Some("localhost:5000/a:1"), Some("linux/s390x")).as_deref(),
-            Some("--platform 'linux/s390x' localhost:5000/a:1")
-        );
-        assert_eq!(fetch(Some("import-2026-11-27@sha256:00"), None), None);
-        assert_eq!(fetch(None, None), None);
+        let only = |reference: &str| (Some(reference.to_owned()), None);
+        assert_eq!(fetch(Some(web), Some(&here)), only(web));
+        assert_eq!(fetch(Some(web), None), only(web));
+        let foreign = fetch(Some("localhost:5000/a:1"), Some("linux/s390x"));
+        assert_eq!(foreign.0.as_deref(), Some("localhost:5000/a:1"));
+        assert_eq!(foreign.1.as_deref(), Some("linux/s390x"));
+        let local = fetch(Some("import-2026-11-27@sha256:00"), None);
+        assert_eq!(local, (None, None));
+        assert_eq!(fetch(None, None), (None, None));
     }
 
     #[test]

@@ -9,17 +9,17 @@
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 /// How often a lock of another process is tried again: flock can wait, but not be given up.
 const POLL: Duration = Duration::from_millis(10);
@@ -81,7 +81,7 @@ pub fn make_runtime_dir(dir: &Path) -> io::Result<()> {
 impl Locks {
     /// Locks that other processes know nothing of.
     pub(crate) fn in_process() -> Self {
-        Self::new(None, format!("process {}", unique()))
+        Self::new(None, format!("process {}", Uuid::new_v4().simple()))
     }
 
     /// Locks that hold between all processes with the same `dir`, which is made if need be.
@@ -264,11 +264,6 @@ fn says(file: File) -> String {
         return "another process".to_owned();
     }
     text
-}
-
-/// A name nobody else has: 64 random bits, as the standard library seeds its hash maps.
-pub(crate) fn unique() -> String {
-    format!("{:016x}", RandomState::new().hash_one(SystemTime::now()))
 }
 
 #[cfg(test)]

@@ -32,5 +32,5 @@ pub enum EngineEvent<'a> {
 /// Who is told.
 pub trait EngineObserver: std::fmt::Debug + Send + Sync {
     /// Is told at once, and must not block.
-    fn on_event(&self, seen: &EngineEvent<'_>);
+    fn on_event(&self, event: &EngineEvent<'_>);
 }

@@ -15,13 +15,16 @@
 //! seconds after its deadline. A job that holds a chain's lock is as urgent as whoever waits for
 //! that lock: else it would wait for them, and they for it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use state::{Entry, Hold, State};
+
+mod state;
 
 /// How long a job stays urgent that nobody waits for any more: several times what kubelet takes
 /// until it tries again (11 to 15 s).
@@ -37,49 +40,6 @@ struct Inner {
     state: Mutex<State>,
     /// Told whenever somebody else may be next.
     changed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    taken: usize,
-    /// By the jobs' numbers.
-    jobs: BTreeMap<u64, Entry>,
-    /// Numbers tickets and turns.
-    last: u64,
-}
-
-/// What is known of a job.
-#[derive(Debug, Default)]
-struct Entry {
-    /// Tickets of the layers that wait, in their order.
-    queue: VecDeque<u64>,
-    taken: usize,
-    /// When it last got a slot.
-    turn: u64,
-    waiters: usize,
-    /// Those who have waited for it.
-    tenants: BTreeSet<String>,
-    /// Until when it is urgent without waiters; `None` if it never had any.
-    urgent_until: Option<Instant>,
-    /// The chain's lock that it waits for or holds.
-    lock: Option<(String, Hold)>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hold {
-    Wanted,
-    Held,
-}
-
-/// Which jobs get slots first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    /// Somebody waits for it, or will soon again.
-    Urgent,
-    /// Somebody waited for it.
-    Left,
-    /// Nobody ever did.
-    Background,
 }
 
 /// A job's part in the slots.
@@ -98,14 +58,14 @@ pub(crate) struct Slot {
 
 /// Somebody who waits for a job.
 #[derive(Debug)]
-pub(crate) struct Waiter {
+pub(crate) struct Urgency {
     slots: Slots,
     job: u64,
 }
 
 /// A job's wait for a chain's lock, and then the time it holds that.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub(crate) struct LockClaim {
     slots: Slots,
     job: u64,
 }
@@ -149,7 +109,7 @@ impl Slots {
         if let Some(entry) = state.jobs.get(&job)
             && (entry.queue.front() != Some(&ticket) || state.next(self.0.count, now) != Some(job))
         {
-            return Err(state.next_lapse(now));
+            return Err(state.next_urgency_end(now));
         }
         state.taken += 1;
         state.last += 1;
@@ -169,89 +129,15 @@ impl Slots {
     }
 }
 
-impl State {
-    /// The job that gets a slot now, if any does.
-    fn next(&self, count: usize, now: Instant) -> Option<u64> {
-        let is_free = self.taken < count;
-        let ranks = self
-            .jobs
-            .iter()
-            .map(|(job, entry)| (job, entry, self.rank(entry, now)));
-        let anything_urgent = ranks.clone().any(|(_, _, rank)| rank == Rank::Urgent);
-        let by_tenant = self.taken_by_tenant();
-        let of_tenant = |entry: &Entry| {
-            let taken = entry
-                .tenants
-                .iter()
-                .filter_map(|tenant| by_tenant.get(&**tenant));
-            taken.min().copied().unwrap_or(entry.taken)
-        };
-        let may = |entry: &Entry, rank: Rank| match rank {
-            Rank::Urgent => {
-                is_free
-                    || entry.taken == 0 && self.taken < 2 * count
-                    || of_tenant(entry) == 0 && self.taken < 4 * count
-            }
-            Rank::Left => is_free,
-            Rank::Background => is_free && !anything_urgent,
-        };
-        ranks
-            .filter(|(_, entry, rank)| !entry.queue.is_empty() && may(entry, *rank))
-            .min_by_key(|(_, entry, rank)| (*rank, of_tenant(entry), entry.taken, entry.turn))
-            .map(|(job, ..)| *job)
-    }
-
-    /// Returns how many slots the jobs of each tenant have.
-    fn taken_by_tenant(&self) -> BTreeMap<&str, usize> {
-        let mut taken = BTreeMap::new();
-        for entry in self.jobs.values() {
-            for tenant in &entry.tenants {
-                *taken.entry(&**tenant).or_default() += entry.taken;
-            }
-        }
-        taken
-    }
-
-    fn rank(&self, entry: &Entry, now: Instant) -> Rank {
-        let own = entry.rank(now);
-        let Some((held, Hold::Held)) = &entry.lock else {
-            return own;
-        };
-        // Who waits for a lock holds none, so there are no chains of these.
-        let waiting = self.jobs.values().filter(|other| {
-            let lock = other.lock.as_ref();
-            lock.is_some_and(|(name, hold)| *hold == Hold::Wanted && name == held)
-        });
-        waiting.map(|other| other.rank(now)).fold(own, Rank::min)
-    }
-
-    /// When the first job stops being urgent.
-    fn next_lapse(&self, now: Instant) -> Option<Instant> {
-        let lapses = self.jobs.values().filter_map(|entry| entry.urgent_until);
-        lapses.filter(|lapse| *lapse > now).min()
-    }
-}
-
-impl Entry {
-    fn rank(&self, now: Instant) -> Rank {
-        match self.urgent_until {
-            _ if self.waiters > 0 => Rank::Urgent,
-            Some(until) if now < until => Rank::Urgent,
-            Some(_) => Rank::Left,
-            None => Rank::Background,
-        }
-    }
-}
-
 impl Share {
     /// Notes that somebody waits for the job, for this pod (`namespace/name`) or for none.
-    pub(crate) fn wait(&self, pod: Option<&str>) -> Waiter {
+    pub(crate) fn mark_urgent(&self, pod: Option<&str>) -> Urgency {
         let namespace = pod.and_then(|pod| pod.split('/').next()).unwrap_or("");
         self.slots.change(self.job, |entry| {
             entry.waiters += 1;
             entry.tenants.insert(namespace.to_owned());
         });
-        Waiter {
+        Urgency {
             slots: self.slots.clone(),
             job: self.job,
         }
@@ -265,29 +151,29 @@ impl Share {
             let mut changed = pin!(self.slots.0.changed.notified());
             // Before the look, so that no change goes unnoticed.
             changed.as_mut().enable();
-            let lapse = match self.slots.take(self.job, ticket.number) {
+            let urgency_end = match self.slots.take(self.job, ticket.number) {
                 Ok(slot) => return slot,
-                Err(lapse) => lapse,
+                Err(urgency_end) => urgency_end,
             };
-            let lapsed = async {
-                match lapse {
-                    Some(lapse) => tokio::time::sleep_until(lapse).await,
+            let urgency_ended = async {
+                match urgency_end {
+                    Some(urgency_end) => tokio::time::sleep_until(urgency_end).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 () = changed => {}
-                () = lapsed => {}
+                () = urgency_ended => {}
             }
         }
     }
 
     /// Notes that the job waits for the chain's lock of this name. It waits for or holds one at a
     /// time.
-    pub(crate) fn claim(&self, lock: &str) -> Claim {
-        let wanted = Some((lock.to_owned(), Hold::Wanted));
-        self.slots.change(self.job, |entry| entry.lock = wanted);
-        Claim {
+    pub(crate) fn claim_lock(&self, lock: &str) -> LockClaim {
+        let claim = Some((lock.to_owned(), Hold::Waiting));
+        self.slots.change(self.job, |entry| entry.lock = claim);
+        LockClaim {
             slots: self.slots.clone(),
             job: self.job,
         }
@@ -300,9 +186,9 @@ impl Share {
     }
 }
 
-impl Claim {
+impl LockClaim {
     /// Notes that the job has the lock now.
-    pub(crate) fn hold(&self) {
+    pub(crate) fn set_held(&self) {
         self.slots.change(self.job, |entry| {
             if let Some((_, hold)) = &mut entry.lock {
                 *hold = Hold::Held;
@@ -311,13 +197,13 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for LockClaim {
     fn drop(&mut self) {
         self.slots.change(self.job, |entry| entry.lock = None);
     }
 }
 
-impl Drop for Waiter {
+impl Drop for Urgency {
     fn drop(&mut self) {
         self.slots.change(self.job, |entry| {
             entry.waiters -= 1;

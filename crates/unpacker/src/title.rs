@@ -20,7 +20,7 @@ pub(crate) fn title(image: &ResolvedImage, written: Option<&str>) -> String {
 }
 
 /// Of a title what names the image in the store, for commands.
-pub(crate) fn name_in(title: &str) -> &str {
+pub fn name_in_title(title: &str) -> &str {
     let id = title
         .strip_suffix(')')
         .and_then(|title| title.rsplit_once(" ("));
@@ -51,7 +51,7 @@ mod tests {
         let named = image("docker.io/library/web:1", Some("docker.io/library/web:1"));
         assert_eq!(title(&named, Some("web:1")), "docker.io/library/web:1");
         assert_eq!(
-            name_in("docker.io/library/web:1"),
+            name_in_title("docker.io/library/web:1"),
             "docker.io/library/web:1"
         );
         let by_id = image(&id, Some("docker.io/library/web:1"));
@@ -60,7 +60,7 @@ mod tests {
             title(&by_id, None),
             format!("docker.io/library/web:1 ({id})")
         );
-        assert_eq!(name_in(&title(&by_id, None)), id);
+        assert_eq!(name_in_title(&title(&by_id, None)), id);
         assert_eq!(title(&image(&id, None), None), id);
         assert_eq!(title(&image(&id, None), Some(&id)), id);
     }

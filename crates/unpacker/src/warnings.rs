@@ -10,18 +10,22 @@ use resnap_handler_wrapper::listed_platforms;
 use resnap_platforms::Matcher;
 
 use crate::Plan;
-use crate::engine::Inner;
+use crate::backend::Backend;
 
 /// More of them nobody reads, and a hostile index may deserve as many as it has entries.
 const MAX_WARNINGS: usize = 32;
 
 /// All warnings of an image on these snapshotters.
-pub(crate) async fn warnings(engine: &Inner, plan: &Plan, snapshotters: &[String]) -> Vec<String> {
+pub(crate) async fn warnings(
+    backend: &Backend,
+    plan: &Plan,
+    snapshotters: &[String],
+) -> Vec<String> {
     let mut warnings: Vec<String> = config_platform(plan).into_iter().collect();
     warnings.extend(unknown_to_containerd(plan));
-    warnings.extend(mounts(engine, plan, snapshotters).await);
-    let content = engine.ports.content.as_ref();
-    let listed = listed_platforms(content, &engine.scope, &plan.image.target).await;
+    warnings.extend(mounts(backend, plan, snapshotters).await);
+    let content = backend.ports.content.as_ref();
+    let listed = listed_platforms(content, &backend.scope, &plan.image.target).await;
     // What cannot be read is told elsewhere.
     warnings.extend(order(&listed.unwrap_or_default()));
     warnings.truncate(MAX_WARNINGS);
@@ -81,10 +85,10 @@ const MAX_OPTIONS: usize = 4096;
 const MOST_DIGITS: usize = 5;
 
 /// Where there are more layers than can be mounted for a container.
-async fn mounts(engine: &Inner, plan: &Plan, snapshotters: &[String]) -> Vec<String> {
+async fn mounts(backend: &Backend, plan: &Plan, snapshotters: &[String]) -> Vec<String> {
     let layers = plan.layers.len();
     // What does not answer is told elsewhere.
-    let all = engine.ports.introspection.snapshotters().await;
+    let all = backend.ports.introspection.snapshotters().await;
     let all = all.unwrap_or_default().into_iter();
     let asked = all.filter(|info| snapshotters.contains(&info.name));
     asked
