@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What keeps an image from being ready: the thing, the reason, and the next step.
+//! Errors: what failed, and why.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,40 +9,40 @@ use std::sync::Arc;
 
 use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, error_chain};
 
-/// Why an image could not be unpacked or checked.
+/// The reason why an image could not be unpacked or checked.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
-    /// No record, normalised name or image ID fits.
+    /// No record, normalised name or image ID matches.
     #[error("no image {image:?} in namespace {namespace}{}", there(tags))]
     NoSuchImage {
         /// As the caller wrote it.
         image: String,
-        /// Where it was looked for.
+        /// The namespace that was searched.
         namespace: String,
-        /// Of a reference with a digest the names of the same repository that are there, each with
-        /// its digest.
+        /// For a reference with a digest: the existing names of the same repository, each with its
+        /// digest.
         tags: Vec<(String, Digest)>,
     },
-    /// It is something else than a container image.
+    /// The image is not a container image.
     #[error("image {image} is no container image: the type of its {part} is {media_type:?}")]
     NotAnImage {
         /// The image.
         image: String,
-        /// What of it has the type.
+        /// The part of the image with the unexpected type.
         part: &'static str,
-        /// The type, that of none of an image's parts.
+        /// The type, which no part of a container image has.
         media_type: String,
     },
-    /// More than one image ID starts like this.
+    /// Several image IDs have this prefix.
     #[error("image ID {prefix} fits {}", ids.join(" and "))]
     AmbiguousId {
         /// As the caller wrote it.
         prefix: String,
-        /// The IDs it fits.
+        /// The IDs with this prefix.
         ids: Vec<String>,
     },
-    /// The image has no manifest that runs on the platform.
+    /// The image has no manifest for the platform.
     #[error(
         "image {image} has no manifest for {wanted}; it has {}",
         list(available)
@@ -50,12 +50,12 @@ pub enum UnpackError {
     NoManifest {
         /// The image.
         image: String,
-        /// What was asked for.
+        /// The requested platform.
         wanted: String,
-        /// What there is.
+        /// The platforms of the image.
         available: Vec<Platform>,
     },
-    /// The snapshotter does not take what the image is made of.
+    /// The snapshotter does not support the image.
     #[error(
         "snapshotter {snapshotter} does not support platform {platform} of image {image} (config {config}){}",
         instead(snapshotter, unknown, takers, others)
@@ -65,15 +65,15 @@ pub enum UnpackError {
         image: String,
         /// The config of the manifest.
         config: Digest,
-        /// The platform, with all OS features that would have to be taken.
+        /// The platform, with all required OS features.
         platform: String,
         /// The snapshotter.
         snapshotter: String,
-        /// Features that no snapshotter is known to take.
+        /// OS features that no known snapshotter supports.
         unknown: Vec<String>,
-        /// Snapshotters that take it.
+        /// Snapshotters that support the image.
         takers: Vec<String>,
-        /// Platforms of the image that the snapshotter takes.
+        /// Platforms of the image that the snapshotter supports.
         others: Vec<Platform>,
     },
     /// containerd has no such snapshotter, or it did not load.
@@ -81,12 +81,12 @@ pub enum UnpackError {
     NoSuchSnapshotter {
         /// As the caller wrote it.
         snapshotter: String,
-        /// Why it did not load, if containerd knows it.
+        /// The reason why it did not load, if containerd knows it.
         failure: Option<String>,
-        /// Those that work.
+        /// The snapshotters that work.
         available: Vec<String>,
     },
-    /// Only the image's ID is known, and nobody can pull by that.
+    /// Only the image's ID is known, which cannot be pulled by.
     #[error(
         "image {image} is known by its ID only, and snapshotter {snapshotter} needs a reference to pull it by"
     )]
@@ -96,7 +96,7 @@ pub enum UnpackError {
         /// The snapshotter.
         snapshotter: String,
     },
-    /// The manifest and the config do not fit.
+    /// The manifest and the config do not match.
     #[error(
         "image {image} has {layers} layers in manifest {manifest} and {diff_ids} diff IDs in its config"
     )]
@@ -110,7 +110,7 @@ pub enum UnpackError {
         /// Diff IDs of the config.
         diff_ids: usize,
     },
-    /// A label would be longer than containerd takes.
+    /// A label exceeds the limit of containerd.
     #[error(
         "label {key:?} of layer {digest} of image {image} is {bytes} bytes long with its value, and containerd takes {}",
         resnap_core::labels::MAX_BYTES
@@ -125,27 +125,27 @@ pub enum UnpackError {
         /// Bytes of key and value.
         bytes: usize,
     },
-    /// A layer of a kind that cannot be unpacked.
+    /// A layer has an unsupported form.
     #[error("layer {digest} of image {image}: {why}")]
     LayerNotTaken {
         /// The image.
         image: String,
         /// The layer's blob.
         digest: Digest,
-        /// What it is.
+        /// The reason.
         why: String,
     },
-    /// A layer's own diff ID is none, or another than the config's.
+    /// A layer carries no valid diff ID, or another one than the config.
     #[error("layer {digest} of image {image}: {why}")]
     DiffIdDisagrees {
         /// The image.
         image: String,
         /// The layer's blob.
         digest: Digest,
-        /// What it says, and what the config says.
+        /// The two diff IDs, or the reason why there is none.
         why: String,
     },
-    /// A layer's blob is not on the node any more, and the snapshotter wants it.
+    /// A layer's blob is missing, and the snapshotter needs it.
     #[error(
         "layer {digest} of image {image} is not in the content store, and snapshotter {snapshotter} needs it"
     )]
@@ -156,10 +156,10 @@ pub enum UnpackError {
         digest: Digest,
         /// The snapshotter.
         snapshotter: String,
-        /// What brings it.
+        /// The arguments for fetching it.
         fetch: Fetch,
     },
-    /// The same of a layer that registries do not hand out.
+    /// The blob of a foreign layer, which registries do not serve, is missing.
     #[error(
         "layer {digest} of image {image} is a foreign layer, which registries do not have; it is not in the content store, snapshotter {snapshotter} needs it, and {}",
         places(urls)
@@ -171,20 +171,20 @@ pub enum UnpackError {
         digest: Digest,
         /// The snapshotter.
         snapshotter: String,
-        /// Where the image says it is.
+        /// The places named by the image.
         urls: Vec<String>,
     },
-    /// An image ID names the config of several images, and none is all there.
+    /// An image ID is shared by several images, none of which is complete.
     #[error("image ID {id} is that of {}, and none of them is complete", images.join(" and of "))]
     Incomplete {
         /// The ID.
         id: Digest,
-        /// The images, each with its manifest and what is missing.
+        /// The images, each with its manifest and its missing layer.
         images: Vec<String>,
-        /// What brings the first.
+        /// The arguments for fetching the first image.
         fetch: Fetch,
     },
-    /// What was unpacked is not what the config says.
+    /// The written content does not match the config.
     #[error(
         "layer {digest} of image {image} unpacks to {computed}, but the image's config says {expected}"
     )]
@@ -195,10 +195,10 @@ pub enum UnpackError {
         digest: Digest,
         /// The config's diff ID.
         expected: Digest,
-        /// That of what was written.
+        /// The diff ID of the written content.
         computed: Digest,
     },
-    /// A layer is there without the labels its snapshotter needs.
+    /// A layer exists without the labels that its snapshotter needs.
     #[error("layer {chain_id} of image {image} is on {snapshotter} without the labels it needs there ({})", missing.join(", "))]
     Unlabelled {
         /// The image.
@@ -207,10 +207,10 @@ pub enum UnpackError {
         chain_id: ChainId,
         /// The snapshotter.
         snapshotter: String,
-        /// The labels it lacks.
+        /// The missing labels.
         missing: Vec<&'static str>,
     },
-    /// The snapshotter says a layer is there, and containerd knows nothing of it.
+    /// The snapshotter reports that a layer exists, but containerd has no such snapshot.
     #[error(
         "snapshotter {snapshotter} says layer {chain_id} of image {image} exists, but containerd has no such snapshot"
     )]
@@ -222,7 +222,7 @@ pub enum UnpackError {
         /// The snapshotter.
         snapshotter: String,
     },
-    /// A layer failed otherwise.
+    /// Making a layer failed.
     #[error("unpack layer {number} of {of} ({digest}) of image {image} on {snapshotter}")]
     Layer {
         /// The image.
@@ -245,10 +245,10 @@ pub enum UnpackError {
         image: String,
         /// What failed.
         source: Error,
-        /// What brings what is missing.
+        /// The arguments for fetching missing content.
         fetch: Fetch,
     },
-    /// Something else about an image failed.
+    /// Another operation on an image failed.
     #[error("image {image}")]
     Image {
         /// The image.
@@ -256,24 +256,24 @@ pub enum UnpackError {
         /// What failed.
         source: Error,
     },
-    /// Something that concerns no single image failed.
+    /// An operation that concerns no single image failed.
     #[error(transparent)]
     Backend(#[from] Error),
-    /// An error, after which the active snapshot could not be removed either.
+    /// An error, after which removing the active snapshot failed as well.
     #[error(
         "{}; its snapshot {left} stays until its lease ends, as removing it failed ({})",
         error_chain(cause.as_ref()),
         error_chain(cleanup)
     )]
     Unclean {
-        /// What failed first.
+        /// The first error.
         cause: Box<UnpackError>,
-        /// The snapshot that is left.
+        /// The remaining snapshot.
         left: SnapshotKey,
-        /// Why.
+        /// The reason.
         cleanup: Error,
     },
-    /// A layer without labels could be made again only if nothing stood on it.
+    /// A layer without labels cannot be removed for a repair, since it is in use.
     #[error("layer {chain_id} of image {image} is in use on {snapshotter}, by {by}")]
     InUse {
         /// The image.
@@ -282,10 +282,10 @@ pub enum UnpackError {
         chain_id: ChainId,
         /// The snapshotter.
         snapshotter: String,
-        /// The container, or else the snapshot that stands on it.
+        /// The container that uses it, or else the snapshot on top of it.
         by: String,
     },
-    /// A layer without labels, on which nothing stands, and containerd thinks otherwise.
+    /// A layer without labels has no child, but containerd refuses to remove it.
     #[error(
         "layer {chain_id} of image {image} cannot be removed from {snapshotter}, though nothing is left that stands on it"
     )]
@@ -296,15 +296,15 @@ pub enum UnpackError {
         chain_id: ChainId,
         /// The snapshotter.
         snapshotter: String,
-        /// What containerd says.
+        /// The error of containerd.
         source: Error,
     },
-    /// It failed by a limit, and it is too early to try again.
+    /// The image failed by a limit, and is not tried again yet.
     #[error("{}; it is tried again in {seconds} s", error_chain(cause.as_ref()))]
     BackedOff {
-        /// What it failed with.
+        /// The error of the last attempt.
         cause: Box<UnpackError>,
-        /// When it is tried again, from when this was said.
+        /// The time until the next attempt.
         seconds: u64,
     },
     /// The job was cancelled.
@@ -320,16 +320,16 @@ pub enum UnpackError {
     RuntimeDir {
         /// The directory.
         dir: PathBuf,
-        /// Why.
+        /// The reason.
         source: Arc<io::Error>,
     },
-    /// No job that runs has this number.
+    /// No running job has this number.
     #[error("no job {id} is running")]
     NoSuchJob {
         /// The number.
         id: u64,
     },
-    /// A job was to be cancelled only if nobody else waits for it.
+    /// The job has other waiters, and was to be cancelled only without.
     #[error("unpacking image {image} for {snapshotter} goes on: others wait for it")]
     SharedJob {
         /// Its number.
@@ -344,7 +344,7 @@ pub enum UnpackError {
     Broken {
         /// The image.
         image: String,
-        /// What the runtime says.
+        /// The error of the runtime.
         reason: String,
     },
 }
@@ -385,7 +385,7 @@ fn places(urls: &[String]) -> String {
     }
 }
 
-/// What would work.
+/// Lists the alternatives.
 fn instead(
     snapshotter: &str,
     unknown: &[String],
@@ -424,7 +424,7 @@ fn because(failure: &Option<String>) -> String {
 }
 
 impl UnpackError {
-    /// The kind to decide by, and the gRPC code to answer with.
+    /// Returns the kind of the error, which also is the gRPC code.
     pub fn kind(&self) -> Kind {
         match self {
             Self::NoSuchImage { .. }
@@ -498,7 +498,7 @@ impl UnpackError {
         }
     }
 
-    /// Whether the job was cancelled, cleanly or not.
+    /// Returns whether the job was cancelled, cleanly or not.
     pub fn is_cancelled(&self) -> bool {
         match self {
             Self::Cancelled { .. } => true,

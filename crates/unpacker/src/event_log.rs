@@ -1,25 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The events of a job, kept for who joins it later.
+//! The events of a job, kept for callers that join later.
 
 use std::collections::BTreeMap;
 
 use crate::{Event, Phase, Progress};
 
-/// The events of a job. Of a layer's progress only the latest is kept: a large layer tells it
-/// hundreds of times.
+/// The events of a job. Only the latest progress of a layer is kept: a large layer has hundreds.
 #[derive(Debug, Default)]
 pub(crate) struct EventLog {
-    /// All but progress.
+    /// All events but progress.
     steps: Vec<Event>,
-    /// Of the layers at work, by their numbers: the latest, and which telling it was.
+    /// The latest progress of each layer in progress, with its sequence number.
     progress: BTreeMap<usize, (u64, Event)>,
     sequence: u64,
     totals: Progress,
 }
 
-/// What a reader has of a [`EventLog`].
+/// The position of a reader in an [`EventLog`].
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cursor {
     steps: usize,
@@ -40,8 +39,8 @@ impl EventLog {
         self.steps.push(event);
     }
 
-    /// The next event behind `cursor`, and the cursor behind that. Steps come before progress, of
-    /// which who reads slowly misses some.
+    /// Returns the event after `cursor`, and the cursor after it. Steps come before progress, of
+    /// which a slow reader misses some.
     pub(crate) fn next(&self, cursor: Cursor) -> Option<(Event, Cursor)> {
         if let Some(event) = self.steps.get(cursor.steps) {
             let steps = cursor.steps + 1;
@@ -61,12 +60,12 @@ impl EventLog {
         ))
     }
 
-    /// The last step.
+    /// Returns the last step.
     pub(crate) fn last(&self) -> Option<&Event> {
         self.steps.last()
     }
 
-    /// How totals the job is.
+    /// Returns the progress of the job.
     pub(crate) fn progress(&self) -> &Progress {
         &self.totals
     }
@@ -128,7 +127,7 @@ mod tests {
         );
         log.push(event(1, Phase::Committed, None));
         assert_eq!(rest(&log, &mut early), [(1, Phase::Committed, None)]);
-        // Who comes later gets all steps, and progress as it is then.
+        // A late reader gets all steps, and the current progress.
         let late = rest(&log, &mut Cursor::default());
         let layers: Vec<usize> = late.iter().map(|(layer, ..)| *layer).collect();
         assert_eq!(layers, [1, 2, 1, 2]);

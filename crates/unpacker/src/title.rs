@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What an image is called where people read of it.
+//! The name of an image in messages.
 
 use resnap_core::Digest;
 
 use crate::ResolvedImage;
 
-/// The image's name in the store; of one that is known there by a bare ID, what the user wrote or
-/// else what it can be pulled by, with the ID behind.
+/// Returns the image's name in the store. If that is a bare ID: the reference that the user wrote
+/// or one to pull it by, followed by the ID in parentheses.
 pub(crate) fn title(image: &ResolvedImage, written: Option<&str>) -> String {
     let name = &image.name;
     match written.or(image.reference.as_deref()) {
@@ -19,7 +19,8 @@ pub(crate) fn title(image: &ResolvedImage, written: Option<&str>) -> String {
     }
 }
 
-/// Of a title what names the image in the store, for commands.
+/// Returns the part of a title ([`JobStatus::image`](crate::JobStatus::image)) by which commands
+/// find the image in the store.
 pub fn name_in_title(title: &str) -> &str {
     let id = title
         .strip_suffix(')')

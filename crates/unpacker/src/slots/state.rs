@@ -12,24 +12,24 @@ pub(super) struct State {
     pub(super) taken: usize,
     /// By the jobs' numbers.
     pub(super) jobs: BTreeMap<u64, Entry>,
-    /// Numbers tickets and turns.
+    /// The last number of a ticket or a turn.
     pub(super) last: u64,
 }
 
-/// What is known of a job.
+/// The entry of a job.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
-    /// Tickets of the layers that wait, in their order.
+    /// The tickets of the waiting layers, in order.
     pub(super) queue: VecDeque<u64>,
     pub(super) taken: usize,
-    /// When it last got a slot.
+    /// The turn in which the job got its last slot.
     pub(super) turn: u64,
     pub(super) waiters: usize,
-    /// Those who have waited for it.
+    /// The tenants that have waited for the job.
     pub(super) tenants: BTreeSet<String>,
-    /// Until when it is urgent without waiters; `None` if it never had any.
+    /// The end of the urgency without waiters; `None` if the job never had any.
     pub(super) urgent_until: Option<Instant>,
-    /// The chain's lock that it waits for or holds.
+    /// The chain lock that the job waits for or holds.
     pub(super) lock: Option<(String, Hold)>,
 }
 
@@ -39,19 +39,19 @@ pub(super) enum Hold {
     Held,
 }
 
-/// Which jobs get slots first.
+/// The order of jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Priority {
-    /// Somebody waits for it, or will soon again.
+    /// The job has waiters, or had them until shortly.
     Urgent,
-    /// Somebody waited for it.
+    /// The job had waiters.
     Abandoned,
-    /// Nobody ever did.
+    /// The job never had waiters.
     Background,
 }
 
 impl State {
-    /// The job that gets a slot now, if any does.
+    /// Returns the job that gets a slot now, if any.
     pub(super) fn next(&self, count: usize, now: Instant) -> Option<u64> {
         let is_free = self.taken < count;
         let priorities = self
@@ -86,7 +86,7 @@ impl State {
             .map(|(job, ..)| *job)
     }
 
-    /// Returns how many slots the jobs of each tenant have.
+    /// Returns the number of slots held by each tenant.
     fn taken_by_tenant(&self) -> BTreeMap<&str, usize> {
         let mut taken = BTreeMap::new();
         for entry in self.jobs.values() {
@@ -102,7 +102,7 @@ impl State {
         let Some((held, Hold::Held)) = &entry.lock else {
             return own;
         };
-        // Who waits for a lock holds none, so there are no chains of these.
+        // A job that waits for a lock holds none, so the relation has no chains.
         let waiting = self.jobs.values().filter(|other| {
             let lock = other.lock.as_ref();
             lock.is_some_and(|(name, hold)| *hold == Hold::Waiting && name == held)
@@ -112,7 +112,7 @@ impl State {
             .fold(own, Priority::min)
     }
 
-    /// When the first job stops being urgent.
+    /// Returns when the next job stops being urgent.
     pub(super) fn next_urgency_end(&self, now: Instant) -> Option<Instant> {
         let ends = self.jobs.values().filter_map(|entry| entry.urgent_until);
         ends.filter(|end| *end > now).min()
