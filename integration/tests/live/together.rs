@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use futures::future::join_all;
+use futures::stream::BoxStream;
 use resnap_containerd::Client;
 use resnap_core::{Applied, Applier, Descriptor, Kind, Mount, Ports, Scope};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer};
@@ -92,10 +94,10 @@ impl Works {
         Ok(self.runtime.block_on(job.report())?)
     }
 
-    /// Waits until the job runs, which is told before its first call.
-    fn begun(&self, job: &mut Job) -> Result<Event> {
-        let event = self.runtime.block_on(job.next_event());
-        event.context("the job tells nothing")
+    /// Waits for the next event of a job. The first one comes before the first call.
+    fn next(&self, events: &mut BoxStream<'static, Event>) -> Result<Event> {
+        let event = self.runtime.block_on(events.next());
+        event.context("the job has no more events")
     }
 
     fn is_ready(&self, image: &str) -> Result<bool> {
@@ -134,10 +136,10 @@ fn requests(node: &Node) -> Result<()> {
     let works = Works::new(node, |_, _| {})?;
     let held = works.tap.hold(Method::APPLY, 1, Point::Before);
     let names = [&image.reference, &other].into_iter().cycle();
-    let mut jobs: Vec<Job> = names.take(CALLERS).map(|name| works.unpack(name)).collect();
+    let jobs: Vec<Job> = names.take(CALLERS).map(|name| works.unpack(name)).collect();
     held.wait()?;
-    for job in &mut jobs {
-        works.begun(job)?;
+    for job in &jobs {
+        works.next(&mut job.events())?;
     }
     held.release();
     all_ready(works.end(jobs), image.layers.len())?;
@@ -263,10 +265,10 @@ fn shared_layers(node: &Node) -> Result<()> {
     }
     let works = Works::new(node, |_, _| {})?;
     let held = works.tap.hold(Method::APPLY, 1, Point::Before);
-    let mut jobs: Vec<Job> = names.map(|name| works.unpack(name)).into();
+    let jobs: Vec<Job> = names.map(|name| works.unpack(name)).into();
     held.wait()?;
-    for job in &mut jobs {
-        works.begun(job)?;
+    for job in &jobs {
+        works.next(&mut job.events())?;
     }
     held.release();
     all_ready(works.end(jobs), 3)?;
@@ -307,8 +309,8 @@ fn callers_go(node: &Node) -> Result<()> {
     let held = works.tap.hold(Method::APPLY, 2, Point::Before);
     let first = works.unpack(&image.reference);
     held.wait()?;
-    let mut second = works.unpack(&image.reference);
-    works.begun(&mut second)?;
+    let second = works.unpack(&image.reference);
+    works.next(&mut second.events())?;
     drop(first);
     held.release();
     all_ready(works.end([second]), 3)?;
@@ -320,8 +322,8 @@ fn callers_go(node: &Node) -> Result<()> {
     let jobs = [(); CALLERS].map(|()| works.unpack(&small.reference));
     drop(jobs);
     held.wait()?;
-    let mut late = works.unpack(&small.reference);
-    works.begun(&mut late)?;
+    let late = works.unpack(&small.reference);
+    works.next(&mut late.events())?;
     drop(late);
     held.release();
     eventually("it is ready", || works.is_ready(&small.reference))?;
@@ -370,10 +372,10 @@ fn panics(node: &Node) -> Result<()> {
         });
     })?;
     let held = works.tap.hold(Method::COMMIT, 1, Point::Before);
-    let mut jobs = [(); 2].map(|()| works.unpack(&image.reference));
+    let jobs = [(); 2].map(|()| works.unpack(&image.reference));
     held.wait()?;
-    for job in &mut jobs {
-        works.begun(job)?;
+    for job in &jobs {
+        works.next(&mut job.events())?;
     }
     held.release();
     for end in works.end(jobs) {
@@ -411,20 +413,22 @@ fn cancel(node: &Node) -> Result<()> {
     node.import(&image)?;
     let works = Works::new(node, |_, _| {})?;
     let held = works.tap.hold(Method::APPLY, 2, Point::Before);
-    let mut first = works.unpack(&image.reference);
+    let first = works.unpack(&image.reference);
+    let mut events = first.events();
     held.wait()?;
     let mut told = Vec::new();
     while !told
         .last()
         .is_some_and(|event: &Event| event.layer == 2 && event.phase == Phase::Applying)
     {
-        told.push(works.begun(&mut first)?);
+        told.push(works.next(&mut events)?);
     }
-    let mut jobs = [(); 3].map(|()| works.unpack(&image.reference));
-    for job in &mut jobs {
+    let jobs = [(); 3].map(|()| works.unpack(&image.reference));
+    for job in &jobs {
+        let mut events = job.events();
         // Who comes late is told all from the start.
         for event in &told {
-            let heard = works.begun(job)?;
+            let heard = works.next(&mut events)?;
             ensure!(heard == *event, "{heard:?} instead of {event:?}");
         }
     }

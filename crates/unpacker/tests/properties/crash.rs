@@ -45,7 +45,7 @@ pub(crate) fn check(scenario: &Scenario, after: Duration) {
             (0..second.engines).map(|_| engine(&world.simulated, &second, world.dir.path()));
         world.engines = engines.collect();
         for lease in world.engines[0].leases().await.unwrap() {
-            assert_eq!(lease.owner, Owner::Dead, "{lease:?}");
+            assert_eq!(lease.owner, Owner::Orphaned, "{lease:?}");
         }
         let ends = world.run().await;
         for end in &ends {
