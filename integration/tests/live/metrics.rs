@@ -19,38 +19,19 @@ use resnap_integration::tap::{Action, Method, Point};
 use tonic::Code;
 use tonic::Status;
 
+use crate::node::{Node, unique};
 use crate::proxy::pulled;
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test, unique};
+use crate::suite::live_tests;
 use exposition::Samples;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "metrics_count_what_was_done",
-        needs: Needs::ErofsHandler,
-        run: count_what_was_done,
-    },
-    Test {
-        name: "metrics_count_what_goes_on_and_wrong",
-        needs: Needs::ErofsHandler,
-        run: count_what_goes_on_and_wrong,
-    },
-    Test {
-        name: "metrics_healthz_tells_of_containerd",
-        needs: Needs::Alone,
-        run: healthz_tells_of_containerd,
-    },
-    Test {
-        name: "metrics_keep_healthz_free",
-        needs: Needs::Containerd,
-        run: keep_healthz_free,
-    },
-    Test {
-        name: "metrics_bear_strangers",
-        needs: Needs::Containerd,
-        run: bear_strangers,
-    },
-];
+live_tests! {
+    ErofsHandler: metrics_count_what_was_done,
+    ErofsHandler: metrics_count_what_goes_on_and_wrong,
+    Alone: metrics_healthz_tells_of_containerd,
+    Containerd: metrics_keep_healthz_free,
+    Containerd: metrics_bear_strangers,
+}
 
 /// A daemon and where it tells.
 fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
@@ -58,7 +39,7 @@ fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let dir = node.containerd.socket().with_file_name(unique("m"));
     // Through a tap, containerd writes the layers.
-    let mut command = node.command_by("containerd")?;
+    let mut command = node.command_with_differ("containerd")?;
     command.arg("--address").arg(backend);
     command.args(["serve", "--metrics-address", &address.to_string()]);
     Ok((Served::begin(&mut command, &dir)?, address))
@@ -113,7 +94,7 @@ fn want(samples: &Samples, values: &[(&str, f64)]) -> Result<()> {
     Ok(())
 }
 
-fn count_what_was_done(node: &Node) -> Result<()> {
+fn metrics_count_what_was_done(node: &Node) -> Result<()> {
     pulled(node)?;
     let (served, address) = served(node, node.containerd.socket())?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
@@ -197,7 +178,7 @@ fn count_what_was_done(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
+fn metrics_count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
     const IN_FLIGHT: &str = "resnap_unpacks_in_flight";
     const JOINED: &str = "resnap_unpacks_joined_total";
     const ANSWERS: &str = "resnap_cri_deadline_answers_total";
@@ -262,7 +243,7 @@ fn count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn healthz_tells_of_containerd(node: &Node) -> Result<()> {
+fn metrics_healthz_tells_of_containerd(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     let becomes = |want: u16| {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -295,7 +276,7 @@ fn healthz_tells_of_containerd(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn bear_strangers(node: &Node) -> Result<()> {
+fn metrics_bear_strangers(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     ensure!(get(address, "/healthz")?.0 == 200);
     for path in ["/", "/metrics/", "/metrics2", "/../metrics"] {
@@ -335,7 +316,7 @@ fn bear_strangers(node: &Node) -> Result<()> {
 }
 
 /// As any process of the node can do: connections are opened again and again, and say little.
-fn keep_healthz_free(node: &Node) -> Result<()> {
+fn metrics_keep_healthz_free(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     ensure!(get(address, "/healthz")?.0 == 200);
     let stop = AtomicBool::new(false);

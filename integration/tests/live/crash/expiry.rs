@@ -10,12 +10,17 @@ use resnap_integration::tap::Method;
 use resnap_integration::tap::Point::During;
 
 use super::{Scene, runtime, until};
-use crate::suite::Node;
+use crate::node::Node;
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: crash_expiry_of_a_lease_is_forestalled,
+}
 
 /// A lease's life, cut to whole seconds; it is succeeded after a third of it.
 const LIFETIME: Duration = Duration::from_secs(4);
 
-pub(super) fn succeeded(node: &Node) -> Result<()> {
+fn crash_expiry_of_a_lease_is_forestalled(node: &Node) -> Result<()> {
     let scene = Scene::new(node)?;
     let held = scene.tap.hold(Method::APPLY, 2, During);
     let runtime = runtime()?;

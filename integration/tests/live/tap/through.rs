@@ -16,7 +16,15 @@ use tonic::Code;
 
 use super::raw::{DEADLINE, Raw};
 use crate::blob::ingest;
-use crate::suite::{Node, unique};
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: tap_passes_streams,
+    Containerd: tap_passes_events,
+    Containerd: tap_passes_resets,
+    Containerd: tap_passes_any_method_and_size,
+}
 
 const WRITE: &str = "/containerd.services.content.v1.Content/Write";
 const SUBSCRIBE: Method = Method::new("/containerd.services.events.v1.Events/Subscribe");
@@ -43,7 +51,7 @@ fn ctr(node: &Node, tap: &Tap) -> Command {
 }
 
 /// A blob of many windows goes to containerd and comes back.
-pub(super) fn streams(node: &Node) -> Result<()> {
+fn tap_passes_streams(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let blob: Vec<u8> = (0..4_u32 << 20)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
@@ -64,7 +72,7 @@ pub(super) fn streams(node: &Node) -> Result<()> {
 }
 
 /// What containerd says at some time of its own comes at once.
-pub(super) fn events(node: &Node) -> Result<()> {
+fn tap_passes_events(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let held = tap.hold(SUBSCRIBE, 1, Point::During);
     let mut events = ctr(node, &tap)
@@ -99,7 +107,7 @@ pub(super) fn events(node: &Node) -> Result<()> {
 }
 
 /// A call that its client takes back is taken back from containerd, and only this one.
-pub(super) fn resets(node: &Node) -> Result<()> {
+fn tap_passes_resets(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let client = Raw::connect(tap.socket())?;
     // A stream that writes a blob and does not go on locks the blob's name.
@@ -140,7 +148,7 @@ pub(super) fn resets(node: &Node) -> Result<()> {
 }
 
 /// What the tap does not know, and as much as containerd takes.
-pub(super) fn unary(node: &Node) -> Result<()> {
+fn tap_passes_any_method_and_size(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let client = Raw::connect(tap.socket())?;
     let unknown = client.call("/no.such.Service/Method", &()).err();

@@ -16,8 +16,8 @@ use resnap_integration::wire::{Reply, Wire};
 use tokio::runtime::Runtime;
 use tonic::codegen::http::Request;
 
+use crate::node::{Node, unique};
 use crate::served::Served;
-use crate::suite::{Node, unique};
 
 /// What the proxy asks for itself, before the calls that it looks into.
 const OWN: [&str; 6] = [
