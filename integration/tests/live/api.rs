@@ -25,6 +25,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus}
 
 use crate::command::{CommandOutput, run_to_end};
 use crate::node::{Node, differ_config, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
 use crate::served::Served;
 use crate::suite::live_tests;
@@ -40,9 +41,6 @@ live_tests! {
 }
 
 const ON: &str = "native";
-
-/// How long something may take that takes no time.
-const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A daemon before a tap, and commands that find it.
 pub(crate) struct Through<'a> {
@@ -62,7 +60,7 @@ impl<'a> Through<'a> {
         let tap = node.containerd.tap()?;
         let served = Served::configured(node, tap.socket(), &differ_config(differ))?;
         let this = Self { node, tap, served };
-        eventually("the daemon answers", || {
+        eventually("the daemon answers", DEADLINE, || {
             Ok(this.resnap(&["jobs"])?.code == Some(0))
         })?;
         Ok(this)
@@ -95,7 +93,7 @@ impl<'a> Through<'a> {
     /// Waits until the only job is like this.
     pub(crate) fn job(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Vec::new();
-        let found = eventually(what, || {
+        let found = eventually(what, DEADLINE, || {
             last = self.jobs()?;
             Ok(last.len() == 1 && is_so(&last[0]))
         });
@@ -147,16 +145,6 @@ impl Running {
         let mut last = lines.pop().context("nothing was printed")?;
         Ok(last["report"].take())
     }
-}
-
-/// Looks until it is so.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 fn applied(report: &Value) -> usize {
@@ -359,7 +347,7 @@ fn api_signals_spare_the_jobs_of_others(node: &Node) -> Result<()> {
         ensure!(job["state"] == "running", "{job}");
     }
     held.release();
-    eventually("the job ends", || Ok(through.jobs()?.is_empty()))?;
+    eventually("the job ends", DEADLINE, || Ok(through.jobs()?.is_empty()))?;
     let report = through.unpack()?.report()?;
     ensure!(applied(&report) == 0, "{report}");
 
@@ -461,7 +449,7 @@ fn api_daemon_is_killed_and_the_next_goes_on(node: &Node) -> Result<()> {
     ensure!(error["kind"] == "Unavailable", "{error}");
     held.release();
     through.served = through.served.again(node, through.tap.socket())?;
-    eventually("the next one answers", || {
+    eventually("the next one answers", DEADLINE, || {
         Ok(through.resnap(&["jobs"])?.code == Some(0))
     })?;
     let report = through.unpack()?.report()?;
@@ -490,7 +478,7 @@ fn api_daemon_stops_after_its_calls(node: &Node) -> Result<()> {
     let Through { tap, served, .. } = through;
     let stopping = std::thread::spawn(move || served.stop());
     // It takes nobody any more.
-    eventually("it stops", || {
+    eventually("it stops", DEADLINE, || {
         Ok(std::os::unix::net::UnixStream::connect(&socket).is_err())
     })?;
     ensure!(!stopping.is_finished(), "it does not wait for its calls");

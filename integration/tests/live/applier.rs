@@ -7,7 +7,6 @@ pub(crate) mod choice;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
@@ -18,6 +17,7 @@ use resnap_integration::tree::{Expected, Field, Kind, Surprise, compare, surpris
 
 use crate::command::run_to_end;
 use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
@@ -179,16 +179,12 @@ fn applier_killed_leaves_what_the_next_clears(node: &Node) -> Result<()> {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        let deadline = Instant::now() + Duration::from_secs(30);
         let is_building = |path: &PathBuf| path.join("1").exists();
-        while !node.staged(snapshotter)?.iter().any(is_building) {
-            ensure!(Instant::now() < deadline, "it builds nothing ahead");
-            ensure!(
-                process.try_wait()?.is_none(),
-                "it ended before it was killed"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually("a layer is built ahead", DEADLINE, || {
+            let has_ended = process.try_wait()?.is_some();
+            ensure!(!has_ended, "the process ended before it was killed");
+            Ok(node.staged(snapshotter)?.iter().any(is_building))
+        })?;
         process.kill()?;
         process.wait()?;
         let left = node.staged(snapshotter)?;

@@ -3,13 +3,14 @@
 
 //! Clients that name no host, but a socket or nothing, as containerd takes them.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::python::with_grpc;
 
 use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
 use crate::suite::live_tests;
 
@@ -38,11 +39,9 @@ fn authority_of_any_kind_is_taken(node: &Node) -> Result<()> {
     let served = Served::start(node)?;
     let api = served.dir.join("api.sock");
     for socket in [&served.socket, &api] {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while std::os::unix::net::UnixStream::connect(socket).is_err() {
-            ensure!(Instant::now() < deadline, "resnap does not serve");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually("resnap serves", DEADLINE, || {
+            Ok(UnixStream::connect(socket).is_ok())
+        })?;
     }
     let version = "/runtime.v1.RuntimeService/Version";
     let stock = asked(node.containerd.socket(), version)?;

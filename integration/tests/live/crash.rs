@@ -15,7 +15,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_containerd::Client;
@@ -27,10 +27,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::command::{CommandOutput, run_to_end};
 use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::unpack::assert_labels;
-
-/// How long what is not to be waited for by a time of its own may take.
-const DEADLINE: Duration = Duration::from_secs(30);
 
 /// An image of three layers in a namespace of its own, a tap on the way there, and a runtime
 /// directory of its own.
@@ -173,20 +171,10 @@ fn start(command: &mut Command) -> Result<Child> {
         .with_context(|| format!("start {command:?}"))
 }
 
-/// Polls until `is_so`.
-fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
 /// How a process ended; one that does not end is killed.
 fn ended(child: &mut Child) -> Result<ExitStatus> {
     let mut status = None;
-    let ended = until("the process ends", || {
+    let ended = eventually("the process ends", DEADLINE, || {
         status = child.try_wait()?;
         Ok(status.is_some())
     });

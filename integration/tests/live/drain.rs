@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use crate::node::{Node, unique};
+use crate::poll::eventually;
 use crate::proxy::{CREATE_CONTAINER, pulled};
 use crate::served::Served;
 use crate::suite::live_tests;
@@ -155,11 +156,9 @@ fn creates<'scope>(
         })
     };
     let all = (0..CLIENTS).map(create).collect();
-    let deadline = Instant::now() + GRACE;
-    while front.count(CREATE_CONTAINER) < CLIENTS as u64 {
-        ensure!(Instant::now() < deadline, "the clients do not ask");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually("all clients have called", GRACE, || {
+        Ok(front.count(CREATE_CONTAINER) == CLIENTS as u64)
+    })?;
     // From the tap to the proxy.
     std::thread::sleep(Duration::from_millis(100));
     Ok(all)

@@ -29,6 +29,7 @@ mod metrics;
 mod node;
 mod nydus;
 mod policy;
+mod poll;
 mod prewarm;
 mod proxy;
 mod repair;

@@ -20,6 +20,7 @@ use tonic::Code;
 use tonic::Status;
 
 use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
 use crate::served::Served;
 use crate::suite::live_tests;
@@ -47,13 +48,12 @@ fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
 
 /// Sends this, and answers with all that comes back.
 fn exchange(address: SocketAddr, request: &str) -> Result<String> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let mut stream = loop {
-        match TcpStream::connect(address) {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            stream => break stream?,
-        }
-    };
+    let mut stream = None;
+    eventually(&format!("{address} accepts"), DEADLINE, || {
+        stream = TcpStream::connect(address).ok();
+        Ok(stream.is_some())
+    })?;
+    let mut stream = stream.context("no stream")?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
@@ -246,15 +246,13 @@ fn metrics_count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
 fn metrics_healthz_tells_of_containerd(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     let becomes = |want: u16| {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
+        let mut last = String::new();
+        eventually(&format!("/healthz answers {want}"), DEADLINE, || {
             let (code, _, body) = get(address, "/healthz")?;
-            if code == want {
-                return anyhow::Ok(body);
-            }
-            ensure!(Instant::now() < deadline, "still {code}: {body}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+            last = body;
+            Ok(code == want)
+        })?;
+        anyhow::Ok(last)
     };
     ensure!(becomes(200)? == "ok\n");
     node.containerd.kill()?;

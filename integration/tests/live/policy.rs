@@ -4,7 +4,6 @@
 //! What `resnap serve` does where the node is not as it should be, and as its operator says.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::Cri;
@@ -15,6 +14,7 @@ use resnap_integration::tap::{Call, Method, Point};
 use tonic::{Code, Status};
 
 use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::{CREATE_CONTAINER, pulled};
 use crate::served::Served;
 use crate::suite::live_tests;
@@ -118,11 +118,9 @@ fn policy_sandbox_image_is_pulled(node: &Node) -> Result<()> {
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     cri.run_pod_sandbox("nydus", "first")?;
     // containerd 2 does not say which image it is before it is there: that pod has it bare.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !is_remote(&node, &pause()?)? {
-        ensure!(Instant::now() < deadline, "it was left without labels");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually("the sandbox's image has its labels", DEADLINE, || {
+        is_remote(&node, &pause()?)
+    })?;
     let labels = node.labels("nydus", pause()?.chain_id())?;
     let named = labels.get("containerd.io/snapshot/cri.image-ref");
     ensure!(named == Some(&reference), "{labels:#?}");

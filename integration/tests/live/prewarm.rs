@@ -3,13 +3,12 @@
 
 //! Images made ready ahead: by `resnap warm`, and by the rules of `resnap serve`.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, ensure};
 use resnap_integration::image::{hello, pause, shared_pair};
 use serde_json::Value;
 
 use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
 use crate::suite::live_tests;
 use crate::unpack::assert_labels;
@@ -78,14 +77,8 @@ fn prewarm_follows_its_rules(node: &Node) -> Result<()> {
         let check = node.resnap(&["check", image, "--snapshotter", "native"])?;
         anyhow::Ok(check.code == Some(0))
     };
-    let becomes_ready = |image: &str| {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !ready(image)? {
-            ensure!(Instant::now() < deadline, "{image} was not made ready");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        anyhow::Ok(())
-    };
+    let becomes_ready =
+        |image: &str| eventually(&format!("{image} is ready"), DEADLINE, || ready(image));
     // What was there, what comes, and what nobody wants.
     becomes_ready(&left.reference)?;
     node.import(&right)?;

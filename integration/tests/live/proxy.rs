@@ -12,6 +12,7 @@ use resnap_integration::tap::{Method, Point};
 use tonic::{Code, Status};
 
 use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
 use crate::suite::live_tests;
 use crate::unpack::assert_labels;
@@ -161,14 +162,9 @@ fn proxy_survives_restarts(node: &Node) -> Result<()> {
     let status = error.downcast_ref::<Status>().context("no status")?;
     ensure!(status.code() == Code::Unavailable, "{status:?}");
     node.containerd.restart()?;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while cri.status().is_err() {
-        ensure!(
-            Instant::now() < deadline,
-            "the proxy does not find containerd again"
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually("the proxy reaches containerd again", DEADLINE, || {
+        Ok(cri.status().is_ok())
+    })?;
 
     // The proxy is killed while it unpacks; the next one goes on from there.
     let held = tap.hold(Method::APPLY, 2, Point::During);

@@ -9,9 +9,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::image::hello;
 use resnap_integration::tap::{Method, Point};
@@ -20,6 +19,7 @@ use tokio::net::{UnixSocket, UnixStream};
 
 use crate::command::{CommandOutput, run_to_end};
 use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
 use crate::served::Served;
 use crate::suite::live_tests;
@@ -45,14 +45,13 @@ fn mode(path: &Path) -> Result<u32> {
 
 /// The inode, once there is one other than `before`.
 fn inode_after(path: &Path, before: Option<u64>) -> Result<u64> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < deadline {
-        match fs::symlink_metadata(path) {
-            Ok(there) if Some(there.ino()) != before => return Ok(there.ino()),
-            _ => std::thread::sleep(Duration::from_millis(10)),
-        }
-    }
-    bail!("nothing new came to {path:?}")
+    let mut inode = None;
+    eventually(&format!("{path:?} is replaced"), DEADLINE, || {
+        let found = fs::symlink_metadata(path).ok().map(|found| found.ino());
+        inode = found.filter(|_| found != before);
+        Ok(inode.is_some())
+    })?;
+    inode.context("no inode")
 }
 
 /// `resnap serve`, started by these words.
@@ -216,15 +215,12 @@ fn sockets_are_handed_over_while_calls_end(node: &Node) -> Result<()> {
 
 /// The next one, once the old one has heard that it is to stop: until then it is refused.
 fn successor(old: &Served, node: &Node, inode: u64) -> Result<Served> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < deadline {
-        let mut new = old.again(node, node.containerd.socket())?;
-        while new.process.try_wait()?.is_none() {
-            if fs::symlink_metadata(&new.socket).is_ok_and(|there| there.ino() != inode) {
-                return Ok(new);
-            }
-            std::thread::sleep(Duration::from_millis(10));
+    let mut new = old.again(node, node.containerd.socket())?;
+    eventually("a successor takes the socket over", DEADLINE, || {
+        if new.process.try_wait()?.is_some() {
+            new = old.again(node, node.containerd.socket())?;
         }
-    }
-    bail!("no successor could take the socket over")
+        Ok(fs::symlink_metadata(&new.socket).is_ok_and(|found| found.ino() != inode))
+    })?;
+    Ok(new)
 }

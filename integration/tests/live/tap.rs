@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 
 use crate::command::{CommandOutput, run_to_end};
 use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 use raw::Raw;
 
@@ -175,10 +176,9 @@ fn tap_holds_and_delays_a_call(node: &Node) -> Result<()> {
     tap.on(Method::LEASE_DELETE, 1, Point::Before, Action::Delay(delay));
     let mut resnap = start(&mut unpack(node, &tap, &image)?)?;
     during.wait()?;
-    let deadline = Instant::now() + raw::DEADLINE;
-    while kinds(node)? != (1, 0) {
-        ensure!(Instant::now() < deadline, "containerd is not at it");
-    }
+    eventually("containerd has prepared it", DEADLINE, || {
+        Ok(kinds(node)? == (1, 0))
+    })?;
     ensure!(tap.count(Method::APPLY) == 0, "the reply has passed");
     during.release();
     let call = before.wait()?;

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
@@ -25,6 +25,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Barrier;
 
 use crate::node::{Node, unique};
+use crate::poll::eventually;
 use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
@@ -275,16 +276,6 @@ fn images_that_share_layers_unpack_them_once(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Looks until it is so.
-fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
 fn a_job_outlives_its_callers(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
@@ -317,8 +308,10 @@ fn a_job_outlives_its_callers(node: &Node) -> Result<()> {
     works.begun(&mut late)?;
     drop(late);
     held.release();
-    eventually("it is ready", || works.is_ready(&small.reference))?;
-    eventually("the job is over", || Ok(node.leases()?.is_empty()))?;
+    eventually("it is ready", DEADLINE, || works.is_ready(&small.reference))?;
+    eventually("the job is over", DEADLINE, || {
+        Ok(node.leases()?.is_empty())
+    })?;
     counts(&works.tap, Method::APPLY, 6)?;
     let next = works.report(&small.reference)?;
     ensure!(next.count(LayerOutcome::Existed) == 3, "{next:?}");

@@ -20,7 +20,7 @@ use tonic::codegen::http::{HeaderMap, HeaderValue};
 use crate::blob::ingest;
 use crate::node::Node;
 use crate::suite::live_tests;
-use bed::{Bed, eventually};
+use bed::{Bed, in_time};
 
 live_tests! {
     Containerd: transparent_for_every_method,
@@ -218,7 +218,7 @@ fn transparent_for_endless_streams(node: &Node) -> Result<()> {
     };
     let second = cri.run_pod_sandbox("", "second")?;
     let more = until(&mut events, second.id());
-    bed.runtime.block_on(eventually(more))?;
+    bed.runtime.block_on(in_time(more))?;
     drop((events, request));
     bed.taken_back()?;
     cri.remove_all()?;

@@ -11,9 +11,10 @@ use resnap_core::Kind;
 use resnap_integration::tap::Point::{After, Before};
 use resnap_integration::tap::{Action, Method, Point};
 
-use super::{Scene, runtime, until};
+use super::{Scene, runtime};
 use crate::command::run_to_end;
 use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
@@ -113,7 +114,9 @@ fn hangs(
     scene.has(0, existed, "native")?;
     if ends_well {
         // The engine lives, and does what it could not do then.
-        until("the lease is gone", || Ok(scene.node.leases()?.is_empty()))?;
+        eventually("the lease is gone", DEADLINE, || {
+            Ok(scene.node.leases()?.is_empty())
+        })?;
     }
     scene.goes_on_from(existed, "native")?;
     scene.tap.finish()

@@ -10,8 +10,9 @@ use resnap_core::Kind;
 use resnap_integration::tap::Method;
 use resnap_integration::tap::Point::During;
 
-use super::{Scene, ended, runtime, start, until};
+use super::{Scene, ended, runtime, start};
 use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
@@ -63,7 +64,7 @@ fn crash_of_containerd_and_an_engine_cleans_up(node: &Node) -> Result<()> {
     let error = error.err().context("it went well")?;
     ensure!(error.kind() == Kind::Unavailable, "{error:?}");
     node.containerd.restart()?;
-    until("its active snapshot is removed", || {
+    eventually("its active snapshot is removed", DEADLINE, || {
         Ok(scene.snapshots("native")? == (0, 1))
     })?;
     scene.goes_on_from(1, "native")?;

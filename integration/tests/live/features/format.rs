@@ -10,9 +10,9 @@ use resnap_integration::image::{
 use serde_json::{Value, json};
 
 use super::{assert_copied, assert_only_on_erofs};
-use crate::api::eventually;
 use crate::errors::{assert_error, unpack};
 use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
@@ -87,7 +87,7 @@ fn features_the_erofs_image_format_is_taken(node: &Node) -> Result<()> {
     let zstd = write(node, image)?;
     ensure!(zstd.chain_id() == raw.chain_id(), "{zstd:?}");
     node.unpack("erofs", &zstd.reference)?;
-    eventually("all of it is removed", || {
+    eventually("all of it is removed", DEADLINE, || {
         for layer in raw.layers.iter().rev() {
             let remove = ["snapshots", "--snapshotter", "erofs", "rm", &layer.chain_id];
             // Garbage collection may be faster, or at it just then.

@@ -13,8 +13,9 @@ use resnap_integration::image::hostile::{attributes, long_ways, nested_config};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer, hello};
 use resnap_integration::tap::{Method, Point};
 
-use crate::api::{Running, Through, eventually};
+use crate::api::{Running, Through};
 use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
 use crate::suite::live_tests;
 
@@ -122,7 +123,7 @@ fn a_layer_of_long_ways_is_cancelled_at_once(node: &Node) -> Result<()> {
     let through = Through::start_by("resnap", node)?;
     for _ in 0..TRIES {
         let caller = unpack(&through, &image, ON)?;
-        eventually("its ways are gone", || {
+        eventually("its ways are gone", DEADLINE, || {
             // What is staged comes and goes while it is listed.
             Ok(holds(&node.snapshotter_root(ON), "L253").unwrap_or(false))
         })?;
@@ -148,27 +149,27 @@ fn images_of_long_ways_leave_others_their_turn(node: &Node) -> Result<()> {
     let image = import(node, "small", vec![small()?])?;
     let through = Through::start_by("resnap", node)?;
     let callers = hostile.each_ref().map(|image| unpack(&through, image, ON));
-    eventually("both run", || Ok(through.jobs()?.len() == 2))?;
+    eventually("both run", DEADLINE, || Ok(through.jobs()?.len() == 2))?;
     for caller in callers {
         caller?.kill()?;
     }
-    let asked = Instant::now();
     let caller = unpack(&through, &image, ON)?;
-    let is_done = |image: &Built| anyhow::Ok(node.snapshots(ON)?.contains_key(image.chain_id()));
-    while !is_done(&image)? && asked.elapsed() < PROMPT {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    if !is_done(&image)? {
+    let ready = eventually("the other image is ready", PROMPT, || {
+        Ok(node.snapshots(ON)?.contains_key(image.chain_id()))
+    });
+    if let Err(error) = ready {
         let jobs = through.jobs()?;
         caller.kill()?;
-        anyhow::bail!("not ready in {PROMPT:?}: {jobs:#?}");
+        return Err(error.context(format!("the jobs are {jobs:#?}")));
     }
     caller.report()?;
     // Nothing of theirs stays.
     for job in through.jobs()? {
         through.resnap(&["cancel", &job["id"].to_string()])?;
     }
-    eventually("they have ended", || Ok(through.jobs()?.is_empty()))?;
+    eventually("they have ended", DEADLINE, || {
+        Ok(through.jobs()?.is_empty())
+    })?;
     through.end()?;
     node.assert_no_active_snapshot(ON)
 }

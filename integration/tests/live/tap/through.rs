@@ -7,16 +7,17 @@ use std::cell::Cell;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use prost::Message;
 use resnap_integration::tap::{Method, Point, Tap};
 use tonic::Code;
 
-use super::raw::{DEADLINE, Raw};
+use super::raw::Raw;
 use crate::blob::ingest;
 use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
@@ -88,18 +89,12 @@ fn tap_passes_events(node: &Node) -> Result<()> {
         lines.for_each(|line| drop(send.send(line)));
     });
     let stem = unique("event");
-    let deadline = Instant::now() + DEADLINE;
-    for number in 0.. {
+    eventually("an event comes", DEADLINE, || {
         // containerd may still be about to subscribe when the first ones happen.
-        node.ctr(&["namespaces", "create", &format!("{stem}-{number}")])?;
-        if lines
-            .recv_timeout(Duration::from_millis(50))
-            .is_ok_and(|line| line.contains(&stem))
-        {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "no event came");
-    }
+        node.ctr(&["namespaces", "create", &unique(&stem)])?;
+        let line = lines.recv_timeout(Duration::from_millis(50));
+        Ok(line.is_ok_and(|line| line.contains(&stem)))
+    })?;
     ensure!(events.try_wait()?.is_none(), "ctr events has ended");
     events.kill()?;
     events.wait()?;
@@ -118,13 +113,8 @@ fn tap_passes_resets(node: &Node) -> Result<()> {
         ensure!(error.message().contains("locked"), "{error:?}");
         anyhow::Ok(())
     };
-    let until_free = |name: &String| {
-        let deadline = Instant::now() + DEADLINE;
-        while let Err(error) = write(name) {
-            ensure!(Instant::now() < deadline, "the reset is lost: {error}");
-        }
-        Ok(())
-    };
+    let until_free =
+        |name: &String| eventually("the reset arrives", DEADLINE, || Ok(write(name).is_ok()));
     let (name, other) = (unique("write"), unique("write"));
     let (answered, kept) = (write(&name)?, write(&other)?);
     locked(&name)?;
