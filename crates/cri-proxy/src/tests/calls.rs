@@ -52,7 +52,8 @@ async fn after_a_failed_unpack_the_request_is_sent_once_more() {
 
 #[tokio::test]
 async fn calls_that_do_not_end_get_an_error_when_the_proxy_stops() {
-    let node = Node::with_grace(Service::default(), Duration::ZERO);
+    // Streams are ended after two seconds, and the rest after three.
+    let node = Node::with_grace(Service::default(), Duration::from_secs(6));
     let client = node.client().await;
     // One waits for its image, one for the end of a stream.
     let (waiting, _to) = begin(&client, CREATE_CONTAINER, container("nydus", 10), true).await;
