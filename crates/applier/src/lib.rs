@@ -123,3 +123,7 @@ mod xattr;
 pub use applier::InProcessApplier;
 pub use settings::{ApplierSettings, Differ, MEMORY, STALL};
 pub use staging::clear;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

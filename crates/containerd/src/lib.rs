@@ -12,6 +12,7 @@
 //! would be lost; single labels are set by field mask instead.
 
 mod client;
+mod connection;
 mod containers;
 mod content;
 mod diff;
@@ -24,3 +25,7 @@ mod snapshots;
 mod status;
 
 pub use client::{Client, DEFAULT_ADDRESS};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

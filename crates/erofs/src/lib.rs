@@ -116,3 +116,7 @@ pub use reader::{Entries, ErofsReader, Named};
 pub use source::{ImageError, ReadAt};
 pub use stack::Stack;
 pub use writer::Writer;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

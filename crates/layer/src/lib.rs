@@ -98,3 +98,7 @@ pub use entry::{Entry, EntryKind, Extent, File, Metadata, Piece, Time, Xattr};
 pub use error::{Error, Fault};
 pub use limits::Limits;
 pub use reader::Layer;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -51,6 +51,8 @@
 //! - Windows is recognised in any spelling, and a feature `win32k` listed twice
 //!   is ignored like one listed once.
 
+mod error;
+mod escape;
 mod matcher;
 mod normalize;
 mod parse;
@@ -61,6 +63,11 @@ mod windows;
 #[cfg(test)]
 mod reference;
 
+pub use error::ParseError;
 pub use matcher::Matcher;
-pub use parse::ParseError;
+pub use parse::parse_with_default;
 pub use platform::Platform;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
