@@ -273,27 +273,7 @@ fn caller(images: usize) -> impl Strategy<Value = Caller> {
 
 fn fault() -> impl Strategy<Value = Fault> {
     use Operation::*;
-    let operation = select(vec![
-        GetImage,
-        ListImages,
-        ContentInfo,
-        OpenContent,
-        SetLabel,
-        Stat,
-        Prepare,
-        Commit,
-        Remove,
-        Apply,
-        CreateLease,
-        DeleteLease,
-        AddResource,
-        LabelSnapshot,
-        Children,
-        ListLeases,
-        LeaseResources,
-        ListContainers,
-        Introspect,
-    ]);
+    let operation = select(Operation::ALL.to_vec());
     let kind = || {
         select(vec![
             Kind::Unavailable,
