@@ -8,7 +8,7 @@ use resnap_core::{EnsureProgress, EnsureRequest, Error, NotReady, UnpackService,
 use resnap_unpacker::{Engine, Progress, Request, UnpackError};
 
 /// The engine, as the proxy asks for it.
-pub(super) struct Service(pub(super) Engine);
+pub(crate) struct Service(pub(crate) Engine);
 
 impl Service {
     async fn is_ready(&self, request: &Request) -> Result<bool, UnpackError> {

@@ -61,7 +61,7 @@ pub(super) fn leases(node: &Node) -> Result<()> {
     scene.node.collect_garbage()?;
     scene.has(0, 0, "overlayfs")?;
     let again = end(&mut scene.resnap(&["leases", "--sweep"])?)?.ok()?;
-    ensure!(again.contains("0 leases of the dead ended"), "{again}");
+    ensure!(again.contains("0 orphaned leases deleted"), "{again}");
     scene.has(1, 1, "native")?;
 
     held.release();
