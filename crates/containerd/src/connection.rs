@@ -17,22 +17,22 @@ use tonic::{Request, Response, Status};
 
 use crate::status::error;
 
-/// containerd's own limit for a message.
+/// The size limit of a message, that of containerd itself.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// How long containerd may take to answer, unless told otherwise: longer than a snapshotter that
-/// asks a registry takes to prepare a layer.
+/// The default time limit of a call, longer than a snapshotter that contacts a registry takes to prepare
+/// a layer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Bytes of a blob that containerd sends before they are read: one of its messages, which have up to
+/// The bytes of a blob that containerd sends before they are read: one of its messages, which have up to
 /// 1 MiB.
 const STREAM_WINDOW: u32 = 1 << 20;
 
-/// The most that HTTP/2 allows. Streams that nobody reads for a while, as a layer's that waits for
-/// memory, would use up a smaller one and stop all other answers.
+/// The maximum of HTTP/2. Streams that are not read for a while, such as that of a layer that waits for
+/// memory, would use up a smaller window and block all other answers.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// A connection to containerd, cheap to clone. The ports are implemented for it, each in a file of its own.
+/// A connection to containerd, cheap to clone. It implements the ports, each in a file of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
     pub(crate) channel: Channel,
@@ -40,11 +40,10 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the socket at `address` (an absolute path; a `unix://` in front is taken off).
+    /// See [`Client::connect`](crate::Client::connect).
     ///
     /// # Errors
-    /// [`Kind::Unavailable`] if nobody listens there, [`Kind::PermissionDenied`] if we may not
-    /// connect, [`Kind::InvalidArgument`] for a path that cannot be a socket's.
+    /// Those of [`Client::connect`](crate::Client::connect).
     pub(crate) async fn connect(address: &str) -> Result<Self> {
         let path = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
         if !path.is_absolute() {
@@ -53,7 +52,7 @@ impl Connection {
                     .with_source("the address must be an absolute path"),
             );
         }
-        // The channel connects lazily and would report a wrong path at the first call, as
+        // The channel connects lazily and would report a wrong path only at the first call, as
         // "transport error".
         dial(&path).await.map_err(|error| {
             let kind = match error.kind() {
@@ -63,7 +62,7 @@ impl Connection {
             };
             Error::new(kind, "connect to containerd at", address).with_source(error)
         })?;
-        // The URI only fills HTTP/2's :authority.
+        // The URI is only used for :authority of HTTP/2.
         let channel = Endpoint::from_static("http://localhost")
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -77,8 +76,7 @@ impl Connection {
         })
     }
 
-    /// The same connection with another limit to each call but those whose length depends on the
-    /// image: applying a layer and reading a blob. The limit of [`Client::connect`] is 60 s.
+    /// See [`Client::with_call_timeout`](crate::Client::with_call_timeout).
     pub(crate) fn with_call_timeout(self, call_timeout: Duration) -> Self {
         Self {
             call_timeout,
@@ -86,7 +84,7 @@ impl Connection {
         }
     }
 
-    /// What containerd answers to a call, or its error.
+    /// Returns the answer to a call, within the time limit.
     pub(crate) async fn call<T>(
         &self,
         operation: &'static str,
@@ -102,7 +100,7 @@ impl Connection {
         Ok(answer.into_inner())
     }
 
-    /// Gives up what takes too long, as a call to a daemon that hangs does.
+    /// Applies the time limit to `work`.
     pub(crate) async fn in_time<T>(
         &self,
         operation: &'static str,
@@ -121,7 +119,7 @@ async fn dial(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path).await
 }
 
-/// `message` with the namespace and lease of `scope` (containerd `pkg/namespaces/grpc.go`,
+/// Returns a request with the namespace and lease of `scope` (containerd `pkg/namespaces/grpc.go`,
 /// `core/leases/grpc.go`).
 pub(crate) fn request<T>(scope: &Scope, message: T) -> Result<Request<T>> {
     let mut request = Request::new(message);

@@ -31,7 +31,7 @@ impl Applier for Connection {
                 annotations: layer.annotations.clone().into_iter().collect(),
             }),
             mounts: mounts.iter().map(to_message).collect(),
-            // Before 2.0 there is no such field.
+            // containerd before 2.0 ignores this field.
             sync_fs,
             ..ApplyRequest::default()
         };

@@ -34,7 +34,7 @@ pub(crate) fn image_changes(
     let namespace = namespace.to_owned();
     let failed = move |status| error(WATCH, namespace.as_str(), status);
     let failed_later = failed.clone();
-    // containerd answers no earlier than with the first event: that may be tomorrow.
+    // containerd answers only with the first event, which may take hours.
     let envelopes = async move {
         let answer = client.subscribe(request?).await.map_err(failed)?;
         Ok(answer.into_inner().map_err(failed_later))
@@ -42,7 +42,7 @@ pub(crate) fn image_changes(
     let names = envelopes.try_flatten_stream();
     names.try_filter_map(|envelope| {
         let event = envelope.event.unwrap_or_default();
-        // What is not one is not for us.
+        // Other messages are ignored.
         let change = ImageChange::decode(event.value.as_slice()).ok();
         std::future::ready(Ok(change.map(|change| change.name)))
     })

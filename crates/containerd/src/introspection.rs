@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Introspection, by messages of our own: those of containerd-client 0.9 are of containerd 2.1 and
-//! lack `Platform.os_features`, and prost drops what it does not know.
+//! Introspection, with messages defined here: those of containerd-client 0.9 are of containerd 2.1 and
+//! lack `Platform.os_features`, and prost drops unknown fields.
 
 use std::collections::HashMap;
 
@@ -107,7 +107,7 @@ impl Introspection for Connection {
     async fn content_root(&self) -> Result<Option<String>> {
         let kind = "io.containerd.content.v1";
         let plugins = plugins(self, "find the content of", kind).await?;
-        // Another content store may keep its blobs elsewhere.
+        // Other content stores may have another layout.
         let mut local = plugins.into_iter().filter(|plugin| plugin.id == "content");
         Ok(local
             .next()
@@ -135,7 +135,7 @@ pub(crate) async fn version(connection: &Connection) -> Result<String> {
     Ok(answer.version)
 }
 
-/// The plugins of one type.
+/// Returns the plugins of one type.
 async fn plugins(
     connection: &Connection,
     operation: &'static str,
@@ -148,7 +148,7 @@ async fn plugins(
     Ok(answer.plugins)
 }
 
-/// A call that is of no namespace.
+/// Makes a call that needs no namespace.
 async fn introspect<Q, A>(
     connection: &Connection,
     operation: &'static str,

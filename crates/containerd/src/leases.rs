@@ -91,7 +91,7 @@ impl Leases for Connection {
 }
 
 const CONTENT: &str = "content";
-/// The snapshotter's name follows.
+/// The prefix of the type of a snapshot; the snapshotter's name follows.
 const SNAPSHOTS: &str = "snapshots/";
 
 fn to_message(resource: &Resource) -> ResourceMessage {
@@ -116,7 +116,7 @@ fn from_message(message: ResourceMessage) -> Option<Resource> {
     Some(Resource::Snapshot { snapshotter, key })
 }
 
-/// A time that no clock can show is as good as none.
+/// Converts a time. One that is out of range becomes the epoch.
 fn system_time(time: Timestamp) -> SystemTime {
     SystemTime::try_from(time).unwrap_or(UNIX_EPOCH)
 }

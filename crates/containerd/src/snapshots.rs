@@ -31,7 +31,7 @@ impl Snapshotters for Connection {
     }
 }
 
-/// One snapshotter of containerd's.
+/// A snapshotter of containerd.
 struct Remote {
     client: Connection,
     name: String,

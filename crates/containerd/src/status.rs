@@ -9,15 +9,15 @@ use std::io;
 use resnap_core::{Error, Kind};
 use tonic::{Code, Status};
 
-/// The kind of a code. `Ok` is not an error; a backend that fails with it breaks the protocol.
+/// Returns the kind of a code. `Ok` is not an error: a backend that fails with it violates the protocol.
 fn kind(code: Code) -> Kind {
     Kind::of_code(code as i32).unwrap_or(Kind::Internal)
 }
 
-/// The error of `operation` on `subject` that containerd answered, or that kept it from answering.
+/// Returns the error of `operation` on `subject` for a status of containerd or of the connection.
 pub(crate) fn error(operation: &'static str, subject: impl Into<String>, status: Status) -> Error {
-    // tonic gives a connection that breaks or can't be made the codes Unknown, Cancelled or
-    // Internal; what the operating system said is only in the chain.
+    // tonic reports a broken or failed connection as Unknown, Cancelled or Internal. The error of the
+    // operating system is only in the source chain.
     if let Some(io) = io_error(&status) {
         let kind = match io.kind() {
             io::ErrorKind::PermissionDenied => Kind::PermissionDenied,

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{Descriptor, Digest, Mount, Result, Scope};
 
-/// What an Apply wrote.
+/// The result of an Apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
     /// The digest of the uncompressed tar that was written.
@@ -22,11 +22,11 @@ pub struct Applied {
     pub size: u64,
 }
 
-/// Writing a layer to a snapshot.
+/// Writes layers to snapshots.
 #[async_trait]
 pub trait Applier: Send + Sync {
-    /// Writes the layer through the mounts of its active snapshot; with `sync_fs` to the disk.
-    /// [`Kind::NotFound`](crate::Kind::NotFound) if the blob is not there.
+    /// Writes the layer through the mounts of its active snapshot, and flushes it to disk if `sync_fs`
+    /// is set. [`Kind::NotFound`](crate::Kind::NotFound) if the blob does not exist.
     async fn apply(
         &self,
         scope: &Scope,
@@ -35,26 +35,26 @@ pub trait Applier: Send + Sync {
         sync_fs: bool,
     ) -> Result<Applied>;
 
-    /// Begins to write several layers, if the applier can make more of that than of one after the
-    /// other; see [`in_batch`]. It must be called within a tokio runtime.
+    /// Starts writing several layers. Returns `None` if the applier has no better way than one layer
+    /// after the other; see [`in_batch`]. It must be called within a tokio runtime.
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
         let _ = batch;
         None
     }
 }
 
-/// Layers that will be applied one after the other, and may be built before their turn.
+/// Layers that are applied one after the other, and may be built before their turn.
 #[derive(Clone)]
 pub struct Batch {
-    /// Where their blobs are.
+    /// The scope of the layers' blobs.
     pub scope: Scope,
-    /// The snapshotter that they are for.
+    /// The target snapshotter.
     pub snapshotter: String,
-    /// The layers, each standing on the one before.
+    /// The layers, each on top of the one before.
     pub layers: Vec<Descriptor>,
-    /// Whether each is on the disk once it is applied.
+    /// Whether each layer is flushed to disk when it is applied.
     pub sync_fs: bool,
-    /// Who is asked and told.
+    /// Decides when layers are written, and receives progress.
     pub monitor: Arc<dyn ApplyMonitor>,
 }
 
@@ -70,39 +70,39 @@ impl fmt::Debug for Batch {
 
 /// Applies the layers of a [`Batch`].
 ///
-/// Dropping it gives up what was built and not applied; what that left is removed some time later.
+/// Dropping it abandons layers that were built and not applied. Their files are removed later.
 #[async_trait]
 pub trait BatchApplier: Send + Sync {
-    /// Writes the layer at `index` through the mounts of its active snapshot, after those before it
-    /// were committed by whomever. A layer may be left out, and may be applied again to another
-    /// snapshot. [`Kind::NotFound`](crate::Kind::NotFound) if the blob is not there.
+    /// Writes the layer at `index` through the mounts of its active snapshot. The layers before it must
+    /// be committed, by any client. A layer may be skipped, and may be applied again to another
+    /// snapshot. [`Kind::NotFound`](crate::Kind::NotFound) if the blob does not exist.
     async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied>;
 
-    /// Stops all work and waits until it has stopped: nothing is written to a snapshot any more, and
-    /// what was built and not applied is gone.
+    /// Stops all work and waits for it: afterwards nothing is written to a snapshot any more, and layers
+    /// that were built and not applied are removed.
     async fn end(&self);
 }
 
-/// Who may say when a layer is written, and is told how it goes. Layers go by their index in the
-/// [`Batch`].
+/// Decides when a layer may be written, and receives progress. Layers are identified by their index in
+/// the [`Batch`].
 #[async_trait]
 pub trait ApplyMonitor: Send + Sync {
-    /// Waits until the layer may be written, in its snapshot or ahead. It is being written until the
-    /// answer is dropped.
+    /// Waits until the layer may be written, in its snapshot or in advance. The permit is held while it
+    /// is being written.
     async fn admit(&self, index: usize) -> ApplyPermit;
-    /// So many bytes of the layer's blob have been read.
+    /// Called when `bytes` bytes of the layer's blob have been read.
     fn read(&self, index: usize, bytes: u64);
-    /// Writing the layer has gone through this stage.
+    /// Called when the layer has completed `stage`.
     fn record_stage(&self, index: usize, stage: Stage, span: StageTiming);
 }
 
-/// The right to write a layer, given back when it is dropped.
+/// The permission to write a layer, returned on drop.
 pub struct ApplyPermit {
     _permit: Box<dyn Any + Send>,
 }
 
 impl ApplyPermit {
-    /// A right that is given back by dropping `permit`.
+    /// Creates a permit that is returned by dropping `permit`.
     pub fn new(permit: impl Send + 'static) -> Self {
         Self {
             _permit: Box::new(permit),
@@ -116,11 +116,11 @@ impl fmt::Debug for ApplyPermit {
     }
 }
 
-/// What making a layer consists of.
+/// A stage of unpacking a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// Waiting for who makes the layer, too, and for others to be written.
+    /// Waiting for another unpack of the same layer, or for other layers to be written.
     Wait,
     /// Reading its blob.
     Read,
@@ -128,27 +128,27 @@ pub enum Stage {
     Inflate,
     /// Computing the diff ID.
     Hash,
-    /// Writing what is in it, to the snapshot or ahead.
+    /// Writing its content, to the snapshot or in advance.
     Write,
-    /// Putting what was written ahead in its place.
+    /// Moving content that was written in advance into the snapshot.
     Place,
     /// Committing the snapshot.
     Commit,
 }
 
-/// When something was done. Stages of one layer go on at the same time, each waiting for others.
+/// The time span of a stage. The stages of one layer run concurrently and wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StageTiming {
-    /// When it began.
+    /// The start.
     pub start: Instant,
-    /// When it ended.
+    /// The end.
     pub end: Instant,
-    /// How long it was at work between.
+    /// The time spent working in between.
     pub busy: Duration,
 }
 
 impl StageTiming {
-    /// All the time from `start` to now.
+    /// Returns the span from `start` to now, all of it busy.
     pub fn since(start: Instant) -> Self {
         let end = Instant::now();
         Self {
@@ -159,7 +159,7 @@ impl StageTiming {
     }
 }
 
-/// The layers of `batch`, to be applied as `applier` does best, or else one after the other.
+/// Starts a batch with `applier`, or one layer after the other if the applier has no batches.
 pub fn in_batch(applier: &Arc<dyn Applier>, batch: Batch) -> Arc<dyn BatchApplier> {
     applier.batch(&batch).unwrap_or_else(|| {
         Arc::new(Sequential {
@@ -169,7 +169,7 @@ pub fn in_batch(applier: &Arc<dyn Applier>, batch: Batch) -> Arc<dyn BatchApplie
     })
 }
 
-/// One layer after the other.
+/// Applies one layer after the other.
 struct Sequential {
     applier: Arc<dyn Applier>,
     batch: Batch,

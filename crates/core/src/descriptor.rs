@@ -10,12 +10,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Digest;
 
-/// What points at a blob: its media type, digest and size, with annotations and, in an index, the
-/// platform. Fields that resnap has no use for are not kept.
+/// A reference to a blob: its media type, digest and size, with annotations and, in an index, the
+/// platform. Fields that resnap does not use are dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// The media type; empty where the image does not say (old Docker images).
+    /// The media type; empty if the image has none (old Docker images).
     #[serde(default, deserialize_with = "null_is_default")]
     pub media_type: String,
     /// The digest of the blob as stored.
@@ -30,7 +30,7 @@ pub struct Descriptor {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub annotations: BTreeMap<String, String>,
-    /// The platform an index gives its entry.
+    /// The platform of an entry of an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
 }

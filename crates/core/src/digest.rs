@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Digests and the identities made of them (OCI image-spec `descriptor.md`, `config.md`).
+//! Digests and the identifiers derived from them (OCI image-spec `descriptor.md`, `config.md`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 /// A content digest `algorithm:hex`: `sha256`, `sha384` or `sha512` with lower-case hex of the
-/// algorithm's own length, as the OCI image-spec registers them and containerd accepts them.
+/// algorithm's own length, as registered by the OCI image-spec and accepted by containerd.
 ///
-/// As a digest becomes part of paths and keys, nothing else gets through the parser.
+/// Digests become parts of paths and keys, so the parser accepts nothing else.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
 
-/// A string that is no digest.
+/// The error for a string that is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a digest: want sha256, sha384 or sha512, a colon and lower-case hex")]
 pub struct InvalidDigest(String);
 
 impl Digest {
-    /// The SHA-256 digest of `bytes`.
+    /// Returns the SHA-256 digest of `bytes`.
     pub fn sha256(bytes: &[u8]) -> Self {
         Self(format!("sha256:{}", hex(&Sha256::digest(bytes))))
     }
@@ -33,24 +33,24 @@ impl Digest {
         Self(format!("sha256:{}", hex(&hash)))
     }
 
-    /// `sha256`, `sha384` or `sha512`.
+    /// Returns the algorithm: `sha256`, `sha384` or `sha512`.
     pub fn algorithm(&self) -> &str {
         self.0
             .split_once(':')
             .map_or("", |(algorithm, _)| algorithm)
     }
 
-    /// The lower-case hex after the colon.
+    /// Returns the lower-case hex after the colon.
     pub fn encoded(&self) -> &str {
         self.0.split_once(':').map_or("", |(_, encoded)| encoded)
     }
 
-    /// `algorithm:hex`.
+    /// Returns the text `algorithm:hex`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The digest of `bytes` in the algorithm of this one.
+    /// Returns the digest of `bytes` by the algorithm of this digest.
     #[must_use]
     pub fn same_algorithm(&self, bytes: &[u8]) -> Self {
         let mut hasher = self.hasher();
@@ -58,7 +58,7 @@ impl Digest {
         hasher.digest()
     }
 
-    /// Returns a hasher in the algorithm of this one, for bytes that come in pieces.
+    /// Returns a hasher with the algorithm of this digest.
     pub fn hasher(&self) -> Hasher {
         match self.algorithm() {
             "sha512" => Hasher::Sha512(Sha512::new()),
@@ -68,7 +68,7 @@ impl Digest {
     }
 }
 
-/// The digest of bytes that come in pieces.
+/// Computes the digest of bytes that arrive in pieces.
 #[derive(Debug, Clone)]
 pub enum Hasher {
     /// `sha256`.
@@ -142,7 +142,7 @@ impl TryFrom<String> for Digest {
     }
 }
 
-/// What of a hostile string goes into an error.
+/// Truncates untrusted input for error messages.
 fn shown(text: &str) -> String {
     text.chars().take(140).collect()
 }
@@ -176,15 +176,15 @@ impl fmt::Display for DiffId {
     }
 }
 
-/// The identity of a layer on top of its parents (OCI image-spec `config.md`, "Layer ChainID").
-/// containerd names the layer's committed snapshot so.
+/// The identity of a layer on top of its parents (OCI image-spec `config.md`, "Layer ChainID"). It is
+/// the name of the layer's committed snapshot in containerd.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct ChainId(Digest);
 
 impl ChainId {
-    /// The chain ID of a layer on `parent`: the diff ID itself at the bottom, else the SHA-256 of
-    /// `parent diff-id` with one space between.
+    /// Returns the chain ID of a layer on `parent`: the diff ID itself without a parent, otherwise the
+    /// SHA-256 digest of `parent diff-id` with one space in between.
     pub fn of(parent: Option<&ChainId>, diff_id: &DiffId) -> Self {
         match parent {
             None => Self(diff_id.0.clone()),
@@ -192,12 +192,12 @@ impl ChainId {
         }
     }
 
-    /// One that another process computed, and tells.
+    /// Wraps a chain ID received from another process, unchecked.
     pub fn from_trusted(digest: Digest) -> Self {
         Self(digest)
     }
 
-    /// `algorithm:hex`.
+    /// Returns the text `algorithm:hex`.
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Layers of the EROFS image format (erofs-image-spec, a draft), and what of them is taken.
+//! Layers of the EROFS image format (erofs-image-spec, a draft), and which of them are supported.
 //!
-//! A layer's part in the image is its role, an annotation of its descriptor:
+//! The role of a layer in the image is an annotation of its descriptor:
 //!
 //! | media type | role | taken |
 //! |---|---|---|
@@ -13,19 +13,19 @@
 //! | `application/vnd.erofs.chunk-index.v1` | | no: an index of another layer, and none of its own |
 //! | any other of these | any other | no |
 //!
-//! A config may have no diff IDs; each layer says its own then.
+//! A config may have no diff IDs. Each layer then has its own in an annotation.
 
 use crate::media_type::{self, EROFS_CHUNK_INDEX, EROFS_IMAGE};
 use crate::{Descriptor, DiffId, Digest};
 
-/// The annotation that has a layer's role.
+/// The annotation with the role of a layer.
 const ROLE: &str = "org.erofs.role";
 
-/// The annotation that has the digest of a layer's uncompressed bytes, its diff ID.
+/// The annotation with the digest of a layer's uncompressed bytes, its diff ID.
 const UNCOMPRESSED_DIGEST: &str = "org.erofs.uncompressed-digest";
 
-/// Whether a layer of this media type is of the EROFS image format. Roles mean something in an
-/// image that has such a layer.
+/// Returns whether a layer of this media type is of the EROFS image format. Roles are defined for images
+/// that have such a layer.
 pub fn is_of_format(media_type: &str) -> bool {
     matches!(
         media_type::without_suffixes(media_type),
@@ -33,7 +33,7 @@ pub fn is_of_format(media_type: &str) -> bool {
     )
 }
 
-/// Why a layer of an image of this format cannot be unpacked; `None` if it can.
+/// Returns the reason why a layer of an image of this format is not supported, or `None` if it is.
 pub fn not_taken(layer: &Descriptor) -> Option<String> {
     let media_type = &layer.media_type;
     if media_type == EROFS_CHUNK_INDEX {
@@ -48,10 +48,10 @@ pub fn not_taken(layer: &Descriptor) -> Option<String> {
     }
 }
 
-/// The diff ID that a layer of this format says is its own; `None` if it does not say one.
+/// Returns the diff ID in the annotations of a layer of this format, or `None` if it has none.
 ///
 /// # Errors
-/// The annotation, if that is no digest.
+/// The annotation is not a digest.
 pub fn diff_id(layer: &Descriptor) -> Result<Option<DiffId>, String> {
     if !is_of_format(&layer.media_type) {
         return Ok(None);
@@ -61,7 +61,7 @@ pub fn diff_id(layer: &Descriptor) -> Result<Option<DiffId>, String> {
             Ok(digest) => Ok(Some(DiffId(digest))),
             Err(_) => Err(format!("its {UNCOMPRESSED_DIGEST} {digest:?} is no digest")),
         },
-        // Of an uncompressed layer it may be left out.
+        // Optional for an uncompressed layer.
         None if layer.media_type == EROFS_IMAGE => Ok(Some(DiffId(layer.digest.clone()))),
         None => Ok(None),
     }
@@ -103,7 +103,7 @@ mod tests {
             let annotations: Vec<_> = role.iter().map(|role| (ROLE, *role)).collect();
             let why = not_taken(&layer(media_type, &annotations));
             assert_eq!(why.is_none(), taken, "{media_type} {role:?}: {why:?}");
-            // What is refused is named.
+            // The reason names the role or the media type.
             assert!(why.is_none_or(|why| why.contains(role.unwrap_or(media_type))));
         }
     }

@@ -1,51 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The one error of ports and backends.
+//! The error type of ports and backends.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// A result of a port.
+/// The result of a port's method.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, in the terms a caller decides by. These are gRPC's codes, so that nothing is
-/// lost between a backend and whoever asks.
+/// The kind of an error, by which callers decide. The kinds are the codes of gRPC, so that none is lost
+/// between a backend and a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
     /// The operation was cancelled.
     Cancelled = 1,
-    /// The backend did not say.
+    /// The backend gave no reason.
     Unknown = 2,
-    /// The request makes no sense.
+    /// The request is invalid.
     InvalidArgument = 3,
-    /// Time ran out.
+    /// The deadline passed.
     DeadlineExceeded = 4,
-    /// The thing is not there.
+    /// The subject does not exist.
     NotFound = 5,
-    /// The thing is there already.
+    /// The subject already exists.
     AlreadyExists = 6,
-    /// We may not.
+    /// The caller lacks the permission.
     PermissionDenied = 7,
-    /// Something has no room left.
+    /// A resource is used up, or a limit is exceeded.
     ResourceExhausted = 8,
-    /// The state of something else forbids it.
+    /// The operation is not allowed in the current state.
     FailedPrecondition = 9,
-    /// A conflict with somebody else's change.
+    /// The operation conflicts with a concurrent one.
     Aborted = 10,
-    /// Past the end.
+    /// The request is past the end.
     OutOfRange = 11,
-    /// The backend cannot do this.
+    /// The backend does not support the operation.
     Unimplemented = 12,
-    /// A broken promise inside the backend or resnap.
+    /// An invariant of the backend or of resnap is violated.
     Internal = 13,
-    /// The backend is not reachable now.
+    /// The backend cannot be reached at the moment.
     Unavailable = 14,
-    /// Content is not what its digest says.
+    /// Content does not match its digest.
     DataLoss = 15,
-    /// Credentials are missing.
+    /// Credentials are missing or invalid.
     Unauthenticated = 16,
 }
 
@@ -69,13 +69,13 @@ impl Kind {
         Self::Unauthenticated,
     ];
 
-    /// The number of gRPC's code of this name (grpc `doc/statuscodes.md`).
+    /// Returns the number of the gRPC code of this name (grpc `doc/statuscodes.md`).
     pub const fn code(self) -> u8 {
         self as u8
     }
 
-    /// The kind of gRPC's code of this number; `None` for 0, which is no error, and for those that
-    /// gRPC does not have.
+    /// Returns the kind of the gRPC code of this number; `None` for 0, which is not an error, and for
+    /// numbers that gRPC does not define.
     pub fn of_code(code: i32) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -83,10 +83,10 @@ impl Kind {
     }
 }
 
-/// What was tried on what, how it failed, and why.
+/// A failed operation: the operation, its subject, the kind of failure and the reason.
 ///
-/// It displays as `OPERATION SUBJECT`; the reason is its [`source`](StdError::source), so that a
-/// printed chain says nothing twice.
+/// It displays as `OPERATION SUBJECT`. The reason is its [`source`](StdError::source), so that a printed
+/// chain repeats nothing.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: Kind,
@@ -96,7 +96,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of `operation` (a verb, as in "read content") on `subject` (a name or digest).
+    /// Creates an error of `operation` (a verb, as in "read content") on `subject` (a name or digest).
     pub fn new(kind: Kind, operation: &'static str, subject: impl Into<String>) -> Self {
         Self {
             kind,
@@ -106,34 +106,34 @@ impl Error {
         }
     }
 
-    /// The same with its reason: another error, or a text.
+    /// Returns this error with its reason: another error, or a text.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
     }
 
-    /// The kind to decide by.
+    /// Returns the kind.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Whether the thing is not there.
+    /// Returns whether the subject does not exist.
     pub fn is_not_found(&self) -> bool {
         self.kind == Kind::NotFound
     }
 
-    /// Whether the thing is there already.
+    /// Returns whether the subject already exists.
     pub fn is_already_exists(&self) -> bool {
         self.kind == Kind::AlreadyExists
     }
 }
 
-/// Most bytes of one error that [`error_chain`] tells.
+/// The maximum number of bytes of one error's message in [`error_chain`].
 const MAX_TEXT: usize = 2048;
 
-/// An error with its causes, as one text. Of each no more than its beginning, as there may be
-/// something of a hostile image in it.
+/// Formats an error and its source chain on one line. Each message is truncated, since it may quote a
+/// hostile image.
 pub fn error_chain(error: &dyn StdError) -> String {
     let mut text = String::new();
     let mut next = Some(error);

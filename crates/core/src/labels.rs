@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The labels of a layer's snapshot. Who needs them: [`crate::Profiles`].
+//! The labels of a layer's snapshot. [`crate::Profiles`] has the snapshotters that need them.
 
 use std::collections::BTreeMap;
 
 /// Labels of a snapshot, blob or lease.
 pub type Labels = BTreeMap<String, String>;
 
-/// The chain ID that an extraction is for. A remote snapshotter answers ALREADY_EXISTS to a
-/// Prepare that carries it (containerd `core/snapshots/snapshotter.go`, `LabelSnapshotRef`).
+/// The target chain ID of an extraction. A remote snapshotter may answer ALREADY_EXISTS to a Prepare
+/// with this label (containerd `core/snapshots/snapshotter.go`, `LabelSnapshotRef`).
 pub const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// The layer's diff ID (containerd 2.2 `core/unpack/unpacker.go`).
 pub const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
-/// The chain ID below; absent on a base layer (containerd 2.2 `core/unpack/unpacker.go`).
+/// The chain ID of the parent; absent on a base layer (containerd 2.2 `core/unpack/unpacker.go`).
 pub const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
 
-/// The reference to pull the image by (containerd `pkg/snapshotters/annotations.go`, as the next
-/// three).
+/// The reference by which the image can be pulled (containerd `pkg/snapshotters/annotations.go`, like
+/// the next three).
 pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 /// The digest of the manifest.
 pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
@@ -26,20 +26,22 @@ pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 /// The digests of this layer and those above it, comma separated, as many as fit.
 pub const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 
-/// Annotations of a layer pass on to its snapshot under this prefix and no other.
+/// The prefix of the annotations of a layer that become labels of its snapshot.
 pub const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 
-/// On a config blob, with the snapshotter's name behind: the top chain ID, which garbage
-/// collection then keeps while the image is there.
+/// The prefix of a label of a config blob; the snapshotter's name follows. The value is the top chain
+/// ID, which garbage collection then keeps for as long as the image exists.
 pub const GC_SNAPSHOT_PREFIX: &str = "containerd.io/gc.ref.snapshot.";
-/// On a lease: when it ends, in RFC 3339. Anything else is ignored and the lease stays for ever.
+/// The label of a lease with the time of its expiry in RFC 3339. Any other format is ignored, and the
+/// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
 
-/// Most bytes of a label's key and value together (containerd `pkg/labels/validate.go`).
+/// The maximum number of bytes of a label's key and value together (containerd
+/// `pkg/labels/validate.go`).
 pub const MAX_BYTES: usize = 4096;
 
-/// What a remote snapshotter lives on. A pull by any containerd since 1.6 sets these five; the
-/// diff ID and the parent came later, so a chain without those two is still complete.
+/// The labels that remote snapshotters need. A pull by any containerd since 1.6 sets these five. The
+/// labels of the diff ID and the parent were added later, so a chain without those two is complete.
 pub const NEEDED: [&str; 5] = [
     SNAPSHOT_REF,
     IMAGE_REF,
@@ -48,7 +50,7 @@ pub const NEEDED: [&str; 5] = [
     IMAGE_LAYERS,
 ];
 
-/// The labels of [`NEEDED`] that `labels` lacks or has empty; none means complete.
+/// Returns the labels of [`NEEDED`] that are missing or empty. None means complete.
 pub fn missing(labels: &Labels) -> Vec<&'static str> {
     NEEDED
         .into_iter()
@@ -56,7 +58,7 @@ pub fn missing(labels: &Labels) -> Vec<&'static str> {
         .collect()
 }
 
-/// Whether a label is one containerd takes.
+/// Returns whether containerd accepts a label.
 pub fn fits(key: &str, value: &str) -> bool {
     key.len() + value.len() <= MAX_BYTES
 }

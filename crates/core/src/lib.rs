@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The words of resnap as types, its error, and its ports.
+//! Domain types, the error type and the backend traits (ports) that all resnap crates share.
 //!
-//! Every other crate speaks in these terms. A *port* is a narrow trait through which the engine
-//! reaches a containerd (or something that stands for one): images, content, snapshots, leases,
-//! the differ and introspection. Backends implement ports; the engine knows nothing else of them.
+//! A *port* is a narrow trait through which the engine reaches a containerd, or a substitute for one:
+//! images, content, snapshots, leases, the differ and introspection. Backends implement ports, and the
+//! engine depends on nothing else of a backend.
 //!
-//! Four different things of this field are spelt `sha256:…`: the digest of a (compressed) layer
-//! blob, the digest of its uncompressed tar ([`DiffId`]), the identity of a layer on top of its
-//! parents ([`ChainId`], also the name of its committed snapshot) and the digest of a manifest or
-//! config. Mixing them up is the bug of the field, so they are types of their own here.
+//! Four different things are written as `sha256:…`: the digest of a (compressed) layer blob, the digest
+//! of its uncompressed tar ([`DiffId`]), the identity of a layer on top of its parents ([`ChainId`],
+//! also the name of its committed snapshot) and the digest of a manifest or config. Mixing them up is a
+//! common mistake, so diff IDs and chain IDs have types of their own.
 //!
-//! There is no I/O in this crate, no runtime and no gRPC. With the feature `testing` come the
-//! conformance suites of the ports and a simulated backend.
+//! This crate has no I/O, no runtime and no gRPC. The feature `testing` adds the conformance suites of
+//! the ports and a simulated backend.
 
 mod apply;
 mod descriptor;

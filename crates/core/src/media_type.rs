@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Media types of the parts of an image, OCI's and Docker's, and which is what
-//! (image-spec `media-types.md`, containerd `core/images/mediatypes.go`).
+//! Media types of the parts of an image, of OCI and Docker, and their classification (image-spec
+//! `media-types.md`, containerd `core/images/mediatypes.go`).
 
 /// An OCI index.
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -17,21 +17,19 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 /// Docker's image config.
 pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-/// What old pushes call a config, and what any blob may be called.
+/// The media type of configs in old pushes, and of arbitrary blobs.
 const OCTETS: &str = "application/octet-stream";
 
-/// A layer that is an EROFS image already (containerd 2.3 `core/images/mediatypes.go`,
-/// `MediaTypeErofsLayer`).
+/// A layer that is an EROFS image (containerd 2.3 `core/images/mediatypes.go`, `MediaTypeErofsLayer`).
 const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
 
-/// The same in the EROFS image format (its draft specification), which [`crate::erofs_layer`] tells
-/// more of.
+/// A layer of the EROFS image format (a draft specification); see [`crate::erofs_layer`].
 pub(crate) const EROFS_IMAGE: &str = "application/vnd.erofs";
 
 /// An index of the chunks of another layer in that format.
 pub(crate) const EROFS_CHUNK_INDEX: &str = "application/vnd.erofs.chunk-index.v1";
 
-/// What the bytes of a layer are, once they are decompressed.
+/// The format of a layer's decompressed bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A tar archive of changes; its diff ID is the digest of the archive.
@@ -40,20 +38,19 @@ pub enum Format {
     Erofs,
 }
 
-/// How the bytes of a layer are compressed.
+/// The compression of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all: the blob's digest is the diff ID.
+    /// Uncompressed: the blob's digest is the diff ID.
     None,
-    /// As its first bytes say: gzip (RFC 1952), zstd (RFC 8878), or not at all. Whichever of them
-    /// the media type names, and if it names none: images have them wrong (containerd
-    /// `core/images/mediatypes.go`, `DiffCompression`; `pkg/archive/compression`). The diff ID proves
-    /// it.
+    /// Detected by the first bytes: gzip (RFC 1952), zstd (RFC 8878) or none. The compression in the
+    /// media type is ignored, since images have it wrong (containerd `core/images/mediatypes.go`,
+    /// `DiffCompression`; `pkg/archive/compression`). The diff ID verifies the result.
     Detected,
 }
 
-/// Format and compression of a layer; `None` for what is no layer, and for one that only
-/// containerd can read: an encrypted one, or one with an extension of its own.
+/// Returns format and compression of a layer; `None` if the blob is not a layer, or if only containerd
+/// can read it: an encrypted layer, or one with an unknown suffix.
 pub fn layer(media_type: &str) -> Option<(Format, Compression)> {
     Some(match media_type {
         "application/vnd.oci.image.layer.v1.tar"
@@ -77,7 +74,7 @@ pub fn layer(media_type: &str) -> Option<(Format, Compression)> {
     })
 }
 
-/// Whether a layer of this media type is an EROFS image, also one that cannot be read.
+/// Returns whether a layer of this media type is an EROFS image, readable or not.
 pub fn is_erofs(media_type: &str) -> bool {
     matches!(
         without_suffixes(media_type),
@@ -85,24 +82,24 @@ pub fn is_erofs(media_type: &str) -> bool {
     )
 }
 
-/// Whether a blob of this media type lists manifests.
+/// Returns whether a blob of this media type is an index.
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)
 }
 
-/// Whether a blob of this media type is a manifest.
+/// Returns whether a blob of this media type is a manifest.
 pub fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
-/// Whether a blob of this media type is an image config. One of another type may be one too:
-/// containerd looks at what is in it.
+/// Returns whether a blob of this media type is an image config. Blobs of other types may be configs
+/// too: containerd decides by their content.
 pub fn is_config(media_type: &str) -> bool {
     matches!(media_type, OCI_CONFIG | DOCKER_CONFIG | OCTETS)
 }
 
-/// Whether a blob of this media type is a layer of a root file system (containerd
-/// `core/images/mediatypes.go`, `IsLayerType`): compression and encryption come as suffixes.
+/// Returns whether a blob of this media type is a layer of a root file system (containerd
+/// `core/images/mediatypes.go`, `IsLayerType`): compression and encryption are suffixes.
 pub fn is_layer(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.")
         || is_erofs(media_type)
@@ -116,14 +113,14 @@ pub fn is_layer(media_type: &str) -> bool {
         )
 }
 
-/// Whether a layer of this media type is one that registries do not hand out (containerd
+/// Returns whether registries do not distribute layers of this media type (containerd
 /// `core/images/mediatypes.go`, `IsNonDistributable`).
 pub fn is_foreign(media_type: &str) -> bool {
     media_type.starts_with("application/vnd.oci.image.layer.nondistributable.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.foreign.")
 }
 
-/// The part of a media type before its first suffix.
+/// Returns the part of a media type before its first suffix.
 pub(crate) fn without_suffixes(media_type: &str) -> &str {
     media_type
         .split_once('+')

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Mounts as a snapshotter answers them.
+//! Mounts of snapshots.
 
 use serde::Serialize;
 
-/// One mount of a snapshot (containerd `api/types/mount.proto`). resnap passes mounts on to the
-/// differ and never mounts them: some need containerd's mount manager.
+/// A mount of a snapshot (containerd `api/types/mount.proto`). resnap passes mounts on to the differ and
+/// never mounts them: some need containerd's mount manager.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Mount {
     /// The file system type, or a mount manager's (`format/…`, `mkfs/…`).
@@ -15,17 +15,16 @@ pub struct Mount {
     pub source: String,
     /// The target below the mount point; usually empty.
     pub target: String,
-    /// Options as mount(8) takes them, `X-containerd.*` among them.
+    /// Options in the form of mount(8), including `X-containerd.*`.
     pub options: Vec<String>,
 }
 
 impl Mount {
-    /// Whether the mount is read-only, by its type where the options do not say (containerd 2.4
-    /// `core/mount/mount.go`, `ReadOnly`). If the last mount of a Prepare is, the layer is
-    /// *staged*: its content is there and only Commit is left (`core/unpack/unpacker.go`,
-    /// `isStaged`).
+    /// Returns whether the mount is read-only, by its options or its type (containerd 2.4
+    /// `core/mount/mount.go`, `ReadOnly`). If the last mount of a Prepare is read-only, the layer is
+    /// *staged*: its content exists and only Commit is left (`core/unpack/unpacker.go`, `isStaged`).
     pub fn is_read_only(&self) -> bool {
-        // What stands before the last slash is for the mount manager.
+        // The part before the last slash is for the mount manager.
         let kind = self.kind.rsplit('/').next().unwrap_or_default();
         let mut options = self.options.iter().flat_map(|options| options.split(','));
         match kind {

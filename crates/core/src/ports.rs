@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The ports: what the engine asks of a containerd, or of what stands for one.
+//! The ports: the interface of the engine to a containerd, or to a substitute for one.
 //!
-//! All methods may be called at once and from several tasks. Dropping a returned future gives up
-//! waiting; whether the backend still does the work is unknown, as with any RPC, so what makes
-//! something is called under a lease and undone by name. No method retries.
+//! All methods may be called concurrently. Dropping a returned future only stops waiting: as with any
+//! RPC, the backend may still do the work. Calls that create something are therefore made under a lease
+//! and undone by name. No method retries.
 
 use std::any::Any;
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use crate::{
     SnapshotInfo, SnapshotKey,
 };
 
-/// An image record: a name and what it points at.
+/// An image record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     /// The reference, or a bare `sha256:…` image ID as the CRI plugin keeps one.
@@ -33,13 +33,14 @@ pub struct Image {
 /// The image store.
 #[async_trait]
 pub trait Images: Send + Sync {
-    /// The record of exactly this name; [`Kind::NotFound`] if there is none.
+    /// Returns the record of exactly this name; [`Kind::NotFound`](crate::Kind::NotFound) if there is
+    /// none.
     async fn get(&self, scope: &Scope, name: &str) -> Result<Image>;
-    /// All records of the namespace, in no order.
+    /// Returns all records of the namespace, in no particular order.
     async fn list(&self, scope: &Scope) -> Result<Vec<Image>>;
 }
 
-/// What the content store knows of a blob.
+/// The content store's record of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContentInfo {
     /// The size in bytes.
@@ -48,39 +49,41 @@ pub struct ContentInfo {
     pub labels: Labels,
 }
 
-/// A blob as it comes, in pieces of the backend's choice.
+/// The bytes of a blob, in pieces of the backend's choice.
 pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
 
-/// Reading the content store.
+/// Reads the content store.
 #[async_trait]
 pub trait ContentReader: Send + Sync {
-    /// Size and labels of a blob; [`Kind::NotFound`] if it is not there.
+    /// Returns size and labels of a blob; [`Kind::NotFound`](crate::Kind::NotFound) if it does not
+    /// exist.
     async fn info(&self, scope: &Scope, digest: &Digest) -> Result<ContentInfo>;
-    /// The blob's bytes, unchecked ([`read_verified`](crate::read_verified) checks). A blob that is not there is
-    /// [`Kind::NotFound`], here or as the stream's first item.
+    /// Returns the blob's bytes, unchecked ([`read_verified`](crate::read_verified) checks). For a blob
+    /// that does not exist, the result or the stream's first item is
+    /// [`Kind::NotFound`](crate::Kind::NotFound).
     async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream>;
-    /// Does work on many bytes that were read, such as parsing them: here and now, unless whoever
-    /// wraps the port has a better place for what takes long. See [`work_on`](crate::work_on).
+    /// Does work on many bytes that were read, such as parsing them. The default does it in place; a
+    /// wrapper of the port may move it elsewhere. See [`work_on`](crate::work_on).
     async fn work(&self, work: Work) {
         work();
     }
-    /// Returns when one more reader may hold a large document: at once, unless whoever wraps the
-    /// port bounds how many do. See [`LargeRead`](crate::LargeRead).
+    /// Waits until one more reader may hold a large document. The default does not wait; a wrapper of
+    /// the port may limit the number of readers. See [`LargeRead`](crate::LargeRead).
     async fn admit_large_read(&self) -> LargeReadPermit {
         Box::new(())
     }
 }
 
-/// A right that ends when this is dropped.
+/// A permission that is returned on drop.
 pub type LargeReadPermit = Box<dyn Any + Send>;
 
-/// Work to be done once.
+/// A piece of work.
 pub type Work = Box<dyn FnOnce() + Send>;
 
-/// Labels of blobs.
+/// Labels blobs.
 #[async_trait]
 pub trait ContentLabeler: Send + Sync {
-    /// Sets one label and leaves the others as they are.
+    /// Sets one label and keeps the others.
     async fn set_label(&self, scope: &Scope, digest: &Digest, key: &str, value: &str)
     -> Result<()>;
 }
@@ -88,10 +91,11 @@ pub trait ContentLabeler: Send + Sync {
 /// One snapshotter (containerd `core/snapshots/snapshotter.go`).
 #[async_trait]
 pub trait Snapshotter: Send + Sync {
-    /// What there is of a name; [`Kind::NotFound`] if nothing.
+    /// Returns the snapshot of a name; [`Kind::NotFound`](crate::Kind::NotFound) if there is none.
     async fn stat(&self, scope: &Scope, key: &SnapshotKey) -> Result<SnapshotInfo>;
-    /// Makes an active snapshot on `parent`. [`Kind::AlreadyExists`] if `key` is taken, and from a
-    /// remote snapshotter if the layer named by the label `snapshot.ref` needs no unpacking.
+    /// Creates an active snapshot on `parent`. [`Kind::AlreadyExists`](crate::Kind::AlreadyExists) if
+    /// `key` is taken. A remote snapshotter also answers so if the layer in the label `snapshot.ref`
+    /// needs no unpacking.
     async fn prepare(
         &self,
         scope: &Scope,
@@ -99,8 +103,8 @@ pub trait Snapshotter: Send + Sync {
         parent: Option<&ChainId>,
         labels: &Labels,
     ) -> Result<Vec<Mount>>;
-    /// Makes the active snapshot `key` the committed one `name`; its parent is that of the
-    /// Prepare. [`Kind::AlreadyExists`] if `name` is there.
+    /// Commits the active snapshot `key` as `name`, with the parent that Prepare set.
+    /// [`Kind::AlreadyExists`](crate::Kind::AlreadyExists) if `name` exists.
     async fn commit(
         &self,
         scope: &Scope,
@@ -108,30 +112,31 @@ pub trait Snapshotter: Send + Sync {
         key: &SnapshotKey,
         labels: &Labels,
     ) -> Result<()>;
-    /// Removes a snapshot; [`Kind::FailedPrecondition`] if another stands on it.
+    /// Removes a snapshot; [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) if it has
+    /// children.
     async fn remove(&self, scope: &Scope, key: &SnapshotKey) -> Result<()>;
-    /// Sets these labels of a snapshot and leaves its others as they are.
+    /// Sets these labels of a snapshot and keeps its others.
     async fn set_labels(&self, scope: &Scope, key: &SnapshotKey, labels: &Labels) -> Result<()>;
-    /// The snapshots that stand directly on `parent`, in no order.
+    /// Returns the direct children of `parent`, in no particular order.
     async fn children(&self, scope: &Scope, parent: &SnapshotKey) -> Result<Vec<SnapshotInfo>>;
 }
 
-/// The snapshotters by name.
+/// The snapshotters of a backend.
 pub trait Snapshotters: Send + Sync {
-    /// The snapshotter of this name. Whether there is one shows at the first call.
+    /// Returns the snapshotter of this name. If there is none, the first call fails.
     fn snapshotter(&self, name: &str) -> Arc<dyn Snapshotter>;
 }
 
-/// What a lease can keep.
+/// A resource that a lease can hold.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
-    /// A blob and all it refers to.
+    /// A blob and everything it refers to.
     Content(Digest),
-    /// A snapshot and those below it.
+    /// A snapshot and its ancestors.
     Snapshot {
         /// The snapshotter.
         snapshotter: String,
-        /// The snapshot, active or committed.
+        /// The key of an active or committed snapshot.
         key: SnapshotKey,
     },
 }
@@ -141,53 +146,53 @@ pub enum Resource {
 pub struct LeaseInfo {
     /// Its name.
     pub id: LeaseId,
-    /// When it was made.
+    /// The time of creation.
     pub created: SystemTime,
     /// Its labels.
     pub labels: Labels,
 }
 
-/// Leases. One cannot be changed once made, and a garbage collection after it has expired takes
-/// along what only it kept.
+/// The lease store. A lease cannot be changed. After it has expired, garbage collection removes it and
+/// everything that only it held.
 #[async_trait]
 pub trait Leases: Send + Sync {
-    /// Makes a lease; [`Kind::AlreadyExists`] if the name is taken.
+    /// Creates a lease; [`Kind::AlreadyExists`](crate::Kind::AlreadyExists) if the name is taken.
     async fn create(&self, scope: &Scope, lease: &LeaseId, labels: &Labels) -> Result<()>;
-    /// Ends a lease. [`Kind::NotFound`] if it is gone already.
+    /// Deletes a lease; [`Kind::NotFound`](crate::Kind::NotFound) if there is none.
     async fn delete(&self, scope: &Scope, lease: &LeaseId) -> Result<()>;
-    /// Adds a thing to a lease. Whether the thing exists is *not* checked.
+    /// Adds a resource to a lease. The resource is *not* checked for existence.
     async fn add_resource(&self, scope: &Scope, lease: &LeaseId, resource: &Resource)
     -> Result<()>;
-    /// The leases of the namespace that have a label of this name, in no order.
+    /// Returns the leases of the namespace that have a label of this name, in no particular order.
     async fn list(&self, scope: &Scope, label: &str) -> Result<Vec<LeaseInfo>>;
-    /// What a lease keeps, in no order; what is not a [`Resource`] is left out.
-    /// [`Kind::NotFound`] if there is no such lease.
+    /// Returns the resources of a lease, in no particular order, without those that are no [`Resource`].
+    /// [`Kind::NotFound`](crate::Kind::NotFound) if there is no such lease.
     async fn resources(&self, scope: &Scope, lease: &LeaseId) -> Result<Vec<Resource>>;
 }
 
-/// What a snapshotter is.
+/// The description of a snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotterInfo {
     /// Its name.
     pub name: String,
-    /// What it says it can do (`rebase`, `remap-ids`, …); empty before containerd 2.0.
+    /// The capabilities it reports (`rebase`, `remap-ids`, …); empty before containerd 2.0.
     pub capabilities: Vec<String>,
-    /// The platforms it says it takes.
+    /// The platforms it reports.
     pub platforms: Vec<Platform>,
-    /// Where it keeps its snapshots, if it says.
+    /// The directory of its snapshots, if it reports one.
     pub root: Option<String>,
-    /// Why it did not load, if it did not.
+    /// The reason why it failed to load, if it did.
     pub failure: Option<String>,
 }
 
-/// What the backend says of itself.
+/// Describes the backend.
 #[async_trait]
 pub trait Introspection: Send + Sync {
-    /// All snapshotters, those that failed to load included, by name.
+    /// Returns all snapshotters, including those that failed to load, ordered by name.
     async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>>;
-    /// A name of this backend that no other has, the same after a restart.
+    /// Returns a unique name of this backend that stays the same across restarts.
     async fn identity(&self) -> Result<String>;
-    /// Where blobs are kept as files, if somewhere: `blobs/ALGORITHM/HEX` below that.
+    /// Returns the directory that has the blobs as files `blobs/ALGORITHM/HEX`, if there is one.
     async fn content_root(&self) -> Result<Option<String>>;
 }
 
@@ -198,25 +203,25 @@ pub struct Container {
     pub id: String,
     /// The snapshotter of its root file system.
     pub snapshotter: String,
-    /// Its root file system.
+    /// The snapshot of its root file system.
     pub snapshot: SnapshotKey,
 }
 
-/// The containers.
+/// The container store.
 #[async_trait]
 pub trait Containers: Send + Sync {
-    /// All of the namespace, in no order.
+    /// Returns all containers of the namespace, in no particular order.
     async fn list(&self, scope: &Scope) -> Result<Vec<Container>>;
 }
 
-/// All ports of one backend.
+/// The ports of one backend.
 #[derive(Clone)]
 pub struct Ports {
     /// The image store.
     pub images: Arc<dyn Images>,
-    /// Blobs.
+    /// The content store.
     pub content: Arc<dyn ContentReader>,
-    /// Their labels.
+    /// Labels of blobs.
     pub labeler: Arc<dyn ContentLabeler>,
     /// Snapshotters.
     pub snapshotters: Arc<dyn Snapshotters>,
@@ -226,7 +231,7 @@ pub struct Ports {
     pub leases: Arc<dyn Leases>,
     /// Containers.
     pub containers: Arc<dyn Containers>,
-    /// What the backend says of itself.
+    /// Describes the backend.
     pub introspection: Arc<dyn Introspection>,
 }
 

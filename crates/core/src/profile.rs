@@ -1,78 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is known of snapshotters by their names, since they do not tell it themselves.
+//! Built-in facts about snapshotters, by name. Snapshotters do not report them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is known of one snapshotter. Of one that is not in the table nothing is, and so it needs
-/// nothing.
+/// The facts about one snapshotter. The profile of an unknown snapshotter is empty: it has no
+/// requirements.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Profile {
-    /// What it needs labels for; `None` if for nothing.
+    /// The labels it requires, if any.
     pub need: Option<LabelRequirement>,
-    /// What an image on it shows that is mounted on the host, as image volumes are.
+    /// The content of images that are mounted on the host, as image volumes are.
     pub volumes: Volumes,
-    /// The OS features of images that it takes as they are.
+    /// The OS features of images that it supports natively.
     pub os_features: BTreeSet<String>,
-    /// Whether a layer has to be on the disk before it is committed; not by default, as containerd
-    /// has it.
+    /// Whether a layer is flushed to disk before it is committed. The default is that of containerd: it
+    /// is not.
     pub sync_fs: bool,
 }
 
-/// What a snapshotter needs labels for.
+/// The requirement of a snapshotter for labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelRequirement {
-    /// What it does with them, and what happens without.
+    /// Its use of the labels, and what happens without them.
     pub why: Cow<'static, str>,
-    /// On which layers they have to be.
+    /// The layers that need labels.
     pub layers: LabeledLayers,
-    /// The label with which a snapshot that was committed without the others becomes what it would
-    /// have been with them, if there is such a label.
+    /// The label that repairs a snapshot which was committed without the others, if there is one.
     pub repair_label: Option<(&'static str, &'static str)>,
 }
 
 impl LabelRequirement {
-    /// Whether the layer at `index` of `count` has to have labels.
+    /// Returns whether the layer at `index` of `count` needs labels.
     pub fn covers(&self, index: usize, count: usize) -> bool {
         self.layers == LabeledLayers::Every || index + 1 == count
     }
 }
 
-/// On which layers of an image a snapshotter needs labels.
+/// The layers of an image that need labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LabeledLayers {
-    /// On each.
+    /// Every layer.
     Every,
-    /// On the top layer, on which a container stands.
+    /// The top layer, the parent of a container's snapshot.
     Top,
 }
 
-/// What an image shows that is mounted on the host.
+/// The content of an image that is mounted on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Volumes {
-    /// Nobody knows.
+    /// Unknown.
     #[default]
     Unknown,
     /// Its files.
     Host,
-    /// Its files, except with the containerds from this major and minor version on that cannot mount
-    /// it, up to the one that can again.
+    /// Its files, except with versions of containerd that cannot mount it. Versions are major and minor.
     HostExcept {
-        /// The first that cannot.
+        /// The first version that cannot mount it.
         from: (u32, u32),
-        /// The first that can again.
+        /// The first version that can mount it again.
         until: (u32, u32),
     },
-    /// Nothing: with labels its files come to be in the guest only.
+    /// Nothing: with labels, the files appear in the guest only.
     Guest,
 }
 
 /// The OS feature of an image whose layers are EROFS images.
 pub const EROFS_FEATURE: &str = "erofs";
 
-/// The OS feature of an image in Nydus' own format (nydusify `pkg/converter`).
+/// The OS feature of an image in the Nydus format (nydusify `pkg/converter`).
 const NYDUS_FEATURE: &str = "nydus.remoteimage.v1";
 
 const LAZILY: &str = "mounts layers lazily by them; without, every layer is unpacked whole";
@@ -82,7 +80,7 @@ const LAZILY: &str = "mounts layers lazily by them; without, every layer is unpa
 pub struct Profiles(BTreeMap<String, Profile>);
 
 impl Default for Profiles {
-    /// The snapshotters that containerd has, and those in wide use beside it.
+    /// Returns the profiles of containerd's own snapshotters and of widely used others.
     fn default() -> Self {
         let lazy = |why| Profile {
             need: Some(LabelRequirement {
@@ -97,7 +95,7 @@ impl Default for Profiles {
             volumes,
             ..Profile::default()
         };
-        // Up to 2.4 containerd reports none of what its snapshotters take.
+        // containerd up to 2.4 does not report the OS features of its snapshotters.
         let takes = |feature: &str| BTreeSet::from([feature.to_owned()]);
         let nydus = Profile {
             need: Some(LabelRequirement {
@@ -106,7 +104,7 @@ impl Default for Profiles {
                      the container fails",
                 ),
                 layers: LabeledLayers::Top,
-                // A container's mounts are made by what its parent has (nydus-snapshotter 0.13.4
+                // The mounts of a container depend on its parent (nydus-snapshotter 0.13.4
                 // `snapshot/snapshot.go`): in proxy mode by this label and the layer's digest.
                 repair_label: Some(("containerd.io/snapshot/nydus-proxy-mode", "true")),
             }),
@@ -121,8 +119,8 @@ impl Default for Profiles {
             )
         };
         let table = [
-            // From 2.2 on its mounts are for the mount manager, by which image volumes go from 2.4 on
-            // (containerd #13542).
+            // Since 2.2 its mounts need the mount manager, which image volumes use since 2.4 (containerd
+            // #13542).
             (
                 "erofs",
                 Profile {
@@ -148,7 +146,7 @@ impl Default for Profiles {
 }
 
 impl Profiles {
-    /// What is known of the snapshotter of this name.
+    /// Returns the profile of a snapshotter.
     pub fn get(&self, snapshotter: &str) -> &Profile {
         const UNKNOWN: &Profile = &Profile {
             need: None,
@@ -159,12 +157,12 @@ impl Profiles {
         self.0.get(snapshotter).unwrap_or(UNKNOWN)
     }
 
-    /// What the snapshotter of this name needs labels for.
+    /// Returns the label requirement of a snapshotter.
     pub fn need(&self, snapshotter: &str) -> Option<&LabelRequirement> {
         self.get(snapshotter).need.as_ref()
     }
 
-    /// Of `features` those that the snapshotter of this name does not take.
+    /// Returns those of `features` that a snapshotter does not support.
     pub fn not_taken<'a>(
         &self,
         snapshotter: &str,
@@ -176,12 +174,12 @@ impl Profiles {
         missing.map(String::as_str).collect()
     }
 
-    /// What is known of a snapshotter, to be changed; it enters the table.
+    /// Returns the profile of a snapshotter for modification, and adds it to the table if it is missing.
     pub fn entry(&mut self, snapshotter: &str) -> &mut Profile {
         self.0.entry(snapshotter.to_owned()).or_default()
     }
 
-    /// All of the table, by name.
+    /// Returns all profiles, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Profile)> {
         self.0
             .iter()

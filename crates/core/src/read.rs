@@ -8,8 +8,8 @@ use futures::channel::oneshot;
 
 use crate::{ContentReader, Descriptor, Digest, Error, Kind, LargeReadPermit, Result, Scope};
 
-/// The right of a reader of documents to hold large ones, or what it parsed them to. It is asked for at
-/// the first of them, and ends when this is dropped.
+/// The permission of a reader to hold large documents, or what it parsed from them. It is acquired at
+/// the first large document and returned on drop.
 #[derive(Debug, Default)]
 pub struct LargeRead(Option<LargeReadPermit>);
 
@@ -21,13 +21,13 @@ impl LargeRead {
     }
 }
 
-/// From so many bytes on it takes long to work on them.
+/// The size in bytes from which work on a document takes long.
 const LARGE: usize = 64 << 10;
 
-/// Does `work` on bytes that were read: of many, where [`ContentReader::work`] has it done.
+/// Runs `work` on bytes that were read. Large ones go through [`ContentReader::work`].
 ///
 /// # Errors
-/// [`Kind::Internal`] if the work panicked there.
+/// [`Kind::Internal`] if the work panicked.
 pub async fn work_on<T: Send + 'static>(
     content: &dyn ContentReader,
     bytes: Vec<u8>,
@@ -39,7 +39,7 @@ pub async fn work_on<T: Send + 'static>(
     let size = bytes.len();
     let (sender, receiver) = oneshot::channel();
     let work = move || {
-        // Who asked may have gone.
+        // The caller may have been dropped.
         let _ = sender.send(work(bytes));
     };
     content.work(Box::new(work)).await;
@@ -53,7 +53,7 @@ pub async fn work_on<T: Send + 'static>(
     })
 }
 
-/// Reads a blob of at most `limit` bytes, or returns how many of more it has read.
+/// Reads a blob of at most `limit` bytes. Returns the number of bytes read so far if it is larger.
 async fn read_up_to(
     content: &dyn ContentReader,
     scope: &Scope,
@@ -72,12 +72,12 @@ async fn read_up_to(
     Ok(Ok(bytes))
 }
 
-/// Reads a whole blob of at most `limit` bytes and checks it against its digest. One that is small, and
-/// is said to be, waits for no other reader.
+/// Reads a whole blob of at most `limit` bytes and checks it against its digest. A small blob, with a
+/// small size in its descriptor, waits for no other reader.
 ///
 /// # Errors
-/// [`Kind::ResourceExhausted`] for one over the limit, by what it says and by what comes;
-/// [`Kind::DataLoss`] if the bytes are not those of the digest; else the port's.
+/// [`Kind::ResourceExhausted`] if the blob is over the limit, by its descriptor or by its content;
+/// [`Kind::DataLoss`] if the content does not match the digest; otherwise those of the port.
 pub async fn read_verified(
     content: &dyn ContentReader,
     scope: &Scope,
@@ -95,13 +95,12 @@ pub async fn read_verified(
     if usize::try_from(descriptor.size).map_or(true, |size| size > limit) {
         return Err(too_large(descriptor.size));
     }
-    // What a descriptor says of the size may be wrong.
+    // The size in a descriptor may be wrong.
     let mut read = Err(descriptor.size);
     if large.0.is_none() && descriptor.size < LARGE as u64 {
         read = read_up_to(content, scope, digest, LARGE.min(limit)).await?;
     }
-    // Nobody waits with a stream open: on one connection, those that are not read keep others from
-    // getting on.
+    // Never wait with a stream open: on one connection, streams that are not read block the others.
     if read.is_err() {
         large.admit(content).await;
         read = read_up_to(content, scope, digest, limit).await?;

@@ -5,17 +5,17 @@
 
 use std::sync::Arc;
 
-/// Where and under what a call is made.
+/// The namespace and lease of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
     /// The containerd namespace.
     pub namespace: Arc<str>,
-    /// The lease that keeps what the call makes.
+    /// The lease that holds what the call creates.
     pub lease: Option<LeaseId>,
 }
 
 impl Scope {
-    /// Calls in `namespace`, under no lease.
+    /// Returns a scope in `namespace` without a lease.
     pub fn new(namespace: &str) -> Self {
         Self {
             namespace: namespace.into(),
@@ -23,7 +23,7 @@ impl Scope {
         }
     }
 
-    /// The same under `lease`.
+    /// Returns this scope with `lease`.
     #[must_use]
     pub fn leased(&self, lease: LeaseId) -> Self {
         Self {

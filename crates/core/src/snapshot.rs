@@ -9,26 +9,25 @@ use serde::Serialize;
 
 use crate::{ChainId, Labels};
 
-/// The name of a snapshot within one snapshotter and namespace: of a committed layer its
-/// [`ChainId`], of an active snapshot what its maker chose.
+/// The name of a snapshot within one snapshotter and namespace: the [`ChainId`] of a committed layer, or
+/// the name that the creator of an active snapshot chose.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct SnapshotKey(String);
 
 impl SnapshotKey {
-    /// The key of an active snapshot in which `chain_id` is unpacked. The form `extract-UNIQUE
-    /// CHAINID` is containerd's own (`core/unpack/unpacker.go`), so that whoever looks at a node
-    /// knows what it is.
+    /// Returns a key for an active snapshot in which `chain_id` is unpacked. The form `extract-UNIQUE
+    /// CHAINID` is containerd's own (`core/unpack/unpacker.go`), so that operators recognise it.
     pub fn extraction(unique: &str, chain_id: &ChainId) -> Self {
         Self(format!("extract-{unique} {chain_id}"))
     }
 
-    /// Whether this is the key of an [extraction](Self::extraction), ours or containerd's own.
+    /// Returns whether this is the key of an [extraction](Self::extraction), by resnap or containerd.
     pub fn is_extraction(&self) -> bool {
         self.0.starts_with("extract-")
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -52,25 +51,25 @@ impl fmt::Display for SnapshotKey {
     }
 }
 
-/// What a snapshot is.
+/// The kind of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotKind {
-    /// Writable, being made.
+    /// Writable.
     Active,
-    /// Read-only, a parent for others.
+    /// Read-only, and a possible parent of others.
     Committed,
-    /// A read-only look at a committed one.
+    /// A read-only view of a committed snapshot.
     View,
 }
 
-/// What Stat says of a snapshot.
+/// The result of Stat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotInfo {
     /// Its name.
     pub key: SnapshotKey,
-    /// The committed snapshot below it.
+    /// The committed parent.
     pub parent: Option<SnapshotKey>,
-    /// What it is.
+    /// Its kind.
     pub kind: SnapshotKind,
     /// Its labels.
     pub labels: Labels,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What backends and the engine are tested with.
+//! Tools for tests of backends and of the engine.
 //!
-//! [`conformance`] holds the suites that every backend passes: what the engine relies on.
-//! [`Simulated`] is a backend in memory with containerd's rules, for tests that no real daemon
-//! allows: answers get lost, calls hang, garbage is collected at the worst moment. It passes the
-//! same suites as a real containerd, and so is no idealised one.
+//! [`conformance`] has the suites that every backend must pass: the contracts that the engine relies on.
+//! [`Simulated`] is a backend in memory with containerd's rules, for tests that are impossible with a
+//! real daemon: lost answers, hanging calls, garbage collection at the worst moment. It passes the same
+//! suites as a real containerd.
 
 pub mod conformance;
 mod fault;

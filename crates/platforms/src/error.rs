@@ -5,11 +5,11 @@
 
 use thiserror::Error;
 
-/// Why a platform specifier was refused; each variant holds the specifier.
+/// The reason why a platform specifier was refused. Each variant holds the specifier.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ParseError {
-    /// It contains `*`, which the grammar keeps for later.
+    /// It contains `*`, which the grammar reserves.
     #[error("platform {0:?}: wildcards are not supported")]
     Wildcard(String),
     /// Its first component is not `os[(version[+feature]...)]`.
@@ -25,8 +25,7 @@ pub enum ParseError {
     /// It has a component after the variant.
     #[error("platform {0:?}: more components than os/architecture/variant")]
     TooManyComponents(String),
-    /// It is one word, and that is neither a known operating system nor a
-    /// known architecture.
+    /// It is a single component that is neither a known operating system nor a known architecture.
     #[error("platform {0:?}: unknown operating system or architecture")]
     Unknown(String),
 }

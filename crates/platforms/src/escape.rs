@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Percent-encoding in specifiers, and the bytes that need none.
+//! Percent-encoding of specifiers.
 
-/// Whether a version or feature may hold the byte in its escaped form.
+/// Returns whether the byte is allowed in an escaped version or feature.
 pub(crate) fn is_option_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_.%-".contains(&byte)
 }

@@ -24,19 +24,17 @@
 //! os[(version[+feature]...)][/architecture[/variant]]
 //! ```
 //!
-//! or an architecture alone. All answers are meant to be those containerd
-//! gives, that is `github.com/containerd/platforms` v1.0.0-rc.4;
-//! `testdata/platform-vectors.tsv` holds 248 answers of that library (computed
-//! on linux/amd64) and the tests replay each of them.
+//! or an architecture alone. All answers match those of containerd, which uses
+//! `github.com/containerd/platforms` v1.0.0-rc.4; `testdata/platform-vectors.tsv` holds 248 answers of
+//! that library (computed on linux/amd64) and the tests replay each of them.
 //!
-//! An image's features are demands: an image may be used where each of them is
-//! offered. So it is always the candidate whose features must be a subset of
-//! the matcher's, and a matcher without features (such as the default one)
-//! refuses every image that asks for any.
+//! An image's features are requirements: an image can be used where each of them is offered. The
+//! features of the candidate must therefore be a subset of the matcher's, and a matcher without features
+//! (such as the default one) refuses every image that has any.
 //!
 //! # Departures from the reference
 //!
-//! Platforms come from images, so they are taken as hostile.
+//! Platforms come from images, so they are untrusted.
 //!
 //! - The operating system that an empty `os` stands for is always `linux`.
 //! - A specifier whose percent-escapes are not UTF-8 is an error; Go strings

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Which platforms are acceptable, and which of those is better
-//! (containerd/platforms `platforms.go` and `compare.go`).
+//! Matching and ordering of platforms (containerd/platforms `platforms.go` and `compare.go`).
 
 use std::cmp::Reverse;
 
 use crate::vector::vector;
 use crate::{Platform, windows};
 
-/// The one feature Windows images carry, which did not use to be looked at.
+/// The only feature of Windows images, which older versions ignored.
 const WIN32K: &str = "win32k";
 
-/// Says which platforms are acceptable and which of two is better
-/// (`MatchComparer` in `compare.go`).
+/// A rule for which platforms are acceptable and which of two is better (`MatchComparer` in
+/// `compare.go`).
 ///
 /// A candidate is acceptable to a platform of the matcher if operating system,
 /// architecture and variant are the same after
@@ -27,14 +26,14 @@ pub struct Matcher {
     features: Features,
 }
 
-/// What becomes of the features that a candidate asks for.
+/// The treatment of a candidate's features.
 #[derive(Clone, Copy, Debug)]
 enum Features {
     Considered,
     Ignored,
 }
 
-/// All platforms in here are normalised.
+/// The acceptable platforms, normalised.
 #[derive(Clone, Debug)]
 enum Rule {
     All,
@@ -43,8 +42,8 @@ enum Rule {
     OnlyOs(Platform),
 }
 
-/// How good a candidate is; the least is the best. An earlier platform of the
-/// matcher comes before everything, so architecture counts more than features.
+/// The rank of an acceptable candidate; the least is the best. The position of the matcher's platform
+/// comes first, so architecture counts more than features.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     position: usize,
@@ -52,26 +51,25 @@ struct Rank {
 }
 
 impl Rank {
-    /// Of what is acceptable without any preference.
+    /// The rank of candidates without any preference.
     const INDIFFERENT: Self = Self {
         position: usize::MAX,
         features: Reverse(0),
     };
 }
 
-/// Where any platform stands; the least is the best.
+/// The position of any platform in the order; the least is the best.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     Acceptable(Rank),
-    /// Would be acceptable if it asked for no features.
+    /// Would be acceptable without its features.
     AskingTooMuch(Rank),
     Refused,
 }
 
 impl Matcher {
-    /// Accepts the platform and what else such a CPU runs, for example `386` on
-    /// `amd64` and lower variants (`Only`). Accepts nothing for an arm64
-    /// variant that is not known.
+    /// Accepts the platform and others that such a CPU runs, for example `386` on `amd64` and lower
+    /// variants (`Only`). Accepts nothing for an unknown arm64 variant.
     pub fn only(platform: &Platform) -> Self {
         Self::ordered(&vector(&platform.normalized()))
     }
@@ -103,8 +101,8 @@ impl Matcher {
         Self::of(Rule::All)
     }
 
-    /// The same, but for the features that candidates ask for, of which it takes all and likes none
-    /// better: as containerd/platforms was before 1.0.0-rc.4, and so containerd up to 2.2.
+    /// Returns this matcher without regard to the features of candidates, as containerd/platforms before
+    /// 1.0.0-rc.4 and containerd up to 2.2 match.
     #[must_use]
     pub fn ignoring_features(self) -> Self {
         Self {
@@ -120,27 +118,26 @@ impl Matcher {
         }
     }
 
-    /// Whether the platform is acceptable.
+    /// Returns whether the platform is acceptable.
     pub fn matches(&self, platform: &Platform) -> bool {
         self.rank(platform).is_some()
     }
 
-    /// Whether `a` is better than `b`: an acceptable one is better than one that
-    /// is not, an earlier one better than a later one, and of two equal ones
-    /// that which asks for more features. If neither is acceptable, they are
-    /// compared as if they asked for no features.
+    /// Returns whether `a` is better than `b`: an acceptable one is better than one that is not, an
+    /// earlier one better than a later one, and of two equal ones the one with more features. If neither
+    /// is acceptable, they are compared without their features.
     ///
     /// This is a strict weak order over all platforms.
     pub fn less(&self, a: &Platform, b: &Platform) -> bool {
         self.standing(a) < self.standing(b)
     }
 
-    /// The acceptable candidates, best first, equal ones in the order given:
-    /// what `images.Manifest` of containerd `core/images/image.go` does with the
-    /// entries of an index, of which it then takes the first.
+    /// Returns the acceptable candidates, best first, equal ones in the given order. `images.Manifest`
+    /// of containerd `core/images/image.go` does the same with the entries of an index, and takes the
+    /// first.
     ///
-    /// A candidate without platform is kept, after all others: whether it fits
-    /// can only be told from its image config.
+    /// A candidate without platform is kept, after all others: only its image config shows whether it
+    /// matches.
     pub fn pick<'a, T>(
         &self,
         candidates: impl IntoIterator<Item = (Option<&'a Platform>, T)>,
@@ -175,10 +172,10 @@ impl Matcher {
         without_features.map_or(Standing::Refused, Standing::AskingTooMuch)
     }
 
-    /// `None` if the platform is not acceptable.
+    /// Returns the rank of a platform, or `None` if it is not acceptable.
     fn rank(&self, platform: &Platform) -> Option<Rank> {
         let mut candidate = platform.normalized();
-        // As the reference counts: duplicates too.
+        // The reference counts duplicates too.
         let mut features = platform.os_features.len();
         if matches!(self.features, Features::Ignored) {
             candidate.os_features.clear();
@@ -278,7 +275,7 @@ mod tests {
         matchers
     }
 
-    /// What Go's stable sort does with up to 20 entries.
+    /// The algorithm of Go's stable sort for up to 20 entries.
     fn insertion_sort(matcher: &Matcher, kept: &mut [&Platform]) {
         for end in 1..kept.len() {
             let mut at = end;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Canonical names of operating systems, architectures and variants, and the
-//! names that are known as such (containerd/platforms `database.go`).
+//! Canonical names of operating systems, architectures and variants, and the known names
+//! (containerd/platforms `database.go`).
 
-/// The operating system of every node that resnap runs on. Not read from the
-/// build target, so that tests answer alike on a developer's other system.
+/// The operating system of every node that resnap runs on. It does not depend on the build target, so
+/// that tests have the same results on other systems.
 pub(crate) const HOST_OS: &str = "linux";
 
 pub(crate) fn normalize_os(os: &str) -> String {
@@ -17,10 +17,9 @@ pub(crate) fn normalize_os(os: &str) -> String {
     }
 }
 
-/// Returns architecture and variant.
+/// Returns the canonical architecture and variant.
 ///
-/// `armhf`, `armel` and `i386` say all there is to say, so a variant given
-/// beside them is overridden.
+/// `armhf`, `armel` and `i386` imply the variant, so they override a given one.
 pub(crate) fn normalize_architecture(architecture: &str, variant: &str) -> (String, String) {
     let (architecture, variant) = (architecture.to_lowercase(), variant.to_lowercase());
     let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
@@ -39,7 +38,7 @@ pub(crate) fn normalize_architecture(architecture: &str, variant: &str) -> (Stri
     (architecture.to_owned(), variant.to_owned())
 }
 
-/// Whether a single component names an operating system; it must be normalised.
+/// Returns whether a normalised component is a known operating system.
 pub(crate) fn is_known_os(os: &str) -> bool {
     matches!(
         os,
@@ -63,7 +62,7 @@ pub(crate) fn is_known_os(os: &str) -> bool {
     )
 }
 
-/// Whether a single component names an architecture; it must be normalised.
+/// Returns whether a normalised component is a known architecture.
 pub(crate) fn is_known_architecture(architecture: &str) -> bool {
     matches!(
         architecture,

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! From a specifier to a platform (`Parse` in containerd/platforms
-//! `platforms.go`).
+//! Parsing of specifiers (`Parse` in containerd/platforms `platforms.go`).
 
 use std::str::FromStr;
 
@@ -80,7 +79,7 @@ pub fn parse_with_default(specifier: &str, host: &Platform) -> Result<Platform, 
         (Some(architecture), Some(variant)) => {
             (platform.architecture, platform.variant) =
                 normalize_architecture(architecture, variant);
-            // A variant that was spelled out stays visible.
+            // An explicit variant is kept.
             if platform.architecture == "arm64" && platform.variant.is_empty() {
                 "v8".clone_into(&mut platform.variant);
             }
@@ -89,7 +88,7 @@ pub fn parse_with_default(specifier: &str, host: &Platform) -> Result<Platform, 
     Ok(platform)
 }
 
-/// `arm` alone stands for v7, so that variant is left out unless spelled out.
+/// Removes the variant v7 of `arm`, which is the default and omitted unless it is explicit.
 fn unless_usual_arm(architecture: &str, variant: String) -> String {
     if architecture == "arm" && variant == "v7" {
         String::new()
@@ -98,8 +97,8 @@ fn unless_usual_arm(architecture: &str, variant: String) -> String {
     }
 }
 
-/// Splits the first component into name and what stands in parentheses; the
-/// options are checked but not yet decoded.
+/// Splits the first component into the name and the options in parentheses. The options are checked but
+/// not decoded.
 fn split_os(component: &str) -> Option<(&str, Option<&str>)> {
     let (name, options) = match component.split_once('(') {
         Some((name, rest)) => (name, Some(rest.strip_suffix(')')?)),
@@ -123,8 +122,8 @@ fn is_component(component: &str) -> bool {
     !component.is_empty() && component.bytes().all(allowed)
 }
 
-/// Undoes percent-encoding; `None` if an escape is cut short, is not
-/// hexadecimal, or the result is not UTF-8.
+/// Decodes percent-encoding. Returns `None` if an escape is incomplete or not hexadecimal, or if the
+/// result is not UTF-8.
 fn decode(option: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(option.len());
     let mut bytes = option.bytes();

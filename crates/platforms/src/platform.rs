@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The platform itself: its JSON, its text forms and the host's own.
+//! The platform: its JSON, its text forms, and that of the host.
 
 use std::fmt;
 
@@ -10,19 +10,18 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::escape::escape_into;
 use crate::normalize::{HOST_OS, normalize_architecture, normalize_os};
 
-/// What an image needs, or a node offers, to run a container.
+/// The platform that an image needs, or that a node offers, to run a container.
 ///
-/// Serialises as the `platform` object of OCI image-spec `image-index.md`;
-/// the same fields stand in an image config. A field that is absent or null
-/// is empty here, an empty one is not written, unknown ones are ignored.
+/// Serialises as the `platform` object of OCI image-spec `image-index.md`; an image config has the same
+/// fields. An absent or null field becomes empty, an empty field is not written, and unknown fields are
+/// ignored.
 ///
 /// [`Display`](fmt::Display) is `FormatAll` of containerd/platforms
 /// (`platforms.go`), with version and features; [`FromStr`](std::str::FromStr) is its `Parse`
 /// with the missing half taken from [`Platform::host`].
 ///
-/// Equality is that of the fields as they stand: compare
-/// [normalised](Platform::normalized) platforms, or ask a
-/// [`Matcher`](crate::Matcher).
+/// Equality compares the fields as they are: compare [normalised](Platform::normalized) platforms, or
+/// use a [`Matcher`](crate::Matcher).
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Platform {
@@ -51,8 +50,7 @@ pub struct Platform {
         skip_serializing_if = "String::is_empty"
     )]
     pub os_version: String,
-    /// What is demanded of the operating system beyond its name, such as
-    /// `erofs`, in the order it was given.
+    /// Required features of the operating system, such as `erofs`, in the given order.
     #[serde(
         rename = "os.features",
         deserialize_with = "null_is_default",
@@ -62,8 +60,7 @@ pub struct Platform {
 }
 
 impl Platform {
-    /// The platform of this machine, without features (`DefaultSpec` in
-    /// `defaults_unix.go`).
+    /// Returns the platform of this machine, without features (`DefaultSpec` in `defaults_unix.go`).
     ///
     /// The variant is empty except on ARM, where it is the one that the
     /// target's name stands for (`arm64/v8`, `arm/v7`). The reference looks at
@@ -88,9 +85,9 @@ impl Platform {
         }
     }
 
-    /// The canonical form (`Normalize` in `platforms.go`): names in lower case
-    /// and by their Go spelling, a variant that is the architecture's usual one
-    /// removed (or, for `arm`, added), features sorted and without duplicates.
+    /// Returns the canonical form (`Normalize` in `platforms.go`): names in lower case and by their Go
+    /// spelling, a variant that is the architecture's usual one removed (or, for `arm`, added), features
+    /// sorted and without duplicates.
     #[must_use]
     pub fn normalized(&self) -> Self {
         let (architecture, variant) = normalize_architecture(&self.architecture, &self.variant);
@@ -106,13 +103,13 @@ impl Platform {
         }
     }
 
-    /// `os/architecture/variant` without version and features (`Format` in
-    /// `platforms.go`); `unknown` if there is no operating system.
+    /// Returns `os/architecture/variant` without version and features (`Format` in `platforms.go`);
+    /// `unknown` if there is no operating system.
     pub fn format(&self) -> String {
         self.join("")
     }
 
-    /// The options stand behind the operating system.
+    /// Joins the components, with `options` after the operating system.
     fn join(&self, options: &str) -> String {
         if self.os.is_empty() {
             return "unknown".to_owned();

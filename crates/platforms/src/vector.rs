@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What else a CPU runs, best first (containerd/platforms `compare.go`).
+//! The platforms that a CPU runs, best first (containerd/platforms `compare.go`).
 
 use crate::Platform;
 
-/// The highest variant a descent starts from. Far above any that exists: it
-/// keeps a variant like `v999999999`, which any image may claim, from being
-/// expanded into as many platforms.
+/// The highest variant from which lower ones are derived, far above any that exists. It keeps a variant
+/// like `v999999999`, which any image may claim, from being expanded into as many platforms.
 const HIGHEST_LEVEL: u32 = 32;
 
-/// The platforms that a machine of a normalised `platform` runs, with its
-/// version and features on each of them. Empty for an arm64 variant that is not
-/// known: nothing can be said of what it runs.
+/// Returns the platforms that a machine of a normalised `platform` runs, each with its version and
+/// features. Empty for an unknown arm64 variant.
 pub(crate) fn vector(platform: &Platform) -> Vec<Platform> {
     let also = |architecture: &str, variant: String| Platform {
         architecture: architecture.to_owned(),
@@ -55,7 +53,7 @@ pub(crate) fn vector(platform: &Platform) -> Vec<Platform> {
     }
 }
 
-/// `vN-1` down to the lowest, for `vN`; none for what is not a number.
+/// Returns `vN-1` down to the lowest variant, for `vN`; none if N is not a number.
 fn lower_levels(variant: &str, lowest: u32) -> impl Iterator<Item = String> {
     let level: u32 = variant
         .strip_prefix('v')
@@ -67,7 +65,7 @@ fn lower_levels(variant: &str, lowest: u32) -> impl Iterator<Item = String> {
         .map(|level| format!("v{level}"))
 }
 
-/// The versions of arm64 that are known: 8.0 to 8.9 and 9.0 to 9.7.
+/// Parses a known version of arm64: 8.0 to 8.9 and 9.0 to 9.7.
 fn arm64_version(variant: &str) -> Option<(u8, u8)> {
     if variant.is_empty() {
         return Some((8, 0));

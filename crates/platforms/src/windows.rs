@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Versions of Windows, and which of them a host of another version runs
-//! (containerd/platforms `platform_windows_compat.go`).
+//! Compatibility of Windows versions (containerd/platforms `platform_windows_compat.go`).
 
-/// Build of Windows Server 2022, the first whose ABI newer hosts keep. The next
-/// long-term release, 26100, and all that follow until another one reach back
-/// to it as well, so it is the floor of every host since.
+/// The build of Windows Server 2022, the first with an ABI that newer hosts keep. The next long-term
+/// release, 26100, and later ones support it too, so it is the lowest compatible build for every later
+/// host.
 const STABLE_ABI: u16 = 20348;
 
-/// Numeric, so only the build that matters here is left of `10.0.20348.1`.
-/// What cannot be read is 0.0.0.
+/// A numeric version without the revision: `10.0.20348` of `10.0.20348.1`. An invalid version is 0.0.0.
 #[derive(Default, PartialEq, Eq)]
 struct Version {
     major: u8,
@@ -20,7 +18,7 @@ struct Version {
 
 impl Version {
     fn parse(text: &str) -> Self {
-        // The numbers' own parsers also take a leading "+".
+        // The integer parsers also accept a leading "+".
         if text.contains('+') {
             return Self::default();
         }
@@ -37,8 +35,8 @@ impl Version {
     }
 }
 
-/// Whether an image of version `image` runs on a host of version `host`; a
-/// version that either side does not give excludes nothing.
+/// Returns whether an image of version `image` runs on a host of version `host`. A missing version on
+/// either side is compatible with everything.
 pub(crate) fn is_compatible(host: &str, image: &str) -> bool {
     let host = Version::parse(host);
     if host == Version::default() || image.is_empty() {

@@ -19,15 +19,15 @@ use crate::warm::Floor;
     version,
     propagate_version = true,
     after_help = "Examples:
-  resnap snapshotters                          what this containerd has
+  resnap snapshotters                          the snapshotters of this containerd
   resnap unpack web --snapshotter erofs        make docker.io/library/web:latest ready on erofs
   resnap check web --snapshotter erofs         is it? (exit code 0: yes, 1: no)
-  resnap --namespace default images            what is ready where
-  resnap jobs                                  what the daemon is doing
+  resnap --namespace default images            the images and where they are ready
+  resnap jobs                                  the jobs of the daemon
 
-Exit codes: 0 done or ready; 1 `check --snapshotter` and not ready; 2 any error; 130 stopped by
-a signal.
-RESNAP_LOG=info (or debug) logs more to standard error."
+Exit codes: 0 done or ready; 1 not ready, from `check --snapshotter`; 2 any error; 130 stopped
+by a signal.
+RESNAP_LOG=info (or debug) logs more to standard error; RESNAP_LOG_FORMAT=json logs\nJSON objects, one per line."
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-/// What every command takes.
+/// The arguments of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
     /// containerd's socket [default: /run/containerd/containerd.sock]
@@ -45,14 +45,14 @@ pub(crate) struct Common {
     /// The containerd namespace; kubelet's images are in the default one [default: k8s.io]
     #[arg(long, short, global = true, env = "CONTAINERD_NAMESPACE")]
     pub(crate) namespace: Option<String>,
-    /// Where processes leave locks for each other, and the daemon its sockets; the same for all
-    /// that use one containerd [default: /run/resnap]
+    /// The directory for locks between processes and for the daemon's sockets; the same for all
+    /// processes that use one containerd [default: /run/resnap]
     #[arg(long, global = true, env = "RESNAP_RUNTIME_DIR", value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
-    /// The configuration file [default: /etc/resnap/config.toml, if it is there]
+    /// The configuration file [default: /etc/resnap/config.toml, if it exists]
     #[arg(long, global = true, env = "RESNAP_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Print JSON: one document; for `unpack` an event per line and the report last, for `cancel` a
+    /// Print JSON: one document; for `unpack` one event per line and the report last, for `cancel` one
     /// document per line
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -62,31 +62,32 @@ pub(crate) struct Common {
 pub(crate) enum Command {
     /// Unpack and label the layers of images on a snapshotter
     ///
-    /// The daemon (`resnap serve`) does it where one serves this containerd and namespace, so that
-    /// nothing is done twice; otherwise this process does. A first signal (Ctrl-C) cancels what this
-    /// command began, and cleans up; what the daemon does for others as well goes on. A second one
-    /// ends the command at once.
+    /// If a daemon (`resnap serve`) serves this containerd and namespace, it does the work, so that
+    /// nothing is done twice; otherwise this process does. The first signal (Ctrl-C) cancels the jobs
+    /// that this command started, and cleans up; jobs of the daemon with other waiters continue. The
+    /// second signal ends the command at once.
     Unpack(UnpackArguments),
-    /// Make images ready ahead, where there is room
+    /// Make images ready in advance, if there is enough space
     Warm(WarmArguments),
-    /// Show what there is of each layer: snapshots, labels, blobs
+    /// Show the state of each layer: snapshots, labels, blobs
     Check(CheckArguments),
     /// List the images and the snapshotters they are ready on
     Images,
-    /// List the jobs of the daemon: images that are being unpacked
+    /// List the daemon's jobs: images that are being unpacked
     Jobs(JobsArguments),
-    /// Cancel jobs of the daemon, for all who wait for them
+    /// Cancel jobs of the daemon for all their waiters
     ///
-    /// Finished layers stay for the next try. A container that waits for the image fails to start
-    /// for now; kubelet asks again, which begins a new job.
+    /// Finished layers are kept for the next attempt. A container that waits for the image fails to
+    /// start for now; kubelet retries, which starts a new job.
     Cancel(CancelArguments),
-    /// List the leases under which images are unpacked, and whose makers are dead
+    /// List the leases under which images are unpacked, and which of them are orphaned
     Leases(LeasesArguments),
-    /// Serve kubelet in containerd's place, and make images ready before containers ask for them
+    /// Serve the CRI to kubelet in front of containerd, and make images ready before containers need
+    /// them
     Serve(ServeArguments),
-    /// List the snapshotters, what they can do and whether they need labels
+    /// List the snapshotters, their capabilities and whether they need labels
     Snapshotters,
-    /// What the daemon would be told
+    /// Show the configuration of the daemon
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print a completion script, as in `source <(resnap completions bash)`
@@ -100,8 +101,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Print each value, and whether it is from a flag, the environment, the configuration file,
-    /// containerd, or resnap's own
+    /// Print each value and its source: a flag, the environment, the configuration file, containerd, or
+    /// the default
     Explain(ServeArguments),
 }
 
@@ -110,33 +111,33 @@ pub(crate) struct UnpackArguments {
     /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
-    /// Where the images are to be ready; without it, by the unpack configurations (`resnap config
-    /// explain`): the plain platform on the default snapshotter, EROFS images on erofs
+    /// The target snapshotter. By default the unpack configurations decide (`resnap config explain`):
+    /// the plain platform on the default snapshotter, EROFS images on erofs
     #[arg(long, short)]
     pub(crate) snapshotter: Option<String>,
-    /// Mend layers that somebody unpacked without labels: by setting the labels (nydus), else by
-    /// removing the layers, if nothing uses them, and unpacking them again
+    /// Repair layers that another client unpacked without labels: set the labels (nydus), or remove the
+    /// layers, if they are not in use, and unpack them again
     #[arg(long)]
     pub(crate) repair: bool,
-    /// Draw when each layer went through which stage (wait, read, inflate, hash, write, commit), as
-    /// SVG; --json has the same in its report
+    /// Draw the stages of each layer over time (wait, read, inflate, hash, write, commit) as SVG; the
+    /// report of --json has the same data
     #[arg(long, value_name = "FILE")]
     pub(crate) timeline: Option<PathBuf>,
-    /// The platform, such as linux/arm64 or 'linux(+erofs)/amd64'; this machine's own if not given,
-    /// in the snapshotter's own format if all of that is on the node
+    /// The platform, such as linux/arm64 or 'linux(+erofs)/amd64'. The default is that of this machine,
+    /// in the snapshotter's own format if all of it is on the node
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct WarmArguments {
-    /// Names of images as `resnap images` lists them, with * for any text
+    /// Name patterns of images as `resnap images` lists them; * matches any text
     #[arg(required_unless_present = "all", value_name = "PATTERN")]
     pub(crate) images: Vec<String>,
-    /// All images of the node
+    /// Select all images of the node
     #[arg(long)]
     pub(crate) all: bool,
-    /// Where the images are to be ready; may be given more than once
+    /// The target snapshotter; may be repeated
     #[arg(
         long = "snapshotter",
         short,
@@ -144,43 +145,43 @@ pub(crate) struct WarmArguments {
         value_name = "SNAPSHOTTER"
     )]
     pub(crate) snapshotters: Vec<String>,
-    /// How much of the snapshotter's file system stays free, as a share or a size [default: 15%]
+    /// The space that must stay free on the snapshotter's file system, as a percentage or a size
+    /// [default: 15%]
     #[arg(long, value_name = "FLOOR")]
     pub(crate) min_free: Option<Floor>,
-    /// Only say what would be done
+    /// Only print what would be done
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct JobsArguments {
-    /// Print a line for each job, then one whenever something changes; with --json a document per
-    /// line
+    /// Print one line for each job, then one line for each change; with --json one document per line
     #[arg(long, short)]
     pub(crate) watch: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CancelArguments {
-    /// The job's number, as `resnap jobs` lists it
+    /// The ID of the job, as `resnap jobs` lists it
     #[arg(required = true, value_name = "ID")]
     pub(crate) ids: Vec<u64>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct LeasesArguments {
-    /// End the leases of the dead; the layers that only they keep are unpacked anew then
+    /// Delete orphaned leases; layers that only they hold are unpacked again when they are needed
     #[arg(long)]
     pub(crate) sweep: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
-    /// Where kubelet finds the CRI: its --container-runtime-endpoint [default: cri.sock in the
-    /// runtime directory]
+    /// The socket of the CRI, kubelet's --container-runtime-endpoint [default: cri.sock in the runtime
+    /// directory]
     #[arg(long, env = "RESNAP_CRI_SOCKET", value_name = "SOCKET")]
     pub(crate) cri_socket: Option<PathBuf>,
-    /// Where to tell Prometheus, on the loopback device, such as 127.0.0.1:9464 [default: nowhere]
+    /// The loopback address of the metrics for Prometheus, such as 127.0.0.1:9464 [default: none]
     #[arg(long, env = "RESNAP_METRICS_ADDRESS", value_name = "ADDRESS")]
     pub(crate) metrics_address: Option<SocketAddr>,
 }
@@ -190,11 +191,11 @@ pub(crate) struct CheckArguments {
     /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
-    /// Look at this snapshotter only, and exit with 1 if an image is not ready there
+    /// Check this snapshotter only, and exit with 1 if an image is not ready there
     #[arg(long, short)]
     pub(crate) snapshotter: Option<String>,
-    /// The platform, such as linux/arm64 or 'linux(+erofs)/amd64'; this machine's own if not given,
-    /// in the format of the snapshotter that is named if all of that is on the node
+    /// The platform, such as linux/arm64 or 'linux(+erofs)/amd64'. The default is that of this machine,
+    /// in the format of the named snapshotter if all of it is on the node
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
 }

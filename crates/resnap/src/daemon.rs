@@ -17,24 +17,24 @@ use std::time::Duration;
 
 use anyhow::Result;
 use resnap_core::{Kind, SnapshotterInfo, error_chain};
-use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
 use resnap_unpacker::{Engine, UnpackError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::commands::{Outcome, observed_engine};
 use crate::config::Config;
+use crate::connect;
+use crate::exit_status::ExitStatus;
 use listen::Socket;
 use metrics::Metrics;
 
 pub(crate) use systemd::Sockets;
 
-/// How long calls may take to end after the signal to stop.
+/// The time that calls have to end after the signal to stop.
 const GRACE: Duration = Duration::from_secs(30);
 
-pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome> {
+pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitStatus> {
     let serving = Arc::new(OnceLock::new());
-    systemd::keep_telling(Arc::clone(&serving));
+    systemd::keep_watchdog(Arc::clone(&serving));
     let path = &config.cri_socket.value;
     let (listener, mut cri) = Socket::listen(sockets.take("cri"), path, 0o660).await?;
     let path = &config.api_socket.value;
@@ -43,16 +43,16 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome
     let metrics = metrics(config).await?;
     let engine = tokio::select! {
         engine = connected(config, metrics.clone()) => engine?,
-        _ = stopped.wait_for(|stopped| *stopped) => return Ok(Outcome::Done),
+        _ = stopped.wait_for(|stopped| *stopped) => return Ok(ExitStatus::Done),
     };
-    let proxy = proxy(config, engine.clone(), metrics.map(|metrics| metrics as _));
+    let proxy = connect::proxy(config, engine.clone(), metrics.map(|metrics| metrics as _));
     let proxy = serving.get_or_init(|| proxy);
     for socket in [&mut cri, &mut api] {
         socket.publish()?;
     }
     tracing::info!(socket = ?config.cri_socket.value, backend = ?config.backend(), "serving");
     systemd::ready();
-    let serve_api = api::serve(config, api_listener, engine.clone(), stopped.clone());
+    let serve_api = api::serve(config, api_listener, engine.clone(), stopped.clone(), GRACE);
     let serve_cri = proxy.serve(listener, stopped.clone(), GRACE);
     let hand_over = async {
         let _ = stopped.wait_for(|stopped| *stopped).await;
@@ -67,24 +67,10 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<Outcome
     };
     api_served?;
     cri_served?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
-/// The proxy in front of this engine's containerd.
-pub(crate) fn proxy(
-    config: &Config,
-    engine: Engine,
-    observer: Option<Arc<dyn ProxyObserver>>,
-) -> Proxy {
-    Proxy::new(
-        config.backend(),
-        Arc::new(engine),
-        settings(config),
-        observer,
-    )
-}
-
-/// What is counted, where anybody may ask for it.
+/// Returns the metrics, served at the configured address; `None` without an address.
 async fn metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
     let Some(address) = config.metrics_address.value else {
         return Ok(None);
@@ -94,19 +80,7 @@ async fn metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
     Ok(Some(metrics))
 }
 
-/// What the configuration says to a proxy.
-fn settings(config: &Config) -> ProxySettings {
-    let mut settings = ProxySettings::default();
-    settings.profiles = config.profiles.clone();
-    settings.always = config.always.value;
-    settings.unlabelled = config.unlabelled.value;
-    settings.default_snapshotter = config.default_snapshotter.clone();
-    settings.sandbox_image = config.sandbox_image.clone();
-    settings.handlers = config.handlers.clone();
-    settings
-}
-
-/// Says when to stop.
+/// Returns a flag that is set on the first signal.
 fn signals() -> Result<watch::Receiver<bool>> {
     let (stop, stopped) = watch::channel(false);
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -117,32 +91,32 @@ fn signals() -> Result<watch::Receiver<bool>> {
             _ = terminate.recv() => {}
         }
         systemd::stopping();
-        // Who serves listens for as long as they serve.
+        // The receivers live for as long as the daemon serves.
         let _ = stop.send(true);
     });
     Ok(stopped)
 }
 
-/// Removes what a daemon that was killed left, while this one serves already.
+/// Removes staged layers of a daemon that was killed, in the background.
 fn clear(snapshotters: Vec<SnapshotterInfo>) {
     let roots = snapshotters.into_iter().filter_map(|found| found.root);
     for root in roots {
         tokio::task::spawn_blocking(move || {
             if let Err(error) = resnap_applier::clear(Path::new(&root)) {
-                tracing::debug!(root, %error, "what was built ahead is not removed");
+                tracing::debug!(root, %error, "staged layers could not be removed");
             }
         });
     }
 }
 
-/// The engine, once containerd is there: at boot it may come later.
+/// Returns the engine once containerd answers: at boot it may start later.
 async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Engine> {
     let mut seconds = 0_u64;
     loop {
         let observer = metrics.clone().map(|metrics| metrics as _);
         let answered = async {
-            let engine = observed_engine(config, observer).await?;
-            // Its socket is there before it answers, and while it hangs.
+            let engine = connect::observed_engine(config, observer).await?;
+            // The socket exists before containerd answers, and while it hangs.
             clear(engine.snapshotters().await?);
             Ok(engine)
         };
@@ -150,7 +124,7 @@ async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Eng
             Err(error) => error,
             engine => {
                 if seconds > 0 {
-                    tracing::warn!("containerd answers, after {seconds} s");
+                    tracing::warn!("containerd answered after {seconds} s");
                 }
                 return engine;
             }
@@ -162,7 +136,7 @@ async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Eng
         let reason = error_chain(error.as_ref());
         systemd::waiting(&reason);
         if seconds.is_multiple_of(60) {
-            tracing::warn!("{reason}; trying again each second");
+            tracing::warn!("{reason}; retrying every second");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
         seconds += 1;

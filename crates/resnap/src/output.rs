@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What goes to standard output: tables for people, JSON for programs.
+//! Standard output: tables for people, JSON for programs.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -15,30 +15,33 @@ use resnap_unpacker::UnpackError;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::commands::Outcome;
+use crate::exit_status::ExitStatus;
+use crate::logging::LogFormat;
 
-/// Where data goes.
+/// The output of a command.
 pub(crate) struct Output {
     json: bool,
+    log_format: LogFormat,
     closed: bool,
     namespace: String,
 }
 
 impl Output {
-    pub(crate) fn new(json: bool) -> Self {
+    pub(crate) fn new(json: bool, log_format: LogFormat) -> Self {
         Self {
             json,
+            log_format,
             closed: false,
             namespace: String::new(),
         }
     }
 
-    /// The namespace in which next steps are to be taken.
+    /// Sets the namespace that next steps mention.
     pub(crate) fn set_namespace(&mut self, namespace: &str) {
         self.namespace = namespace.to_owned();
     }
 
-    /// Whether nobody reads standard output any more, as was seen when something was printed.
+    /// Returns whether standard output was closed when something was last printed.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
@@ -47,7 +50,7 @@ impl Output {
         self.json
     }
 
-    /// One document: as JSON, or as `show` lays it out.
+    /// Prints one document: as JSON, or with the layout of `show`.
     pub(crate) fn document<T: Serialize>(
         &mut self,
         document: &T,
@@ -62,7 +65,7 @@ impl Output {
         self.print(&table.finish())
     }
 
-    /// Several of a kind: a JSON array, or one after the other.
+    /// Prints several documents: as a JSON array, or one after the other.
     pub(crate) fn documents<T: Serialize>(
         &mut self,
         documents: &[T],
@@ -82,18 +85,19 @@ impl Output {
         self.print(&serde_json::to_string(value)?)
     }
 
-    /// What resnap itself wrote, for a program to read.
+    /// Prints text that resnap generated for a program, unescaped.
     pub(crate) fn verbatim(&mut self, text: &str) -> Result<()> {
         self.print(text)
     }
 
-    /// One line for people.
+    /// Prints one line for people.
     pub(crate) fn line(&mut self, text: &str) -> Result<()> {
         self.print(&printable(text))
     }
 
-    /// Tells an error, of this image if it is of one, to people, and to programs if they listen.
-    pub(crate) fn error(&mut self, error: &anyhow::Error, image: Option<&str>) -> Outcome {
+    /// Reports an error, of `image` if it concerns one: on standard error, and with `--json` on standard
+    /// output too.
+    pub(crate) fn error(&mut self, error: &anyhow::Error, image: Option<&str>) -> ExitStatus {
         let here = error.downcast_ref::<UnpackError>();
         let here = here.map(|error| Failure::new(error, &self.namespace));
         let failure = here.or_else(|| error.downcast_ref::<Failure>().cloned());
@@ -110,23 +114,28 @@ impl Output {
                 value["image"] = json!(image);
             }
             let value = json!({ "error": value });
-            // Standard error has it in any case.
+            // Standard error has the error in any case.
             let _ = self.json_line(&value);
         }
-        let mut stderr = io::stderr();
-        let _ = writeln!(stderr, "resnap: {}", printable(&message));
-        if let Some(next_step) = next_step {
-            let _ = writeln!(stderr, "  next: {}", printable(next_step));
+        match self.log_format {
+            LogFormat::Json => tracing::error!(next_step, "{message}"),
+            LogFormat::Text => {
+                let mut stderr = io::stderr();
+                let _ = writeln!(stderr, "resnap: {}", printable(&message));
+                if let Some(next_step) = next_step {
+                    let _ = writeln!(stderr, "  next: {}", printable(next_step));
+                }
+            }
         }
         match failure {
-            Some(failure) if failure.is_cancelled() => Outcome::Cancelled,
-            _ => Outcome::Failed,
+            Some(failure) if failure.is_cancelled() => ExitStatus::Cancelled,
+            _ => ExitStatus::Failed,
         }
     }
 
     fn print(&mut self, text: &str) -> Result<()> {
         match writeln!(io::stdout(), "{text}") {
-            // Whoever reads has enough (`resnap images | head`).
+            // The reader has enough (`resnap images | head`).
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 self.closed = true;
                 Ok(())
@@ -136,9 +145,9 @@ impl Output {
     }
 }
 
-/// A text as it may go to a terminal, in one line. Names, platforms and what daemons say come from
-/// strangers: a control character in them could move the cursor over other output, and a line
-/// break or a change of direction forge some. They are shown escaped.
+/// Escapes a text for a terminal, on one line. Names, platforms and messages are untrusted: a control
+/// character could move the cursor over other output, and a line break or a change of direction could
+/// forge some.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unprintable) {
         return Cow::Borrowed(text);
@@ -155,8 +164,8 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
 }
 
 fn is_unprintable(char: char) -> bool {
-    // Besides control characters: breaks of lines and paragraphs, marks and overrides of
-    // direction, and what takes no room.
+    // Besides control characters: line and paragraph separators, direction marks and overrides, and
+    // zero-width characters.
     char.is_control()
         || matches!(char, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         || matches!(char, '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -178,7 +187,7 @@ impl Table {
         }
     }
 
-    /// A text for a cell: on a terminal no more than its start, in one line.
+    /// Returns a text for a cell: on a terminal only its beginning, on one line.
     pub(crate) fn cut(&self, text: &str, most: usize) -> String {
         match self.on_terminal {
             true => one_line(text, most),
@@ -186,7 +195,7 @@ impl Table {
         }
     }
 
-    /// Begins a table.
+    /// Starts a table.
     pub(crate) fn header<const N: usize>(&mut self, names: [&str; N]) {
         self.end_table();
         let mut table = comfy_table::Table::new();
@@ -206,7 +215,7 @@ impl Table {
         }
     }
 
-    /// A line outside any table.
+    /// Adds a line outside any table.
     pub(crate) fn line(&mut self, text: String) {
         self.end_table();
         self.done.push_str(&printable(&text));
@@ -227,19 +236,19 @@ impl Table {
     }
 }
 
-/// A cell that has something in it.
+/// Returns the text of a cell, or a dash if it is empty.
 pub(crate) fn or_dash(text: Option<String>) -> String {
     text.filter(|text| !text.is_empty())
         .unwrap_or_else(|| "-".to_owned())
 }
 
-/// A digest as people write it: twelve digits.
+/// Returns the first twelve digits of a digest.
 pub(crate) fn short(digest: &str) -> String {
     let hex = digest.rsplit(':').next().unwrap_or(digest);
     hex.chars().take(12).collect()
 }
 
-/// What is wrong with an image, where its name stands already.
+/// Returns the error of an image without the name of the image, for output that has the name already.
 pub(crate) fn reason(error: &UnpackError, image: &str) -> String {
     let text = error_chain(error);
     let named = [
@@ -253,12 +262,12 @@ pub(crate) fn reason(error: &UnpackError, image: &str) -> String {
     }
 }
 
-/// A size as people read it.
+/// Formats a size for people.
 pub(crate) fn bytes(count: u64) -> String {
     DecimalBytes(count).to_string()
 }
 
-/// The start of a text, in one line.
+/// Returns the beginning of a text, on one line.
 fn one_line(text: &str, most: usize) -> String {
     let line = text.lines().next().unwrap_or_default();
     if line.chars().count() <= most {

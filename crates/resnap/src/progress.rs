@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use resnap_unpacker::{Event, Phase, Progress as Far};
+use resnap_unpacker::{Event, Phase, Progress as JobProgress};
 
 use crate::output::{bytes, printable, short};
 
@@ -17,13 +17,13 @@ pub(crate) struct Progress {
     images: Vec<Option<Bars>>,
 }
 
-/// Of one image.
+/// The progress bars of one image.
 struct Bars {
-    /// Bytes that were read, of all layers.
+    /// The bytes that were read, of all layers.
     total: ProgressBar,
-    /// The layer at work.
+    /// The current layer.
     layer: ProgressBar,
-    far: Far,
+    progress: JobProgress,
 }
 
 impl Progress {
@@ -36,30 +36,30 @@ impl Progress {
         }
     }
 
-    /// Shows what happened to the image of this number.
+    /// Shows an event of the image with this number.
     pub(crate) fn show(&mut self, number: usize, event: &Event) {
         let line = line(event, self.images.len() > 1);
         let line = printable(&line).into_owned();
         let (Some(terminal), Some(Some(bars))) = (&self.terminal, self.images.get_mut(number))
         else {
-            let is_told = !matches!(
+            let is_shown = !matches!(
                 event.phase,
                 Phase::Planned | Phase::Prepared | Phase::Progress
             );
-            if is_told {
-                // Without standard error there is nobody to tell.
+            if is_shown {
+                // Progress is optional; standard error may be closed.
                 let _ = writeln!(io::stderr(), "{line}");
             }
             return;
         };
-        bars.far.record(event);
-        bars.total.set_length(bars.far.bytes());
-        bars.total.set_position(bars.far.read_bytes());
+        bars.progress.record(event);
+        bars.total.set_length(bars.progress.bytes());
+        bars.total.set_position(bars.progress.read_bytes());
         match event.phase {
             Phase::Planned | Phase::Progress => {}
             Phase::Prepared | Phase::Applying | Phase::Waiting => bars.layer.set_message(line),
             _ => {
-                // A terminal that is gone takes no lines.
+                // Progress is optional; the terminal may be gone.
                 let _ = terminal.println(line);
             }
         }
@@ -67,7 +67,7 @@ impl Progress {
         bars.total.set_prefix(printable(&prefix).into_owned());
     }
 
-    /// The image of this number is done.
+    /// Removes the bars of the image with this number.
     pub(crate) fn finish(&mut self, number: usize) {
         if let Some(bars) = self.images.get_mut(number).and_then(Option::take) {
             bars.layer.finish_and_clear();
@@ -89,7 +89,7 @@ impl Bars {
         Self {
             total,
             layer,
-            far: Far::default(),
+            progress: JobProgress::default(),
         }
     }
 }
@@ -112,7 +112,7 @@ fn line(event: &Event, with_image: bool) -> String {
         event.layers,
         short(event.digest.as_str()),
         word(event.phase),
-        waits_for.map_or_else(String::new, |who| format!(" {who}")),
+        waits_for.map_or_else(String::new, |owner| format!(" {owner}")),
         bytes(event.bytes),
         event.seconds,
         width = event.layers.to_string().len(),
@@ -129,7 +129,7 @@ fn word(phase: Phase) -> &'static str {
         Phase::Committed => "unpacked",
         Phase::Staged => "staged",
         Phase::Remote => "remote, nothing to unpack",
-        Phase::Joined => "made by somebody else meanwhile",
+        Phase::Joined => "unpacked by another process",
         Phase::Failed => "failed",
         _ => "…",
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A job as a picture: when each layer went through which stage.
+//! A drawing of a job: the stages of each layer over time.
 
 use std::fmt::Write as _;
 
@@ -10,15 +10,15 @@ use resnap_unpacker::{LayerReport, Report, StageTime};
 
 use crate::output::{bytes, short};
 
-/// In the picture's units: the layers' names, the time, a layer's row, a stage in it, and the rest.
+/// Sizes in the units of the drawing.
 const NAMES: f64 = 190.0;
 const TIME: f64 = 900.0;
 const ROW: f64 = 46.0;
 const TOP: f64 = 64.0;
 const MARGIN: f64 = 16.0;
 
-/// Where a stage stands in its row, in which those that go on at the same time lie one above the
-/// other, with its colour and its name.
+/// The stages with their offset and height in a row, colour and name. Concurrent stages are drawn one
+/// above the other.
 const STAGES: [(Stage, f64, f64, &str, &str); 7] = [
     (Stage::Wait, 17.0, 6.0, "#d5d5d5", "wait"),
     (Stage::Read, 3.0, 9.0, "#4e79a7", "read"),
@@ -29,8 +29,8 @@ const STAGES: [(Stage, f64, f64, &str, &str); 7] = [
     (Stage::Commit, 3.0, 39.0, "#e15759", "commit"),
 ];
 
-/// The picture, as an SVG document: a row for each layer, the base first. A stage is a pale bar from
-/// its beginning to its end, filled for the share of that in which it was at work.
+/// Returns the drawing as an SVG document with one row for each layer, the base first. A stage is a pale
+/// bar from its start to its end, filled in proportion to the time it was working.
 pub(crate) fn svg(report: &Report) -> String {
     let rows = report.layers.len().max(1) as f64;
     let (width, height) = (NAMES + TIME + 2.0 * MARGIN, TOP + rows * ROW + 40.0);
@@ -42,7 +42,7 @@ pub(crate) fn svg(report: &Report) -> String {
         report.snapshotter,
         report.seconds
     );
-    // A String takes all that is written.
+    // Writing to a String cannot fail.
     let _ = writeln!(
         out,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
@@ -106,7 +106,7 @@ fn row(out: &mut String, number: usize, layer: &LayerReport, y: f64, at: impl Fn
     }
 }
 
-/// A text as it may stand in XML.
+/// Escapes a text for XML.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
@@ -114,7 +114,7 @@ fn escaped(text: &str) -> String {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
-            // XML has no way to say it.
+            // XML cannot represent control characters.
             char if char.is_control() => escaped.push('\u{fffd}'),
             char => escaped.push(char),
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Images made ready ahead, before anybody asks for them.
+//! Images made ready in advance.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,7 +15,7 @@ use resnap_unpacker::{Engine, Event, Report, Request, UnpackError};
 use serde::Deserialize;
 use wildmatch::WildMatch;
 
-/// How much of a file system is left free. kubelet watches that of the default snapshotter only.
+/// The space that must stay free on a file system. kubelet watches only that of the default snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) enum Floor {
@@ -24,7 +24,7 @@ pub(crate) enum Floor {
 }
 
 impl Default for Floor {
-    /// Where kubelet begins to evict pods, and half of that again.
+    /// Returns one and a half times the threshold at which kubelet evicts pods.
     fn default() -> Self {
         Self::Percent(15)
     }
@@ -40,13 +40,15 @@ impl FromStr for Floor {
                 .parse()
                 .ok()
                 .filter(|percent| *percent <= 100);
-            return Ok(Self::Percent(
-                percent.with_context(|| format!("{text:?} is no share, such as 10%"))?,
-            ));
+            return Ok(Self::Percent(percent.with_context(|| {
+                format!("{text:?} is not a percentage, such as 10%")
+            })?));
         }
         match text.parse() {
             Ok(bytes) => Ok(Self::Bytes(bytes)),
-            Err(_) => bail!("{text:?} is neither a share, such as 10%, nor a size, such as 20GiB"),
+            Err(_) => {
+                bail!("{text:?} is neither a percentage, such as 10%, nor a size, such as 20GiB")
+            }
         }
     }
 }
@@ -77,7 +79,7 @@ impl Floor {
     }
 }
 
-/// What became of one image on one snapshotter.
+/// The outcome for one image on one snapshotter.
 #[derive(Debug)]
 pub(crate) enum Warmed {
     /// It was ready.
@@ -86,20 +88,20 @@ pub(crate) enum Warmed {
     Unpacked(Report),
     /// It would be unpacked.
     Would,
-    /// Too little would be left free.
+    /// Too little space is free.
     NoRoom {
         /// Bytes that are free.
         free: u64,
         /// Bytes that stay free.
         floor: u64,
     },
-    /// It is nothing for this snapshotter.
+    /// The image has nothing for this machine or snapshotter.
     Skipped(UnpackError),
 }
 
-/// Whether an error says that there is nothing of the image for this machine and snapshotter,
-/// however often it is tried.
-fn is_for_others(error: &UnpackError) -> bool {
+/// Returns whether an error means that the image has nothing for this machine and snapshotter, so that
+/// retries are useless.
+fn is_permanent(error: &UnpackError) -> bool {
     matches!(
         error,
         UnpackError::NoManifest { .. }
@@ -109,8 +111,8 @@ fn is_for_others(error: &UnpackError) -> bool {
     )
 }
 
-/// Of the images `names` those that fit one of `patterns`, each once, by the best of its names: by
-/// one to pull by before a bare ID.
+/// Returns the images of `names` that match one of `patterns`, each once and by its best name: a
+/// reference that can be pulled before a bare ID.
 pub(crate) async fn choose(
     engine: &Engine,
     names: impl IntoIterator<Item = String>,
@@ -125,7 +127,7 @@ pub(crate) async fn choose(
     let mut targets = BTreeSet::new();
     let mut chosen = Vec::new();
     for name in names {
-        // One that is gone by now is none.
+        // The image may have been deleted meanwhile.
         let Ok(image) = engine.resolve(&name).await else {
             continue;
         };
@@ -136,8 +138,9 @@ pub(crate) async fn choose(
     chosen
 }
 
-/// Makes one image ready if it is not and there is room, and tells how it goes on; or only says
-/// what it would do. `pick` is what containerd takes for containers: those are who it is for.
+/// Makes one image ready if there is enough space, and passes events to `on_event`. With `dry_run` it only
+/// returns what it would do. `pick` is the preference of containerd, since the image is for its
+/// containers.
 pub(crate) async fn warm(
     engine: &Engine,
     image: &str,
@@ -145,7 +148,7 @@ pub(crate) async fn warm(
     floor: Floor,
     dry_run: bool,
     pick: ManifestPreference,
-    mut tell: impl FnMut(&Event),
+    mut on_event: impl FnMut(&Event),
 ) -> Result<Warmed, UnpackError> {
     let need = engine.profiles().need(snapshotter);
     let request = Request {
@@ -156,7 +159,7 @@ pub(crate) async fn warm(
         ..Request::new(image, snapshotter)
     };
     let plan = match engine.plan(&request).await {
-        Err(error) if is_for_others(&error) => return Ok(Warmed::Skipped(error)),
+        Err(error) if is_permanent(&error) => return Ok(Warmed::Skipped(error)),
         plan => plan?,
     };
     if engine.is_ready(&plan, snapshotter).await? {
@@ -174,13 +177,13 @@ pub(crate) async fn warm(
     let job = engine.unpack(request);
     let mut events = job.events();
     while let Some(event) = events.next().await {
-        tell(&event);
+        on_event(&event);
     }
     job.report().await.map(Warmed::Unpacked)
 }
 
-/// Free and all bytes of the file system that a snapshotter is on; `None` if it does not say where
-/// it is, or is on another machine's.
+/// Returns the free and the total bytes of a snapshotter's file system; `None` if the snapshotter
+/// reports no directory, or one that this machine does not have.
 async fn space(engine: &Engine, snapshotter: &str) -> Result<Option<(u64, u64)>, UnpackError> {
     let all = engine.snapshotters().await?;
     let all: BTreeMap<_, _> = all.into_iter().map(|info| (info.name, info.root)).collect();

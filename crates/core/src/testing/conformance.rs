@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What every backend does alike: the contracts of the ports, as the engine relies on them.
+//! Conformance suites: the contracts of the ports that the engine relies on.
 //!
-//! A suite panics with what was wrong, as a test does. [`all`] runs every one of them; each keeps
-//! to snapshots and leases of its own and keeps what it needs on a lease, so they may run on a
-//! backend that does other work, and whose garbage others collect too.
+//! A suite panics on a violation, like a test. [`all`] runs every suite. Each uses snapshots and leases
+//! of its own and holds them by a lease, so the suites may run on a backend that does other work and
+//! collects garbage at any time.
 
 // Test code: it fails by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -36,7 +36,7 @@ pub async fn all(given: &Given) {
     garbage(given).await;
 }
 
-/// Introspection: the snapshotters by name, and whose they are.
+/// Introspection: the identity of the backend, and its snapshotters by name.
 pub async fn introspection(given: &Given) {
     let introspection = &given.ports.introspection;
     let identity = introspection.identity().await.unwrap();
@@ -53,7 +53,7 @@ pub async fn introspection(given: &Given) {
     assert_eq!(ours.failure, None);
 }
 
-/// Containers: whose root file systems there are, in one namespace.
+/// Containers: the containers of one namespace.
 pub async fn containers(given: &Given) {
     let containers = &given.ports.containers;
     let all = containers.list(&given.scope).await.unwrap();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Faults: what goes wrong, at which call.
+//! Faults of single calls.
 
 use std::time::Duration;
 
@@ -76,29 +76,29 @@ impl Operation {
     ];
 }
 
-/// Something goes wrong with one call.
+/// A fault of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     /// The operation.
     pub operation: Operation,
-    /// Which call of it, the first being 1.
+    /// The number of the call, the first being 1.
     pub call: usize,
-    /// What goes wrong.
+    /// The effect.
     pub effect: Effect,
 }
 
-/// What goes wrong with a call.
+/// The effect of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// It fails and does nothing; an Apply leaves a part of the layer behind.
+    /// The call fails and does nothing; an Apply leaves a part of the layer behind.
     Fail(Kind),
-    /// It does its work, and its answer is lost.
+    /// The call does its work, and its answer is lost.
     LoseAnswer(Kind),
-    /// It fails, and the work is done this much later all the same.
+    /// The call fails, and its work is done after this delay nevertheless.
     Late(Kind, Duration),
-    /// It takes this much longer.
+    /// The call takes this much longer.
     Delay(Duration),
-    /// It never does anything. It is given up after a minute, as the containerd client does; an
-    /// Apply, which may take any time, is not.
+    /// The call hangs. It times out after a minute, like calls of the containerd client; an Apply has no
+    /// time limit.
     Hang,
 }

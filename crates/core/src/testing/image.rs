@@ -9,8 +9,8 @@ use serde_json::json;
 
 use crate::{Descriptor, DiffId, Digest, Labels, Platform, media_type};
 
-/// In front of a simulated layer's bytes; what comes behind is its "tar". So a blob's digest and
-/// its diff ID differ, and who mixes them up is found out.
+/// The prefix of a simulated layer's blob; the rest is its "tar". The blob's digest and the diff ID
+/// differ, so that tests detect when they are mixed up.
 const COMPRESSED: &[u8] = b"compressed: ";
 
 /// The media type of the layers.
@@ -22,12 +22,12 @@ pub struct SimulatedLayer {
     pub(super) blob: Vec<u8>,
     /// The blob.
     pub descriptor: Descriptor,
-    /// What the image's config says.
+    /// The diff ID in the image's config.
     pub diff_id: DiffId,
 }
 
 impl SimulatedLayer {
-    /// A layer that holds `text`.
+    /// Creates a layer with the content `text`.
     pub fn new(text: &str) -> Self {
         let blob = [COMPRESSED, text.as_bytes()].concat();
         Self {
@@ -37,7 +37,7 @@ impl SimulatedLayer {
         }
     }
 
-    /// A layer that holds `text`, while the image's config says it holds something else.
+    /// Creates a layer with the content `text` and a diff ID that does not match.
     pub fn mislabelled(text: &str) -> Self {
         Self {
             diff_id: Self::new(&format!("not {text}")).diff_id,
@@ -46,7 +46,7 @@ impl SimulatedLayer {
     }
 }
 
-/// The "tar" in a layer's blob.
+/// Returns the "tar" in a layer's blob.
 pub(super) fn decompress(blob: &[u8]) -> Option<&[u8]> {
     blob.strip_prefix(COMPRESSED)
 }
@@ -64,12 +64,12 @@ pub struct SimulatedImage {
 }
 
 impl SimulatedImage {
-    /// An image of these layers.
+    /// Creates an image of these layers.
     pub fn new(layers: impl IntoIterator<Item = SimulatedLayer>) -> Self {
         Self::of(&Platform::host(), layers)
     }
 
-    /// An image of these layers, for another platform than the machine's own.
+    /// Creates an image of these layers for a platform.
     pub fn of(platform: &Platform, layers: impl IntoIterator<Item = SimulatedLayer>) -> Self {
         let layers: Vec<_> = layers.into_iter().collect();
         let diff_ids: Vec<_> = layers.iter().map(|layer| &layer.diff_id).collect();
@@ -115,7 +115,7 @@ impl SimulatedImage {
     }
 }
 
-/// The blob of an index of these manifests, and what points at it.
+/// Returns the descriptor and the blob of an index of these manifests.
 pub(super) fn index(entries: &[(Platform, SimulatedImage)]) -> (Descriptor, Vec<u8>) {
     let manifests = entries.iter().map(|(platform, image)| Descriptor {
         platform: Some(platform.clone()),

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A monitor that lets all go on.
+//! A monitor without any limits.
 
 use async_trait::async_trait;
 
 use crate::{ApplyMonitor, ApplyPermit, Stage, StageTiming};
 
-/// Who admits every layer at once, and does not listen.
+/// A monitor that admits every layer at once and ignores progress.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoopMonitor;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A containerd in memory.
+//! A simulated containerd in memory.
 
 mod behaviour;
 mod garbage;
@@ -23,21 +23,21 @@ use crate::{
     Scope, SnapshotInfo, SnapshotKey,
 };
 
-/// How long the containerd client waits for an answer, but for an Apply's.
+/// The time limit of calls of the containerd client, except Apply.
 const CALL_TIME: Duration = Duration::from_secs(60);
 
 /// A snapshot as a [`Simulated`] keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SimulatedSnapshot {
-    /// What Stat says.
+    /// The result of Stat.
     pub info: SnapshotInfo,
-    /// What was written to it and to those below, the base first. An Apply that was cut off leaves
-    /// something that is no layer's.
+    /// The layers that were written to it and to its ancestors, the base first. An interrupted Apply
+    /// leaves a diff ID that belongs to no layer.
     pub content: Vec<DiffId>,
 }
 
 impl SimulatedSnapshot {
-    /// The name under which this content may be committed.
+    /// Returns the chain ID of this content.
     pub fn chain_id(&self) -> Option<ChainId> {
         self.content.iter().fold(None, |parent, diff_id| {
             Some(ChainId::of(parent.as_ref(), diff_id))
@@ -52,13 +52,12 @@ pub struct SimulatedLease {
     pub id: LeaseId,
     /// Its labels.
     pub labels: Labels,
-    /// The snapshots on it, by snapshotter and name, whether they are there or not.
+    /// The snapshots on it, by snapshotter and name, whether they exist or not.
     pub snapshots: Vec<(String, SnapshotKey)>,
 }
 
-/// A backend in memory with containerd's rules, garbage collection included, whose calls can be
-/// made to go wrong. Clones are the same backend. Its clock is tokio's, so that a test may pause
-/// it.
+/// A backend in memory with containerd's rules, including garbage collection, and with fault injection.
+/// Clones share their state. Its clock is that of tokio, so that tests can pause it.
 #[derive(Debug, Clone)]
 pub struct Simulated {
     state: Arc<Mutex<State>>,
@@ -72,7 +71,7 @@ impl Default for Simulated {
 }
 
 impl Simulated {
-    /// A backend without anything in it.
+    /// Creates an empty backend.
     pub fn new() -> Self {
         Self {
             state: Arc::default(),
@@ -80,7 +79,7 @@ impl Simulated {
         }
     }
 
-    /// All ports of this backend.
+    /// Returns all ports of this backend.
     pub fn ports(&self) -> Ports {
         let this = Arc::new(self.clone());
         Ports {
@@ -100,12 +99,12 @@ impl Simulated {
         self.state().snapshotters.insert(name.to_owned(), behaviour);
     }
 
-    /// Puts an image's record and blobs in a namespace.
+    /// Adds an image's record and blobs to a namespace.
     pub fn add_image(&self, namespace: &str, name: &str, image: &SimulatedImage) {
         self.state().add_image(namespace, name, image);
     }
 
-    /// The same with an index of several images, each under the platform that the index gives it.
+    /// Adds an index of several images, each with its platform in the index.
     pub fn add_index(&self, namespace: &str, name: &str, entries: &[(Platform, SimulatedImage)]) {
         let mut state = self.state();
         for (_, image) in entries {
@@ -123,13 +122,13 @@ impl Simulated {
         namespace.images.insert(name.to_owned(), target);
     }
 
-    /// Adds a container's record, which keeps its snapshot.
+    /// Adds a container's record, which holds its snapshot.
     pub fn add_container(&self, namespace: &str, container: Container) {
         self.state().namespace(namespace).containers.push(container);
     }
 
-    /// Commits a layer as somebody else would, under no lease; false if its parent is not there.
-    /// One that is there stays as it is.
+    /// Commits a layer like another client, without a lease. Returns false if its parent does not exist.
+    /// An existing snapshot is kept.
     pub fn unpack(
         &self,
         namespace: &str,
@@ -150,26 +149,26 @@ impl Simulated {
         snapshots::unpack(&mut self.state(), commit, parent, diff_id)
     }
 
-    /// Removes an image's record; garbage collection takes what it kept.
+    /// Removes an image's record.
     pub fn remove_image(&self, namespace: &str, name: &str) {
         self.state().namespace(namespace).images.remove(name);
     }
 
-    /// Labels a blob that is there, as somebody else would.
+    /// Labels an existing blob like another client.
     pub fn label_blob(&self, namespace: &str, digest: &Digest, key: &str, value: &str) {
         let mut state = self.state();
-        // Nobody is told where it is not.
+        // A missing blob is ignored.
         let _ = state
             .namespace(namespace)
             .set_label(digest, key.to_owned(), value.to_owned());
     }
 
-    /// Removes a blob, as containerd does that discards unpacked layers.
+    /// Removes a blob, like a containerd that discards unpacked layers.
     pub fn remove_blob(&self, namespace: &str, digest: &Digest) {
         self.state().namespace(namespace).blobs.remove(digest);
     }
 
-    /// Makes calls go wrong from here on. Counting begins anew.
+    /// Sets the faults of the following calls, and resets the counters.
     pub fn set_faults(&self, faults: impl IntoIterator<Item = Fault>) {
         let mut state = self.state();
         state.faults = faults.into_iter().collect();
@@ -177,23 +176,22 @@ impl Simulated {
         state.calls.clear();
     }
 
-    /// Makes every call take a different short time, so that tasks meet in an order that `seed`
-    /// decides.
+    /// Gives every call a short delay that depends on `seed`, and with it the order of concurrent tasks.
     pub fn set_jitter(&self, seed: u64) {
         self.state().jitter = Some(seed | 1);
     }
 
-    /// The faults that took place.
+    /// Returns the faults that took place.
     pub fn fired(&self) -> Vec<Fault> {
         self.state().fired.clone()
     }
 
-    /// How often an operation was called since the faults were set.
+    /// Returns the number of calls of an operation since the faults were set.
     pub fn calls(&self, operation: Operation) -> usize {
         self.state().calls.get(&operation).copied().unwrap_or(0)
     }
 
-    /// The leases of a namespace, expired ones included until garbage is collected.
+    /// Returns the leases of a namespace, including expired ones until garbage is collected.
     pub fn leases(&self, namespace: &str) -> Vec<SimulatedLease> {
         let mut state = self.state();
         let leases = state.namespace(namespace).leases.iter();
@@ -206,7 +204,7 @@ impl Simulated {
             .collect()
     }
 
-    /// The snapshots of a snapshotter in a namespace, by name.
+    /// Returns the snapshots of a snapshotter in a namespace, ordered by name.
     pub fn snapshots(&self, namespace: &str, snapshotter: &str) -> Vec<SimulatedSnapshot> {
         let mut state = self.state();
         let all = state.namespace(namespace).snapshots.iter();
@@ -218,13 +216,13 @@ impl Simulated {
             .collect()
     }
 
-    /// Collects garbage in all namespaces, as containerd does whenever it likes.
+    /// Collects garbage in all namespaces, as containerd may do at any time.
     pub fn collect_garbage(&self) {
         let now = self.now();
         garbage::collect(&mut self.state(), now);
     }
 
-    /// The backend's clock, by which leases expire.
+    /// Returns the time of the backend's clock, by which leases expire.
     pub fn now(&self) -> SystemTime {
         let (wall, instant) = self.started;
         wall + instant.elapsed()
@@ -234,7 +232,7 @@ impl Simulated {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does `work`, unless a fault is meant for this call.
+    /// Does `work`, with the fault for this call if there is one.
     async fn call<T: Send + 'static>(
         &self,
         operation: Operation,
@@ -252,7 +250,7 @@ impl Simulated {
             None => work(&mut self.state()),
             Some(Effect::Fail(kind)) => fail(kind),
             Some(Effect::LoseAnswer(kind)) => {
-                // Only the answer is lost, whatever it was.
+                // The answer is lost, whatever it was.
                 let _ = work(&mut self.state());
                 fail(kind)
             }

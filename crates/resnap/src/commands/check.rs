@@ -7,35 +7,32 @@ use anyhow::Result;
 use resnap_core::labels::NEEDED;
 use resnap_unpacker::{Check, LabelState, LayerState, Request};
 
-use super::Outcome;
-use super::daemon::Worker;
+use super::executor::Executor;
 use crate::args::CheckArguments;
+use crate::exit_status::ExitStatus;
 use crate::output::{Output, Table, bytes, short};
 
 pub(crate) async fn run(
-    worker: &Worker,
+    executor: &Executor,
     arguments: CheckArguments,
     output: &mut Output,
-) -> Result<Outcome> {
+) -> Result<ExitStatus> {
     let mut checks = Vec::new();
     for image in arguments.images {
         let request = Request {
             platform: arguments.platform.clone(),
             ..Request::new(image, arguments.snapshotter.clone().unwrap_or_default())
         };
-        checks.push(match worker {
-            Worker::Daemon(client) => client.check(&request).await?,
-            Worker::Here(engine) => engine.check_image(&request).await?,
-        });
+        checks.push(executor.check(&request).await?);
     }
     output.documents(&checks, show)?;
     let ready = checks
         .iter()
         .all(|check| check.snapshotters.values().all(|verdict| verdict.ready));
     Ok(if ready || arguments.snapshotter.is_none() {
-        Outcome::Done
+        ExitStatus::Done
     } else {
-        Outcome::NotReady
+        ExitStatus::NotReady
     })
 }
 

@@ -10,19 +10,19 @@ use resnap_core::Kind;
 use resnap_unpacker::{Engine, Plan, Request, UnpackError};
 use serde::Serialize;
 
-use super::Outcome;
+use crate::exit_status::ExitStatus;
 use crate::output::{Output, or_dash, reason, short};
 
-/// One row.
+/// A row of the table.
 #[derive(Serialize)]
 struct Row {
     image: String,
     id: Option<String>,
     platform: Option<String>,
     layers: Option<usize>,
-    /// Whether it is ready, by snapshotter; null where the snapshotter does not answer.
+    /// Whether it is ready, by snapshotter; null if the snapshotter does not answer.
     ready: BTreeMap<String, Option<bool>>,
-    /// Why the image cannot be looked at.
+    /// The reason why the image cannot be inspected.
     problem: Option<String>,
 }
 
@@ -32,13 +32,13 @@ impl Row {
     }
 }
 
-pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome> {
+pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<ExitStatus> {
     let snapshotters = engine.working_snapshotters().await?;
     let mut rows = Vec::new();
     for image in engine.images().await? {
         rows.push(row(engine, image, &snapshotters).await?);
     }
-    // The CRI keeps every image under its ID as well.
+    // The CRI plugin stores every image under its ID as well.
     let named: BTreeSet<String> = rows
         .iter()
         .filter(|row| !row.is_bare_id())
@@ -54,11 +54,11 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
                 Some(problem) => table.cut(problem, 72),
                 None => or_dash(Some(ready.join(", "))),
             };
-            let silent = row.ready.iter().filter(|(_, ready)| ready.is_none());
-            let silent: Vec<&str> = silent.map(|(name, _)| name.as_str()).collect();
-            let ready = match silent.as_slice() {
+            let unavailable = row.ready.iter().filter(|(_, ready)| ready.is_none());
+            let unavailable: Vec<&str> = unavailable.map(|(name, _)| name.as_str()).collect();
+            let ready = match unavailable.as_slice() {
                 [] => ready,
-                silent => format!("{ready} (no answer from {})", silent.join(", ")),
+                names => format!("{ready} (no answer from {})", names.join(", ")),
             };
             table.row([
                 row.image.clone(),
@@ -69,7 +69,7 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
             ]);
         }
     })?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<Row, UnpackError> {
@@ -95,7 +95,7 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
     for snapshotter in snapshotters {
         let ready = match is_ready(engine, &row.image, &plan, snapshotter).await {
             Ok(ready) => Some(ready),
-            // One snapshotter that is gone must not hide the others.
+            // One unavailable snapshotter must not hide the others.
             Err(error) if error.kind() == Kind::Unavailable => None,
             Err(error) => return Err(error),
         };
@@ -104,7 +104,8 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
     Ok(row)
 }
 
-/// Of an image in several forms it is the snapshotter's own that is asked for, as by `check`.
+/// Returns whether the image is ready. Of an image in several forms, the snapshotter's own counts, as in
+/// `check`.
 async fn is_ready(
     engine: &Engine,
     image: &str,

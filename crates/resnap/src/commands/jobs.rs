@@ -10,10 +10,10 @@ use resnap_api::DaemonClient;
 use resnap_api::JobStatus;
 use resnap_unpacker::JobState;
 
-use super::Outcome;
-use super::daemon::daemon;
+use super::daemon_client;
 use crate::args::{CancelArguments, JobsArguments};
 use crate::config::Config;
+use crate::exit_status::ExitStatus;
 use crate::output::{Output, bytes, or_dash};
 
 const HEADER: [&str; 9] = [
@@ -32,8 +32,8 @@ pub(crate) async fn run(
     config: &Config,
     arguments: JobsArguments,
     output: &mut Output,
-) -> Result<Outcome> {
-    let client = daemon(config).await?;
+) -> Result<ExitStatus> {
+    let client = daemon_client::connect(config).await?;
     if arguments.watch {
         return watch(&client, output).await;
     }
@@ -44,18 +44,17 @@ pub(crate) async fn run(
             table.row(cells(job));
         }
     })?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
-/// A line for each job that runs, then one whenever something changes, until there is nobody to
-/// read them.
-async fn watch(client: &DaemonClient, output: &mut Output) -> Result<Outcome> {
-    let mut watching = client.watch_jobs().await?;
+/// Prints a line for each running job, then one for each change, until standard output is closed.
+async fn watch(client: &DaemonClient, output: &mut Output) -> Result<ExitStatus> {
+    let mut changes = client.watch_jobs().await?;
     if !output.is_json() {
         output.line(&line(HEADER.map(str::to_owned)))?;
     }
     while !output.is_closed() {
-        for job in watching.next().await? {
+        for job in changes.next().await? {
             if output.is_json() {
                 output.json_line(&job)?;
             } else {
@@ -63,16 +62,16 @@ async fn watch(client: &DaemonClient, output: &mut Output) -> Result<Outcome> {
             }
         }
     }
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 pub(crate) async fn cancel(
     config: &Config,
     arguments: CancelArguments,
     output: &mut Output,
-) -> Result<Outcome> {
-    let client = daemon(config).await?;
-    let mut worst = Outcome::Done;
+) -> Result<ExitStatus> {
+    let client = daemon_client::connect(config).await?;
+    let mut worst = ExitStatus::Done;
     for id in arguments.ids {
         match client.cancel(id, false).await {
             Ok(job) if output.is_json() => output.json_line(&job)?,
@@ -82,7 +81,7 @@ pub(crate) async fn cancel(
                 job.image,
                 job.snapshotter
             ))?,
-            // One that is over must not keep the others from being cancelled.
+            // A job that has ended must not keep the others from being cancelled.
             Err(failure) => worst = worst.max(output.error(&failure.into(), None)),
         }
     }
@@ -106,7 +105,7 @@ fn cells(job: &JobStatus) -> [String; 9] {
         JobState::Failed => "failed",
         JobState::Cancelled => "cancelled",
     };
-    // A clock that went back makes it young.
+    // The clock may have been set back.
     let age = job.started.elapsed().unwrap_or_default();
     let age = Duration::from_secs(age.as_secs());
     [
@@ -127,7 +126,7 @@ fn cells(job: &JobStatus) -> [String; 9] {
     ]
 }
 
-/// Cells in columns of a width that has to be known before all rows are.
+/// Formats cells in columns of fixed width, since later rows are not known yet.
 fn line(cells: [String; 9]) -> String {
     let widths = [4, 10, 7, 28, 8, 7, 7, 12, 0];
     let cells = cells.iter().zip(widths);

@@ -8,15 +8,15 @@ use std::time::{Duration, SystemTime};
 use anyhow::Result;
 use resnap_unpacker::{Engine, LeaseStatus, Owner};
 
-use super::Outcome;
 use crate::args::LeasesArguments;
+use crate::exit_status::ExitStatus;
 use crate::output::{Output, or_dash};
 
 pub(crate) async fn run(
     engine: &Engine,
     arguments: LeasesArguments,
     output: &mut Output,
-) -> Result<Outcome> {
+) -> Result<ExitStatus> {
     let leases = if arguments.sweep {
         engine.sweep().await?
     } else {
@@ -38,21 +38,21 @@ pub(crate) async fn run(
     if arguments.sweep && !output.is_json() {
         let count = leases.len();
         let plural = if count == 1 { "" } else { "s" };
-        output.line(&format!("{count} lease{plural} of the dead ended"))?;
+        output.line(&format!("{count} orphaned lease{plural} deleted"))?;
     }
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }
 
 fn owner(lease: &LeaseStatus) -> String {
     match &lease.owner {
-        Owner::Alive(who) => format!("alive: {who}"),
-        Owner::Orphaned => "dead".to_owned(),
-        _ => "not known: has another runtime directory".to_owned(),
+        Owner::Alive(process) => format!("alive: {process}"),
+        Owner::Orphaned => "orphaned".to_owned(),
+        _ => "unknown: in another runtime directory".to_owned(),
     }
 }
 
 fn age(created: SystemTime) -> String {
-    // A clock that went back makes it young.
+    // The clock may have been set back.
     let age = created.elapsed().unwrap_or_default();
     humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
 }

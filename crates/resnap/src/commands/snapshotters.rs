@@ -8,10 +8,10 @@ use resnap_core::SnapshotterInfo;
 use resnap_unpacker::Engine;
 use serde::Serialize;
 
-use super::Outcome;
+use crate::exit_status::ExitStatus;
 use crate::output::{Output, or_dash};
 
-/// One row.
+/// A row of the table.
 #[derive(Serialize)]
 struct Row {
     name: String,
@@ -38,7 +38,7 @@ impl Row {
     }
 }
 
-pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome> {
+pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<ExitStatus> {
     let rows: Vec<Row> = engine
         .snapshotters()
         .await?
@@ -69,5 +69,5 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<Outcome>
             ]);
         }
     })?;
-    Ok(Outcome::Done)
+    Ok(ExitStatus::Done)
 }

@@ -9,29 +9,30 @@ use resnap_unpacker::{Engine, Event, UnpackError};
 use serde::Serialize;
 use wildmatch::WildMatch;
 
-use super::Outcome;
 use crate::args::WarmArguments;
+use crate::exit_status::ExitStatus;
 use crate::output::{Output, bytes, reason};
 use crate::progress::Progress;
 use crate::warm::{Warmed, choose, warm};
 
-/// The state of an image that is not for this machine or snapshotter.
+/// The state of an image that has nothing for this machine or snapshotter.
 const SKIPPED: &str = "skipped";
 
-/// One row.
+/// A row of the table.
 #[derive(Serialize)]
 struct Row {
     image: String,
     snapshotter: String,
     state: &'static str,
-    /// Bytes of blobs that were unpacked.
+    /// The bytes of the blobs that were unpacked.
     unpacked: Option<u64>,
-    /// Why it is not ready.
+    /// The reason why the image is not ready.
     problem: Option<String>,
 }
 
 impl Row {
-    /// Of an image that was named as it is, and not by a pattern, nothing is skipped.
+    /// Creates a row. An image that was named exactly, and not by a pattern, fails instead of being
+    /// skipped.
     fn new(
         image: &str,
         snapshotter: &str,
@@ -48,7 +49,7 @@ impl Row {
             }
             Ok(Warmed::NoRoom { free, floor }) => {
                 let (free, floor) = (bytes(free), bytes(floor));
-                problem = Some(format!("{free} are free, and {floor} are to stay so"));
+                problem = Some(format!("{free} are free, and {floor} must stay free"));
                 "no room"
             }
             Ok(Warmed::Skipped(error)) if !is_named => {
@@ -75,7 +76,7 @@ pub(crate) async fn run(
     pick: ManifestPreference,
     arguments: WarmArguments,
     output: &mut Output,
-) -> Result<Outcome> {
+) -> Result<ExitStatus> {
     for snapshotter in &arguments.snapshotters {
         engine.require_snapshotter(snapshotter).await?;
     }
@@ -93,12 +94,12 @@ pub(crate) async fn run(
     let mut rows = Vec::new();
     for (number, image) in images.iter().enumerate() {
         for snapshotter in &arguments.snapshotters {
-            let tell = |event: &Event| {
+            let on_event = |event: &Event| {
                 if let Some(progress) = &mut progress {
                     progress.show(number, event);
                 }
             };
-            let warmed = warm(engine, image, snapshotter, floor, dry_run, pick, tell).await;
+            let warmed = warm(engine, image, snapshotter, floor, dry_run, pick, on_event).await;
             rows.push(Row::new(
                 image,
                 snapshotter,
@@ -124,8 +125,12 @@ pub(crate) async fn run(
             ]);
         }
     })?;
-    let left = rows
+    let has_failed = rows
         .iter()
         .any(|row| row.problem.is_some() && row.state != SKIPPED);
-    Ok(if left { Outcome::Failed } else { Outcome::Done })
+    Ok(if has_failed {
+        ExitStatus::Failed
+    } else {
+        ExitStatus::Done
+    })
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! `/metrics` and `/healthz`, for whoever is on this machine.
+//! The HTTP endpoints `/metrics` and `/healthz`, for any process on this machine.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -25,33 +25,33 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::metrics::Metrics;
 
-/// Any process of the machine may come, and none may keep the others away: this many answers of a
-/// kind at once,
-const ANSWERS: usize = 16;
-/// this many who have not asked yet, of whom the one that came first goes if more come,
-const SILENT: usize = 64;
-/// nobody for longer than this,
-const CONNECTION_TIME: Duration = Duration::from_secs(10);
-/// and nobody who does not ask.
-const HEADER_TIME: Duration = Duration::from_secs(3);
+/// The maximum number of concurrent answers of one kind. Any process may connect, and none may starve
+/// the others.
+const MAX_ANSWERS: usize = 16;
+/// The maximum number of connections without a request yet. The oldest is closed if more arrive.
+const MAX_WAITING: usize = 64;
+/// The maximum duration of a connection.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time that a client has to send its request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long containerd may take to say that it is there.
-const HEALTH_TIME: Duration = Duration::from_secs(2);
-/// How long its word is taken for: who asks often must not keep it busy.
+/// The time that containerd has to answer a health check.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// The lifetime of a result, so that frequent requests do not keep containerd busy.
 const HEALTH_LIFETIME: Duration = Duration::from_millis(500);
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What is told of this daemon.
-struct Told {
+/// The data behind the endpoints.
+struct Endpoints {
     metrics: Arc<Metrics>,
-    /// Those who are told of them.
+    /// The slots for answers with metrics.
     metrics_slots: Arc<Semaphore>,
     health: Health,
     health_slots: Arc<Semaphore>,
 }
 
-/// Answers at `address` from now on, and looks after the containerd at `backend` when it is asked.
+/// Starts serving at `address`. `/healthz` checks the containerd at `backend`.
 pub(super) async fn serve(
     address: SocketAddr,
     metrics: Arc<Metrics>,
@@ -63,67 +63,71 @@ pub(super) async fn serve(
         backend,
         last: Mutex::default(),
     };
-    let told = Told {
+    let endpoints = Endpoints {
         metrics,
-        metrics_slots: Arc::new(Semaphore::new(ANSWERS)),
+        metrics_slots: Arc::new(Semaphore::new(MAX_ANSWERS)),
         health,
-        health_slots: Arc::new(Semaphore::new(ANSWERS)),
+        health_slots: Arc::new(Semaphore::new(MAX_ANSWERS)),
     };
-    tokio::spawn(accept(listener, Arc::new(told)));
+    tokio::spawn(accept(listener, Arc::new(endpoints)));
     Ok(())
 }
 
-async fn accept(listener: TcpListener, told: Arc<Told>) {
-    let mut silent = Silent::default();
+async fn accept(listener: TcpListener, endpoints: Arc<Endpoints>) {
+    let mut waiting = WaitingConnections::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let slot = silent.admit();
-                let told = Arc::clone(&told);
+                let slot = waiting.admit();
+                let endpoints = Arc::clone(&endpoints);
                 tokio::spawn(async move {
                     tokio::select! {
-                        // Who is too slow, or talks nonsense, gets no answer.
-                        _ = timeout(CONNECTION_TIME, connection(stream, told, &slot)) => {}
-                        () = slot.lost.notified() => {}
+                        // A client that is too slow, or sends an invalid request, gets no answer.
+                        _ = timeout(CONNECTION_TIMEOUT, connection(stream, endpoints, &slot)) => {}
+                        () = slot.evicted.notified() => {}
                     }
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "who asks for metrics could not be accepted");
+                tracing::warn!(%error, "a connection for metrics could not be accepted");
                 sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn connection(stream: TcpStream, told: Arc<Told>, slot: &Slot) -> hyper::Result<()> {
+async fn connection(
+    stream: TcpStream,
+    endpoints: Arc<Endpoints>,
+    slot: &Slot,
+) -> hyper::Result<()> {
     let service = service_fn(|request| {
-        let told = Arc::clone(&told);
+        let endpoints = Arc::clone(&endpoints);
         async move {
-            slot.asked();
-            Ok::<_, Infallible>(told.answer(&request, slot).await)
+            slot.set_request();
+            Ok::<_, Infallible>(endpoints.answer(&request, slot).await)
         }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
+        .header_read_timeout(HEADER_TIMEOUT)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
         .await
 }
 
-/// The clients that have not asked yet, in the order they came.
+/// The connections without a request yet, the oldest first.
 #[derive(Default)]
-struct Silent(VecDeque<Weak<Slot>>);
+struct WaitingConnections(VecDeque<Weak<Slot>>);
 
-impl Silent {
-    /// Room for one more; where there is none the first of them loses its own.
+impl WaitingConnections {
+    /// Returns a slot for a new connection, and takes that of the oldest if there is none left.
     fn admit(&mut self) -> Arc<Slot> {
         self.0
-            .retain(|slot| slot.upgrade().is_some_and(|slot| slot.is_silent()));
-        while self.0.len() >= SILENT {
+            .retain(|slot| slot.upgrade().is_some_and(|slot| slot.is_waiting()));
+        while self.0.len() >= MAX_WAITING {
             if let Some(first) = self.0.pop_front().and_then(|slot| slot.upgrade()) {
-                first.lost.notify_one();
+                first.evicted.notify_one();
             }
         }
         let slot = Arc::new(Slot::default());
@@ -132,39 +136,39 @@ impl Silent {
     }
 }
 
-/// What a connection takes of what there is for all.
+/// The share of a connection in the limits.
 #[derive(Default)]
 struct Slot {
-    has_asked: AtomicBool,
-    lost: Notify,
-    /// Of the answers of its kind; kept until the client has taken it.
+    has_request: AtomicBool,
+    evicted: Notify,
+    /// The permit for an answer, held until the client has received it.
     answer: OnceLock<OwnedSemaphorePermit>,
 }
 
 impl Slot {
-    fn is_silent(&self) -> bool {
-        !self.has_asked.load(Ordering::Relaxed)
+    fn is_waiting(&self) -> bool {
+        !self.has_request.load(Ordering::Relaxed)
     }
 
-    fn asked(&self) {
-        self.has_asked.store(true, Ordering::Relaxed);
+    fn set_request(&self) {
+        self.has_request.store(true, Ordering::Relaxed);
     }
 
-    /// Whether there is room for one more answer of a kind.
-    fn take(&self, of: &Arc<Semaphore>) -> bool {
-        let permit = Arc::clone(of).try_acquire_owned();
+    /// Takes a permit for an answer. Returns whether there was one.
+    fn take(&self, slots: &Arc<Semaphore>) -> bool {
+        let permit = Arc::clone(slots).try_acquire_owned();
         permit.is_ok_and(|permit| self.answer.set(permit).is_ok())
     }
 }
 
-impl Told {
+impl Endpoints {
     async fn answer(&self, request: &Request<Incoming>, slot: &Slot) -> Response<String> {
         let path = request.uri().path();
         if !matches!(path, "/metrics" | "/healthz") {
-            return text(StatusCode::NOT_FOUND, "here are /metrics and /healthz");
+            return text(StatusCode::NOT_FOUND, "the paths are /metrics and /healthz");
         }
         if request.method() != Method::GET {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "the method must be GET");
             let allowed = HeaderValue::from_static("GET");
             answer.headers_mut().insert(ALLOW, allowed);
             return answer;
@@ -174,7 +178,10 @@ impl Told {
             _ => &self.metrics_slots,
         };
         if !slot.take(slots) {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "too many ask at once");
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many concurrent requests",
+            );
         }
         if path == "/healthz" {
             return match self.health.check().await {
@@ -201,40 +208,39 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
     response
 }
 
-/// Whether containerd answers.
+/// The health of containerd.
 struct Health {
     backend: String,
     last: Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
 impl Health {
-    /// Why it does not, if so. Those who ask at the same time wait for one answer.
+    /// Returns an error if containerd does not answer. Concurrent calls share one check.
     async fn check(&self) -> Result<(), String> {
         let mut last = self.last.lock().await;
-        if let Some((at, said)) = &*last
+        if let Some((at, result)) = &*last
             && at.elapsed() < HEALTH_LIFETIME
         {
-            return said.clone();
+            return result.clone();
         }
-        let said = timeout(HEALTH_TIME, ask(&self.backend)).await;
-        let said = said.unwrap_or_else(|_| {
+        let result = timeout(HEALTH_TIMEOUT, call_containerd(&self.backend)).await;
+        let result = result.unwrap_or_else(|_| {
             Err(format!(
-                "containerd at {} did not answer within {HEALTH_TIME:?}",
+                "containerd at {} did not answer within {HEALTH_TIMEOUT:?}",
                 self.backend
             ))
         });
-        *last = Some((Instant::now(), said.clone()));
-        said
+        *last = Some((Instant::now(), result.clone()));
+        result
     }
 }
 
-/// Asks containerd over a connection of its own: one that is there already tells nothing of a
-/// containerd that hangs, nor of one that others could not reach.
-async fn ask(backend: &str) -> Result<(), String> {
-    let ask = async {
+/// Calls containerd over a new connection: an open one does not show whether others can still connect.
+async fn call_containerd(backend: &str) -> Result<(), String> {
+    let call = async {
         let ports = Client::connect(backend).await?.ports();
         ports.introspection.snapshotters().await
     };
-    let answered = ask.await;
+    let answered = call.await;
     answered.map(drop).map_err(|error| error_chain(&error))
 }

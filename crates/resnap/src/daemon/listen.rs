@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The daemon's sockets.
+//! The listening sockets of the daemon.
 //!
 //! | file | what it is |
 //! |---|---|
 //! | `cri.sock` | the socket, once it is served |
-//! | `cri.sock.new` | the same before: a client never finds a socket that nobody serves yet |
-//! | `cri.sock.owner` | locked by the process whose socket it is; names the socket's inode |
+//! | `cri.sock.new` | the socket before that, so that clients never find a socket that is not served yet |
+//! | `cri.sock.owner` | locked by the process that owns the socket; contains the socket's inode |
 //!
-//! A process that is asked to stop releases the lock and serves on until its last call has ended.
-//! The next one renames its own socket over the path meanwhile, and nobody is refused.
+//! A process that receives the signal to stop releases the lock and serves until its last call has
+//! ended. Meanwhile the next process renames its own socket to the path, so that no client is refused.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener as Given;
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -25,27 +25,27 @@ use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen};
 use tokio::net::{UnixListener, UnixStream};
 
-/// How many clients may wait to be accepted.
+/// The maximum number of clients that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// What the name of a socket's lock ends with.
+/// The suffix of the lock file of a socket.
 const OWNER: &str = ".owner";
 
-/// A socket that is listened at. If this process made it, it is removed with the value.
-pub(super) struct Socket(Option<Own>);
+/// A listening socket. If this process created its file, the file is removed on drop.
+pub(super) struct Socket(Option<OwnSocket>);
 
 impl Socket {
-    /// Listens at the socket that was given, or else at one that is to be at `path`; another
-    /// process that serves there keeps it.
+    /// Listens on the socket that was handed over, or on a new one for `path`. Fails if another process
+    /// serves there.
     pub(super) async fn listen(
-        given: Option<Given>,
+        handed_over: Option<StdListener>,
         path: &Path,
         mode: u32,
     ) -> Result<(UnixListener, Self)> {
-        let (listener, own) = match given {
-            Some(given) => (given, None),
+        let (listener, own) = match handed_over {
+            Some(listener) => (listener, None),
             None => {
-                let (listener, own) = Own::bind(path, mode).await?;
+                let (listener, own) = OwnSocket::bind(path, mode).await?;
                 (listener, Some(own))
             }
         };
@@ -53,12 +53,12 @@ impl Socket {
         Ok((UnixListener::from_std(listener)?, Self(own)))
     }
 
-    /// Puts it at its path, for it is served from now on.
+    /// Moves the socket to its path. It must be served from now on.
     pub(super) fn publish(&mut self) -> Result<()> {
-        self.0.as_mut().map_or(Ok(()), Own::publish)
+        self.0.as_mut().map_or(Ok(()), OwnSocket::publish)
     }
 
-    /// Lets another process put its socket at the path.
+    /// Allows another process to replace the socket at the path.
     pub(super) fn hand_over(&mut self) {
         if let Some(own) = &mut self.0 {
             own.lock = None;
@@ -66,18 +66,18 @@ impl Socket {
     }
 }
 
-/// A socket that this process made.
-struct Own {
+/// A socket that this process created.
+struct OwnSocket {
     path: PathBuf,
-    /// Where it is until it is published.
+    /// The path until the socket is published.
     unpublished: Option<PathBuf>,
     inode: Inode,
-    /// Held by the process whose socket is at the path, or is going to be.
+    /// Held by the process that owns the socket at the path.
     lock: Option<File>,
 }
 
-impl Own {
-    async fn bind(path: &Path, mode: u32) -> Result<(Given, Self)> {
+impl OwnSocket {
+    async fn bind(path: &Path, mode: u32) -> Result<(StdListener, Self)> {
         if let Some(dir) = path.parent() {
             make_runtime_dir(dir).with_context(|| format!("use the directory {dir:?}"))?;
         }
@@ -105,16 +105,16 @@ impl Own {
             self.unpublished = None;
         }
         if let Some(lock) = &mut self.lock {
-            // Without it a successor has to wait until this process ends: no reason to fail.
+            // Without this, a successor only has to wait until this process ends.
             let _ = lock.set_len(0).and_then(|()| lock.write_all(&self.inode.0));
         }
         Ok(())
     }
 }
 
-impl Drop for Own {
+impl Drop for OwnSocket {
     fn drop(&mut self) {
-        // Locked, nobody replaces the file between the look and the removal.
+        // The lock keeps others from replacing the file between the check and the removal.
         if self.lock.is_none() {
             self.lock = lock(&self.path).unwrap_or_default();
         }
@@ -132,7 +132,7 @@ impl Drop for Own {
     }
 }
 
-/// The identity of a file, as the lock's file names it.
+/// The identity of a file, in the format of the lock file.
 #[derive(PartialEq)]
 struct Inode(Vec<u8>);
 
@@ -145,18 +145,18 @@ impl Inode {
     }
 }
 
-/// Returns the lock of the socket at `path`, unless another process holds it.
+/// Locks the socket at `path`. Returns `None` if another process holds the lock.
 fn lock(path: &Path) -> Result<Option<File>> {
     let path = with_suffix(path, OWNER);
     let locked = lock_file(&path).with_context(|| format!("lock {path:?}"))?;
     Ok(locked.ok())
 }
 
-/// Refuses a path that something else is at than the socket of a resnap, of which the lock tells
-/// that it serves no more, or of a process that has ended.
+/// Returns an error unless the path is free, or has the socket of a resnap that released its lock, or of
+/// a process that has ended.
 async fn refuse_foreign(path: &Path, lock: &mut File) -> Result<()> {
     match fs::symlink_metadata(path) {
-        Ok(there) if !there.file_type().is_socket() => bail!("{path:?} is there, and no socket"),
+        Ok(there) if !there.file_type().is_socket() => bail!("{path:?} exists and is not a socket"),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("look at {path:?}")),
@@ -168,19 +168,19 @@ async fn refuse_foreign(path: &Path, lock: &mut File) -> Result<()> {
         return Ok(());
     }
     match UnixStream::connect(path).await {
-        // Any other error may be one of a living owner: too busy, or not for us.
+        // Any other error may come from a running owner that is too busy or refuses this client.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         _ => bail!("another process serves at {path:?}"),
     }
 }
 
-/// Listens at `path`, at which nothing is. Never, whatever the umask, is it more open than `mode`.
-fn bind_closed(path: &Path, mode: u32) -> Result<Given> {
+/// Creates a socket at `path`. Its permissions never exceed `mode`, whatever the umask.
+fn bind_closed(path: &Path, mode: u32) -> Result<StdListener> {
     let context = || format!("listen at {path:?}");
     let flags = SocketFlags::CLOEXEC;
     let socket: OwnedFd =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Linux gives the file the mode of the socket, less the umask.
+    // Linux gives the file the mode of the socket minus the umask.
     fchmod(&socket, Mode::from_raw_mode(mode)).with_context(context)?;
     let address = SocketAddrUnix::new(path).with_context(context)?;
     bind(&socket, &address).with_context(context)?;

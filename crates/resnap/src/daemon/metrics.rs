@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the daemon counts. No name that a user gives is a label, so that the number of series is
-//! bounded: the CRI's methods times gRPC's codes at most.
+//! The metrics of the daemon. No user-supplied name is a label, so the number of series is bounded, at
+//! most by the methods of the CRI times the codes of gRPC.
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -26,7 +26,7 @@ const READY: Labels<1> = [("outcome", "ready")];
 const FAILED: Labels<1> = [("outcome", "failed")];
 const CANCELLED: Labels<1> = [("outcome", "cancelled")];
 
-/// The numbers, and what prints them.
+/// The metrics and their registry.
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
@@ -50,7 +50,7 @@ impl Metrics {
             registry: Registry::default(),
             unpacks: Family::default(),
             failures: Family::default(),
-            // From a layer that is there to the largest of images on a slow disk: 10 ms to 11 min.
+            // 10 ms to 11 min: from a layer that exists to the largest images on a slow disk.
             seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.01, 2.0, 17))
             }),
@@ -65,7 +65,7 @@ impl Metrics {
             pulls: Counter::default(),
         };
         metrics.register();
-        metrics.begin_at_zero();
+        metrics.create_series();
         metrics
     }
 
@@ -81,65 +81,65 @@ impl Metrics {
         );
         let all = self.registry.sub_registry_with_prefix("resnap");
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        all.register("build", "Which resnap this is", version);
+        all.register("build", "Version of resnap", version);
         all.register(
             "unpacks",
-            "Jobs that ended, and requests for which none could begin",
+            "Jobs that ended, and requests for which no job could start",
             self.unpacks.clone(),
         );
         all.register(
             "unpack_failures",
-            "Jobs that failed, by gRPC's code; by a limit on what a layer may cost with \
-             ResourceExhausted or DeadlineExceeded",
+            "Jobs that failed, by gRPC code; ResourceExhausted or DeadlineExceeded if a layer \
+             exceeded a limit",
             self.failures.clone(),
         );
         all.register_with_unit(
             "unpack_duration",
-            "How long jobs took",
+            "Duration of jobs",
             Unit::Seconds,
             self.seconds.clone(),
         );
-        all.register("layers", "Layers that jobs got to", self.layers.clone());
-        all.register("unpacks_in_flight", "Jobs that run", self.in_flight.clone());
+        all.register("layers", "Layers that jobs processed", self.layers.clone());
+        all.register("unpacks_in_flight", "Running jobs", self.in_flight.clone());
         all.register(
             "unpacks_joined",
-            "Requests that waited for a job that ran already",
+            "Requests that joined a running job",
             self.joined.clone(),
         );
         all.register(
             "unpack_cleanup_failures",
-            "Jobs that could not remove their snapshot or lease at once",
+            "Jobs that could not remove their snapshot or lease immediately",
             self.cleanup_failures.clone(),
         );
         all.register(
             "cri_calls",
-            "Calls that ended, by the method's name in the CRI or other, and gRPC's code",
+            "Calls that ended, by CRI method (or other) and gRPC code",
             self.calls.clone(),
         );
         all.register(
             "cri_deadline_answers",
-            "Calls answered just before their deadline while the work went on",
+            "Calls answered just before their deadline while the job continued",
             self.deadline_answers.clone(),
         );
         all.register(
             "cri_forwarded_unready",
-            "Times that a call was forwarded though an image was not made ready",
+            "Calls forwarded although an image was not ready",
             self.forwarded.clone(),
         );
         all.register(
             "cri_retries",
-            "Calls sent to containerd once more after it failed at unpacking",
+            "Calls sent to containerd again after it failed to unpack",
             self.retries.clone(),
         );
         all.register(
             "cri_sandbox_image_pulls",
-            "Times that containerd was made to pull the image of sandboxes",
+            "Pulls of the sandbox image that were requested from containerd",
             self.pulls.clone(),
         );
     }
 
-    /// Without its zero the first of anything is no increase to Prometheus.
-    fn begin_at_zero(&self) {
+    /// Creates the series with zero, so that the first event counts as an increase in Prometheus.
+    fn create_series(&self) {
         for outcome in [READY, FAILED, CANCELLED] {
             drop(self.unpacks.get_or_create(&outcome));
             drop(self.seconds.get_or_create(&outcome));
@@ -168,7 +168,7 @@ impl Metrics {
         }
     }
 
-    /// All of it, as OpenMetrics has it.
+    /// Returns all metrics as OpenMetrics text.
     pub(super) fn text(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -177,8 +177,8 @@ impl Metrics {
 }
 
 impl resnap_unpacker::EngineObserver for Metrics {
-    fn on_event(&self, seen: &EngineEvent<'_>) {
-        match *seen {
+    fn on_event(&self, event: &EngineEvent<'_>) {
+        match *event {
             EngineEvent::Refused(error) => {
                 self.unpacks.get_or_create(&outcome(Some(error))).inc();
             }
@@ -244,7 +244,7 @@ fn outcome(error: Option<&UnpackError>) -> Labels<1> {
     }
 }
 
-/// How a layer came to be ready, or that it did not; `None` while it is on its way.
+/// Returns the outcome of a layer, or `None` while it is in progress.
 fn layer_outcome(phase: Phase) -> Option<&'static str> {
     Some(match phase {
         Phase::Existed => "existed",
@@ -269,7 +269,8 @@ fn code_of(kind: Kind) -> Labels<1> {
     [("code", code_name(kind.code().into()))]
 }
 
-/// gRPC's codes, as its Go implementation names them in metrics; a number that is none is Unknown.
+/// Returns the name of a gRPC code as the Go implementation has it in metrics, and Unknown for other
+/// numbers.
 fn code_name(code: u16) -> &'static str {
     const NAMES: [&str; 17] = [
         "OK",

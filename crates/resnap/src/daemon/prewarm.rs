@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The rules by which images are made ready ahead.
+//! The rules by which images are made ready in advance.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -20,13 +20,13 @@ use wildmatch::WildMatch;
 use crate::config::{Config, Rule};
 use crate::warm::{Floor, Warmed, choose, warm};
 
-/// A pull makes up to three names for an image, one after the other.
+/// The time to collect changes: a pull creates up to three names for an image, one after the other.
 const GATHER: Duration = Duration::from_secs(1);
 
-/// Before the next try to hear of containerd's images.
+/// The pause before the next attempt to watch containerd's images.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Follows the rules for as long as it is polled.
+/// Applies the rules for as long as it is polled.
 pub(super) async fn run(config: &Config, engine: &Engine) -> Infallible {
     if config.prewarm.is_empty() {
         return std::future::pending().await;
@@ -34,13 +34,13 @@ pub(super) async fn run(config: &Config, engine: &Engine) -> Infallible {
     let rules: Arc<[Rule]> = config.prewarm.as_slice().into();
     loop {
         if let Err(error) = follow(config, engine, &rules).await {
-            tracing::warn!("{}; trying again", error_chain(error.as_ref()));
+            tracing::warn!("{}; retrying", error_chain(error.as_ref()));
         }
         sleep(PAUSE).await;
     }
 }
 
-/// Does what there is to do, and then what comes up, until containerd ends.
+/// Applies the rules to all images, and then to new ones, until containerd stops.
 async fn follow(config: &Config, engine: &Engine, rules: &Arc<[Rule]>) -> Result<()> {
     let client = Client::connect(&config.address.value).await?;
     let pick = ManifestPreference::by_containerd(&client.version().await?);
@@ -58,7 +58,7 @@ async fn follow(config: &Config, engine: &Engine, rules: &Arc<[Rule]>) -> Result
             Some(_) = running.join_next() => {}
             () = sleep(GATHER), if !idle => {
                 if !listed {
-                    // After the subscription, so that none is missed.
+                    // Listed after the subscription, so that no image is missed.
                     pending.extend(engine.images().await?);
                     listed = true;
                 }
@@ -71,7 +71,7 @@ async fn follow(config: &Config, engine: &Engine, rules: &Arc<[Rule]>) -> Result
     }
 }
 
-/// Makes these images ready where the rules want them.
+/// Makes these images ready on the snapshotters of the rules.
 async fn work(
     engine: &Engine,
     rules: &[Rule],
@@ -104,7 +104,7 @@ async fn one(
     match warm(engine, &image, &snapshotter, floor, false, pick, |_| ()).await {
         Ok(Warmed::Unpacked(report)) => {
             let seconds = report.seconds;
-            tracing::info!(image, snapshotter, seconds, "made ready ahead");
+            tracing::info!(image, snapshotter, seconds, "made ready in advance");
         }
         Ok(Warmed::NoRoom { free, floor }) => {
             tracing::warn!(
@@ -112,17 +112,22 @@ async fn one(
                 snapshotter,
                 free,
                 floor,
-                "not made ready ahead: no room"
+                "not made ready in advance: not enough space"
             );
         }
         Ok(Warmed::Ready | Warmed::Would) => {}
         Ok(Warmed::Skipped(error)) => {
             let error = error_chain(&error);
-            tracing::debug!(image, snapshotter, error, "nothing to be made ready ahead");
+            tracing::debug!(
+                image,
+                snapshotter,
+                error,
+                "nothing to make ready in advance"
+            );
         }
         Err(error) => {
             let error = error_chain(&error);
-            tracing::warn!(image, snapshotter, error, "not made ready ahead");
+            tracing::warn!(image, snapshotter, error, "not made ready in advance");
         }
     }
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a service manager gives, and what it is told. Without one nothing of it happens.
+//! The service manager: sockets it hands over, and notifications to it. Without one, all of this does
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -13,16 +14,16 @@ use listenfd::ListenFd;
 use resnap_cri_proxy::Proxy;
 use sd_notify::NotifyState;
 
-/// What a socket unit calls the sockets: its `FileDescriptorName=`.
+/// The names of the sockets in a socket unit (`FileDescriptorName=`).
 const NAMES: [&str; 2] = ["cri", "api"];
 
-/// The sockets at which the service manager listens for us, by name.
+/// The sockets that the service manager handed over, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets(BTreeMap<String, UnixListener>);
 
 impl Sockets {
-    /// Those that were handed over. To be called while there is one thread: it changes the
-    /// environment.
+    /// Takes the sockets from the service manager. Must be called while the process has one thread,
+    /// since it changes the environment.
     pub(crate) fn handed_over() -> Result<Self> {
         let mut given = ListenFd::from_env();
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
@@ -42,32 +43,32 @@ impl Sockets {
         Ok(Self(sockets))
     }
 
-    /// The one of this name, if it was handed over.
+    /// Takes the socket of this name.
     pub(super) fn take(&mut self, name: &str) -> Option<UnixListener> {
         self.0.remove(name)
     }
 }
 
-/// That it waits, and why.
+/// Reports that the daemon waits, and the reason.
 pub(super) fn waiting(reason: &str) {
     let line = reason.replace('\n', " ");
-    tell(&[NotifyState::Status(&format!("waiting: {line}"))]);
+    notify(&[NotifyState::Status(&format!("waiting: {line}"))]);
 }
 
-/// That it serves.
+/// Reports that the daemon serves.
 pub(super) fn ready() {
-    tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
 }
 
-/// That it serves nobody new.
+/// Reports that the daemon accepts no more clients.
 pub(super) fn stopping() {
-    let status = NotifyState::Status("calls that are under way end");
-    tell(&[NotifyState::Stopping, status]);
+    let status = NotifyState::Status("finishing calls in progress");
+    notify(&[NotifyState::Stopping, status]);
 }
 
-/// Says, as often as is wanted, that tasks of this runtime run, and those of the thread that serves
-/// the CRI's clients once it does.
-pub(super) fn keep_telling(serving: Arc<OnceLock<Proxy>>) {
+/// Feeds the watchdog for as long as the tasks of this runtime make progress, and those of the thread
+/// that serves the CRI once it is started.
+pub(super) fn keep_watchdog(serving: Arc<OnceLock<Proxy>>) {
     let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
         return;
     };
@@ -78,13 +79,13 @@ pub(super) fn keep_telling(serving: Arc<OnceLock<Proxy>>) {
             if let Some(proxy) = serving.get() {
                 proxy.alive().await;
             }
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
     });
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager was not told {state:?}");
+        tracing::warn!(%error, "the service manager could not be notified of {state:?}");
     }
 }

@@ -69,7 +69,7 @@ fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
     scene.node.collect_garbage()?;
     scene.has(0, 0, "overlayfs")?;
     let again = run_to_end(&mut scene.resnap(&["leases", "--sweep"])?)?.ok()?;
-    ensure!(again.contains("0 leases of the dead ended"), "{again}");
+    ensure!(again.contains("0 orphaned leases deleted"), "{again}");
     scene.has(1, 1, "native")?;
 
     held.release();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What garbage collection takes, and what it leaves.
+//! The rules of garbage collection.
 
 use std::time::{Duration, SystemTime};
 
@@ -31,12 +31,15 @@ async fn leased(given: &Given) {
     assert!(given.is_committed("kept").await);
     assert!(
         given.kind(&key("active")).await.is_some(),
-        "also active ones"
+        "active ones are kept too"
     );
-    assert!(!given.is_committed("loose").await, "nobody's are taken");
+    assert!(
+        !given.is_committed("loose").await,
+        "unleased snapshots are removed"
+    );
     assert_eq!(given.kind(&key("loosely begun")).await, None);
 
-    let (heir, _) = given.lease("conformance-heir").await;
+    let (successor, _) = given.lease("conformance-successor").await;
     let resource = Resource::Snapshot {
         snapshotter: given.snapshotter.clone(),
         key: (&chain("kept")).into(),
@@ -44,14 +47,18 @@ async fn leased(given: &Given) {
     let added = given
         .ports
         .leases
-        .add_resource(&given.scope, &heir, &resource);
+        .add_resource(&given.scope, &successor, &resource);
     added.await.unwrap();
     given.end_lease(&lease).await;
     (given.collect_garbage)();
-    assert!(given.is_committed("kept").await, "the heir keeps it");
+    assert!(given.is_committed("kept").await, "the successor holds it");
     assert!(given.is_committed("kept below").await, "and its parent");
-    assert_eq!(given.kind(&key("active")).await, None, "not what it lacks");
-    given.end_lease(&heir).await;
+    assert_eq!(
+        given.kind(&key("active")).await,
+        None,
+        "a snapshot that is not on it is removed"
+    );
+    given.end_lease(&successor).await;
     (given.collect_garbage)();
     assert!(!given.is_committed("kept").await);
     assert!(!given.is_committed("kept below").await);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The backend under test, and what the suites do to it.
+//! The backend under test, and helpers of the suites.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use crate::{
     Resource, Result, Scope, SnapshotKey, SnapshotKind, Snapshotter,
 };
 
-/// The backend under test, and what was put on it.
+/// The backend under test, and its content.
 pub struct Given {
     /// The backend.
     pub ports: Ports,
-    /// A namespace, without a lease. Nobody else works there.
+    /// A namespace without other clients, and no lease.
     pub scope: Scope,
     /// A snapshotter that is not remote.
     pub snapshotter: String,
-    /// An image in the namespace, all of it.
+    /// A complete image in the namespace.
     pub image: Image,
     /// Its config.
     pub config: Digest,
@@ -27,7 +27,7 @@ pub struct Given {
     pub layers: Vec<(Descriptor, DiffId)>,
     /// The only container in the namespace, on that snapshotter.
     pub container: Container,
-    /// Collects the backend's garbage, and comes back when that is done.
+    /// Runs a garbage collection of the backend to its end.
     pub collect_garbage: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -46,7 +46,7 @@ impl Given {
         self.ports.snapshotters.snapshotter(&self.snapshotter)
     }
 
-    /// A new lease without expiry, and the scope under it.
+    /// Creates a lease without expiry, and returns it with its scope.
     pub(super) async fn lease(&self, name: &str) -> (LeaseId, Scope) {
         self.lease_with(name, &Labels::new()).await
     }
@@ -111,12 +111,12 @@ impl Given {
     }
 }
 
-/// The key in which the layer of this name is made.
+/// Returns the key of the active snapshot of the layer of this name.
 pub(super) fn key(name: &str) -> SnapshotKey {
     SnapshotKey::extraction("conformance", &chain(name))
 }
 
-/// The chain ID under which the layer of this name is committed.
+/// Returns the chain ID of the layer of this name.
 pub(super) fn chain(name: &str) -> ChainId {
     ChainId::of(None, &DiffId(Digest::sha256(name.as_bytes())))
 }

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Leases as such.
+//! The rules of leases.
 
 use std::time::{Duration, SystemTime};
 
 use super::given::{Given, assert_kind, chain, key, labels, nowhere};
 use crate::{Kind, Labels, LeaseId, Resource, Scope, SnapshotKey, SnapshotKind};
 
-/// On the lease that is listed.
+/// The label of the lease that is listed.
 const LISTED: &str = "conformance.example.com/listed";
 
-/// Leases: which there are and what they keep, and what is done to them.
+/// Leases: creation, deletion, listing and resources.
 pub async fn leases(given: &Given) {
     changed(given).await;
     listed(given).await;
     resources(given).await;
 }
 
-/// One of each name, adding without a check, and calls under one that is gone.
+/// Unique names, adding without a check, and calls under a lease that was deleted.
 async fn changed(given: &Given) {
     let (leases, scope) = (&given.ports.leases, &given.scope);
     let (lease, leased) = given.lease("conformance-leases").await;
@@ -72,7 +72,7 @@ async fn listed(given: &Given) {
     assert_eq!(all.len(), 1, "only those with the label: {all:?}");
     let info = all.remove(0);
     assert_eq!((&info.id, &info.labels), (&lease, &ours));
-    // Its clock may be another one.
+    // The backend may have another clock.
     let minute = Duration::from_secs(60);
     let around = before - minute..SystemTime::now() + minute;
     assert!(around.contains(&info.created), "{info:?}");

@@ -6,7 +6,7 @@
 use super::given::{Given, assert_kind, chain, key, labels};
 use crate::{Kind, Labels, LeaseId, Scope, SnapshotKey, SnapshotKind, labels as names};
 
-/// A snapshotter: what is there when, and which kinds of errors there are.
+/// A snapshotter: the states of snapshots, and the kinds of errors.
 pub async fn snapshots(given: &Given) {
     let (lease, scope) = given.lease("conformance-snapshots").await;
     active(given, &scope).await;
@@ -75,7 +75,7 @@ async fn taken(given: &Given, scope: &Scope) {
     assert_eq!(left, Some(SnapshotKind::Active), "the loser's own is left");
     snapshotter.remove(scope, &key("c")).await.unwrap();
 
-    // A Prepare for a layer that is there makes nothing.
+    // A Prepare for a layer that exists creates nothing.
     let there = labels([(names::SNAPSHOT_REF, chain("a").as_str())]);
     let prepare = snapshotter.prepare(scope, &key("d"), None, &there).await;
     assert_kind(prepare, Kind::AlreadyExists);
@@ -117,7 +117,7 @@ async fn children(given: &Given, scope: &Scope) {
     let children = snapshotter.children(scope, &lower).await.unwrap();
     for child in &children {
         let info = snapshotter.stat(scope, &child.key).await.unwrap();
-        assert_eq!(*child, info, "all is told of each");
+        assert_eq!(*child, info, "each child has the same info as by stat");
     }
     let mut keys: Vec<_> = children.into_iter().map(|child| child.key).collect();
     keys.sort();

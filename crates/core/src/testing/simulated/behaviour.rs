@@ -3,17 +3,17 @@
 
 //! The kinds of simulated snapshotters.
 
-/// How a simulated snapshotter answers a Prepare that carries a layer's labels.
+/// The answer of a simulated snapshotter to a Prepare with a layer's labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
-    /// With mounts to write to.
+    /// Writable mounts.
     Ordinary,
-    /// With a read-only mount: the layer is there already.
+    /// A read-only mount: the content of the layer exists already.
     Staged,
-    /// With AlreadyExists, and the layer is committed. Without the labels a remote snapshotter
-    /// lives on, as an ordinary one.
+    /// AlreadyExists, and the layer is committed. Without the labels that a remote snapshotter needs,
+    /// like an ordinary one.
     Remote,
-    /// With AlreadyExists, and nothing is there: so many times for each layer, then as an ordinary
+    /// AlreadyExists, although nothing exists: this many times for each layer, then like an ordinary
     /// one.
     Lying(usize),
 }

@@ -19,7 +19,7 @@ use crate::{
     Snapshotter, SnapshotterInfo, Snapshotters,
 };
 
-/// The size of the pieces in which content comes: small, so that it comes in several.
+/// The size of the pieces of content, small enough that there are several.
 const PIECE_BYTES: usize = 64;
 
 #[async_trait]
@@ -201,7 +201,7 @@ impl Applier for Simulated {
         let applied = self.call(Operation::Apply, digest.as_str(), work).await;
         if applied.is_err() {
             let torn = DiffId(Digest::sha256(b"a part of a layer"));
-            // A snapshot that is gone cannot be written to.
+            // The snapshot may have been removed.
             let _ = snapshots::write(&mut self.state(), scope, mounts, torn);
         }
         applied

@@ -11,7 +11,7 @@ use crate::{
     SnapshotKind, labels,
 };
 
-/// Where mounts point to, with a snapshot's place behind.
+/// The prefix of the sources of mounts; the number of the snapshot's directory follows.
 const ROOT: &str = "/simulated/snapshots/";
 
 pub(super) struct Prepare {
@@ -103,7 +103,7 @@ pub(super) fn prepare(state: &mut State, prepare: Prepare) -> Result<Vec<Mount>>
     for taken in target.iter().chain([&key]) {
         let full = (snapshotter.clone(), taken.clone());
         if namespace.snapshots.contains_key(&full) {
-            // Newer versions put it on the lease; 1.6 does not.
+            // Newer versions add it to the lease; 1.6 does not.
             return Err(exists("prepare snapshot", taken));
         }
     }
@@ -166,7 +166,7 @@ pub(super) fn prepare(state: &mut State, prepare: Prepare) -> Result<Vec<Mount>>
     }])
 }
 
-/// The layer that a remote snapshotter would find by its labels.
+/// Returns the layer that a remote snapshotter finds by these labels.
 fn registered(state: &State, labels: &Labels) -> Option<DiffId> {
     if !labels::missing(labels).is_empty() {
         return None;
@@ -207,7 +207,7 @@ pub(super) fn commit(state: &mut State, commit: Commit) -> Result<()> {
     Ok(())
 }
 
-/// What `commit` stands for, done at once.
+/// Creates the committed snapshot of `commit` in one step.
 pub(super) fn unpack(
     state: &mut State,
     commit: Commit,
@@ -279,8 +279,7 @@ pub(super) fn apply(
     Ok(Applied { diff_id, size })
 }
 
-/// Writes through mounts, whatever became of their snapshot: who still has the mounts of one
-/// that is committed by now spoils it.
+/// Writes through mounts in any state of the snapshot: mounts that outlive the Commit corrupt it.
 pub(super) fn write(
     state: &mut State,
     scope: &Scope,

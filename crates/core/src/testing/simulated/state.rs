@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a simulated containerd keeps, but for the rules of snapshots.
+//! The state of a simulated containerd, and the rules of everything but snapshots.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,11 +22,11 @@ pub(super) struct State {
     pub(super) fired: Vec<Fault>,
     pub(super) calls: BTreeMap<Operation, usize>,
     pub(super) jitter: Option<u64>,
-    /// The number of the snapshot made last: its place in the file system, so to say.
+    /// The number of the last snapshot, which stands for its directory.
     pub(super) last_place: u64,
-    /// How often a lying snapshotter has lied about a layer.
+    /// The number of false answers of a lying snapshotter, by layer.
     pub(super) lies: BTreeMap<(String, SnapshotKey), usize>,
-    /// What a remote snapshotter finds in the registry: of a blob, the layer in it.
+    /// The registry of a remote snapshotter: the layers by the digest of their blobs.
     pub(super) registry: BTreeMap<Digest, DiffId>,
 }
 
@@ -100,13 +100,13 @@ impl State {
             .images
             .insert(name.to_owned(), image.manifest.clone());
         for (digest, blob) in &image.blobs {
-            // A blob that is there keeps its labels.
+            // An existing blob keeps its labels.
             let there = namespace.blobs.entry(digest.clone());
             there.or_insert_with(|| blob.clone());
         }
     }
 
-    /// Counts a call; answers with what goes wrong with it and how long it takes.
+    /// Counts a call, and returns its fault and its delay.
     pub(super) fn begin(&mut self, operation: Operation) -> (Option<Effect>, Option<Duration>) {
         let calls = self.calls.entry(operation).or_default();
         *calls += 1;
@@ -115,7 +115,7 @@ impl State {
         let fault = self.faults.iter().find(meant).copied();
         self.fired.extend(fault);
         let jitter = self.jitter.as_mut().map(|seed| {
-            // Xorshift: any numbers will do, if they are the same for the same seed.
+            // Xorshift: the numbers only have to be the same for the same seed.
             *seed ^= *seed << 13;
             *seed ^= *seed >> 7;
             *seed ^= *seed << 17;
@@ -200,7 +200,7 @@ impl Namespace {
         lease.ok_or_else(|| not_found("use lease", &id.0))
     }
 
-    /// Puts a snapshot on the lease of a call, if it has one.
+    /// Adds a snapshot to the lease of a call, if it has one.
     pub(super) fn add_to_lease(
         &mut self,
         scope: &Scope,
@@ -216,7 +216,7 @@ impl Namespace {
 }
 
 impl Lease {
-    /// Whether there is such a thing is not checked, as containerd does not.
+    /// Adds a resource without a check that it exists, like containerd.
     pub(super) fn add(&mut self, resource: Resource) {
         match resource {
             Resource::Content(digest) => self.content.insert(digest),

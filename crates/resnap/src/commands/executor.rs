@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The place where the work of `unpack` and `check` is done: the daemon, or this process.
+
+use anyhow::Result;
+use futures::StreamExt as _;
+use resnap_api::{DaemonClient, Failure, UnpackStep};
+use resnap_core::Kind;
+use resnap_unpacker::{Check, Engine, Event, JobRef, Report, Request};
+use tokio::sync::watch;
+
+use super::daemon_client;
+use crate::config::Config;
+
+/// The place where the work is done.
+#[derive(Clone)]
+pub(crate) enum Executor {
+    /// The daemon that serves this containerd and namespace.
+    Daemon(DaemonClient),
+    /// An engine in this process.
+    Local(Engine),
+}
+
+impl Executor {
+    /// Returns the daemon if there is one, and the engine that `local` connects otherwise.
+    pub(crate) async fn find(
+        config: &Config,
+        local: impl Future<Output = Result<Engine>>,
+    ) -> Result<Self> {
+        match daemon_client::connect(config).await {
+            Ok(client) => Ok(Self::Daemon(client)),
+            Err(reason) => {
+                tracing::debug!(%reason, "no daemon, working in this process");
+                Ok(Self::Local(local.await?))
+            }
+        }
+    }
+
+    /// Checks one image.
+    pub(crate) async fn check(&self, request: &Request) -> Result<Check> {
+        Ok(match self {
+            Self::Daemon(client) => client.check(request).await?,
+            Self::Local(engine) => engine.check_image(request).await?,
+        })
+    }
+
+    /// Unpacks one image, and passes each event of the job to `on_event`. Once `stop` is true, the job
+    /// is cancelled; a job of the daemon only if it has no other waiters.
+    pub(crate) async fn unpack(
+        &self,
+        request: Request,
+        stop: watch::Receiver<bool>,
+        on_event: impl Fn(Event),
+    ) -> Result<Report, Failure> {
+        match self {
+            Self::Daemon(client) => unpack_in_daemon(client, &request, stop, on_event).await,
+            Self::Local(engine) => unpack_locally(engine, request, stop, on_event).await,
+        }
+    }
+}
+
+async fn unpack_locally(
+    engine: &Engine,
+    request: Request,
+    mut stop: watch::Receiver<bool>,
+    on_event: impl Fn(Event),
+) -> Result<Report, Failure> {
+    let job = engine.unpack(request);
+    let mut events = job.events();
+    let canceller = job.canceller();
+    let mut cancelled = false;
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => on_event(event),
+                None => break,
+            },
+            () = stopped(&mut stop), if !cancelled => {
+                cancelled = true;
+                canceller.cancel();
+            }
+        }
+    }
+    let report = job.report().await;
+    report.map_err(|error| Failure::new(&error, engine.namespace()))
+}
+
+async fn unpack_in_daemon(
+    client: &DaemonClient,
+    request: &Request,
+    mut stop: watch::Receiver<bool>,
+    on_event: impl Fn(Event),
+) -> Result<Report, Failure> {
+    let mut steps = client.unpack(request).await?;
+    let mut started = None;
+    let mut cancelled = false;
+    loop {
+        tokio::select! {
+            step = steps.next() => match step? {
+                UnpackStep::Started(job) => started = Some(job),
+                UnpackStep::Event(event) => on_event(event),
+                UnpackStep::Report(report) => return Ok(report),
+            },
+            () = stopped(&mut stop), if started.is_some() && !cancelled => {
+                cancelled = true;
+                if let Some(job) = started {
+                    leave(client, job, request).await?;
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the user stops the command.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        // The sender is gone, so no signal can arrive any more.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Cancels a job that this process started, unless it has other waiters. A job that goes on without this
+/// waiter is an error here.
+async fn leave(client: &DaemonClient, job: JobRef, request: &Request) -> Result<(), Failure> {
+    let id = job.id;
+    if !job.joined {
+        match client.cancel(id, true).await {
+            // The job's stream still delivers how it ended.
+            Ok(_) => return Ok(()),
+            Err(failure) if failure.kind == Kind::NotFound => return Ok(()),
+            Err(failure) if failure.kind == Kind::FailedPrecondition => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    let Request {
+        image, snapshotter, ..
+    } = request;
+    Err(Failure {
+        kind: Kind::Cancelled,
+        reason: Failure::CANCELLED.to_owned(),
+        message: format!("unpacking image {image} for {snapshotter} goes on, for others"),
+        next_step: Some(format!("`resnap cancel {id}` ends it for all")),
+    })
+}

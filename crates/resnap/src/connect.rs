@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The engine and the proxy, on a connection to the configured containerd.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use resnap_applier::InProcessApplier;
+use resnap_containerd::Client;
+use resnap_core::ManifestPreference;
+use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
+use resnap_unpacker::{Engine, EngineObserver, EngineSettings, UnpackError};
+
+use crate::config::Config;
+
+/// Returns an engine for read-only commands. It takes no locks.
+pub(crate) async fn engine(config: &Config) -> Result<Engine> {
+    connect(config, EngineSettings::default()).await
+}
+
+/// Returns an engine for commands that change something. It coordinates with other processes through
+/// the runtime directory.
+pub(crate) async fn working_engine(config: &Config) -> Result<Engine> {
+    observed_engine(config, None).await
+}
+
+/// Returns a working engine whose events go to `observer`.
+pub(crate) async fn observed_engine(
+    config: &Config,
+    observer: Option<Arc<dyn EngineObserver>>,
+) -> Result<Engine> {
+    let mut settings = EngineSettings::default();
+    settings.runtime_dir = Some(config.runtime_dir.value.clone());
+    settings.observer = observer;
+    connect(config, settings).await
+}
+
+async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine> {
+    settings.profiles = config.profiles.clone();
+    settings.configurations.clone_from(&config.unpack.value);
+    let client = Client::connect(&config.address.value)
+        .await
+        .map_err(UnpackError::from)?;
+    let mut ports = client.ports();
+    ports.applier = Arc::new(InProcessApplier::new(&ports, config.applier.clone()));
+    Ok(Engine::new(ports, &config.namespace.value, settings)?)
+}
+
+/// Returns the preference by which this containerd chooses manifests for containers.
+pub(crate) async fn manifest_preference(config: &Config) -> Result<ManifestPreference> {
+    let connected = Client::connect(&config.address.value).await;
+    let client = connected.map_err(UnpackError::from)?;
+    let version = client.version().await.map_err(UnpackError::from)?;
+    Ok(ManifestPreference::by_containerd(&version))
+}
+
+/// Returns the proxy in front of the configured containerd, with `engine` as its unpack service.
+pub(crate) fn proxy(
+    config: &Config,
+    engine: Engine,
+    observer: Option<Arc<dyn ProxyObserver>>,
+) -> Proxy {
+    let mut settings = ProxySettings::default();
+    settings.profiles = config.profiles.clone();
+    settings.always = config.always.value;
+    settings.unlabelled = config.unlabelled.value;
+    settings.default_snapshotter = config.default_snapshotter.clone();
+    settings.sandbox_image = config.sandbox_image.clone();
+    settings.handlers = config.handlers.clone();
+    Proxy::new(config.backend(), Arc::new(engine), settings, observer)
+}
