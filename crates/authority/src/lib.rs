@@ -29,3 +29,7 @@ mod stream;
 
 pub use frames::MAX_BLOCK;
 pub use stream::AnyAuthority;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

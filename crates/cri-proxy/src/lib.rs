@@ -54,3 +54,7 @@ pub use facts::{Fact, FactSource, Sourced};
 pub use observe::{ProxyEvent, ProxyObserver, Why};
 pub use pass::Proxy;
 pub use settings::{ProxySettings, Unlabelled};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

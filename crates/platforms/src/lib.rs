@@ -64,3 +64,7 @@ mod reference;
 pub use matcher::Matcher;
 pub use parse::ParseError;
 pub use platform::Platform;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
