@@ -278,7 +278,7 @@ fn layer_labels(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::Mutex;
 
     use async_trait::async_trait;
     use resnap_core::testing::{Simulated, SimulatedImage, SimulatedLayer};
@@ -301,9 +301,7 @@ mod tests {
         }
 
         async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream> {
-            let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-            opened.push(digest.clone());
-            drop(opened);
+            self.opened.lock().unwrap().push(digest.clone());
             self.inner.open(scope, digest).await
         }
     }
