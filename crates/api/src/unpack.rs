@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a job tells, as messages and back.
+//! Conversion of events and reports to and from messages.
 
 use resnap_core::{ChainId, DiffId, Stage};
 use resnap_unpacker::{Event, JobRef, LayerOutcome, LayerReport, Phase, Report, StageTime};
@@ -40,7 +40,7 @@ impl From<Phase> for v1::Phase {
             Phase::Joined => Self::Joined,
             Phase::Failed => Self::Failed,
             Phase::Progress => Self::Progress,
-            // The engine may get more, which then come here.
+            // A phase that this version of the protocol does not have.
             _ => Self::Unspecified,
         }
     }

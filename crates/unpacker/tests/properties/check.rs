@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is looked at, at the end.
+//! The checks at the end of a run.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Deref;
 use std::time::Duration;
 
 use resnap_core::testing::{
@@ -16,10 +17,21 @@ use resnap_unpacker::{Report, UnpackError};
 use crate::scenario::{Caller, Layer, SNAPSHOTTERS, Then};
 use crate::world::{AllSnapshots, CONTAINER, End, NAMESPACE, World};
 
-/// Longer than any lease lives.
+/// A time longer than any lease's lifetime.
 const EXPIRY: Duration = Duration::from_secs(2 * 3600);
 
-impl World<'_> {
+/// The checks of a world.
+pub(crate) struct Checks<'w, 's>(pub(crate) &'w World<'s>);
+
+impl<'s> Deref for Checks<'_, 's> {
+    type Target = World<'s>;
+
+    fn deref(&self) -> &World<'s> {
+        self.0
+    }
+}
+
+impl Checks<'_, '_> {
     pub(crate) async fn check(&self, ends: &[End]) {
         let fired = self.simulated.fired();
         for End { caller, result } in ends {
@@ -54,7 +66,7 @@ impl World<'_> {
         }
     }
 
-    /// Nothing is made twice, where nothing is lost.
+    /// Checks that no layer was made twice if nothing was lost.
     pub(crate) fn check_made_once(&self, ends: &[End]) {
         for End { caller, result } in ends {
             assert!(result.is_ok(), "{caller:?}: {result:?}");
@@ -161,7 +173,7 @@ impl World<'_> {
         })
     }
 
-    /// What was reported as ready is there.
+    /// Checks that images that were reported as ready are.
     fn check_ready(&self, ends: &[End]) {
         let there = self.all_snapshots();
         for End { caller, result } in ends {
@@ -185,7 +197,8 @@ impl World<'_> {
         }
     }
 
-    /// Whether a repair may have removed what was ready without labels, and failed then.
+    /// Returns whether a repair may have removed a layer that was ready without labels, and failed
+    /// then.
     fn may_be_removed(&self, snapshotter: usize) -> bool {
         let mut callers = self.scenario.callers.iter();
         self.profiles.need(SNAPSHOTTERS[snapshotter]).is_none()
@@ -203,7 +216,7 @@ impl World<'_> {
         deletion.is_some_and(|(deleted, _)| deleted == image)
     }
 
-    /// Whether a job could fail so.
+    /// Returns whether an injected fault explains the error.
     fn explains(&self, caller: &Caller, error: &UnpackError, fired: &[Fault]) -> bool {
         let layers = &self.scenario.images[caller.image];
         // What only takes longer makes nothing fail.
@@ -238,7 +251,7 @@ impl World<'_> {
         }
     }
 
-    /// Whether somebody cancels this caller's job.
+    /// Returns whether a caller cancels this caller's job.
     fn is_cancelled(&self, caller: &Caller) -> bool {
         let of = |caller: &Caller| {
             let engine = caller.engine % self.engines.len();
@@ -255,7 +268,7 @@ fn is_container(snapshot: &SimulatedSnapshot) -> bool {
     snapshot.info.key.as_str().starts_with(CONTAINER)
 }
 
-/// Whether undoing a Prepare was what went wrong, or a Prepare came after it was undone.
+/// Returns whether a fault explains an active snapshot that is left.
 fn excuses_active(fired: &[Fault]) -> bool {
     fired
         .iter()
@@ -266,9 +279,7 @@ fn excuses_active(fired: &[Fault]) -> bool {
         })
 }
 
-/// Whether ending a lease was what went wrong, or it was made after it was ended, or nobody could
-/// tell whether there was something to keep: a lease that is left for its active snapshot may name
-/// layers that were gone when they were added.
+/// Returns whether a fault explains a lease that is left.
 fn excuses_lease(fired: &[Fault]) -> bool {
     fired
         .iter()
