@@ -96,18 +96,18 @@ mod tests {
     #[test]
     fn a_failure_survives_its_status() {
         for next_step in [None, Some("pull \"it\" again: `ctr …`\nor not".to_owned())] {
-            let told = Failure {
+            let failed = Failure {
                 kind: Kind::DataLoss,
                 reason: "WRONG_DIFF_ID".to_owned(),
                 message: "50 % of \"ü\"\nare there".to_owned(),
                 next_step,
             };
-            let status = status(told.clone());
+            let status = status(failed.clone());
             // The form in which it is sent.
             let headers = status.into_http::<()>().into_parts().0.headers;
             let status = Status::from_header_map(&headers).unwrap();
-            assert_eq!(failure(&status), told);
-            assert_eq!(Failure::from(v1::Failure::from(told.clone())), told);
+            assert_eq!(failure(&status), failed);
+            assert_eq!(Failure::from(v1::Failure::from(failed.clone())), failed);
         }
     }
 
