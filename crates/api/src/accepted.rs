@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Connections that clients have made.
+//! Accepted connections.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tonic::transport::server::{Connected, UdsConnectInfo};
 
-/// A connection, for tonic: it is told who is at its other end.
+/// An accepted connection, which gives tonic the peer's credentials.
 pub(crate) struct Accepted(AnyAuthority<UnixStream>);
 
 impl Accepted {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! How ready an image is, as a message and back.
+//! Conversion of checks to and from messages.
 
 use resnap_core::{ChainId, DiffId};
 use resnap_unpacker::{Check, LabelState, LayerCheck, LayerState, Readiness};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The caller's side.
+//! The client.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,11 @@ use crate::v1::resnap_service_client::ResnapServiceClient;
 use crate::v1::unpack_response;
 use crate::{Failure, Info, JobStatus, Malformed, v1};
 
-/// The largest answer that is read. A check of the largest image on all snapshotters is a few MiB.
+/// The limit on the bytes of an answer. A check of the largest image on all snapshotters is a few
+/// MiB.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
-/// The largest error that is read.
+/// The limit on the bytes of an error.
 const MAX_HEADER_BYTES: u32 = 1 << 20;
 
 /// A connection to a daemon, cheap to clone.
@@ -31,14 +32,14 @@ impl DaemonClient {
     /// Connects to the daemon whose API is at `socket`.
     ///
     /// # Errors
-    /// What the operating system says: most likely that there is no such file, that nobody listens
-    /// there any more, or that we may not.
+    /// Errors of the operating system: most likely that the file does not exist, that no process
+    /// listens, or that permission is denied.
     pub async fn connect(socket: &Path) -> io::Result<Self> {
-        // The channel connects lazily and would tell of this at the first call, as a "transport
+        // The channel connects lazily, and would report this at the first call as a "transport
         // error".
         UnixStream::connect(socket).await?;
         let path = PathBuf::from(socket);
-        // The URI only fills HTTP/2's :authority.
+        // The URI only sets HTTP/2's `:authority`.
         let channel = Endpoint::from_static("http://localhost")
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .connect_with_connector_lazy(tower::service_fn(move |_| {
@@ -49,10 +50,10 @@ impl DaemonClient {
         Ok(Self(client.max_decoding_message_size(MAX_ANSWER_BYTES)))
     }
 
-    /// What the daemon says of itself.
+    /// Returns the identity of the daemon.
     ///
     /// # Errors
-    /// [`Failure`], also if the connection breaks off, as for all other calls.
+    /// [`Failure`], also if the connection is lost, as for all other calls.
     pub async fn info(&self) -> Result<Info, Failure> {
         let answer = self.0.clone().get_info(v1::GetInfoRequest {}).await;
         let info = answer.map_err(|status| failure(&status))?.into_inner();
@@ -63,9 +64,8 @@ impl DaemonClient {
         })
     }
 
-    /// As [`Engine::unpack`](resnap_unpacker::Engine::unpack). What else is to be done to
-    /// descriptors ([`Request::wrappers`]) and the origin do not go along. Dropping what is answered
-    /// stops nothing.
+    /// Unpacks an image, as [`Engine::unpack`](resnap_unpacker::Engine::unpack) does. The origin
+    /// and the wrappers of the request are not sent. Dropping the stream stops nothing.
     ///
     /// # Errors
     /// [`Failure`].
@@ -82,8 +82,8 @@ impl DaemonClient {
         Ok(UnpackStream(answers))
     }
 
-    /// What there is of each layer of `request`'s image, on its snapshotter, or on all that work if
-    /// that is empty.
+    /// Checks how ready an image is on the snapshotter of `request`, or on all working snapshotters
+    /// if it names none.
     ///
     /// # Errors
     /// [`Failure`].
@@ -98,7 +98,7 @@ impl DaemonClient {
         Ok(check.try_into()?)
     }
 
-    /// The jobs that run, the oldest first.
+    /// Returns the running jobs, the oldest first.
     ///
     /// # Errors
     /// [`Failure`].
@@ -107,7 +107,7 @@ impl DaemonClient {
         jobs(answer.map_err(|status| failure(&status))?.into_inner().jobs)
     }
 
-    /// Sees jobs come, change and go.
+    /// Subscribes to jobs as they start, change and end.
     ///
     /// # Errors
     /// [`Failure`].
@@ -118,7 +118,7 @@ impl DaemonClient {
         ))
     }
 
-    /// As [`Engine::cancel`](resnap_unpacker::Engine::cancel).
+    /// Cancels a job, as [`Engine::cancel`](resnap_unpacker::Engine::cancel) does.
     ///
     /// # Errors
     /// [`Failure`].
@@ -140,26 +140,26 @@ fn jobs(jobs: Vec<v1::Job>) -> Result<Vec<JobStatus>, Failure> {
     Ok(jobs.collect::<Result<_, _>>()?)
 }
 
-/// What an unpack tells.
+/// A message of an unpack.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UnpackStep {
-    /// Which job does it. Comes first.
+    /// The job. Comes first.
     Started(JobRef),
-    /// Something happened to a layer.
+    /// An event of a layer.
     Event(Event),
     /// The image is ready. Comes last.
     Report(Report),
 }
 
-/// An unpack that a daemon does.
+/// The messages of an unpack by a daemon.
 #[derive(Debug)]
 pub struct UnpackStream(Streaming<v1::UnpackResponse>);
 
 impl UnpackStream {
-    /// What is told next. Cancel-safe.
+    /// Waits for the next message. Cancel-safe.
     ///
     /// # Errors
-    /// [`Failure`]: what kept the image from being ready, or from being told of.
+    /// [`Failure`]: the reason why the image is not ready, or why the connection was lost.
     pub async fn next(&mut self) -> Result<UnpackStep, Failure> {
         let answer = self.0.message().await.map_err(|status| failure(&status))?;
         let step = answer.and_then(|answer| answer.step);
@@ -171,12 +171,13 @@ impl UnpackStream {
     }
 }
 
-/// The jobs of a daemon, as they change.
+/// The jobs of a daemon as they change.
 #[derive(Debug)]
 pub struct JobStream(Streaming<v1::WatchJobsResponse>);
 
 impl JobStream {
-    /// At first the running jobs, if any; then those that changed. Cancel-safe.
+    /// Returns the running jobs, which may be none, on the first call, and then the jobs that
+    /// changed. Cancel-safe.
     ///
     /// # Errors
     /// [`Failure`], also when the daemon stops.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Jobs, as messages and back.
+//! Conversion of jobs to and from messages.
 
 use std::time::SystemTime;
 

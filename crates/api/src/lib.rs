@@ -3,9 +3,10 @@
 
 //! The API of the daemon: gRPC on a Unix socket, package `resnap.v1`.
 //!
-//! [`serve`] answers from an [`Engine`](resnap_unpacker::Engine), [`DaemonClient`] asks. Both speak in the
-//! engine's own words, so that who shows an event, a report, a check or a failure need not know
-//! where it comes from. `proto/resnap/v1/resnap.proto` is the protocol for all others.
+//! [`serve`] serves an [`Engine`](resnap_unpacker::Engine), and [`DaemonClient`] is the client.
+//! Both use the types of the engine, so that code that shows events, reports, checks or failures
+//! need not know where they come from. `proto/resnap/v1/resnap.proto` is the protocol for other
+//! clients.
 
 mod accepted;
 mod check;
@@ -17,7 +18,7 @@ mod server;
 mod status;
 mod unpack;
 
-/// What [`protox`](https://docs.rs/protox) and tonic make of the protocol.
+/// The code generated from the protocol by [`protox`](https://docs.rs/protox) and tonic.
 #[allow(
     missing_docs,
     missing_debug_implementations,
@@ -37,7 +38,7 @@ use resnap_core::Digest;
 /// The status of a job of a daemon.
 pub type JobStatus = resnap_unpacker::JobStatus<Failure>;
 
-/// What a daemon says of itself.
+/// The identity of a daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Info {
     /// The version of resnap.
@@ -48,7 +49,7 @@ pub struct Info {
     pub containerd_namespace: String,
 }
 
-/// A message that says what this version does not understand.
+/// A message with a value that this version does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no {0} that this version of resnap knows")]
 pub struct Malformed(&'static str);
@@ -57,7 +58,7 @@ fn digest(text: String) -> Result<Digest, Malformed> {
     Digest::try_from(text).map_err(|_| Malformed("digest"))
 }
 
-/// A count of layers, of which there are never that many.
+/// Converts a count of layers, which is never that large.
 fn count(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }

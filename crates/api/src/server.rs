@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The daemon's side.
+//! The server.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,24 +24,24 @@ use crate::v1::resnap_service_server::{ResnapService, ResnapServiceServer};
 use crate::v1::unpack_response::Step;
 use crate::{Failure, Info, v1};
 
-/// The largest request that is read: a few names.
+/// The limit on the bytes of a request, which holds a few names.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
 
-/// How many calls may be open at once, of which each image of an unpack is one.
+/// The limit on concurrent calls. An unpack takes one for each image.
 const MAX_CALLS: u32 = 4096;
 
-/// How long the last answers may take to get out; who only holds a connection is not waited for.
+/// The time for the last answers to be sent. Idle connections are not waited for.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// What [`resnap_unpacker::Request::origin`] says of jobs that are asked for here.
+/// The [`resnap_unpacker::Request::origin`] of jobs started by the API.
 const ORIGIN: &str = "api";
 
-/// Serves the API and gRPC's health service until `stop` says so; then takes no more calls, ends
-/// watches, lets other calls end for as long as `grace`, and returns. Jobs are the engine's: they
-/// go on. Dropping the future cuts all connections.
+/// Serves the API and gRPC's health service until `stop` is set. Then it accepts no more calls,
+/// ends watches, lets other calls end within `grace`, and returns. Jobs belong to the engine and go
+/// on. Dropping the future closes all connections.
 ///
 /// # Errors
-/// What the operating system says of the listener, as text.
+/// Errors of the listener, as text.
 pub async fn serve(
     listener: UnixListener,
     engine: Engine,
@@ -82,7 +82,7 @@ pub async fn serve(
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {
-    // Who can say so is gone only with the process.
+    // The sender is dropped only when the process ends.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
@@ -90,7 +90,7 @@ struct Api {
     engine: Engine,
     info: Info,
     stop: watch::Receiver<bool>,
-    /// One is taken by each call that is worth waiting for.
+    /// Each call that is waited for at the end holds a permit.
     calls: Arc<Semaphore>,
 }
 
@@ -101,7 +101,7 @@ impl Api {
         failed(&self.engine, error)
     }
 
-    /// The right to a call, for as long as it lasts.
+    /// Returns a permit for a call, held until it ends.
     fn call(&self) -> Result<OwnedSemaphorePermit, Status> {
         if *self.stop.borrow() {
             return Err(stopping());
@@ -121,7 +121,7 @@ fn message(engine: &Engine, job: JobStatus) -> v1::Job {
     job.map_failure(failure).into()
 }
 
-/// What is wanted, with the platform as text; an empty one is none.
+/// Builds a request from its fields; an empty platform is none.
 fn request(
     image: String,
     snapshotter: String,
@@ -234,7 +234,7 @@ impl ResnapService for Api {
     }
 }
 
-/// What of an Unpack call has not been sent yet.
+/// The part of an Unpack call that has not been sent yet.
 enum Pending {
     Start(Job),
     Events(Job, BoxStream<'static, Event>),

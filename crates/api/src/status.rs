@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Failures as gRPC tells them: a status, and in its details a `google.rpc.ErrorInfo`.
+//! Failures as gRPC statuses, with a `google.rpc.ErrorInfo` in the details.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -26,10 +26,10 @@ pub(crate) fn status(failure: Failure) -> Status {
     Status::with_error_details(code, failure.message, details)
 }
 
-/// What a daemon answered, or what kept it from answering.
+/// Converts an error of the daemon, or of the connection to it.
 pub(crate) fn failure(status: &Status) -> Failure {
     let message = status.message();
-    // A status of our own making: the daemon did not send one.
+    // A status with a source was made by the client: the daemon sent none.
     if status.source().is_some() {
         return Failure {
             kind: Kind::Unavailable,
@@ -96,18 +96,18 @@ mod tests {
     #[test]
     fn a_failure_survives_its_status() {
         for next_step in [None, Some("pull \"it\" again: `ctr …`\nor not".to_owned())] {
-            let told = Failure {
+            let failed = Failure {
                 kind: Kind::DataLoss,
                 reason: "WRONG_DIFF_ID".to_owned(),
                 message: "50 % of \"ü\"\nare there".to_owned(),
                 next_step,
             };
-            let status = status(told.clone());
-            // As it travels.
+            let status = status(failed.clone());
+            // The form in which it is sent.
             let headers = status.into_http::<()>().into_parts().0.headers;
             let status = Status::from_header_map(&headers).unwrap();
-            assert_eq!(failure(&status), told);
-            assert_eq!(Failure::from(v1::Failure::from(told.clone())), told);
+            assert_eq!(failure(&status), failed);
+            assert_eq!(Failure::from(v1::Failure::from(failed.clone())), failed);
         }
     }
 

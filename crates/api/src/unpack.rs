@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a job tells, as messages and back.
+//! Conversion of events and reports to and from messages.
 
 use resnap_core::{ChainId, DiffId, Stage};
 use resnap_unpacker::{Event, JobRef, LayerOutcome, LayerReport, Phase, Report, StageTime};
@@ -9,19 +9,19 @@ use resnap_unpacker::{Event, JobRef, LayerOutcome, LayerReport, Phase, Report, S
 use crate::{Malformed, count, digest, size, v1};
 
 impl From<JobRef> for v1::JobStarted {
-    fn from(begun: JobRef) -> Self {
+    fn from(job: JobRef) -> Self {
         Self {
-            id: begun.id,
-            joined: begun.joined,
+            id: job.id,
+            joined: job.joined,
         }
     }
 }
 
 impl From<v1::JobStarted> for JobRef {
-    fn from(begun: v1::JobStarted) -> Self {
+    fn from(job: v1::JobStarted) -> Self {
         Self {
-            id: begun.id,
-            joined: begun.joined,
+            id: job.id,
+            joined: job.joined,
         }
     }
 }
@@ -40,7 +40,7 @@ impl From<Phase> for v1::Phase {
             Phase::Joined => Self::Joined,
             Phase::Failed => Self::Failed,
             Phase::Progress => Self::Progress,
-            // The engine may get more, which then come here.
+            // A phase that this version of the protocol does not have.
             _ => Self::Unspecified,
         }
     }
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_survives_its_message() {
+    fn events_and_reports_survive_their_messages() {
         let digest = Digest::sha256(b"layer");
         let chain_id = ChainId::from_trusted(digest.clone());
         for number in 1..=11 {
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused() {
+    fn unknown_values_are_refused() {
         let event = v1::Event::default();
         assert_eq!(Event::try_from(event.clone()), Err(Malformed("phase")));
         let event = v1::Event { phase: 1, ..event };

@@ -23,6 +23,29 @@
 //!   join it, and only a [`Canceller`] or [`Engine::cancel`] stops it.
 //! - A layer is made once, for all concurrent jobs, images that share it, and processes.
 //! - Orphaned leases and snapshots are taken over by the next job for their image, or removed.
+//!
+//! ```
+//! use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
+//! use resnap_unpacker::{Engine, EngineSettings, LayerOutcome, Request};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! let backend = Simulated::new();
+//! backend.add_snapshotter("erofs", Behaviour::Ordinary);
+//! let image = SimulatedImage::new(["base", "app"].map(SimulatedLayer::new));
+//! backend.add_image("k8s.io", "docker.io/library/web:1", &image);
+//! let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default())?;
+//!
+//! let request = Request::new("web:1", "erofs");
+//! let plan = engine.plan(&request).await?;
+//! assert!(!engine.is_ready(&plan, "erofs").await?);
+//! let report = engine.unpack(request).await?;
+//! assert_eq!(report.count(LayerOutcome::Applied), 2);
+//! assert_eq!(report.chain_id.as_ref(), plan.top());
+//! assert!(engine.is_ready(&plan, "erofs").await?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod alternatives;
 mod backend;

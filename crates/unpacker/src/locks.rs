@@ -146,7 +146,7 @@ impl Locks {
         purpose: &str,
         mut waits: impl FnMut(String),
     ) -> io::Result<Lock> {
-        let mut told = None;
+        let mut reported = None;
         loop {
             let mut released = pin!(self.0.released.notified());
             // Before the attempt, so that no release is missed.
@@ -155,9 +155,9 @@ impl Locks {
                 Ok(lock) => return Ok(lock),
                 Err(holder) => holder,
             };
-            if told.as_ref() != Some(&holder) {
+            if reported.as_ref() != Some(&holder) {
                 waits(holder.clone());
-                told = Some(holder);
+                reported = Some(holder);
             }
             // A release by another process sends no notification.
             tokio::select! {
@@ -348,16 +348,16 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_dead_go_and_of_the_living_stay() {
+    fn files_of_ended_processes_go_and_others_stay() {
         let (dir, first, second) = two();
-        let lock = first.try_lock("living", "").unwrap().unwrap();
-        fs::write(dir.path().join("dead.lock"), "process 1").unwrap();
-        assert_eq!(second.holder("dead").unwrap(), None);
-        fs::write(dir.path().join("dead.lock"), "process 1").unwrap();
+        let lock = first.try_lock("running", "").unwrap().unwrap();
+        fs::write(dir.path().join("ended.lock"), "process 1").unwrap();
+        assert_eq!(second.holder("ended").unwrap(), None);
+        fs::write(dir.path().join("ended.lock"), "process 1").unwrap();
         second.sweep().unwrap();
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
-        assert!(second.holder("living").unwrap().is_some());
+        assert!(second.holder("running").unwrap().is_some());
         drop(lock);
     }
 

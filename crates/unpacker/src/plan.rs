@@ -278,11 +278,53 @@ fn layer_labels(
 
 #[cfg(test)]
 mod tests {
-    use resnap_core::Kind;
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
     use resnap_core::testing::{Simulated, SimulatedImage, SimulatedLayer};
+    use resnap_core::{ByteStream, ContentInfo, ContentReader, Digest, Kind, Result, Scope};
     use resnap_handler_wrapper::MAX_LAYERS;
 
+    use super::Arc;
     use crate::{Engine, EngineSettings, Request};
+
+    /// A content store that records which blobs are opened.
+    struct Counting {
+        inner: Arc<dyn ContentReader>,
+        opened: Mutex<Vec<Digest>>,
+    }
+
+    #[async_trait]
+    impl ContentReader for Counting {
+        async fn info(&self, scope: &Scope, digest: &Digest) -> Result<ContentInfo> {
+            self.inner.info(scope, digest).await
+        }
+
+        async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream> {
+            self.opened.lock().unwrap().push(digest.clone());
+            self.inner.open(scope, digest).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plan_reads_the_manifest_and_the_config_once() {
+        let backend = Simulated::new();
+        let image = SimulatedImage::new(["a", "b"].map(SimulatedLayer::new));
+        backend.add_image("k8s.io", "web", &image);
+        let mut ports = backend.ports();
+        let counting = Arc::new(Counting {
+            inner: ports.content,
+            opened: Mutex::default(),
+        });
+        ports.content = counting.clone();
+        let engine = Engine::new(ports, "k8s.io", EngineSettings::default()).unwrap();
+        let plan = engine.plan(&Request::new("web", "")).await.unwrap();
+        let opened = counting.opened.lock().unwrap().clone();
+        for document in [&plan.manifest.digest, &plan.config.digest] {
+            let times = opened.iter().filter(|digest| *digest == document).count();
+            assert_eq!(times, 1, "{document} in {opened:?}");
+        }
+    }
 
     #[tokio::test]
     async fn layers_are_taken_up_to_a_limit() {

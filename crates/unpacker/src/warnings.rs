@@ -147,10 +147,13 @@ mod tests {
             ("native", root, 501, None),
             ("nydus", root, 501, None),
         ] {
-            let told = unmountable(snapshotter, root, layers);
+            let warning = unmountable(snapshotter, root, layers);
             match says {
-                Some(says) => assert!(told.clone().unwrap_or_default().contains(says), "{told:?}"),
-                None => assert_eq!(told, None),
+                Some(says) => assert!(
+                    warning.clone().unwrap_or_default().contains(says),
+                    "{warning:?}"
+                ),
+                None => assert_eq!(warning, None),
             }
         }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Times are those of the clock when they are told, whatever it said before.
+//! Times are read from the clock when they are needed.
 
 // Test code: it fails by panicking.
 #![allow(clippy::unwrap_used)]
@@ -45,7 +45,7 @@ async fn a_clock_that_is_set_makes_no_lease_that_has_expired() {
     let expiry = |seconds| humantime::format_rfc3339_seconds(at(seconds)).to_string();
     let leases = simulated.leases("ns");
     assert_eq!(leases[0].labels[GC_EXPIRE], expiry(1_013_600));
-    // And set again under a running job, whose lease is succeeded.
+    // The clock is set again during a job, whose lease is renewed.
     seconds.store(1_020_000, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_secs(1300)).await;
     let leases = simulated.leases("ns");

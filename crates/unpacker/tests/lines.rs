@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What an operator reads of jobs at `info`, and what jobs are called.
+//! The log lines of jobs at `info`, and the names of jobs.
 
 // Test code: it fails by panicking.
 #![allow(clippy::unwrap_used)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Who waits comes before who does not.
+//! Jobs with waiters come before those without.
 
 // Test code: it fails by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -45,7 +45,7 @@ fn job(engine: &Engine, name: &str, background: bool) -> Job {
     })
 }
 
-/// When the first layer began to be written, and when all was done.
+/// Returns when the first layer began to be written, and when all was done.
 async fn times(job: Job, start: Instant) -> (Duration, Duration) {
     let mut began = None;
     let mut events = job.events();
@@ -129,13 +129,13 @@ async fn a_small_image_waits_for_no_other() {
 #[tokio::test(start_paused = true)]
 async fn what_nobody_waits_for_any_more_gives_way() {
     let engine = busy_engine(3);
-    // Their callers go at once.
+    // Their callers leave at once.
     (0..3).for_each(|hog| drop(job(&engine, &format!("hog-{hog}"), false)));
     tokio::time::sleep(61 * SECOND).await;
     let start = Instant::now();
     let (began, _) = times(job(&engine, "small", false), start).await;
     assert!(began < 11 * SECOND, "after {began:?}");
-    // And goes on.
+    // The jobs go on.
     let before: usize = engine.jobs().iter().map(|job| job.ready_layers).sum();
     tokio::time::sleep(60 * SECOND).await;
     let after: usize = engine.jobs().iter().map(|job| job.ready_layers).sum();

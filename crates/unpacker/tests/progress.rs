@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A job tells how far it is, to all in the same way, through layers as large as may be.
+//! A job reports its progress, to all in the same way, and through layers of any size.
 
 // Test code: it fails by panicking.
 #![allow(clippy::unwrap_used)]

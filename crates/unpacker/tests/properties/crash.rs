@@ -10,10 +10,9 @@ use std::time::Duration;
 use resnap_core::{SnapshotKey, SnapshotKind};
 use resnap_unpacker::{LayerOutcome, Owner};
 
-use crate::check::Check;
-use crate::runtime::runtime;
+use crate::check::Checks;
 use crate::scenario::{SNAPSHOTTERS, Scenario, Then};
-use crate::world::{NAMESPACE, World, engine};
+use crate::world::{NAMESPACE, World, engine, runtime};
 
 /// Ends all engines after this time; then others do what they were to do.
 pub(crate) fn check(scenario: &Scenario, after: Duration) {
@@ -60,7 +59,7 @@ pub(crate) fn check(scenario: &Scenario, after: Duration) {
         }
         let leases = world.simulated.leases(NAMESPACE);
         assert!(leases.is_empty(), "leases are left: {leases:?}");
-        Check::of(&world).all(&ends).await;
+        Checks(&world).check(&ends).await;
     });
 }
 

@@ -157,12 +157,13 @@ fn below(source: &Source, path: &[String], names: &[String], steps: usize) -> Op
     if first == "super" {
         return file(source, path, names, steps);
     }
+    let child: ModulePath = path.iter().chain([first]).cloned().collect();
+    // A function may have the name of a module.
+    if !rest.is_empty() && source.0.contains_key(&child) {
+        return below(source, &child, rest, steps);
+    }
     if module.defines.contains(first) {
         return Some(module.file.clone());
-    }
-    let child: ModulePath = path.iter().chain([first]).cloned().collect();
-    if source.0.contains_key(&child) {
-        return below(source, &child, rest, steps);
     }
     if let Some(import) = module.imports.get(first) {
         // A name that is imported from another crate under its own name leads back here.
