@@ -8,7 +8,6 @@ mod http;
 mod listen;
 mod metrics;
 mod prewarm;
-mod service;
 mod systemd;
 
 use std::convert::Infallible;
@@ -27,7 +26,6 @@ use crate::commands::{Outcome, observed_engine};
 use crate::config::Config;
 use listen::Socket;
 use metrics::Metrics;
-use service::Service;
 
 pub(crate) use systemd::Sockets;
 
@@ -78,8 +76,12 @@ pub(crate) fn proxy(
     engine: Engine,
     observer: Option<Arc<dyn ProxyObserver>>,
 ) -> Proxy {
-    let service = Arc::new(Service(engine));
-    Proxy::new(config.backend(), service, settings(config), observer)
+    Proxy::new(
+        config.backend(),
+        Arc::new(engine),
+        settings(config),
+        observer,
+    )
 }
 
 /// What is counted, where anybody may ask for it.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use resnap_api::{DaemonClient, Info};
+use resnap_api::{DaemonClient, Failure, Info};
 use resnap_core::Kind;
-use resnap_unpacker::{Engine, Failure};
+use resnap_unpacker::Engine;
 
 use crate::config::Config;
 

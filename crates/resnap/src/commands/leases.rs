@@ -46,8 +46,8 @@ pub(crate) async fn run(
 fn owner(lease: &LeaseStatus) -> String {
     match &lease.owner {
         Owner::Alive(who) => format!("alive: {who}"),
-        Owner::Dead => "dead".to_owned(),
-        Owner::Elsewhere => "not known: has another runtime directory".to_owned(),
+        Owner::Orphaned => "dead".to_owned(),
+        _ => "not known: has another runtime directory".to_owned(),
     }
 }
 

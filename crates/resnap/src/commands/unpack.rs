@@ -6,9 +6,10 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, bail};
-use resnap_api::{DaemonClient, UnpackStep};
+use futures::StreamExt as _;
+use resnap_api::{DaemonClient, Failure, UnpackStep};
 use resnap_core::Kind;
-use resnap_unpacker::{Engine, Event, Failure, JobRef, LayerOutcome, Report, Request};
+use resnap_unpacker::{Engine, Event, JobRef, LayerOutcome, Report, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -118,12 +119,13 @@ impl Following {
     }
 
     async fn here(&mut self, engine: &Engine, request: Request) -> Result<Report, Failure> {
-        let mut job = engine.unpack(request);
+        let job = engine.unpack(request);
+        let mut events = job.events();
         let canceller = job.canceller();
         let mut cancelled = false;
         loop {
             tokio::select! {
-                event = job.next_event() => match event {
+                event = events.next() => match event {
                     Some(event) => self.tell(Told::Event(event)),
                     None => break,
                 },

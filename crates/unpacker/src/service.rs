@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The engine as the [`UnpackService`] of a proxy.
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use resnap_core::{EnsureProgress, EnsureRequest, Error, NotReady, UnpackService, error_chain};
+
+use crate::{Engine, Progress, Request, UnpackError};
+
+#[async_trait]
+impl UnpackService for Engine {
+    async fn ensure(
+        &self,
+        want: EnsureRequest<'_>,
+        tell: &(dyn Fn(EnsureProgress) + Send + Sync),
+    ) -> Result<(), NotReady> {
+        let request = Request {
+            repair: want.repair,
+            pick: want.pick,
+            by_itself: true,
+            origin: "cri".to_owned(),
+            user_reference: want.reference.map(str::to_owned),
+            pod: want.pod.map(str::to_owned),
+            ..Request::new(want.image, want.snapshotter)
+        };
+        match is_ready(self, &request).await {
+            Ok(true) => return Ok(()),
+            Err(UnpackError::NoSuchImage { .. }) => return Err(NotReady::Unknown),
+            // The job finds the exact reason, and repairs what it can.
+            Ok(false) | Err(_) => {}
+        }
+        let job = self.unpack(request);
+        let mut events = job.events();
+        let mut progress = Progress::default();
+        while let Some(event) = events.next().await {
+            progress.record(&event);
+            tell(EnsureProgress {
+                done: progress.ready_layers(),
+                layers: event.layers,
+                percent: progress.percent(),
+            });
+        }
+        let report = job.report().await;
+        report
+            .map(drop)
+            .map_err(|error| not_ready(want.image, &error))
+    }
+
+    async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, NotReady> {
+        let not_ready = |error| not_ready(image, &error);
+        let plan = self.plan(&Request::new(image, snapshotter)).await;
+        let plan = plan.map_err(not_ready)?;
+        let is_remote = Self::is_remote(self, &plan, snapshotter).await;
+        is_remote.map_err(not_ready)
+    }
+}
+
+async fn is_ready(engine: &Engine, request: &Request) -> Result<bool, UnpackError> {
+    let plan = engine.plan(request).await?;
+    engine.is_ready(&plan, &request.snapshotter).await
+}
+
+fn not_ready(image: &str, error: &UnpackError) -> NotReady {
+    let source = || Error::new(error.kind(), "make ready", image).with_source(error_chain(error));
+    match error {
+        UnpackError::NoSuchImage { .. } => NotReady::Unknown,
+        UnpackError::Unlabelled { .. }
+        | UnpackError::InUse { .. }
+        | UnpackError::Unremovable { .. } => NotReady::Unlabelled(source()),
+        _ => NotReady::Failed(source()),
+    }
+}
