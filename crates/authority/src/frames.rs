@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The frames of a client, and what to do with each.
+//! The frames of a client, and the treatment of each.
 
 use http::uri::Authority;
 
@@ -31,7 +31,7 @@ const PRIORITY: u8 = 0x20;
 /// The authority that replaces invalid ones.
 const REPLACEMENT: &[u8] = b"localhost";
 
-/// What to do with the next bytes.
+/// The treatment of the next bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Forward this many bytes.

@@ -13,7 +13,7 @@ use resnap_core::Kind;
 /// The length of the prefix of a message: a compression flag, and the length of the message.
 pub(crate) const PREFIX_LEN: usize = 5;
 
-/// How a call ended.
+/// The end of a call: success, or the kind of its error.
 pub(crate) type Outcome = Result<(), Kind>;
 
 /// A gRPC error: a code and a message.

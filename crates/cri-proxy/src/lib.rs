@@ -12,9 +12,9 @@
 //! ```
 //!
 //! The proxy forwards what it does not know or cannot decode, and calls whose images it fails to
-//! find: it never stops a pod that containerd would have started. The caller gets an error only if
-//! an image could not be made ready on a snapshotter that needs labels, since the container would
-//! have the wrong content.
+//! find: it never stops a pod that containerd would have started. The caller gets an error if the
+//! container would have the wrong content, since an image could not be made ready on a snapshotter
+//! that needs labels; and just before its deadline, while the work continues.
 //!
 //! # Differences from containerd
 //!
@@ -23,10 +23,10 @@
 //! | | containerd | proxy |
 //! |---|---|---|
 //! | concurrent calls on a connection | 2^32 - 1 | 1024, as announced to clients; further calls wait |
-//! | headers and metadata of a call | 16 MiB | 1 MiB; past that the call, and far past it the connection, ends |
+//! | headers and metadata of a call | 16 MiB | 1 MiB; past that the call or the connection is reset |
 //! | `:authority` | any | any, but containerd sees `localhost` instead of one that is invalid in a URI |
 //! | arrival of an inspected request | no limit | within 5 s, else `DEADLINE_EXCEEDED` |
-//! | inspected requests that wait | no limit | 64 MiB; past that the largest gets an error and has to try again |
+//! | inspected requests that wait | no limit | 64 MiB together; past that the largest gets an error |
 //! | a request of more than 4 MiB | up to 16 MiB | the same, but it is not inspected |
 //!
 //! # Why not hyper or tonic

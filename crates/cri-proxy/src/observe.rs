@@ -21,7 +21,7 @@ pub enum ProxyEvent {
     Answered {
         /// The name of the method in the CRI, or `other`.
         method: &'static str,
-        /// How it ended. A caller that left counts as cancelled.
+        /// The end of the call. If the caller has left, it counts as cancelled.
         outcome: Result<(), Kind>,
     },
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often a continuing outage is logged.
+/// The interval at which a continuing outage is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The current outage, if there is one.

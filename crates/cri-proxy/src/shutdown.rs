@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::grpc::Status;
 use crate::limits::LAST_RESERVE;
 
-/// How far the shutdown has come.
+/// A step of the shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ShutdownPhase {
     Serving,

@@ -66,7 +66,7 @@ impl fmt::Debug for ProxyState {
     }
 }
 
-/// What the calls of one client share.
+/// The state that the calls of one client share.
 pub(crate) struct ClientContext {
     pub(crate) state: Arc<ProxyState>,
     pub(crate) service_runtime: ServiceRuntime,

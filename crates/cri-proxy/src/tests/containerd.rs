@@ -157,7 +157,10 @@ impl Containerd {
         let handlers = handlers.collect::<Vec<_>>().join(", ");
         let image = self.sandbox_image.lock().unwrap();
         format!(
-            r#"{{ "sandboxImage": "{image}", "containerd": {{ "snapshotter": "overlayfs", "runtimes": {{ {handlers} }} }} }}"#
+            r#"{{
+                "sandboxImage": "{image}",
+                "containerd": {{ "snapshotter": "overlayfs", "runtimes": {{ {handlers} }} }}
+            }}"#
         )
     }
 }

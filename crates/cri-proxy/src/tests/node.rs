@@ -106,7 +106,7 @@ impl Node {
         self.containerd_task = self.containerd.serve(&socket);
     }
 
-    /// Waits until so many images have been asked for.
+    /// Waits until the service has got `count` requests.
     pub(super) async fn asked(&self, count: usize) {
         self.service.wait_for(count, DEADLINE).await;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The policy: what becomes of a request, depending on the answer of the unpack service.
+//! The policy: the result of a request, depending on the answer of the unpack service.
 //!
 //! Time is paused: it advances to the next timer when nothing else can run.
 
@@ -14,7 +14,6 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::containerd::Containerd;
-use super::node::DEADLINE;
 use super::service::{Answer, Asked, Service};
 use crate::deadline::Deadline;
 use crate::grpc::Status;
@@ -168,7 +167,7 @@ fn unpack_failed() -> Status {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_container_s_image_means_depends_on_snapshotter_and_policy() {
+async fn the_result_for_a_container_depends_on_snapshotter_and_policy() {
     use Unlabelled::{Fail, Forward, Repair};
     let data_loss = Err(Kind::DataLoss);
     let precondition = Err(Kind::FailedPrecondition);
@@ -253,7 +252,7 @@ async fn what_a_container_s_image_means_depends_on_snapshotter_and_policy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_default_snapshotter_is_containerd_s_business() {
+async fn the_default_snapshotter_is_not_watched() {
     let bed = Bed::answering([]);
     for request in [container("overlayfs", &[]), pod(""), pod("runc")] {
         assert_eq!(bed.before(&request).await, Ok(Resolution::Known));
@@ -289,7 +288,7 @@ async fn a_missing_sandbox_image_is_pulled_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_pull_brings_decides() {
+async fn after_a_pull_the_service_decides() {
     for (answer, outcome) in [
         (unknown(), Ok(Resolution::Known)),
         (failed(), Err(Kind::DataLoss)),
@@ -327,7 +326,13 @@ async fn the_image_of_the_first_sandbox_is_made_ready_afterwards() {
     assert_eq!(bed.service.asked(), []);
     bed.containerd.received("RunPodSandbox");
     ensure_later(&bed.client, pod("nydus"));
-    bed.service.wait_for(1, DEADLINE * 1000).await;
+    // A timer would advance the paused time while containerd is being asked.
+    for _ in 0..100_000 {
+        if !bed.service.asked().is_empty() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
     assert_eq!(bed.service.asked(), [asked("pause:of-pod", "nydus", true)]);
 }
 

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! An unpack service that does as it is told.
+//! A scripted unpack service.
 
 use std::collections::VecDeque;
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use resnap_core::{EnsureProgress, EnsureRequest, NotReady, UnpackService};
+use resnap_core::{EnsureProgress, EnsureRequest, Error, Kind, NotReady, UnpackService};
 use tokio::sync::Notify;
 
-/// What the service does for a request.
+/// A scripted answer to one request.
 #[derive(Debug)]
 pub(super) enum Answer {
     Ready,
@@ -22,7 +22,7 @@ pub(super) enum Answer {
     Progress(EnsureProgress),
 }
 
-/// What the service was asked for.
+/// A request that the service got.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) image: String,
@@ -30,13 +30,14 @@ pub(super) struct Asked {
     pub(super) repair: bool,
 }
 
-/// The service. Without an answer it never ends.
+/// The service. Without a script, all requests wait for ever.
 #[derive(Debug, Default)]
 pub(super) struct Service {
-    pub(super) answers: Mutex<VecDeque<Answer>>,
+    /// The answers to the next requests. Requests past the end of the script fail.
+    pub(super) script: Option<Mutex<VecDeque<Answer>>>,
     pub(super) asked: Mutex<Vec<Asked>>,
     pub(super) changed: Notify,
-    /// If any, the thread that asks waits at it, and does nothing else meanwhile.
+    /// If set, `ensure` blocks its thread at it, as planning may.
     pub(super) planning: Option<Barrier>,
     /// Whether the files of all images are in guests only.
     pub(super) is_remote: bool,
@@ -45,7 +46,7 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn answering(answers: impl IntoIterator<Item = Answer>) -> Self {
         Self {
-            answers: Mutex::new(answers.into_iter().collect()),
+            script: Some(Mutex::new(answers.into_iter().collect())),
             ..Self::default()
         }
     }
@@ -54,7 +55,7 @@ impl Service {
         self.asked.lock().unwrap().clone()
     }
 
-    /// Waits until so many images have been asked for.
+    /// Waits until the service has got `count` requests.
     pub(super) async fn wait_for(&self, count: usize, timeout: Duration) {
         let all = async {
             loop {
@@ -86,7 +87,10 @@ impl UnpackService for Service {
             planning.wait();
             return Ok(());
         }
-        let answer = self.answers.lock().unwrap().pop_front();
+        let Some(script) = &self.script else {
+            return std::future::pending().await;
+        };
+        let answer = script.lock().unwrap().pop_front();
         match answer {
             Some(Answer::Ready) => Ok(()),
             Some(Answer::NotReady(error)) => Err(error),
@@ -98,7 +102,10 @@ impl UnpackService for Service {
                 on_progress(progress);
                 std::future::pending().await
             }
-            None => std::future::pending().await,
+            None => {
+                let error = Error::new(Kind::Internal, "find an answer for", request.image);
+                Err(NotReady::Failed(error))
+            }
         }
     }
 
