@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! From layers to images and back.
+//! Tests that write layers as images and read them.
 
 mod common;
 mod merge;

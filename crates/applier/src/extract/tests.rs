@@ -455,7 +455,7 @@ fn impossible_entries_are_refused() {
 fn torn_and_flipped_layers_end() {
     let stream = tar()
         .directory("d/")
-        .file("d/file", &"x".repeat(3000))
+        .file("d/file", "x".repeat(3000))
         .symlink("l", "d")
         .file("l/through", "y")
         .hardlink("h", "d/file")

@@ -20,6 +20,7 @@ use resnap_core::{
     Applied, ApplyMonitor, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor,
     Digest, Error, Introspection, Kind, Mount, Ports, Result, Scope, SnapshotterInfo,
 };
+use resnap_layer::testing::{Metadata, Tar};
 use tempfile::TempDir;
 
 const ELSEWHERE: &str = "RESNAP_TEST_ELSEWHERE";
@@ -66,16 +67,17 @@ pub(crate) fn block_on(task: impl Future<Output = ()>) {
 
 /// Returns an archive of files with their contents.
 pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    for (path, data) in files {
-        let mut header = tar::Header::new_ustar();
-        header.set_size(data.len() as u64);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        builder.append_data(&mut header, path, *data).unwrap();
-    }
-    builder.into_inner().unwrap()
+    let tar = Tar::new(Metadata {
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        mtime: 0,
+        device: (0, 0),
+    });
+    let files = files.iter();
+    files
+        .fold(tar, |tar, (path, data)| tar.file(path, data))
+        .end()
 }
 
 pub(crate) struct Bed {

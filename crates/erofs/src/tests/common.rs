@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Layers, and what becomes of them.
+//! Layers and their images.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -56,7 +56,7 @@ pub(crate) fn link(kind: EntryType, path: &str, target: &str) -> Item {
     }
 }
 
-/// The items as a tar stream.
+/// Returns items as a tar stream.
 pub(crate) fn layer(items: &[Item]) -> Vec<u8> {
     let mut builder = Builder::new(Vec::new());
     for item in items {
@@ -105,12 +105,12 @@ pub(crate) fn write(stream: &[u8]) -> Result<Vec<u8>, Error> {
     write_on(stream, &mut NoLower)
 }
 
-/// The image of these items.
+/// Returns the image of these items.
 pub(crate) fn image(items: &[Item]) -> ErofsReader<Vec<u8>> {
     ErofsReader::open(write(&layer(items)).unwrap()).unwrap()
 }
 
-/// Why there is no image of these items, with all causes.
+/// Returns the error of writing these items, with all causes.
 pub(crate) fn refusal(items: &[Item]) -> String {
     let error = write(&layer(items)).unwrap_err();
     let mut text = error.to_string();
@@ -122,7 +122,7 @@ pub(crate) fn refusal(items: &[Item]) -> String {
     text
 }
 
-/// All of a tree by path, the root too.
+/// Returns the nodes of a tree by path, including the root.
 pub(crate) fn tree(image: &ErofsReader<Vec<u8>>) -> BTreeMap<String, Node> {
     let mut found = BTreeMap::new();
     let mut todo = vec![(String::new(), image.root().unwrap())];
@@ -168,7 +168,7 @@ pub(crate) fn data(image: &ErofsReader<Vec<u8>>, path: &str) -> Vec<u8> {
     data
 }
 
-/// Names and values of extended attributes.
+/// Returns the names and values of extended attributes.
 pub(crate) fn xattrs(image: &ErofsReader<Vec<u8>>, path: &str) -> Vec<(String, Vec<u8>)> {
     let xattrs = image.xattrs(&find(image, path)).unwrap();
     xattrs

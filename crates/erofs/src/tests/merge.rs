@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Layers on each other.
+//! Merged layers.
 
 use std::cell::Cell;
 
@@ -140,7 +140,7 @@ fn a_stack_is_what_overlayfs_shows() {
         ("a/b/", Some(0o701)),
         ("/a/b", Some(0o701)),
     ];
-    // What is asked before changes nothing.
+    // Earlier lookups do not change the result.
     for (before, _) in expected {
         for (path, mode) in expected {
             stack.directory(before.as_bytes()).unwrap();
@@ -150,7 +150,7 @@ fn a_stack_is_what_overlayfs_shows() {
     }
 }
 
-/// An image that counts how often it is read.
+/// An image that counts its reads.
 struct Counted<'a>(Vec<u8>, &'a Cell<usize>);
 
 impl crate::ReadAt for Counted<'_> {
@@ -162,10 +162,10 @@ impl crate::ReadAt for Counted<'_> {
 
 #[test]
 fn directories_are_looked_up_once() {
-    let ways = ["a", "b"].map(|name| [name; 300].join("/"));
-    let lower = write(&layer(&ways.each_ref().map(|way| directory(way, 0o755)))).unwrap();
-    // One deep in the tree after one deep elsewhere, half of them there.
-    let new = (0..100).map(|index| file(&format!("{}/{index}/file", ways[index % 2]), b""));
+    let paths = ["a", "b"].map(|name| [name; 300].join("/"));
+    let lower = write(&layer(&paths.each_ref().map(|path| directory(path, 0o755)))).unwrap();
+    // Deep paths in two directories in turns, half of them existing.
+    let new = (0..100).map(|index| file(&format!("{}/{index}/file", paths[index % 2]), b""));
     let upper = layer(&new.collect::<Vec<_>>());
     let count = Cell::new(0);
     let open = || ErofsReader::open(Counted(lower.clone(), &count)).unwrap();
@@ -176,7 +176,7 @@ fn directories_are_looked_up_once() {
     assert!(count.get() < 3 * 8 * directories, "{}", count.get());
 }
 
-/// Lower layers that take their time.
+/// Lower layers that fail after some lookups.
 struct Slow(usize);
 
 impl crate::Lower for Slow {
@@ -193,7 +193,7 @@ impl crate::Lower for Slow {
 }
 
 #[test]
-fn lower_layers_can_stop_it() {
+fn lower_layers_can_stop_the_writer() {
     let upper = layer(&[file("a/b/c/d/e/f/file", b"")]);
     let mut slow = Slow(0);
     let error = write_on(&upper, &mut slow).unwrap_err();

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Prefixes of extended attributes that are an image's own, as `mkfs.erofs --xattr-prefix` has them.
+//! An image's own prefixes of extended attributes, as `mkfs.erofs --xattr-prefix` writes them.
 
 use super::common::*;
-use crate::ErofsReader;
+use crate::{ErofsReader, ImageError};
 
 const SUPER: usize = 1024;
 
-/// `user.long.`, one that begins with what nobody knows, and `trusted.other.`.
+/// `user.long.`, one with an unknown prefix, and `trusted.other.`.
 const TABLE: &[u8] = b"\x06\0\x01long.\x02\0\x77x\x07\0\x04other.\0\0\0";
 
-/// An image whose files `0` to `3` have an attribute `abc` with the prefix of that number, and whose
+/// Returns an image whose files `0` to `3` have an attribute `abc` with the prefix of that number. The
 /// file `table` has these bytes.
 fn sample(table: &[u8]) -> Vec<u8> {
     let mut items: Vec<Item> = (0..4)
@@ -62,16 +62,21 @@ fn in_no_inode() {
     image[512..][..TABLE.len()].copy_from_slice(TABLE);
     image[SUPER + 92] = 128;
     check(image.clone());
-    // One for fragments, which is not asked.
+    // An inode for fragments, which is ignored.
     image[SUPER + 96] = 77;
     image[SUPER + 8] |= 0x10;
     check(image);
 }
 
 #[test]
-fn malformed() {
+fn malformed_prefixes_are_refused() {
     for table in [&TABLE[..8], b"\0\0\0\0", b"\x01\x01\x01\0", b""] {
         let image = ErofsReader::open(in_inode(table)).unwrap();
-        assert!(image.xattrs(&find(&image, "0")).is_err(), "{table:?}");
+        let error = image.xattrs(&find(&image, "0")).unwrap_err();
+        let what = "prefix of extended attributes";
+        assert!(
+            matches!(&error, ImageError::Corrupt { what: found, .. } if *found == what),
+            "{table:?}: {error:?}"
+        );
     }
 }

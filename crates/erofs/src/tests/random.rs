@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Any layer against a simple model, and any bytes as an image.
+//! Random layers compared with a simple model, and random bytes as images.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,25 +10,25 @@ use crate::{ErofsReader, Stack};
 use proptest::prelude::*;
 use tar::EntryType;
 
-/// What is at a path, as simple as it gets.
+/// A file or directory of the model.
 #[derive(Debug, Clone, PartialEq)]
 enum Thing {
     Directory {
         mode: u32,
         is_opaque: bool,
     },
-    /// Data, and a number that tells it from files of the same data.
+    /// Data, and a number that distinguishes files with the same data.
     File(Vec<u8>, usize),
     Whiteout,
 }
 
-/// What is at each path, and the paths below which nothing of lower layers shows.
+/// The files of a tree by path, and the paths that are deleted in lower layers.
 #[derive(Default)]
 struct Model {
     things: BTreeMap<String, Thing>,
     deleted: BTreeSet<String>,
-    /// Directories that are stated, or have something in them that is no whiteout.
-    solid: BTreeSet<String>,
+    /// Directories that are stated, or that contain more than whiteouts.
+    with_content: BTreeSet<String>,
 }
 
 fn parents(path: &str) -> impl Iterator<Item = &str> {
@@ -42,11 +42,11 @@ fn remove(model: &mut Model, path: &str) {
         .retain(|other, _| other != path && !other.starts_with(&below));
     model.deleted.retain(|other| !other.starts_with(&below));
     model
-        .solid
+        .with_content
         .retain(|other| other != path && !other.starts_with(&below));
 }
 
-/// Directories of whiteouts that are deleted, or in what is, are whiteouts.
+/// Replaces directories of whiteouts that are deleted, or inside deleted ones, by whiteouts.
 fn sweep(model: &mut Model) {
     let directories = model.things.iter();
     let directories = directories.filter(|(_, thing)| matches!(thing, Thing::Directory { .. }));
@@ -54,7 +54,7 @@ fn sweep(model: &mut Model) {
         .map(|(path, _)| path.clone())
         .filter(|path| {
             let mut all = parents(path).chain([&path[..]]);
-            !model.solid.contains(path) && all.any(|path| model.deleted.contains(path))
+            !model.with_content.contains(path) && all.any(|path| model.deleted.contains(path))
         })
         .collect();
     for path in &hollow {
@@ -65,7 +65,7 @@ fn sweep(model: &mut Model) {
     }
 }
 
-/// Does what the table in the crate's documentation says; `None` if that is an error.
+/// Applies an entry as the table in the crate's documentation says. Returns `None` for an error.
 fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
     let (parent, name) = item.path.rsplit_once('/').unwrap_or(("", &item.path));
     let hidden = name.strip_prefix(".wh.");
@@ -133,8 +133,8 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
     };
     if hidden.is_none() {
         let is_directory = matches!(new, Thing::Directory { .. });
-        let solid = parents(&path).chain(is_directory.then_some(&path[..]));
-        model.solid.extend(solid.map(str::to_owned));
+        let with_content = parents(&path).chain(is_directory.then_some(&path[..]));
+        model.with_content.extend(with_content.map(str::to_owned));
     }
     model.things.insert(path, new);
     Some(())
@@ -198,7 +198,7 @@ fn compare(model: &BTreeMap<String, Thing>, image: &ErofsReader<Vec<u8>>) {
     }
 }
 
-/// Uses all of a reader, as far as it goes.
+/// Reads as much of an image as possible.
 fn exhaust(bytes: Vec<u8>) {
     let Ok(image) = ErofsReader::open(bytes) else {
         return;
@@ -232,7 +232,7 @@ fn sample() -> Vec<u8> {
         link(EntryType::Symlink, "d/link", "target"),
         file("d/a/b/.wh.gone", b""),
     ];
-    // Names that take more than a block.
+    // Names that need more than one block.
     items.extend(
         (0..20).map(|index| link(EntryType::Link, &format!("many/{index:0250}"), "d/link")),
     );

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a layer holds is in its image.
+//! Images have the content of their layers.
 
 use std::io::Cursor;
 
@@ -99,7 +99,7 @@ fn links_of_every_length() {
 
 #[test]
 fn links_with_attributes_of_every_length() {
-    // From inode, attributes and target in one block, with room to spare, to far over its end.
+    // From all in one block with space left, to far over its end.
     let lengths = (3890..3940).chain([4000, 4096, 5000, 60_000]);
     let items = lengths.clone().map(|length| Item {
         xattrs: vec![("security.x".to_owned(), vec![b'x'; length])],
@@ -124,7 +124,7 @@ fn links_with_attributes_of_every_length() {
 #[test]
 fn directories_of_many_sizes() {
     let mut items = Vec::new();
-    // Names that go before and between `.` and `..`, and both sides of a block's end.
+    // Names that sort before and between `.` and `..`, and on both sides of a block's end.
     for count in [
         0, 1, 2, 250, 251, 252, 253, 254, 255, 256, 257, 270, 271, 272, 273, 600,
     ] {
@@ -310,7 +310,7 @@ fn what_is_refused() {
             vec![file(".wh.b", b""), link(Link, "a", "b")],
             "is not in the layer",
         ),
-        // A hard link takes away what was at its name before it looks for its target.
+        // A hard link removes what is at its name before its target is looked up.
         (
             vec![file("a/f", b""), link(Link, "a", "a/f")],
             "add \"a\" to the EROFS image: its hard link's target \"a/f\" is not",
@@ -359,7 +359,7 @@ fn what_is_refused() {
     }
 }
 
-/// Why so many bytes are too few for a layer on others.
+/// Returns the error of writing a layer on others with a limit of memory.
 fn over(limit: u64, items: &[Item], lower: &mut dyn crate::Lower) -> String {
     let stream = layer(items);
     let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
@@ -414,7 +414,7 @@ fn memory_is_limited() {
         .chain((0..1000).map(hard))
         .collect();
     expect(30_000, &names, &mut crate::NoLower);
-    // The same directory again and again.
+    // The same directory many times.
     let again = |value: Vec<u8>| Item {
         xattrs: vec![("user.a".to_owned(), value)],
         ..directory("a", 0o755)
@@ -425,7 +425,7 @@ fn memory_is_limited() {
     let small: Vec<Item> = (0..=255).map(|value| again(vec![value])).collect();
     expect(20_000, &small, &mut crate::NoLower);
     expect(20_000, &[file("a/b/c/d", b"")], &mut Heavy(0));
-    // What nobody sets takes nothing, and what is the same only once.
+    // Attributes that are not set take nothing, and equal ones are stored once.
     let trusted: Vec<Item> = (0..100)
         .map(|at| Item {
             xattrs: vec![
@@ -443,7 +443,7 @@ fn memory_is_limited() {
     writer.finish(&mut crate::NoLower, [0; 16]).unwrap();
 }
 
-/// Goes on for so many entries.
+/// A governor that allows a number of entries.
 #[derive(Debug)]
 struct Patience(u32);
 
@@ -453,15 +453,15 @@ impl crate::Governor for Patience {
     }
 
     fn entry(&mut self) -> Result<(), crate::Refusal> {
-        self.0 = self.0.checked_sub(1).ok_or("nobody wants it")?;
+        self.0 = self.0.checked_sub(1).ok_or("it was cancelled")?;
         Ok(())
     }
 }
 
 #[test]
-fn nobody_waits_for_entries() {
+fn the_governor_is_called_for_each_entry() {
     let stream = layer(&[file("a", b""), file("b", b""), file("c", b"")]);
-    for (entries, refused) in [(3, None), (2, Some("nobody wants it"))] {
+    for (entries, refused) in [(3, None), (2, Some("it was cancelled"))] {
         let mut layer = resnap_layer::Layer::new(&stream[..], Default::default());
         let mut writer = crate::Writer::new(Sink::default(), Box::new(Patience(entries))).unwrap();
         let error = writer.add(&mut layer).err();
@@ -470,7 +470,7 @@ fn nobody_waits_for_entries() {
     }
 }
 
-/// What a layer takes that has very many of these, as it says and as the process has it.
+/// Returns the memory for very many of these entries, as counted and as the process uses it.
 fn per_entry(item: impl Fn(usize) -> Item) -> u64 {
     const COUNT: usize = 20_000;
     let items: Vec<Item> = (0..COUNT).map(item).collect();
@@ -505,7 +505,7 @@ fn a_million_entries_fit_into_the_default() {
 
 #[test]
 fn an_entry_costs_no_more_names_than_are_left() {
-    // Two deep directories in turns, so that none is the one before.
+    // Two deep directories in turns, so that none is the previous one.
     let deep = |name: &str| format!("{}{name}", "d/".repeat(1500));
     let items: Vec<Item> = (0..2000)
         .map(|at| file(&deep(&format!("{}/f", at % 2)), b""))
@@ -517,7 +517,7 @@ fn an_entry_costs_no_more_names_than_are_left() {
     );
 }
 
-/// Counts what is written, and keeps none of it.
+/// A target that counts its bytes and keeps none.
 #[derive(Debug, Default)]
 struct Sink(u64);
 
@@ -608,7 +608,7 @@ fn a_hard_link_changes_what_it_names() {
         (node.mode, node.uid, node.mtime.seconds, node.links),
         (0o104711, 7, 5, 2)
     );
-    // A new owner takes capabilities away.
+    // A new owner removes capabilities.
     let found = xattrs(&image, "file");
     assert_eq!(found, [xattr("user.kept", b"1"), xattr("user.new", b"2")]);
 }
@@ -685,7 +685,7 @@ fn nothing_is_made_that_would_inherit() {
         }));
         assert!(text.contains("default access control list"), "{text}");
     }
-    // By itself, or before it has the list, there is nothing to inherit.
+    // The directory itself, and children that come before the list, inherit nothing.
     image(std::slice::from_ref(&listed));
     image(&[file("d/file", b""), listed]);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Whatever the bytes are: an answer, in bounded memory, without a panic.
+//! Random bytes: always a result, in bounded memory, without a panic.
 
 use proptest::prelude::*;
 
@@ -9,7 +9,7 @@ use super::*;
 use crate::EntryKind;
 use crate::testing::{Tar, header, octal};
 
-/// Something of everything.
+/// Returns a layer with every kind of entry.
 fn layer() -> Vec<u8> {
     let mut map = b"2\n0\n3\n1024\n3\n".to_vec();
     map.resize(512, 0);
@@ -23,7 +23,7 @@ fn layer() -> Vec<u8> {
     ];
     Tar::default()
         .with(b'5', "./", b"", &[])
-        .file("file", &[b'x'; 1500])
+        .file("file", [b'x'; 1500])
         .with(b'L', "long", b"a/long/name\0", &[])
         .link(b'1', "short", "file")
         .pax(&[
@@ -52,13 +52,13 @@ fn layer() -> Vec<u8> {
         .end()
 }
 
-/// Whether all names of a path below the root are names.
+/// Returns whether a path is clean and below the root.
 fn is_path(path: &[u8]) -> bool {
     let is_name = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && name.len() <= 255;
     !path.contains(&0) && path.split(|byte| *byte == b'/').all(is_name)
 }
 
-/// Reads it all and checks what is promised of it.
+/// Reads a whole stream and checks the documented properties. Returns whether it is well-formed.
 fn exhaust(stream: &[u8]) -> bool {
     let mut layer = Layer::new(stream, Limits::default());
     loop {

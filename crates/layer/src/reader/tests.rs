@@ -8,10 +8,10 @@ use crate::{EntryKind, File, Metadata, Time, Xattr};
 mod go;
 mod sparse;
 
-/// Pieces of data and where they belong.
+/// Pieces of data with their offsets.
 type Data = Vec<(u64, Vec<u8>)>;
 
-/// All entries with their data, or the first error.
+/// Returns all entries with their data, or the first error.
 fn read(stream: &[u8]) -> Result<Vec<(Entry, Data)>, Error> {
     let mut layer = Layer::new(stream, Limits::default());
     let mut entries = Vec::new();
@@ -413,7 +413,7 @@ fn what_is_refused() {
         let text = text(&stream.end());
         assert!(text.contains(expected), "{text}: {expected}");
     }
-    // Before anything is read of it.
+    // The limit applies before data is read.
     let huge = header(b'x', "pax", 4 << 30, &[]);
     assert!(matches!(fault(&huge), Fault::Limit { .. }));
 }
@@ -514,7 +514,7 @@ fn entries_are_counted() {
     assert!(layer.next().unwrap().is_none());
 }
 
-/// Gives one byte at a time.
+/// A stream that returns one byte at a time.
 struct Slow<'a>(&'a [u8]);
 
 impl Read for Slow<'_> {

@@ -61,7 +61,7 @@ fn sparse() {
             ("GNU.sparse.name", b"sparse"),
             ("GNU.sparse.realsize", size.as_bytes()),
         ])
-        .file("GNUSparseFile.1/sparse", &[&map[..], data].concat());
+        .file("GNUSparseFile.1/sparse", [&map[..], data].concat());
 
     for (format, stream) in [
         ("gnu", gnu),
@@ -151,7 +151,7 @@ fn sparse_maps_that_do_not_fit() {
             ("GNU.sparse.map", map.as_bytes()),
             ("GNU.sparse.size", size.as_bytes()),
         ];
-        let stream = Tar::default().pax(records).file("s", &vec![0; data]).end();
+        let stream = Tar::default().pax(records).file("s", vec![0; data]).end();
         assert!(matches!(fault(&stream), Fault::Sparse(_)), "{map}");
     }
     for map in [
