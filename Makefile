@@ -3,6 +3,7 @@
 
 CARGO_DENY_VERSION := 0.20.2
 KUBERNETES_VALIDATE_VERSION := 1.37.0
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 TOOLS := $(TARGET)/tools
@@ -36,10 +37,17 @@ test: build ## Run all tests; the live suite runs real containerds and needs roo
 	cargo test --workspace --locked
 
 check: NEEDS += systemd-analyze:systemd
-check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, documentation, licences, layering and examples
+check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, documentation, layering, licences and examples
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	@# As docs.rs does.
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --all-features --locked
+	cargo run -q --locked -p resnap-integration --bin modules
+	cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)
+	@# The lints above compiled everything, if the compiler is of the version that Cargo.toml states.
+	case "$$(rustc --version)" in "rustc $(MSRV)."*) ;; \
+		*) rustup toolchain install $(MSRV) --profile minimal && \
+			cargo +$(MSRV) check --workspace --locked --target-dir $(TARGET)/msrv ;; esac
 	$(CARGO_DENY) --locked check bans licenses sources
 	examples/check.sh $(abspath $(TARGET))/examples $(abspath $(TOOLS)/bin/python3)
 

@@ -14,6 +14,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
+use futures::StreamExt as _;
 use resnap_containerd::Client;
 use resnap_core::{Error, Labels, LeaseId, Mount, Ports, Scope, SnapshotKey, labels};
 use resnap_unpacker::{Engine, EngineSettings, Request};
@@ -29,11 +30,12 @@ impl Shim {
         match self.root_file_system(id, request).await {
             Err(error) if error.downcast_ref().is_some_and(Error::is_not_found) => {
                 println!("{} is not on {} yet", request.image, request.snapshotter);
-                let mut job = self.engine.unpack(request.clone());
-                while let Some(event) = job.next_event().await {
+                let job = self.engine.unpack(request.clone());
+                let mut events = job.events();
+                while let Some(event) = events.next().await {
                     println!("layer {}/{}: {:?}", event.layer, event.layers, event.phase);
                 }
-                job.report().await?;
+                job.await?;
                 self.root_file_system(id, request).await
             }
             created => created,

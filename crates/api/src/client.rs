@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
-use resnap_unpacker::{Check, Event, Failure, JobRef, JobStatus, Report, Request};
+use resnap_unpacker::{Check, Event, JobRef, Report, Request};
 use tokio::net::UnixStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::status::failure;
 use crate::v1::resnap_service_client::ResnapServiceClient;
 use crate::v1::unpack_response;
-use crate::{Info, Malformed, v1};
+use crate::{Failure, Info, JobStatus, Malformed, v1};
 
 /// The largest answer that is read. A check of the largest image on all snapshotters is a few MiB.
 const MAX_ANSWER_BYTES: usize = 64 << 20;

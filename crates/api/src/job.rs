@@ -5,9 +5,9 @@
 
 use std::time::SystemTime;
 
-use resnap_unpacker::{JobState, JobStatus};
+use resnap_unpacker::JobState;
 
-use crate::{Malformed, count, size, v1};
+use crate::{JobStatus, Malformed, count, size, v1};
 
 impl From<JobState> for v1::JobState {
     fn from(state: JobState) -> Self {
@@ -90,9 +90,9 @@ mod tests {
     use std::time::Duration;
 
     use resnap_core::Kind;
-    use resnap_unpacker::Failure;
 
     use super::*;
+    use crate::Failure;
 
     #[test]
     fn a_job_survives_its_message() {

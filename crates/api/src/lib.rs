@@ -10,7 +10,9 @@
 mod accepted;
 mod check;
 mod client;
+mod failure;
 mod job;
+mod next_step;
 mod server;
 mod status;
 mod unpack;
@@ -27,9 +29,13 @@ pub mod v1 {
 }
 
 pub use client::{DaemonClient, JobStream, UnpackStep, UnpackStream};
+pub use failure::Failure;
 pub use server::serve;
 
 use resnap_core::Digest;
+
+/// The status of a job of a daemon.
+pub type JobStatus = resnap_unpacker::JobStatus<Failure>;
 
 /// What a daemon says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,3 +65,7 @@ fn count(count: usize) -> u32 {
 fn size(count: u32) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX)
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

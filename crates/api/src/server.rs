@@ -7,9 +7,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, TryStreamExt as _, stream};
+use futures::stream::{self, BoxStream};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use resnap_core::{Kind, Platform, error_chain};
-use resnap_unpacker::{Engine, Failure, Job, JobWatch, UnpackError};
+use resnap_unpacker::{Engine, Event, Job, JobStatus, JobWatch, UnpackError};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -21,7 +22,7 @@ use crate::accepted::Accepted;
 use crate::status::status;
 use crate::v1::resnap_service_server::{ResnapService, ResnapServiceServer};
 use crate::v1::unpack_response::Step;
-use crate::{Info, v1};
+use crate::{Failure, Info, v1};
 
 /// The largest request that is read: a few names.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
@@ -103,7 +104,7 @@ impl Api {
     /// The right to a call, for as long as it lasts.
     fn call(&self) -> Result<OwnedSemaphorePermit, Status> {
         if *self.stop.borrow() {
-            return Err(stops());
+            return Err(stopping());
         }
         let call = Arc::clone(&self.calls).try_acquire_owned();
         call.map_err(|_| Status::resource_exhausted("too many calls at once"))
@@ -112,6 +113,12 @@ impl Api {
 
 fn failed(engine: &Engine, error: &UnpackError) -> Status {
     status(Failure::new(error, engine.namespace()))
+}
+
+/// Converts the status of a job of the engine.
+fn message(engine: &Engine, job: JobStatus) -> v1::Job {
+    let failure = |error| Failure::new(&error, engine.namespace());
+    job.map_failure(failure).into()
 }
 
 /// What is wanted, with the platform as text; an empty one is none.
@@ -186,7 +193,8 @@ impl ResnapService for Api {
         &self,
         _: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
-        let jobs = self.engine.jobs().into_iter().map(Into::into).collect();
+        let jobs = self.engine.jobs().into_iter();
+        let jobs = jobs.map(|job| message(&self.engine, job)).collect();
         Ok(Response::new(v1::ListJobsResponse { jobs }))
     }
 
@@ -196,17 +204,20 @@ impl ResnapService for Api {
         &self,
         _: Request<v1::WatchJobsRequest>,
     ) -> Result<Response<Self::WatchJobsStream>, Status> {
-        let first = Some((self.engine.watch_jobs(), self.stop.clone()));
-        let news = stream::unfold(first, |watch| async move {
-            let (mut watch, stop): (JobWatch, _) = watch?;
-            let news = tokio::select! {
+        let (engine, stop) = (self.engine.clone(), self.stop.clone());
+        let first = Some((engine.watch_jobs(), engine, stop));
+        let changes = stream::unfold(first, |watch| async move {
+            let (mut watch, engine, stop): (JobWatch, _, _) = watch?;
+            let changes = tokio::select! {
                 jobs = watch.next() => jobs,
-                () = stopped(stop.clone()) => return Some((Err(stops()), None)),
+                () = stopped(stop.clone()) => return Some((Err(stopping()), None)),
             };
-            let jobs = news.into_iter().map(Into::into).collect();
-            Some((Ok(v1::WatchJobsResponse { jobs }), Some((watch, stop))))
+            let jobs = changes.into_iter();
+            let jobs = jobs.map(|job| message(&engine, job)).collect();
+            let next = Some((watch, engine, stop));
+            Some((Ok(v1::WatchJobsResponse { jobs }), next))
         });
-        Ok(Response::new(Box::pin(news)))
+        Ok(Response::new(Box::pin(changes)))
     }
 
     async fn cancel_job(
@@ -218,7 +229,7 @@ impl ResnapService for Api {
         let cancelled = self.engine.cancel(id, unless_shared).await;
         let job = cancelled.map_err(|error| self.failed(&error))?;
         Ok(Response::new(v1::CancelJobResponse {
-            job: Some(job.into()),
+            job: Some(message(&self.engine, job)),
         }))
     }
 }
@@ -226,19 +237,22 @@ impl ResnapService for Api {
 /// What of an Unpack call has not been sent yet.
 enum Pending {
     Start(Job),
-    Events(Job),
+    Events(Job, BoxStream<'static, Event>),
     Nothing,
 }
 
 impl Pending {
     async fn next(self) -> Option<(Result<Step, UnpackError>, Self)> {
         let (step, next) = match self {
-            Self::Start(job) => match job.begun().await {
-                Ok(begun) => (Ok(Step::Started(begun.into())), Self::Events(job)),
+            Self::Start(job) => match job.started().await {
+                Ok(started) => {
+                    let events = job.events();
+                    (Ok(Step::Started(started.into())), Self::Events(job, events))
+                }
                 Err(error) => (Err(error), Self::Nothing),
             },
-            Self::Events(mut job) => match job.next_event().await {
-                Some(event) => (Ok(Step::Event(event.into())), Self::Events(job)),
+            Self::Events(job, mut events) => match events.next().await {
+                Some(event) => (Ok(Step::Event(event.into())), Self::Events(job, events)),
                 None => {
                     let report = job.report().await;
                     (
@@ -253,7 +267,7 @@ impl Pending {
     }
 }
 
-fn stops() -> Status {
+fn stopping() -> Status {
     status(Failure {
         kind: Kind::Unavailable,
         reason: "STOPPING".to_owned(),

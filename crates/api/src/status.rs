@@ -7,11 +7,10 @@ use std::collections::HashMap;
 use std::error::Error as _;
 
 use resnap_core::Kind;
-use resnap_unpacker::Failure;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{Malformed, v1};
+use crate::{Failure, Malformed, v1};
 
 const DOMAIN: &str = "resnap.v1";
 

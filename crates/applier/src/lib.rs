@@ -111,3 +111,7 @@ mod watch;
 
 pub use applier::{ApplierSettings, Differ, InProcessApplier, MEMORY, STALL};
 pub use staging::clear;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

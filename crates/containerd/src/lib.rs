@@ -25,3 +25,7 @@ mod snapshots;
 mod status;
 
 pub use client::{Client, DEFAULT_ADDRESS};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

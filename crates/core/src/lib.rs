@@ -53,3 +53,7 @@ pub use service::{
     EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
 };
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

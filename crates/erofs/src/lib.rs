@@ -108,3 +108,7 @@ pub use lower::{Lower, Metadata, NoLower};
 pub use room::{Governor, Memory, Refusal};
 pub use stack::Stack;
 pub use writer::Writer;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

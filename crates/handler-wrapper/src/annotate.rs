@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The annotations a remote snapshotter lives on
-//! (containerd `pkg/snapshotters/annotations.go`, `AppendInfoHandlerWrapper`).
+//! The annotations that a remote snapshotter needs (containerd `pkg/snapshotters/annotations.go`,
+//! `AppendInfoHandlerWrapper`).
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use resnap_core::{Descriptor, Digest, Result, labels, media_type};
 
 use crate::handler::{Handler, Wrapper};
 
-/// The wrapper that annotates each layer of a manifest with the four `cri.*` labels, over whatever
-/// the image itself says under these names. `reference` is what the image can be pulled by; without
-/// one there are only the other three.
+/// Returns a wrapper that annotates each layer of a manifest with the four `cri.*` labels,
+/// replacing any values set by the image. `reference` is a reference to pull the image by; without
+/// one, only the other three labels are set.
 pub fn append_info(reference: Option<&str>) -> Wrapper {
     let reference: Option<Arc<str>> = reference.map(Into::into);
     Arc::new(move |inner| {
@@ -51,7 +51,7 @@ fn annotate(children: &mut [Descriptor], reference: Option<&str>, manifest: &Dig
         .filter(|child| media_type::is_layer(&child.media_type));
     for (index, layer) in layer_descriptors.enumerate() {
         let own = layer.digest.to_string();
-        // An image must not choose what a snapshotter is told about it.
+        // An image must not choose its own reference.
         layer.annotations.remove(labels::IMAGE_REF);
         if let Some(reference) = reference {
             let reference = reference.to_owned();
@@ -70,7 +70,7 @@ fn annotate(children: &mut [Descriptor], reference: Option<&str>, manifest: &Dig
     }
 }
 
-/// The digests, comma separated, up to the first that would make the label too long.
+/// Joins the digests with commas, up to the first that would exceed the label limit.
 fn join_what_fits(layers: &[Digest]) -> String {
     let mut joined = String::new();
     for layer in layers {
@@ -98,7 +98,7 @@ mod tests {
             media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
             digest: Digest::sha256(&number.to_le_bytes()),
             size: 1,
-            // An image must not be able to name another one.
+            // An image must not name another one.
             annotations: BTreeMap::from([(labels::IMAGE_REF.to_owned(), "evil".to_owned())]),
             platform: None,
         }

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Choosing the manifest of a platform (containerd `core/images/image.go`, `Manifest`).
+//! The choice of the manifest for a platform (containerd `core/images/image.go`, `Manifest`).
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
+use async_trait::async_trait;
 use resnap_core::{
     ContentReader, Descriptor, Digest, Error, Kind, Platform, Result, Scope, media_type,
 };
 use resnap_platforms::Matcher;
 
 use crate::document::{Config, Documents};
+use crate::handler::{Children, Handler};
 
-/// The manifest that was chosen, and what is in its config.
+/// A chosen manifest and its config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// The manifest.
@@ -21,22 +24,54 @@ pub struct Choice {
     pub config_descriptor: Descriptor,
     /// The config.
     pub config: Config,
-    /// What the manifest lists as layers.
+    /// The descriptors in the manifest's list of layers.
     pub layers: Vec<Descriptor>,
 }
 
 impl Choice {
-    /// The platform by which the choice was made: the index's word, else the config's.
+    /// Returns the platform by which the choice was made: that in the index, or else that in the
+    /// config.
     pub fn platform(&self) -> Platform {
         let listed = self.manifest.platform.as_ref();
         listed.unwrap_or(&self.config.platform).normalized()
     }
+
+    /// Returns a handler that answers for the chosen manifest without reading it again, and reads
+    /// the children of all other descriptors from `content` in `scope`.
+    pub fn children(&self, content: Arc<dyn ContentReader>, scope: Scope) -> ChoiceChildren {
+        let config = std::iter::once(&self.config_descriptor);
+        ChoiceChildren {
+            manifest: self.manifest.digest.clone(),
+            children: config.chain(&self.layers).cloned().collect(),
+            others: Children::new(content, scope),
+        }
+    }
 }
 
-/// Why there is no choice.
+/// The handler of a [`Choice`].
+#[derive(Debug, Clone)]
+pub struct ChoiceChildren {
+    manifest: Digest,
+    /// The config and the layers of the manifest.
+    children: Vec<Descriptor>,
+    others: Children,
+}
+
+#[async_trait]
+impl Handler for ChoiceChildren {
+    async fn handle(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>> {
+        let is_manifest = media_type::is_manifest(&descriptor.media_type);
+        if is_manifest && descriptor.digest == self.manifest {
+            return Ok(self.children.clone());
+        }
+        self.others.handle(descriptor).await
+    }
+}
+
+/// The reason why no manifest was chosen.
 #[derive(Debug, thiserror::Error)]
 pub enum ChoiceError {
-    /// Nothing matches; these are platforms the image has, at most 32 of them.
+    /// Nothing matches; lists platforms of the image, at most 32.
     #[error("no manifest for the platform")]
     NoMatch(Vec<Platform>),
     /// A document could not be read.
@@ -44,14 +79,14 @@ pub enum ChoiceError {
     Content(#[from] Error),
 }
 
-/// Chooses from `target`, an index or a manifest, the manifest that `matcher` likes best: entries
-/// are filtered by the platform the index gives them and ordered by the matcher, those without a
-/// platform last; an entry without one is judged by its config. The best entry's content must be
-/// there: another platform is never taken in its stead.
+/// Chooses the manifest of `target`, an index or a manifest, that `matcher` prefers. Entries are
+/// filtered by their platform in the index and ordered by the matcher, those without a platform
+/// last; an entry without a platform is judged by its config. If the content of the best entry is
+/// missing, the choice fails: no other platform replaces it.
 ///
 /// # Errors
-/// [`ChoiceError::NoMatch`] lists what there is. [`ChoiceError::Content`] holds what
-/// [`rootfs`](crate::rootfs) and the content port say.
+/// [`ChoiceError::NoMatch`] if no manifest matches; [`ChoiceError::Content`] for errors of
+/// [`rootfs`](crate::rootfs) and of the content port.
 pub async fn choose_manifest(
     content: &dyn ContentReader,
     scope: &Scope,
@@ -75,10 +110,10 @@ pub async fn choose_manifest(
     }
 }
 
-/// The platforms that an index names, in its order; none for what is no index.
+/// Returns the platforms in an index, in its order; none for a manifest.
 ///
 /// # Errors
-/// What the content port says, and what is wrong with the index.
+/// Errors of the content port, and an invalid index.
 pub async fn listed_platforms(
     content: &dyn ContentReader,
     scope: &Scope,
@@ -92,25 +127,25 @@ pub async fn listed_platforms(
     Ok(entries.filter_map(|entry| entry.platform).collect())
 }
 
-/// Indexes within indexes that are followed. Real images have one.
+/// The limit on the nesting of indexes. Real images have one.
 const MAX_DEPTH: usize = 8;
 
-/// Indexes and manifests that are read for one choice. A good index takes two; one whose entries
-/// give no platform takes a read for each.
+/// The limit on the indexes and manifests read for one choice. A usual index takes two; one whose
+/// entries have no platform takes a read for each.
 const MAX_DOCUMENTS: usize = 256;
 
-/// Platforms that are told of where none matches.
+/// The limit on the platforms listed if none matches.
 const MAX_SEEN: usize = 32;
 
 struct Walk<'a> {
     documents: Documents<'a>,
     matcher: &'a Matcher,
-    /// Platforms met that did not match.
+    /// The platforms that did not match.
     seen: BTreeSet<Platform>,
-    /// Documents that were read; reading one again finds nothing new.
+    /// The documents that were read; reading them again finds nothing new.
     visited: HashSet<Digest>,
     reads_left: usize,
-    /// The last entry that was no image.
+    /// The error of the last entry that was no image.
     skipped: Option<Error>,
 }
 
@@ -153,7 +188,7 @@ impl Walk<'_> {
         for candidate in candidates {
             match Box::pin(self.choose(candidate, depth - 1)).await {
                 Ok(None) => {}
-                // What an index lists without a platform may be no image at all.
+                // An entry without a platform may be no image at all.
                 Err(error)
                     if candidate.platform.is_none() && error.kind() == Kind::InvalidArgument =>
                 {
@@ -199,7 +234,6 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use async_trait::async_trait;
     use futures::StreamExt as _;
     use resnap_core::{ByteStream, ContentInfo, Labels, LargeReadPermit, Work};
 
@@ -207,8 +241,7 @@ mod tests {
     use crate::MAX_DOCUMENT_BYTES;
     use crate::document::MAX_BYTES;
 
-    /// Blobs, how many bytes of them were read, and how often they were worked on elsewhere or had to
-    /// be admitted.
+    /// Blobs, and counters of the bytes read, of work elsewhere and of admissions.
     #[derive(Default)]
     struct Store {
         blobs: BTreeMap<Digest, Vec<u8>>,
@@ -218,7 +251,7 @@ mod tests {
     }
 
     impl Store {
-        /// Adds a document; what points at it claims that it is empty.
+        /// Adds a document, and returns a descriptor that states a size of 0.
         fn add(&mut self, media_type: &str, document: &str) -> String {
             let digest = Digest::sha256(document.as_bytes());
             let json = format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":0}}"#);
@@ -277,7 +310,7 @@ mod tests {
             "{error:?}"
         );
         assert!(store.read.into_inner() <= MAX_BYTES + MAX_DOCUMENT_BYTES);
-        // Hashed and parsed, and of the last one nothing but that it is too much.
+        // Hashed and parsed, except for the last one, whose size is checked first.
         let configs = MAX_BYTES / (MAX_DOCUMENT_BYTES / 2);
         assert_eq!(store.worked.into_inner(), 2 * configs - 1);
         // Once for all, in spite of what is claimed.
@@ -300,7 +333,7 @@ mod tests {
             Matcher::ordered(&[Platform::default()]),
         );
         let choice = choose_manifest(&store, &scope, &target, &matcher);
-        // The choice itself does not matter here.
+        // Only the reads matter here.
         let _ = futures::executor::block_on(choice);
         assert!(store.read.into_inner() > index.len());
         assert_eq!(store.admitted.into_inner(), 0);

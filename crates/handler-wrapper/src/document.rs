@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The JSON documents of an image: index, manifest, config. Only the fields resnap needs are
-//! read, so that an image which containerd takes is not refused for the others.
+//! The JSON documents of an image: index, manifest and config. Only the fields that resnap needs
+//! are read, so that an image that containerd accepts is not refused for others.
 
 use resnap_core::{
     ContentReader, Descriptor, DiffId, Digest, Error, Kind, LargeRead, Platform, Result, Scope,
@@ -11,20 +11,21 @@ use resnap_core::{
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-/// Most bytes of an index, manifest or config.
+/// The limit on the bytes of an index, manifest or config.
 pub const MAX_DOCUMENT_BYTES: usize = 8 << 20;
 
-/// Most bytes of documents that are read for one question.
+/// The limit on the bytes of all documents read for one operation.
 pub(crate) const MAX_BYTES: usize = 4 * MAX_DOCUMENT_BYTES;
 
-/// Most layers of an image. No kernel mounts as many, and each costs memory several times over.
+/// The limit on the layers of an image. No kernel mounts as many, and each costs memory several
+/// times over.
 pub const MAX_LAYERS: usize = 4096;
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Index {
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) manifests: Vec<Descriptor>,
-    /// What only a manifest has.
+    /// A field of manifests only.
     config: Option<IgnoredAny>,
     layers: Option<IgnoredAny>,
 }
@@ -34,11 +35,11 @@ pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) layers: Vec<Descriptor>,
-    /// What only an index has.
+    /// A field of indexes only.
     manifests: Option<IgnoredAny>,
 }
 
-/// What an image's config says of its platform and its layers (OCI image-spec `config.md`).
+/// The platform and the layers in an image's config (OCI image-spec `config.md`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The platform.
@@ -47,9 +48,8 @@ pub struct Config {
     pub diff_ids: Vec<DiffId>,
 }
 
-/// The fields of a platform stand beside all others here, and are named once more: flattened,
-/// whatever else there is would be kept in memory, at many times its size, before it is thrown
-/// away.
+/// The fields of a platform are repeated here. With `serde(flatten)` all unknown fields would be
+/// buffered in memory, at many times their size.
 #[derive(Deserialize)]
 struct RawConfig {
     #[serde(default, deserialize_with = "null_is_default")]
@@ -72,28 +72,28 @@ struct RawRootfs {
     diff_ids: Vec<DiffId>,
 }
 
-/// What a manifest is of whose config is not that of a container image.
+/// The manifest is not that of a container image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("its media type {media_type:?} is not that of a container image, nor does it name layers")]
 pub struct NotAnImage {
-    /// The media type of its config.
+    /// The media type of the config.
     pub media_type: String,
 }
 
 impl NotAnImage {
-    /// The one behind an error, if that is the reason.
+    /// Returns the cause of an error, if it is a `NotAnImage`.
     pub fn behind(error: &Error) -> Option<&Self> {
         std::error::Error::source(error)?.downcast_ref()
     }
 }
 
-/// Reads the config behind a manifest's config descriptor. One of another media type than those of
-/// image configs is one if it names layers, as for containerd, which does not look at the type.
+/// Reads a manifest's config. A config whose media type is not that of an image config is accepted
+/// if it lists layers, since containerd does not check the type.
 ///
 /// # Errors
-/// [`Kind::NotFound`] if its blob is not there, [`Kind::InvalidArgument`] if the blob is not JSON
-/// of that form, or for [`NotAnImage`], [`Kind::ResourceExhausted`] past
-/// [`MAX_DOCUMENT_BYTES`], [`Kind::DataLoss`] if it does not match its digest.
+/// [`Kind::NotFound`] if the blob is missing; [`Kind::InvalidArgument`] if it is not valid JSON of
+/// this form, or for [`NotAnImage`]; [`Kind::ResourceExhausted`] beyond [`MAX_DOCUMENT_BYTES`];
+/// [`Kind::DataLoss`] if it does not match its digest.
 pub async fn rootfs(
     content: &dyn ContentReader,
     scope: &Scope,
@@ -102,8 +102,7 @@ pub async fn rootfs(
     Documents::new(content, scope).rootfs(config).await
 }
 
-/// Where the layer `layer` of a manifest says that its blob is, besides the registry, at most
-/// eight of the places.
+/// Returns the URLs that a manifest gives for the blob of `layer`, at most eight.
 ///
 /// # Errors
 /// As [`rootfs`].
@@ -122,10 +121,10 @@ pub async fn layer_urls(
     Ok(urls)
 }
 
-/// Most places of a layer that are told.
+/// The limit on the URLs of a layer.
 const MAX_URLS: usize = 8;
 
-/// A manifest, for what is of no use but where a blob is missing.
+/// The URLs of layers, which are needed only if a blob is missing.
 #[derive(Deserialize)]
 struct Placed {
     #[serde(default, deserialize_with = "null_is_default")]
@@ -139,11 +138,11 @@ struct PlacedLayer {
     urls: Vec<String>,
 }
 
-/// The documents of one image, as long as they are not too much together.
+/// Reads the documents of one image, with a limit on their total size.
 pub(crate) struct Documents<'a> {
     content: &'a dyn ContentReader,
     scope: &'a Scope,
-    /// What may be read: descriptors may claim any size.
+    /// The bytes that may still be read: descriptors may state any size.
     bytes_left: usize,
     large: LargeRead,
 }
@@ -218,7 +217,7 @@ impl<'a> Documents<'a> {
     /// Reads an index.
     ///
     /// # Errors
-    /// As [`manifest`], but for the layers.
+    /// As for [`manifest`], except for the layers.
     pub(crate) async fn index(&mut self, descriptor: &Descriptor) -> Result<Index> {
         let index: Index = self.read("read index", descriptor).await?;
         if index.config.is_some() || index.layers.is_some() {
@@ -255,7 +254,7 @@ impl<'a> Documents<'a> {
     }
 }
 
-/// What one takes for an index and another for a manifest is two images under one digest
+/// A document that is an index and a manifest at once could be read as two different images
 /// (containerd `core/images/image.go`, `validateMediaType`).
 fn ambiguous(descriptor: &Descriptor) -> Error {
     Error::new(Kind::InvalidArgument, "read", descriptor.digest.as_str())

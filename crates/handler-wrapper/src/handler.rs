@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Handlers: what answers with the children of a descriptor
-//! (containerd `core/images/handlers.go`).
+//! Handlers, which return the children of a descriptor (containerd `core/images/handlers.go`).
 
 use std::sync::Arc;
 
@@ -11,23 +10,23 @@ use resnap_core::{ContentReader, Descriptor, Result, Scope, media_type};
 
 use crate::document::Documents;
 
-/// Answers with what a descriptor points at.
+/// Returns the children of descriptors.
 ///
 /// Cancel-safe: a handler only reads.
 #[async_trait]
 pub trait Handler: Send + Sync {
-    /// The children of `descriptor`, in the order the image gives them; none for a leaf.
+    /// Returns the children of `descriptor`, in the order of the image; none for a leaf.
     ///
     /// # Errors
-    /// As the handler says; those of [`Children`] are [`rootfs`](crate::rootfs)'s.
+    /// Depends on the handler; [`Children`] fails as [`rootfs`](crate::rootfs) does.
     async fn handle(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>>;
 }
 
-/// Puts a handler around another, to change what it answers.
+/// Wraps a handler to change its result.
 pub type Wrapper = Arc<dyn Fn(Arc<dyn Handler>) -> Arc<dyn Handler> + Send + Sync>;
 
-/// Reads the children from the content store: of an index its manifests, of a manifest its config
-/// and then its layers, of anything else none.
+/// Reads the children from the content store: the manifests of an index, the config and then the
+/// layers of a manifest, and nothing for any other descriptor.
 #[derive(Clone)]
 pub struct Children {
     content: Arc<dyn ContentReader>,
@@ -35,7 +34,7 @@ pub struct Children {
 }
 
 impl Children {
-    /// Children read from `content` in `scope`.
+    /// Returns a handler that reads from `content` in `scope`.
     pub fn new(content: Arc<dyn ContentReader>, scope: Scope) -> Self {
         Self { content, scope }
     }

@@ -5,11 +5,11 @@
 //!
 //! ```
 //! # let stream = std::io::empty();
-//! use resnap_layer::{Kind, Layer, Limits};
+//! use resnap_layer::{EntryKind, Layer, Limits};
 //!
 //! let mut layer = Layer::new(stream, Limits::default());
 //! while let Some(entry) = layer.next()? {
-//!     if let Kind::File(_) = entry.kind {
+//!     if let EntryKind::File(_) = entry.kind {
 //!         while let Some(piece) = layer.data()? {
 //!             // piece.bytes belong at piece.offset of the file
 //!         }
@@ -95,3 +95,7 @@ mod fixture;
 pub use entry::{Entry, EntryKind, Extent, File, Piece, Time, Xattr};
 pub use error::{Error, Fault};
 pub use reader::{Layer, Limits};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

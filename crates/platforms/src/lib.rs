@@ -65,3 +65,7 @@ pub use error::ParseError;
 pub use matcher::Matcher;
 pub use parse::parse_with_default;
 pub use platform::Platform;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

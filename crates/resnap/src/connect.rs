@@ -13,7 +13,6 @@ use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
 use resnap_unpacker::{Engine, EngineObserver, EngineSettings, UnpackError};
 
 use crate::config::Config;
-use crate::daemon::service::Service;
 
 /// Returns an engine for read-only commands. It takes no locks.
 pub(crate) async fn engine(config: &Config) -> Result<Engine> {
@@ -62,14 +61,12 @@ pub(crate) fn proxy(
     engine: Engine,
     observer: Option<Arc<dyn ProxyObserver>>,
 ) -> Proxy {
-    let settings = ProxySettings {
-        profiles: config.profiles.clone(),
-        always: config.always.value,
-        unlabelled: config.unlabelled.value,
-        default_snapshotter: config.default_snapshotter.clone(),
-        sandbox_image: config.sandbox_image.clone(),
-        handlers: config.handlers.clone(),
-    };
-    let service = Arc::new(Service(engine));
-    Proxy::new(config.backend(), service, settings, observer)
+    let mut settings = ProxySettings::default();
+    settings.profiles = config.profiles.clone();
+    settings.always = config.always.value;
+    settings.unlabelled = config.unlabelled.value;
+    settings.default_snapshotter = config.default_snapshotter.clone();
+    settings.sandbox_image = config.sandbox_image.clone();
+    settings.handlers = config.handlers.clone();
+    Proxy::new(config.backend(), Arc::new(engine), settings, observer)
 }

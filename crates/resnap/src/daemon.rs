@@ -8,7 +8,6 @@ mod http;
 mod listen;
 mod metrics;
 mod prewarm;
-pub(crate) mod service;
 mod systemd;
 
 use std::convert::Infallible;

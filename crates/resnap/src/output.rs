@@ -9,8 +9,9 @@ use std::io::{self, IsTerminal as _, Write as _};
 use anyhow::Result;
 use comfy_table::{ContentArrangement, presets};
 use indicatif::DecimalBytes;
+use resnap_api::Failure;
 use resnap_core::error_chain;
-use resnap_unpacker::{Failure, UnpackError};
+use resnap_unpacker::UnpackError;
 use serde::Serialize;
 use serde_json::json;
 

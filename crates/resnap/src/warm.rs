@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use bytesize::ByteSize;
+use futures::StreamExt as _;
 use resnap_core::{Digest, ManifestPreference};
 use resnap_unpacker::{Engine, Event, Report, Request, UnpackError};
 use serde::Deserialize;
@@ -173,8 +174,9 @@ pub(crate) async fn warm(
     if dry_run {
         return Ok(Warmed::Would);
     }
-    let mut job = engine.unpack(request);
-    while let Some(event) = job.next_event().await {
+    let job = engine.unpack(request);
+    let mut events = job.events();
+    while let Some(event) = events.next().await {
         on_event(&event);
     }
     job.report().await.map(Warmed::Unpacked)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Images that cost more than they may, or get nowhere: whoever asks for them by itself, again and
-//! again, is told so for a while before they are tried again.
+//! Back-off for images that exceed a limit: programs that repeat their requests are refused for a
+//! while before the image is tried again.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -14,20 +14,20 @@ use tokio::time::Instant;
 
 use crate::{Plan, UnpackError};
 
-/// Before the second try.
+/// The pause before the second attempt.
 const FIRST: Duration = Duration::from_secs(10);
 
-/// Before any.
+/// The longest pause.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// Most images that are remembered, each for one snapshotter.
+/// The limit on remembered images, counted per snapshotter.
 const MAX_REMEMBERED: usize = 256;
 
-/// What failed by a limit, and when it may be tried again.
+/// The images that failed by a limit, and when they may be tried again.
 #[derive(Debug, Default)]
 pub(crate) struct BackOff(HashMap<Key, Failed>);
 
-/// The manifest, and the snapshotter.
+/// The manifest and the snapshotter.
 type Key = (Digest, String);
 
 #[derive(Debug)]
@@ -38,11 +38,15 @@ struct Failed {
 }
 
 impl BackOff {
-    /// That the image may be tried now.
+    /// Checks that the image may be tried now.
     ///
     /// # Errors
     /// [`UnpackError::BackedOff`].
-    pub(crate) fn require_over(&self, plan: &Plan, snapshotter: &str) -> Result<(), UnpackError> {
+    pub(crate) fn require_elapsed(
+        &self,
+        plan: &Plan,
+        snapshotter: &str,
+    ) -> Result<(), UnpackError> {
         let failed = self.0.get(&key(plan, snapshotter));
         let left = failed.map(|failed| failed.until.saturating_duration_since(Instant::now()));
         match failed.zip(left) {
@@ -54,8 +58,8 @@ impl BackOff {
         }
     }
 
-    /// Notes that the image failed by a limit; answers with the pause until it is tried again.
-    pub(crate) fn failed(
+    /// Records that the image failed by a limit, and returns the pause until the next attempt.
+    pub(crate) fn record_failure(
         &mut self,
         plan: &Plan,
         snapshotter: &str,
@@ -79,7 +83,7 @@ impl BackOff {
         pause
     }
 
-    /// Forgets what is known of the image.
+    /// Forgets the failures of the image.
     pub(crate) fn forget(&mut self, plan: &Plan, snapshotter: &str) {
         self.0.remove(&key(plan, snapshotter));
     }
@@ -89,8 +93,8 @@ fn key(plan: &Plan, snapshotter: &str) -> Key {
     (plan.manifest.digest.clone(), snapshotter.to_owned())
 }
 
-/// Whether a layer failed by a limit of the applier's: on memory, time, or what it may cost. That
-/// the system has no room or no descriptors left may be over any moment, and is none.
+/// Returns whether a layer failed by a limit of the applier on memory, time or cost. Errors of the
+/// system, such as a full disk or a lack of descriptors, do not count: they may be over any moment.
 pub(crate) fn is_limit(error: &Error) -> bool {
     let is_limits_kind = matches!(
         error.kind(),
@@ -118,7 +122,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// An engine whose applier fails so many times in such a way.
+    /// Returns an engine whose applier fails the first `times` calls.
     fn engine(times: usize, kind: Kind) -> (Simulated, Engine) {
         let backend = Simulated::new();
         for snapshotter in ["erofs", "overlayfs"] {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! How ready an image is.
+//! The readiness of an image.
 
 use std::collections::BTreeMap;
 
@@ -10,70 +10,70 @@ use resnap_core::{
 };
 use serde::Serialize;
 
-use crate::engine::Inner;
+use crate::backend::Backend;
 use crate::{Plan, UnpackError, warnings};
 
-/// How ready an image is on some snapshotters.
+/// The readiness of an image on some snapshotters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// The image's name in the store.
     pub image: String,
-    /// What it can be pulled by.
+    /// The reference to pull by.
     pub reference: Option<String>,
     /// The platform of the manifest.
     pub platform: String,
     /// The manifest.
     pub manifest: Digest,
-    /// The config: the image's ID.
+    /// The config; its digest is the image's ID.
     pub config: Digest,
     /// The layers, the base first.
     pub layers: Vec<LayerCheck>,
-    /// The verdict for each snapshotter.
+    /// The readiness on each snapshotter.
     pub snapshotters: BTreeMap<String, Readiness>,
-    /// What is wrong with the image itself, and what of it cannot be mounted.
+    /// Problems of the image, and of mounting it.
     pub warnings: Vec<String>,
 }
 
-/// The verdict for a snapshotter.
+/// The readiness on a snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Readiness {
-    /// Whether a container could start.
+    /// Whether a container can start.
     pub ready: bool,
-    /// Why the snapshotter needs labels, if it does.
+    /// The reason why the snapshotter needs labels, if it does.
     pub needs_labels: Option<String>,
 }
 
-/// What there is of one layer.
+/// The state of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LayerCheck {
     /// The blob.
     pub digest: Digest,
     /// The digest of its uncompressed tar.
     pub diff_id: DiffId,
-    /// Its snapshot's name.
+    /// The name of its snapshot.
     pub chain_id: ChainId,
     /// The blob's size.
     pub bytes: u64,
     /// Whether the blob is in the content store.
     pub blob: bool,
-    /// Its snapshot on each snapshotter.
+    /// The state of its snapshot on each snapshotter.
     pub snapshots: BTreeMap<String, LayerState>,
 }
 
-/// A layer on a snapshotter.
+/// The state of a layer on a snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "state")]
 pub enum LayerState {
-    /// There.
+    /// The layer has a committed snapshot.
     Committed {
-        /// What its labels say.
+        /// The state of its labels.
         labels: LabelState,
     },
-    /// Not there.
+    /// The layer has no committed snapshot.
     Missing,
     /// The snapshotter does not answer.
     Unknown {
-        /// Why.
+        /// The error.
         reason: String,
     },
 }
@@ -82,9 +82,10 @@ pub enum LayerState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LabelState {
-    /// All there, naming this reference. Shared layers name the image that came first.
+    /// The labels are complete, and name this reference. Shared layers name the image that was
+    /// unpacked first.
     Complete(String),
-    /// These are missing.
+    /// These labels are missing.
     Missing(Vec<String>),
 }
 
@@ -101,7 +102,7 @@ impl LayerState {
         Self::Committed { labels }
     }
 
-    /// Whether a container can stand on it.
+    /// Returns whether a container can stand on the layer.
     fn suffices(&self, needs_labels: bool) -> bool {
         match self {
             Self::Missing | Self::Unknown { .. } => false,
@@ -116,7 +117,7 @@ impl LayerState {
 }
 
 pub(crate) async fn check(
-    engine: &Inner,
+    backend: &Backend,
     plan: &Plan,
     snapshotters: &[String],
 ) -> Result<Check, UnpackError> {
@@ -126,10 +127,10 @@ pub(crate) async fn check(
     };
     let mut layers = Vec::with_capacity(plan.layers.len());
     for layer in &plan.layers {
-        let blob = match engine
+        let blob = match backend
             .ports
             .content
-            .info(&engine.scope, &layer.descriptor.digest)
+            .info(&backend.scope, &layer.descriptor.digest)
             .await
         {
             Ok(_) => true,
@@ -138,7 +139,7 @@ pub(crate) async fn check(
         };
         let mut snapshots = BTreeMap::new();
         for name in snapshotters {
-            let state = state(engine, plan, name, &layer.chain_id).await?;
+            let state = state(backend, plan, name, &layer.chain_id).await?;
             snapshots.insert(name.clone(), state);
         }
         layers.push(LayerCheck {
@@ -152,11 +153,11 @@ pub(crate) async fn check(
     }
     let verdict = |name: &String| {
         let ready = layers.iter().enumerate().all(|(index, layer)| {
-            let needed = engine.needs_labels(name, index, layers.len());
+            let needed = backend.needs_labels(name, index, layers.len());
             let state = layer.snapshots.get(name);
             state.is_some_and(|state| state.suffices(needed))
         });
-        let needs_labels = engine.profiles.need(name).map(|need| need.why.to_string());
+        let needs_labels = backend.profiles.need(name).map(|need| need.why.to_string());
         let readiness = Readiness {
             ready,
             needs_labels,
@@ -171,37 +172,29 @@ pub(crate) async fn check(
         config: plan.config.digest.clone(),
         snapshotters: snapshotters.iter().map(verdict).collect(),
         layers,
-        warnings: warnings::warnings(engine, plan, snapshotters).await,
+        warnings: warnings::warnings(backend, plan, snapshotters).await,
     })
 }
 
-impl Inner {
-    /// Whether the layer at `index` of `count` has to have labels.
-    fn needs_labels(&self, snapshotter: &str, index: usize, count: usize) -> bool {
-        let need = self.profiles.need(snapshotter);
-        need.is_some_and(|need| need.covers(index, count))
-    }
-}
-
-/// Whether a layer that is there has the label by which its content is in guests only. One is
-/// enough: what stands on it, or would be unpacked on it, shows nothing of it on the host.
+/// Returns whether an existing layer has the label of content that exists in guests only. One such
+/// layer suffices: the layers on it show nothing of it on the host.
 pub(crate) async fn is_remote(
-    engine: &Inner,
+    backend: &Backend,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
-    let need = engine.profiles.need(snapshotter);
+    let need = backend.profiles.need(snapshotter);
     let Some((key, _)) = need.and_then(|need| need.repair_label) else {
         return Ok(false);
     };
-    let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
+    let snapshotter = backend.snapshotter(snapshotter);
     for layer in &plan.layers {
         let name = SnapshotKey::from(&layer.chain_id);
-        match snapshotter.stat(&engine.scope, &name).await {
-            // Whatever it says: the snapshotter asks no more, either.
+        match snapshotter.stat(&backend.scope, &name).await {
+            // The snapshotter looks at the key only, too.
             Ok(info) if info.labels.contains_key(key) => return Ok(true),
             Ok(_) => {}
-            // Nor are those above.
+            // The layers above do not exist either.
             Err(error) if error.is_not_found() => break,
             Err(source) => {
                 return Err(UnpackError::Image {
@@ -215,18 +208,18 @@ pub(crate) async fn is_remote(
 }
 
 pub(crate) async fn is_ready(
-    engine: &Inner,
+    backend: &Backend,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
     let count = plan.layers.len();
-    // A committed snapshot's parents are there: of those only their labels are in question.
+    // The parents of a committed snapshot exist; only their labels may be missing.
     for (index, layer) in plan.layers.iter().enumerate().rev() {
-        let needed = engine.needs_labels(snapshotter, index, count);
+        let needed = backend.needs_labels(snapshotter, index, count);
         if !needed && index + 1 < count {
             continue;
         }
-        match state(engine, plan, snapshotter, &layer.chain_id).await? {
+        match state(backend, plan, snapshotter, &layer.chain_id).await? {
             LayerState::Unknown { reason } => {
                 return Err(UnpackError::Backend(
                     Error::new(Kind::Unavailable, "ask snapshotter", snapshotter)
@@ -241,19 +234,19 @@ pub(crate) async fn is_ready(
 }
 
 async fn state(
-    engine: &Inner,
+    backend: &Backend,
     plan: &Plan,
     snapshotter: &str,
     chain_id: &ChainId,
 ) -> Result<LayerState, UnpackError> {
-    let snapshotter = engine.ports.snapshotters.snapshotter(snapshotter);
+    let snapshotter = backend.snapshotter(snapshotter);
     match snapshotter
-        .stat(&engine.scope, &SnapshotKey::from(chain_id))
+        .stat(&backend.scope, &SnapshotKey::from(chain_id))
         .await
     {
         Ok(info) => Ok(LayerState::of(&info)),
         Err(error) if error.is_not_found() => Ok(LayerState::Missing),
-        // A snapshotter behind the backend can be gone, and the others are there.
+        // A proxy snapshotter may be down while the others work.
         Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded) => {
             let reason = std::error::Error::source(&error).map(ToString::to_string);
             Ok(LayerState::Unknown {
@@ -288,7 +281,8 @@ mod tests {
         assert!(!is_remote().await);
         let remote = "containerd.io/snapshot/nydus-proxy-mode".to_owned();
         let remote = Labels::from([(remote, "true".to_owned())]);
-        // The base is another image's, which a guest pulls; the rest is unpacked on the host.
+        // The base belongs to another image and is pulled in the guest; the other layers are
+        // unpacked on the host.
         for (layer, labels) in plan
             .layers
             .iter()

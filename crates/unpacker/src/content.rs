@@ -12,12 +12,12 @@ use resnap_core::{
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
-/// The most images with large documents that are read, parsed or in use at once: one more than one that
-/// takes long. Each may hold a document of 8 MiB and what that is parsed to.
+/// The limit on images with large documents that are read, parsed or in use at once. It allows
+/// others to proceed beside one slow image. Each may hold a document of 8 MiB and its parsed form.
 const LARGE_AT_ONCE: usize = 2;
 
-/// A content store, of which large documents are worked on in threads where nobody else waits, those
-/// of few images at once. Small documents wait for nobody.
+/// A content store that processes large documents on blocking threads, for a bounded number of
+/// images at once. Small documents are not delayed.
 #[derive(Clone)]
 pub(crate) struct OffLoop {
     inner: Arc<dyn ContentReader>,
@@ -44,7 +44,7 @@ impl ContentReader for OffLoop {
     }
 
     async fn work(&self, work: Work) {
-        // A panic shows as a result that is missing.
+        // A panic shows as a missing result.
         let _ = spawn_blocking(work).await;
     }
 

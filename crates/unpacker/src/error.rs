@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What keeps an image from being ready: the thing, the reason, and the next step.
+//! Errors: what failed, and why.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,43 +9,40 @@ use std::sync::Arc;
 
 use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, error_chain};
 
-use crate::Failure;
-use crate::title::name_in;
-
-/// Why an image could not be unpacked or checked.
+/// The reason why an image could not be unpacked or checked.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
-    /// No record, normalised name or image ID fits.
+    /// No record, normalised name or image ID matches.
     #[error("no image {image:?} in namespace {namespace}{}", there(tags))]
     NoSuchImage {
         /// As the caller wrote it.
         image: String,
-        /// Where it was looked for.
+        /// The namespace that was searched.
         namespace: String,
-        /// Of a reference with a digest the names of the same repository that are there, each with
-        /// its digest.
+        /// For a reference with a digest: the existing names of the same repository, each with its
+        /// digest.
         tags: Vec<(String, Digest)>,
     },
-    /// It is something else than a container image.
+    /// The image is not a container image.
     #[error("image {image} is no container image: the type of its {part} is {media_type:?}")]
     NotAnImage {
         /// The image.
         image: String,
-        /// What of it has the type.
+        /// The part of the image with the unexpected type.
         part: &'static str,
-        /// The type, that of none of an image's parts.
+        /// The type, which no part of a container image has.
         media_type: String,
     },
-    /// More than one image ID starts like this.
+    /// Several image IDs have this prefix.
     #[error("image ID {prefix} fits {}", ids.join(" and "))]
     AmbiguousId {
         /// As the caller wrote it.
         prefix: String,
-        /// The IDs it fits.
+        /// The IDs with this prefix.
         ids: Vec<String>,
     },
-    /// The image has no manifest that runs on the platform.
+    /// The image has no manifest for the platform.
     #[error(
         "image {image} has no manifest for {wanted}; it has {}",
         list(available)
@@ -53,12 +50,12 @@ pub enum UnpackError {
     NoManifest {
         /// The image.
         image: String,
-        /// What was asked for.
+        /// The requested platform.
         wanted: String,
-        /// What there is.
+        /// The platforms of the image.
         available: Vec<Platform>,
     },
-    /// The snapshotter does not take what the image is made of.
+    /// The snapshotter does not support the image.
     #[error(
         "snapshotter {snapshotter} does not support platform {platform} of image {image} (config {config}){}",
         instead(snapshotter, unknown, takers, others)
@@ -68,15 +65,15 @@ pub enum UnpackError {
         image: String,
         /// The config of the manifest.
         config: Digest,
-        /// The platform, with all OS features that would have to be taken.
+        /// The platform, with all required OS features.
         platform: String,
         /// The snapshotter.
         snapshotter: String,
-        /// Features that no snapshotter is known to take.
+        /// OS features that no known snapshotter supports.
         unknown: Vec<String>,
-        /// Snapshotters that take it.
+        /// Snapshotters that support the image.
         takers: Vec<String>,
-        /// Platforms of the image that the snapshotter takes.
+        /// Platforms of the image that the snapshotter supports.
         others: Vec<Platform>,
     },
     /// containerd has no such snapshotter, or it did not load.
@@ -84,12 +81,12 @@ pub enum UnpackError {
     NoSuchSnapshotter {
         /// As the caller wrote it.
         snapshotter: String,
-        /// Why it did not load, if containerd knows it.
+        /// The reason why it did not load, if containerd knows it.
         failure: Option<String>,
-        /// Those that work.
+        /// The snapshotters that work.
         available: Vec<String>,
     },
-    /// Only the image's ID is known, and nobody can pull by that.
+    /// Only the image's ID is known, which cannot be pulled by.
     #[error(
         "image {image} is known by its ID only, and snapshotter {snapshotter} needs a reference to pull it by"
     )]
@@ -99,7 +96,7 @@ pub enum UnpackError {
         /// The snapshotter.
         snapshotter: String,
     },
-    /// The manifest and the config do not fit.
+    /// The manifest and the config do not match.
     #[error(
         "image {image} has {layers} layers in manifest {manifest} and {diff_ids} diff IDs in its config"
     )]
@@ -113,7 +110,7 @@ pub enum UnpackError {
         /// Diff IDs of the config.
         diff_ids: usize,
     },
-    /// A label would be longer than containerd takes.
+    /// A label exceeds the limit of containerd.
     #[error(
         "label {key:?} of layer {digest} of image {image} is {bytes} bytes long with its value, and containerd takes {}",
         resnap_core::labels::MAX_BYTES
@@ -128,27 +125,27 @@ pub enum UnpackError {
         /// Bytes of key and value.
         bytes: usize,
     },
-    /// A layer of a kind that cannot be unpacked.
+    /// A layer has an unsupported form.
     #[error("layer {digest} of image {image}: {why}")]
     LayerNotTaken {
         /// The image.
         image: String,
         /// The layer's blob.
         digest: Digest,
-        /// What it is.
+        /// The reason.
         why: String,
     },
-    /// A layer's own diff ID is none, or another than the config's.
+    /// A layer carries no valid diff ID, or another one than the config.
     #[error("layer {digest} of image {image}: {why}")]
     DiffIdDisagrees {
         /// The image.
         image: String,
         /// The layer's blob.
         digest: Digest,
-        /// What it says, and what the config says.
+        /// The two diff IDs, or the reason why there is none.
         why: String,
     },
-    /// A layer's blob is not on the node any more, and the snapshotter wants it.
+    /// A layer's blob is missing, and the snapshotter needs it.
     #[error(
         "layer {digest} of image {image} is not in the content store, and snapshotter {snapshotter} needs it"
     )]
@@ -159,10 +156,10 @@ pub enum UnpackError {
         digest: Digest,
         /// The snapshotter.
         snapshotter: String,
-        /// What brings it.
+        /// The arguments for fetching it.
         fetch: Fetch,
     },
-    /// The same of a layer that registries do not hand out.
+    /// The blob of a foreign layer, which registries do not serve, is missing.
     #[error(
         "layer {digest} of image {image} is a foreign layer, which registries do not have; it is not in the content store, snapshotter {snapshotter} needs it, and {}",
         places(urls)
@@ -174,20 +171,20 @@ pub enum UnpackError {
         digest: Digest,
         /// The snapshotter.
         snapshotter: String,
-        /// Where the image says it is.
+        /// The places named by the image.
         urls: Vec<String>,
     },
-    /// An image ID names the config of several images, and none is all there.
+    /// An image ID is shared by several images, none of which is complete.
     #[error("image ID {id} is that of {}, and none of them is complete", images.join(" and of "))]
     Incomplete {
         /// The ID.
         id: Digest,
-        /// The images, each with its manifest and what is missing.
+        /// The images, each with its manifest and its missing layer.
         images: Vec<String>,
-        /// What brings the first.
+        /// The arguments for fetching the first image.
         fetch: Fetch,
     },
-    /// What was unpacked is not what the config says.
+    /// The written content does not match the config.
     #[error(
         "layer {digest} of image {image} unpacks to {computed}, but the image's config says {expected}"
     )]
@@ -198,10 +195,10 @@ pub enum UnpackError {
         digest: Digest,
         /// The config's diff ID.
         expected: Digest,
-        /// That of what was written.
+        /// The diff ID of the written content.
         computed: Digest,
     },
-    /// A layer is there without the labels its snapshotter needs.
+    /// A layer exists without the labels that its snapshotter needs.
     #[error("layer {chain_id} of image {image} is on {snapshotter} without the labels it needs there ({})", missing.join(", "))]
     Unlabelled {
         /// The image.
@@ -210,10 +207,10 @@ pub enum UnpackError {
         chain_id: ChainId,
         /// The snapshotter.
         snapshotter: String,
-        /// The labels it lacks.
+        /// The missing labels.
         missing: Vec<&'static str>,
     },
-    /// The snapshotter says a layer is there, and containerd knows nothing of it.
+    /// The snapshotter reports that a layer exists, but containerd has no such snapshot.
     #[error(
         "snapshotter {snapshotter} says layer {chain_id} of image {image} exists, but containerd has no such snapshot"
     )]
@@ -225,7 +222,7 @@ pub enum UnpackError {
         /// The snapshotter.
         snapshotter: String,
     },
-    /// A layer failed otherwise.
+    /// Making a layer failed.
     #[error("unpack layer {number} of {of} ({digest}) of image {image} on {snapshotter}")]
     Layer {
         /// The image.
@@ -248,10 +245,10 @@ pub enum UnpackError {
         image: String,
         /// What failed.
         source: Error,
-        /// What brings what is missing.
+        /// The arguments for fetching missing content.
         fetch: Fetch,
     },
-    /// Something else about an image failed.
+    /// Another operation on an image failed.
     #[error("image {image}")]
     Image {
         /// The image.
@@ -259,24 +256,24 @@ pub enum UnpackError {
         /// What failed.
         source: Error,
     },
-    /// Something that concerns no single image failed.
+    /// An operation that concerns no single image failed.
     #[error(transparent)]
     Backend(#[from] Error),
-    /// An error, after which the active snapshot could not be removed either.
+    /// An error, after which removing the active snapshot failed as well.
     #[error(
         "{}; its snapshot {left} stays until its lease ends, as removing it failed ({})",
         error_chain(cause.as_ref()),
         error_chain(cleanup)
     )]
     Unclean {
-        /// What failed first.
+        /// The first error.
         cause: Box<UnpackError>,
-        /// The snapshot that is left.
+        /// The remaining snapshot.
         left: SnapshotKey,
-        /// Why.
+        /// The reason.
         cleanup: Error,
     },
-    /// A layer without labels could be made again only if nothing stood on it.
+    /// A layer without labels cannot be removed for a repair, since it is in use.
     #[error("layer {chain_id} of image {image} is in use on {snapshotter}, by {by}")]
     InUse {
         /// The image.
@@ -285,10 +282,10 @@ pub enum UnpackError {
         chain_id: ChainId,
         /// The snapshotter.
         snapshotter: String,
-        /// The container, or else the snapshot that stands on it.
+        /// The container that uses it, or else the snapshot on top of it.
         by: String,
     },
-    /// A layer without labels, on which nothing stands, and containerd thinks otherwise.
+    /// A layer without labels has no child, but containerd refuses to remove it.
     #[error(
         "layer {chain_id} of image {image} cannot be removed from {snapshotter}, though nothing is left that stands on it"
     )]
@@ -299,15 +296,15 @@ pub enum UnpackError {
         chain_id: ChainId,
         /// The snapshotter.
         snapshotter: String,
-        /// What containerd says.
+        /// The error of containerd.
         source: Error,
     },
-    /// It failed by a limit, and it is too early to try again.
+    /// The image failed by a limit, and is not tried again yet.
     #[error("{}; it is tried again in {seconds} s", error_chain(cause.as_ref()))]
     BackedOff {
-        /// What it failed with.
+        /// The error of the last attempt.
         cause: Box<UnpackError>,
-        /// When it is tried again, from when this was said.
+        /// The time until the next attempt.
         seconds: u64,
     },
     /// The job was cancelled.
@@ -323,16 +320,16 @@ pub enum UnpackError {
     RuntimeDir {
         /// The directory.
         dir: PathBuf,
-        /// Why.
+        /// The reason.
         source: Arc<io::Error>,
     },
-    /// No job that runs has this number.
+    /// No running job has this number.
     #[error("no job {id} is running")]
     NoSuchJob {
         /// The number.
         id: u64,
     },
-    /// A job was to be cancelled only if nobody else waits for it.
+    /// The job has other waiters, and was to be cancelled only without.
     #[error("unpacking image {image} for {snapshotter} goes on: others wait for it")]
     SharedJob {
         /// Its number.
@@ -347,23 +344,27 @@ pub enum UnpackError {
     Broken {
         /// The image.
         image: String,
-        /// What the runtime says.
+        /// The error of the runtime.
         reason: String,
     },
 }
 
-/// What `ctr content fetch` is to be told to bring an image's content; `None` where there is no name
-/// to ask a registry by.
+/// The arguments for fetching an image's missing content from a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Fetch(pub(crate) Option<String>);
+#[non_exhaustive]
+pub struct Fetch {
+    /// The reference; `None` if the image has none with a registry.
+    pub reference: Option<String>,
+    /// The platform, unless it is this machine's.
+    pub platform: Option<String>,
+}
 
 impl Fetch {
-    fn step(&self, namespace: &str) -> String {
-        match &self.0 {
-            Some(arguments) => {
-                format!("pull it again: `ctr --namespace {namespace} content fetch {arguments}`")
-            }
-            None => "pull the image again by its name, or import it again".to_owned(),
+    /// Returns the arguments for `reference`, for this machine's platform.
+    pub fn new(reference: Option<String>) -> Self {
+        Self {
+            reference,
+            platform: None,
         }
     }
 }
@@ -384,7 +385,7 @@ fn places(urls: &[String]) -> String {
     }
 }
 
-/// What would work.
+/// Lists the alternatives.
 fn instead(
     snapshotter: &str,
     unknown: &[String],
@@ -423,7 +424,7 @@ fn because(failure: &Option<String>) -> String {
 }
 
 impl UnpackError {
-    /// The kind to decide by, and the gRPC code to answer with.
+    /// Returns the kind of the error, which also is the gRPC code.
     pub fn kind(&self) -> Kind {
         match self {
             Self::NoSuchImage { .. }
@@ -458,8 +459,12 @@ impl UnpackError {
         }
     }
 
-    /// Which error it is, for programs; of an unclean end the one that came first.
-    pub(crate) fn reason(&self) -> &'static str {
+    /// The [`UnpackError::reason`] of a job that was cancelled, cleanly or not.
+    pub const CANCELLED: &str = "CANCELLED";
+
+    /// Returns a name of the error for programs, such as `MISSING_BLOB`. An error that wraps
+    /// another one has the name of that.
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::NoSuchImage { .. } => "NO_SUCH_IMAGE",
             Self::NotAnImage { .. } => "NOT_AN_IMAGE",
@@ -484,7 +489,7 @@ impl UnpackError {
             Self::Backend(_) => "BACKEND",
             Self::InUse { .. } => "IN_USE",
             Self::Unremovable { .. } => "UNREMOVABLE",
-            Self::Cancelled { .. } => Failure::CANCELLED,
+            Self::Cancelled { .. } => Self::CANCELLED,
             Self::RuntimeDir { .. } => "RUNTIME_DIR",
             Self::NoSuchJob { .. } => "NO_SUCH_JOB",
             Self::SharedJob { .. } => "SHARED_JOB",
@@ -493,7 +498,7 @@ impl UnpackError {
         }
     }
 
-    /// Whether the job was cancelled, cleanly or not.
+    /// Returns whether the job was cancelled, cleanly or not.
     pub fn is_cancelled(&self) -> bool {
         match self {
             Self::Cancelled { .. } => true,
@@ -501,180 +506,11 @@ impl UnpackError {
             _ => false,
         }
     }
-
-    /// What to do about it, where there is something to say. `namespace` is that of the image.
-    pub fn next_step(&self, namespace: &str) -> Option<String> {
-        Some(match self {
-            Self::NoSuchImage { tags, .. } if !tags.is_empty() => {
-                "name one of these tags, or pull the digest".to_owned()
-            }
-            Self::NotAnImage { .. } => {
-                "it is something else, such as a chart or a signature: nothing of it is to be unpacked".to_owned()
-            }
-            Self::NoSuchImage { .. } => format!(
-                "`resnap images --namespace {namespace}` lists what is there; `ctr namespaces ls` the namespaces"
-            ),
-            Self::AmbiguousId { .. } => "give more of the ID".to_owned(),
-            Self::NoManifest { available, .. } if available.is_empty() => {
-                "this is not a container image".to_owned()
-            }
-            Self::NoManifest { .. } => "choose one with --platform".to_owned(),
-            Self::Unsupported { takers, others, .. } => match (takers.first(), others.first()) {
-                (Some(taker), Some(other)) => {
-                    format!("take --snapshotter {taker}, or --platform '{other}'")
-                }
-                (Some(taker), None) => format!("take --snapshotter {taker}"),
-                (None, Some(other)) => format!("take --platform '{other}'"),
-                (None, None) => {
-                    "name what takes it in the configuration: [snapshotters.NAME] os_features".to_owned()
-                }
-            },
-            Self::NoSuchSnapshotter { .. } => {
-                "`resnap snapshotters` tells more; a proxy snapshotter is added in containerd's configuration".to_owned()
-            }
-            Self::NoReference { image, .. } => {
-                format!("name it: `ctr --namespace {namespace} images tag {image} REFERENCE`")
-            }
-            Self::LayerCount { .. } | Self::DiffIdDisagrees { .. } | Self::LabelTooLong { .. } => {
-                "the image is broken: build it again".to_owned()
-            }
-            Self::LayerNotTaken { .. } => {
-                "take a manifest of the image that has none of these, with --platform, or build it without".to_owned()
-            }
-            Self::MissingBlob { fetch, .. } => format!(
-                "{}; containerd's discard_unpacked_layers throws layers away",
-                fetch.step(namespace)
-            ),
-            Self::MissingForeignBlob { digest, .. } => format!(
-                "get it and add it: `ctr --namespace {namespace} content ingest --expected-digest {digest} layer < FILE`"
-            ),
-            Self::Incomplete { fetch, .. } => fetch.step(namespace),
-            Self::Layer { source, digest, .. } if source.kind() == Kind::DataLoss => format!(
-                "the layer's blob is broken: remove it (`ctr --namespace {namespace} content rm {digest}`) and pull the image again"
-            ),
-            Self::Layer { source, .. } if layer_step(source.kind()).is_some() => {
-                return layer_step(source.kind()).map(str::to_owned);
-            }
-            Self::WrongDiffId { .. } => {
-                "the image is broken or was tampered with: pull it again, and if that does not help build it again".to_owned()
-            }
-            Self::Unlabelled { image, snapshotter, .. } => format!(
-                "somebody unpacked it without labels; `resnap --namespace {namespace} unpack {} --snapshotter {snapshotter} --repair` mends it",
-                name_in(image)
-            ),
-            Self::InUse { by, .. } => format!("nothing was changed; remove {by} and try again"),
-            Self::Unremovable { image, .. } => format!(
-                "containerd's garbage collection removes it with the image: `ctr --namespace {namespace} images rm --sync {}`, and pull it again",
-                name_in(image)
-            ),
-            Self::Cancelled { .. } => {
-                "its finished layers stay for an hour; unpack it again to go on".to_owned()
-            }
-            Self::RuntimeDir { .. } => {
-                "choose another one with --runtime-dir or RESNAP_RUNTIME_DIR".to_owned()
-            }
-            Self::Disagreement { snapshotter, .. } => format!(
-                "containerd's metadata and {snapshotter}'s own disagree: restart {snapshotter}, or remove the snapshot there"
-            ),
-            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => {
-                return cause.next_step(namespace);
-            }
-            Self::Documents { source, fetch, .. } => match source.kind() {
-                Kind::NotFound => fetch.step(namespace),
-                Kind::InvalidArgument | Kind::ResourceExhausted => {
-                    "no such image is taken: build it again".to_owned()
-                }
-                Kind::DataLoss => format!(
-                    "the content store is damaged there: remove it (`ctr --namespace {namespace} content rm DIGEST`) and pull the image again"
-                ),
-                kind => return backend_step(kind).map(str::to_owned),
-            },
-            Self::Backend(error) | Self::Image { source: error, .. } | Self::Layer { source: error, .. } => {
-                return backend_step(error.kind()).map(str::to_owned);
-            }
-            Self::NoSuchJob { .. } => "it may be over; `resnap jobs` lists those that run".to_owned(),
-            Self::SharedJob { id, .. } => format!("`resnap cancel {id}` ends it for all"),
-            Self::Broken { .. } => "this is a bug in resnap: please report it".to_owned(),
-        })
-    }
-}
-
-/// What to do about a layer that was not written although its blob is not known to be broken.
-fn layer_step(kind: Kind) -> Option<&'static str> {
-    match kind {
-        Kind::InvalidArgument => {
-            Some("if the layer is malformed, a pull brings the same: build the image again")
-        }
-        Kind::Unimplemented => Some(
-            "resnap cannot write such a layer: leave it to containerd, if that can ([snapshotters.NAME] differ), or build the image again",
-        ),
-        Kind::ResourceExhausted => {
-            Some("make room, or raise the limit if it is one of resnap's configuration")
-        }
-        // containerd tells a broken blob from its own trouble by words only.
-        Kind::Unknown => Some(
-            "containerd's log may say more; if the layer is broken, pull or build the image again",
-        ),
-        _ => None,
-    }
-}
-
-fn backend_step(kind: Kind) -> Option<&'static str> {
-    match kind {
-        Kind::Unavailable => Some(
-            "is containerd running, and the snapshotter behind it? containerd's socket is given by --address or CONTAINERD_ADDRESS",
-        ),
-        Kind::PermissionDenied => Some("run as root, or as a user who may use containerd's socket"),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_blob_is_broken_where_a_digest_says_so() {
-        let step = |kind| {
-            let error = UnpackError::Layer {
-                image: "web".to_owned(),
-                number: 1,
-                of: 1,
-                digest: Digest::sha256(b""),
-                snapshotter: "native".to_owned(),
-                source: Error::new(kind, "apply layer", "a"),
-            };
-            error.next_step("k8s.io").unwrap_or_default()
-        };
-        let broken = step(Kind::DataLoss);
-        assert!(broken.starts_with("the layer's blob is broken"), "{broken}");
-        assert!(broken.contains("content rm sha256:"), "{broken}");
-        for (kind, says) in [
-            (Kind::InvalidArgument, "build the image again"),
-            (Kind::Unimplemented, "leave it to containerd"),
-            (Kind::ResourceExhausted, "make room"),
-            (Kind::Unknown, "containerd's log"),
-            (Kind::FailedPrecondition, ""),
-        ] {
-            let step = step(kind);
-            assert!(step.contains(says), "{kind:?}: {step}");
-            assert!(!step.contains("blob"), "{kind:?}: {step}");
-        }
-    }
-
-    #[test]
-    fn what_no_registry_has_is_not_to_be_fetched() {
-        let missing = |fetch| UnpackError::MissingBlob {
-            image: "web".to_owned(),
-            digest: Digest::sha256(b""),
-            snapshotter: "native".to_owned(),
-            fetch: Fetch(fetch),
-        };
-        let step = |fetch| missing(fetch).next_step("k8s.io").unwrap();
-        let fetch = step(Some("docker.io/library/web:1".to_owned()));
-        assert!(fetch.contains("`ctr --namespace k8s.io content fetch docker.io/library/web:1`"));
-        assert!(!step(None).contains("ctr"), "{}", step(None));
-    }
 
     #[test]
     fn an_unclean_end_says_everything_once() {

@@ -1,73 +1,74 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a job tells: events while it runs, a report at its end.
+//! Events of a running job, and its final report.
 
 use resnap_core::{ChainId, DiffId, Digest, Stage};
 use serde::Serialize;
 
-/// Something happened to a layer.
+/// An event of a layer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Event {
-    /// The image as it was asked for.
+    /// The image as the caller wrote it.
     pub image: String,
     /// The snapshotter.
     pub snapshotter: String,
-    /// What happened.
+    /// The phase that the layer entered.
     #[serde(rename = "event")]
     pub phase: Phase,
-    /// The layer, the base being 1.
+    /// The number of the layer; the base is 1.
     pub layer: usize,
-    /// Layers of the image.
+    /// The number of layers of the image.
     pub layers: usize,
     /// The layer's blob.
     pub digest: Digest,
-    /// The layer's snapshot.
+    /// The name of the layer's committed snapshot.
     pub chain_id: ChainId,
     /// The size of the layer's blob.
     pub bytes: u64,
-    /// Since the job began.
+    /// The seconds since the job started.
     pub seconds: f64,
-    /// For whom the layer waits, if it does.
+    /// The process or job that the layer waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
-    /// How much of the layer's blob has been read, while that is told.
+    /// The bytes of the layer's blob that have been read, in [`Phase::Progress`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read: Option<u64>,
 }
 
-/// What can happen to a layer.
+/// A phase of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Phase {
-    /// It is part of the plan. Told for every layer, the base first, before anything is done.
+    /// The layer is part of the plan. Emitted for every layer, the base first, before any work.
     Planned,
-    /// It was there when the job looked.
+    /// The layer existed when the job started.
     Existed,
-    /// Somebody else makes it, and the job waits for them.
+    /// The job waits for another job or process that makes the layer.
     Waiting,
-    /// Its snapshot is active.
+    /// The layer has an active snapshot.
     Prepared,
-    /// Its content is being written: into its snapshot, or ahead, before that is prepared.
+    /// The content is being written to the snapshot, or to staging before the snapshot is prepared.
     Applying,
-    /// More of its content is written: [`Event::read`]. Told some ten times a second, if the applier
-    /// knows.
+    /// More of the content has been written ([`Event::read`]). Emitted about ten times a second if
+    /// the applier reports it.
     Progress,
-    /// It was written and committed.
+    /// The layer was written and committed.
     Committed,
-    /// The snapshotter had its content; it was committed without being written.
+    /// The snapshotter had the content; the layer was committed without being written.
     Staged,
-    /// The snapshotter needs no content for it.
+    /// The snapshotter needs no content for the layer.
     Remote,
-    /// Somebody else committed it first.
+    /// Another job or client committed the layer first.
     Joined,
-    /// It failed, and with it the job.
+    /// The layer failed, and with it the job.
     Failed,
 }
 
 impl Phase {
-    /// Whether the layer is ready by it. Of each layer of a job that succeeds one such is told.
+    /// Returns whether the layer is ready in this phase. Each layer of a successful job enters
+    /// exactly one such phase.
     pub fn is_ready(self) -> bool {
         match self {
             Self::Existed | Self::Committed | Self::Staged | Self::Remote | Self::Joined => true,
@@ -81,19 +82,19 @@ impl Phase {
     }
 }
 
-/// How a layer came to be ready.
+/// The way in which a layer became ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerOutcome {
-    /// Written by this job.
+    /// This job wrote the layer.
     Applied,
-    /// There before.
+    /// The layer existed before.
     Existed,
-    /// Committed by somebody else meanwhile.
+    /// Another job or client committed the layer meanwhile.
     Joined,
-    /// Its content was there; committed by this job.
+    /// The snapshotter had the content; this job committed the layer.
     Staged,
-    /// The snapshotter needs no content for it.
+    /// The snapshotter needs no content for the layer.
     Remote,
 }
 
@@ -116,57 +117,58 @@ pub struct LayerReport {
     pub digest: Digest,
     /// The digest of its uncompressed tar.
     pub diff_id: DiffId,
-    /// Its snapshot.
+    /// The name of its committed snapshot.
     pub chain_id: ChainId,
     /// The size of its blob.
     pub bytes: u64,
-    /// How it came to be ready.
+    /// The way in which it became ready.
     pub outcome: LayerOutcome,
-    /// The time it took, from the layer below's end on.
+    /// The seconds from the end of the layer below to its own end.
     pub seconds: f64,
-    /// What it took the time for, as far as the applier tells; it may begin before.
+    /// The stages, as far as the applier reports them. The first may start before the layer's own
+    /// time.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageTime>,
 }
 
-/// When a layer went through a stage. Times are in seconds since the job began.
+/// The times of a stage of a layer, in seconds since the job started.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct StageTime {
     /// The stage.
     pub stage: Stage,
-    /// When it began.
+    /// The start.
     pub start: f64,
-    /// When it ended.
+    /// The end.
     pub end: f64,
-    /// How long it was at work between.
+    /// The seconds of work between start and end.
     pub busy: f64,
 }
 
-/// The end of a job that succeeded.
+/// The report of a successful job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// The image as it was asked for.
+    /// The image as the caller wrote it.
     pub image: String,
-    /// What `cri.image-ref` says, if the image has a reference.
+    /// The value of the label `cri.image-ref`, if the image has a reference.
     pub reference: Option<String>,
     /// The snapshotter.
     pub snapshotter: String,
-    /// The platform of the manifest that was chosen.
+    /// The platform of the chosen manifest.
     pub platform: String,
     /// The manifest.
     pub manifest: Digest,
-    /// The config: the image's ID.
+    /// The config; its digest is the image's ID.
     pub config: Digest,
     /// The top layer's snapshot; `None` for an image without layers.
     pub chain_id: Option<ChainId>,
     /// The layers, the base first.
     pub layers: Vec<LayerReport>,
-    /// The whole time.
+    /// The total time in seconds.
     pub seconds: f64,
 }
 
 impl Report {
-    /// Layers with this outcome.
+    /// Returns the number of layers with this outcome.
     pub fn count(&self, outcome: LayerOutcome) -> usize {
         self.layers
             .iter()
@@ -174,13 +176,13 @@ impl Report {
             .count()
     }
 
-    /// Bytes of the blobs that were written.
+    /// Returns the bytes of the blobs that this job wrote.
     pub fn applied_bytes(&self) -> u64 {
         let applied = self
             .layers
             .iter()
             .filter(|layer| layer.outcome == LayerOutcome::Applied);
-        // A descriptor may state any size.
+        // A descriptor may state any size, so the sum saturates.
         applied.fold(0, |sum, layer| sum.saturating_add(layer.bytes))
     }
 }

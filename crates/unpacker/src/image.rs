@@ -1,51 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! From what a person or a kubelet writes to an image record, and to the reference it can be
-//! pulled by.
+//! Image names: from the name that a user or kubelet writes to an image record and a reference to
+//! pull by.
 
 use std::collections::BTreeSet;
 
 use oci_spec::distribution::Reference;
-use resnap_core::{Descriptor, Digest, Error, Image, Kind, Platform, Ports, Scope};
+use resnap_core::{Descriptor, Digest, Error, Image, Kind, Platform, Ports, Scope, media_type};
 use resnap_handler_wrapper::{ChoiceError, choose_manifest};
 use resnap_platforms::Matcher;
 
-use crate::plan::host_matcher;
 use crate::{Fetch, UnpackError};
 
-/// An image that is in the store.
+/// An image in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResolvedImage {
-    /// The record's name.
+    /// The name of the record.
     pub name: String,
-    /// What it points at.
+    /// The index or manifest.
     pub target: Descriptor,
-    /// What it can be pulled by: a name with a tag, else one with a digest; never a bare ID.
+    /// The reference to pull by: with a tag if possible, otherwise with a digest; never a bare ID.
     pub reference: Option<String>,
-    /// The image ID by which it was found, if it was.
+    /// The image ID, if the image was found by it.
     pub id: Option<Digest>,
 }
 
 impl ResolvedImage {
-    /// What brings the content that is missing of the manifest for `platform`.
+    /// Returns the arguments for fetching missing content of the manifest for `platform`.
     pub(crate) fn fetch(&self, platform: Option<&Platform>) -> Fetch {
         let reference = self.reference.as_deref().filter(|name| {
-            // A registry is asked by its host: an archive's names may have none.
+            // The names in an archive may have no host, and then no registry.
             let host = name.split_once('/').map_or("", |(host, _)| host);
             host == "localhost" || host.contains(['.', ':'])
         });
         let foreign = platform.filter(|platform| !Matcher::default().matches(platform));
-        Fetch(reference.map(|reference| match foreign {
-            Some(platform) => format!("--platform '{platform}' {reference}"),
-            None => reference.to_owned(),
-        }))
+        Fetch {
+            reference: reference.map(str::to_owned),
+            platform: foreign.map(ToString::to_string),
+        }
     }
 }
 
-/// Finds `image`: an exact name, else a normalised Docker name (`web` is
-/// `docker.io/library/web:latest`), else for one with a digest what is there of that digest under
-/// a tag of the same repository, else an image ID or the start of one.
+/// Returns the matcher for this machine. The platform of a manifest without an index was chosen when
+/// it was pulled, so it is not checked (containerd `core/images/image.go`, `Manifest`, reads no
+/// config then).
+pub(crate) fn host_matcher(target: &Descriptor) -> Matcher {
+    if media_type::is_manifest(&target.media_type) {
+        Matcher::all()
+    } else {
+        Matcher::default()
+    }
+}
+
+/// Finds an image by, in this order: its exact name; its normalised Docker name (`web` is
+/// `docker.io/library/web:latest`); for a name with a digest, a tag of the same repository with
+/// that digest; its image ID or a prefix of it.
 pub(crate) async fn resolve(
     ports: &Ports,
     scope: &Scope,
@@ -87,24 +97,25 @@ pub(crate) async fn resolve(
     })
 }
 
-/// Most tags that are told of where a digest is not there.
+/// The limit on the tags listed if a digest does not exist.
 const MAX_TAGS: usize = 8;
 
-/// A Docker name with a digest; `None` for any other.
+/// Parses a Docker name with a digest; `None` for any other name.
 fn digested(name: &str) -> Option<Reference> {
     let reference: Reference = name.parse().ok().filter(|_| rank(name) == Rank::Digested)?;
     reference.digest().is_some().then_some(reference)
 }
 
-/// Whether `name` is a Docker name of the repository of `wanted`.
+/// Returns whether `name` is a Docker name of the repository of `wanted`.
 fn is_of_repository(name: &str, wanted: &Reference) -> bool {
     let of = |name: &Reference| (name.registry().to_owned(), name.repository().to_owned());
     let name = (rank(name) != Rank::BareId).then(|| name.parse().ok());
     name.flatten().is_some_and(|name| of(&name) == of(wanted))
 }
 
-/// A Docker name in full, as the CRI plugin keeps it: of a tag and a digest, the digest counts
-/// (containerd `pkg/reference`, `ParseDockerRef`). `None` for what is no such name or a bare ID.
+/// Returns the full form of a Docker name, as the CRI plugin stores it: if there are a tag and a
+/// digest, the tag is dropped (containerd `pkg/reference`, `ParseDockerRef`). `None` for a bare ID
+/// and for any other text.
 pub(crate) fn normalise(name: &str) -> Option<String> {
     if rank(name) == Rank::BareId {
         return None;
@@ -119,7 +130,7 @@ pub(crate) fn normalise(name: &str) -> Option<String> {
     })
 }
 
-/// How good a name is to pull by.
+/// The order in which names are preferred for pulling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     Tagged,
@@ -211,8 +222,8 @@ async fn by_id(
     }))
 }
 
-/// The ID as the CRI plugin and `docker` tell it: the config's digest. None where the image is not
-/// whole or not for this machine; such an image has a name to be called by.
+/// Returns the image ID as the CRI plugin and `docker` define it: the config's digest. `None` if
+/// the image is incomplete or not for this machine; such an image is known by its name.
 pub(crate) async fn image_id(
     ports: &Ports,
     scope: &Scope,
@@ -230,7 +241,7 @@ pub(crate) async fn image_id(
     }
 }
 
-/// Whether an error is about the way to an image, not about the image.
+/// Returns whether an error concerns the backend rather than the image.
 fn is_backend_failure(kind: Kind) -> bool {
     matches!(
         kind,
@@ -284,18 +295,23 @@ mod tests {
                 id: None,
             };
             let platform = platform.map(|platform| platform.parse::<Platform>().unwrap());
-            image.fetch(platform.as_ref()).0
+            let Fetch {
+                reference,
+                platform,
+            } = image.fetch(platform.as_ref());
+            (reference, platform)
         };
         let here = Platform::host().to_string();
         let web = "docker.io/library/web:1";
-        assert_eq!(fetch(Some(web), Some(&here)).as_deref(), Some(web));
-        assert_eq!(fetch(Some(web), None).as_deref(), Some(web));
-        assert_eq!(
-            fetch(Some("localhost:5000/a:1"), Some("linux/s390x")).as_deref(),
-            Some("--platform 'linux/s390x' localhost:5000/a:1")
-        );
-        assert_eq!(fetch(Some("import-2026-11-27@sha256:00"), None), None);
-        assert_eq!(fetch(None, None), None);
+        let only = |reference: &str| (Some(reference.to_owned()), None);
+        assert_eq!(fetch(Some(web), Some(&here)), only(web));
+        assert_eq!(fetch(Some(web), None), only(web));
+        let foreign = fetch(Some("localhost:5000/a:1"), Some("linux/s390x"));
+        assert_eq!(foreign.0.as_deref(), Some("localhost:5000/a:1"));
+        assert_eq!(foreign.1.as_deref(), Some("linux/s390x"));
+        let local = fetch(Some("import-2026-11-27@sha256:00"), None);
+        assert_eq!(local, (None, None));
+        assert_eq!(fetch(None, None), (None, None));
     }
 
     #[test]

@@ -1,66 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a caller has of a job.
+//! A caller's handle to a job.
 
+use std::future::IntoFuture;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use futures::stream::BoxStream;
+use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::task::JoinHandle;
 
-use crate::flight::{Flight, Seat};
-use crate::log::Place;
+use crate::event_log::Cursor;
+use crate::running::{RunningJob, Waiter};
 use crate::{Event, Report, UnpackError};
 
-/// A caller's handle of a job. Dropping it stops nothing: the job belongs to the engine, and others
-/// may wait for it as well.
+/// A caller's handle to a job. Dropping it stops nothing: the job belongs to the engine, and other
+/// callers may wait for it as well. Awaiting it is the same as [`Job::report`].
 #[derive(Debug)]
 pub struct Job {
-    /// As the caller wrote it.
+    /// The image as the caller wrote it.
     image: String,
-    /// The place in the job, once that is planned.
-    seat: Shared<BoxFuture<'static, Result<Arc<Seat>, UnpackError>>>,
+    /// The caller's place in the job, once that has been planned.
+    waiter: Shared<BoxFuture<'static, Result<Arc<Waiter>, UnpackError>>>,
     canceller: Canceller,
-    place: Place,
 }
 
-/// A job that runs.
+/// A reference to a running job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobRef {
-    /// Its number, as in [`JobStatus::id`](crate::JobStatus::id).
+    /// The number of the job, as in [`JobStatus::id`](crate::JobStatus::id).
     pub id: u64,
-    /// Whether it was running before, for somebody else.
+    /// Whether another caller had started the job before.
     pub joined: bool,
 }
 
-/// Cancels a job.
+/// A handle that cancels a job.
 #[derive(Debug, Clone, Default)]
-pub struct Canceller(Arc<Cancelling>);
+pub struct Canceller(Arc<CancelState>);
 
 #[derive(Debug, Default)]
-struct Cancelling {
-    asked: AtomicBool,
-    flight: OnceLock<Arc<Flight>>,
+struct CancelState {
+    requested: AtomicBool,
+    job: OnceLock<Arc<RunningJob>>,
 }
 
 impl Canceller {
-    /// Makes the job stop, for all who wait for it: its active snapshot is removed, its committed
-    /// layers stay under its lease. It ends, with [`UnpackError::Cancelled`], once that is done.
+    /// Cancels the job for all waiters: its active snapshot is removed, its committed layers stay
+    /// under its lease. The job then ends with [`UnpackError::Cancelled`].
     pub fn cancel(&self) {
-        self.0.asked.store(true, Ordering::SeqCst);
-        if let Some(flight) = self.0.flight.get() {
-            flight.cancel();
+        self.0.requested.store(true, Ordering::SeqCst);
+        if let Some(job) = self.0.job.get() {
+            job.cancel();
         }
     }
 
-    /// Names the job, once it is known.
-    pub(crate) fn aim(&self, flight: &Arc<Flight>) {
-        // A handle is of one job.
-        let _ = self.0.flight.set(Arc::clone(flight));
-        if self.0.asked.load(Ordering::SeqCst) {
-            flight.cancel();
+    /// Sets the job, once it is known.
+    pub(crate) fn set_job(&self, job: &Arc<RunningJob>) {
+        // Set once: a handle belongs to one job.
+        let _ = self.0.job.set(Arc::clone(job));
+        if self.0.requested.load(Ordering::SeqCst) {
+            job.cancel();
         }
     }
 }
@@ -68,12 +69,12 @@ impl Canceller {
 impl Job {
     pub(crate) fn new(
         image: String,
-        begin: JoinHandle<Result<Arc<Seat>, UnpackError>>,
+        start: JoinHandle<Result<Arc<Waiter>, UnpackError>>,
         canceller: Canceller,
     ) -> Self {
         let name = image.clone();
-        let seat = begin.map(|begun| {
-            begun.unwrap_or_else(|error| {
+        let waiter = start.map(|started| {
+            started.unwrap_or_else(|error| {
                 Err(UnpackError::Broken {
                     image: name,
                     reason: error.to_string(),
@@ -82,49 +83,60 @@ impl Job {
         });
         Self {
             image,
-            seat: seat.boxed().shared(),
+            waiter: waiter.boxed().shared(),
             canceller,
-            place: Place::default(),
         }
     }
 
-    /// Waits until it is known which job this is. Cancel-safe.
+    /// Waits until the job has started, and returns a reference to it. Cancel-safe.
     ///
     /// # Errors
-    /// What kept the job from being begun.
-    pub async fn begun(&self) -> Result<JobRef, UnpackError> {
-        let seat = self.seat.clone().await?;
+    /// The reason why the job could not be started.
+    pub async fn started(&self) -> Result<JobRef, UnpackError> {
+        let waiter = self.waiter.clone().await?;
         Ok(JobRef {
-            id: seat.flight.id,
-            joined: seat.joined,
+            id: waiter.job.spec.id,
+            joined: waiter.joined,
         })
     }
 
-    /// The next event, `None` after the last. Who joins a job that runs gets its events from the
-    /// first one on, but of a layer's progress the latest only. Cancel-safe.
-    pub async fn next_event(&mut self) -> Option<Event> {
-        let seat = self.seat.clone().await.ok()?;
-        let (mut event, place) = seat.flight.event(self.place).await?;
-        self.place = place;
-        event.image.clone_from(&self.image);
-        Some(event)
+    /// Returns the events of the job from the first one on, until its end. Of the progress of a
+    /// layer a slow or late reader gets the latest only.
+    pub fn events(&self) -> BoxStream<'static, Event> {
+        let start = (self.waiter.clone(), self.image.clone(), Cursor::default());
+        let events = stream::unfold(start, |(waiter, image, cursor)| async move {
+            let joined = waiter.clone().await.ok()?;
+            let (mut event, cursor) = joined.job.next_event(cursor).await?;
+            event.image.clone_from(&image);
+            Some((event, (waiter, image, cursor)))
+        });
+        events.boxed()
     }
 
-    /// The end of the job. Events that were not asked for are dropped.
+    /// Waits for the end of the job.
     ///
     /// # Errors
-    /// What kept the image from being ready. No active snapshot is left then, unless the error is
+    /// The reason why the image is not ready. No active snapshot is left, unless the error is
     /// [`UnpackError::Unclean`].
     pub async fn report(self) -> Result<Report, UnpackError> {
-        let Self { image, seat, .. } = self;
-        let seat = seat.await?;
-        let mut report = seat.flight.result().await?;
+        let Self { image, waiter, .. } = self;
+        let waiter = waiter.await?;
+        let mut report = waiter.job.result().await?;
         report.image = image;
         Ok(report)
     }
 
-    /// What cancels the job, at any time and from anywhere.
+    /// Returns a handle that cancels the job at any time and from anywhere.
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
+    }
+}
+
+impl IntoFuture for Job {
+    type Output = Result<Report, UnpackError>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        self.report().boxed()
     }
 }

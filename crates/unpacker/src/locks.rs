@@ -1,30 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What one does and nobody else may meanwhile: locks by name, within this process and, with a
-//! runtime directory, between processes.
+//! Named locks, within this process and, with a runtime directory, between processes.
 //!
-//! Between processes a lock is a file that its holder has locked (`flock`), so it ends with the
-//! holder however that ends. The file says who that is, for those who wait.
+//! Between processes a lock is a file that its holder has locked (`flock`), so that the lock ends
+//! with the holder in any case. The file names the holder for those that wait.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::process::geteuid;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
-/// How often a lock of another process is tried again: flock can wait, but not be given up.
+/// The interval at which a lock of another process is tried: waiting in flock cannot be cancelled.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Most bytes read of what a file says about its holder.
+/// The limit on the bytes read from a lock file.
 const MAX_HOLDER: u64 = 512;
 
 const SUFFIX: &str = ".lock";
@@ -41,7 +40,7 @@ struct Inner {
     released: Notify,
 }
 
-/// A lock that is held, until dropped.
+/// A held lock, released on drop.
 #[derive(Debug)]
 pub(crate) struct Lock {
     locks: Locks,
@@ -49,12 +48,12 @@ pub(crate) struct Lock {
     file: Option<File>,
 }
 
-/// Makes a runtime directory that only its owner may use, from its first moment on. One that is
-/// there has to be ours, and nobody else may write to it: what is in it is trusted.
+/// Creates a runtime directory that only its owner can use. An existing directory must belong to
+/// this user, and nobody else may write to it: its contents are trusted.
 ///
 /// # Errors
-/// [`io::ErrorKind::PermissionDenied`] for one of somebody else or that others may write to;
-/// [`io::ErrorKind::NotADirectory`]; what the operating system says.
+/// [`io::ErrorKind::PermissionDenied`] if it belongs to another user or others may write to it;
+/// [`io::ErrorKind::NotADirectory`]; errors of the operating system.
 pub fn make_runtime_dir(dir: &Path) -> io::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|error| match error.kind() {
@@ -79,15 +78,15 @@ pub fn make_runtime_dir(dir: &Path) -> io::Result<()> {
 }
 
 impl Locks {
-    /// Locks that other processes know nothing of.
+    /// Returns locks that are private to this process.
     pub(crate) fn in_process() -> Self {
-        Self::new(None, format!("process {}", unique()))
+        Self::new(None, format!("process {}", Uuid::new_v4().simple()))
     }
 
-    /// Locks that hold between all processes with the same `dir`, which is made if need be.
+    /// Returns locks shared by all processes with the same `dir`, which is created if needed.
     pub(crate) fn in_dir(dir: &Path) -> io::Result<Self> {
         make_runtime_dir(dir)?;
-        // Containers that each have a directory of this name do not share it.
+        // Containers may have different directories of the same name.
         let metadata = fs::metadata(dir)?;
         let identity = format!("directory {}:{}", metadata.dev(), metadata.ino());
         Ok(Self::new(Some(dir.to_owned()), identity))
@@ -102,22 +101,22 @@ impl Locks {
         }))
     }
 
-    /// What those have in common who see the same locks.
+    /// Returns an identity that is equal for all users of the same locks.
     pub(crate) fn identity(&self) -> &str {
         &self.0.identity
     }
 
-    /// Whether other processes may see these locks.
+    /// Returns whether other processes share these locks.
     pub(crate) fn are_shared(&self) -> bool {
         self.0.dir.is_some()
     }
 
-    /// Takes the lock `name` for `purpose`, or says who has it.
+    /// Takes the lock `name` for `purpose`, or returns its holder.
     pub(crate) fn try_lock(&self, name: &str, purpose: &str) -> io::Result<Result<Lock, String>> {
         if !self.held().insert(name.to_owned()) {
             return Ok(Err("another job of this process".to_owned()));
         }
-        // From here on a drop gives the name back.
+        // From here on a drop releases the name.
         let mut lock = Lock {
             locks: self.clone(),
             name: name.to_owned(),
@@ -127,7 +126,8 @@ impl Locks {
             match lock_file(&path)? {
                 Ok(mut file) => {
                     let holder = format!("process {} ({purpose})", std::process::id());
-                    // Who it is does not matter enough to fail for, as where the disk is full.
+                    // The text is informative only: failing to write it, as on a full disk, is no
+                    // error.
                     let _ = file
                         .set_len(0)
                         .and_then(|()| file.write_all(holder.as_bytes()));
@@ -139,7 +139,7 @@ impl Locks {
         Ok(Ok(lock))
     }
 
-    /// Waits for the lock `name`; `waits` is told for whom, once for each. Cancel-safe.
+    /// Waits for the lock `name`. `waits` is called with each new holder. Cancel-safe.
     pub(crate) async fn lock(
         &self,
         name: &str,
@@ -149,7 +149,7 @@ impl Locks {
         let mut told = None;
         loop {
             let mut released = pin!(self.0.released.notified());
-            // Before the look, so that no release goes unnoticed.
+            // Before the attempt, so that no release is missed.
             released.as_mut().enable();
             let holder = match self.try_lock(name, purpose)? {
                 Ok(lock) => return Ok(lock),
@@ -159,7 +159,7 @@ impl Locks {
                 waits(holder.clone());
                 told = Some(holder);
             }
-            // Other processes wake nobody here.
+            // A release by another process sends no notification.
             tokio::select! {
                 () = released => {}
                 () = tokio::time::sleep(POLL) => {}
@@ -167,7 +167,7 @@ impl Locks {
         }
     }
 
-    /// Who holds `name`, if anybody does.
+    /// Returns the holder of `name`, if there is one.
     pub(crate) fn holder(&self, name: &str) -> io::Result<Option<String>> {
         if self.held().contains(name) {
             return Ok(Some(format!("process {}", std::process::id())));
@@ -180,12 +180,12 @@ impl Locks {
         }
         match lock_file(&path)? {
             Err(file) => Ok(Some(says(file))),
-            // It was left behind; we hold it now and may remove it.
+            // The file was left behind; this process holds the lock now and may remove it.
             Ok(_locked) => fs::remove_file(path).map(|()| None),
         }
     }
 
-    /// Removes the files of those that ended without doing so.
+    /// Removes the lock files of processes that ended without doing so.
     pub(crate) fn sweep(&self) -> io::Result<()> {
         let Some(dir) = &self.0.dir else {
             return Ok(());
@@ -218,18 +218,19 @@ impl Drop for Lock {
             tracing::warn!(?path, %error, "a lock's file stays");
         }
         self.locks.held().remove(&self.name);
-        // A try that failed wakes nobody: it would wake itself, and so not wait at all.
+        // A failed attempt notifies nobody: it would wake its own caller, which then would not wait
+        // at all.
         if self.file.is_some() || !self.locks.are_shared() {
             self.locks.0.released.notify_waiters();
         }
     }
 }
 
-/// Opens and locks the file at `path`, which is made if need be and never followed if it is a link;
-/// `Err` with the open file if somebody else holds the lock. The lock ends with the file.
+/// Opens and locks the file at `path`, which is created if needed; a symbolic link is not followed.
+/// Returns `Err` with the open file if another process holds the lock. The lock ends with the file.
 ///
 /// # Errors
-/// What the operating system says.
+/// Errors of the operating system.
 pub fn lock_file(path: &Path) -> io::Result<Result<File, File>> {
     loop {
         let file = OpenOptions::new()
@@ -238,7 +239,7 @@ pub fn lock_file(path: &Path) -> io::Result<Result<File, File>> {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            // Nothing else is opened, and emptied, in its stead.
+            // A link could name another file, which would be emptied.
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)?;
         match file.try_lock() {
@@ -246,7 +247,7 @@ pub fn lock_file(path: &Path) -> io::Result<Result<File, File>> {
             Err(TryLockError::WouldBlock) => return Ok(Err(file)),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // The last holder may have removed the file between our open and our lock.
+        // The last holder may have removed the file between the open and the lock.
         let there = fs::symlink_metadata(path).map(|metadata| metadata.ino());
         if there.is_ok_and(|inode| file.metadata().is_ok_and(|own| own.ino() == inode)) {
             return Ok(Ok(file));
@@ -254,21 +255,16 @@ pub fn lock_file(path: &Path) -> io::Result<Result<File, File>> {
     }
 }
 
-/// What a lock's file says about its holder.
+/// Reads the holder from a lock file.
 fn says(file: File) -> String {
     let mut text = String::new();
-    // Who it is does not matter enough to fail for.
+    // The text is informative only.
     let _ = file.take(MAX_HOLDER).read_to_string(&mut text);
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     if text.is_empty() {
         return "another process".to_owned();
     }
     text
-}
-
-/// A name nobody else has: 64 random bits, as the standard library seeds its hash maps.
-pub(crate) fn unique() -> String {
-    format!("{:016x}", RandomState::new().hash_one(SystemTime::now()))
 }
 
 #[cfg(test)]
@@ -327,7 +323,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         let error = Locks::in_dir(&file).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
-        // Only root can make one of somebody else.
+        // Only root can create a directory of another user.
         if geteuid().is_root() {
             fs::set_permissions(&made, Permissions::from_mode(0o700)).unwrap();
             std::os::unix::fs::chown(&made, Some(1), None).unwrap();

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the applier is allowed, and what it tells of a job's layers.
+//! The connection of an applier to a job: slots for writing, and progress.
 
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,26 +11,41 @@ use resnap_core::{ApplyMonitor, ApplyPermit, Stage, StageTiming};
 use tokio::time::Instant;
 
 use crate::Phase;
-use crate::flight::Flight;
+use crate::running::RunningJob;
 
-/// How often the progress of one layer is told at most.
+/// The shortest time between two progress events of a layer.
 const PACE: Duration = Duration::from_millis(100);
 
-/// Of the layers of a job from `first` on.
+/// The monitor of the layers of a job from `first` on.
 pub(crate) struct JobMonitor {
-    flight: Arc<Flight>,
+    job: Arc<RunningJob>,
     first: usize,
-    /// When the progress of each layer was told last, or might have been.
-    told: Mutex<Vec<Instant>>,
+    /// When the last progress event of each layer was emitted, at first the start.
+    last_sent: Mutex<Vec<Instant>>,
 }
 
 impl JobMonitor {
-    pub(crate) fn new(flight: Arc<Flight>, first: usize) -> Self {
-        let layers = flight.plan.layers.len().saturating_sub(first);
+    pub(crate) fn new(job: Arc<RunningJob>, first: usize) -> Self {
+        let layers = job.spec.plan.layers.len().saturating_sub(first);
         Self {
-            flight,
+            job,
             first,
-            told: Mutex::new(vec![Instant::now(); layers]),
+            last_sent: Mutex::new(vec![Instant::now(); layers]),
+        }
+    }
+
+    /// Returns whether a progress event of the layer is due, and records that it is sent.
+    fn is_due(&self, index: usize) -> bool {
+        let mut last_sent = self
+            .last_sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match last_sent.get_mut(index) {
+            Some(sent) if sent.elapsed() >= PACE => {
+                *sent = Instant::now();
+                true
+            }
+            _ => false,
         }
     }
 }
@@ -40,25 +53,20 @@ impl JobMonitor {
 #[async_trait]
 impl ApplyMonitor for JobMonitor {
     async fn admit(&self, index: usize) -> ApplyPermit {
-        let asked = std::time::Instant::now();
-        let slot = self.flight.share.slot().await;
-        self.record_stage(index, Stage::Wait, StageTiming::since(asked));
-        self.flight.tell(self.first + index, Phase::Applying);
+        let started = std::time::Instant::now();
+        let slot = self.job.spec.share.slot().await;
+        self.record_stage(index, Stage::Wait, StageTiming::since(started));
+        self.job.emit(self.first + index, Phase::Applying);
         ApplyPermit::new(slot)
     }
 
     fn read(&self, index: usize, bytes: u64) {
-        {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(told) = told.get_mut(index).filter(|told| told.elapsed() >= PACE) else {
-                return;
-            };
-            *told = Instant::now();
+        if self.is_due(index) {
+            self.job.emit_progress(self.first + index, bytes);
         }
-        self.flight.tell_read(self.first + index, bytes);
     }
 
-    fn record_stage(&self, index: usize, stage: Stage, span: StageTiming) {
-        self.flight.record_stage(self.first + index, stage, span);
+    fn record_stage(&self, index: usize, stage: Stage, timing: StageTiming) {
+        self.job.record_stage(self.first + index, stage, timing);
     }
 }

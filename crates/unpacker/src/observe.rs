@@ -1,36 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What an engine tells of all its jobs, to be counted.
+//! Events of an engine, for metrics.
 
 use crate::{Phase, UnpackError};
 
-/// Something that happened in an engine, whoever asked for it.
+/// An event of an engine, whichever caller caused it.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum EngineEvent<'a> {
-    /// Somebody asked for what cannot be begun, such as an image that is not there.
+    /// A request was refused before a job started, such as for an unknown image.
     Refused(&'a UnpackError),
-    /// Somebody asked for what a job does already, and waits for that.
+    /// A request joined a running job.
     Joined,
-    /// A job began.
+    /// A job started.
     Began,
-    /// Something happened to a layer of a job.
+    /// A layer of a job entered a phase.
     Layer(Phase),
     /// A job ended.
     Ended {
-        /// What kept the image from being ready, if anything did.
+        /// The error, if the image is not ready.
         error: Option<&'a UnpackError>,
-        /// The time it took.
+        /// The duration of the job.
         seconds: f64,
     },
-    /// A job could not remove its active snapshot or its lease. It is tried again for some minutes,
-    /// then by the next job, and last by the lease's expiry.
+    /// A job could not remove its active snapshot or its lease. The engine retries for some
+    /// minutes; after that, the next job or the lease's expiry removes them.
     CleanupFailed,
 }
 
-/// Who is told.
+/// Receives the events of an engine.
 pub trait EngineObserver: std::fmt::Debug + Send + Sync {
-    /// Is told at once, and must not block.
-    fn on_event(&self, seen: &EngineEvent<'_>);
+    /// Called synchronously; must not block.
+    fn on_event(&self, event: &EngineEvent<'_>);
 }

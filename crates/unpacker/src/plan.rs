@@ -1,34 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The plan: which snapshots an image has, with which labels.
+//! The plan of an image: its snapshots and their labels.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use resnap_core::{
-    ChainId, Descriptor, DiffId, Error, Kind, Labels, erofs_layer, labels, media_type,
-};
-use resnap_handler_wrapper::{Children, Choice, ChoiceError, Handler, NotAnImage, append_info};
-use resnap_platforms::{Matcher, Platform};
+use resnap_core::{ChainId, Descriptor, DiffId, Error, Labels, erofs_layer, labels, media_type};
+use resnap_handler_wrapper::{Choice, ChoiceError, Handler, NotAnImage, append_info};
+use resnap_platforms::Platform;
 
-use crate::choose::{Chosen, choose, os_features, wanted};
-use crate::engine::Inner;
+use crate::backend::Backend;
+use crate::choose::{Selection, os_features, select};
 use crate::{Request, ResolvedImage, UnpackError};
 
-/// About what an entry of a map takes beside its texts, and a layer beside its maps.
-const ENTRY: usize = 64;
-const LAYER: usize = 1024;
+/// The approximate cost in bytes of a map entry beside its texts.
+const ENTRY_BYTES: usize = 64;
 
-/// What is to be on a snapshotter for an image to be ready there.
+/// The approximate cost in bytes of a layer beside its maps.
+const LAYER_BYTES: usize = 1024;
+
+/// The snapshots that make an image ready on a snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Plan {
     /// The image.
     pub image: ResolvedImage,
-    /// The platform of the manifest, as the config has it.
+    /// The platform in the config.
     pub platform: Platform,
-    /// What a snapshotter has to take: the OS features of the config, and `erofs` if layers are
-    /// EROFS images.
+    /// The OS features that a snapshotter must support: those of the config, and `erofs` if layers
+    /// are EROFS images.
     pub os_features: BTreeSet<String>,
     /// The manifest.
     pub manifest: Descriptor,
@@ -40,12 +41,13 @@ pub struct Plan {
 
 /// One layer of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PlannedLayer {
     /// The blob.
     pub descriptor: Descriptor,
-    /// The digest of its uncompressed tar.
+    /// The digest of the uncompressed tar.
     pub diff_id: DiffId,
-    /// Its committed snapshot.
+    /// The name of the committed snapshot.
     pub chain_id: ChainId,
     /// The committed snapshot below.
     pub parent: Option<ChainId>,
@@ -54,73 +56,73 @@ pub struct PlannedLayer {
 }
 
 impl Plan {
-    /// The committed snapshot of the top layer; `None` for an image without layers.
+    /// Returns the committed snapshot of the top layer; `None` for an image without layers.
     pub fn top(&self) -> Option<&ChainId> {
         self.layers.last().map(|layer| &layer.chain_id)
     }
 
-    /// Returns about how many bytes of memory it takes: its texts, of which annotations and labels
-    /// may be megabytes.
+    /// Returns the approximate memory use in bytes. Annotations and labels may take megabytes.
     pub(crate) fn bytes(&self) -> usize {
-        let of = |labels: &Labels| -> usize {
+        let map_bytes = |labels: &Labels| -> usize {
             let pairs = labels.iter();
             pairs
-                .map(|(key, value)| ENTRY + key.len() + value.len())
+                .map(|(key, value)| ENTRY_BYTES + key.len() + value.len())
                 .sum()
         };
         let descriptors = [&self.image.target, &self.manifest, &self.config];
-        let descriptors = descriptors.map(|descriptor| of(&descriptor.annotations));
+        let descriptors = descriptors.map(|descriptor| map_bytes(&descriptor.annotations));
         let layers = self.layers.iter();
-        let layers =
-            layers.map(|layer| LAYER + of(&layer.descriptor.annotations) + of(&layer.labels));
+        let layers = layers.map(|layer| {
+            let annotations = map_bytes(&layer.descriptor.annotations);
+            LAYER_BYTES + annotations + map_bytes(&layer.labels)
+        });
         descriptors.into_iter().sum::<usize>() + layers.sum::<usize>()
     }
 }
 
-/// A plan of more bytes is large. Those of honest images take a tenth of it.
-const LARGE: usize = 1 << 20;
-
-/// Most bytes of the large plans of running jobs.
-const MAX_RUNNING: usize = 64 << 20;
-
-/// Checks that there is room for a plan in memory beside those of the jobs that run, which may be
-/// many, and run for long when nobody waits for them.
-///
-/// # Errors
-/// [`Kind::ResourceExhausted`] for a large plan where there are enough of these.
-pub(crate) fn require_room<'a>(
-    running: impl Iterator<Item = &'a Plan>,
-    plan: &Plan,
-) -> Result<(), UnpackError> {
-    let own = plan.bytes();
-    if own <= LARGE {
-        return Ok(());
-    }
-    let others: usize = running
-        .map(Plan::bytes)
-        .filter(|bytes| *bytes > LARGE)
-        .sum();
-    if others + own <= MAX_RUNNING {
-        return Ok(());
-    }
-    let reason = format!(
-        "its manifest has {own} bytes of annotations and labels, and those of images that are being unpacked {others}, of at most {MAX_RUNNING} together: wait until these are done"
-    );
-    Err(UnpackError::Image {
-        image: plan.image.name.clone(),
-        source: Error::new(Kind::ResourceExhausted, "begin", "unpack").with_source(reason),
-    })
-}
-
-/// Plans what `request` is about, and whether the plan lasts as long as the image's target stays.
-pub(crate) async fn plan(
-    engine: &Inner,
+/// Makes the plan for `request`, and returns whether it is valid for as long as the image's target
+/// stays.
+pub(crate) async fn make_plan(
+    backend: &Backend,
     image: ResolvedImage,
     request: &Request,
 ) -> Result<(Plan, bool), UnpackError> {
-    let (ports, scope) = (&engine.ports, &engine.scope);
-    let failed = |source| match NotAnImage::behind(&source) {
-        Some(NotAnImage { media_type }) => UnpackError::NotAnImage {
+    let selection = select(backend, &image, request).await;
+    let Selection { choice, cacheable } =
+        selection.map_err(|error| choice_error(&image, request, error))?;
+    let descriptors = labelled_layers(backend, &image, request, &choice).await?;
+    let diff_ids = diff_ids(&image, &descriptors, choice.config.diff_ids.clone())?;
+    require_same_count(&image, &choice, &descriptors, &diff_ids)?;
+    let layers = chain(&image, descriptors, diff_ids)?;
+    let plan = Plan {
+        os_features: os_features(&choice.config.platform, &choice.layers),
+        image,
+        platform: choice.config.platform,
+        manifest: choice.manifest,
+        config: choice.config_descriptor,
+        layers,
+    };
+    Ok((plan, cacheable))
+}
+
+fn choice_error(image: &ResolvedImage, request: &Request, error: ChoiceError) -> UnpackError {
+    match error {
+        ChoiceError::NoMatch(mut available) => {
+            available.sort();
+            available.dedup();
+            UnpackError::NoManifest {
+                image: image.name.clone(),
+                wanted: request.platform_or_host().to_string(),
+                available,
+            }
+        }
+        ChoiceError::Content(error) => document_error(image, request, error),
+    }
+}
+
+fn document_error(image: &ResolvedImage, request: &Request, source: Error) -> UnpackError {
+    match NotAnImage::behind(&source) {
+        Some(NotAnImage { media_type, .. }) => UnpackError::NotAnImage {
             image: image.name.clone(),
             part: "config",
             media_type: media_type.clone(),
@@ -130,59 +132,61 @@ pub(crate) async fn plan(
             source,
             fetch: image.fetch(request.platform.as_ref()),
         },
-    };
-    let chosen = choose(engine, &image, request).await;
-    let Chosen { choice, lasting } = chosen.map_err(|error| match error {
-        ChoiceError::NoMatch(mut available) => {
-            available.sort();
-            available.dedup();
-            UnpackError::NoManifest {
-                image: image.name.clone(),
-                wanted: wanted(request).to_string(),
-                available,
-            }
-        }
-        ChoiceError::Content(error) => failed(error),
-    })?;
-    let Choice {
-        manifest,
-        config_descriptor,
-        config,
-        layers,
-    } = choice;
+    }
+}
 
-    let handler: Arc<dyn Handler> =
-        Arc::new(Children::new(Arc::clone(&ports.content), scope.clone()));
+/// Returns the layers of the chosen manifest with the annotations that become labels.
+async fn labelled_layers(
+    backend: &Backend,
+    image: &ResolvedImage,
+    request: &Request,
+    choice: &Choice,
+) -> Result<Vec<Descriptor>, UnpackError> {
+    let content = Arc::clone(&backend.ports.content);
+    let children: Arc<dyn Handler> = Arc::new(choice.children(content, backend.scope.clone()));
     let own = append_info(image.reference.as_deref());
-    let handler = request
-        .wrappers
-        .iter()
-        .fold(own(handler), |inner, wrapper| wrapper(inner));
-    let children = handler.handle(&manifest).await.map_err(failed)?;
-    let descriptors: Vec<Descriptor> = children
-        .into_iter()
-        .filter(|child| media_type::is_layer(&child.media_type))
-        .collect();
-    let diff_ids = diff_ids(&image, &descriptors, config.diff_ids)?;
-    if let (true, false, Some(other)) =
-        (descriptors.is_empty(), diff_ids.is_empty(), layers.first())
-    {
+    let wrappers = request.wrappers.iter();
+    let handler = wrappers.fold(own(children), |inner, wrapper| wrapper(inner));
+    let children = handler.handle(&choice.manifest).await;
+    let mut children = children.map_err(|error| document_error(image, request, error))?;
+    children.retain(|child| media_type::is_layer(&child.media_type));
+    Ok(children)
+}
+
+fn require_same_count(
+    image: &ResolvedImage,
+    choice: &Choice,
+    layers: &[Descriptor],
+    diff_ids: &[DiffId],
+) -> Result<(), UnpackError> {
+    if let (true, false, Some(other)) = (
+        layers.is_empty(),
+        diff_ids.is_empty(),
+        choice.layers.first(),
+    ) {
         return Err(UnpackError::NotAnImage {
-            image: image.name,
+            image: image.name.clone(),
             part: "layers",
             media_type: other.media_type.clone(),
         });
     }
-    if descriptors.len() != diff_ids.len() {
+    if layers.len() != diff_ids.len() {
         return Err(UnpackError::LayerCount {
-            image: image.name,
-            manifest: manifest.digest,
-            layers: descriptors.len(),
+            image: image.name.clone(),
+            manifest: choice.manifest.digest.clone(),
+            layers: layers.len(),
             diff_ids: diff_ids.len(),
         });
     }
+    Ok(())
+}
 
-    let os_features = os_features(&config.platform, &layers);
+/// Computes the chain IDs and labels of the layers.
+fn chain(
+    image: &ResolvedImage,
+    descriptors: Vec<Descriptor>,
+    diff_ids: Vec<DiffId>,
+) -> Result<Vec<PlannedLayer>, UnpackError> {
     let mut layers: Vec<PlannedLayer> = Vec::with_capacity(descriptors.len());
     for (descriptor, diff_id) in descriptors.into_iter().zip(diff_ids) {
         let parent = layers.last().map(|layer| layer.chain_id.clone());
@@ -190,7 +194,7 @@ pub(crate) async fn plan(
         let labels = layer_labels(&descriptor, &diff_id, &chain_id, parent.as_ref());
         if let Some((key, value)) = labels.iter().find(|(key, value)| !labels::fits(key, value)) {
             return Err(UnpackError::LabelTooLong {
-                image: image.name,
+                image: image.name.clone(),
                 digest: descriptor.digest,
                 key: key.clone(),
                 bytes: key.len() + value.len(),
@@ -204,19 +208,11 @@ pub(crate) async fn plan(
             labels,
         });
     }
-    let plan = Plan {
-        image,
-        platform: config.platform,
-        os_features,
-        manifest,
-        config: config_descriptor,
-        layers,
-    };
-    Ok((plan, lasting))
+    Ok(layers)
 }
 
-/// The diff IDs of `layers`: the config's, or where it has none those that layers of the EROFS image
-/// format say themselves. Of such an image every layer has to be one that is taken.
+/// Returns the diff IDs of `layers`: those of the config or, if it has none, those that layers of the
+/// EROFS image format carry themselves. All layers of such an image must be supported.
 fn diff_ids(
     image: &ResolvedImage,
     layers: &[Descriptor],
@@ -258,17 +254,8 @@ fn diff_ids(
     Ok(if listed.is_empty() { own } else { listed })
 }
 
-/// What this machine takes of an image. One that is for one platform only was chosen by whoever
-/// pulled it (containerd `core/images/image.go`, `Manifest`, looks at no config then).
-pub(crate) fn host_matcher(target: &Descriptor) -> Matcher {
-    if media_type::is_manifest(&target.media_type) {
-        Matcher::all()
-    } else {
-        Matcher::default()
-    }
-}
-
-/// What of the layer's annotations passes on, and the labels that containerd's own unpacker sets.
+/// Returns the annotations of the layer that pass on, and the labels that containerd's own unpacker
+/// sets.
 fn layer_labels(
     descriptor: &Descriptor,
     diff_id: &DiffId,
@@ -295,7 +282,6 @@ mod tests {
     use resnap_core::testing::{Simulated, SimulatedImage, SimulatedLayer};
     use resnap_handler_wrapper::MAX_LAYERS;
 
-    use super::{LARGE, MAX_RUNNING, require_room};
     use crate::{Engine, EngineSettings, Request};
 
     #[tokio::test]
@@ -311,27 +297,5 @@ mod tests {
         assert_eq!(plan.layers.len(), MAX_LAYERS);
         let error = engine.plan(&Request::new("too-tall", "")).await;
         assert_eq!(error.unwrap_err().kind(), Kind::InvalidArgument);
-    }
-
-    #[tokio::test]
-    async fn large_plans_of_running_jobs_are_bounded_together() {
-        let backend = Simulated::new();
-        let image = SimulatedImage::new([SimulatedLayer::new("a")]);
-        backend.add_image("k8s.io", "web", &image);
-        let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
-        let plan = engine.plan(&Request::new("web", "")).await.unwrap();
-        let mut large = (*plan).clone();
-        let annotation = ("annotation".to_owned(), "x".repeat(4 * LARGE));
-        large.layers[0].descriptor.annotations.extend([annotation]);
-
-        let room = |running: usize, wanted| require_room(vec![&large; running].into_iter(), wanted);
-        let most = MAX_RUNNING / large.bytes();
-        assert!(room(most - 1, &large).is_ok());
-        let error = room(most, &large).unwrap_err();
-        assert_eq!(error.kind(), Kind::ResourceExhausted);
-        assert!(error.to_string().contains("web"), "{error}");
-        // Small ones are taken in spite of them, and take no room from them.
-        assert!(room(2 * most, &plan).is_ok());
-        assert!(require_room(vec![&*plan; 100_000].into_iter(), &large).is_ok());
     }
 }

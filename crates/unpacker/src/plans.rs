@@ -1,179 +1,199 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Plans that are kept, and the making of those that are not.
+//! The cache of plans.
 //!
-//! Each is made once for all who ask for it meanwhile, in a task of its own. What fails by what the
-//! documents say fails again, and is kept as well; what fails otherwise may work the next time.
+//! A plan is made once for all concurrent callers, in a task of its own. A failure that the image's
+//! documents cause repeats itself, and is cached for a while; other failures are not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
-use resnap_core::{Error, Kind};
+use resnap_core::{Digest, Error, Kind, ManifestPreference, Platform};
 use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 
 use crate::{Plan, UnpackError};
 
-/// Most plans that are kept; one of many layers takes half a megabyte.
+/// The limit on the number of cached plans. A plan of many layers takes half a megabyte.
 const MAX_PLANS: usize = 128;
 
-/// Most bytes that they take, about: a hostile image may have megabytes of layers and annotations.
+/// The approximate limit on the bytes of all cached plans: a hostile image may have megabytes of
+/// layers and annotations.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
 
-/// How long making one may take: some reads of small files by the backend, and the wait for others
-/// whose documents are large.
+/// The approximate cost in bytes of a cached error beside its messages.
+const ERROR_BYTES: usize = 1024;
+
+/// The time limit for making a plan: some reads of small files by the backend, and the wait for
+/// other images with large documents.
 const TIME: Duration = Duration::from_secs(300);
 
-/// How long a failure is kept: the same for one that was taken for the image's by mistake.
+/// How long a failure is cached. It also bounds the effect of a failure that was mistaken for one
+/// of the image.
 const FAILURE_TIME: Duration = Duration::from_secs(600);
 
-/// The plans of an engine. Clones are the same.
+/// The plans of an engine. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Plans(Arc<Inner>);
+pub(crate) struct PlanCache(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    kept: Mutex<HashMap<String, Kept>>,
-    /// Those that are being made, by the same keys.
-    making: Mutex<HashMap<String, Making>>,
+    cached: Mutex<HashMap<PlanKey, Cached>>,
+    /// The plans that are being made.
+    pending: Mutex<HashMap<PlanKey, Pending>>,
 }
 
-/// A plan, or why there is none.
+/// The inputs of a plan: equal keys have equal plans.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct PlanKey {
+    pub(crate) name: String,
+    pub(crate) reference: Option<String>,
+    pub(crate) target: Digest,
+    pub(crate) platform: Option<Platform>,
+    pub(crate) pick: ManifestPreference,
+    /// The OS features of the snapshotter, if they influence the choice.
+    pub(crate) features: BTreeSet<String>,
+    /// The name in the request, if it influences the choice.
+    pub(crate) asked_by: Option<String>,
+}
+
+/// A plan, or the reason why there is none.
 type Planned = Result<Arc<Plan>, UnpackError>;
 
 /// A plan that is being made.
-type Making = Shared<BoxFuture<'static, Planned>>;
+type Pending = Shared<BoxFuture<'static, Planned>>;
 
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct Cached {
     pub(crate) result: Planned,
-    /// About how many it takes.
+    /// The approximate memory use.
     bytes: usize,
-    /// When it is forgotten.
+    /// When the entry expires.
     until: Option<Instant>,
 }
 
-impl Plans {
-    /// Returns the plan that is kept by `key`, or that somebody else is making for it, or else what
-    /// `make` makes for `image` in a task of the runtime. That also says whether it will make the
-    /// same as long as the key is the same. Without a key nothing is kept or shared. Dropping the
-    /// future does not stop the making.
+impl PlanCache {
+    /// Returns the plan cached under `key`, or joins the caller that is making it, or runs `make`
+    /// in a task of the runtime. `make` also returns whether its plan may be cached. Without a key
+    /// nothing is cached or shared. Dropping the future does not stop the task.
     pub(crate) async fn get_or_make(
         &self,
         image: &str,
-        key: Option<String>,
+        key: Option<PlanKey>,
         make: impl Future<Output = Result<(Plan, bool), UnpackError>> + Send + 'static,
     ) -> Planned {
         let name = image.to_owned();
-        let make = async move { within(&name, make).await };
+        let make = async move { within_time(&name, make).await };
         let Some(key) = key else {
             return in_task(image, async { Ok(Arc::new(make.await?.0)) }).await;
         };
-        let making = {
-            let mut making = self.making();
-            // A plan is kept before it is no longer being made.
-            if let Some(known) = self.get(&key) {
-                return known;
+        let plan = {
+            let mut pending = self.pending();
+            // A plan is cached before its pending entry goes.
+            if let Some(cached) = self.get(&key) {
+                return cached;
             }
-            match making.get(&key) {
-                Some(making) => making.clone(),
+            match pending.get(&key) {
+                Some(plan) => plan.clone(),
                 None => {
-                    let entry = Entry(self.clone(), key.clone());
-                    let begun = in_task(image, entry.make(make)).shared();
-                    making.entry(key).or_insert(begun).clone()
+                    let entry = PendingEntry(self.clone(), key.clone());
+                    let plan = in_task(image, entry.make(make)).shared();
+                    pending.entry(key).or_insert(plan).clone()
                 }
             }
         };
-        making.await
+        plan.await
     }
 
-    fn get(&self, key: &str) -> Option<Result<Arc<Plan>, UnpackError>> {
-        let kept = self.kept();
-        let found = kept.get(key)?;
-        let is_over = found.until.is_some_and(|until| until <= Instant::now());
-        (!is_over).then(|| found.result.clone())
+    fn get(&self, key: &PlanKey) -> Option<Planned> {
+        let cached = self.cached();
+        let found = cached.get(key)?;
+        let is_expired = found.until.is_some_and(|until| until <= Instant::now());
+        (!is_expired).then(|| found.result.clone())
     }
 
-    fn keep(&self, key: String, result: Result<Arc<Plan>, UnpackError>) {
+    fn insert(&self, key: PlanKey, result: Planned) {
         let (bytes, until) = match &result {
             Ok(plan) => (plan.bytes(), None),
-            Err(error) => (text_bytes(error), Some(Instant::now() + FAILURE_TIME)),
+            Err(error) => (error_bytes(error), Some(Instant::now() + FAILURE_TIME)),
         };
         if bytes > MAX_BYTES {
             return;
         }
-        let mut kept = self.kept();
-        let sum: usize = kept.values().map(|kept| kept.bytes).sum();
-        if kept.len() >= MAX_PLANS || sum + bytes > MAX_BYTES {
-            kept.clear();
+        let mut cached = self.cached();
+        let sum: usize = cached.values().map(|cached| cached.bytes).sum();
+        if cached.len() >= MAX_PLANS || sum + bytes > MAX_BYTES {
+            cached.clear();
         }
-        kept.insert(
-            key,
-            Kept {
-                result,
-                bytes,
-                until,
-            },
-        );
+        let entry = Cached {
+            result,
+            bytes,
+            until,
+        };
+        cached.insert(key, entry);
     }
 
-    fn making(&self) -> MutexGuard<'_, HashMap<String, Making>> {
-        self.0.making.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, HashMap<PlanKey, Pending>> {
+        self.0
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn kept(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
-        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn cached(&self) -> MutexGuard<'_, HashMap<PlanKey, Cached>> {
+        self.0.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The place of a plan that is being made, until this is dropped.
-struct Entry(Plans, String);
+/// The pending entry of a plan, removed on drop.
+struct PendingEntry(PlanCache, PlanKey);
 
-impl Entry {
+impl PendingEntry {
     async fn make(self, make: impl Future<Output = Result<(Plan, bool), UnpackError>>) -> Planned {
-        let (result, lasts) = match make.await {
-            Ok((plan, lasts)) => (Ok(Arc::new(plan)), lasts),
+        let (result, is_cacheable) = match make.await {
+            Ok((plan, is_cacheable)) => (Ok(Arc::new(plan)), is_cacheable),
             Err(error) => {
-                let lasts = is_the_images(&error);
-                (Err(error), lasts)
+                let is_cacheable = is_of_documents(&error);
+                (Err(error), is_cacheable)
             }
         };
         let Self(plans, key) = &self;
-        if lasts {
-            plans.keep(key.clone(), result.clone());
+        if is_cacheable {
+            plans.insert(key.clone(), result.clone());
         }
         result
     }
 }
 
-impl Drop for Entry {
+impl Drop for PendingEntry {
     fn drop(&mut self) {
-        self.0.making().remove(&self.1);
+        self.0.pending().remove(&self.1);
     }
 }
 
-/// Makes a plan in a task of its own, from now on.
+/// Starts making a plan in a task of its own.
 fn in_task(
     image: &str,
     make: impl Future<Output = Planned> + Send + 'static,
 ) -> BoxFuture<'static, Planned> {
     let (task, image) = (tokio::spawn(make.in_current_span()), image.to_owned());
-    let made = async move {
+    let plan = async move {
         task.await.unwrap_or_else(|error| {
             let reason = error.to_string();
             Err(UnpackError::Broken { image, reason })
         })
     };
-    made.boxed()
+    plan.boxed()
 }
 
-/// Gives up what takes longer than [`TIME`].
-async fn within<T>(
+/// Fails if `make` takes longer than [`TIME`].
+async fn within_time<T>(
     image: &str,
     make: impl Future<Output = Result<T, UnpackError>>,
 ) -> Result<T, UnpackError> {
@@ -187,9 +207,9 @@ async fn within<T>(
     })
 }
 
-/// Whether a plan fails by what the image's documents say. That bytes are not those of their digest
-/// is none of it: the next pull may bring the right ones.
-fn is_the_images(error: &UnpackError) -> bool {
+/// Returns whether planning fails because of the contents of the image's documents. A digest
+/// mismatch does not count: the next pull may bring the right bytes.
+fn is_of_documents(error: &UnpackError) -> bool {
     match error {
         UnpackError::NoManifest { .. } => true,
         UnpackError::Backend(_) | UnpackError::Image { .. } | UnpackError::Broken { .. } => false,
@@ -200,8 +220,8 @@ fn is_the_images(error: &UnpackError) -> bool {
     }
 }
 
-/// Returns about how much memory an error takes: as much as all of it as text.
-fn text_bytes(value: &UnpackError) -> usize {
+/// Returns the approximate memory use of an error: a fixed cost, and the length of its messages.
+fn error_bytes(error: &UnpackError) -> usize {
     struct Count(usize);
     impl fmt::Write for Count {
         fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -209,9 +229,13 @@ fn text_bytes(value: &UnpackError) -> usize {
             Ok(())
         }
     }
-    let mut count = Count(0);
-    // Counting cannot fail.
-    let _ = write!(count, "{value:?}");
+    let mut count = Count(ERROR_BYTES);
+    let mut next: Option<&dyn StdError> = Some(error);
+    while let Some(error) = next {
+        // Counting cannot fail.
+        let _ = write!(count, "{error}");
+        next = error.source();
+    }
     count.0
 }
 
@@ -220,9 +244,12 @@ mod tests {
     use resnap_core::testing::{
         Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
     };
+    use resnap_core::{Profiles, Scope};
     use resnap_handler_wrapper::MAX_LAYERS;
 
     use super::*;
+    use crate::backend::Backend;
+    use crate::planner::Planner;
     use crate::{Engine, EngineSettings, Request};
 
     fn engine(backend: &Simulated) -> Engine {
@@ -309,5 +336,34 @@ mod tests {
         }
         assert_eq!(backend.calls(Operation::OpenContent), 2 * reads);
         assert!(start.elapsed() < TIME / 5, "one after the other");
+    }
+
+    #[tokio::test]
+    async fn plans_of_tall_images_do_not_pile_up() {
+        let backend = Simulated::new();
+        let layer = SimulatedLayer::new("the same again");
+        let tall = SimulatedImage::new(vec![layer.clone(); MAX_LAYERS]);
+        let mut wordy = layer.clone();
+        let word = |number| (format!("org.example.{number}"), "x".repeat(4000));
+        wordy.descriptor.annotations = (0..1500).map(word).collect();
+        let wordy = SimulatedImage::new([wordy]);
+        let usual = SimulatedImage::new([layer]);
+        let planner = Planner::new(Arc::new(Backend {
+            ports: backend.ports(),
+            scope: Scope::new("k8s.io"),
+            profiles: Profiles::default(),
+        }));
+        for number in 0..12 {
+            for (name, image) in [("tall", &tall), ("wordy", &wordy), ("usual", &usual)] {
+                let name = format!("{name}-{number}");
+                backend.add_image("k8s.io", &name, image);
+                planner.plan(&Request::new(&name, "")).await.unwrap();
+                let cached = planner.cache().cached();
+                let texts = cached.values().map(|entry| format!("{:?}", entry.result));
+                let bytes: usize = texts.map(|text| text.len()).sum();
+                assert!(bytes <= MAX_BYTES, "{bytes} in {}", cached.len());
+                assert!(cached.keys().any(|key| key.name == name), "{name}");
+            }
+        }
     }
 }

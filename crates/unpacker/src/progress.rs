@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! How far a job is.
+//! The progress of a job.
 
 use std::collections::BTreeMap;
 
 use crate::{Event, Phase};
 
-/// How far a job is, by its events, whoever reads them: of the bytes of the layers' blobs those that
-/// have been read, a layer that is ready counting as read.
+/// The progress of a job, computed from its events: the bytes of the layer blobs that have been
+/// read, where a ready layer counts as read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
     bytes: u64,
     ready_layers: usize,
     ready_bytes: u64,
-    /// Of the layers at work, by their numbers.
+    /// The bytes read of each layer in progress, by its number.
     read: BTreeMap<usize, u64>,
 }
 
 impl Progress {
-    /// Counts an event; they come in the order in which they are told.
+    /// Records an event. Events must be recorded in their order.
     pub fn record(&mut self, event: &Event) {
         match event.phase {
             Phase::Planned => self.bytes = self.bytes.saturating_add(event.bytes),
@@ -36,28 +36,28 @@ impl Progress {
         }
     }
 
-    /// Bytes of all layers. A descriptor may state any size: sums stop at the largest number.
+    /// Returns the bytes of all layer blobs. A descriptor may state any size, so sums saturate.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Layers that are ready.
+    /// Returns the number of ready layers.
     pub fn ready_layers(&self) -> usize {
         self.ready_layers
     }
 
-    /// Bytes of those.
+    /// Returns the bytes of the blobs of ready layers.
     pub fn ready_bytes(&self) -> u64 {
         self.ready_bytes
     }
 
-    /// Bytes that have been read.
+    /// Returns the bytes read so far.
     pub fn read_bytes(&self) -> u64 {
         let read = self.read.values();
         read.fold(self.ready_bytes, |sum, read| sum.saturating_add(*read))
     }
 
-    /// The same of all bytes, 0 to 100.
+    /// Returns the share of bytes read in percent, 0 to 100.
     pub fn percent(&self) -> u8 {
         percent(self.read_bytes(), self.bytes)
     }

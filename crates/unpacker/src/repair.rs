@@ -1,173 +1,146 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Chains that somebody unpacked without labels.
+//! Repair of a chain that another client unpacked without labels.
 
 use resnap_core::{Kind, Labels, SnapshotKey, labels};
 
 use crate::UnpackError;
-use crate::chain::{Chain, TRIES};
+use crate::chain::{ATTEMPTS, Chain};
 use crate::plan::PlannedLayer;
 
-/// How a try to remove layers ended.
+/// The result of an attempt to remove layers.
 enum Removal {
     Done,
-    /// Somebody else was at it, or else this is in the way.
-    Again(Option<UnpackError>),
+    /// Another client interfered; the error is the obstacle, if there is one.
+    Retry(Option<UnpackError>),
 }
 
-impl Chain {
-    /// Gives the layers that are there the labels they lack: by setting them where that makes of a
-    /// snapshot what it would have been with them; else the layers are removed, from the top down,
-    /// to be made again. Nothing is changed where a snapshot to be removed is in use.
-    pub(crate) async fn repair(&self) -> Result<(), UnpackError> {
-        let layers = &self.flight.plan.layers;
-        let need = self.shared.profiles.need(&self.flight.snapshotter);
-        if let (Some(repair_label), Some(top)) =
-            (need.and_then(|need| need.repair_label), layers.last())
-        {
-            return self.mend(top, repair_label).await;
-        }
-        let mut obstacle = None;
-        for _ in 0..TRIES {
-            match self.remove_unlabelled().await? {
-                Removal::Done => return Ok(()),
-                Removal::Again(why) => obstacle = why,
-            }
-        }
-        obstacle.map_or(Ok(()), Err)
+/// Gives the existing layers the labels they lack: by setting them if that makes the snapshot what
+/// it would have been with them from the start, otherwise by removing the layers from the top down,
+/// to be made again. Nothing is changed if a snapshot to be removed is in use.
+pub(crate) async fn repair(chain: &Chain) -> Result<(), UnpackError> {
+    let need = chain.backend.profiles.need(&chain.job.spec.snapshotter);
+    let repair_label = need.and_then(|need| need.repair_label);
+    if let (Some(repair_label), Some(top)) = (repair_label, chain.layers().last()) {
+        return set_labels(chain, top, repair_label).await;
     }
+    let mut obstacle = None;
+    for _ in 0..ATTEMPTS {
+        match remove_unlabelled(chain).await? {
+            Removal::Done => return Ok(()),
+            Removal::Retry(why) => obstacle = why,
+        }
+    }
+    obstacle.map_or(Ok(()), Err)
+}
 
-    /// Removes the lowest layer without labels and those above.
-    async fn remove_unlabelled(&self) -> Result<Removal, UnpackError> {
-        let layers = &self.flight.plan.layers;
-        let mut present = 0;
-        let mut lowest = None;
-        for (index, layer) in layers.iter().enumerate() {
-            let Some(info) = self.find(layer).await? else {
-                break;
-            };
-            present = index + 1;
-            if lowest.is_none() && !labels::missing(&info.labels).is_empty() {
-                lowest = Some(index);
-            }
-        }
-        let Some(lowest) = lowest else {
-            return Ok(Removal::Done);
+/// Removes the lowest layer without labels and those above.
+async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
+    let layers = chain.layers();
+    let mut present = 0;
+    let mut lowest = None;
+    for (index, layer) in layers.iter().enumerate() {
+        let Some(info) = chain.find(layer).await? else {
+            break;
         };
-        for (index, layer) in layers.iter().enumerate().take(present).skip(lowest) {
-            self.require_unused(index).await?;
-            // What could not be made again must not be removed.
-            self.require_blob(layer).await?;
+        present = index + 1;
+        if lowest.is_none() && !labels::missing(&info.labels).is_empty() {
+            lowest = Some(index);
         }
-        for (index, layer) in layers[lowest..present].iter().enumerate().rev() {
-            let _lock = self.lock(lowest + index).await?;
-            // As long as the lowest is the old one, so are those above: what another repair made
-            // while we waited must not be removed.
-            let old = self.find(&layers[lowest]).await?;
-            if old.is_none_or(|info| labels::missing(&info.labels).is_empty()) {
-                return Ok(Removal::Again(None));
-            }
-            let removed = self
-                .snapshotter
-                .remove(&self.shared.scope, &SnapshotKey::from(&layer.chain_id))
-                .await;
-            let index = lowest + index;
-            match removed {
-                Err(error) if error.kind() == Kind::FailedPrecondition => {
-                    // Somebody builds on it by now, which the next look tells. If nobody does,
-                    // containerd counts as a child what garbage collection has removed, and then
-                    // only garbage collection removes the parent.
-                    return Ok(Removal::Again(Some(UnpackError::Unremovable {
-                        image: self.flight.title.clone(),
-                        chain_id: layer.chain_id.clone(),
-                        snapshotter: self.flight.snapshotter.clone(),
-                        source: error,
-                    })));
-                }
-                Err(error) if !error.is_not_found() => return Err(self.failed_layer(index, error)),
-                _ => {}
-            }
-        }
-        Ok(Removal::Done)
     }
+    let Some(lowest) = lowest else {
+        return Ok(Removal::Done);
+    };
+    for (index, layer) in layers.iter().enumerate().take(present).skip(lowest) {
+        require_unused(chain, index).await?;
+        // A layer that cannot be made again must not be removed.
+        chain.require_blob(layer).await?;
+    }
+    for index in (lowest..present).rev() {
+        let _lock = chain.lock(index).await?;
+        // While the lowest layer is the old one, so are those above: a layer that another repair
+        // made meanwhile must not be removed.
+        let old = chain.find(&layers[lowest]).await?;
+        if old.is_none_or(|info| labels::missing(&info.labels).is_empty()) {
+            return Ok(Removal::Retry(None));
+        }
+        if let Some(obstacle) = remove(chain, index).await? {
+            return Ok(Removal::Retry(Some(obstacle)));
+        }
+    }
+    Ok(Removal::Done)
+}
 
-    async fn mend(
-        &self,
-        top: &PlannedLayer,
-        (key, value): (&str, &str),
-    ) -> Result<(), UnpackError> {
-        let Some(info) = self.find(top).await? else {
-            return Ok(());
-        };
-        if labels::missing(&info.labels).is_empty() {
-            return Ok(());
+/// Removes a layer; returns the error if containerd refuses because of a child.
+async fn remove(chain: &Chain, index: usize) -> Result<Option<UnpackError>, UnpackError> {
+    let layer = &chain.layers()[index];
+    let key = SnapshotKey::from(&layer.chain_id);
+    let removed = chain.snapshotter.remove(&chain.backend.scope, &key).await;
+    match removed {
+        // A child was made meanwhile, which the next attempt finds. If it finds none, containerd
+        // counts a child that garbage collection has removed, and only garbage collection can
+        // remove the parent.
+        Err(error) if error.kind() == Kind::FailedPrecondition => {
+            Ok(Some(UnpackError::Unremovable {
+                image: chain.job.spec.title.clone(),
+                chain_id: layer.chain_id.clone(),
+                snapshotter: chain.job.spec.snapshotter.clone(),
+                source: error,
+            }))
         }
-        let mut labels: Labels = top.labels.clone();
-        labels.insert(key.to_owned(), value.to_owned());
-        let (scope, key) = (&self.shared.scope, SnapshotKey::from(&top.chain_id));
-        let mended = self.snapshotter.set_labels(scope, &key, &labels);
-        match mended.await {
-            // Garbage collection was faster: then it is made, with its labels.
-            Err(error) if !error.is_not_found() => Err(self.failed(error)),
-            _ => Ok(()),
-        }
+        Err(error) if !error.is_not_found() => Err(chain.failed_layer(index, error)),
+        _ => Ok(None),
     }
+}
 
-    /// That nothing stands on a layer but the next one of this image.
-    async fn require_unused(&self, index: usize) -> Result<(), UnpackError> {
-        let layers = &self.flight.plan.layers;
-        let layer = &layers[index];
-        let key = SnapshotKey::from(&layer.chain_id);
-        let scope = &self.shared.scope;
-        let children = self.snapshotter.children(scope, &key).await;
-        let children = children.map_err(|error| self.failed_layer(index, error))?;
-        let next = layers.get(index + 1);
-        let next = next.map(|next| SnapshotKey::from(&next.chain_id));
-        let other = children
-            .into_iter()
-            .find(|child| Some(&child.key) != next.as_ref());
-        let Some(other) = other else {
-            return Ok(());
-        };
-        let containers = self.shared.ports.containers.list(scope).await;
-        let containers = containers.map_err(|error| self.failed(error))?;
-        let container = containers.into_iter().find(|container| {
-            container.snapshotter == self.flight.snapshotter && container.snapshot == other.key
-        });
-        Err(UnpackError::InUse {
-            image: self.flight.title.clone(),
-            chain_id: layer.chain_id.clone(),
-            snapshotter: self.flight.snapshotter.clone(),
-            by: match container {
-                Some(container) => format!("container {}", container.id),
-                None => format!("snapshot {}", other.key),
-            },
-        })
+async fn set_labels(
+    chain: &Chain,
+    top: &PlannedLayer,
+    (key, value): (&str, &str),
+) -> Result<(), UnpackError> {
+    let Some(info) = chain.find(top).await? else {
+        return Ok(());
+    };
+    if labels::missing(&info.labels).is_empty() {
+        return Ok(());
     }
+    let mut labels: Labels = top.labels.clone();
+    labels.insert(key.to_owned(), value.to_owned());
+    let (scope, key) = (&chain.backend.scope, SnapshotKey::from(&top.chain_id));
+    match chain.snapshotter.set_labels(scope, &key, &labels).await {
+        // If it was garbage collected meanwhile, it is made again with its labels.
+        Err(error) if !error.is_not_found() => Err(chain.failed(error)),
+        _ => Ok(()),
+    }
+}
 
-    /// Where the snapshotter needs labels, the lowest `count` layers must have them. Answers whether
-    /// all that were looked at are there: a repair may be removing them.
-    pub(crate) async fn require_labels(&self, count: usize) -> Result<bool, UnpackError> {
-        let Some(need) = self.shared.profiles.need(&self.flight.snapshotter) else {
-            return Ok(true);
-        };
-        let layers = &self.flight.plan.layers;
-        let looked_at = layers[..count].iter().enumerate();
-        for (_, layer) in looked_at.filter(|(index, _)| need.covers(*index, layers.len())) {
-            let Some(info) = self.find(layer).await? else {
-                return Ok(false);
-            };
-            let missing = labels::missing(&info.labels);
-            if !missing.is_empty() {
-                return Err(UnpackError::Unlabelled {
-                    image: self.flight.title.clone(),
-                    chain_id: layer.chain_id.clone(),
-                    snapshotter: self.flight.snapshotter.clone(),
-                    missing,
-                });
-            }
-        }
-        Ok(true)
-    }
+/// Checks that a layer has no child but the next layer of this image.
+async fn require_unused(chain: &Chain, index: usize) -> Result<(), UnpackError> {
+    let (layers, spec) = (chain.layers(), &chain.job.spec);
+    let layer = &layers[index];
+    let key = SnapshotKey::from(&layer.chain_id);
+    let scope = &chain.backend.scope;
+    let children = chain.snapshotter.children(scope, &key).await;
+    let children = children.map_err(|error| chain.failed_layer(index, error))?;
+    let next = layers.get(index + 1);
+    let next = next.map(|next| SnapshotKey::from(&next.chain_id));
+    let mut children = children.into_iter();
+    let Some(other) = children.find(|child| Some(&child.key) != next.as_ref()) else {
+        return Ok(());
+    };
+    let containers = chain.backend.ports.containers.list(scope).await;
+    let containers = containers.map_err(|error| chain.failed(error))?;
+    let container = containers.into_iter().find(|container| {
+        container.snapshotter == spec.snapshotter && container.snapshot == other.key
+    });
+    Err(UnpackError::InUse {
+        image: spec.title.clone(),
+        chain_id: layer.chain_id.clone(),
+        snapshotter: spec.snapshotter.clone(),
+        by: match container {
+            Some(container) => format!("container {}", container.id),
+            None => format!("snapshot {}", other.key),
+        },
+    })
 }

@@ -1,40 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is told to an engine: how it works, and what is wanted of it.
+//! The settings of an engine and the requests to it.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use resnap_core::{ManifestPreference, Profiles};
+use resnap_core::{EROFS_FEATURE, ManifestPreference, Profiles};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
 
-use crate::Configuration;
+use crate::clock::Clock;
 use crate::observe::EngineObserver;
 
 /// How an engine works.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineSettings {
-    /// Where engines of this machine, also in other processes, leave locks for each other, by
-    /// which they do nothing twice and tell the leases of the living from those of the dead.
-    /// Without it an engine knows of its own jobs only.
+    /// The directory for locks. Engines that share it, also in other processes, never do the same
+    /// work twice, and know which leases belong to running processes. Without it an engine knows
+    /// its own jobs only.
     pub runtime_dir: Option<PathBuf>,
-    /// How many layers are written at once, ahead or in their snapshots. 3, as containerd has it.
-    /// While they are, up to as many jobs that somebody waits for write one more each.
+    /// The number of layers written at once, in staging or in their snapshots. The default is 3,
+    /// as in containerd. Beyond it, up to as many jobs with waiters write one more layer each.
     pub parallel_applies: usize,
-    /// How long a lease lives of whose maker nothing is heard. 1 h.
+    /// The time until a lease that is not renewed expires. The default is 1 h.
     pub lease_lifetime: Duration,
-    /// What is known of snapshotters.
+    /// The properties of the known snapshotters.
     pub profiles: Profiles,
-    /// What goes where if the user does not say so, the first that the image and the containerd
-    /// have: [`Configuration::defaults`] of overlayfs.
+    /// The unpack configurations, tried in order when a request names no snapshotter. The default
+    /// is [`Configuration::defaults`] for overlayfs.
     pub configurations: Vec<Configuration>,
-    /// What time it is, by which the backend ends leases.
+    /// The clock by which the backend expires leases.
     pub clock: Clock,
-    /// Who is told of all jobs.
+    /// The receiver of the events of all jobs.
     pub observer: Option<Arc<dyn EngineObserver>>,
 }
 
@@ -52,68 +53,81 @@ impl Default for EngineSettings {
     }
 }
 
-/// What tells the time of day, whenever it is asked: it may be set while an engine works, and goes on
-/// while the machine sleeps. By default it is the system's.
-#[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+/// A platform and the snapshotter that its images are unpacked for unless the request names one
+/// (compare containerd's transfer service, `plugins/transfer/plugin.go`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configuration {
+    /// The platform that the image must have.
+    pub platform: Platform,
+    /// The snapshotter.
+    pub snapshotter: String,
+    /// Whether the configuration is skipped, instead of an error, if the snapshotter is missing.
+    pub optional: bool,
+}
 
-impl Clock {
-    /// A clock that `now` reads.
-    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self(Arc::new(now))
-    }
-
-    pub(crate) fn now(&self) -> SystemTime {
-        self.0()
+impl Configuration {
+    /// Returns the default configurations: the plain platform of this machine on `default`, and
+    /// EROFS images on the erofs snapshotter if there is one.
+    pub fn defaults(default: &str) -> Vec<Self> {
+        vec![
+            Self {
+                platform: Platform::host(),
+                snapshotter: default.to_owned(),
+                optional: false,
+            },
+            Self {
+                platform: host_with_features([EROFS_FEATURE.to_owned()]),
+                snapshotter: "erofs".to_owned(),
+                optional: true,
+            },
+        ]
     }
 }
 
-impl Default for Clock {
-    fn default() -> Self {
-        Self::new(SystemTime::now)
+/// Returns this machine's platform with additional OS features.
+pub(crate) fn host_with_features(features: impl IntoIterator<Item = String>) -> Platform {
+    Platform {
+        os_features: features.into_iter().collect(),
+        ..Platform::host()
     }
 }
 
-impl std::fmt::Debug for Clock {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Clock").finish_non_exhaustive()
-    }
-}
-
-/// What is wanted.
+/// A request to make an image ready.
 #[derive(Clone)]
 pub struct Request {
-    /// An exact name, else a Docker name, else an image ID or the start of one.
+    /// An exact name, a Docker name, or an image ID or a prefix of one.
     pub image: String,
-    /// Where the image is to be ready; if empty, by [`EngineSettings::configurations`].
+    /// The snapshotter; if empty, it is picked by [`EngineSettings::configurations`].
     pub snapshotter: String,
-    /// The platform; the machine's own if `None`.
+    /// The platform; `None` for this machine's.
     pub platform: Option<Platform>,
-    /// The reference the user wrote, for where the store knows the image by its ID only.
+    /// The reference that the user wrote, used if the store knows the image by its ID only.
     pub user_reference: Option<String>,
-    /// Whether layers that are there without labels are mended: by labels where that is known to
-    /// do (nydus in proxy mode), else by removing and unpacking them again.
+    /// Whether layers that are present without labels are repaired: by setting the labels where
+    /// that suffices (nydus in proxy mode), otherwise by removing the layers and unpacking them
+    /// again.
     pub repair: bool,
-    /// Whether nobody waits for it: its layers are written when no job is at work that somebody
-    /// waits for. Once somebody who waits joins it, it is as urgent as theirs.
+    /// Whether nobody waits for the job: its layers are written only while no job with waiters has
+    /// work to do. The job becomes urgent when a request without this flag joins it.
     pub background: bool,
-    /// Whether it is asked for by itself, again and again, as a kubelet does: what failed by a limit
-    /// is tried again after a while then, and at once for a person. So it is with `background`.
+    /// Whether the request comes from a program that repeats it, such as a kubelet. Such a request,
+    /// like one with [`Request::background`], is refused for a while after the image has failed by a
+    /// limit; a request from a person is tried at once.
     pub by_itself: bool,
-    /// Which manifest of an index, if no platform is named.
+    /// The preferred manifest of an index, if no platform is named.
     pub pick: ManifestPreference,
-    /// Who asks, in a word for people: what [`JobStatus::origin`](crate::JobStatus::origin) says of a
-    /// job that this begins.
+    /// A word that names the caller, shown as [`JobStatus::origin`](crate::JobStatus::origin) of a
+    /// job that this request starts.
     pub origin: String,
-    /// The pod that it is for, as `namespace/name`.
+    /// The pod that needs the image, as `namespace/name`.
     pub pod: Option<String>,
-    /// What else is to be done to the layers' descriptors: annotations under
-    /// `containerd.io/snapshot/` become labels.
+    /// Additional wrappers for the layers' descriptors: annotations under `containerd.io/snapshot/`
+    /// become labels.
     pub wrappers: Vec<Wrapper>,
 }
 
-impl std::fmt::Debug for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
             .field("image", &self.image)
             .field("snapshotter", &self.snapshotter)
@@ -126,7 +140,7 @@ impl std::fmt::Debug for Request {
 }
 
 impl Request {
-    /// `image` on `snapshotter`, for the machine's own platform.
+    /// Returns a request for `image` on `snapshotter`, for this machine's platform.
     pub fn new(image: impl Into<String>, snapshotter: impl Into<String>) -> Self {
         Self {
             image: image.into(),
@@ -141,5 +155,10 @@ impl Request {
             pod: None,
             wrappers: Vec::new(),
         }
+    }
+
+    /// Returns the requested platform, or this machine's.
+    pub(crate) fn platform_or_host(&self) -> Platform {
+        self.platform.clone().unwrap_or_else(Platform::host)
     }
 }

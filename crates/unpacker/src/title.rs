@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What an image is called where people read of it.
+//! The name of an image in messages.
 
 use resnap_core::Digest;
 
 use crate::ResolvedImage;
 
-/// The image's name in the store; of one that is known there by a bare ID, what the user wrote or
-/// else what it can be pulled by, with the ID behind.
+/// Returns the image's name in the store. If that is a bare ID: the reference that the user wrote
+/// or one to pull it by, followed by the ID in parentheses.
 pub(crate) fn title(image: &ResolvedImage, written: Option<&str>) -> String {
     let name = &image.name;
     match written.or(image.reference.as_deref()) {
@@ -19,8 +19,9 @@ pub(crate) fn title(image: &ResolvedImage, written: Option<&str>) -> String {
     }
 }
 
-/// Of a title what names the image in the store, for commands.
-pub(crate) fn name_in(title: &str) -> &str {
+/// Returns the part of a title ([`JobStatus::image`](crate::JobStatus::image)) by which commands
+/// find the image in the store.
+pub fn name_in_title(title: &str) -> &str {
     let id = title
         .strip_suffix(')')
         .and_then(|title| title.rsplit_once(" ("));
@@ -51,7 +52,7 @@ mod tests {
         let named = image("docker.io/library/web:1", Some("docker.io/library/web:1"));
         assert_eq!(title(&named, Some("web:1")), "docker.io/library/web:1");
         assert_eq!(
-            name_in("docker.io/library/web:1"),
+            name_in_title("docker.io/library/web:1"),
             "docker.io/library/web:1"
         );
         let by_id = image(&id, Some("docker.io/library/web:1"));
@@ -60,7 +61,7 @@ mod tests {
             title(&by_id, None),
             format!("docker.io/library/web:1 ({id})")
         );
-        assert_eq!(name_in(&title(&by_id, None)), id);
+        assert_eq!(name_in_title(&title(&by_id, None)), id);
         assert_eq!(title(&image(&id, None), None), id);
         assert_eq!(title(&image(&id, None), Some(&id)), id);
     }

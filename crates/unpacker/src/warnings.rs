@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What `check` warns of: an image that is taken here and may not be by containerd or the kernel.
+//! Warnings of `check`: images that resnap supports, but containerd or the kernel may not.
 
 use std::collections::HashMap;
 
@@ -10,28 +10,32 @@ use resnap_handler_wrapper::listed_platforms;
 use resnap_platforms::Matcher;
 
 use crate::Plan;
-use crate::engine::Inner;
+use crate::backend::Backend;
 
-/// More of them nobody reads, and a hostile index may deserve as many as it has entries.
+/// The limit on warnings: a hostile index may cause one for each of its entries.
 const MAX_WARNINGS: usize = 32;
 
-/// All warnings of an image on these snapshotters.
-pub(crate) async fn warnings(engine: &Inner, plan: &Plan, snapshotters: &[String]) -> Vec<String> {
+/// Returns the warnings for an image on these snapshotters.
+pub(crate) async fn warnings(
+    backend: &Backend,
+    plan: &Plan,
+    snapshotters: &[String],
+) -> Vec<String> {
     let mut warnings: Vec<String> = config_platform(plan).into_iter().collect();
     warnings.extend(unknown_to_containerd(plan));
-    warnings.extend(mounts(engine, plan, snapshotters).await);
-    let content = engine.ports.content.as_ref();
-    let listed = listed_platforms(content, &engine.scope, &plan.image.target).await;
-    // What cannot be read is told elsewhere.
+    warnings.extend(mounts(backend, plan, snapshotters).await);
+    let content = backend.ports.content.as_ref();
+    let listed = listed_platforms(content, &backend.scope, &plan.image.target).await;
+    // Planning reports an index that cannot be read.
     warnings.extend(order(&listed.unwrap_or_default()));
     warnings.truncate(MAX_WARNINGS);
     warnings
 }
 
-/// Where an index lists an entry with OS features before the plain one.
+/// Warns if an index lists an entry with OS features before the plain one.
 fn order(listed: &[Platform]) -> Vec<String> {
     let mut warnings = Vec::new();
-    // The first entry with features, by the platform that it is without them.
+    // The first entry with features, by its platform without them.
     let mut featured: HashMap<Platform, &Platform> = HashMap::new();
     for listed in listed {
         let mut plain = listed.normalized();
@@ -50,7 +54,7 @@ fn order(listed: &[Platform]) -> Vec<String> {
     warnings
 }
 
-/// Where the config is of another platform than the index says.
+/// Warns if the platform of the config differs from that in the index.
 fn config_platform(plan: &Plan) -> Option<String> {
     let listed = plan.manifest.platform.as_ref()?;
     let matcher = Matcher::only(listed).ignoring_features();
@@ -62,7 +66,7 @@ fn config_platform(plan: &Plan) -> Option<String> {
     })
 }
 
-/// Where layers are of types that containerd takes for none.
+/// Warns if containerd does not know the media type of a layer.
 fn unknown_to_containerd(plan: &Plan) -> Option<String> {
     let mut types = plan.layers.iter().map(|layer| &layer.descriptor.media_type);
     let media_type = types.find(|media_type| erofs_layer::is_of_format(media_type))?;
@@ -71,20 +75,20 @@ fn unknown_to_containerd(plan: &Plan) -> Option<String> {
     ))
 }
 
-/// Most directories below that overlayfs takes (Linux `fs/overlayfs`, `OVL_MAX_STACK`).
+/// The limit of overlayfs on lower directories (Linux `fs/overlayfs`, `OVL_MAX_STACK`).
 const MAX_LOWER: usize = 500;
 
-/// Most bytes of mount options that Linux takes: a page of the usual size.
+/// The limit of Linux on the bytes of mount options: a page of the usual size.
 const MAX_OPTIONS: usize = 4096;
 
-/// As many digits as numbers of snapshots have on a node that has run for long.
+/// The digits of a snapshot's number on a node that has run for long.
 const MOST_DIGITS: usize = 5;
 
-/// Where there are more layers than can be mounted for a container.
-async fn mounts(engine: &Inner, plan: &Plan, snapshotters: &[String]) -> Vec<String> {
+/// Warns if the layers cannot be mounted for a container.
+async fn mounts(backend: &Backend, plan: &Plan, snapshotters: &[String]) -> Vec<String> {
     let layers = plan.layers.len();
-    // What does not answer is told elsewhere.
-    let all = engine.ports.introspection.snapshotters().await;
+    // The check of each layer reports a backend that does not answer.
+    let all = backend.ports.introspection.snapshotters().await;
     let all = all.unwrap_or_default().into_iter();
     let asked = all.filter(|info| snapshotters.contains(&info.name));
     asked
@@ -95,7 +99,7 @@ async fn mounts(engine: &Inner, plan: &Plan, snapshotters: &[String]) -> Vec<Str
         .collect()
 }
 
-/// Why so many layers on a snapshotter cannot be mounted; `None` if they can.
+/// Returns the reason why this many layers cannot be mounted; `None` if they can.
 fn unmountable(snapshotter: &str, root: &str, layers: usize) -> Option<String> {
     if !matches!(snapshotter, "overlayfs" | "erofs") {
         return None;
@@ -111,13 +115,13 @@ fn unmountable(snapshotter: &str, root: &str, layers: usize) -> Option<String> {
     ))
 }
 
-/// Bytes of the mount options of a container, once containerd has made them short
+/// Returns the bytes of the mount options of a container, after containerd has shortened them
 /// (`core/mount/mount_linux.go`, `compactLowerdirOption`).
 fn options(root: &str, layers: usize, digits: usize) -> usize {
     let own = |option: &str, dir: &str| {
         option.len() + root.len() + "/snapshots/".len() + digits + dir.len() + ",".len()
     };
-    // They are relative to the directory that all have in common.
+    // The directories are relative to their common parent.
     let lower = layers * (digits + "/fs:".len());
     own("workdir=", "/work") + own("upperdir=", "/fs") + "lowerdir=".len() + lower
 }
@@ -139,7 +143,7 @@ mod tests {
             ("overlayfs", &long, 10, None),
             ("overlayfs", &long, 40, Some("2 digits")),
             ("erofs", root, 501, Some("at most 500")),
-            // These stack nothing.
+            // These mount no stack of directories.
             ("native", root, 501, None),
             ("nydus", root, 501, None),
         ] {
@@ -164,7 +168,7 @@ mod tests {
             )
         };
         let text = options_of(["123", "122", "121"]);
-        // The last colon does not count, and the kernel ends a text by a byte of its own.
+        // One colon less than counted, and the kernel adds a terminating byte.
         assert_eq!(options("/r", 2, 3), text.len() + 1);
     }
 }

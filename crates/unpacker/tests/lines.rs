@@ -88,7 +88,7 @@ async fn a_line_when_it_begins_and_one_when_it_ends() {
     );
 
     let running = ask();
-    running.begun().await.unwrap();
+    running.started().await.unwrap();
     assert_eq!(engine.jobs()[0].image, title);
     // Who asked by the ID is answered by it.
     assert_eq!(running.report().await.unwrap().image, id);

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
 };
@@ -45,9 +46,10 @@ fn job(engine: &Engine, name: &str, background: bool) -> Job {
 }
 
 /// When the first layer began to be written, and when all was done.
-async fn times(mut job: Job, start: Instant) -> (Duration, Duration) {
+async fn times(job: Job, start: Instant) -> (Duration, Duration) {
     let mut began = None;
-    while let Some(event) = job.next_event().await {
+    let mut events = job.events();
+    while let Some(event) = events.next().await {
         if event.phase == Phase::Applying {
             began.get_or_insert_with(|| start.elapsed());
         }

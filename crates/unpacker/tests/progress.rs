@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{Applied, Applier, Batch, BatchApplier, Descriptor, Mount, Result, Scope};
 use resnap_unpacker::{Engine, EngineSettings, Phase, Progress, Request};
@@ -76,7 +77,8 @@ fn engine() -> Engine {
 #[tokio::test(start_paused = true)]
 async fn a_job_moves_through_a_large_layer() {
     let engine = engine();
-    let mut job = engine.unpack(Request::new("web", "sn"));
+    let job = engine.unpack(Request::new("web", "sn"));
+    let mut events = job.events();
     let mut watch = engine.watch_jobs();
     let watching = tokio::spawn(async move {
         let mut told = 0;
@@ -90,7 +92,7 @@ async fn a_job_moves_through_a_large_layer() {
     });
     let mut far = Progress::default();
     let mut percents = Vec::new();
-    while let Some(event) = job.next_event().await {
+    while let Some(event) = events.next().await {
         far.record(&event);
         if event.phase == Phase::Progress {
             let status = &engine.jobs()[0];
@@ -112,10 +114,10 @@ async fn who_joins_late_is_told_the_latest_only() {
     let engine = engine();
     let _first = engine.unpack(Request::new("web", "sn"));
     tokio::time::sleep(Duration::from_secs(150)).await;
-    let mut late = engine.unpack(Request::new("web", "sn"));
+    let mut late = engine.unpack(Request::new("web", "sn")).events();
     let (mut events, mut far) = (0, Progress::default());
     while far.percent() < 74 {
-        far.record(&late.next_event().await.unwrap());
+        far.record(&late.next().await.unwrap());
         events += 1;
     }
     assert!(events < 20, "{events} events for half of the second layer");

@@ -7,11 +7,13 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use futures::future::join_all;
+use futures::stream::BoxStream;
 use resnap_containerd::Client;
 use resnap_core::{Applied, Applier, Descriptor, Kind, Mount, Ports, Scope};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer};
@@ -24,25 +26,19 @@ use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Barrier;
 
-use crate::suite::{Needs, Node, Test, unique};
+use crate::node::{Node, unique};
+use crate::poll::eventually;
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    test("requests_of_one_process_unpack_once", requests),
-    test("processes_unpack_once", processes),
-    test("images_that_share_layers_unpack_them_once", shared_layers),
-    test("a_job_outlives_its_callers", callers_go),
-    test("a_panic_fails_a_job_once", panics),
-    test("cancel_stops_a_job_for_all", cancel),
-    test("no_more_layers_at_once_than_set", parallel_applies),
-];
-
-const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
-    Test {
-        name,
-        needs: Needs::Containerd,
-        run,
-    }
+live_tests! {
+    Containerd: requests_of_one_process_unpack_once,
+    Containerd: processes_unpack_once,
+    Containerd: images_that_share_layers_unpack_them_once,
+    Containerd: a_job_outlives_its_callers,
+    Containerd: a_panic_fails_a_job_once,
+    Containerd: cancel_stops_a_job_for_all,
+    Containerd: no_more_layers_at_once_than_set,
 }
 
 const CALLERS: usize = 16;
@@ -92,10 +88,10 @@ impl Works {
         Ok(self.runtime.block_on(job.report())?)
     }
 
-    /// Waits until the job runs, which is told before its first call.
-    fn begun(&self, job: &mut Job) -> Result<Event> {
-        let event = self.runtime.block_on(job.next_event());
-        event.context("the job tells nothing")
+    /// Waits for the next event of a job. The first one comes before the first call.
+    fn next(&self, events: &mut BoxStream<'static, Event>) -> Result<Event> {
+        let event = self.runtime.block_on(events.next());
+        event.context("the job has no more events")
     }
 
     fn is_ready(&self, image: &str) -> Result<bool> {
@@ -127,17 +123,17 @@ fn tag(node: &Node, image: &Built) -> Result<String> {
     Ok(other)
 }
 
-fn requests(node: &Node) -> Result<()> {
+fn requests_of_one_process_unpack_once(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let other = tag(node, &image)?;
     let works = Works::new(node, |_, _| {})?;
     let held = works.tap.hold(Method::APPLY, 1, Point::Before);
     let names = [&image.reference, &other].into_iter().cycle();
-    let mut jobs: Vec<Job> = names.take(CALLERS).map(|name| works.unpack(name)).collect();
+    let jobs: Vec<Job> = names.take(CALLERS).map(|name| works.unpack(name)).collect();
     held.wait()?;
-    for job in &mut jobs {
-        works.begun(job)?;
+    for job in &jobs {
+        works.next(&mut job.events())?;
     }
     held.release();
     all_ready(works.end(jobs), image.layers.len())?;
@@ -149,7 +145,7 @@ fn requests(node: &Node) -> Result<()> {
     for name in [&image.reference, &other] {
         ensure!(works.is_ready(name)?, "{name} is not ready");
     }
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     let said = node.run(ON, &other)?;
     ensure!(said == HELLO_SAYS, "it says {said:?}");
     works.tap.finish()
@@ -235,13 +231,13 @@ fn run_processes<'a>(
     for method in [Method::PREPARE, Method::APPLY, Method::COMMIT] {
         counts(&tap, method, layers)?;
     }
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     let locks = std::fs::read_dir(&*dir)?.count();
     ensure!(locks == 0, "{locks} locks are left");
     tap.finish()
 }
 
-fn processes(node: &Node) -> Result<()> {
+fn processes_unpack_once(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let names = std::iter::repeat_n(image.reference.as_str(), CALLERS);
@@ -249,7 +245,7 @@ fn processes(node: &Node) -> Result<()> {
     assert_labels(node, ON, &image, &[])
 }
 
-fn shared_layers(node: &Node) -> Result<()> {
+fn images_that_share_layers_unpack_them_once(node: &Node) -> Result<()> {
     let (left, right) = shared_pair()?;
     let layers = 4;
     let names = [left.reference.as_str(), &right.reference];
@@ -263,15 +259,15 @@ fn shared_layers(node: &Node) -> Result<()> {
     }
     let works = Works::new(node, |_, _| {})?;
     let held = works.tap.hold(Method::APPLY, 1, Point::Before);
-    let mut jobs: Vec<Job> = names.map(|name| works.unpack(name)).into();
+    let jobs: Vec<Job> = names.map(|name| works.unpack(name)).into();
     held.wait()?;
-    for job in &mut jobs {
-        works.begun(job)?;
+    for job in &jobs {
+        works.next(&mut job.events())?;
     }
     held.release();
     all_ready(works.end(jobs), 3)?;
     counts(&works.tap, Method::APPLY, layers)?;
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()?;
 
     run_processes(&elsewhere, [names, names].concat(), layers)?;
@@ -282,17 +278,7 @@ fn shared_layers(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Looks until it is so.
-fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
-fn callers_go(node: &Node) -> Result<()> {
+fn a_job_outlives_its_callers(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let file = |name: &str| Layer::of(&[Entry::dir("./"), Entry::file(name, name)]);
@@ -307,8 +293,8 @@ fn callers_go(node: &Node) -> Result<()> {
     let held = works.tap.hold(Method::APPLY, 2, Point::Before);
     let first = works.unpack(&image.reference);
     held.wait()?;
-    let mut second = works.unpack(&image.reference);
-    works.begun(&mut second)?;
+    let second = works.unpack(&image.reference);
+    works.next(&mut second.events())?;
     drop(first);
     held.release();
     all_ready(works.end([second]), 3)?;
@@ -320,16 +306,18 @@ fn callers_go(node: &Node) -> Result<()> {
     let jobs = [(); CALLERS].map(|()| works.unpack(&small.reference));
     drop(jobs);
     held.wait()?;
-    let mut late = works.unpack(&small.reference);
-    works.begun(&mut late)?;
+    let late = works.unpack(&small.reference);
+    works.next(&mut late.events())?;
     drop(late);
     held.release();
-    eventually("it is ready", || works.is_ready(&small.reference))?;
-    eventually("the job is over", || Ok(node.leases()?.is_empty()))?;
+    eventually("it is ready", DEADLINE, || works.is_ready(&small.reference))?;
+    eventually("the job is over", DEADLINE, || {
+        Ok(node.leases()?.is_empty())
+    })?;
     counts(&works.tap, Method::APPLY, 6)?;
     let next = works.report(&small.reference)?;
     ensure!(next.count(LayerOutcome::Existed) == 3, "{next:?}");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()
 }
 
@@ -358,7 +346,7 @@ impl Applier for Panics {
     }
 }
 
-fn panics(node: &Node) -> Result<()> {
+fn a_panic_fails_a_job_once(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let works = Works::new(node, |ports, _| {
@@ -370,10 +358,10 @@ fn panics(node: &Node) -> Result<()> {
         });
     })?;
     let held = works.tap.hold(Method::COMMIT, 1, Point::Before);
-    let mut jobs = [(); 2].map(|()| works.unpack(&image.reference));
+    let jobs = [(); 2].map(|()| works.unpack(&image.reference));
     held.wait()?;
-    for job in &mut jobs {
-        works.begun(job)?;
+    for job in &jobs {
+        works.next(&mut job.events())?;
     }
     held.release();
     for end in works.end(jobs) {
@@ -389,13 +377,13 @@ fn panics(node: &Node) -> Result<()> {
     assert_one_layer_kept(node)?;
     let next = works.report(&image.reference)?;
     ensure!(next.count(LayerOutcome::Applied) == 2, "{next:?}");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()
 }
 
 /// That one layer is there, under a lease, and nothing else.
 fn assert_one_layer_kept(node: &Node) -> Result<()> {
-    node.no_active_snapshot(ON)?;
+    node.assert_no_active_snapshot(ON)?;
     let (snapshots, leases) = (node.snapshots(ON)?, node.leases()?);
     ensure!(
         snapshots.len() == 1 && leases.len() == 1,
@@ -406,25 +394,27 @@ fn assert_one_layer_kept(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn cancel(node: &Node) -> Result<()> {
+fn cancel_stops_a_job_for_all(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let works = Works::new(node, |_, _| {})?;
     let held = works.tap.hold(Method::APPLY, 2, Point::Before);
-    let mut first = works.unpack(&image.reference);
+    let first = works.unpack(&image.reference);
+    let mut events = first.events();
     held.wait()?;
     let mut told = Vec::new();
     while !told
         .last()
         .is_some_and(|event: &Event| event.layer == 2 && event.phase == Phase::Applying)
     {
-        told.push(works.begun(&mut first)?);
+        told.push(works.next(&mut events)?);
     }
-    let mut jobs = [(); 3].map(|()| works.unpack(&image.reference));
-    for job in &mut jobs {
+    let jobs = [(); 3].map(|()| works.unpack(&image.reference));
+    for job in &jobs {
+        let mut events = job.events();
         // Who comes late is told all from the start.
         for event in &told {
-            let heard = works.begun(job)?;
+            let heard = works.next(&mut events)?;
             ensure!(heard == *event, "{heard:?} instead of {event:?}");
         }
     }
@@ -448,7 +438,7 @@ fn cancel(node: &Node) -> Result<()> {
         next.count(LayerOutcome::Existed) == 1 && next.count(LayerOutcome::Applied) == 2,
         "{next:?}"
     );
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()
 }
 
@@ -481,7 +471,7 @@ impl Applier for Pairs {
     }
 }
 
-fn parallel_applies(node: &Node) -> Result<()> {
+fn no_more_layers_at_once_than_set(node: &Node) -> Result<()> {
     let mut names = Vec::new();
     for number in 0..6 {
         let name = format!("docker.io/library/one-layer:{number}");
@@ -507,6 +497,6 @@ fn parallel_applies(node: &Node) -> Result<()> {
     let most = pairs.map_or(0, |pairs| pairs.most.load(Ordering::SeqCst));
     // Each job that somebody waits for and that writes nothing may write one more, up to as many.
     ensure!((2..=4).contains(&most), "{most} layers at once");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()
 }

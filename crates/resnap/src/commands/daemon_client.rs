@@ -8,9 +8,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use resnap_api::{DaemonClient, Info};
+use resnap_api::{DaemonClient, Failure, Info};
 use resnap_core::Kind;
-use resnap_unpacker::Failure;
 
 use crate::config::Config;
 

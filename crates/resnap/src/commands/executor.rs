@@ -4,9 +4,10 @@
 //! The place where the work of `unpack` and `check` is done: the daemon, or this process.
 
 use anyhow::Result;
-use resnap_api::{DaemonClient, UnpackStep};
+use futures::StreamExt as _;
+use resnap_api::{DaemonClient, Failure, UnpackStep};
 use resnap_core::Kind;
-use resnap_unpacker::{Check, Engine, Event, Failure, JobRef, Report, Request};
+use resnap_unpacker::{Check, Engine, Event, JobRef, Report, Request};
 use tokio::sync::watch;
 
 use super::daemon_client;
@@ -65,12 +66,13 @@ async fn unpack_locally(
     mut stop: watch::Receiver<bool>,
     on_event: impl Fn(Event),
 ) -> Result<Report, Failure> {
-    let mut job = engine.unpack(request);
+    let job = engine.unpack(request);
+    let mut events = job.events();
     let canceller = job.canceller();
     let mut cancelled = false;
     loop {
         tokio::select! {
-            event = job.next_event() => match event {
+            event = events.next() => match event {
                 Some(event) => on_event(event),
                 None => break,
             },

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use resnap_api::DaemonClient;
-use resnap_unpacker::{JobState, JobStatus};
+use resnap_api::JobStatus;
+use resnap_unpacker::JobState;
 
 use super::daemon_client;
 use crate::args::{CancelArguments, JobsArguments};

@@ -46,8 +46,8 @@ pub(crate) async fn run(
 fn owner(lease: &LeaseStatus) -> String {
     match &lease.owner {
         Owner::Alive(process) => format!("alive: {process}"),
-        Owner::Dead => "dead".to_owned(),
-        Owner::Elsewhere => "unknown: in another runtime directory".to_owned(),
+        Owner::Orphaned => "dead".to_owned(),
+        _ => "unknown: in another runtime directory".to_owned(),
     }
 }
 

@@ -6,7 +6,8 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, bail};
-use resnap_unpacker::{Event, Failure, LayerOutcome, Report, Request};
+use resnap_api::Failure;
+use resnap_unpacker::{Event, LayerOutcome, Report, Request};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;

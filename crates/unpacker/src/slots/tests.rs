@@ -22,7 +22,7 @@ fn all_now(share: &Share) -> Vec<Slot> {
 async fn alone_a_job_gets_all_and_no_more() {
     let slots = Slots::new(3);
     let share = slots.share(1);
-    let waiter = share.wait(None);
+    let waiter = share.mark_urgent(None);
     assert_eq!(all_now(&share).len(), 3);
     drop(waiter);
     assert_eq!(all_now(&share).len(), 3);
@@ -32,7 +32,7 @@ async fn alone_a_job_gets_all_and_no_more() {
 async fn who_has_none_gets_one_beside_a_job_that_has_all() {
     let slots = Slots::new(2);
     let shares: Vec<Share> = (0..4).map(|job| slots.share(job)).collect();
-    let waiters: Vec<Waiter> = shares.iter().map(|share| share.wait(None)).collect();
+    let waiters: Vec<Urgency> = shares.iter().map(|share| share.mark_urgent(None)).collect();
     let all = all_now(&shares[0]);
     assert_eq!(all.len(), 2);
     let more: Vec<Vec<Slot>> = shares[1..].iter().map(all_now).collect();
@@ -48,7 +48,7 @@ async fn free_slots_go_round() {
     let order = Arc::new(Mutex::new(Vec::new()));
     let shares: Vec<Arc<Share>> = (0..3).map(|job| Arc::new(slots.share(job))).collect();
     let blocker = slots.share(9);
-    let blocked = (blocker.wait(None), now(&blocker));
+    let blocked = (blocker.mark_urgent(None), now(&blocker));
     let mut tasks = Vec::new();
     // The first job asks for all it has before the others ask for anything.
     for share in &shares {
@@ -83,7 +83,7 @@ async fn free_slots_go_round() {
 async fn a_job_is_urgent_for_a_while_after_its_last_waiter() {
     let slots = Slots::new(1);
     let [left, idle] = [1, 2].map(|job| slots.share(job));
-    let waiter = left.wait(None);
+    let waiter = left.mark_urgent(None);
     assert!(now(&idle).is_none(), "it stands back for one that works");
     drop(waiter);
     tokio::time::sleep(59 * SECOND).await;
@@ -95,7 +95,7 @@ async fn a_job_is_urgent_for_a_while_after_its_last_waiter() {
     // Without a waiter one has no right beyond the limit, and with one again it has.
     let all = now(&idle);
     assert!(all.is_some() && now(&left).is_none());
-    let waiter = left.wait(None);
+    let waiter = left.mark_urgent(None);
     assert!(now(&left).is_some());
     drop(waiter);
 }
@@ -104,9 +104,9 @@ async fn a_job_is_urgent_for_a_while_after_its_last_waiter() {
 async fn one_that_was_waited_for_takes_what_is_free_and_no_more() {
     let slots = Slots::new(2);
     let [left, urgent] = [1, 2].map(|job| slots.share(job));
-    drop(left.wait(None));
+    drop(left.mark_urgent(None));
     tokio::time::sleep(61 * SECOND).await;
-    let waiter = urgent.wait(None);
+    let waiter = urgent.mark_urgent(None);
     let one = now(&urgent);
     let rest = all_now(&left);
     assert!(one.is_some() && rest.len() == 1, "{}", rest.len());
@@ -129,14 +129,14 @@ async fn one_that_was_waited_for_takes_what_is_free_and_no_more() {
 async fn who_holds_a_lock_is_as_urgent_as_who_waits_for_it() {
     let slots = Slots::new(1);
     let [holder, waiting, other] = [1, 2, 3].map(|job| slots.share(job));
-    let waiter = waiting.wait(None);
-    let held = holder.claim("chain-a");
-    held.hold();
+    let waiter = waiting.mark_urgent(None);
+    let held = holder.claim_lock("chain-a");
+    held.set_held();
     assert!(now(&holder).is_none());
-    let elsewhere = waiting.claim("chain-b");
+    let elsewhere = waiting.claim_lock("chain-b");
     assert!(now(&holder).is_none());
     drop(elsewhere);
-    let wanted = waiting.claim("chain-a");
+    let wanted = waiting.claim_lock("chain-a");
     assert!(now(&holder).is_some() && now(&other).is_none());
     drop(wanted);
     assert!(now(&holder).is_none());
@@ -147,7 +147,7 @@ async fn who_holds_a_lock_is_as_urgent_as_who_waits_for_it() {
 async fn who_stops_waiting_leaves_no_place() {
     let slots = Slots::new(1);
     let [first, second] = [1, 2].map(|job| slots.share(job));
-    let waiters = [first.wait(None), second.wait(None)];
+    let waiters = [first.mark_urgent(None), second.mark_urgent(None)];
     let slot = now(&first);
     drop(first.slot());
     let waits = second.slot();
@@ -163,18 +163,18 @@ async fn the_images_of_one_tenant_leave_others_their_turn() {
     let slots = Slots::new(2);
     let shares: Vec<Share> = (0..8).map(|job| slots.share(job)).collect();
     // Of one tenant as many as may be at work, and more.
-    let hostile: Vec<Waiter> = shares[..6]
+    let hostile: Vec<Urgency> = shares[..6]
         .iter()
-        .map(|share| share.wait(Some("a/pod")))
+        .map(|share| share.mark_urgent(Some("a/pod")))
         .collect();
     let held: Vec<Slot> = shares[..6].iter().filter_map(now).collect();
     assert_eq!(held.len(), 4);
     // Those of others neither wait for them nor count as theirs if they want the same image.
-    let other = shares[6].wait(Some("b/pod"));
+    let other = shares[6].mark_urgent(Some("b/pod"));
     let own = now(&shares[6]);
     assert!(own.is_some());
     assert!(now(&shares[6]).is_none());
-    let joined = shares[5].wait(Some("c/pod"));
+    let joined = shares[5].mark_urgent(Some("c/pod"));
     let shared = now(&shares[5]);
     assert!(shared.is_some());
     drop((shared, joined, own, other, held, hostile));
@@ -186,7 +186,9 @@ async fn free_slots_go_to_the_tenant_that_has_the_fewest() {
     let shares: Vec<Arc<Share>> = (0..4).map(|job| Arc::new(slots.share(job))).collect();
     let pods = ["a/1", "a/2", "a/3", "b/1"];
     let waiters = shares.iter().zip(pods);
-    let waiters: Vec<Waiter> = waiters.map(|(share, pod)| share.wait(Some(pod))).collect();
+    let waiters: Vec<Urgency> = waiters
+        .map(|(share, pod)| share.mark_urgent(Some(pod)))
+        .collect();
     let mut held: Vec<Slot> = shares.iter().filter_map(|share| now(share)).collect();
     assert_eq!(held.len(), 4);
     // The turn of the first job is longest ago.

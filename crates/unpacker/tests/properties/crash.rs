@@ -10,7 +10,8 @@ use std::time::Duration;
 use resnap_core::{SnapshotKey, SnapshotKind};
 use resnap_unpacker::{LayerOutcome, Owner};
 
-use crate::runtime;
+use crate::check::Check;
+use crate::runtime::runtime;
 use crate::scenario::{SNAPSHOTTERS, Scenario, Then};
 use crate::world::{NAMESPACE, World, engine};
 
@@ -45,7 +46,7 @@ pub(crate) fn check(scenario: &Scenario, after: Duration) {
             (0..second.engines).map(|_| engine(&world.simulated, &second, world.dir.path()));
         world.engines = engines.collect();
         for lease in world.engines[0].leases().await.unwrap() {
-            assert_eq!(lease.owner, Owner::Dead, "{lease:?}");
+            assert_eq!(lease.owner, Owner::Orphaned, "{lease:?}");
         }
         let ends = world.run().await;
         for end in &ends {
@@ -59,7 +60,7 @@ pub(crate) fn check(scenario: &Scenario, after: Duration) {
         }
         let leases = world.simulated.leases(NAMESPACE);
         assert!(leases.is_empty(), "leases are left: {leases:?}");
-        world.check(&ends).await;
+        Check::of(&world).all(&ends).await;
     });
 }
 

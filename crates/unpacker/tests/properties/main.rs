@@ -9,14 +9,16 @@
 
 mod check;
 mod crash;
+mod runtime;
 mod scenario;
 mod world;
 
 use std::time::Duration;
 
+use check::Check;
 use proptest::prelude::*;
+use runtime::runtime;
 use scenario::scenarios;
-use tokio::runtime::Runtime;
 use world::World;
 
 proptest! {
@@ -28,7 +30,7 @@ proptest! {
         runtime().block_on(async {
             let world = World::new(&scenario).await;
             let ends = world.run().await;
-            world.check(&ends).await;
+            Check::of(&world).all(&ends).await;
         });
     }
 }
@@ -43,8 +45,8 @@ proptest! {
         runtime().block_on(async {
             let world = World::new(&scenario).await;
             let ends = world.run().await;
-            world.check(&ends).await;
-            world.check_made_once(&ends);
+            Check::of(&world).all(&ends).await;
+            Check::of(&world).made_once(&ends);
         });
     }
 
@@ -55,8 +57,8 @@ proptest! {
             let world = World::new(&scenario).await;
             let before = world.all_snapshots();
             let ends = world.run().await;
-            world.check_repaired(&ends, &before);
-            world.check(&ends).await;
+            Check::of(&world).repaired(&ends, &before);
+            Check::of(&world).all(&ends).await;
         });
     }
 
@@ -64,15 +66,6 @@ proptest! {
     fn the_dead_are_taken_over(scenario in scenarios(), time in 0..300_u64) {
         crash::check(&scenario.calm(), Duration::from_millis(time));
     }
-}
-
-/// Time that goes as fast as nobody works.
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap()
 }
 
 /// `share` eighths of the cases.

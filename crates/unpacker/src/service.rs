@@ -1,24 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The engine, as the proxy asks for it.
+//! The engine as the [`UnpackService`] of a proxy.
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use resnap_core::{EnsureProgress, EnsureRequest, Error, NotReady, UnpackService, error_chain};
-use resnap_unpacker::{Engine, Progress, Request, UnpackError};
 
-/// The engine, as the proxy asks for it.
-pub(crate) struct Service(pub(crate) Engine);
-
-impl Service {
-    async fn is_ready(&self, request: &Request) -> Result<bool, UnpackError> {
-        let plan = self.0.plan(request).await?;
-        self.0.is_ready(&plan, &request.snapshotter).await
-    }
-}
+use crate::{Engine, Progress, Request, UnpackError};
 
 #[async_trait]
-impl UnpackService for Service {
+impl UnpackService for Engine {
     async fn ensure(
         &self,
         want: EnsureRequest<'_>,
@@ -33,16 +25,16 @@ impl UnpackService for Service {
             pod: want.pod.map(str::to_owned),
             ..Request::new(want.image, want.snapshotter)
         };
-        match self.is_ready(&request).await {
+        match is_ready(self, &request).await {
             Ok(true) => return Ok(()),
             Err(UnpackError::NoSuchImage { .. }) => return Err(NotReady::Unknown),
-            // The job finds out better, and mends what can be.
+            // The job finds the exact reason, and repairs what it can.
             Ok(false) | Err(_) => {}
         }
-        let image = want.image;
-        let mut job = self.0.unpack(request);
+        let job = self.unpack(request);
+        let mut events = job.events();
         let mut progress = Progress::default();
-        while let Some(event) = job.next_event().await {
+        while let Some(event) = events.next().await {
             progress.record(&event);
             tell(EnsureProgress {
                 done: progress.ready_layers(),
@@ -50,31 +42,33 @@ impl UnpackService for Service {
                 percent: progress.percent(),
             });
         }
-        job.report()
-            .await
+        let report = job.report().await;
+        report
             .map(drop)
-            .map_err(|error| unready(image, &error))
+            .map_err(|error| not_ready(want.image, &error))
     }
 
     async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, NotReady> {
-        let request = Request::new(image, snapshotter);
-        let plan = self
-            .0
-            .plan(&request)
-            .await
-            .map_err(|error| unready(image, &error))?;
-        let remote = self.0.is_remote(&plan, snapshotter).await;
-        remote.map_err(|error| unready(image, &error))
+        let not_ready = |error| not_ready(image, &error);
+        let plan = self.plan(&Request::new(image, snapshotter)).await;
+        let plan = plan.map_err(not_ready)?;
+        let is_remote = Self::is_remote(self, &plan, snapshotter).await;
+        is_remote.map_err(not_ready)
     }
 }
 
-fn unready(image: &str, error: &UnpackError) -> NotReady {
-    let told = || Error::new(error.kind(), "make ready", image).with_source(error_chain(error));
+async fn is_ready(engine: &Engine, request: &Request) -> Result<bool, UnpackError> {
+    let plan = engine.plan(request).await?;
+    engine.is_ready(&plan, &request.snapshotter).await
+}
+
+fn not_ready(image: &str, error: &UnpackError) -> NotReady {
+    let source = || Error::new(error.kind(), "make ready", image).with_source(error_chain(error));
     match error {
         UnpackError::NoSuchImage { .. } => NotReady::Unknown,
         UnpackError::Unlabelled { .. }
         | UnpackError::InUse { .. }
-        | UnpackError::Unremovable { .. } => NotReady::Unlabelled(told()),
-        _ => NotReady::Failed(told()),
+        | UnpackError::Unremovable { .. } => NotReady::Unlabelled(source()),
+        _ => NotReady::Failed(source()),
     }
 }

@@ -1,37 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The events of a job, kept for who joins it later.
+//! The events of a job, kept for callers that join later.
 
 use std::collections::BTreeMap;
 
 use crate::{Event, Phase, Progress};
 
-/// The events of a job. Of a layer's progress only the latest is kept: a large layer tells it
-/// hundreds of times.
+/// The events of a job. Only the latest progress of a layer is kept: a large layer has hundreds.
 #[derive(Debug, Default)]
-pub(crate) struct Log {
-    /// All but progress.
+pub(crate) struct EventLog {
+    /// All events but progress.
     steps: Vec<Event>,
-    /// Of the layers at work, by their numbers: the latest, and which telling it was.
+    /// The latest progress of each layer in progress, with its sequence number.
     progress: BTreeMap<usize, (u64, Event)>,
-    told: u64,
-    far: Progress,
+    sequence: u64,
+    totals: Progress,
 }
 
-/// What a reader has of a [`Log`].
+/// The position of a reader in an [`EventLog`].
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Place {
+pub(crate) struct Cursor {
     steps: usize,
-    told: u64,
+    sequence: u64,
 }
 
-impl Log {
+impl EventLog {
     pub(crate) fn push(&mut self, event: Event) {
-        self.far.record(&event);
+        self.totals.record(&event);
         if event.phase == Phase::Progress {
-            self.told += 1;
-            self.progress.insert(event.layer, (self.told, event));
+            self.sequence += 1;
+            self.progress.insert(event.layer, (self.sequence, event));
             return;
         }
         if event.phase.is_ready() || event.phase == Phase::Failed {
@@ -40,35 +39,35 @@ impl Log {
         self.steps.push(event);
     }
 
-    /// The next event behind `place`, and the place behind that. Steps come before progress, of
-    /// which who reads slowly misses some.
-    pub(crate) fn next(&self, place: Place) -> Option<(Event, Place)> {
-        if let Some(event) = self.steps.get(place.steps) {
-            let steps = place.steps + 1;
-            return Some((event.clone(), Place { steps, ..place }));
+    /// Returns the event after `cursor`, and the cursor after it. Steps come before progress, of
+    /// which a slow reader misses some.
+    pub(crate) fn next(&self, cursor: Cursor) -> Option<(Event, Cursor)> {
+        if let Some(event) = self.steps.get(cursor.steps) {
+            let steps = cursor.steps + 1;
+            return Some((event.clone(), Cursor { steps, ..cursor }));
         }
         let news = self
             .progress
             .values()
-            .filter(|(told, _)| *told > place.told);
-        let (told, event) = news.min_by_key(|(told, _)| *told)?;
+            .filter(|(sequence, _)| *sequence > cursor.sequence);
+        let (sequence, event) = news.min_by_key(|(sequence, _)| *sequence)?;
         Some((
             event.clone(),
-            Place {
-                told: *told,
-                ..place
+            Cursor {
+                sequence: *sequence,
+                ..cursor
             },
         ))
     }
 
-    /// The last step.
+    /// Returns the last step.
     pub(crate) fn last(&self) -> Option<&Event> {
         self.steps.last()
     }
 
-    /// How far the job is.
+    /// Returns the progress of the job.
     pub(crate) fn progress(&self) -> &Progress {
-        &self.far
+        &self.totals
     }
 }
 
@@ -95,10 +94,10 @@ mod tests {
         }
     }
 
-    fn rest(log: &Log, place: &mut Place) -> Vec<(usize, Phase, Option<u64>)> {
+    fn rest(log: &EventLog, cursor: &mut Cursor) -> Vec<(usize, Phase, Option<u64>)> {
         let next = || {
-            let (event, next) = log.next(*place)?;
-            *place = next;
+            let (event, next) = log.next(*cursor)?;
+            *cursor = next;
             Some((event.layer, event.phase, event.read))
         };
         std::iter::from_fn(next).collect()
@@ -106,9 +105,9 @@ mod tests {
 
     #[test]
     fn of_progress_the_latest_is_told_once() {
-        let mut log = Log::default();
+        let mut log = EventLog::default();
         (1..=2).for_each(|layer| log.push(event(layer, Phase::Planned, None)));
-        let mut early = Place::default();
+        let mut early = Cursor::default();
         assert_eq!(rest(&log, &mut early).len(), 2);
         for read in 1..=500 {
             log.push(event(2, Phase::Progress, Some(read)));
@@ -128,8 +127,8 @@ mod tests {
         );
         log.push(event(1, Phase::Committed, None));
         assert_eq!(rest(&log, &mut early), [(1, Phase::Committed, None)]);
-        // Who comes later gets all steps, and progress as it is then.
-        let late = rest(&log, &mut Place::default());
+        // A late reader gets all steps, and the current progress.
+        let late = rest(&log, &mut Cursor::default());
         let layers: Vec<usize> = late.iter().map(|(layer, ..)| *layer).collect();
         assert_eq!(layers, [1, 2, 1, 2]);
         assert_eq!(late[3], (2, Phase::Progress, Some(500)));

@@ -4,25 +4,110 @@
 //! How a containerd and its nydus begin and end.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::mount::{MountFlags, mount};
 
 use super::config::Plan;
-use super::{Containerd, Options, mount_helper, process};
-use crate::debian::output;
+use super::options::Options;
+use super::{mount_helper, process};
+use crate::debian::{Dist, output};
 
 /// How long a daemon may take until it answers.
 const START: Duration = Duration::from_secs(30);
 
-impl Containerd {
+/// The processes of a containerd, with their files.
+#[derive(Debug)]
+pub(super) struct Processes {
+    pub(super) dist: Dist,
+    /// The directory on disk.
+    pub(super) root: PathBuf,
+    /// The directory for sockets, whose paths have to be short.
+    pub(super) sockets: PathBuf,
+    /// The socket of containerd and its CRI.
+    pub(super) socket: PathBuf,
+    containerd: Mutex<Option<Child>>,
+    nydus: Option<Child>,
+}
+
+impl Processes {
+    /// Returns the processes of `dist` with their files below `root` and `sockets`; none is started.
+    pub(super) fn new(dist: &Dist, root: PathBuf, sockets: PathBuf) -> Self {
+        Self {
+            dist: dist.clone(),
+            root,
+            socket: sockets.join("c.sock"),
+            sockets,
+            containerd: Mutex::default(),
+            nydus: None,
+        }
+    }
+
+    pub(super) fn scratch(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    pub(super) fn guest_root(&self) -> PathBuf {
+        self.root.join("guest")
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        let lock = self.containerd.lock();
+        let child = lock.unwrap_or_else(PoisonError::into_inner);
+        child.as_ref().map(Child::id)
+    }
+
+    pub(super) fn ctr(&self, namespace: &str) -> Command {
+        let mut command = Command::new(self.dist.bin().join("ctr"));
+        command
+            .env("PATH", self.path())
+            .env("TMPDIR", self.scratch())
+            .arg("--address")
+            .arg(&self.socket)
+            .args(["--namespace", namespace]);
+        command
+    }
+
+    /// The daemon's own `mount.fuse` comes first; the system's mount comes last.
+    fn path(&self) -> OsString {
+        let dirs = [
+            self.root.join("bin"),
+            self.dist.bin().into(),
+            self.dist.tools().into(),
+        ];
+        let mut path = OsString::new();
+        for dir in dirs {
+            path.push(dir);
+            path.push(":");
+        }
+        path.push("/usr/sbin:/usr/bin:/sbin:/bin");
+        path
+    }
+
+    pub(super) fn log(&self) -> String {
+        self.read_log("containerd") + &self.read_log("nydus")
+    }
+
+    pub(super) fn read_log(&self, name: &str) -> String {
+        // A daemon that was not started has none.
+        let log = fs::read(self.root.join(format!("{name}.log"))).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// The process of containerd, of which the caller is in charge then.
+    pub(super) fn take(&self) -> Option<Child> {
+        let lock = self.containerd.lock();
+        lock.unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     pub(super) fn lay_out(&self, options: &Options) -> Result<()> {
         if let Some(size) = options.tmpfs {
             fs::create_dir_all(&self.root).with_context(|| format!("create {:?}", self.root))?;
@@ -53,7 +138,7 @@ impl Containerd {
         mount_helper::make_guest(&guest, &self.dist.tools().join("busybox"))?;
         let bin = self.root.join("bin");
         mount_helper::write(&bin, &self.root.join("calls"), &guest)?;
-        if options.nydus && self.version() < (1, 7, 0) {
+        if options.nydus && self.dist.version() < (1, 7, 0) {
             // In 1.6's own shim the reaper races with the one that waits for
             // mount.fuse; it tries again on ECHILD, and gives up at times.
             let shim = "containerd-shim-runc-v2";
@@ -102,7 +187,7 @@ impl Containerd {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("start {program} of {}", self.name()))
+            .with_context(|| format!("start {program} of {}", self.dist.name()))
     }
 
     /// Polls until `ready`; fails with the last reason and the log when the
@@ -125,7 +210,7 @@ impl Containerd {
                     Some(status) => format!("ended by itself: {status}"),
                     None => format!("does not answer after {START:?}"),
                 };
-                let (daemon, log) = (self.name(), self.log());
+                let (daemon, log) = (self.dist.name(), self.log());
                 return Err(error.context(format!("{name} of {daemon} {why}; its log:\n{log}")));
             }
             std::thread::sleep(process::POLL);
@@ -154,7 +239,7 @@ impl Containerd {
         let all = errors
             .iter()
             .fold(first, |all, error| anyhow!("{error:#}; {all:#}"));
-        Err(all.context(format!("end {}", self.name())))
+        Err(all.context(format!("end {}", self.dist.name())))
     }
 }
 

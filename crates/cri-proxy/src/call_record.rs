@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Calls, told of when they have ended.
+//! Reports each call to the observer once, when it ends.
 
 use std::cell::Cell;
 use std::sync::Arc;
 
-use crate::grpc::CANCELLED;
+use resnap_core::Kind;
+
+use crate::grpc::Outcome;
 use crate::observe::{ProxyEvent, ProxyObserver};
 
-/// Any method that is none of the CRI's.
+/// The name for methods that are not in the CRI.
 const OTHER: &str = "other";
 
-/// The methods of both services, as of Kubernetes 1.36.
+/// The methods of both services of the CRI, as of Kubernetes 1.36.
 const METHODS: [&str; 41] = [
     "Attach",
     "CheckpointContainer",
@@ -57,7 +59,7 @@ const METHODS: [&str; 41] = [
     "Version",
 ];
 
-/// The CRI's own name of a method, so that callers cannot make up new ones.
+/// Returns the name of a method of the CRI, or [`OTHER`]: callers must not add names to metrics.
 fn method(path: &str) -> &'static str {
     let services = ["/runtime.v1.RuntimeService/", "/runtime.v1.ImageService/"];
     let mut names = services.iter().filter_map(|of| path.strip_prefix(of));
@@ -68,35 +70,35 @@ fn method(path: &str) -> &'static str {
     known.unwrap_or(OTHER)
 }
 
-/// A call that is told of once, when it has ended. One that is dropped before was cancelled.
-pub(crate) struct Counted {
+/// A call that is reported when the value is dropped, by default as cancelled.
+pub(crate) struct CallRecord {
     observer: Option<Arc<dyn ProxyObserver>>,
     method: &'static str,
-    code: Cell<u16>,
+    outcome: Cell<Outcome>,
 }
 
-impl Counted {
-    /// A call that begins now.
-    pub(crate) fn begin(observer: Option<&Arc<dyn ProxyObserver>>, path: &str) -> Self {
+impl CallRecord {
+    /// Starts the record of a call.
+    pub(crate) fn start(observer: Option<&Arc<dyn ProxyObserver>>, path: &str) -> Self {
         Self {
             observer: observer.cloned(),
             method: observer.map_or(OTHER, |_| method(path)),
-            code: Cell::new(CANCELLED),
+            outcome: Cell::new(Err(Kind::Cancelled)),
         }
     }
 
-    /// Notes the code that it ends with.
-    pub(crate) fn ends_with(&self, code: u16) {
-        self.code.set(code);
+    /// Sets how the call ended.
+    pub(crate) fn set_outcome(&self, outcome: Outcome) {
+        self.outcome.set(outcome);
     }
 }
 
-impl Drop for Counted {
+impl Drop for CallRecord {
     fn drop(&mut self) {
         if let Some(observer) = &self.observer {
             observer.on_event(&ProxyEvent::Answered {
                 method: self.method,
-                code: self.code.get(),
+                outcome: self.outcome.get(),
             });
         }
     }
@@ -107,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn methods_are_those_of_the_cri() {
+    fn only_methods_of_the_cri_have_names() {
         assert!(METHODS.is_sorted());
         for (path, name) in [
             (

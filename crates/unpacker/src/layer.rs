@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Making one layer: Prepare, Apply and Commit
+//! (containerd `core/unpack/unpacker.go` does the same for a pull).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use resnap_core::{BatchApplier, Error, Mount, SnapshotInfo, SnapshotKey, Stage, StageTiming};
+use uuid::Uuid;
+
+use crate::UnpackError;
+use crate::backoff::is_limit;
+use crate::chain::{ATTEMPTS, Chain};
+use crate::event::{LayerOutcome, Phase};
+use crate::plan::PlannedLayer;
+
+/// The missing layers of a chain, from `first` on.
+pub(crate) struct MissingLayers {
+    pub(crate) first: usize,
+    pub(crate) batch: Arc<dyn BatchApplier>,
+}
+
+/// A missing layer of a chain.
+pub(crate) struct MissingLayer<'a> {
+    pub(crate) chain: &'a Chain,
+    pub(crate) batch: &'a MissingLayers,
+    pub(crate) index: usize,
+}
+
+/// The result of an attempt to make a layer.
+enum Attempt {
+    Ready(LayerOutcome),
+    /// The snapshotter and containerd's metadata disagree about the snapshot; try again with a new
+    /// key.
+    Retry,
+}
+
+impl MissingLayer<'_> {
+    /// Makes the layer on its committed parent, unless another client is faster.
+    pub(crate) async fn make(&self) -> Result<LayerOutcome, UnpackError> {
+        let (chain, job, layer) = (self.chain, &self.chain.job, self.layer());
+        job.check_cancelled()?;
+        let started = Instant::now();
+        let _lock = chain.lock(self.index).await?;
+        job.record_stage(self.index, Stage::Wait, StageTiming::since(started));
+        for _ in 0..ATTEMPTS {
+            job.check_cancelled()?;
+            // The previous holder of the lock may have made the layer.
+            if chain.find(layer).await?.is_some() && self.adopt().await?.is_some() {
+                return self.joined().await;
+            }
+            if let Attempt::Ready(outcome) = self.prepare().await? {
+                return Ok(outcome);
+            }
+        }
+        Err(UnpackError::Disagreement {
+            image: job.spec.title.clone(),
+            chain_id: layer.chain_id.clone(),
+            snapshotter: job.spec.snapshotter.clone(),
+        })
+    }
+
+    fn layer(&self) -> &PlannedLayer {
+        &self.chain.layers()[self.index]
+    }
+
+    fn failed(&self, error: Error) -> UnpackError {
+        self.chain.failed_layer(self.index, error)
+    }
+
+    async fn adopt(&self) -> Result<Option<SnapshotInfo>, UnpackError> {
+        self.chain.adopt(self.index, self.layer()).await
+    }
+
+    /// Checks a layer that another client made.
+    async fn joined(&self) -> Result<LayerOutcome, UnpackError> {
+        self.chain.require_labels(self.index + 1).await?;
+        Ok(LayerOutcome::Joined)
+    }
+
+    async fn prepare(&self) -> Result<Attempt, UnpackError> {
+        let (chain, layer) = (self.chain, self.layer());
+        let unique = Uuid::new_v4().simple().to_string();
+        let key = SnapshotKey::extraction(&unique, &layer.chain_id);
+        // Before the call, as its reply may be lost.
+        chain.lease.set_active(&key);
+        let prepared = {
+            let scope = chain.lease.scope().await;
+            let scope = scope.map_err(|error| self.failed(error))?;
+            let (parent, labels) = (layer.parent.as_ref(), &layer.labels);
+            chain
+                .snapshotter
+                .prepare(&scope, &key, parent, labels)
+                .await
+        };
+        match prepared {
+            Ok(mounts) => {
+                chain.job.emit(self.index, Phase::Prepared);
+                self.fill(&key, &mounts).await
+            }
+            Err(error) if error.is_already_exists() => {
+                chain.lease.clear_active();
+                self.resolve_existing().await
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Handles a Prepare answered with ALREADY_EXISTS: a remote snapshot, or a layer that another
+    /// client made.
+    async fn resolve_existing(&self) -> Result<Attempt, UnpackError> {
+        let Some(info) = self.adopt().await? else {
+            return Ok(Attempt::Retry);
+        };
+        // A snapshot with these labels was made by this Prepare: it is a remote snapshot.
+        let is_own = |(key, value)| info.labels.get(key) == Some(value);
+        if self.layer().labels.iter().all(is_own) {
+            self.chain.lease.keep_on_failure();
+            return Ok(Attempt::Ready(LayerOutcome::Remote));
+        }
+        self.joined().await.map(Attempt::Ready)
+    }
+
+    /// Applies the layer to its active snapshot, unless that is staged, and commits it.
+    async fn fill(&self, key: &SnapshotKey, mounts: &[Mount]) -> Result<Attempt, UnpackError> {
+        let outcome = if mounts.last().is_some_and(Mount::is_read_only) {
+            LayerOutcome::Staged
+        } else {
+            self.apply(mounts).await?;
+            LayerOutcome::Applied
+        };
+        self.chain.job.check_cancelled()?;
+        match self.commit(key).await? {
+            Ok(()) => {
+                self.chain.lease.clear_active();
+                self.chain.lease.keep_on_failure();
+                Ok(Attempt::Ready(outcome))
+            }
+            Err(error) => self.resolve_failed_commit(outcome, error).await,
+        }
+    }
+
+    /// Commits the snapshot. The inner result is that of the call.
+    async fn commit(&self, key: &SnapshotKey) -> Result<Result<(), Error>, UnpackError> {
+        let (chain, layer) = (self.chain, self.layer());
+        let scope = chain.lease.scope().await;
+        let scope = scope.map_err(|error| self.failed(error))?;
+        let started = Instant::now();
+        let (name, labels) = (&layer.chain_id, &layer.labels);
+        let committed = chain.snapshotter.commit(&scope, name, key, labels).await;
+        let timing = StageTiming::since(started);
+        chain.job.record_stage(self.index, Stage::Commit, timing);
+        Ok(committed)
+    }
+
+    /// Handles a Commit that failed: another client was faster, or the reply was lost. The state of
+    /// the snapshot decides.
+    async fn resolve_failed_commit(
+        &self,
+        outcome: LayerOutcome,
+        error: Error,
+    ) -> Result<Attempt, UnpackError> {
+        let lease = &self.chain.lease;
+        let removed = lease.remove_active().await;
+        removed.map_err(|error| self.failed(error.into_source()))?;
+        let found = self.adopt().await;
+        if error.is_already_exists() {
+            return match found? {
+                Some(_) => self.joined().await.map(Attempt::Ready),
+                // Garbage collected since.
+                None => Ok(Attempt::Retry),
+            };
+        }
+        match found {
+            Ok(Some(_)) => {
+                lease.keep_on_failure();
+                Ok(Attempt::Ready(outcome))
+            }
+            // The look-up failed as well, so the snapshot may exist.
+            Err(_) => {
+                lease.keep_on_failure();
+                Err(self.failed(error))
+            }
+            Ok(None) => Err(self.failed(error)),
+        }
+    }
+
+    async fn apply(&self, mounts: &[Mount]) -> Result<(), UnpackError> {
+        let (chain, job, layer) = (self.chain, &self.chain.job, self.layer());
+        let work = async {
+            // Cloned, as the lease must be renewed during a long Apply, which adds nothing to it.
+            let scope = chain.lease.scope().await?.clone();
+            let MissingLayers { first, batch } = self.batch;
+            batch.apply(&scope, self.index - first, mounts).await
+        };
+        let applied = tokio::select! {
+            applied = work => applied,
+            () = job.cancelled() => return Err(job.cancelled_error()),
+        };
+        let applied = match applied {
+            Ok(applied) => applied,
+            Err(error) => {
+                chain.require_blob(layer).await?;
+                if is_limit(&error) {
+                    job.set_at_limit();
+                }
+                return Err(self.failed(error));
+            }
+        };
+        if applied.diff_id == layer.diff_id.0 {
+            return Ok(());
+        }
+        Err(UnpackError::WrongDiffId {
+            image: job.spec.title.clone(),
+            digest: layer.descriptor.digest.clone(),
+            expected: layer.diff_id.0.clone(),
+            computed: applied.diff_id,
+        })
+    }
+}

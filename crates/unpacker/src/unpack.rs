@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Unpacking a chain: layers that exist are kept, the others are made in order.
+
+use std::sync::Arc;
+
+use resnap_core::{Batch, in_batch, labels};
+use tokio::time::Instant;
+use tracing::Instrument as _;
+use tracing::field::Empty;
+
+use crate::UnpackError;
+use crate::chain::Chain;
+use crate::event::{LayerOutcome, LayerReport, Phase};
+use crate::layer::{MissingLayer, MissingLayers};
+use crate::lease::LeaseKeeper;
+use crate::monitor::JobMonitor;
+use crate::orphans::take_over;
+use crate::plan::PlannedLayer;
+use crate::repair::repair;
+
+/// Unpacks the chain, protects it from garbage collection by a label of the config blob, and
+/// returns the reports of its layers.
+pub(crate) async fn unpack(
+    chain: &Chain,
+    keeper: &LeaseKeeper,
+) -> Result<Vec<LayerReport>, UnpackError> {
+    let (spec, layers) = (&chain.job.spec, chain.layers());
+    let Some(top) = layers.last() else {
+        // Nothing else would notice a wrong name.
+        chain.backend.require_snapshotter(&spec.snapshotter).await?;
+        return Ok(Vec::new());
+    };
+    if spec.repair {
+        repair(chain).await?;
+    }
+    if is_rooted(chain).await?
+        && chain.find(top).await?.is_some()
+        && chain.require_labels(layers.len()).await?
+    {
+        take_over_orphans(chain, keeper, top).await;
+        return Ok(report_existing(chain, layers.len()));
+    }
+    let leased = chain.lease.begin().await;
+    leased.map_err(|error| chain.failed(error))?;
+    let mut present = keep_present(chain).await?;
+    while !chain.require_labels(present).await? {
+        present = keep_present(chain).await?;
+    }
+    take_over_orphans(chain, keeper, top).await;
+    let mut reports = report_existing(chain, present);
+    let missing = missing_layers(chain, present);
+    let made = make_missing(chain, &missing, &mut reports).await;
+    // Before the snapshot that a failed layer is being written to is removed.
+    missing.batch.end().await;
+    made?;
+    root(chain).await?;
+    if chain.has_waited() {
+        // The process that this job waited for was running at the last sweep, and may have ended
+        // since.
+        take_over_orphans(chain, keeper, top).await;
+    }
+    Ok(reports)
+}
+
+fn missing_layers(chain: &Chain, first: usize) -> MissingLayers {
+    let (backend, spec) = (&chain.backend, &chain.job.spec);
+    let layers = chain.layers().iter().skip(first);
+    let batch = Batch {
+        scope: backend.scope.clone(),
+        snapshotter: spec.snapshotter.clone(),
+        layers: layers.map(|layer| layer.descriptor.clone()).collect(),
+        sync_fs: backend.profiles.get(&spec.snapshotter).sync_fs,
+        monitor: Arc::new(JobMonitor::new(Arc::clone(&chain.job), first)),
+    };
+    MissingLayers {
+        first,
+        batch: in_batch(&backend.ports.applier, batch),
+    }
+}
+
+async fn make_missing(
+    chain: &Chain,
+    missing: &MissingLayers,
+    reports: &mut Vec<LayerReport>,
+) -> Result<(), UnpackError> {
+    let layers = chain.layers().iter().enumerate();
+    for (index, layer) in layers.skip(missing.first) {
+        let started = Instant::now();
+        let (digest, bytes) = (&layer.descriptor.digest, layer.descriptor.size);
+        let chain_id = &layer.chain_id;
+        let span = tracing::info_span!("layer", index, %digest, %chain_id, bytes, outcome = Empty);
+        let layer = MissingLayer {
+            chain,
+            batch: missing,
+            index,
+        };
+        let made = layer.make().instrument(span.clone()).await;
+        let outcome = made.inspect_err(|_| {
+            span.record("outcome", "failed");
+            chain.job.emit(index, Phase::Failed);
+        })?;
+        span.record("outcome", tracing::field::debug(outcome));
+        chain.job.emit(index, outcome.into());
+        reports.push(chain.report(index, outcome, started));
+    }
+    Ok(())
+}
+
+/// Releases orphaned leases; this job has to keep the layers that were made under them.
+async fn take_over_orphans(chain: &Chain, keeper: &LeaseKeeper, top: &PlannedLayer) {
+    if take_over(keeper, &chain.job.spec.snapshotter, &top.chain_id).await {
+        chain.lease.keep_on_failure();
+    }
+}
+
+/// Adds the highest layer that exists to the lease, and returns the number of layers that need not
+/// be made. The parents of a committed snapshot exist.
+async fn keep_present(chain: &Chain) -> Result<usize, UnpackError> {
+    for (index, layer) in chain.layers().iter().enumerate().rev() {
+        if chain.find(layer).await?.is_some() && chain.adopt(index, layer).await?.is_some() {
+            return Ok(index + 1);
+        }
+    }
+    Ok(0)
+}
+
+fn gc_label(chain: &Chain) -> String {
+    let snapshotter = &chain.job.spec.snapshotter;
+    format!("{}{snapshotter}", labels::GC_SNAPSHOT_PREFIX)
+}
+
+/// Returns whether the label of the config blob already protects the whole chain from garbage
+/// collection.
+async fn is_rooted(chain: &Chain) -> Result<bool, UnpackError> {
+    let (backend, plan) = (&chain.backend, &chain.job.spec.plan);
+    let content = &backend.ports.content;
+    let info = content.info(&backend.scope, &plan.config.digest).await;
+    let info = info.map_err(|error| chain.failed(error))?;
+    let root = info.labels.get(&gc_label(chain)).map(String::as_str);
+    Ok(root.is_some() && root == plan.top().map(|top| top.as_str()))
+}
+
+/// Sets the label of the config blob that protects the chain from garbage collection.
+async fn root(chain: &Chain) -> Result<(), UnpackError> {
+    let (backend, plan) = (&chain.backend, &chain.job.spec.plan);
+    let Some(top) = plan.top() else {
+        return Ok(());
+    };
+    let (labeler, config, label) = (&backend.ports.labeler, &plan.config.digest, gc_label(chain));
+    let labelled = labeler.set_label(&backend.scope, config, &label, top.as_str());
+    labelled.await.map_err(|error| chain.failed(error))
+}
+
+/// Emits the events of the lowest `count` layers, which exist, and returns their reports.
+fn report_existing(chain: &Chain, count: usize) -> Vec<LayerReport> {
+    let started = Instant::now();
+    let reports = (0..count).map(|index| {
+        chain.job.emit(index, Phase::Existed);
+        chain.report(index, LayerOutcome::Existed, started)
+    });
+    reports.collect()
+}
