@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! That nothing changes on its way through the proxy: a tap on each side of it sees the same.
+//! The proxy changes nothing: a tap on each side of it sees the same.
 
 mod bed;
 mod requests;
@@ -38,7 +38,7 @@ const EVENTS: &str = "/runtime.v1.RuntimeService/GetContainerEvents";
 const RESOURCE_EXHAUSTED: u16 = 8;
 const UNIMPLEMENTED: u16 = 12;
 
-/// What containerd takes and gives in one message.
+/// The largest message of containerd.
 const LIMIT: usize = 16 << 20;
 
 fn transparent_for_every_method(node: &Node) -> Result<()> {
@@ -102,7 +102,7 @@ fn transparent_for_large_messages(node: &Node) -> Result<()> {
     bed.finish()
 }
 
-/// What containerd would answer one day, or on a bad one.
+/// Answers that a later or a failing containerd could give.
 fn transparent_for_answers_of_all_kinds(node: &Node) -> Result<()> {
     let bed = Bed::start(node)?;
     let error = headers(&[

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Who writes layers how fast: resnap itself, or containerd's differ for it.
+//! The speed of writing layers: in resnap's process, or by containerd's differ.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -31,7 +31,7 @@ const DIFFERS: [&str; 2] = ["containerd", "resnap"];
 /// Often enough for the peak, which only grows, to be that of the last moment.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// What one run took.
+/// The cost of one run.
 #[derive(Default)]
 struct Sample {
     wall: Duration,
@@ -215,7 +215,7 @@ fn watch(command: &mut Command) -> Result<(Duration, u64)> {
     }
 }
 
-/// What nobody can do without, on one core: inflating, hashing and writing each layer.
+/// Measures the floor on one core: inflating, hashing and writing each layer.
 fn floor(bed: &Bed, image: &Built) -> Result<Duration> {
     let blobs = "io.containerd.content.v1.content/blobs";
     let blobs = bed.containerd.root().join(blobs);

@@ -23,7 +23,7 @@ const OTHER: &str = "RESNAP_BENCH_BINARY";
 pub(crate) struct Bed {
     pub(crate) containerd: Containerd,
     pub(crate) resnap: Resnap,
-    /// What it is compared with.
+    /// The build to compare with.
     pub(crate) other: Option<Resnap>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct Bed {
 #[derive(Clone)]
 pub(crate) struct Resnap {
     program: PathBuf,
-    /// What tells its rows from those of the other one, if there is one.
+    /// The suffix of its rows in the tables, if two builds are compared.
     suffix: &'static str,
 }
 
@@ -89,7 +89,7 @@ impl Bed {
         }
     }
 
-    /// What cold unpacks are for: erofs where there is one.
+    /// The snapshotter of cold unpacks: erofs where there is one.
     pub(crate) fn lazy(&self) -> &'static str {
         self.snapshotters().last().unwrap_or(&"overlayfs")
     }

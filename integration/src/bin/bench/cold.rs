@@ -61,7 +61,7 @@ fn unpack(bed: &Bed, image: &Built, namespace: &str, processes: usize) -> Result
     Ok(taken)
 }
 
-/// How often all the processes together commit a layer.
+/// Counts the Commits of all processes together, by their method.
 fn commits(bed: &Bed, image: &Built) -> Result<std::collections::BTreeMap<String, u64>> {
     let namespace = "cold-counted";
     bed.import(namespace, image)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What one tenant's images cost the node, and the others on it.
+//! The cost of one tenant's images for the node and for the other tenants.
 
 mod cases;
 mod neighbours;
@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The other client's calls are counted for as long at least.
 const LEAST: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether all is over.
+/// The interval of polling.
 const LOOK: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(bed: &Bed) -> Result<Table> {

@@ -32,7 +32,7 @@ const ROUNDS: usize = 20;
 /// Clients at a time, with a connection each, and how many calls each makes in a round.
 const CLIENTS: [(usize, usize); 2] = [(1, 250), (64, 25)];
 
-/// What the proxy's memory is looked at before and after.
+/// The number of calls between two measurements of the proxy's memory.
 const MANY: usize = 100_000;
 
 /// The fields of `CreateContainerRequest` that decide.
@@ -42,7 +42,7 @@ struct Create {
     sandbox: String,
     #[prost(message, optional, tag = "2")]
     config: Option<Config>,
-    /// Of the pod.
+    /// The configuration of the pod.
     #[prost(message, optional, tag = "3")]
     pod: Option<Config>,
 }

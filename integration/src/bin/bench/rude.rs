@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a client of `resnap serve` notices of others that do not behave.
+//! The effect of misbehaving clients of `resnap serve` on another client.
 
 use std::time::{Duration, Instant};
 

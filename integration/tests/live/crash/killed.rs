@@ -20,7 +20,7 @@ live_tests! {
     Containerd: crash_of_one_process_and_the_other_goes_on,
 }
 
-/// Where a run is killed, how many snapshots are active and committed then, and on what.
+/// The point of the kill, the numbers of active and committed snapshots then, and the snapshotter.
 type Case = (Method, u64, Point, (usize, usize), &'static str);
 
 const POINTS: [Case; 16] = [

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Replies that do not come.
+//! Lost replies.
 
 use std::thread;
 use std::time::{Duration, Instant};

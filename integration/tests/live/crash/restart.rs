@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! containerd that goes and comes again.
+//! A containerd that stops and starts again.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ live_tests! {
     Alone: crash_of_containerd_and_an_engine_cleans_up,
 }
 
-/// How long after the return of containerd a run may take.
+/// The time that a run may take after containerd has returned.
 const RETURN: Duration = Duration::from_secs(30);
 
 /// A crash during an Apply, and an orderly restart during a Commit.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Runs that are stopped, and what is told of their leases.
+//! Runs that are stopped, and the report of their leases.
 
 use std::process::Child;
 
@@ -22,7 +22,7 @@ live_tests! {
     Containerd: crash_by_two_signals_is_at_once,
 }
 
-/// One job lives on one snapshotter, one was killed on another.
+/// One job runs on one snapshotter; another was killed on another snapshotter.
 fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
     let scene = Scene::new(node)?;
     scene

@@ -15,7 +15,7 @@ use super::scene::{Harm, NAMESPACE, Scene};
 
 pub(super) struct Case {
     pub(super) name: &'static str,
-    /// Of all layers.
+    /// The differ of all layers.
     pub(super) differ: &'static str,
     pub(super) prepare: Prepare,
 }
@@ -105,7 +105,7 @@ const VALID: usize = 60_000;
 const CONFIGS: usize = 12;
 const TRIES: usize = 3;
 
-/// How long it may take until jobs have begun.
+/// The time that jobs have to begin.
 const BEGIN: Duration = Duration::from_secs(5);
 
 fn reference(name: &str) -> String {

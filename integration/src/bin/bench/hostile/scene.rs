@@ -24,7 +24,7 @@ pub(super) struct Scene {
     pub(super) bed: Bed,
     resnap: Resnap,
     pub(super) served: Served,
-    /// Where the files of `resnap serve` are.
+    /// The directory of `resnap serve`.
     dir: PathBuf,
     /// Through which it calls containerd where containerd writes the layers.
     pub(super) tap: Option<Tap>,
@@ -34,10 +34,10 @@ pub(super) struct Scene {
     pub(super) small: Built,
 }
 
-/// What goes on.
+/// The parts of a running case.
 #[derive(Default)]
 pub(super) struct Harm {
-    /// What keeps others waiting to the end.
+    /// A call that is held to the end of the case.
     pub(super) held: Option<Held>,
     pub(super) clients: Vec<JoinHandle<()>>,
 }
@@ -98,7 +98,7 @@ impl Scene {
         Cri::connect(&self.served.socket, &self.bed.containerd.scratch())
     }
 
-    /// Where an image's archive can be written.
+    /// Returns a path for an image's archive.
     pub(super) fn archive(&self, name: &str) -> PathBuf {
         self.bed.containerd.scratch().join(format!("{name}.tar"))
     }
