@@ -32,14 +32,14 @@ use crate::unpack::assert_labels;
 
 /// An image of three layers in a namespace of its own, a tap on the way there, and a runtime
 /// directory of its own.
-struct Scene {
+struct Setup {
     node: Node,
     image: Built,
     tap: Tap,
     runtime_dir: PathBuf,
 }
 
-impl Scene {
+impl Setup {
     fn new(node: &Node) -> Result<Self> {
         let node = Node {
             containerd: Arc::clone(&node.containerd),

@@ -3,7 +3,7 @@
 
 //! The main job: an image that is on the node, made ready on another snapshotter.
 
-pub(crate) mod odd;
+pub(crate) mod unusual;
 
 use std::collections::BTreeMap;
 

@@ -33,7 +33,7 @@ const OWN: [&str; 6] = [
 /// A header of every request of the test.
 const MARK: &str = "x-mark";
 
-pub(super) struct Bed {
+pub(super) struct TappedProxy {
     pub(super) front: Tap,
     pub(super) back: Tap,
     pub(super) runtime: Runtime,
@@ -41,7 +41,7 @@ pub(super) struct Bed {
     wire: Wire,
 }
 
-impl Bed {
+impl TappedProxy {
     pub(super) fn start(node: &Node) -> Result<Self> {
         let back = node.containerd.tap()?;
         let served = Served::before(node, back.socket())?;

@@ -20,7 +20,7 @@ use crate::process;
 const OTHER: &str = "RESNAP_BENCH_BINARY";
 
 /// A containerd of its own, and builds of resnap.
-pub(crate) struct Bed {
+pub(crate) struct Setup {
     pub(crate) containerd: Containerd,
     pub(crate) resnap: Resnap,
     /// The build to compare with.
@@ -35,7 +35,7 @@ pub(crate) struct Resnap {
     suffix: &'static str,
 }
 
-impl Bed {
+impl Setup {
     pub(crate) fn start() -> Result<Self> {
         let exe = std::env::current_exe()?;
         let target = exe.ancestors().nth(2).context("no target directory")?;
