@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Labels of one's own on the snapshots of an image: a wrapper annotates the layers, and what is
-//! under `containerd.io/snapshot/` becomes labels.
+//! Custom labels on the snapshots of an image: a wrapper annotates the layers, and annotations below
+//! `containerd.io/snapshot/` become labels.
 //!
 //! ```text
 //! cargo run -p resnap-examples --bin custom_labels -- SOCKET NAMESPACE IMAGE SNAPSHOTTER
@@ -20,7 +20,7 @@ use resnap_core::{Descriptor, Scope, SnapshotKey, media_type};
 use resnap_handler_wrapper::{Handler, Wrapper};
 use resnap_unpacker::{Engine, EngineSettings, Request};
 
-/// The label: which layer of the image this is, the base being 1.
+/// The label with the number of a layer in its image; the lowest is 1.
 const LAYER_NUMBER: &str = "containerd.io/snapshot/example.com.layer-number";
 
 struct NumberLayers {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A CRI shim's CreateContainer: where the snapshotter does not have the image, the image is
-//! unpacked there, and the container's root file system is asked for once more.
+//! A CRI shim's CreateContainer: if the snapshotter does not have the image, it is unpacked there, and the
+//! container's root file system is prepared again.
 //!
 //! ```text
 //! cargo run -p resnap-examples --bin embed_unpack -- SOCKET NAMESPACE IMAGE SNAPSHOTTER
@@ -11,10 +11,12 @@
 // A program that talks to its user.
 #![allow(clippy::print_stdout)]
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use futures::StreamExt as _;
+use resnap_applier::{ApplierSettings, InProcessApplier};
 use resnap_containerd::Client;
 use resnap_core::{Error, Labels, LeaseId, Mount, Ports, Scope, SnapshotKey, labels};
 use resnap_unpacker::{Engine, EngineSettings, Request};
@@ -42,8 +44,8 @@ impl Shim {
         }
     }
 
-    /// The container's writable snapshot, kept from garbage collection by the lease until the
-    /// container's record does so.
+    /// Prepares the container's writable snapshot. The lease keeps it from garbage collection until the
+    /// container's record does.
     async fn root_file_system(&self, id: &str, request: &Request) -> Result<Vec<Mount>> {
         let plan = self.engine.plan(request).await?;
         let snapshotter = self.ports.snapshotters.snapshotter(&request.snapshotter);
@@ -59,7 +61,9 @@ async fn main() -> Result<()> {
     let [socket, namespace, image, snapshotter] = arguments.as_slice() else {
         bail!("usage: embed_unpack SOCKET NAMESPACE IMAGE SNAPSHOTTER");
     };
-    let ports = Client::connect(socket).await?.ports();
+    let mut ports = Client::connect(socket).await?.ports();
+    // Layers are written in this process where that is possible, else by containerd's differ.
+    ports.applier = Arc::new(InProcessApplier::new(&ports, ApplierSettings::default()));
     let scope = Scope::new(namespace);
     let lease = LeaseId(format!("embedded-{}", std::process::id()).into());
     let expiry = humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(3600));

@@ -26,10 +26,10 @@ use tonic::{Request, Status};
 use log::read_log;
 use messages as m;
 
-/// How long the CRI may take to come up, and a container to end.
+/// The time that the CRI has to answer after its start, and a container to end.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long one call may take unless told otherwise; kubelet's own limit.
+/// The default limit of one call, which is kubelet's.
 const CALL: Duration = Duration::from_secs(120);
 
 /// A connection to the CRI of one containerd.
@@ -69,12 +69,12 @@ impl Container {
     }
 }
 
-/// What a container left when it ended.
+/// The result of a container that has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exited {
     /// Its exit code.
     pub code: i32,
-    /// What it wrote to stdout and stderr.
+    /// Its standard output and standard error.
     pub output: String,
 }
 

@@ -66,27 +66,27 @@ impl Containerd {
         Ok(this)
     }
 
-    /// Such as `containerd 1.7.24`.
+    /// The name of the release, such as `containerd 1.7.24`.
     pub fn name(&self) -> String {
         self.processes.dist.name()
     }
 
-    /// Its programs.
+    /// The programs of this release.
     pub fn dist(&self) -> &Dist {
         &self.processes.dist
     }
 
-    /// As the daemon's program reports it.
+    /// The version that the daemon's program reports.
     pub fn version(&self) -> (u32, u32, u32) {
         self.processes.dist.version()
     }
 
-    /// Where containerd and its CRI listen.
+    /// The socket of containerd and its CRI.
     pub fn socket(&self) -> &Path {
         &self.processes.socket
     }
 
-    /// A new tap between clients that come to its socket and this containerd, also after restarts.
+    /// Starts a tap in front of this containerd; it reconnects after restarts.
     pub fn tap(&self) -> Result<Tap> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Tap::start(
@@ -95,7 +95,7 @@ impl Containerd {
         )
     }
 
-    /// The process, while it runs.
+    /// The process ID of containerd while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.processes.pid()
     }
@@ -198,17 +198,17 @@ impl Containerd {
         self.processes.ctr(namespace)
     }
 
-    /// What containerd and nydus wrote so far.
+    /// Returns the logs of containerd and nydus so far.
     pub fn log(&self) -> String {
         self.processes.log()
     }
 
-    /// What nydus wrote so far: with the labels of every Prepare.
+    /// Returns the log of nydus so far, which has the labels of every Prepare.
     pub fn nydus_log(&self) -> String {
         self.processes.read_log("nydus")
     }
 
-    /// What the stand-in `mount.fuse` was called with, oldest first.
+    /// Returns the calls of the stand-in `mount.fuse`, oldest first.
     ///
     /// A sandbox makes one call; a container makes two, as containerd mounts its
     /// root once itself to look up users before the shim does.
@@ -231,13 +231,13 @@ impl Containerd {
         self.processes.start_containerd().map(drop)
     }
 
-    /// Ends everything and removes it, and says what of it failed.
+    /// Ends all processes and removes their files. The error names everything that failed.
     pub fn stop(mut self) -> Result<()> {
         self.processes.clean_up()
     }
 }
 
-/// An ID that no container has had in this run or another one.
+/// Returns an ID that no container has had in this run or another one.
 fn container_id() -> Result<String> {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let run = namespaces::run_name()?;

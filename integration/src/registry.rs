@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::debian::Dist;
 
-/// How long it may take until it answers.
+/// The time that the registry has to answer after its start.
 const START: Duration = Duration::from_secs(10);
 
 /// A running registry, empty at first; dropping it ends it and removes what it holds.

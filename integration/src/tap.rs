@@ -104,7 +104,7 @@ impl Tap {
         Ok(this)
     }
 
-    /// Where clients connect.
+    /// The socket for clients.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -125,7 +125,7 @@ impl Tap {
         held
     }
 
-    /// How often `method` was called, those calls included that did not get to containerd.
+    /// Counts the calls of `method`, including those that did not reach containerd.
     pub fn count(&self, method: Method) -> u64 {
         let calls = self.calls().into_iter();
         calls.map(|call| u64::from(method.is(&call.path))).sum()

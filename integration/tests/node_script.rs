@@ -43,7 +43,7 @@ impl Node {
         fs::write(self.path("files").join(name), content).unwrap();
     }
 
-    /// What was run on the node, and whether the script was content.
+    /// Returns the commands that were run on the node, and whether the script succeeded.
     fn run(&self, word: &str, fails: &str) -> (Vec<String>, bool) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let log = self.path("log");

@@ -47,7 +47,6 @@ pub enum Owner {
     /// The owner is running; the text identifies it.
     Alive(String),
     /// The owner has ended, or has failed and kept the lease for the next attempt.
-    #[serde(rename = "dead")]
     Orphaned,
     /// The owner uses another runtime directory, so its state is unknown.
     Elsewhere,

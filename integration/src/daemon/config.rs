@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::options::Options;
 
-/// What the two files are written from.
+/// The input of both configuration files.
 pub(super) struct Plan<'a> {
     pub(super) version: (u32, u32, u32),
     pub(super) options: &'a Options,
@@ -55,7 +55,7 @@ state = "{root}"
   path = "{root}/opt"
 [plugins."io.containerd.service.v1.diff-service"]
   default = {:?}
-# What makes a layer of one whose bytes are all one more.
+# Subtracts one from each byte of a layer.
 [stream_processors.unshift]
   accepts = ["application/vnd.oci.image.layer.v1.tar+gzip+shifted"]
   returns = "application/vnd.oci.image.layer.v1.tar+gzip"

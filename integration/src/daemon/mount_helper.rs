@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 
 use crate::debian::write_program;
 
-/// What the stand-in `mount.fuse` was called with.
+/// A call of the stand-in `mount.fuse`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MountHelperCall {
     /// All arguments, without the program's name.

@@ -3,7 +3,7 @@
 
 //! The settings of a containerd that a test starts.
 
-/// What differs between the containerds that tests start.
+/// The settings in which the containerds of tests differ.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Starts nydus-snapshotter in proxy mode too, as the snapshotter `nydus`

@@ -15,10 +15,10 @@ use anyhow::{Context, Result, bail};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a daemon may take to end before it is killed.
+/// The time that a daemon has to end before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How often something is looked at that is waited for.
+/// The interval of polling.
 pub(super) const POLL: Duration = Duration::from_millis(10);
 
 /// SIGTERM, and SIGKILL for the one that does not heed it.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! How a containerd and its nydus begin and end.
+//! The processes of a containerd and its nydus, from start to end.
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
@@ -21,7 +21,7 @@ use super::options::Options;
 use super::{mount_helper, process};
 use crate::debian::{Dist, output};
 
-/// How long a daemon may take until it answers.
+/// The time that a daemon has to answer after its start.
 const START: Duration = Duration::from_secs(30);
 
 /// The processes of a containerd, with their files.
@@ -158,7 +158,7 @@ impl Processes {
         ready
     }
 
-    /// Answers with the snapshotters that work.
+    /// Starts containerd and returns its working snapshotters.
     pub(super) fn start_containerd(&self) -> Result<BTreeSet<String>> {
         let mut child = self.spawn("containerd", "containerd")?;
         let ready = self.wait_for(&mut child, "containerd", || {

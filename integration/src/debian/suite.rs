@@ -10,7 +10,7 @@ pub enum Suite {
     Bookworm,
     /// Debian 13.
     Trixie,
-    /// What becomes Debian 14; it moves, so versions are read, never assumed.
+    /// The future Debian 14. It changes, so versions are read, never assumed.
     Forky,
 }
 

@@ -26,7 +26,7 @@ use super::layer::digest;
 use super::tape::{self, Entry};
 use crate::debian;
 
-/// What the images are made by: a change of any line makes new ones.
+/// The sources of the images: a change of any line rebuilds all of them.
 const RECIPES: &[&str] = &[
     include_str!("archive.rs"),
     include_str!("blobs.rs"),

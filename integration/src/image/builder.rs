@@ -40,7 +40,7 @@ pub struct ImageBuilder {
     cmd: Vec<String>,
     env: Vec<String>,
     platform: BTreeMap<&'static str, Value>,
-    /// What the index says, if not what the config says.
+    /// The OS features in the index, if they differ from the config's.
     listed_os_features: Option<Value>,
     docker: bool,
     faults: Vec<Fault>,

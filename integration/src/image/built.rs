@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a written image consists of.
+//! The digests and layers of a written image.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -45,7 +45,7 @@ pub struct Built {
     pub manifest: String,
     /// The digest of that manifest's config: the image ID in CRI.
     pub config: String,
-    /// That manifest's layers, from the lowest.
+    /// The layers of that manifest, from the lowest.
     pub layers: Vec<BuiltLayer>,
     /// The manifests of the further platforms of an index.
     pub others: Vec<BuiltManifest>,

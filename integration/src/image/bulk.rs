@@ -35,7 +35,7 @@ const PROGRAMS: &[&str] = &[
     "libssl3",
 ];
 
-/// What programs of scripts consist of.
+/// The packages whose scripts fill the files.
 const SCRIPTS: &[&str] = &["perl-modules-5.36", "libpython3.11-stdlib"];
 
 /// Files of [`small_files`].
@@ -291,7 +291,7 @@ fn padding(size: u64) -> usize {
     (size.next_multiple_of(512) - size) as usize
 }
 
-/// What goes through, hashed and counted.
+/// A writer that hashes and counts its input.
 struct Hashed<W> {
     out: W,
     hash: Sha256,

@@ -19,7 +19,7 @@ pub const WEB_SAYS: &str = "debian bash perl python3.11 nginx: the page of the t
 /// The line that a container of [`hello`] prints.
 pub const HELLO_SAYS: &str = "hello from layer 3";
 
-/// What differs each time that containerd unpacks one of these images.
+/// The differences between any two unpacks of one of these images by containerd.
 pub const ROOT_CLOCK: &[Expected] = &[Expected {
     path: ".",
     field: Field::Mtime,
@@ -29,7 +29,7 @@ pub const ROOT_CLOCK: &[Expected] = &[Expected {
 /// The most layers that containerd mounts in one overlay.
 pub const MANY_MAX: usize = 127;
 
-/// What the layers of [`web`] hold, from the lowest; the top layer is our own.
+/// The packages of the layers of [`web`], from the lowest; the top layer is not from a package.
 const WEB_LAYERS: [&[&str]; 5] = [
     &[
         "base-files",
@@ -65,7 +65,7 @@ const WEB_LAYERS: [&[&str]; 5] = [
     &["nginx", "nginx-common", "libssl3"],
 ];
 
-/// What a container of [`web`] runs. Its first lines take a word from each layer.
+/// The script of a container of [`web`]. Its first lines read a word from each layer.
 const GREET: &str = r#"#!/bin/bash
 set -eu
 system=$(. /etc/os-release; echo "$ID")

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::tape::{self, EPOCH, Entry};
 use crate::debian;
 
-/// What a layer's bytes are before they are compressed.
+/// The format of a layer before compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// A tar.
@@ -41,7 +41,7 @@ impl Format {
     }
 }
 
-/// How a layer's blob is made of its tar.
+/// The compression of a layer's blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// The tar itself.
@@ -75,9 +75,9 @@ pub struct Layer {
     pub diff_id: String,
     /// The size of the blob in bytes.
     pub size: u64,
-    /// How the blob was made.
+    /// The compression of the blob.
     pub compression: Compression,
-    /// What it was made of.
+    /// The format before compression.
     pub format: Format,
     pub(super) blob: Arc<Vec<u8>>,
 }

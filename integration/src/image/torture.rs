@@ -45,7 +45,7 @@ pub const TORTURE: [&[Case]; 7] = [
     metadata::ROOT,
 ];
 
-/// How many of the layers of [`super::web`] are below the torture layers.
+/// The number of layers of [`super::web`] below the layers of the table.
 const BASE: usize = 2;
 
 /// Taken in turn, so that every kind of blob is in the image.

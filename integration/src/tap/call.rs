@@ -36,7 +36,7 @@ impl Call {
         }
     }
 
-    /// What the client was answered; `None` if it was not (yet).
+    /// The status of the answer; `None` before it is sent.
     pub fn status(&self) -> Option<Code> {
         self.status.get().copied()
     }

@@ -23,7 +23,7 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// A stream that is held must not take the others' room.
 const CONNECTION_WINDOW: u32 = 256 << 20;
 
-/// How long answers may take to the client when containerd's connection has ended.
+/// The time that answers have to reach the client after containerd's connection has ended.
 const LAST: Duration = Duration::from_millis(200);
 
 /// Serves all clients until it is dropped, or no more can come.

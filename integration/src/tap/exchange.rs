@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! All that passes of one call, as it was on the wire.
+//! The headers, data and ends of one call, as on the wire.
 
 use bytes::BytesMut;
 use h2::Reason;
 use tonic::codegen::http::HeaderMap;
 
-/// Both ways of a call.
+/// Both directions of a call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exchange {
-    /// What the client sent.
+    /// The client's side.
     pub request: Half,
-    /// What the client was answered.
+    /// The answer to the client.
     pub reply: Half,
 }
 
-/// One way of a call, as far as it has come.
+/// One direction of a call so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Half {
     /// Method and target of a request, status of a reply: what pseudo-headers say.
@@ -27,22 +27,22 @@ pub struct Half {
     pub body: BytesMut,
     /// Empty also where there are none.
     pub trailers: HeaderMap,
-    /// How it ended; `None` if it has not.
+    /// The end; `None` if it is still open.
     pub end: Option<End>,
 }
 
-/// How one way of a call ended.
+/// The end of one direction of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// With the headers: nothing else came, as when gRPC answers by a status alone.
     Headers,
     /// With data or trailers.
     Stream,
-    /// Who sent it broke the call off.
+    /// The sender reset the stream.
     Reset(Reason),
 }
 
-/// Which way something passes.
+/// A direction of a call.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Way {
     Request,

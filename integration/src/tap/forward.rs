@@ -21,7 +21,7 @@ use super::link::Link;
 use super::pump::{first_message, head, pump, send};
 use super::rule::{Action, Answer, Point, Step};
 
-/// How long the data of an answer may take before the reset that breaks it off.
+/// The time between the data of an answer and the reset that ends it.
 const BEFORE_RESET: Duration = Duration::from_millis(50);
 
 /// Why a call has no reply of containerd's to pass on.
@@ -98,7 +98,7 @@ async fn pass_on(
     Ok(())
 }
 
-/// Answers in containerd's place.
+/// Answers the call in place of containerd.
 async fn give(call: &Call, answer: Answer, respond: &mut SendResponse<Bytes>) -> Result<(), Error> {
     if let Some(reason) = answer.reset.filter(|_| answer.headers.is_empty()) {
         call.note(Way::Reply, |half| half.end = Some(End::Reset(reason)));

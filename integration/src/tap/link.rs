@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the calls of a connection need of it.
+//! The state that the calls of a connection share.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, Notify};
 use super::record::Shared;
 use super::rule::Side;
 
-/// What the calls of one connection need.
+/// The state that the calls of one connection share.
 pub(super) struct Link {
     pub(super) shared: Arc<Shared>,
     pub(super) backend: SendRequest<Bytes>,

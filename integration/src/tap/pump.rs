@@ -12,10 +12,10 @@ use tonic::codegen::http::HeaderMap;
 use super::call::Call;
 use super::exchange::{End, Way};
 
-/// What stands in front of a gRPC message: whether it is compressed, and its length.
+/// The length of a gRPC message's prefix: the compressed flag and the length of the message.
 const PREFIX: usize = 5;
 
-/// How much of a message the tap waits for, and so keeps; it can be a frame more.
+/// The part of a message that the tap waits for and keeps; it can be a frame more.
 const KEPT: usize = 64 << 10;
 
 /// Takes the first message off `from`, or the beginning of a long one; more can come with it.

@@ -50,7 +50,7 @@ impl Shared {
         self.lock().calls.clear();
     }
 
-    /// Counts a call, and answers with what is to be done to it.
+    /// Records a call and returns the steps that are due for it.
     pub(super) fn arrived(&self, path: &str, message: Bytes) -> (Call, Vec<(Point, Step)>) {
         let mut record = self.lock();
         let call = Call::new(path, message, record.keep);
@@ -69,7 +69,7 @@ impl Shared {
         self.lock().problems.push(problem.into());
     }
 
-    /// What went wrong, and what never happened.
+    /// Takes the problems so far, and the rules that no call has met.
     pub(super) fn take_problems(&self) -> Vec<String> {
         let mut record = self.lock();
         let rules = std::mem::take(&mut record.rules).into_iter();

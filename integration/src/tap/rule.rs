@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a tap is asked to do, and to which call.
+//! The actions of a tap, and the calls that they apply to.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use tonic::codegen::http::HeaderMap;
 use super::call::Call;
 use super::method::Method;
 
-/// How long a test waits for a call that it holds.
+/// The time that a test waits for a call that it holds.
 const ARRIVAL: Duration = Duration::from_secs(60);
 
-/// When in the course of a call.
+/// A moment of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
     /// The tap has the request (of a stream: its first message), containerd has nothing of it.
@@ -31,7 +31,7 @@ pub enum Point {
     After,
 }
 
-/// What happens to a call.
+/// An action on a call.
 #[derive(Debug, Clone)]
 pub enum Action {
     /// It stands still for so long, then goes on.
@@ -53,13 +53,13 @@ pub enum Action {
 /// An answer as it is on the wire, of status 200.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
-    /// Of an answer that has nothing else, these end it; without any, it is only a reset.
+    /// The headers. They end an answer that has nothing else; without any, the answer is only a reset.
     pub headers: HeaderMap,
     /// Messages with their prefixes.
     pub body: Bytes,
-    /// What a whole answer ends with.
+    /// The trailers of a complete answer.
     pub trailers: HeaderMap,
-    /// What breaks it off in the trailers' place.
+    /// The reset that ends the answer in place of trailers.
     pub reset: Option<Reason>,
 }
 
@@ -75,7 +75,7 @@ impl From<Status> for Answer {
 /// An end of a connection through the tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Who calls: the process that connected to the tap.
+    /// The process that connected to the tap.
     Client,
     /// containerd: the process that listens there.
     Backend,
@@ -106,7 +106,7 @@ impl Held {
     }
 }
 
-/// What is to be done to a call at one point.
+/// A step of a call at one point.
 #[derive(Debug)]
 pub(super) enum Step {
     Do(Action),
@@ -149,7 +149,7 @@ pub(super) fn gate() -> (Held, Step) {
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) method: Method,
-    /// How many calls of the method are still to come, the one that is meant included.
+    /// The number of calls of the method until the step is due, including that call.
     pub(super) left: u64,
     pub(super) point: Point,
     pub(super) step: Step,

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What differs between two trees, and which of it was expected.
+//! The differences of two trees, and which of them were expected.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use super::node::{Node, Tree};
 
-/// What two paths differ in.
+/// A property that two paths can differ in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Field {
     /// The path is in one tree only.
@@ -42,11 +42,11 @@ pub enum Field {
 pub struct Difference {
     /// The path in both trees.
     pub path: Vec<u8>,
-    /// What differs.
+    /// The property.
     pub field: Field,
-    /// What the left tree has.
+    /// The value in the left tree.
     pub left: String,
-    /// What the right tree has.
+    /// The value in the right tree.
     pub right: String,
 }
 
@@ -67,13 +67,13 @@ impl fmt::Display for Difference {
 pub struct Expected {
     /// The path; a `*` stands for any bytes, also for slashes and for none.
     pub path: &'static str,
-    /// What differs.
+    /// The property.
     pub field: Field,
     /// Why, for the reader of a report.
     pub reason: &'static str,
 }
 
-/// What was not expected: a difference, or that there is none.
+/// An unexpected difference, or an expected one that is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Surprise {
     /// A difference that no [`Expected`] names.
@@ -100,7 +100,7 @@ impl fmt::Display for Surprise {
     }
 }
 
-/// Everything in which the trees differ, by path.
+/// Returns all differences of two trees, by path.
 pub fn compare(left: &Tree, right: &Tree) -> Vec<Difference> {
     let paths: BTreeSet<_> = left.nodes.keys().chain(right.nodes.keys()).collect();
     let mut found = Vec::new();
@@ -119,7 +119,7 @@ pub fn compare(left: &Tree, right: &Tree) -> Vec<Difference> {
     found
 }
 
-/// The differences that `expected` does not name, and what it names that is not there.
+/// Returns the differences that `expected` does not name, and the entries of `expected` without a difference.
 pub fn surprises(differences: &[Difference], expected: &[Expected]) -> Vec<Surprise> {
     let names = |expected: &Expected, difference: &Difference| {
         expected.field == difference.field && matches(expected.path.as_bytes(), &difference.path)
@@ -202,7 +202,7 @@ fn show(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string()
 }
 
-/// Whether `text` is `pattern`, in which `*` stands for any bytes.
+/// Returns whether `text` matches `pattern`, in which `*` stands for any bytes.
 fn matches(pattern: &[u8], text: &[u8]) -> bool {
     match pattern {
         [] => text.is_empty(),

@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Everything below a directory, by the path relative to it. The directory itself is `.`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tree {
-    /// What is at each path; names in Linux are bytes.
+    /// The node at each path; names in Linux are bytes.
     pub nodes: BTreeMap<Vec<u8>, Node>,
     /// Names that are listed with nothing behind them: so overlayfs shows a whiteout in a directory
     /// that no other layer has. [`compare`] does not look at them.
     pub ghosts: BTreeSet<Vec<u8>>,
 }
 
-/// What is at a path.
+/// A file, directory or other node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// The type.
@@ -42,7 +42,7 @@ pub struct Node {
     pub links: Vec<Vec<u8>>,
 }
 
-/// The type of what is at a path.
+/// The type of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file.

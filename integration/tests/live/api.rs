@@ -42,7 +42,7 @@ live_tests! {
 
 const ON: &str = "native";
 
-/// A daemon before a tap, and commands that find it.
+/// A daemon in front of a tap, and the commands that connect to it.
 pub(crate) struct Through<'a> {
     node: &'a Node,
     pub(crate) tap: Tap,
@@ -50,12 +50,12 @@ pub(crate) struct Through<'a> {
 }
 
 impl<'a> Through<'a> {
-    /// The tap sees every layer.
+    /// Starts it with containerd's differ, so that the tap sees every layer.
     pub(crate) fn start(node: &'a Node) -> Result<Self> {
         Self::start_by("containerd", node)
     }
 
-    /// Layers are written by this differ.
+    /// Starts it with this differ for all layers.
     pub(crate) fn start_by(differ: &str, node: &'a Node) -> Result<Self> {
         let tap = node.containerd.tap()?;
         let served = Served::configured(node, tap.socket(), &differ_config(differ))?;
@@ -90,7 +90,7 @@ impl<'a> Through<'a> {
         Ok(jobs.as_array().context("no array")?.clone())
     }
 
-    /// Waits until the only job is like this.
+    /// Waits until there is one job and it meets the condition; returns the job.
     pub(crate) fn job(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Vec::new();
         let found = eventually(what, DEADLINE, || {
@@ -109,7 +109,7 @@ impl<'a> Through<'a> {
     }
 }
 
-/// A command at work, ended with the value.
+/// A running command.
 pub(crate) struct Running(Child);
 
 impl Running {
@@ -123,7 +123,7 @@ impl Running {
         Ok(kill_process(pid, Signal::INT)?)
     }
 
-    /// Ends it as a crash does.
+    /// Kills it, as a crash does.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.0.kill()?;
         self.0.wait()?;
@@ -139,7 +139,7 @@ impl Running {
         })
     }
 
-    /// The report that it ends with.
+    /// Waits for it and returns its report.
     pub(crate) fn report(self) -> Result<Value> {
         let mut lines = self.end()?.json_lines()?;
         let mut last = lines.pop().context("nothing was printed")?;
@@ -152,7 +152,7 @@ fn applied(report: &Value) -> usize {
     layers.filter(|layer| layer["outcome"] == "applied").count()
 }
 
-/// What is told, without what differs each time: times, and the namespace.
+/// Returns the output without its times and its namespace, which differ each time.
 fn told(node: &Node, ended: CommandOutput) -> Result<(Option<i32>, String, String)> {
     let timeless = |text: &str| {
         let text = text.replace(&node.namespace, "NAMESPACE");
@@ -416,7 +416,7 @@ fn api_is_for_root_and_one_daemon(node: &Node) -> Result<()> {
     through.end()
 }
 
-/// What gRPC's health service says.
+/// Returns the answer of gRPC's health service.
 fn health(socket: &Path, service: &str) -> Result<ServingStatus> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -27,7 +27,7 @@ live_tests! {
     Alone: applier_killed_leaves_what_the_next_clears,
 }
 
-/// What is meant to differ from the walking differ on the torture image, besides its times.
+/// The intended differences from the walking differ on the torture image, besides its times.
 const KEPT: &[Expected] = &[
     kept(
         "t/before-1970/*",
@@ -46,7 +46,7 @@ const KEPT: &[Expected] = &[
     ),
 ];
 
-/// A container's start makes what it mounts on.
+/// The start of a container makes its mount points.
 const RUN: Expected = kept("run", Field::Mtime, "the container runtime makes it");
 
 const fn kept(path: &'static str, field: Field, reason: &'static str) -> Expected {

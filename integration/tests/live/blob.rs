@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A blob that is nobody's.
+//! A blob that belongs to no image.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use resnap_integration::image::digest;
 
 use crate::node::{Node, unique};
 
-/// Stores a blob by what `ctr` gives; its digest.
+/// Stores a blob with the command that `ctr` returns, and returns its digest.
 pub(crate) fn ingest(node: &Node, ctr: impl Fn() -> Command, blob: &[u8]) -> Result<String> {
     let digest = digest(blob);
     let root = ["content", "label", &digest, "containerd.io/gc.root=test"];

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-/// What a command left.
+/// The exit code and output of a command.
 #[derive(Debug)]
 pub(crate) struct CommandOutput {
     pub(crate) code: Option<i32>,
@@ -17,13 +17,13 @@ pub(crate) struct CommandOutput {
 }
 
 impl CommandOutput {
-    /// Standard output of a command that ended with 0.
+    /// Returns the standard output of a command that ended with 0.
     pub(crate) fn ok(self) -> Result<String> {
         ensure!(self.code == Some(0), "want exit code 0: {self:#?}");
         Ok(self.stdout)
     }
 
-    /// The lines of JSON of a command that ended with 0.
+    /// Returns the lines of JSON of a command that ended with 0.
     pub(crate) fn json_lines(self) -> Result<Vec<Value>> {
         let text = self.ok()?;
         text.lines()
@@ -45,7 +45,7 @@ impl CommandOutput {
         Ok(error)
     }
 
-    /// The kind of the error that a command ended with, where any will do.
+    /// Returns the kind of the error that a command ended with.
     pub(crate) fn kind(&self) -> Result<String> {
         let line = self.stdout.lines().last().context("nothing was printed")?;
         let error: Value = serde_json::from_str(line)?;
@@ -55,13 +55,13 @@ impl CommandOutput {
             .to_owned())
     }
 
-    /// The JSON document of a command that ended with 0.
+    /// Returns the JSON document of a command that ended with 0.
     pub(crate) fn json(self) -> Result<Value> {
         Ok(serde_json::from_str(&self.ok()?)?)
     }
 }
 
-/// The binary under test.
+/// Returns a command for the binary under test.
 pub(crate) fn resnap() -> Result<Command> {
     let exe = std::env::current_exe()?;
     let bin = exe

@@ -32,14 +32,14 @@ use crate::unpack::assert_labels;
 
 /// An image of three layers in a namespace of its own, a tap on the way there, and a runtime
 /// directory of its own.
-struct Scene {
+struct Setup {
     node: Node,
     image: Built,
     tap: Tap,
     runtime_dir: PathBuf,
 }
 
-impl Scene {
+impl Setup {
     fn new(node: &Node) -> Result<Self> {
         let node = Node {
             containerd: Arc::clone(&node.containerd),
@@ -94,14 +94,14 @@ impl Scene {
         self.is_whole(snapshotter)
     }
 
-    /// That all layers outlive a garbage collection, with their labels, and nothing is left.
+    /// Checks that all layers survive a garbage collection with their labels, and that nothing is left.
     fn is_whole(&self, snapshotter: &str) -> Result<()> {
         self.assert_nothing_left(snapshotter)?;
         self.node.collect_garbage()?;
         assert_labels(&self.node, snapshotter, &self.image, &[])
     }
 
-    /// That there is no lease, no active snapshot and no file of ours.
+    /// Checks that there is no lease, no active snapshot and no file of resnap.
     fn assert_nothing_left(&self, snapshotter: &str) -> Result<()> {
         self.node.assert_nothing_left(snapshotter)?;
         let files = files(&self.runtime_dir)?;
@@ -109,7 +109,7 @@ impl Scene {
         Ok(())
     }
 
-    /// That there are so many snapshots, active and committed.
+    /// Checks the numbers of active and committed snapshots.
     fn has(&self, active: usize, committed: usize, snapshotter: &str) -> Result<()> {
         let have = self.snapshots(snapshotter)?;
         let want = (active, committed);
@@ -162,7 +162,7 @@ fn report(ended: CommandOutput) -> Result<Value> {
     Ok(last["report"].take())
 }
 
-/// Starts a command of which nobody reads what it says.
+/// Starts a command whose output is discarded.
 fn start(command: &mut Command) -> Result<Child> {
     command
         .stdout(Stdio::null())
@@ -171,7 +171,7 @@ fn start(command: &mut Command) -> Result<Child> {
         .with_context(|| format!("start {command:?}"))
 }
 
-/// How a process ended; one that does not end is killed.
+/// Waits for a process and returns its status; one that does not end is killed.
 fn ended(child: &mut Child) -> Result<ExitStatus> {
     let mut status = None;
     let ended = eventually("the process ends", DEADLINE, || {
@@ -186,7 +186,7 @@ fn ended(child: &mut Child) -> Result<ExitStatus> {
     status.context("no status")
 }
 
-/// Reads what a process says until a line has `text`.
+/// Reads the output of a process until a line contains `text`.
 fn until_said(stream: impl std::io::Read, text: &str) -> Result<()> {
     for line in BufReader::new(stream).lines() {
         if line?.contains(text) {

@@ -37,16 +37,16 @@ fn layers_change_those_below_by_walking_alone(node: &Node) -> Result<()> {
     changes_those_below(node, "erofs", Differ::Walking, &[])
 }
 
-/// Who writes a layer.
+/// The differ that writes a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Differ {
     /// Into the directory of the snapshot.
     Walking,
-    /// As `layer.erofs` beside that.
+    /// Into `layer.erofs` beside that directory.
     Erofs,
 }
 
-/// What a differ gets wrong, and why.
+/// A known fault of a differ, and its reason.
 type Known = (Change, &'static str);
 
 /// mkfs.erofs 1.8, by which containerd 2.1 writes a layer, sees nothing of the layers below.
@@ -55,10 +55,10 @@ const MKFS: &[Known] = &[(
     "mkfs.erofs makes a directory that the layer does not state root's, mode 0777",
 )];
 
-/// How a layer can change those below.
+/// A change that a layer makes to the ones below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
-    /// What it deletes is gone.
+    /// A deleted path is gone.
     Deleted,
     /// A directory that it does not state, but writes to, is as it was.
     Unstated,
@@ -108,7 +108,7 @@ fn image(node: &Node) -> Result<Built> {
     Ok(image)
 }
 
-/// What is there as it should not be.
+/// Returns the faults of a tree.
 fn faults(tree: &Tree) -> Vec<(Change, String)> {
     let mut faults = Vec::new();
     for path in ["t/file", "t/dir", "t/opaque/file", "t/emptied/file"] {

@@ -69,7 +69,7 @@ const TAKEN: &[&str] = &[
     "too many levels of symbolic links",
 ];
 
-/// What resnap says of layers that containerd takes and resnap refuses.
+/// The errors of resnap for layers that containerd takes and resnap refuses.
 const REFUSED: &[&str] = &[
     // Who reads a layer by its text and who goes by its links do not mean the same.
     "what a hard link through `..` means",
@@ -82,7 +82,7 @@ const REFUSED: &[&str] = &[
     "would show again",
 ];
 
-/// What was seen.
+/// The results of a run.
 #[derive(Debug, Default)]
 struct Count {
     images: u64,
@@ -153,11 +153,11 @@ fn random_tars_are_the_same_trees(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Who compares.
+/// A comparison of both on one containerd.
 struct Judge<'a> {
     lab: &'a Lab,
     node: &'a Node,
-    /// When the test began, in seconds since 1970.
+    /// The start of the test, in seconds since 1970.
     start: i64,
 }
 
@@ -279,13 +279,13 @@ fn excuse(
     }
 }
 
-/// Whether a layer has an opaque marker.
+/// Returns whether a layer has an opaque marker.
 fn is_marked(tar: &[Entry]) -> bool {
     tar.iter()
         .any(|entry| entry.path.ends_with(b"/.wh..wh..opq"))
 }
 
-/// Whether a directory has the bit.
+/// Returns whether a directory has the bit.
 fn is_in_group(tars: &[Vec<Entry>]) -> bool {
     let mut entries = tars.iter().flatten();
     entries.any(|entry| entry.typeflag == b'5' && entry.permissions() & 0o2000 != 0)
@@ -311,20 +311,20 @@ fn hides(tars: &[Vec<Entry>], path: &[u8]) -> bool {
     })
 }
 
-/// Whether containerd refuses a layer for a reason for which resnap does not.
+/// Returns whether containerd refuses a layer for a reason for which resnap does not.
 fn is_taken(reason: &str) -> bool {
     // One that leads into itself: the path gets too long, and the message is cut before it says so.
     let is_endless = reason.contains(": lstat /") && reason.ends_with('…');
     is_endless || TAKEN.iter().any(|text| reason.contains(text))
 }
 
-/// Whether a symbolic link may lead up from a file, which containerd resolves by its text.
+/// Returns whether a symbolic link may lead up from a file, which containerd resolves by its text.
 fn leaves_a_file(tars: &[Vec<Entry>]) -> bool {
     let mut links = tars.iter().flatten().filter(|entry| entry.typeflag == b'2');
     links.any(|link| link.link.windows(3).any(|part| part == b"/.."))
 }
 
-/// Whether a layer has a symbolic link at this path, or one that it is in.
+/// Returns whether a layer has a symbolic link at this path or at a parent of it.
 fn has_link(tars: &[Vec<Entry>], path: &str) -> bool {
     let mut links = tars.iter().flatten().filter(|entry| entry.typeflag == b'2');
     links.any(|link| is_in(path.as_bytes(), cleaned(&link.path).as_bytes()))
@@ -400,7 +400,7 @@ fn what_differs_from_containerd_is_in_the_table(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What is not as a row says.
+/// Returns the results that differ from a row.
 async fn is_as_the_row(
     node: &Node,
     lab: &Lab,
@@ -470,7 +470,7 @@ async fn is_as_the_row(
     Ok(faults)
 }
 
-/// Where trees differ, but for the root's time.
+/// Returns the differences of two trees, except for the root's time.
 fn differing(theirs: &Tree, ours: &Tree) -> Vec<(String, Field)> {
     let found = compare(theirs, ours).into_iter();
     let found = found.map(|found| (found.path.escape_ascii().to_string(), found.field));

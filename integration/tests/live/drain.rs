@@ -32,7 +32,7 @@ live_tests! {
 
 const CLIENTS: usize = 32;
 
-/// As `resnap serve` has it.
+/// The grace period of `resnap serve`.
 const GRACE: Duration = Duration::from_secs(30);
 
 fn proxy_ends_when_all_are_served(node: &Node) -> Result<()> {
@@ -73,7 +73,7 @@ fn proxy_ends_when_all_are_served(node: &Node) -> Result<()> {
     back.finish()
 }
 
-/// An image that is never ready.
+/// A service for which no image is ever ready.
 struct Endless;
 
 #[async_trait]

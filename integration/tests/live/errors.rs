@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What goes wrong is named, with its reason and the next step, and leaves nothing behind.
+//! Errors name the thing, the reason and the next step, and leave nothing behind.
 
 pub(crate) mod messages;
 pub(crate) mod names;
@@ -30,7 +30,7 @@ live_tests! {
     Containerd: permission_denied,
 }
 
-/// That an error has the kind, and says all these words: the thing, the reason, the next step.
+/// Checks the kind of an error, and that it contains all these words and the next step.
 pub(crate) fn assert_error(
     ended: CommandOutput,
     kind: &str,

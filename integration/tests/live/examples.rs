@@ -17,7 +17,7 @@ live_tests! {
     Containerd: examples_custom_labels,
 }
 
-/// An example, which lies beside resnap.
+/// Runs an example, whose program is beside resnap's.
 fn example(node: &Node, name: &str, image: &str, snapshotter: &str) -> Result<CommandOutput> {
     let program = resnap()?.get_program().to_owned();
     let program = std::path::Path::new(&program).with_file_name(name);

@@ -53,7 +53,7 @@ fn unpack(node: &Node, image: &Built, arguments: &[&str]) -> Result<CommandOutpu
     node.resnap(&[&["unpack", "--json", &image.reference], arguments].concat())
 }
 
-/// The same with this configuration file.
+/// Runs `resnap unpack --json` of an image with this configuration file.
 fn unpack_configured(node: &Node, image: &Built, config: &str) -> Result<CommandOutput> {
     let file = node.containerd.scratch().join(unique("config"));
     fs::write(&file, config)?;
@@ -62,7 +62,7 @@ fn unpack_configured(node: &Node, image: &Built, config: &str) -> Result<Command
     run_to_end(command.args(["unpack", "--json", &image.reference]))
 }
 
-/// That it went to this snapshotter, by the first manifest of `image`.
+/// Checks that the image was unpacked on this snapshotter by the first manifest of `image`.
 fn assert_went(ended: CommandOutput, snapshotter: &str, image: &Built) -> Result<()> {
     let lines = ended.json_lines()?;
     let report = lines.last().context("unpack printed nothing")?["report"].clone();
@@ -71,7 +71,7 @@ fn assert_went(ended: CommandOutput, snapshotter: &str, image: &Built) -> Result
     Ok(())
 }
 
-/// That `check` finds this manifest chosen for a snapshotter.
+/// Checks that `check` reports this manifest for a snapshotter.
 fn assert_chosen(node: &Node, reference: &str, snapshotter: &str, image: &Built) -> Result<()> {
     let check = ["check", "--json", reference, "--snapshotter", snapshotter];
     let ended = node.resnap(&check)?;
@@ -116,7 +116,7 @@ fn layer_files(node: &Node, image: &Built) -> Result<Vec<Vec<u8>>> {
     Ok(files)
 }
 
-/// That what is in the snapshots is the blobs, byte for byte.
+/// Checks that the files in the snapshots are the blobs, byte for byte.
 fn assert_copied(node: &Node, image: &Built) -> Result<()> {
     let files = layer_files(node, image)?;
     for (layer, file) in image.layers.iter().zip(files) {
@@ -307,7 +307,7 @@ fn small(text: &str) -> Result<[Layer; 2]> {
     ])
 }
 
-/// That nothing but erofs takes the manifest that is chosen.
+/// Checks that only erofs takes the manifest that is chosen.
 fn assert_only_on_erofs(node: &Node, image: &Built, chosen: &Built, how: &[&str]) -> Result<()> {
     let on = |snapshotter| [&["--snapshotter", snapshotter], how].concat();
     let says = [

@@ -86,7 +86,7 @@ impl Blobs {
         self.import_all(node, vec![(name.to_owned(), target)])
     }
 
-    /// The same with several images.
+    /// Imports several images.
     fn import_all(self, node: &Node, targets: Vec<(String, Value)>) -> Result<()> {
         let targets = targets.into_iter().map(|(name, mut target)| {
             target["annotations"] = json!({ "io.containerd.image.name": name });

@@ -26,6 +26,7 @@ mod examples;
 mod features;
 mod hostile;
 mod metrics;
+mod misbehaving;
 mod node;
 mod nydus;
 mod policy;
@@ -33,7 +34,6 @@ mod poll;
 mod prewarm;
 mod proxy;
 mod repair;
-mod rude;
 mod served;
 mod sockets;
 mod suite;
@@ -81,7 +81,7 @@ fn tests() -> Vec<Test> {
         prewarm::TESTS,
         proxy::TESTS,
         repair::TESTS,
-        rude::TESTS,
+        misbehaving::TESTS,
         sockets::TESTS,
         systemd::TESTS,
         tap::TESTS,
@@ -89,7 +89,7 @@ fn tests() -> Vec<Test> {
         together::TESTS,
         transparent::TESTS,
         unpack::TESTS,
-        unpack::odd::TESTS,
+        unpack::unusual::TESTS,
         volumes::TESTS,
     ]
     .concat()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What `resnap serve` tells Prometheus, and whoever asks whether it is well.
+//! The metrics and the health endpoint of `resnap serve`.
 
 mod exposition;
 
@@ -46,7 +46,7 @@ fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
     Ok((Served::begin(&mut command, &dir)?, address))
 }
 
-/// Sends this, and answers with all that comes back.
+/// Sends a request and returns the whole answer.
 fn exchange(address: SocketAddr, request: &str) -> Result<String> {
     let mut stream = None;
     eventually(&format!("{address} accepts"), DEADLINE, || {
@@ -83,7 +83,7 @@ fn metrics(address: SocketAddr) -> Result<(String, Samples)> {
     Ok((text, samples))
 }
 
-/// That these samples have these values.
+/// Checks that these samples have these values.
 fn want(samples: &Samples, values: &[(&str, f64)]) -> Result<()> {
     for (name, value) in values {
         ensure!(

@@ -26,12 +26,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// `ctr` on this node and namespace, with these arguments, to its good end.
+    /// Runs `ctr` on this node and namespace, and returns its output.
     pub(crate) fn ctr(&self, arguments: &[&str]) -> Result<String> {
         output(self.containerd.ctr(&self.namespace).args(arguments))
     }
 
-    /// `resnap` on this node and namespace, with these arguments.
+    /// Runs `resnap` on this node and namespace.
     pub(crate) fn resnap(&self, arguments: &[&str]) -> Result<CommandOutput> {
         run_to_end(self.resnap_command()?.args(arguments))
     }
@@ -45,20 +45,20 @@ impl Node {
                 "RESNAP_RUNTIME_DIR",
                 self.containerd.socket().with_file_name("r"),
             )
-            // Whatever this machine has.
+            // Not the configuration of this machine.
             .env("RESNAP_CONFIG", "/dev/null")
             .args(["--namespace", &self.namespace]);
         Ok(command)
     }
 
-    /// The same through a tap, which sees every layer: containerd's differ writes them.
+    /// `resnap` through a tap, which sees every layer: containerd's differ writes them.
     pub(crate) fn tapped_command(&self, tap: &Tap) -> Result<Command> {
         let mut command = self.command_with_differ("containerd")?;
         command.env("CONTAINERD_ADDRESS", tap.socket());
         Ok(command)
     }
 
-    /// `resnap` for this node and namespace, by which this differ writes all layers.
+    /// `resnap` for this node and namespace, with this differ for all layers.
     pub(crate) fn command_with_differ(&self, differ: &str) -> Result<Command> {
         let config = self.containerd.scratch().join(unique("by"));
         std::fs::write(&config, differ_config(differ))?;
@@ -67,7 +67,7 @@ impl Node {
         Ok(command)
     }
 
-    /// Makes an image ready with layers that this differ writes.
+    /// Unpacks an image with this differ and returns the report.
     pub(crate) fn unpack_with_differ(
         &self,
         differ: &str,
@@ -82,7 +82,7 @@ impl Node {
         Ok(report.clone())
     }
 
-    /// Puts an image's records and blobs on the node; nothing is unpacked.
+    /// Imports an image without unpacking it.
     pub(crate) fn import(&self, image: &Built) -> Result<()> {
         let archive = image.archive.to_string_lossy();
         self.ctr(&[
@@ -95,7 +95,7 @@ impl Node {
         Ok(())
     }
 
-    /// Makes an image ready with resnap, to its good end, and answers with the report.
+    /// Unpacks an image with resnap and returns the report.
     pub(crate) fn unpack(&self, snapshotter: &str, image: &str) -> Result<Value> {
         let ended = self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?;
         let lines = ended.json_lines()?;
@@ -123,13 +123,13 @@ impl Node {
         Ok(())
     }
 
-    /// The tree that a container of the image would see.
+    /// Returns the tree that a container of the image sees.
     pub(crate) fn tree(&self, snapshotter: &str, image: &str) -> Result<Tree> {
         self.containerd
             .look_into(&self.namespace, snapshotter, image, tree::read)
     }
 
-    /// What a container of the image prints.
+    /// Returns the output of a container of the image.
     pub(crate) fn run(&self, snapshotter: &str, image: &str) -> Result<String> {
         let said = self
             .containerd
@@ -165,14 +165,14 @@ impl Node {
         Ok(leases.lines().map(str::to_owned).collect())
     }
 
-    /// That resnap left no lease and no active snapshot.
+    /// Checks that resnap left no lease and no active snapshot.
     pub(crate) fn assert_nothing_left(&self, snapshotter: &str) -> Result<()> {
         let leases = self.leases()?;
         ensure!(leases.is_empty(), "leases are left: {leases:?}");
         self.assert_no_active_snapshot(snapshotter)
     }
 
-    /// That no snapshot is left but committed ones.
+    /// Checks that all snapshots are committed.
     pub(crate) fn assert_no_active_snapshot(&self, snapshotter: &str) -> Result<()> {
         let snapshots = self.snapshots(snapshotter)?;
         let active: Vec<_> = snapshots
@@ -211,7 +211,7 @@ impl Node {
         root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"))
     }
 
-    /// What is built ahead, by the process and batch.
+    /// Returns the staging directories, one for each process and batch.
     pub(crate) fn staged(&self, snapshotter: &str) -> Result<Vec<PathBuf>> {
         let dir = self.snapshotter_root(snapshotter).join(".resnap");
         if !dir.exists() {
@@ -222,7 +222,7 @@ impl Node {
     }
 }
 
-/// A configuration by which this differ writes all layers.
+/// Returns a configuration with this differ for all layers.
 pub(crate) fn differ_config(differ: &str) -> String {
     ["overlayfs", "native", "erofs"]
         .map(|snapshotter| format!("snapshotters.{snapshotter}.differ = {differ:?}\n"))

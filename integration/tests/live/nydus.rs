@@ -89,7 +89,7 @@ fn assert_remote(node: &Node, image: &Built) -> Result<()> {
     assert_labels(node, "nydus", image, &[PROXY])
 }
 
-/// What the mounts of a container's snapshot, made by hand, tell the mount helper.
+/// Returns the volume that the mounts of a container's snapshot pass to the mount helper.
 fn prepared_volume(node: &Node, image: &Built) -> Result<Value> {
     let target = node.containerd.scratch().join("target");
     let target = target.to_string_lossy();
@@ -106,7 +106,7 @@ fn prepared_volume(node: &Node, image: &Built) -> Result<Value> {
     Ok(serde_json::from_str(&volume)?)
 }
 
-/// That the helper was called for these images, in this order, and pulls their top layers.
+/// Checks that the helper was called for the top layers of these images, in this order.
 fn assert_pulled(calls: &[MountHelperCall], images: &[&Built]) -> Result<()> {
     let mut pulled = Vec::new();
     for call in calls {
@@ -132,7 +132,7 @@ fn top(image: &Built) -> &str {
     image.layers.last().map_or("", |layer| &layer.digest)
 }
 
-/// What happens where nobody labels: the host's content, and never a pull in the guest.
+/// Without labels the container has the host's content, and nothing is pulled in the guest.
 fn without_resnap(node: &Node, cri: &Cri, sandbox: &Sandbox, image: &Built) -> Result<()> {
     let before = node.containerd.mount_helper_calls()?.len();
     let said = cri.run(sandbox, "unlabelled", &image.reference, &[])?;

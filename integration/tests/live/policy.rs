@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What `resnap serve` does where the node is not as it should be, and as its operator says.
+//! `resnap serve` on a node with faults, and by its operator's configuration.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ fn furnish_guest(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What of `image` is on nydus: whether its top layer is for guests.
+/// Returns whether the top layer of `image` on nydus is pulled in the guest.
 fn is_remote(node: &Node, image: &Built) -> Result<bool> {
     let labels = node.labels("nydus", image.chain_id())?;
     Ok(labels.contains_key("containerd.io/snapshot/nydus-proxy-mode"))

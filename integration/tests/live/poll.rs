@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-/// How long a condition may take that needs no waiting of its own.
+/// The deadline of conditions that need no other.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 const INTERVAL: Duration = Duration::from_millis(20);

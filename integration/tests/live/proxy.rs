@@ -38,7 +38,7 @@ pub(crate) fn pulled(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What a pod under this handler prints, through the proxy.
+/// Returns the output of a pod under this handler, through the proxy.
 fn run(node: &Node, handler: &str) -> Result<String> {
     pulled(node)?;
     let served = Served::start(node)?;

@@ -73,7 +73,7 @@ fn repair(node: &Node, snapshotter: &str, image: &str) -> Result<CommandOutput> 
     node.resnap(&[&["unpack", "--json", "--repair", image], &on[..]].concat())
 }
 
-/// That a repair is refused because of `user`, and changes nothing.
+/// Checks that a repair is refused because of `user`, and changes nothing.
 fn assert_refused(node: &Node, snapshotter: &str, image: &str, user: &str) -> Result<()> {
     let before = state(node, snapshotter)?;
     let error = repair(node, snapshotter, image)?.error()?;
@@ -93,7 +93,7 @@ fn assert_refused(node: &Node, snapshotter: &str, image: &str, user: &str) -> Re
     Ok(())
 }
 
-/// That a repair ends well, having made `applied` layers; and its report.
+/// Checks that a repair succeeds with `applied` new layers, and returns its report.
 fn assert_repaired(node: &Node, snapshotter: &str, image: &str, applied: usize) -> Result<()> {
     let lines = repair(node, snapshotter, image)?.json_lines()?;
     let report: &Value = &lines.last().context("nothing was printed")?["report"];

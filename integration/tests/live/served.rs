@@ -17,7 +17,7 @@ pub(crate) struct Served {
     pub(crate) process: Child,
     /// Its runtime directory.
     pub(crate) dir: PathBuf,
-    /// Where it serves the CRI.
+    /// The socket of the CRI.
     pub(crate) socket: PathBuf,
 }
 
@@ -26,7 +26,7 @@ impl Served {
         Self::before(node, node.containerd.socket())
     }
 
-    /// In front of a containerd, or of a tap to it, which sees every layer.
+    /// Starts it in front of a containerd, or of a tap, which sees every layer.
     pub(crate) fn before(node: &Node, backend: &Path) -> Result<Self> {
         let config = match backend == node.containerd.socket() {
             true => String::new(),
@@ -35,7 +35,7 @@ impl Served {
         Self::configured(node, backend, &config)
     }
 
-    /// With this configuration file.
+    /// Starts it with this configuration file.
     pub(crate) fn configured(node: &Node, backend: &Path, config: &str) -> Result<Self> {
         let dir = node.containerd.socket().with_file_name(unique("p"));
         fs::create_dir(&dir)?;
@@ -43,7 +43,7 @@ impl Served {
         Self::in_dir(node, backend, &dir)
     }
 
-    /// The next one, where one was killed.
+    /// Starts the next one in the same directory.
     pub(crate) fn again(&self, node: &Node, backend: &Path) -> Result<Self> {
         Self::in_dir(node, backend, &self.dir)
     }
@@ -55,7 +55,7 @@ impl Served {
         Self::begin(&mut command, dir)
     }
 
-    /// By this command, with this runtime directory.
+    /// Starts it by this command with this runtime directory.
     pub(crate) fn begin(command: &mut Command, dir: &Path) -> Result<Self> {
         let process = command.env("RESNAP_RUNTIME_DIR", dir).spawn()?;
         Ok(Self {
@@ -65,14 +65,14 @@ impl Served {
         })
     }
 
-    /// Ends it as a crash does.
+    /// Kills it, as a crash does.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.process.kill()?;
         self.process.wait()?;
         Ok(())
     }
 
-    /// Ends it as systemd does.
+    /// Terminates it, as systemd does, and checks that its socket is removed.
     pub(crate) fn stop(self) -> Result<()> {
         let socket = self.socket.clone();
         self.terminate()?;
@@ -80,7 +80,7 @@ impl Served {
         Ok(())
     }
 
-    /// The same, where the socket is not its own.
+    /// Terminates it; the socket may stay.
     pub(crate) fn terminate(mut self) -> Result<()> {
         let pid = i32::try_from(self.process.id())?;
         if let Some(pid) = Pid::from_raw(pid) {

@@ -33,7 +33,7 @@ live_tests! {
     ErofsHandler: sockets_are_handed_over_while_calls_end,
 }
 
-/// A path for a runtime directory, at which nothing is.
+/// Returns an unused path for a runtime directory.
 fn nowhere(node: &Node) -> PathBuf {
     node.containerd.socket().with_file_name(unique("d"))
 }
@@ -43,7 +43,7 @@ fn mode(path: &Path) -> Result<u32> {
     Ok(there.permissions().mode() & 0o777)
 }
 
-/// The inode, once there is one other than `before`.
+/// Waits until the file has another inode than `before`, and returns the inode.
 fn inode_after(path: &Path, before: Option<u64>) -> Result<u64> {
     let mut inode = None;
     eventually(&format!("{path:?} is replaced"), DEADLINE, || {
@@ -69,7 +69,7 @@ fn serve_by(node: &Node, words: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// How a `resnap serve` ended that is not to serve.
+/// Returns the result of a `resnap serve` that must fail.
 fn refused(node: &Node, dir: &Path) -> Result<CommandOutput> {
     let mut command = serve_by(node, &["timeout", "20"])?;
     let ended = run_to_end(command.env("RESNAP_RUNTIME_DIR", dir))?;
@@ -213,7 +213,7 @@ fn sockets_are_handed_over_while_calls_end(node: &Node) -> Result<()> {
     back.finish()
 }
 
-/// The next one, once the old one has heard that it is to stop: until then it is refused.
+/// Starts the next one; it is refused until the old one has received its signal.
 fn successor(old: &Served, node: &Node, inode: u64) -> Result<Served> {
     let mut new = old.again(node, node.containerd.socket())?;
     eventually("a successor takes the socket over", DEADLINE, || {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! How a live test is written and run.
+//! Live tests: how they are declared and run.
 //!
 //! A [`Test`] names what it needs of a containerd and gets a [`Node`]: a running containerd, a
 //! namespace of its own there, and the commands `ctr` and `resnap` for them.
@@ -19,10 +19,10 @@ use rustix::fs::XattrFlags;
 
 use crate::node::{Node, unique};
 
-/// Two containerds at work keep two cores busy.
+/// Two busy containerds use two cores.
 const TESTS_AT_ONCE: usize = 2;
 
-/// How much of a daemon's log a failed test shows.
+/// The number of lines of a daemon's log that a failed test shows.
 const LOG_LINES: usize = 30;
 
 /// A test, run on every containerd that has what it needs.
@@ -48,7 +48,7 @@ macro_rules! live_tests {
 
 pub(crate) use live_tests;
 
-/// What a test needs of a containerd.
+/// The requirement of a test on a containerd.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
     /// Nothing but the daemon, which it shares with other tests.
@@ -69,7 +69,7 @@ pub(crate) enum Needs {
 }
 
 impl Needs {
-    /// What of it a containerd does not have.
+    /// Returns what a containerd lacks for the test.
     fn lacks(self, containerd: &Containerd) -> Option<&'static str> {
         match self {
             Self::Erofs | Self::ErofsHandler | Self::WalkingOnly if !containerd.has_erofs() => {
@@ -228,15 +228,15 @@ fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
     })
 }
 
-/// A line that does not fill the screen.
+/// Truncates a line of the log.
 fn cut(line: &str) -> String {
     line.chars().take(300).collect()
 }
 
-/// What became of which test on which daemon.
+/// The result of each test on each daemon.
 type Results = Arc<Mutex<BTreeMap<(&'static str, String), &'static str>>>;
 
-/// Which test ran where, and how it ended.
+/// Prints the result of each test on each daemon.
 fn table(
     tests: &[Test],
     daemons: &[(Dist, Arc<Containerd>)],

@@ -26,7 +26,7 @@ live_tests! {
     ErofsHandler: systemd_may_confine_it,
 }
 
-/// What the service manager hears.
+/// A service manager that receives notifications.
 struct Manager {
     socket: UnixDatagram,
     dir: PathBuf,
@@ -56,7 +56,7 @@ impl Manager {
         Ok(String::from_utf8(message[..length].to_vec())?)
     }
 
-    /// Hears until this is said, but nothing else than this and `meanwhile`.
+    /// Receives until a line begins with `line`; other messages must begin with `meanwhile`.
     fn wait_for(&self, line: &str, meanwhile: &str) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {

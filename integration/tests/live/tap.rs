@@ -34,7 +34,7 @@ live_tests! {
     Containerd: tap_tells_what_never_happened,
 }
 
-/// What resnap says when a call finds or leaves no connection.
+/// The error of resnap when a connection is missing or lost.
 const UNAVAILABLE: &str = "is containerd running";
 
 /// The part of containerd's `PrepareSnapshotRequest` that is looked at.
@@ -78,7 +78,7 @@ fn failed_with(ended: &CommandOutput, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// How many snapshots of each kind there are: active, committed.
+/// Returns the number of active and of committed snapshots.
 fn kinds(node: &Node) -> Result<(usize, usize)> {
     let snapshots = node.snapshots("native")?;
     let count = |kind: &str| snapshots.values().filter(|have| *have == kind).count();

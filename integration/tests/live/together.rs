@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Who asks for the same gets it by the same work, and that goes on without those who asked.
+//! Requests for the same image share one job, which goes on without its callers.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
@@ -45,7 +45,7 @@ const CALLERS: usize = 16;
 
 const ON: &str = "overlayfs";
 
-/// How long something may take that takes no time.
+/// The deadline of conditions that need no waiting of their own.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// An engine of this process, through a tap.
@@ -158,7 +158,7 @@ struct UnpackStream {
 }
 
 impl UnpackStream {
-    /// One of several through `tap` whose locks are in `dir`.
+    /// Starts one of several processes through `tap`, with its locks in `dir`.
     fn start(node: &Node, tap: &Tap, dir: &str, image: &str) -> Result<Self> {
         let mut child = node
             .tapped_command(tap)?
@@ -190,7 +190,7 @@ impl UnpackStream {
         }
     }
 
-    /// How many layers it made, once it has ended well.
+    /// Returns the number of layers it made, after it has succeeded.
     fn end(mut self) -> Result<usize> {
         let report = loop {
             let told = self.next()?;
@@ -381,7 +381,7 @@ fn a_panic_fails_a_job_once(node: &Node) -> Result<()> {
     works.tap.finish()
 }
 
-/// That one layer is there, under a lease, and nothing else.
+/// Checks that there is one layer under a lease and nothing else.
 fn assert_one_layer_kept(node: &Node) -> Result<()> {
     node.assert_no_active_snapshot(ON)?;
     let (snapshots, leases) = (node.snapshots(ON)?, node.leases()?);
@@ -442,7 +442,7 @@ fn cancel_stops_a_job_for_all(node: &Node) -> Result<()> {
     works.tap.finish()
 }
 
-/// Lets Applies go on two by two, and sees how many there are at once.
+/// An applier that lets Applies go on in pairs and counts how many run at once.
 struct Pairs {
     inner: Arc<dyn Applier>,
     pair: Barrier,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! That nothing changes on its way through the proxy: a tap on each side of it sees the same.
+//! The proxy changes nothing: a tap on each side of it sees the same.
 
-mod bed;
 mod requests;
+mod tapped;
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use tonic::codegen::http::{HeaderMap, HeaderValue};
 use crate::blob::ingest;
 use crate::node::Node;
 use crate::suite::live_tests;
-use bed::{Bed, in_time};
+use tapped::{TappedProxy, in_time};
 
 live_tests! {
     Containerd: transparent_for_every_method,
@@ -38,18 +38,18 @@ const EVENTS: &str = "/runtime.v1.RuntimeService/GetContainerEvents";
 const RESOURCE_EXHAUSTED: u16 = 8;
 const UNIMPLEMENTED: u16 = 12;
 
-/// What containerd takes and gives in one message.
+/// The largest message of containerd.
 const LIMIT: usize = 16 << 20;
 
 fn transparent_for_every_method(node: &Node) -> Result<()> {
-    let bed = Bed::start(node)?;
+    let tapped = TappedProxy::start(node)?;
     let mut implemented = 0;
     for (path, message) in requests::all() {
         // An endless one, which has a test of its own.
         if path == EVENTS && node.containerd.version() >= (1, 7, 0) {
             continue;
         }
-        let reply = bed.call(&path, frame(&message))?;
+        let reply = tapped.call(&path, frame(&message))?;
         let status = reply.status();
         implemented += u32::from(status.context("no status")? != UNIMPLEMENTED);
     }
@@ -60,7 +60,7 @@ fn transparent_for_every_method(node: &Node) -> Result<()> {
         "/runtime.v9.RuntimeService/Version",
         "/no.such.Service/Method",
     ] {
-        let reply = bed.call(path, frame(&requests::large(100)))?;
+        let reply = tapped.call(path, frame(&requests::large(100)))?;
         ensure!(reply.status() == Some(UNIMPLEMENTED), "{reply:?}");
     }
     for path in [VERSION, CREATE_CONTAINER] {
@@ -74,20 +74,20 @@ fn transparent_for_every_method(node: &Node) -> Result<()> {
             compressed.into(),
             [&whole[..], &whole[..]].concat().into(),
         ] {
-            bed.call(path, body)?;
+            tapped.call(path, body)?;
         }
     }
-    bed.finish()
+    tapped.finish()
 }
 
 fn transparent_for_large_messages(node: &Node) -> Result<()> {
-    let bed = Bed::start(node)?;
-    let fits = bed.call(VERSION, frame(&requests::large(LIMIT)))?;
+    let tapped = TappedProxy::start(node)?;
+    let fits = tapped.call(VERSION, frame(&requests::large(LIMIT)))?;
     ensure!(fits.status() == Some(0), "{:?}", fits.trailers);
     for path in [VERSION, CREATE_CONTAINER] {
-        let fits = bed.call(path, frame(&requests::large(LIMIT)))?;
+        let fits = tapped.call(path, frame(&requests::large(LIMIT)))?;
         ensure!(fits.status() != Some(RESOURCE_EXHAUSTED), "{fits:?}");
-        let over = bed.call_cut_short(path, frame(&requests::large(LIMIT + 1)))?;
+        let over = tapped.call_cut_short(path, frame(&requests::large(LIMIT + 1)))?;
         ensure!(over.status() == Some(RESOURCE_EXHAUSTED), "{over:?}");
         // The other way containerd has nothing as large.
         let answer = Answer {
@@ -96,15 +96,15 @@ fn transparent_for_large_messages(node: &Node) -> Result<()> {
             trailers: headers(&[("grpc-status", "0")])?,
             reset: None,
         };
-        let reply = bed.answered(path, answer)??;
+        let reply = tapped.answered(path, answer)??;
         ensure!(reply.body.len() == LIMIT + 5 && reply.status() == Some(0));
     }
-    bed.finish()
+    tapped.finish()
 }
 
-/// What containerd would answer one day, or on a bad one.
+/// Answers that a later or a failing containerd could give.
 fn transparent_for_answers_of_all_kinds(node: &Node) -> Result<()> {
-    let bed = Bed::start(node)?;
+    let tapped = TappedProxy::start(node)?;
     let error = headers(&[
         ("grpc-status", "9"),
         ("grpc-message", "50%25 of %C3%BC%0A are there"),
@@ -124,7 +124,7 @@ fn transparent_for_answers_of_all_kinds(node: &Node) -> Result<()> {
             headers: error.clone(),
             ..Answer::default()
         };
-        let reply = bed.answered(path, alone)??;
+        let reply = tapped.answered(path, alone)??;
         ensure!(reply.headers.get_all("x-strange").iter().count() == 2);
         let whole = Answer {
             headers: begun.clone(),
@@ -132,13 +132,13 @@ fn transparent_for_answers_of_all_kinds(node: &Node) -> Result<()> {
             trailers: error.clone(),
             reset: None,
         };
-        let reply = bed.answered(path, whole.clone())??;
+        let reply = tapped.answered(path, whole.clone())??;
         ensure!(reply.trailers == error, "{reply:?}");
         let empty = Answer {
             body: Bytes::new(),
             ..whole.clone()
         };
-        bed.answered(path, empty)??;
+        tapped.answered(path, empty)??;
         // Broken off after some data, and before any.
         for headers in [begun.clone(), HeaderMap::new()] {
             let broken = Answer {
@@ -146,55 +146,55 @@ fn transparent_for_answers_of_all_kinds(node: &Node) -> Result<()> {
                 reset: Some(Reason::REFUSED_STREAM),
                 ..whole.clone()
             };
-            let error = bed.answered(path, broken)?.err();
+            let error = tapped.answered(path, broken)?.err();
             let reason = error.context("it was answered")?.reason();
             ensure!(reason == Some(Reason::REFUSED_STREAM), "{reason:?}");
         }
     }
-    bed.finish()
+    tapped.finish()
 }
 
 /// Before there is an answer.
 fn transparent_for_clients_that_cancel(node: &Node) -> Result<()> {
-    let bed = Bed::start(node)?;
+    let tapped = TappedProxy::start(node)?;
     for path in [VERSION, CREATE_CONTAINER] {
-        let held = bed.back.hold(Method::new(path), 1, Point::Before);
-        let asked = bed.open(path, frame(&requests::create_container()))?;
+        let held = tapped.back.hold(Method::new(path), 1, Point::Before);
+        let asked = tapped.open(path, frame(&requests::create_container()))?;
         held.wait()?;
         drop(asked);
-        bed.taken_back()?;
+        tapped.taken_back()?;
         held.release();
     }
-    bed.finish()
+    tapped.finish()
 }
 
 /// A blob of many windows goes to containerd and comes back, by containerd's own API.
 fn transparent_for_streams_both_ways(node: &Node) -> Result<()> {
-    let bed = Bed::start(node)?;
+    let tapped = TappedProxy::start(node)?;
     let blob: Vec<u8> = (0..2_u32 << 20)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
     let ctr = || {
         let mut command = node.containerd.ctr(&node.namespace);
-        command.arg("--address").arg(bed.front.socket());
+        command.arg("--address").arg(tapped.front.socket());
         command
     };
     let digest = ingest(node, ctr, &blob)?;
     let read = ctr().args(["content", "get", &digest]).output()?;
     ensure!(read.status.success() && read.stdout == blob);
-    bed.finish()
+    tapped.finish()
 }
 
 /// Events come as they happen, and the client's leaving comes through.
 fn transparent_for_endless_streams(node: &Node) -> Result<()> {
     node.import(&pause()?)?;
-    let bed = Bed::start(node)?;
-    let asked = bed.open(EVENTS, frame(&[]))?;
+    let tapped = TappedProxy::start(node)?;
+    let asked = tapped.open(EVENTS, frame(&[]))?;
     if node.containerd.version() < (1, 7, 0) {
-        let call = bed.last_pair(|pair| pair.1.reply.end.is_some())?;
+        let call = tapped.last_pair(|pair| pair.1.reply.end.is_some())?;
         ensure!(call.0 == call.1 && call.1.reply.end == Some(End::Headers));
         drop(asked);
-        return bed.finish();
+        return tapped.finish();
     }
     let (head, request) = asked;
     let cri = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
@@ -210,7 +210,7 @@ fn transparent_for_endless_streams(node: &Node) -> Result<()> {
             // It may not have heard of the image yet.
             let sandbox = cri.run_pod_sandbox("", &format!("pod-{number}"));
             let wait = async { tokio::time::timeout(Duration::from_millis(500), &mut head).await };
-            match bed.runtime.block_on(wait) {
+            match tapped.runtime.block_on(wait) {
                 Ok(reply) => break reply?.into_body(),
                 Err(_) => drop(sandbox),
             }
@@ -218,11 +218,11 @@ fn transparent_for_endless_streams(node: &Node) -> Result<()> {
     };
     let second = cri.run_pod_sandbox("", "second")?;
     let more = until(&mut events, second.id());
-    bed.runtime.block_on(in_time(more))?;
+    tapped.runtime.block_on(in_time(more))?;
     drop((events, request));
-    bed.taken_back()?;
+    tapped.taken_back()?;
     cri.remove_all()?;
-    bed.finish()
+    tapped.finish()
 }
 
 /// Reads events until one names this.

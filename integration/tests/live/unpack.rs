@@ -3,7 +3,7 @@
 
 //! The main job: an image that is on the node, made ready on another snapshotter.
 
-pub(crate) mod odd;
+pub(crate) mod unusual;
 
 use std::collections::BTreeMap;
 
@@ -67,7 +67,7 @@ fn image_layers(layers: &[BuiltLayer]) -> String {
     digests.collect::<Vec<_>>().join(",")
 }
 
-/// That every layer of `image` carries exactly its labels, besides those of the snapshotter's own.
+/// Checks that every layer of `image` has exactly its labels, besides the snapshotter's own.
 pub(crate) fn assert_labels(
     node: &Node,
     snapshotter: &str,
@@ -86,7 +86,7 @@ pub(crate) fn assert_labels(
     Ok(())
 }
 
-/// How often each outcome is in a report.
+/// Counts the outcomes in a report.
 pub(crate) fn outcomes(report: &Value) -> Result<BTreeMap<String, usize>> {
     let layers = report["layers"].as_array().context("a report has layers")?;
     let mut counts = BTreeMap::new();
@@ -103,7 +103,7 @@ fn all(outcome: &str, layers: usize) -> BTreeMap<String, usize> {
     BTreeMap::from([(outcome.to_owned(), layers)])
 }
 
-/// That the image is the same on both, save what is expected, and prints `says` on both.
+/// Checks that the image is the same on both, except for `expected`, and prints `says` on both.
 fn assert_same(
     node: &Node,
     [left, right]: [&str; 2],

@@ -31,7 +31,7 @@ const MANAGED_VOLUMES: (u32, u32, u32) = (2, 4, 0);
 
 const READ: [&str; 3] = ["/bin/sh", "-c", "cat /volume/etc/side"];
 
-/// What a container reads from its volume, or how its creation failed.
+/// Returns the text that a container reads from its volume, or the error of its creation.
 fn read(
     cri: &Cri,
     sandbox: &Sandbox,
@@ -52,7 +52,7 @@ fn read(
     Ok(Ok(cri.wait(&container)?.output.trim().to_owned()))
 }
 
-/// What went wrong, if anything did.
+/// Returns the code of an error.
 fn code(said: &Result<String, Status>) -> Option<Code> {
     said.as_ref().err().map(Status::code)
 }

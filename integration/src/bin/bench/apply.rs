@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Who writes layers how fast: resnap itself, or containerd's differ for it.
+//! The speed of writing layers: in resnap's process, or by containerd's differ.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -15,9 +15,9 @@ use resnap_integration::daemon::Options;
 use resnap_integration::image::{Built, large_files, small_files, web};
 use sha2::{Digest as _, Sha256};
 
-use crate::bed::{Bed, Resnap};
 use crate::plot;
 use crate::process::{cpu, memory};
+use crate::setup::{Resnap, Setup};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "apply";
@@ -31,7 +31,7 @@ const DIFFERS: [&str; 2] = ["containerd", "resnap"];
 /// Often enough for the peak, which only grows, to be that of the last moment.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// What one run took.
+/// The cost of one run.
 #[derive(Default)]
 struct Sample {
     wall: Duration,
@@ -39,7 +39,7 @@ struct Sample {
     peak_kib: u64,
 }
 
-pub(crate) fn run(bed: &Bed) -> Result<Table> {
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let images = [
         ("small files", small_files()?),
         ("large files", large_files()?),
@@ -47,7 +47,7 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
     ];
     let mut rows = Vec::new();
     for (place, tmpfs, rounds) in PLACES {
-        let there = bed.another(Options {
+        let there = setup.another(Options {
             tmpfs,
             ..Options::default()
         })?;
@@ -68,17 +68,17 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
              one copy, measured on one core and divided by {cores}, as if perfectly spread. Other: the\n\
              least time, to another build's."
         ),
-        containerd: bed.containerd.name(),
+        containerd: setup.containerd.name(),
         cores,
         rows,
     })
 }
 
-fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Vec<Row>> {
-    bed.import(NAMESPACE, image)?;
+fn image_rows(setup: &Setup, image: &Built, label: &str, rounds: usize) -> Result<Vec<Row>> {
+    setup.import(NAMESPACE, image)?;
     let mut variants = Vec::new();
-    for snapshotter in bed.snapshotters() {
-        for resnap in bed.resnaps() {
+    for snapshotter in setup.snapshotters() {
+        for resnap in setup.resnaps() {
             for differ in DIFFERS {
                 variants.push(Variant {
                     resnap,
@@ -91,11 +91,11 @@ fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Ve
     }
     let mut floors = Vec::new();
     // What is read or loaded for the first time is not to be the first variant's.
-    floor(bed, image)?;
+    floor(setup, image)?;
     for _ in 0..rounds {
-        floors.push(floor(bed, image)?);
+        floors.push(floor(setup, image)?);
         for variant in &mut variants {
-            let sample = variant.unpack(bed, image)?;
+            let sample = variant.unpack(setup, image)?;
             // It takes minutes.
             println!(
                 "{}: {:.2} s, {:.2} s CPU, {} KiB",
@@ -111,7 +111,7 @@ fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Ve
     if rounds % 2 == 1 {
         variants.reverse();
     }
-    bed.remove(NAMESPACE, image)?;
+    setup.remove(NAMESPACE, image)?;
 
     let cores = u32::try_from(std::thread::available_parallelism()?.get())?;
     let cpu = median(floors.iter().map(Duration::as_secs_f64).collect());
@@ -136,7 +136,7 @@ fn image_rows(bed: &Bed, image: &Built, label: &str, rounds: usize) -> Result<Ve
             let containerds = beside(variant.resnap, DIFFERS[0]);
             row.ratio = containerds.and_then(|containerds| row.of(&containerds));
         }
-        if let (Some(other), true) = (&bed.other, std::ptr::eq(variant.resnap, &bed.resnap)) {
+        if let (Some(other), true) = (&setup.other, std::ptr::eq(variant.resnap, &setup.resnap)) {
             row = match beside(other, variant.differ) {
                 Some(others) => row.beside(&others),
                 None => row,
@@ -176,21 +176,24 @@ impl Variant<'_> {
     }
 
     /// Unpacks the image, and removes what came of it.
-    fn unpack(&self, bed: &Bed, image: &Built) -> Result<Sample> {
+    fn unpack(&self, setup: &Setup, image: &Built) -> Result<Sample> {
         let (snapshotter, differ) = (self.snapshotter, self.differ);
-        let config = bed.containerd.scratch().join(format!("{differ}.toml"));
+        let config = setup.containerd.scratch().join(format!("{differ}.toml"));
         let text = format!("[snapshotters.{snapshotter}]\ndiffer = \"{differ}\"\n");
         fs::write(&config, text).with_context(|| format!("write {config:?}"))?;
         // What others wrote is not to be waited for.
         rustix::fs::sync();
-        let daemon = bed.containerd.pid().context("containerd is not running")?;
-        let socket = bed.containerd.socket();
+        let daemon = setup
+            .containerd
+            .pid()
+            .context("containerd is not running")?;
+        let socket = setup.containerd.socket();
         let mut command = self.resnap.unpack(socket, NAMESPACE, snapshotter, image);
         command.arg("--config").arg(&config);
         let before = cpu(daemon)?.0 + cpu(std::process::id())?.1;
         let (wall, peak_kib) = watch(&mut command)?;
         let after = cpu(daemon)?.0 + cpu(std::process::id())?.1;
-        bed.remove_snapshots(NAMESPACE, snapshotter, image)?;
+        setup.remove_snapshots(NAMESPACE, snapshotter, image)?;
         Ok(Sample {
             wall,
             cpu: after - before,
@@ -215,11 +218,11 @@ fn watch(command: &mut Command) -> Result<(Duration, u64)> {
     }
 }
 
-/// What nobody can do without, on one core: inflating, hashing and writing each layer.
-fn floor(bed: &Bed, image: &Built) -> Result<Duration> {
+/// Measures the floor on one core: inflating, hashing and writing each layer.
+fn floor(setup: &Setup, image: &Built) -> Result<Duration> {
     let blobs = "io.containerd.content.v1.content/blobs";
-    let blobs = bed.containerd.root().join(blobs);
-    let to = bed.containerd.scratch().join("floor");
+    let blobs = setup.containerd.root().join(blobs);
+    let to = setup.containerd.scratch().join("floor");
     let mut buffer = vec![0; 256 * 1024];
     let mut taken = Duration::ZERO;
     rustix::fs::sync();

@@ -10,21 +10,21 @@ use anyhow::{Result, ensure};
 use resnap_integration::image::{Built, web};
 use resnap_integration::tap::Method;
 
-use crate::bed::{Bed, time_all};
+use crate::setup::{Setup, time_all};
 use crate::table::{Row, Table};
 
 const ROUNDS: usize = 7;
 const MANY: usize = 16;
 
-pub(crate) fn run(bed: &Bed) -> Result<Table> {
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let image = web()?;
     // What is read or loaded for the first time is not to be the first variant's.
-    unpack(bed, &image, "cold-first", 1)?;
+    unpack(setup, &image, "cold-first", 1)?;
     let mut samples = [1, MANY].map(|processes| (processes, Vec::new()));
     for round in 0..ROUNDS {
         for (processes, times) in &mut samples {
             let namespace = format!("cold-{round}-{processes}");
-            times.push(unpack(bed, &image, &namespace, *processes)?);
+            times.push(unpack(setup, &image, &namespace, *processes)?);
         }
         samples.reverse();
     }
@@ -34,7 +34,7 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
         Row::timed(variant, &times)
     });
     let many = Row {
-        calls: commits(bed, &image)?,
+        calls: commits(setup, &image)?,
         ..many.against(&one)
     };
     Ok(Table {
@@ -43,35 +43,35 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
             "`resnap unpack` of {} layers on {}, each time in a new namespace, until the last process\n\
              ends. Of the calls only the Commits of all are counted.",
             image.layers.len(),
-            bed.lazy()
+            setup.lazy()
         ),
-        containerd: bed.containerd.name(),
+        containerd: setup.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
         rows: vec![one, many],
     })
 }
 
-fn unpack(bed: &Bed, image: &Built, namespace: &str, processes: usize) -> Result<Duration> {
-    bed.import(namespace, image)?;
-    let socket = bed.containerd.socket();
-    let unpack = || bed.unpack(socket, namespace, bed.lazy(), image);
+fn unpack(setup: &Setup, image: &Built, namespace: &str, processes: usize) -> Result<Duration> {
+    setup.import(namespace, image)?;
+    let socket = setup.containerd.socket();
+    let unpack = || setup.unpack(socket, namespace, setup.lazy(), image);
     let mut commands: Vec<Command> = (0..processes).map(|_| unpack()).collect();
     let taken = time_all(&mut commands)?;
-    bed.remove(namespace, image)?;
+    setup.remove(namespace, image)?;
     Ok(taken)
 }
 
-/// How often all the processes together commit a layer.
-fn commits(bed: &Bed, image: &Built) -> Result<std::collections::BTreeMap<String, u64>> {
+/// Counts the Commits of all processes together, by their method.
+fn commits(setup: &Setup, image: &Built) -> Result<std::collections::BTreeMap<String, u64>> {
     let namespace = "cold-counted";
-    bed.import(namespace, image)?;
-    let tap = bed.containerd.tap()?;
-    let unpack = || bed.unpack(tap.socket(), namespace, bed.lazy(), image);
+    setup.import(namespace, image)?;
+    let tap = setup.containerd.tap()?;
+    let unpack = || setup.unpack(tap.socket(), namespace, setup.lazy(), image);
     let mut commands: Vec<Command> = (0..MANY).map(|_| unpack()).collect();
     time_all(&mut commands)?;
     let commits = tap.count(Method::COMMIT);
     tap.finish()?;
-    bed.remove(namespace, image)?;
+    setup.remove(namespace, image)?;
     let layers = image.layers.len();
     ensure!(
         commits == layers as u64,

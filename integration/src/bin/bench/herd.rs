@@ -9,37 +9,37 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::{Cri, Sandbox};
 use resnap_integration::image::{Built, pause, web};
 
-use crate::bed::{Bed, Served, time};
+use crate::setup::{Served, Setup, time};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "k8s.io";
 const ROUNDS: usize = 5;
 const MANY: usize = 32;
 
-pub(crate) fn run(bed: &Bed) -> Result<Table> {
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let image = web()?;
-    bed.import(NAMESPACE, &pause()?)?;
-    let served = bed.serve()?;
-    let cri = Cri::connect(&served.socket, &bed.containerd.scratch())?;
-    let handler = if bed.containerd.has_erofs() {
+    setup.import(NAMESPACE, &pause()?)?;
+    let served = setup.serve()?;
+    let cri = Cri::connect(&served.socket, &setup.containerd.scratch())?;
+    let handler = if setup.containerd.has_erofs() {
         "erofs"
     } else {
         ""
     };
     let (mut one, mut cold, mut warm) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
-        let alone = unpack(bed, &image, &format!("herd-{round}"))?;
-        bed.import(NAMESPACE, &image)?;
+        let alone = unpack(setup, &image, &format!("herd-{round}"))?;
+        setup.import(NAMESPACE, &image)?;
         // The CRI hears of it by an event.
         std::thread::sleep(Duration::from_secs(1));
         let sandbox = cri.run_pod_sandbox(handler, &format!("herd-{round}"))?;
-        ensure!(!bed.is_ready(NAMESPACE, &image)?, "it is ready already");
-        let first = create(bed, &served, &sandbox, &image, "cold")?;
-        let second = create(bed, &served, &sandbox, &image, "warm")?;
+        ensure!(!setup.is_ready(NAMESPACE, &image)?, "it is ready already");
+        let first = create(setup, &served, &sandbox, &image, "cold")?;
+        let second = create(setup, &served, &sandbox, &image, "warm")?;
         cri.remove_pod_sandbox(&sandbox)?;
         // The CRI has a name of its own for it.
-        bed.ctr(NAMESPACE, &["images", "rm", &image.config])?;
-        bed.remove(NAMESPACE, &image)?;
+        setup.ctr(NAMESPACE, &["images", "rm", &image.config])?;
+        setup.remove(NAMESPACE, &image)?;
         // What is done for the first time is not meant.
         if round > 0 {
             one.push(alone);
@@ -62,9 +62,9 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
             "{MANY} clients at once create a container each of one image of {} layers through\n\
              `resnap serve`, on {}, until the last is answered.",
             image.layers.len(),
-            bed.lazy()
+            setup.lazy()
         ),
-        containerd: bed.containerd.name(),
+        containerd: setup.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
         rows: vec![
             Row::timed(format!("{MANY} creates: cold"), &cold),
@@ -76,22 +76,22 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
 }
 
 /// The same in a namespace of its own.
-fn unpack(bed: &Bed, image: &Built, namespace: &str) -> Result<Duration> {
-    bed.import(namespace, image)?;
-    let socket = bed.containerd.socket();
-    let taken = time(&mut bed.unpack(socket, namespace, bed.lazy(), image))?;
-    bed.remove(namespace, image)?;
+fn unpack(setup: &Setup, image: &Built, namespace: &str) -> Result<Duration> {
+    setup.import(namespace, image)?;
+    let socket = setup.containerd.socket();
+    let taken = time(&mut setup.unpack(socket, namespace, setup.lazy(), image))?;
+    setup.remove(namespace, image)?;
     Ok(taken)
 }
 
 fn create(
-    bed: &Bed,
+    setup: &Setup,
     served: &Served,
     sandbox: &Sandbox,
     image: &Built,
     stem: &str,
 ) -> Result<Duration> {
-    let connect = |_| Cri::connect(&served.socket, &bed.containerd.scratch());
+    let connect = |_| Cri::connect(&served.socket, &setup.containerd.scratch());
     let clients: Vec<Cri> = (0..MANY).map(connect).collect::<Result<_>>()?;
     let start = Instant::now();
     std::thread::scope(|scope| {

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What one tenant's images cost the node, and the others on it.
+//! The cost of one tenant's images for the node and for the other tenants.
 
 mod cases;
 mod neighbours;
-mod scene;
+mod tenants;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use crate::bed::Bed;
+use crate::setup::Setup;
 use crate::table::{Row, Table};
 use cases::{CASES, Case};
 use neighbours::{Client, container};
-use scene::Scene;
+use tenants::Tenants;
 
 /// Every case ends by then.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -23,21 +23,21 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The other client's calls are counted for as long at least.
 const LEAST: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether all is over.
+/// The interval of polling.
 const LOOK: Duration = Duration::from_millis(500);
 
-pub(crate) fn run(bed: &Bed) -> Result<Table> {
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
     ensure!(
-        bed.containerd.has_erofs(),
+        setup.containerd.has_erofs(),
         "the pods of `hostile` are on erofs, which {} does not have",
-        bed.containerd.name()
+        setup.containerd.name()
     );
     let mut rows = Vec::new();
     for case in CASES {
-        for resnap in bed.resnaps() {
+        for resnap in setup.resnaps() {
             let name = resnap.row(case.name);
-            let row = Scene::set(bed, resnap, case.differ)
-                .and_then(|scene| play(scene, case, name.clone()))
+            let row = Tenants::set(setup, resnap, case.differ)
+                .and_then(|tenants| play(tenants, case, name.clone()))
                 .with_context(|| name.clone())?;
             // It takes minutes.
             println!("{name}: done");
@@ -52,36 +52,36 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
              and p99), and a tenant who meanwhile has a container created of a 2 kB image on erofs.",
             LIMIT.as_secs()
         ),
-        containerd: bed.containerd.name(),
+        containerd: setup.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
         rows,
     })
 }
 
-fn play(scene: Scene, case: &Case, name: String) -> Result<Row> {
-    let begin = (case.prepare)(&scene)?;
-    let client = Client::start(&scene.served.socket)?;
-    let (cpu, started) = (scene.served.cpu()?, Instant::now());
-    let harm = begin(&scene)?;
+fn play(tenants: Tenants, case: &Case, name: String) -> Result<Row> {
+    let begin = (case.prepare)(&tenants)?;
+    let client = Client::start(&tenants.served.socket)?;
+    let (cpu, started) = (tenants.served.cpu()?, Instant::now());
+    let harm = begin(&tenants)?;
     let tenant = std::thread::spawn({
-        let (socket, sandbox) = (scene.served.socket.clone(), scene.tenant.clone());
-        let (logs, image) = (scene.bed.containerd.scratch(), scene.small.clone());
+        let (socket, sandbox) = (tenants.served.socket.clone(), tenants.tenant.clone());
+        let (logs, image) = (tenants.setup.containerd.scratch(), tenants.small.clone());
         let limit = LIMIT.saturating_sub(started.elapsed());
         move || container(&socket, &logs, &sandbox, &image, limit)
     });
     while started.elapsed() < LIMIT {
-        let is_over = tenant.is_finished() && harm.is_over(&scene)?;
+        let is_over = tenant.is_finished() && harm.is_over(&tenants)?;
         if is_over && started.elapsed() > LEAST {
             break;
         }
         std::thread::sleep(LOOK);
     }
-    let (cpu, peak_kib) = (scene.served.cpu()? - cpu, scene.served.memory("VmHWM")?);
+    let (cpu, peak_kib) = (tenants.served.cpu()? - cpu, tenants.served.memory("VmHWM")?);
     let samples = client.end()?;
     let tenant = tenant
         .join()
         .map_err(|_| anyhow!("the tenant panicked"))??;
-    scene.end(harm)?;
+    tenants.end(harm)?;
     Ok(Row {
         cpu_seconds: Some(cpu),
         peak_kib: Some(peak_kib),

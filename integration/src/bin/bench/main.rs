@@ -14,26 +14,26 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod apply;
-mod bed;
 mod cold;
 mod herd;
 mod hostile;
 mod memory;
+mod misbehaving;
 mod plot;
 mod process;
 mod proxy;
-mod rude;
+mod setup;
 mod table;
 mod warm;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use bed::Bed;
 use resnap_integration::daemon::in_private_namespaces;
+use setup::Setup;
 use table::Table;
 
-type Measure = fn(&Bed) -> Result<Table>;
+type Measure = fn(&Setup) -> Result<Table>;
 
 const TABLES: &[(&str, Measure)] = &[
     ("warm", warm::run),
@@ -41,7 +41,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("cold", cold::run),
     ("herd", herd::run),
     ("proxy", proxy::run),
-    ("rude", rude::run),
+    ("rude", misbehaving::run),
     ("hostile", hostile::run),
     ("apply", apply::run),
 ];
@@ -58,13 +58,13 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let chosen: Vec<String> = std::env::args().skip(1).collect();
-    let bed = Bed::start()?;
+    let setup = Setup::start()?;
     for (name, measure) in TABLES {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
-            let table = measure(&bed)?;
+            let table = measure(&setup)?;
             table.show();
             table.write()?;
         }
     }
-    bed.stop()
+    setup.stop()
 }

@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{Built, MANY_MAX, large_layer, many, million_files, web};
 use resnap_integration::tap::{Method, Point};
 
-use crate::bed::Bed;
 use crate::process::memory;
+use crate::setup::Setup;
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "memory";
 
-pub(crate) fn run(bed: &Bed) -> Result<Table> {
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let mut rows = Vec::new();
     let images = [
         ("web", web()?),
@@ -22,30 +22,30 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
         ("a million files in a layer", million_files()?),
     ];
     for (name, image) in images {
-        bed.import(NAMESPACE, &image)?;
-        for snapshotter in bed.snapshotters() {
+        setup.import(NAMESPACE, &image)?;
+        for snapshotter in setup.snapshotters() {
             rows.push(Row {
                 variant: format!("{name}, {snapshotter}"),
-                peak_kib: Some(peak(bed, &image, snapshotter)?),
+                peak_kib: Some(peak(setup, &image, snapshotter)?),
                 ..Row::default()
             });
         }
-        bed.remove(NAMESPACE, &image)?;
+        setup.remove(NAMESPACE, &image)?;
     }
     Ok(Table {
         name: "memory",
         about: "the peak resident memory of `resnap unpack` of a cold image".to_owned(),
-        containerd: bed.containerd.name(),
+        containerd: setup.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
         rows,
     })
 }
 
 /// In KiB, read while the process waits for its last call.
-fn peak(bed: &Bed, image: &Built, snapshotter: &str) -> Result<u64> {
-    let tap = bed.containerd.tap()?;
+fn peak(setup: &Setup, image: &Built, snapshotter: &str) -> Result<u64> {
+    let tap = setup.containerd.tap()?;
     let last = tap.hold(Method::LEASE_DELETE, 1, Point::Before);
-    let mut unpack = bed.unpack(tap.socket(), NAMESPACE, snapshotter, image);
+    let mut unpack = setup.unpack(tap.socket(), NAMESPACE, snapshotter, image);
     let mut child = unpack.spawn().context("start resnap")?;
     let peak = last.wait().and_then(|_| memory(child.id(), "VmHWM"));
     last.release();

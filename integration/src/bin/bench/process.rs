@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the kernel says of a process.
+//! Figures of a process, as the kernel reports them.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// How often the kernel says a second of CPU time has ticked, on every architecture.
+/// The ticks of a second of CPU time in `/proc`, the same on every architecture.
 const TICKS: f64 = 100.0;
 
 /// A figure of a process in KiB, as its status names it.

@@ -14,7 +14,7 @@ use resnap_integration::wire::{Wire, frame};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use crate::bed::{Bed, Served};
+use crate::setup::{Served, Setup};
 use crate::table::{Row, Table};
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
@@ -32,7 +32,7 @@ const ROUNDS: usize = 20;
 /// Clients at a time, with a connection each, and how many calls each makes in a round.
 const CLIENTS: [(usize, usize); 2] = [(1, 250), (64, 25)];
 
-/// What the proxy's memory is looked at before and after.
+/// The number of calls between two measurements of the proxy's memory.
 const MANY: usize = 100_000;
 
 /// The fields of `CreateContainerRequest` that decide.
@@ -42,7 +42,7 @@ struct Create {
     sandbox: String,
     #[prost(message, optional, tag = "2")]
     config: Option<Config>,
-    /// Of the pod.
+    /// The configuration of the pod.
     #[prost(message, optional, tag = "3")]
     pod: Option<Config>,
 }
@@ -84,13 +84,13 @@ struct Way {
     time: Duration,
 }
 
-pub(crate) fn run(bed: &Bed) -> Result<Table> {
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let served = bed.serve()?;
+    let served = setup.serve()?;
     let mut rows = Vec::new();
-    for subject in subjects(bed)? {
+    for subject in subjects(setup)? {
         for (clients, calls) in CLIENTS {
-            rows.extend(compare(bed, &served, &runtime, &subject, clients, calls)?);
+            rows.extend(compare(setup, &served, &runtime, &subject, clients, calls)?);
         }
     }
     rows.extend(memory(&served, &runtime)?);
@@ -99,21 +99,21 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
         name: "proxy",
         about: format!(
             "calls of {SIZE} bytes directly and through `resnap serve`, in turns. CreateContainer is\n             of a name that is taken, in a pod on {}: the proxy looks whether the image is ready\n             there, then containerd refuses. The ratio is of calls per second, to direct ones; the\n             memory is resident.",
-            bed.lazy()
+            setup.lazy()
         ),
-        containerd: bed.containerd.name(),
+        containerd: setup.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
         rows,
     })
 }
 
-fn subjects(bed: &Bed) -> Result<[Subject; 2]> {
+fn subjects(setup: &Setup) -> Result<[Subject; 2]> {
     let (image, pause) = (hello()?, pause()?);
     for image in [&image, &pause] {
-        bed.import("k8s.io", image)?;
+        setup.import("k8s.io", image)?;
     }
-    let cri = Cri::connect(bed.containerd.socket(), &bed.containerd.scratch())?;
-    let handler = if bed.containerd.has_erofs() {
+    let cri = Cri::connect(setup.containerd.socket(), &setup.containerd.scratch())?;
+    let handler = if setup.containerd.has_erofs() {
         "erofs"
     } else {
         ""
@@ -158,14 +158,14 @@ fn subjects(bed: &Bed) -> Result<[Subject; 2]> {
 }
 
 fn compare(
-    bed: &Bed,
+    setup: &Setup,
     served: &Served,
     runtime: &Runtime,
     subject: &Subject,
     clients: usize,
     calls: usize,
 ) -> Result<[Row; 3]> {
-    let mut direct = Way::of(runtime, bed.containerd.socket(), clients)?;
+    let mut direct = Way::of(runtime, setup.containerd.socket(), clients)?;
     let mut proxied = Way::of(runtime, &served.socket, clients)?;
     for way in [&mut direct, &mut proxied] {
         // What is done for the first time is not meant.

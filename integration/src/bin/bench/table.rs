@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What was measured, for people and for programs.
+//! The results, as tables and as files for programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use serde::Serialize;
 #[derive(Serialize)]
 pub(crate) struct Table {
     pub(crate) name: &'static str,
-    /// What it shows, and how to read it.
+    /// The caption: the meaning of the rows and columns.
     pub(crate) about: String,
     pub(crate) containerd: String,
     pub(crate) cores: usize,
@@ -35,7 +35,7 @@ pub(crate) struct Row {
     pub(crate) median: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) min: Option<f64>,
-    /// What one of a hundred exceeds.
+    /// The 99th percentile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) p99: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,12 +57,12 @@ pub(crate) struct Row {
     /// only adds to them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) of_other: Option<f64>,
-    /// What another tenant got, and when.
+    /// The outcome of the other tenant's request, and its time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tenant: Option<Tenant>,
 }
 
-/// What became of a tenant's container that was asked for.
+/// The outcome of a request for a tenant's container.
 #[derive(Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Tenant {
@@ -174,7 +174,7 @@ impl Table {
     }
 }
 
-/// Where all is written to.
+/// Returns the directory of the results.
 pub(crate) fn dir() -> Result<PathBuf> {
     let dir = target_dir().with_file_name("bench");
     fs::create_dir_all(&dir).with_context(|| format!("create {dir:?}"))?;

@@ -9,17 +9,17 @@ use std::time::Duration;
 use anyhow::Result;
 use resnap_integration::image::{Built, MANY_MAX, many, web};
 
-use crate::bed::{Bed, time};
+use crate::setup::{Setup, time};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "warm";
 const SNAPSHOTTER: &str = "overlayfs";
 const ROUNDS: usize = 15;
 
-pub(crate) fn run(bed: &Bed) -> Result<Table> {
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let mut rows = Vec::new();
     for image in [web()?, many(MANY_MAX)?] {
-        rows.extend(image_rows(bed, &image)?);
+        rows.extend(image_rows(setup, &image)?);
     }
     Ok(Table {
         name: "warm",
@@ -29,60 +29,60 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
              does, and then mounts. The ratio is ctr to resnap; unmounting is not counted. Other: the least\n\
              time, to another build's."
         ),
-        containerd: bed.containerd.name(),
+        containerd: setup.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
         rows,
     })
 }
 
-fn image_rows(bed: &Bed, image: &Built) -> Result<Vec<Row>> {
-    let unpack = |socket| bed.unpack(socket, NAMESPACE, SNAPSHOTTER, image);
-    let socket = bed.containerd.socket();
-    bed.import(NAMESPACE, image)?;
+fn image_rows(setup: &Setup, image: &Built) -> Result<Vec<Row>> {
+    let unpack = |socket| setup.unpack(socket, NAMESPACE, SNAPSHOTTER, image);
+    let socket = setup.containerd.socket();
+    setup.import(NAMESPACE, image)?;
     time(&mut unpack(socket))?;
-    let dir = bed.containerd.scratch().join("mnt");
+    let dir = setup.containerd.scratch().join("mnt");
     std::fs::create_dir_all(&dir)?;
     let dir = dir.to_string_lossy();
     let mount = |by: Option<&str>| -> Result<Duration> {
-        let mut command = bed.containerd.ctr(NAMESPACE);
+        let mut command = setup.containerd.ctr(NAMESPACE);
         // The last address counts.
         by.map(|by| command.args(["--address", by]));
         quiet(&mut command).args(["images", "mount", "--snapshotter", SNAPSHOTTER]);
         let taken = time(command.args([&*image.reference, &*dir]))?;
         let unmount = ["images", "unmount", "--rm", "--snapshotter", SNAPSHOTTER];
-        bed.ctr(NAMESPACE, &[&unmount[..], &[&*dir]].concat())?;
+        setup.ctr(NAMESPACE, &[&unmount[..], &[&*dir]].concat())?;
         Ok(taken)
     };
     // Without the tap, which takes time of its own.
     let (mut ours, mut others, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         ours.push(time(&mut unpack(socket))?);
-        if let Some(other) = &bed.other {
+        if let Some(other) = &setup.other {
             let mut unpack = other.unpack(socket, NAMESPACE, SNAPSHOTTER, image);
             others.push(time(&mut unpack)?);
         }
         theirs.push(mount(None)?);
     }
-    let tap = bed.containerd.tap()?;
+    let tap = setup.containerd.tap()?;
     time(&mut unpack(tap.socket()))?;
     let our_calls = tap.counts();
     tap.reset();
     mount(Some(&tap.socket().to_string_lossy()))?;
     let their_calls = tap.counts();
     tap.finish()?;
-    bed.remove(NAMESPACE, image)?;
+    setup.remove(NAMESPACE, image)?;
     let layers = image.layers.len();
     let name = format!("{layers} layers: resnap unpack");
     let mut ours = Row {
         calls: our_calls,
-        ..Row::timed(bed.resnap.row(&name), &ours)
+        ..Row::timed(setup.resnap.row(&name), &ours)
     };
     let theirs = Row {
         calls: their_calls,
         ..Row::timed(format!("{layers} layers: ctr images mount"), &theirs)
     };
     let theirs = theirs.against(&ours);
-    let other = bed.other.as_ref();
+    let other = setup.other.as_ref();
     let other = other.map(|other| Row::timed(other.row(&name), &others));
     if let Some(other) = &other {
         ours = ours.beside(other);

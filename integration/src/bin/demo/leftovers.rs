@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What must not be left when the demo ends.
+//! Checks that the demo leaves nothing behind.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// That the folder is gone, and every mount there.
+/// Checks that the directory and all mounts below it are gone.
 pub(crate) fn no_folder(dir: &Path) -> Result<()> {
     ensure!(!dir.exists(), "{dir:?} is left");
     let dir = dir.to_string_lossy();
@@ -20,7 +20,7 @@ pub(crate) fn no_folder(dir: &Path) -> Result<()> {
     }
 }
 
-/// That only this program and its PID 1 are left in their namespace.
+/// Checks that only this program and its PID 1 are left in their namespace.
 pub(crate) fn no_processes() -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {

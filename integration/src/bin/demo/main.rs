@@ -22,7 +22,7 @@ use resnap_integration::daemon::{Containerd, Options, in_private_namespaces};
 use resnap_integration::debian::{output, provision, target_dir};
 use resnap_integration::image::{Built, WEB_SAYS, pause, web};
 
-/// What kubelet uses, and resnap by default.
+/// The namespace of kubelet, and the default of resnap.
 const NAMESPACE: &str = "k8s.io";
 
 /// The label of resnap's that nydus passes on to the guest.
@@ -128,7 +128,7 @@ impl Demo {
         Ok(demo)
     }
 
-    /// What is there of an image after a pull: overlayfs, the default, has it.
+    /// Imports an image and unpacks it for overlayfs, as a pull does.
     fn pull(&mut self) -> Result<()> {
         say("Two images come to the node as by a pull: their blobs, and layers on overlayfs.");
         println!(

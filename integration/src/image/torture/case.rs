@@ -10,14 +10,14 @@ use anyhow::{Context, Result};
 use super::super::layer::{Compression, Layer};
 use super::super::tape::{self, Entry};
 
-/// A layer of the table: its name and what makes its tar.
+/// A layer of the table: its name and the function that makes its tar.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// What is odd about it.
+    /// The unusual property.
     pub name: &'static str,
     /// Makes the uncompressed tar.
     pub tar: fn() -> io::Result<Vec<u8>>,
-    /// How mkfs.erofs 1.8, with which containerd 2.1 makes EROFS layers, fails on it.
+    /// The error of mkfs.erofs 1.8, with which containerd 2.1 makes EROFS layers.
     pub mkfs_fails: Option<&'static str>,
 }
 

@@ -5,7 +5,7 @@
 
 use crate::tree::{Expected, Field};
 
-/// What differs each time that containerd's walking differ unpacks [`super::torture`].
+/// The differences between any two unpacks of [`super::torture`] by containerd's walking differ.
 pub const TORTURE_CLOCK: &[Expected] = &[
     clock("."),
     clock(".wh..wh.plnk"),

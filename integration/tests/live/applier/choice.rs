@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Who writes a layer, and how its blob is read, is of no account.
+//! The choice of the differ and the way a blob is read do not change the result.
 
 use std::process::Command;
 

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use resnap_integration::tap::Method;
 use resnap_integration::tap::Point::During;
 
-use super::{Scene, runtime};
+use super::{Setup, runtime};
 use crate::node::Node;
 use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
@@ -22,11 +22,11 @@ live_tests! {
 const LIFETIME: Duration = Duration::from_secs(4);
 
 fn crash_expiry_of_a_lease_is_forestalled(node: &Node) -> Result<()> {
-    let scene = Scene::new(node)?;
-    let held = scene.tap.hold(Method::APPLY, 2, During);
+    let setup = Setup::new(node)?;
+    let held = setup.tap.hold(Method::APPLY, 2, During);
     let runtime = runtime()?;
     let begun = Instant::now();
-    let (engine, request) = runtime.block_on(scene.engine("native", None, Some(LIFETIME)))?;
+    let (engine, request) = runtime.block_on(setup.engine("native", None, Some(LIFETIME)))?;
     let job = runtime.block_on(async { engine.unpack(request) });
     held.wait()?;
     let mut names = Vec::new();
@@ -34,9 +34,9 @@ fn crash_expiry_of_a_lease_is_forestalled(node: &Node) -> Result<()> {
         "a third lease, and the end of the first's life",
         DEADLINE,
         || {
-            scene.node.collect_garbage()?;
-            scene.has(1, 1, "native")?;
-            for name in scene.node.leases()? {
+            setup.node.collect_garbage()?;
+            setup.has(1, 1, "native")?;
+            for name in setup.node.leases()? {
                 if !names.contains(&name) {
                     names.push(name);
                 }
@@ -47,6 +47,6 @@ fn crash_expiry_of_a_lease_is_forestalled(node: &Node) -> Result<()> {
     held.release();
     let report = runtime.block_on(job.report())?;
     ensure!(report.count(resnap_unpacker::LayerOutcome::Applied) == 3);
-    scene.is_whole("native")?;
-    scene.tap.finish()
+    setup.is_whole("native")?;
+    setup.tap.finish()
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_integration::tap::Point::{After, Before, During};
 use resnap_integration::tap::{Action, Method, Point, Side};
 
-use super::{Scene, ended, start, until_said};
+use super::{Setup, ended, start, until_said};
 use crate::command::run_to_end;
 use crate::node::Node;
 use crate::suite::live_tests;
@@ -20,7 +20,7 @@ live_tests! {
     Containerd: crash_of_one_process_and_the_other_goes_on,
 }
 
-/// Where a run is killed, how many snapshots are active and committed then, and on what.
+/// The point of the kill, the numbers of active and committed snapshots then, and the snapshotter.
 type Case = (Method, u64, Point, (usize, usize), &'static str);
 
 const POINTS: [Case; 16] = [
@@ -53,25 +53,25 @@ fn crash_anywhere_and_the_next_run_goes_on(node: &Node) -> Result<()> {
 
 fn killed_at(node: &Node, case: Case) -> Result<()> {
     let (method, nth, point, (active, committed), snapshotter) = case;
-    let scene = Scene::new(node)?;
-    scene.tap.on(method, nth, point, Action::Kill(Side::Client));
-    let killed = run_to_end(&mut scene.tapped(snapshotter)?)?;
+    let setup = Setup::new(node)?;
+    setup.tap.on(method, nth, point, Action::Kill(Side::Client));
+    let killed = run_to_end(&mut setup.tapped(snapshotter)?)?;
     ensure!(killed.code.is_none(), "{killed:#?} instead of a kill");
     // What the dead run made is worth its time: its lease keeps it.
-    scene.node.collect_garbage()?;
-    scene.has(active, committed, snapshotter)?;
-    scene.goes_on_from(committed, snapshotter)?;
-    scene.tap.finish()
+    setup.node.collect_garbage()?;
+    setup.has(active, committed, snapshotter)?;
+    setup.goes_on_from(committed, snapshotter)?;
+    setup.tap.finish()
 }
 
 fn crash_of_one_process_and_the_other_goes_on(node: &Node) -> Result<()> {
-    let scene = Scene::new(node)?;
-    let held = scene.tap.hold(Method::APPLY, 2, During);
-    let mut first = start(&mut scene.tapped("native")?)?;
+    let setup = Setup::new(node)?;
+    let held = setup.tap.hold(Method::APPLY, 2, During);
+    let mut first = start(&mut setup.tapped("native")?)?;
     held.wait()?;
-    let other = scene.node.containerd.tap()?;
-    let image = &scene.image.reference;
-    let mut second = scene
+    let other = setup.node.containerd.tap()?;
+    let image = &setup.image.reference;
+    let mut second = setup
         .resnap(&["unpack", "--snapshotter", "native", image])?
         .env("CONTAINERD_ADDRESS", other.socket())
         .stdout(Stdio::null())
@@ -84,10 +84,10 @@ fn crash_of_one_process_and_the_other_goes_on(node: &Node) -> Result<()> {
     ensure!(first.wait()?.signal() == Some(9));
     ensure!(ended(&mut second)?.success());
     // Every layer was written once, save the one that was torn.
-    let applies = [&scene.tap, &other].map(|tap| tap.count(Method::APPLY));
+    let applies = [&setup.tap, &other].map(|tap| tap.count(Method::APPLY));
     ensure!(applies == [2, 2], "{applies:?}");
-    scene.is_whole("native")?;
+    setup.is_whole("native")?;
     other.finish()?;
     drop(held);
-    scene.tap.finish()
+    setup.tap.finish()
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Replies that do not come.
+//! Lost replies.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use resnap_core::Kind;
 use resnap_integration::tap::Point::{After, Before};
 use resnap_integration::tap::{Action, Method, Point};
 
-use super::{Scene, runtime};
+use super::{Setup, runtime};
 use crate::command::run_to_end;
 use crate::node::Node;
 use crate::poll::{DEADLINE, eventually};
@@ -37,28 +37,28 @@ const LOST: [(Method, u64, Point, bool, usize); 7] = [
 
 fn crash_lost_replies(node: &Node) -> Result<()> {
     for (method, nth, point, ends_well, existed) in LOST {
-        let scene = Scene::new(node)?;
-        scene.tap.on(method, nth, point, Action::Cut);
+        let setup = Setup::new(node)?;
+        setup.tap.on(method, nth, point, Action::Cut);
         let context = || format!("cut {point:?} {nth} of {method}");
-        let ended = run_to_end(&mut scene.tapped("native")?)?;
+        let ended = run_to_end(&mut setup.tapped("native")?)?;
         if ends_well {
             ended.ok().with_context(context)?;
-            scene.assert_nothing_left("native").with_context(context)?;
+            setup.assert_nothing_left("native").with_context(context)?;
         } else {
             let error = ended.error().with_context(context)?;
             let message = error["message"].as_str().unwrap_or_default();
             ensure!(
-                error["kind"] == "Unavailable" && message.contains(&scene.image.reference),
+                error["kind"] == "Unavailable" && message.contains(&setup.image.reference),
                 "{}: {error}",
                 context()
             );
         }
         // Also without another run nothing half-made is left.
-        scene
+        setup
             .has(0, existed, "native")
-            .and_then(|()| scene.goes_on_from(existed, "native"))
+            .and_then(|()| setup.goes_on_from(existed, "native"))
             .with_context(context)?;
-        scene.tap.finish()?;
+        setup.tap.finish()?;
     }
     Ok(())
 }
@@ -94,11 +94,11 @@ fn hangs(
     node: &Node,
     (method, nth, point, ends_well, existed): (Method, u64, Point, bool, usize),
 ) -> Result<()> {
-    let scene = Scene::new(node)?;
-    scene.tap.on(method, nth, point, Action::Hang);
+    let setup = Setup::new(node)?;
+    setup.tap.on(method, nth, point, Action::Hang);
     let runtime = runtime()?;
     let (result, took) = runtime.block_on(async {
-        let (engine, request) = scene.engine("native", Some(LIMIT), None).await?;
+        let (engine, request) = setup.engine("native", Some(LIMIT), None).await?;
         let begun = Instant::now();
         let result = engine.unpack(request).report().await;
         anyhow::Ok((result, begun.elapsed()))
@@ -109,15 +109,15 @@ fn hangs(
     } else {
         let error = result.err().context("it went well")?;
         ensure!(error.kind() == Kind::DeadlineExceeded, "{error:?}");
-        ensure!(error.to_string().contains(&scene.image.reference));
+        ensure!(error.to_string().contains(&setup.image.reference));
     }
-    scene.has(0, existed, "native")?;
+    setup.has(0, existed, "native")?;
     if ends_well {
         // The engine lives, and does what it could not do then.
         eventually("the lease is gone", DEADLINE, || {
-            Ok(scene.node.leases()?.is_empty())
+            Ok(setup.node.leases()?.is_empty())
         })?;
     }
-    scene.goes_on_from(existed, "native")?;
-    scene.tap.finish()
+    setup.goes_on_from(existed, "native")?;
+    setup.tap.finish()
 }

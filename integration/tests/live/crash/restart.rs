@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! containerd that goes and comes again.
+//! A containerd that stops and starts again.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use resnap_core::Kind;
 use resnap_integration::tap::Method;
 use resnap_integration::tap::Point::During;
 
-use super::{Scene, ended, runtime, start};
+use super::{Setup, ended, runtime, start};
 use crate::node::Node;
 use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
@@ -20,7 +20,7 @@ live_tests! {
     Alone: crash_of_containerd_and_an_engine_cleans_up,
 }
 
-/// How long after the return of containerd a run may take.
+/// The time that a run may take after containerd has returned.
 const RETURN: Duration = Duration::from_secs(30);
 
 /// A crash during an Apply, and an orderly restart during a Commit.
@@ -29,9 +29,9 @@ fn crash_of_containerd_under_a_run(node: &Node) -> Result<()> {
         (Method::APPLY, true, "native"),
         (Method::COMMIT, false, "overlayfs"),
     ] {
-        let scene = Scene::new(node)?;
-        let held = scene.tap.hold(method, 2, During);
-        let mut resnap = start(&mut scene.tapped(snapshotter)?)?;
+        let setup = Setup::new(node)?;
+        let held = setup.tap.hold(method, 2, During);
+        let mut resnap = start(&mut setup.tapped(snapshotter)?)?;
         held.wait()?;
         if crash {
             node.containerd.kill()?;
@@ -41,22 +41,22 @@ fn crash_of_containerd_under_a_run(node: &Node) -> Result<()> {
         let status = ended(&mut resnap)?;
         ensure!(back.elapsed() < RETURN);
         ensure!(matches!(status.code(), Some(0 | 2)), "{status}");
-        let (_, committed) = scene.snapshots(snapshotter)?;
+        let (_, committed) = setup.snapshots(snapshotter)?;
         // The Commit that was held may have been done.
         ensure!((1..=3).contains(&committed), "{committed} layers are there");
-        scene.goes_on_from(committed, snapshotter)?;
+        setup.goes_on_from(committed, snapshotter)?;
         drop(held);
-        scene.tap.finish()?;
+        setup.tap.finish()?;
     }
     Ok(())
 }
 
 /// An engine that lives on removes what it could not remove while containerd was away.
 fn crash_of_containerd_and_an_engine_cleans_up(node: &Node) -> Result<()> {
-    let scene = Scene::new(node)?;
-    let held = scene.tap.hold(Method::APPLY, 2, During);
+    let setup = Setup::new(node)?;
+    let held = setup.tap.hold(Method::APPLY, 2, During);
     let runtime = runtime()?;
-    let (engine, request) = runtime.block_on(scene.engine("native", None, None))?;
+    let (engine, request) = runtime.block_on(setup.engine("native", None, None))?;
     let job = runtime.block_on(async { engine.unpack(request) });
     held.wait()?;
     node.containerd.kill()?;
@@ -65,9 +65,9 @@ fn crash_of_containerd_and_an_engine_cleans_up(node: &Node) -> Result<()> {
     ensure!(error.kind() == Kind::Unavailable, "{error:?}");
     node.containerd.restart()?;
     eventually("its active snapshot is removed", DEADLINE, || {
-        Ok(scene.snapshots("native")? == (0, 1))
+        Ok(setup.snapshots("native")? == (0, 1))
     })?;
-    scene.goes_on_from(1, "native")?;
+    setup.goes_on_from(1, "native")?;
     drop(held);
-    scene.tap.finish()
+    setup.tap.finish()
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Runs that are stopped, and what is told of their leases.
+//! Runs that are stopped, and the report of their leases.
 
 use std::process::Child;
 
@@ -11,7 +11,7 @@ use resnap_integration::tap::{Action, Method, Side};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::{Scene, ended, start};
+use super::{Setup, ended, start};
 use crate::command::run_to_end;
 use crate::node::Node;
 use crate::suite::live_tests;
@@ -22,31 +22,31 @@ live_tests! {
     Containerd: crash_by_two_signals_is_at_once,
 }
 
-/// One job lives on one snapshotter, one was killed on another.
+/// One job runs on one snapshotter; another was killed on another snapshotter.
 fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
-    let scene = Scene::new(node)?;
-    scene
+    let setup = Setup::new(node)?;
+    setup
         .tap
         .on(Method::COMMIT, 2, Before, Action::Kill(Side::Client));
-    let killed = run_to_end(&mut scene.tapped("overlayfs")?)?;
+    let killed = run_to_end(&mut setup.tapped("overlayfs")?)?;
     ensure!(killed.code.is_none(), "{killed:#?} instead of a kill");
-    let held = scene.tap.hold(Method::APPLY, 2, During);
-    let mut living = start(&mut scene.tapped("native")?)?;
+    let held = setup.tap.hold(Method::APPLY, 2, During);
+    let mut living = start(&mut setup.tapped("native")?)?;
     held.wait()?;
 
     let who = format!("process {}", living.id());
-    let table = run_to_end(&mut scene.resnap(&["leases"])?)?.ok()?;
+    let table = run_to_end(&mut setup.resnap(&["leases"])?)?.ok()?;
     let row = |word: &str| table.lines().find(|line| line.contains(word));
     let (dead, alive) = (row("overlayfs"), row("native"));
     ensure!(
-        dead.is_some_and(|row| row.contains(" dead ") && row.contains(&scene.image.reference)),
+        dead.is_some_and(|row| row.contains(" dead ") && row.contains(&setup.image.reference)),
         "{table}"
     );
     ensure!(
         alive.is_some_and(|row| row.contains(&format!("alive: {who} "))),
         "{table}"
     );
-    let list = || run_to_end(&mut scene.resnap(&["leases", "--json"])?)?.json();
+    let list = || run_to_end(&mut setup.resnap(&["leases", "--json"])?)?.json();
     let leases = list()?;
     let of = |snapshotter: &str| -> Result<Value> {
         let leases = leases.as_array().into_iter().flatten();
@@ -54,28 +54,28 @@ fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
         of.next().cloned().context("it has no lease")
     };
     let (dead, alive) = (of("overlayfs")?, of("native")?);
-    ensure!(dead["owner"] == "dead", "{dead}");
-    ensure!(dead["chain_id"] == json!(scene.image.chain_id()), "{dead}");
+    ensure!(dead["owner"] == "orphaned", "{dead}");
+    ensure!(dead["chain_id"] == json!(setup.image.chain_id()), "{dead}");
     let owner = alive["owner"]["alive"].as_str();
     ensure!(
         owner.is_some_and(|owner| owner.starts_with(&who)),
         "{alive}"
     );
 
-    let swept = run_to_end(&mut scene.resnap(&["leases", "--sweep", "--json"])?)?.json()?;
+    let swept = run_to_end(&mut setup.resnap(&["leases", "--sweep", "--json"])?)?.json()?;
     ensure!(swept == json!([dead]), "{swept}");
     ensure!(list()? == json!([alive]), "another lease is gone, or none");
-    scene.node.assert_no_active_snapshot("overlayfs")?;
-    scene.node.collect_garbage()?;
-    scene.has(0, 0, "overlayfs")?;
-    let again = run_to_end(&mut scene.resnap(&["leases", "--sweep"])?)?.ok()?;
+    setup.node.assert_no_active_snapshot("overlayfs")?;
+    setup.node.collect_garbage()?;
+    setup.has(0, 0, "overlayfs")?;
+    let again = run_to_end(&mut setup.resnap(&["leases", "--sweep"])?)?.ok()?;
     ensure!(again.contains("0 orphaned leases deleted"), "{again}");
-    scene.has(1, 1, "native")?;
+    setup.has(1, 1, "native")?;
 
     held.release();
     ensure!(ended(&mut living)?.success());
-    scene.is_whole("native")?;
-    scene.tap.finish()
+    setup.is_whole("native")?;
+    setup.tap.finish()
 }
 
 fn signal(child: &Child, signal: Signal) -> Result<()> {
@@ -85,30 +85,30 @@ fn signal(child: &Child, signal: Signal) -> Result<()> {
 
 fn crash_by_signal_is_orderly(node: &Node) -> Result<()> {
     for (number, snapshotter) in [(Signal::INT, "native"), (Signal::TERM, "overlayfs")] {
-        let scene = Scene::new(node)?;
-        let held = scene.tap.hold(Method::APPLY, 2, During);
-        let mut resnap = start(&mut scene.tapped(snapshotter)?)?;
+        let setup = Setup::new(node)?;
+        let held = setup.tap.hold(Method::APPLY, 2, During);
+        let mut resnap = start(&mut setup.tapped(snapshotter)?)?;
         held.wait()?;
-        scene.has(1, 1, snapshotter)?;
+        setup.has(1, 1, snapshotter)?;
         signal(&resnap, number)?;
         let status = ended(&mut resnap)?;
         ensure!(status.code() == Some(130), "{number:?}: {status}");
-        scene.node.collect_garbage()?;
-        scene.has(0, 1, snapshotter)?;
-        let leases = scene.node.leases()?;
+        setup.node.collect_garbage()?;
+        setup.has(0, 1, snapshotter)?;
+        let leases = setup.node.leases()?;
         ensure!(leases.len() == 1, "{leases:?}");
-        scene.goes_on_from(1, snapshotter)?;
+        setup.goes_on_from(1, snapshotter)?;
         drop(held);
-        scene.tap.finish()?;
+        setup.tap.finish()?;
     }
     Ok(())
 }
 
 fn crash_by_two_signals_is_at_once(node: &Node) -> Result<()> {
-    let scene = Scene::new(node)?;
-    let applying = scene.tap.hold(Method::APPLY, 2, During);
-    let removing = scene.tap.hold(Method::REMOVE, 1, Before);
-    let mut resnap = start(&mut scene.tapped("native")?)?;
+    let setup = Setup::new(node)?;
+    let applying = setup.tap.hold(Method::APPLY, 2, During);
+    let removing = setup.tap.hold(Method::REMOVE, 1, Before);
+    let mut resnap = start(&mut setup.tapped("native")?)?;
     applying.wait()?;
     signal(&resnap, Signal::TERM)?;
     removing.wait()?;
@@ -116,8 +116,8 @@ fn crash_by_two_signals_is_at_once(node: &Node) -> Result<()> {
     signal(&resnap, Signal::INT)?;
     let status = ended(&mut resnap)?;
     ensure!(status.code() == Some(130), "{status}");
-    scene.has(1, 1, "native")?;
-    scene.goes_on_from(1, "native")?;
+    setup.has(1, 1, "native")?;
+    setup.goes_on_from(1, "native")?;
     drop((applying, removing));
-    scene.tap.finish()
+    setup.tap.finish()
 }

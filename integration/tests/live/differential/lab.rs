@@ -26,17 +26,17 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::node::{Node, unique};
 
-/// Who writes the layers.
+/// The differ that writes the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writer {
     Containerd,
     Resnap,
 }
 
-/// What became of layers.
+/// The result of writing layers.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// What they are together, but for a refused one and those on it.
+    /// The tree of all layers below a refused one.
     pub(crate) tree: Tree,
     /// The layer that was refused, and why.
     pub(crate) refusal: Option<(usize, String)>,
@@ -55,7 +55,7 @@ pub(crate) struct Lab {
 struct Chain {
     snapshotter: Arc<dyn Snapshotter>,
     names: Vec<ChainId>,
-    /// What the snapshots are made of, the topmost first.
+    /// The directories of the snapshots, the topmost first.
     dirs: Vec<PathBuf>,
 }
 
@@ -168,7 +168,7 @@ impl Lab {
         Ok(None)
     }
 
-    /// What a container would see of the snapshots in `dirs`.
+    /// Returns the tree that a container would see of the snapshots in `dirs`.
     fn look(&self, snapshotter: &str, dirs: &[PathBuf], number: u64) -> Result<Tree> {
         let Some(top) = dirs.first() else {
             return Ok(Tree::default());
@@ -207,7 +207,7 @@ impl Lab {
     }
 }
 
-/// Where the snapshot of these mounts has its files.
+/// Returns the directory of the snapshot of these mounts.
 fn directory(mounts: &[Mount]) -> Result<PathBuf> {
     let mount = mounts.last().context("no mounts")?;
     let mut options = mount.options.iter();

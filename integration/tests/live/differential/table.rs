@@ -20,33 +20,33 @@ pub(crate) struct Row {
     pub(crate) native: Native,
 }
 
-/// What containerd does.
+/// The result of containerd.
 pub(crate) enum Theirs {
     /// The same, or what resnap refuses.
     Takes,
-    /// It refuses the last layer, and says this.
+    /// It refuses the last layer with this error.
     Refuses(&'static str),
     /// Its tree differs in this, but for the root's time.
     Differs(&'static [(&'static str, Field)]),
-    /// It has these names, with nothing behind them.
+    /// It lists these names, which do not exist.
     Lists(&'static [&'static str]),
 }
 
-/// What resnap does.
+/// The result of resnap.
 pub(crate) enum Ours {
     /// There are these paths.
     Has(&'static [&'static str]),
-    /// It refuses the last layer, and says this.
+    /// It refuses the last layer with this error.
     Refuses(&'static str),
 }
 
-/// What resnap does in a full copy.
+/// The result of resnap in a full copy.
 pub(crate) enum Native {
     /// The same.
     Same,
-    /// It refuses the last layer, and says this.
+    /// It refuses the last layer with this error.
     Refuses(&'static str),
-    /// What containerd does there, too: it follows symbolic links of lower layers.
+    /// The same as containerd there: it follows symbolic links of lower layers.
     Follows,
 }
 

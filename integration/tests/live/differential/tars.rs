@@ -43,7 +43,7 @@ pub(crate) fn image(number: u64) -> Tars {
     (0..layers).map(|_| tar(&mut random)).collect()
 }
 
-/// What a tar has by now, by its paths: whether each is a directory.
+/// The paths of a tar so far, and whether each is a directory.
 type Known = Vec<(String, bool)>;
 
 fn tar(random: &mut Random) -> Vec<Entry> {
@@ -146,7 +146,7 @@ fn path(random: &mut Random) -> String {
 const LONG: &str = "nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn\
     nnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnnn";
 
-/// The same path, as it may be written.
+/// Returns the path in one of the forms in which it may be written.
 fn decorated(random: &mut Random, path: &str) -> String {
     match random.below(20) {
         0 => format!("./{path}"),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is said of an image blames what is at fault, and offers what can help.
+//! Errors about an image name the cause and a next step that can work.
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
@@ -61,7 +61,7 @@ fn a_missing_document_is_named(node: &Node) -> Result<()> {
     node.assert_nothing_left("native")
 }
 
-/// What is missing for another platform is not fetched by default.
+/// A blob that is missing for another platform is not fetched by default.
 fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
     let (os, _) = host_platform();
     let foreign = foreign_architecture();

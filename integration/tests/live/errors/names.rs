@@ -48,7 +48,7 @@ fn a_digest_finds_a_tag(node: &Node) -> Result<()> {
     node.assert_nothing_left("native")
 }
 
-/// The same image with its layers compressed otherwise: its config is the same.
+/// Imports the image with its layers compressed differently: its config is the same.
 fn twins(node: &Node) -> Result<[Built; 2]> {
     let tars =
         ["lower", "upper"].map(|name| tape::pack(&[Entry::dir("./"), Entry::file(name, name)]));

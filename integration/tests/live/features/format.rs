@@ -23,7 +23,7 @@ live_tests! {
 
 const ROLE: &str = "org.erofs.role";
 
-/// What is told of a layer besides its type.
+/// The annotation with the digest of a compressed layer's content.
 const UNCOMPRESSED: &str = "org.erofs.uncompressed-digest";
 
 fn builder(name: &str, compression: Compression) -> Result<(ImageBuilder, Vec<String>)> {
@@ -101,7 +101,7 @@ fn features_the_erofs_image_format_is_taken(node: &Node) -> Result<()> {
     node.assert_nothing_left("erofs")
 }
 
-/// What is not taken is named before anything is done.
+/// Parts that are not supported are named before anything is done.
 fn features_the_erofs_image_format_has_parts_that_are_not_taken(node: &Node) -> Result<()> {
     let index: fn(&mut Value) = |manifest| {
         manifest["layers"][0]["mediaType"] = json!("application/vnd.erofs.chunk-index.v1");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What no snapshotter takes, or this one does not, is said before anything is done.
+//! An image that no snapshotter takes, or this one does not, is refused before anything is done.
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{Built, Entry, Form, ImageBuilder, Index, Layer, forms};
@@ -16,7 +16,7 @@ live_tests! {
     Nydus: features_are_refused_before_anything_is_done,
 }
 
-/// Of an image in Nydus' own format.
+/// The OS feature of an image in Nydus' own format.
 const NYDUS: &str = "nydus.remoteimage.v1";
 
 /// `resnap` behind a tap.
@@ -32,7 +32,7 @@ impl Behind<'_> {
         run_to_end(resnap.args([&[command, "--json", &image.reference], arguments].concat()))
     }
 
-    /// That `unpack` and `check` end with just these words.
+    /// Checks that `unpack` and `check` fail with exactly these texts.
     fn assert_says(&self, image: &Built, arguments: &[&str], want: [&str; 3]) -> Result<()> {
         for command in ["unpack", "check"] {
             let error = self.ask(command, image, arguments)?.error()?;

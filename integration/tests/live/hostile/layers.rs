@@ -29,13 +29,13 @@ live_tests! {
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const EROFS: &str = "application/vnd.erofs.layer.v1";
 
-/// What a layer may have decompressed.
+/// The limit of a layer's decompressed size.
 const LIMIT: usize = 64 << 20;
 /// What the process may take for all these images at once, of which none needs much. Bytes that a
 /// header claims, or that a bomb has, are more.
 const MEMORY_KIB: u64 = 48 << 10;
 const TIB: u64 = 1 << 40;
-/// By this an overlay shows what is elsewhere.
+/// An overlay attribute that shows the files of another directory.
 const REDIRECT: &str = "trusted.overlay.redirect";
 const UP: &str = "../../../../../../../../../../../../../../../../../../../../";
 
@@ -82,7 +82,7 @@ impl Case {
     }
 }
 
-/// What must stay as it is.
+/// A directory outside of the snapshots that must not change.
 struct Canary(PathBuf);
 
 impl Canary {
@@ -284,7 +284,7 @@ fn damaged() -> Result<Vec<Case>> {
     ])
 }
 
-/// What says it is an EROFS image.
+/// Blobs that claim to be EROFS images.
 fn images() -> Result<Vec<Case>> {
     let image = forms(&[Form::Erofs])?;
     let good = image.blob(&image.layers[1].digest)?;
@@ -411,7 +411,7 @@ fn harms_nobody(node: &Node, snapshotter: &str, cases: &[Case]) -> Result<()> {
     Ok(())
 }
 
-/// What a command wrote to standard output, and the most memory that it was seen to take, in KiB.
+/// Returns the standard output of a command and the most memory that it was seen to take, in KiB.
 fn measured(node: &Node, command: &mut Command) -> Result<(String, u64)> {
     let out = node.containerd.scratch().join(unique("told"));
     let mut child = command
@@ -441,7 +441,7 @@ fn says_so(case: &Case, error: &Value, kind: &str, says: &[String]) -> Result<()
     Ok(())
 }
 
-/// That a snapshot has a file at `path` which takes little room.
+/// Checks that a snapshot has a file at `path` that takes little space.
 fn has(root: &Path, path: &str, size: u64) -> Result<()> {
     for snapshot in fs::read_dir(root.join("snapshots"))? {
         let snapshot = snapshot?.path();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What hostile images of one tenant leave to the others on a node.
+//! The effect of one tenant's hostile images on the others on a node.
 
 use std::fs;
 use std::path::Path;
@@ -35,17 +35,17 @@ const REQUESTS: [usize; 5] = [1_040_000, 1_040_000, 1_040_000, 1_040_000, 32_000
 /// Headers of a layer of long ways, for minutes of work.
 const WAYS: usize = 12_800;
 
-/// How long something takes at most that does not wait for hostile layers.
+/// The most that a request may take that does not wait for hostile layers.
 const PROMPT: Duration = Duration::from_secs(20);
 
-/// How soon a cancelled job has ended, and how often this is tried: by chance it may end at once.
+/// The limit for the end of a cancelled job, and the number of tries: it may end at once by chance.
 const CANCELLED: Duration = Duration::from_secs(3);
 const TRIES: usize = 3;
 
-/// What all that is built ahead may take, and what the daemon has besides.
+/// The memory budget of all staged layers, and the rest of the daemon.
 const MEMORY_KIB: u64 = (256 + 100) << 10;
 
-/// How long memory must not have grown.
+/// The time after which memory that has not grown counts as settled.
 const SETTLED: Duration = Duration::from_secs(3);
 
 fn import(node: &Node, name: &str, layers: Vec<Layer>) -> Result<Built> {
@@ -106,7 +106,7 @@ fn pods_start_beside_large_requests_that_wait(node: &Node) -> Result<()> {
     node.assert_nothing_left("erofs")
 }
 
-/// Whether a file of this name is in the directory or below.
+/// Returns whether there is a file of this name in the directory or below.
 fn holds(dir: &Path, name: &str) -> Result<bool> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -174,7 +174,7 @@ fn images_of_long_ways_leave_others_their_turn(node: &Node) -> Result<()> {
     node.assert_no_active_snapshot(ON)
 }
 
-/// As many as together would fill the window of a connection to containerd, if they were read at once.
+/// The number of configs that would fill the window of a connection to containerd if all were read at once.
 const CONFIGS: usize = 12;
 
 fn images_of_large_configs_leave_others_their_turn(node: &Node) -> Result<()> {
@@ -213,7 +213,7 @@ fn layers_built_ahead_share_one_memory_budget(node: &Node) -> Result<()> {
     bounded(node, ON, attributes("trusted.x", 262_000, 256)?)
 }
 
-/// That an image of many such layers becomes ready, and does not take more than there is for all.
+/// Checks that an image of many such layers becomes ready within the memory budget.
 fn bounded(node: &Node, on: &str, layer: Layer) -> Result<()> {
     let mut layers = vec![layer; 8];
     layers.insert(0, small()?);

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// The samples by their name with labels, as they are written.
 pub(crate) type Samples = BTreeMap<String, f64>;
 
-/// What is being told of one family.
+/// A metric family while it is read.
 #[derive(Default)]
 struct Family<'a> {
     name: &'a str,

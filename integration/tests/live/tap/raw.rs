@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::codegen::http::Request;
 
-/// How long a call may take, and what is waited for.
+/// The limit of a call.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A connection; it does not come back once it has ended.
@@ -31,7 +31,7 @@ pub(super) struct Asked {
     reply: ResponseFuture,
 }
 
-/// One that has been answered once and can go on.
+/// A call with one answer that can go on.
 pub(super) struct Stream {
     _request: SendStream<Bytes>,
     _reply: RecvStream,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What passes a tap unchanged.
+//! Calls that pass a tap unchanged.
 
 use std::cell::Cell;
 use std::io::{BufRead as _, BufReader};
@@ -72,7 +72,7 @@ fn tap_passes_streams(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-/// What containerd says at some time of its own comes at once.
+/// An event of containerd comes at once.
 fn tap_passes_events(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let held = tap.hold(SUBSCRIBE, 1, Point::During);
@@ -137,7 +137,7 @@ fn tap_passes_resets(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-/// What the tap does not know, and as much as containerd takes.
+/// Methods that the tap does not know, and messages as large as containerd takes.
 fn tap_passes_any_method_and_size(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let client = Raw::connect(tap.socket())?;

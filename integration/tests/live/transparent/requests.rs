@@ -17,7 +17,7 @@ enum Known {
     Id,
     /// A message in field 1 with a name in its field 1: a filter or an image.
     Inner,
-    /// Of a container that is to be created.
+    /// The fields of a container to create.
     Container,
 }
 

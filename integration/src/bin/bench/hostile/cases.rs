@@ -11,20 +11,20 @@ use resnap_integration::image::hostile::{attributes, long_ways, nested_config};
 use resnap_integration::image::{Built, ImageBuilder, Layer, hello};
 use resnap_integration::tap::{Method, Point};
 
-use super::scene::{Harm, NAMESPACE, Scene};
+use super::tenants::{Harm, NAMESPACE, Tenants};
 
 pub(super) struct Case {
     pub(super) name: &'static str,
-    /// Of all layers.
+    /// The differ of all layers.
     pub(super) differ: &'static str,
     pub(super) prepare: Prepare,
 }
 
 /// Puts on the node what the harm is done with.
-type Prepare = fn(&Scene) -> Result<Begin>;
+type Prepare = fn(&Tenants) -> Result<Begin>;
 
 /// Begins to do it.
-type Begin = Box<dyn FnOnce(&Scene) -> Result<Harm>>;
+type Begin = Box<dyn FnOnce(&Tenants) -> Result<Harm>>;
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -40,19 +40,19 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "2 images of long ways, overlayfs",
         differ: "resnap",
-        prepare: |scene| ways(scene, "overlayfs"),
+        prepare: |tenants| ways(tenants, "overlayfs"),
     },
     Case {
         name: "2 images of long ways, erofs",
         differ: "resnap",
-        prepare: |scene| ways(scene, "erofs"),
+        prepare: |tenants| ways(tenants, "erofs"),
     },
     Case {
         name: "20 layers of trusted.*, overlayfs",
         differ: "resnap",
-        prepare: |scene| {
+        prepare: |tenants| {
             attribute_layers(
-                scene,
+                tenants,
                 &attributes("trusted.x", LARGE, 2040)?,
                 20,
                 "overlayfs",
@@ -62,16 +62,21 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "20 layers of user.*, overlayfs",
         differ: "resnap",
-        prepare: |scene| {
-            attribute_layers(scene, &attributes("user.x", LARGE, 2040)?, 20, "overlayfs")
+        prepare: |tenants| {
+            attribute_layers(
+                tenants,
+                &attributes("user.x", LARGE, 2040)?,
+                20,
+                "overlayfs",
+            )
         },
     },
     Case {
         name: "20 layers of security.*, overlayfs",
         differ: "resnap",
-        prepare: |scene| {
+        prepare: |tenants| {
             attribute_layers(
-                scene,
+                tenants,
                 &attributes("security.x", LARGE, 2040)?,
                 20,
                 "overlayfs",
@@ -81,7 +86,9 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "8 layers of user.*, erofs",
         differ: "resnap",
-        prepare: |scene| attribute_layers(scene, &attributes("user.x", VALID, 8900)?, 8, "erofs"),
+        prepare: |tenants| {
+            attribute_layers(tenants, &attributes("user.x", VALID, 8900)?, 8, "erofs")
+        },
     },
     Case {
         name: "12 images with configs of 8 MiB",
@@ -105,31 +112,31 @@ const VALID: usize = 60_000;
 const CONFIGS: usize = 12;
 const TRIES: usize = 3;
 
-/// How long it may take until jobs have begun.
+/// The time that jobs have to begin.
 const BEGIN: Duration = Duration::from_secs(5);
 
 fn reference(name: &str) -> String {
     format!("docker.io/library/{name}:1")
 }
 
-fn import(scene: &Scene, image: &Built) -> Result<()> {
-    scene.bed.import(NAMESPACE, image)
+fn import(tenants: &Tenants, image: &Built) -> Result<()> {
+    tenants.setup.import(NAMESPACE, image)
 }
 
 /// Large requests for containers of an image that does not get ready.
-fn large_requests(scene: &Scene) -> Result<Begin> {
+fn large_requests(tenants: &Tenants) -> Result<Begin> {
     let image = hello()?;
-    import(scene, &image)?;
+    import(tenants, &image)?;
     // The CRI hears of it by an event.
     std::thread::sleep(Duration::from_secs(1));
-    Ok(Box::new(move |scene| {
-        let tap = scene.tap.as_ref().context("there is no tap")?;
+    Ok(Box::new(move |tenants| {
+        let tap = tenants.tap.as_ref().context("there is no tap")?;
         let mut harm = Harm {
             held: Some(tap.hold(Method::APPLY, 1, Point::Before)),
             ..Harm::default()
         };
         for (number, bytes) in REQUESTS.into_iter().enumerate() {
-            let (cri, sandbox) = (scene.cri()?, scene.hostile.clone());
+            let (cri, sandbox) = (tenants.cri()?, tenants.hostile.clone());
             let image = image.reference.clone();
             harm.clients.push(std::thread::spawn(move || {
                 let name = format!("large-{number}");
@@ -142,28 +149,28 @@ fn large_requests(scene: &Scene) -> Result<Begin> {
             let waiting = jobs.iter().filter_map(|job| job["waiting"].as_u64());
             waiting.sum::<u64>() >= REQUESTS.len() as u64
         };
-        while !waiting(&scene.jobs()?) && begun.elapsed() < BEGIN {
+        while !waiting(&tenants.jobs()?) && begun.elapsed() < BEGIN {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(harm)
     }))
 }
 
-fn ways(scene: &Scene, snapshotter: &'static str) -> Result<Begin> {
+fn ways(tenants: &Tenants, snapshotter: &'static str) -> Result<Begin> {
     let mut images = Vec::new();
     for image in ["ways-a", "ways-b"] {
         let layers = (0..WAY_LAYERS).map(|layer| long_ways(&format!("{image}-{layer}-"), WAYS));
         let image = ImageBuilder::new(&reference(image))
             .layers(layers.collect::<Result<Vec<_>>>()?)
-            .write(&scene.archive(image))?;
-        import(scene, &image)?;
+            .write(&tenants.archive(image))?;
+        import(tenants, &image)?;
         images.push(image);
     }
     Ok(orphans(images, snapshotter))
 }
 
 fn attribute_layers(
-    scene: &Scene,
+    tenants: &Tenants,
     layer: &Layer,
     count: usize,
     snapshotter: &'static str,
@@ -172,17 +179,17 @@ fn attribute_layers(
         // While this is written, the others are built.
         .layer(long_ways("slow-", WAYS)?)
         .layers(vec![layer.clone(); count])
-        .write(&scene.archive("attributes"))?;
-    import(scene, &image)?;
+        .write(&tenants.archive("attributes"))?;
+    import(tenants, &image)?;
     Ok(orphans(vec![image], snapshotter))
 }
 
 /// Has the images unpacked for callers that go away at once.
 fn orphans(images: Vec<Built>, snapshotter: &'static str) -> Begin {
-    Box::new(move |scene| {
+    Box::new(move |tenants| {
         let mut callers = Vec::new();
         for image in &images {
-            let mut unpack = scene.resnap();
+            let mut unpack = tenants.resnap();
             unpack
                 .args(["unpack", &image.reference, "--snapshotter", snapshotter])
                 .stdout(Stdio::null())
@@ -190,7 +197,7 @@ fn orphans(images: Vec<Built>, snapshotter: &'static str) -> Begin {
             callers.push(unpack.spawn().context("start resnap unpack")?);
         }
         let begun = Instant::now();
-        while scene.jobs()?.len() < images.len() && begun.elapsed() < BEGIN {
+        while tenants.jobs()?.len() < images.len() && begun.elapsed() < BEGIN {
             std::thread::sleep(Duration::from_millis(50));
         }
         for mut caller in callers {
@@ -201,20 +208,20 @@ fn orphans(images: Vec<Built>, snapshotter: &'static str) -> Begin {
     })
 }
 
-fn configs(scene: &Scene) -> Result<Begin> {
+fn configs(tenants: &Tenants) -> Result<Begin> {
     let mut images = Vec::new();
     for number in 0..CONFIGS {
         let name = format!("config-{number}");
-        let image = nested_config(&reference(&name), &scene.archive(&name))?;
-        import(scene, &image)?;
+        let image = nested_config(&reference(&name), &tenants.archive(&name))?;
+        import(tenants, &image)?;
         images.push(image);
     }
     // The CRI hears of them by events.
     std::thread::sleep(Duration::from_secs(1));
-    Ok(Box::new(move |scene| {
+    Ok(Box::new(move |tenants| {
         let mut harm = Harm::default();
         for image in images {
-            let (cri, sandbox) = (scene.cri()?, scene.hostile.clone());
+            let (cri, sandbox) = (tenants.cri()?, tenants.hostile.clone());
             harm.clients.push(std::thread::spawn(move || {
                 for _ in 0..TRIES {
                     // That it cannot be unpacked is what it is for.

@@ -26,10 +26,10 @@ const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 /// About what kubelet sends to create a container of a pod with a few mounts and variables.
 const SIZE: usize = 8 << 10;
 
-/// How often a client calls, whether or not it has been answered.
+/// The interval of a client's calls, which do not wait for answers.
 const EVERY: Duration = Duration::from_millis(10);
 
-/// What a call counts as that is not answered.
+/// The time that is counted for a call without an answer.
 const NEVER: Duration = Duration::from_secs(60);
 
 /// The proxy answers so long before a deadline at most.
@@ -53,7 +53,7 @@ impl Client {
         Ok(Self { stop, thread })
     }
 
-    /// What each call took.
+    /// The time of each call.
     pub(super) fn end(self) -> Result<Vec<Duration>> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.join();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Clients that speak badly, slowly or not at all, and what others notice of them.
+//! Clients that break the protocol, are slow or send nothing, and their effect on others.
 
 mod raw;
 
@@ -27,7 +27,7 @@ const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const READ: &str = "/containerd.services.content.v1.Content/Read";
 
-/// What the proxy may take for all of them.
+/// The memory that the proxy may take for all of them.
 const MEMORY: u64 = 64 << 10;
 
 const IDLE: usize = 2000;

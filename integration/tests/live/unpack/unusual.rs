@@ -25,7 +25,7 @@ fn layer(text: &str) -> Result<Layer> {
     Layer::of(&[Entry::dir("./"), Entry::file("text", text)])
 }
 
-/// That containerd and resnap make the same snapshots of it.
+/// Checks that containerd and resnap make the same snapshots of an image.
 fn assert_taken(node: &Node, image: &Built) -> Result<()> {
     node.import(image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
@@ -80,7 +80,7 @@ fn odd_of_any_config_type(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What is listed beside the layers is left out.
+/// Entries beside the layers are ignored.
 fn odd_with_more_than_layers(node: &Node) -> Result<()> {
     let image = ImageBuilder::new("docker.io/library/notes:1")
         .docker()
@@ -125,13 +125,13 @@ fn warnings(node: &Node, image: &Built, arguments: &[&str]) -> Result<Vec<String
     Ok(serde_json::from_value(check[0]["warnings"].clone())?)
 }
 
-/// Whether a warning says all of this.
+/// Returns whether a warning contains all of these words.
 fn warns(warnings: &[String], words: &[&str]) -> bool {
     let mut warnings = warnings.iter();
     warnings.any(|warning| words.iter().all(|word| warning.contains(word)))
 }
 
-/// Where config and index disagree the index counts, and `check` warns.
+/// If config and index disagree, the index is used and `check` warns.
 fn odd_of_another_platform_than_listed(node: &Node) -> Result<()> {
     let (os, host) = host_platform();
     let image = |name: &str, architecture: &str, edit: fn(&mut Value)| {
@@ -165,7 +165,7 @@ fn odd_of_another_platform_than_listed(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What neither containerd nor the kernel mounts is warned of.
+/// `check` warns of images that neither containerd nor the kernel can mount.
 fn odd_of_more_layers_than_are_mounted(node: &Node) -> Result<()> {
     let image = |layers: usize| {
         let name = format!("docker.io/library/tall:{layers}");

@@ -20,7 +20,7 @@ use crate::node::{Node, unique};
 use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
 
-/// What the proxy asks for itself, before the calls that it looks into.
+/// The calls that the proxy makes itself before the calls that it inspects.
 const OWN: [&str; 6] = [
     "/runtime.v1.RuntimeService/Version",
     "/runtime.v1.RuntimeService/Status",
@@ -30,10 +30,10 @@ const OWN: [&str; 6] = [
     "/runtime.v1.ImageService/ListImages",
 ];
 
-/// In every request of the test's own.
+/// A header of every request of the test.
 const MARK: &str = "x-mark";
 
-pub(super) struct Bed {
+pub(super) struct TappedProxy {
     pub(super) front: Tap,
     pub(super) back: Tap,
     pub(super) runtime: Runtime,
@@ -41,7 +41,7 @@ pub(super) struct Bed {
     wire: Wire,
 }
 
-impl Bed {
+impl TappedProxy {
     pub(super) fn start(node: &Node) -> Result<Self> {
         let back = node.containerd.tap()?;
         let served = Served::before(node, back.socket())?;
@@ -73,7 +73,7 @@ impl Bed {
         Ok(reply)
     }
 
-    /// The same of a call that is answered before all of its request is there.
+    /// Sends a call that is answered before its request is complete.
     pub(super) fn call_cut_short(&self, path: &str, body: Bytes) -> Result<Reply> {
         let reply = self.asked(path, body)??;
         let (mut front, mut back) = self.last_pair(|_| true)?;
@@ -121,7 +121,7 @@ impl Bed {
         reply.with_context(|| format!("no answer to {path}"))
     }
 
-    /// What the taps saw of the last call, as soon as it is as it should be.
+    /// Waits until the last call is `complete`, and returns what both taps saw of it.
     pub(super) fn last_pair(
         &self,
         complete: impl Fn(&(Exchange, Exchange)) -> bool,
@@ -138,7 +138,7 @@ impl Bed {
         pair.context("no pair")
     }
 
-    /// That the client's leaving the last call comes through, and all was the same until then.
+    /// Checks that the cancellation of the last call reaches containerd, and all was equal until then.
     pub(super) fn taken_back(&self) -> Result<()> {
         let left = Some(End::Reset(Reason::CANCEL));
         let pair = self.last_pair(|pair| pair.1.request.end == left);
@@ -149,7 +149,7 @@ impl Bed {
         Ok(())
     }
 
-    /// That no call was lost or made twice, and the proxy has ended well.
+    /// Checks that no call was lost or made twice, and that the proxy ends without an error.
     pub(super) fn finish(self) -> Result<()> {
         let paths = |tap: &Tap, own: bool| -> Vec<String> {
             let calls = tap.calls().into_iter();
@@ -173,7 +173,7 @@ fn marked(call: &Call) -> bool {
     call.exchange().request.headers.contains_key(MARK)
 }
 
-/// With metadata as it must not be sorted, joined or decoded.
+/// Returns a request with metadata that must not be sorted, joined or decoded.
 fn request(path: &str) -> Result<Request<()>> {
     let request = Wire::to(path)
         .header(MARK, "1")
@@ -198,7 +198,7 @@ pub(super) async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<
     done.context("it takes too long")?
 }
 
-/// What differs, without the bodies.
+/// Describes the differences of two exchanges without their bodies.
 fn differ(front: &Exchange, back: &Exchange) -> String {
     let mut text = String::new();
     for (name, front, back) in [

@@ -20,7 +20,7 @@ const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// What nobody may say.
+/// Bytes that violate HTTP/2.
 pub(super) const GARBAGE: &[&[u8]] = &[
     b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n",
     &[0xff; 64],
@@ -33,7 +33,7 @@ pub(super) const GARBAGE: &[&[u8]] = &[
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00\xff\xff\xff\x00\x00\x00\x00\x00\x01",
 ];
 
-/// How long anything may take.
+/// The limit of each operation.
 pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(super) fn connect(socket: &Path) -> Result<UnixStream> {
@@ -43,7 +43,7 @@ pub(super) fn connect(socket: &Path) -> Result<UnixStream> {
     Ok(stream)
 }
 
-/// That the other side hangs up.
+/// Checks that the other side closes the connection.
 pub(super) fn ends(mut stream: UnixStream) -> Result<()> {
     let mut said = Vec::new();
     match stream.read_to_end(&mut said) {
@@ -54,7 +54,7 @@ pub(super) fn ends(mut stream: UnixStream) -> Result<()> {
     }
 }
 
-/// What a client says, to be written at once.
+/// The frames of a client, to be written at once.
 pub(super) struct Frames(Vec<u8>);
 
 impl Frames {
@@ -62,7 +62,7 @@ impl Frames {
         Self(PREFACE.to_vec()).frame(SETTINGS, 0, 0, &[])
     }
 
-    /// As a client that takes any amount.
+    /// Returns the frames of a client with unlimited windows.
     pub(super) fn begin_eagerly() -> Self {
         let window = 0x7fff_ffff_u32.to_be_bytes();
         let settings = [&[0, 4], &window[..]].concat();

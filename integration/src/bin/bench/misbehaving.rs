@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a client of `resnap serve` notices of others that do not behave.
+//! The effect of misbehaving clients of `resnap serve` on another client.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use resnap_integration::image::web;
 use resnap_integration::wire::{Wire, frame};
 use tokio::runtime::Builder;
 
-use crate::bed::{Bed, Served};
+use crate::setup::{Served, Setup};
 use crate::table::{Row, Table};
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
@@ -25,10 +25,10 @@ const CALLS: usize = 5000;
 const IDLE: usize = 2000;
 const SLOW: usize = 64;
 
-pub(crate) fn run(bed: &Bed) -> Result<Table> {
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let image = web()?;
-    bed.import(NAMESPACE, &image)?;
-    let served = bed.serve()?;
+    setup.import(NAMESPACE, &image)?;
+    let served = setup.serve()?;
     let largest = image.layers.iter().max_by_key(|layer| layer.size);
     let blob = largest
         .map(|layer| layer.digest.clone())
@@ -46,13 +46,13 @@ pub(crate) fn run(bed: &Bed) -> Result<Table> {
     among.ratio = among.p99.zip(alone.p99).map(|(among, alone)| among / alone);
     drop(crowd);
     drop(served);
-    bed.remove(NAMESPACE, &image)?;
+    setup.remove(NAMESPACE, &image)?;
     Ok(Table {
         name: "rude",
         about: format!(
             "a client's calls through `resnap serve`, alone and with {IDLE} idle clients, {SLOW} that do\n             not read what they asked for and {SLOW} that do not end their requests. The ratio is of\n             the 99th percentiles; the memory is the proxy's, resident."
         ),
-        containerd: bed.containerd.name(),
+        containerd: setup.containerd.name(),
         cores: std::thread::available_parallelism()?.get(),
         rows: vec![alone, among],
     })

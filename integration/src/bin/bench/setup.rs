@@ -20,10 +20,10 @@ use crate::process;
 const OTHER: &str = "RESNAP_BENCH_BINARY";
 
 /// A containerd of its own, and builds of resnap.
-pub(crate) struct Bed {
+pub(crate) struct Setup {
     pub(crate) containerd: Containerd,
     pub(crate) resnap: Resnap,
-    /// What it is compared with.
+    /// The build to compare with.
     pub(crate) other: Option<Resnap>,
 }
 
@@ -31,11 +31,11 @@ pub(crate) struct Bed {
 #[derive(Clone)]
 pub(crate) struct Resnap {
     program: PathBuf,
-    /// What tells its rows from those of the other one, if there is one.
+    /// The suffix of its rows in the tables, if two builds are compared.
     suffix: &'static str,
 }
 
-impl Bed {
+impl Setup {
     pub(crate) fn start() -> Result<Self> {
         let exe = std::env::current_exe()?;
         let target = exe.ancestors().nth(2).context("no target directory")?;
@@ -89,7 +89,7 @@ impl Bed {
         }
     }
 
-    /// What cold unpacks are for: erofs where there is one.
+    /// The snapshotter of cold unpacks: erofs where there is one.
     pub(crate) fn lazy(&self) -> &'static str {
         self.snapshotters().last().unwrap_or(&"overlayfs")
     }

@@ -15,16 +15,16 @@ use resnap_integration::image::{Built, Entry, ImageBuilder, Layer, pause};
 use resnap_integration::tap::{Held, Tap};
 use serde_json::Value;
 
-use crate::bed::{Bed, Resnap, Served};
+use crate::setup::{Resnap, Served, Setup};
 
 pub(super) const NAMESPACE: &str = "k8s.io";
 
-pub(super) struct Scene {
+pub(super) struct Tenants {
     /// With a containerd for this alone.
-    pub(super) bed: Bed,
+    pub(super) setup: Setup,
     resnap: Resnap,
     pub(super) served: Served,
-    /// Where the files of `resnap serve` are.
+    /// The directory of `resnap serve`.
     dir: PathBuf,
     /// Through which it calls containerd where containerd writes the layers.
     pub(super) tap: Option<Tap>,
@@ -34,44 +34,44 @@ pub(super) struct Scene {
     pub(super) small: Built,
 }
 
-/// What goes on.
+/// The parts of a running case.
 #[derive(Default)]
 pub(super) struct Harm {
-    /// What keeps others waiting to the end.
+    /// A call that is held to the end of the case.
     pub(super) held: Option<Held>,
     pub(super) clients: Vec<JoinHandle<()>>,
 }
 
 impl Harm {
     /// Whether all is done that was asked for, or all that is left waits.
-    pub(super) fn is_over(&self, scene: &Scene) -> Result<bool> {
+    pub(super) fn is_over(&self, tenants: &Tenants) -> Result<bool> {
         let asks = || self.clients.iter().any(|client| !client.is_finished());
-        Ok(self.held.is_some() || (!asks() && scene.jobs()?.is_empty()))
+        Ok(self.held.is_some() || (!asks() && tenants.jobs()?.is_empty()))
     }
 }
 
-impl Scene {
+impl Tenants {
     /// Layers are written by this differ.
-    pub(super) fn set(bed: &Bed, resnap: &Resnap, differ: &str) -> Result<Self> {
-        let bed = bed.another(Options {
+    pub(super) fn set(setup: &Setup, resnap: &Resnap, differ: &str) -> Result<Self> {
+        let setup = setup.another(Options {
             tmpfs: Some("6g"),
             ..Options::default()
         })?;
-        let scratch = bed.containerd.scratch();
+        let scratch = setup.containerd.scratch();
         let small = small(&scratch)?;
         for image in [&small, &pause()?] {
-            bed.import(NAMESPACE, image)?;
+            setup.import(NAMESPACE, image)?;
         }
         let tap = match differ {
-            "containerd" => Some(bed.containerd.tap()?),
+            "containerd" => Some(setup.containerd.tap()?),
             _ => None,
         };
-        let dir = bed.containerd.socket().with_file_name("hostile");
+        let dir = setup.containerd.socket().with_file_name("hostile");
         fs::create_dir(&dir)?;
         let config = ["overlayfs", "erofs"]
             .map(|snapshotter| format!("snapshotters.{snapshotter}.differ = {differ:?}\n"));
         fs::write(dir.join("config.toml"), config.concat())?;
-        let mut serve = client(&bed, resnap, tap.as_ref(), &dir);
+        let mut serve = client(&setup, resnap, tap.as_ref(), &dir);
         // It warns of each hostile image.
         serve.arg("serve").stderr(Stdio::null());
         let served = Served::begin(&mut serve, dir.join("cri.sock"))?;
@@ -80,7 +80,7 @@ impl Scene {
             hostile: cri.run_pod_sandbox("erofs", "hostile")?,
             tenant: cri.run_pod_sandbox("erofs", "tenant")?,
             resnap: resnap.clone(),
-            bed,
+            setup,
             served,
             dir,
             tap,
@@ -90,17 +90,17 @@ impl Scene {
 
     /// `resnap` as a client of `resnap serve`.
     pub(super) fn resnap(&self) -> Command {
-        client(&self.bed, &self.resnap, self.tap.as_ref(), &self.dir)
+        client(&self.setup, &self.resnap, self.tap.as_ref(), &self.dir)
     }
 
     /// A client of `resnap serve` for the CRI.
     pub(super) fn cri(&self) -> Result<Cri> {
-        Cri::connect(&self.served.socket, &self.bed.containerd.scratch())
+        Cri::connect(&self.served.socket, &self.setup.containerd.scratch())
     }
 
-    /// Where an image's archive can be written.
+    /// Returns a path for an image's archive.
     pub(super) fn archive(&self, name: &str) -> PathBuf {
-        self.bed.containerd.scratch().join(format!("{name}.tar"))
+        self.setup.containerd.scratch().join(format!("{name}.tar"))
     }
 
     /// The images that are being unpacked.
@@ -119,12 +119,12 @@ impl Scene {
             let _ = client.join();
         }
         drop(self.tap);
-        self.bed.stop()
+        self.setup.stop()
     }
 }
 
-fn client(bed: &Bed, resnap: &Resnap, tap: Option<&Tap>, dir: &Path) -> Command {
-    let address = tap.map_or(bed.containerd.socket(), Tap::socket);
+fn client(setup: &Setup, resnap: &Resnap, tap: Option<&Tap>, dir: &Path) -> Command {
+    let address = tap.map_or(setup.containerd.socket(), Tap::socket);
     let mut command = resnap.on(address);
     command
         .env("RESNAP_RUNTIME_DIR", dir)
