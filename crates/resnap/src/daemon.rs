@@ -40,7 +40,7 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     let path = &config.api_socket.value;
     let (api_listener, mut api) = Socket::listen(sockets.take("api"), path, api::MODE).await?;
     let mut stopped = signals()?;
-    let metrics = metrics(config).await?;
+    let metrics = serve_metrics(config).await?;
     let engine = tokio::select! {
         engine = connected(config, metrics.clone()) => engine?,
         _ = stopped.wait_for(|stopped| *stopped) => return Ok(ExitStatus::Done),
@@ -70,8 +70,8 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     Ok(ExitStatus::Done)
 }
 
-/// Returns the metrics, served at the configured address; `None` without an address.
-async fn metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
+/// Serves metrics at the configured address. Returns `None` without an address.
+async fn serve_metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
     let Some(address) = config.metrics_address.value else {
         return Ok(None);
     };
