@@ -13,8 +13,9 @@ fuzz_target!(|stream: &[u8]| {
     let stream = mend::mend(stream);
     let mut layer = Layer::new(&stream[..], Limits::default());
     while let Ok(Some(entry)) = layer.next() {
-        assert!(entry.mode <= 0o7777 && entry.mtime.nanoseconds < 1_000_000_000);
-        assert!(entry.uid < u32::MAX && entry.gid < u32::MAX);
+        let metadata = &entry.metadata;
+        assert!(metadata.mode <= 0o7777 && metadata.mtime.nanoseconds < 1_000_000_000);
+        assert!(metadata.uid < u32::MAX && metadata.gid < u32::MAX);
         match &entry.kind {
             EntryKind::Directory | EntryKind::Opaque if entry.path.is_empty() => {}
             _ => assert!(is_path(&entry.path)),

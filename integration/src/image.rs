@@ -23,6 +23,7 @@
 //! ```
 
 mod archive;
+mod blobs;
 mod builder;
 mod built;
 mod bulk;

@@ -33,6 +33,8 @@
 mod call;
 mod connection;
 mod exchange;
+mod forward;
+mod link;
 mod method;
 mod pump;
 mod record;
@@ -49,9 +51,9 @@ use anyhow::{Context, Result, bail};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
+pub use call::Call;
 pub use exchange::{End, Exchange, Half};
 pub use method::Method;
-pub use record::Call;
 pub use rule::{Action, Answer, Held, Point, Side};
 
 use record::Shared;

@@ -62,9 +62,10 @@ fn web_is_large_and_real() {
     assert!(entries >= 5000, "{entries} entries");
 }
 
-/// What ways to entries cost is bounded by [`resnap_layer::way::Budget`]; what real images take of it.
+/// The lookups that paths of entries take are bounded by [`resnap_layer::resolve::LookupBudget`]; real
+/// images take little of it.
 #[test]
-fn ways_of_real_images_are_short() {
+fn paths_of_real_images_take_few_lookups() {
     let (shared, other) = image::shared_pair().unwrap();
     let mut most = (0.0, String::new());
     for built in [
@@ -81,13 +82,13 @@ fn ways_of_real_images_are_short() {
             let target = tempfile::tempfile().unwrap();
             let mut writer = resnap_erofs::Writer::new(target, memory).unwrap();
             writer.add(&mut layer).unwrap();
-            let ways = writer.ways();
-            let share = ways.used() as f64 / ways.limit() as f64;
+            let lookups = writer.lookups();
+            let share = lookups.used() as f64 / lookups.limit() as f64;
             if share > most.0 {
                 let text = format!(
-                    "{} of {} names in {}",
-                    ways.used(),
-                    ways.limit(),
+                    "{} of {} lookups in {}",
+                    lookups.used(),
+                    lookups.limit(),
                     built.reference
                 );
                 most = (share, text);

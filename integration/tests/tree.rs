@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 
-use resnap_integration::tree::{Field, Tree, compare};
+use resnap_integration::tree::{self, Field, Tree, compare};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
 use tempfile::TempDir;
 
@@ -118,7 +118,7 @@ fn a_mount_point_is_an_error() {
         None,
     )
     .unwrap();
-    let error = Tree::read(dir.path()).unwrap_err();
+    let error = tree::read(dir.path()).unwrap_err();
     rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).unwrap();
     let error = format!("{error:#}");
     assert!(
@@ -196,5 +196,5 @@ fn xattr(path: &Path, name: &str, value: &[u8]) {
 }
 
 fn read(path: &Path) -> Tree {
-    Tree::read(path).unwrap()
+    tree::read(path).unwrap()
 }

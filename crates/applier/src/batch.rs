@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A batch: its first layer says where all go, and the others are built ahead from then on.
+//! Batches of layers. The first layer decides where all of them go; the others are then built in staging,
+//! ahead of their turn.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,215 +15,263 @@ use resnap_core::{
     Applied, ApplyPermit, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
     Result as PortResult, Scope, Stage, StageTiming,
 };
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::applier::{Differ, Shared};
 use crate::build::{Built, Placement};
+use crate::context::{BatchContext, BuildRequest, format_of};
 use crate::erofs;
 use crate::error::Error;
-use crate::extract::Style;
-use crate::job::{Job, Task, known};
-use crate::memory::Denied;
-use crate::pipeline::Stop;
-use crate::source::other_digest;
+use crate::memory::StopReason;
+use crate::settings::Differ;
+use crate::shared::Shared;
+use crate::source::mismatched_digest;
 use crate::staging::Staging;
-use crate::target::{Shape, Target, Terms, find};
+use crate::target::{LayerForm, SnapshotFacts, Target, find};
+use crate::whiteout::WhiteoutMode;
+use crate::xattr::XattrNamespace;
 
-/// A layer that is being built.
-struct Build {
-    receiver: oneshot::Receiver<Result<Ready, Error>>,
-    /// To be set when its turn comes.
+/// The number of layers that are being built or wait for their turn, for each that may be built at once.
+/// Each takes memory and an open file.
+const STAGED_PER_SLOT: usize = 4;
+
+/// A layer that is being built ahead of its turn.
+struct PendingBuild {
+    receiver: oneshot::Receiver<Result<StagedLayer, Error>>,
+    /// Set when the layer's turn comes.
     is_turn: Arc<AtomicBool>,
 }
 
-/// A layer that waits for its turn.
-struct Ready {
+/// A built layer that waits for its turn.
+struct StagedLayer {
     built: Built,
-    /// Kept if its turn has come: others may wait for the memory that it has, with all admissions that
-    /// there are.
-    admission: Option<Admitted>,
+    /// Kept if the layer's turn has come: all permits may be held by layers that wait for its memory.
+    admission: Option<Admission>,
     _place: OwnedSemaphorePermit,
 }
 
-/// The right to write a layer, of this batch and of all.
-type Admitted = (Option<OwnedSemaphorePermit>, ApplyPermit);
+/// The permits to write a layer: of this batch, and of the engine.
+type Admission = (Option<OwnedSemaphorePermit>, ApplyPermit);
 
-/// Layers that are being built or wait for their turn, for each that may be built at once: each takes
-/// memory and has a file open.
-const AHEAD: usize = 4;
+/// A layer to build ahead of its turn.
+struct BuildTask {
+    request: BuildRequest,
+    sender: oneshot::Sender<Result<StagedLayer, Error>>,
+}
 
-/// A batch whose layers are built ahead.
-pub(crate) struct Ahead {
-    job: Arc<Job>,
+/// The staging of a batch, if its snapshots can be reached from it.
+struct StagingArea {
+    staging: Staging,
+    /// Staging directories that no process holds.
+    orphans: Vec<Staging>,
+    /// Whether files can be moved to the snapshots.
+    can_move: bool,
+}
+
+/// A batch whose layers are built in staging.
+pub(crate) struct StagedBatch {
+    context: Arc<BatchContext>,
     differ: Differ,
-    stop: watch::Sender<bool>,
-    /// Held by all that is at work.
-    alive: Mutex<Option<mpsc::Sender<Infallible>>>,
-    /// Ends when nothing is at work.
-    ended: tokio::sync::Mutex<mpsc::Receiver<Infallible>>,
-    /// What is built ahead; empty where nothing can be.
-    builds: OnceCell<Mutex<HashMap<usize, Build>>>,
-    /// The snapshotter's.
+    _cancel_on_drop: DropGuard,
+    /// All tasks and threads of the batch.
+    tasks: TaskTracker,
+    /// The layers that are built ahead; empty if staging is not possible.
+    builds: OnceCell<Mutex<HashMap<usize, PendingBuild>>>,
+    /// The root of the snapshotter.
     root: OnceCell<PathBuf>,
-    /// Its snapshots are newer.
+    /// The time when the batch started; its snapshots are newer.
     since: SystemTime,
 }
 
-/// A layer to be built ahead.
-struct Order {
-    task: Task,
-    sender: oneshot::Sender<Result<Ready, Error>>,
-}
-
-impl Ahead {
+impl StagedBatch {
     pub(crate) fn new(shared: Arc<Shared>, batch: Batch, differ: Differ) -> Self {
-        let (stop, stopped) = watch::channel(false);
-        let (alive, ended) = mpsc::channel(1);
+        let cancellation = CancellationToken::new();
         Self {
-            job: Arc::new(Job::new(shared, batch, Stop(stopped))),
+            context: Arc::new(BatchContext::new(shared, batch, cancellation.clone())),
             differ,
-            stop,
-            alive: Mutex::new(Some(alive)),
-            ended: tokio::sync::Mutex::new(ended),
+            _cancel_on_drop: cancellation.drop_guard(),
+            tasks: TaskTracker::new(),
             builds: OnceCell::new(),
             root: OnceCell::new(),
             since: SystemTime::now(),
         }
     }
 
-    /// Says while it is held that something is at work.
-    fn alive(&self) -> Result<mpsc::Sender<Infallible>, Error> {
-        let alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
-        alive.clone().ok_or(Error::Stopped)
+    /// Returns a token that `end` waits for. Fails once the batch has ended.
+    fn track(&self) -> Result<TaskTrackerToken, Error> {
+        // The token comes first: `end` waits for it if it closes the tracker after the check.
+        let token = self.tasks.token();
+        match self.tasks.is_closed() {
+            true => Err(Error::Cancelled),
+            false => Ok(token),
+        }
     }
 
-    async fn ours(&self, index: usize, mounts: &[Mount]) -> Result<Applied, Error> {
-        let job = &self.job;
-        let layer = job.layer(index)?;
-        let (format, compression) = known(layer)?;
-        let root = self.root.get_or_try_init(|| job.root()).await?;
-        let terms = Terms {
+    /// Applies a layer in this process.
+    async fn apply_in_process(&self, index: usize, mounts: &[Mount]) -> Result<Applied, Error> {
+        let context = &self.context;
+        let layer = context.layer(index)?;
+        let (format, compression) = format_of(layer)?;
+        let root = self.root.get_or_try_init(|| context.root()).await?;
+        let facts = SnapshotFacts {
             root,
-            user: job.user,
+            namespace: context.namespace,
             since: self.since,
         };
-        let target = find(mounts, terms)?;
-        let shape = target.shape(format)?;
-        let begun = self.builds.get_or_try_init(|| self.begin(index, &target));
-        let build = {
-            let mut builds = begun.await?.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those before were made by somebody else.
-            builds.retain(|at, _| *at >= index);
-            builds.remove(&index)
-        };
-        let ready = match build {
-            Some(build) => {
-                build.is_turn.store(true, Ordering::Relaxed);
-                match build.receiver.await.map_err(|_| Error::Stopped)? {
-                    Err(Error::Denied(Denied::Ahead)) => None,
-                    ready => Some(ready?),
-                }
-            }
-            None => None,
-        };
-        let (built, admission) = match ready {
-            Some(ready) => (Some(ready.built), ready.admission),
+        let target = find(mounts, facts)?;
+        let form = target.form(format)?;
+        let (built, admission) = match self.staged_layer(index, &target).await? {
+            Some(staged) => (Some(staged.built), staged.admission),
             None => (None, None),
         };
         let _admission = match admission {
             Some(admission) => admission,
-            None => (None, job.admit(index).await?),
+            None => (None, context.admit(index).await?),
         };
         let built = match built {
             Some(built) => built,
             None => {
-                let task = Task {
+                let request = BuildRequest {
                     index,
-                    shape,
+                    form,
                     compression,
                     path: target.path(),
-                    place: Placement::InPlace,
+                    placement: Placement::Snapshot,
                     is_turn: Arc::new(AtomicBool::new(true)),
                 };
-                job.build(task, self.alive()?).await?
+                context.build(request, self.track()?).await?
             }
         };
-        let begin = Instant::now();
-        let (alive, sync, blob) = (self.alive()?, job.batch.sync_fs, layer.digest.clone());
-        let parents = Arc::clone(&job.parents);
+        self.place(index, layer, built, target).await
+    }
+
+    /// Returns a layer that was built ahead, or `None` if it has to be built in its turn.
+    async fn staged_layer(
+        &self,
+        index: usize,
+        target: &Target,
+    ) -> Result<Option<StagedLayer>, Error> {
+        let builds = self
+            .builds
+            .get_or_try_init(|| self.start_builds(index, target));
+        let build = {
+            let mut builds = builds.await?.lock().unwrap_or_else(PoisonError::into_inner);
+            // Another process made the layers before this one.
+            builds.retain(|at, _| *at >= index);
+            builds.remove(&index)
+        };
+        let Some(build) = build else {
+            return Ok(None);
+        };
+        build.is_turn.store(true, Ordering::Relaxed);
+        match build.receiver.await.map_err(|_| Error::Cancelled)? {
+            Err(Error::Stopped(StopReason::Ahead)) => Ok(None),
+            staged => staged.map(Some),
+        }
+    }
+
+    /// Completes a layer, and moves it to its snapshot.
+    async fn place(
+        &self,
+        index: usize,
+        layer: &Descriptor,
+        built: Built,
+        target: Target,
+    ) -> Result<Applied, Error> {
+        let start = Instant::now();
+        let batch = &self.context.batch;
+        let (token, sync, blob) = (self.track()?, batch.sync_fs, layer.digest.clone());
+        let parents = Arc::clone(&self.context.parents);
         let placed = spawn_blocking(move || {
-            let _alive = alive;
+            let _token = token;
             built.place(&target, &blob, sync, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
-        let monitor = &job.batch.monitor;
-        monitor.record_stage(index, Stage::Place, StageTiming::since(begin));
+        let timing = StageTiming::since(start);
+        batch.monitor.record_stage(index, Stage::Place, timing);
         Ok(applied)
     }
 
-    /// Begins to build the layers from `first` on, if they can be moved to where `target` is.
-    async fn begin(
+    /// Starts to build the layers from `first` on, if they can be moved to snapshots like `target`.
+    async fn start_builds(
         &self,
         first: usize,
         target: &Target,
-    ) -> Result<Mutex<HashMap<usize, Build>>, Error> {
+    ) -> Result<Mutex<HashMap<usize, PendingBuild>>, Error> {
         let none = || Ok(Mutex::default());
         let Some(root) = self.root.get().cloned() else {
             return none();
         };
-        let (alive, to, user) = (self.alive()?, target.clone(), self.job.user);
-        let begun = spawn_blocking(move || {
-            let _alive = alive;
-            begin(&root, &to, user)
+        let (token, to, namespace) = (self.track()?, target.clone(), self.context.namespace);
+        let area = spawn_blocking(move || {
+            let _token = token;
+            prepare_staging(&root, &to, namespace)
         });
-        let begun = begun.await.map_err(|_| Error::Panicked("makes files"))??;
-        let Some((staging, dead, reaches)) = begun else {
+        let area = area.await.map_err(|_| Error::Panicked("makes files"))??;
+        let Some(area) = area else {
             return none();
         };
-        let (mut builds, mut orders) = (HashMap::new(), Vec::new());
-        if reaches {
-            for (index, layer) in self.job.batch.layers.iter().enumerate().skip(first) {
-                let Ok((format, compression)) = known(layer) else {
-                    continue;
-                };
-                let Ok(shape) = target.shape(format) else {
-                    continue;
-                };
-                let shape = match shape {
-                    Shape::Tree(Style::Base) if index > first => Shape::Tree(Style::Upper),
-                    Shape::Image { .. } if index > first => Shape::Image { is_lowest: false },
-                    shape => shape,
-                };
-                let (sender, receiver) = oneshot::channel();
-                let is_turn = Arc::new(AtomicBool::new(false));
-                let build = Build {
-                    receiver,
-                    is_turn: Arc::clone(&is_turn),
-                };
-                builds.insert(index, build);
-                let task = Task {
-                    index,
-                    shape,
-                    compression,
-                    path: staging.path.join(index.to_string()),
-                    place: Placement::Ahead,
-                    is_turn,
-                };
-                orders.push(Order { task, sender });
-            }
-        }
-        let (job, alive) = (Arc::clone(&self.job), self.alive()?);
+        let (builds, tasks) = match area.can_move {
+            true => self.plan_builds(first, target, &area.staging),
+            false => (HashMap::new(), Vec::new()),
+        };
+        let (context, token) = (Arc::clone(&self.context), self.track()?);
+        let tracker = self.tasks.clone();
         tokio::spawn(async move {
-            let build = build_all(job, orders, alive.clone());
-            tokio::join!(build, clear(dead));
-            clear(vec![staging]).await;
-            drop(alive);
+            let build = build_all(context, tasks, tracker);
+            tokio::join!(build, remove_all(area.orphans));
+            remove_all(vec![area.staging]).await;
+            drop(token);
         });
         Ok(Mutex::new(builds))
     }
 
-    async fn by_fallback(
+    /// Returns the layers from `first` on that can be built ahead, and the tasks that build them.
+    fn plan_builds(
+        &self,
+        first: usize,
+        target: &Target,
+        staging: &Staging,
+    ) -> (HashMap<usize, PendingBuild>, Vec<BuildTask>) {
+        let (mut builds, mut tasks) = (HashMap::new(), Vec::new());
+        for (index, layer) in self.context.batch.layers.iter().enumerate().skip(first) {
+            let Ok((format, compression)) = format_of(layer) else {
+                continue;
+            };
+            let Ok(form) = target.form(format) else {
+                continue;
+            };
+            let form = match form {
+                LayerForm::Tree(WhiteoutMode::Base) if index > first => {
+                    LayerForm::Tree(WhiteoutMode::Upper)
+                }
+                LayerForm::Image { .. } if index > first => LayerForm::Image { is_lowest: false },
+                form => form,
+            };
+            let (sender, receiver) = oneshot::channel();
+            let is_turn = Arc::new(AtomicBool::new(false));
+            let build = PendingBuild {
+                receiver,
+                is_turn: Arc::clone(&is_turn),
+            };
+            builds.insert(index, build);
+            let request = BuildRequest {
+                index,
+                form,
+                compression,
+                path: staging.path.join(index.to_string()),
+                placement: Placement::Staging,
+                is_turn,
+            };
+            tasks.push(BuildTask { request, sender });
+        }
+        (builds, tasks)
+    }
+
+    async fn apply_with_fallback(
         &self,
         scope: &Scope,
         index: usize,
@@ -232,38 +280,38 @@ impl Ahead {
     ) -> PortResult<Applied> {
         let Batch {
             monitor, sync_fs, ..
-        } = &self.job.batch;
-        let _admission = monitor.admit(index).await;
-        let begin = Instant::now();
-        let shared = &self.job.shared;
-        let applied = shared.by_fallback(scope, layer, mounts, *sync_fs).await;
-        monitor.record_stage(index, Stage::Write, StageTiming::since(begin));
+        } = &self.context.batch;
+        let _permit = monitor.admit(index).await;
+        let start = Instant::now();
+        let shared = &self.context.shared;
+        let applied = shared.apply_with_fallback(scope, layer, mounts, *sync_fs);
+        let applied = applied.await;
+        monitor.record_stage(index, Stage::Write, StageTiming::since(start));
         applied
     }
 }
 
 #[async_trait]
-impl BatchApplier for Ahead {
+impl BatchApplier for StagedBatch {
     async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> PortResult<Applied> {
-        let error = match self.ours(index, mounts).await {
+        let error = match self.apply_in_process(index, mounts).await {
             Ok(applied) => return Ok(applied),
             Err(error) => error,
         };
-        let Ok(layer) = self.job.layer(index) else {
+        let Ok(layer) = self.context.layer(index) else {
             let error = PortError::new(Kind::InvalidArgument, "apply layer", index.to_string());
             return Err(error.with_source("the batch has no such layer"));
         };
         match error {
-            Error::Unfit(reason) if self.differ == Differ::Auto => {
-                tracing::debug!(reason, digest = %layer.digest, "left to containerd");
-                self.by_fallback(scope, index, layer, mounts).await
+            Error::Unsupported(reason) if self.differ == Differ::Auto => {
+                tracing::debug!(reason, digest = %layer.digest, "the layer is left to containerd");
+                self.apply_with_fallback(scope, index, layer, mounts).await
             }
-            error if error.is_of_bytes() => {
-                let mut stop = self.job.stop.clone();
-                let content = &*self.job.shared.content;
+            error if error.is_content_error() => {
+                let content = &*self.context.shared.content;
                 let digest = tokio::select! {
-                    digest = other_digest(content, scope, layer) => digest,
-                    () = stop.set() => None,
+                    digest = mismatched_digest(content, scope, layer) => digest,
+                    () = self.context.cancellation.cancelled() => None,
                 };
                 let error = match digest {
                     Some(digest) => Error::Damaged(digest, Box::new(error)),
@@ -276,98 +324,98 @@ impl BatchApplier for Ahead {
     }
 
     async fn end(&self) {
-        self.stop.send_replace(true);
-        drop(
-            self.alive
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        // Nobody sends anything; the last one that could be at work is gone.
-        self.ended.lock().await.recv().await;
+        self.context.cancellation.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
 
-/// Builds layers in order, some at once, until all are built or nobody wants them; then waits until
-/// nobody does.
-async fn build_all(job: Arc<Job>, orders: Vec<Order>, alive: mpsc::Sender<Infallible>) {
-    let parallel = job.shared.settings.parallel();
+/// Builds layers in order, several at once, until all are built or the batch ends. Then waits until it
+/// ends.
+async fn build_all(context: Arc<BatchContext>, tasks: Vec<BuildTask>, tracker: TaskTracker) {
+    let parallel = context.shared.settings.parallel();
     let slots = Arc::new(Semaphore::new(parallel));
-    let places = Arc::new(Semaphore::new(AHEAD * parallel));
-    let mut stop = job.stop.clone();
+    let places = Arc::new(Semaphore::new(STAGED_PER_SLOT * parallel));
     let mut builders = JoinSet::new();
-    for Order { task, sender } in orders {
-        // In order: the next to be applied always has a place.
-        let admission = async {
+    for BuildTask { request, sender } in tasks {
+        // Permits are taken in order, so that the layer whose turn is next always gets a place.
+        let permits = async {
             let place = Arc::clone(&places).acquire_owned().await.ok()?;
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            let admission = job.admit(task.index).await.ok()?;
-            Some((place, (Some(slot), admission)))
+            let permit = context.admit(request.index).await.ok()?;
+            Some((place, (Some(slot), permit)))
         };
-        let admission = tokio::select! {
-            admission = admission => admission,
-            () = stop.set() => break,
+        let permits = tokio::select! {
+            permits = permits => permits,
+            () = context.cancellation.cancelled() => break,
         };
-        let Some((place, admission)) = admission else {
+        let Some((place, admission)) = permits else {
             break;
         };
-        let (job, alive) = (Arc::clone(&job), alive.clone());
+        let (context, token) = (Arc::clone(&context), tracker.token());
         builders.spawn(async move {
-            let is_turn = Arc::clone(&task.is_turn);
-            let built = job.build(task, alive).await;
+            let is_turn = Arc::clone(&request.is_turn);
+            let built = context.build(request, token).await;
             let is_turn = is_turn.load(Ordering::Relaxed);
             let admission = Some(admission).filter(|_| is_turn);
-            // Nobody asks for a layer that somebody else made.
-            let _ = sender.send(built.map(|built| Ready {
+            // The receiver is dropped if another process made the layer.
+            let _ = sender.send(built.map(|built| StagedLayer {
                 built,
                 admission,
                 _place: place,
             }));
         });
     }
-    stop.set().await;
+    context.cancellation.cancelled().await;
     while builders.join_next().await.is_some() {}
 }
 
-/// Looks whether this process can write as it has to, and makes a directory for what is built ahead,
-/// if anything can be; with those of the dead, and whether the snapshot is reached from it.
-fn begin(
+/// Checks that this process can write layers, and creates a staging directory if layers can be built
+/// ahead.
+fn prepare_staging(
     root: &Path,
     target: &Target,
-    user: bool,
-) -> Result<Option<(Staging, Vec<Staging>, bool)>, Error> {
-    let unfit = |error| Error::Unfit(format!("{:?}: {error}", target.snapshot()));
-    target.probe(user).map_err(unfit)?;
+    namespace: XattrNamespace,
+) -> Result<Option<StagingArea>, Error> {
+    let unsupported = |error| Error::Unsupported(format!("{:?}: {error}", target.snapshot()));
+    target.probe(namespace).map_err(unsupported)?;
     match target {
         Target::Copy { .. } => return Ok(None),
-        Target::Image { .. } if erofs::has_verity(root).map_err(unfit)? => {
-            return Err(Error::Unfit("layers have dm-verity".to_owned()));
+        Target::Image { .. } if erofs::has_verity(root).map_err(unsupported)? => {
+            return Err(Error::Unsupported("layers have dm-verity".to_owned()));
         }
         Target::Image { .. } | Target::Upper { .. } => {}
     }
-    let (staging, dead) = match Staging::begin(root) {
-        Ok(begun) => begun,
+    let (staging, orphans) = match Staging::create(root) {
+        Ok(created) => created,
         Err(error) => {
-            tracing::debug!(%error, "nothing is built ahead");
+            tracing::debug!(%error, "no layer is built ahead");
             return Ok(None);
         }
     };
-    let reaches = staging.reaches(target.snapshot()).unwrap_or_else(|error| {
-        tracing::debug!(%error, "nothing is built ahead");
-        false
-    });
-    Ok(Some((staging, dead, reaches)))
+    let can_move = staging
+        .can_move_to(target.snapshot())
+        .unwrap_or_else(|error| {
+            tracing::debug!(%error, "no layer is built ahead");
+            false
+        });
+    Ok(Some(StagingArea {
+        staging,
+        orphans,
+        can_move,
+    }))
 }
 
-async fn clear(directories: Vec<Staging>) {
-    let cleared = spawn_blocking(|| {
+/// Removes staging directories.
+async fn remove_all(directories: Vec<Staging>) {
+    let removed = spawn_blocking(|| {
         for directory in directories {
             let path = directory.path.clone();
             if let Err(error) = directory.remove() {
-                tracing::warn!(?path, %error, "cannot be removed yet");
+                tracing::warn!(?path, %error, "cannot remove a staging directory yet");
             }
         }
     });
-    // A panic there is told by itself.
-    let _ = cleared.await;
+    // The panic hook has already reported a panic.
+    let _ = removed.await;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! One layer, written ahead or in place.
+//! The writing of one layer, to staging or to its snapshot.
 
 use std::fs::{DirBuilder, File};
 use std::os::unix::ffi::OsStrExt as _;
@@ -14,14 +14,15 @@ use resnap_layer::{Layer, Limits};
 use rustix::fs::{CWD, renameat, syncfs};
 
 use crate::erofs::{self, Parents};
-use crate::error::{Doing as _, Error};
+use crate::error::{Error, IoContext as _};
 use crate::extract::Extraction;
 use crate::guard::Guard;
-use crate::lower::Lower;
+use crate::lower::LowerDirs;
 use crate::pipeline::{Work, run};
 use crate::remove::remove;
 use crate::source::Source;
-use crate::target::{Shape, Target};
+use crate::target::{LayerForm, Target};
+use crate::xattr::XattrNamespace;
 
 /// A layer whose data is written.
 pub(crate) struct Built {
@@ -30,23 +31,23 @@ pub(crate) struct Built {
     rest: Rest,
 }
 
-/// What is left to be done once the layers below are there.
+/// The part of the work that needs the layers below.
 enum Rest {
     Tree(Box<Extraction>),
     Image(Box<Writer<File>>, Guard),
-    NoLower,
+    Nothing,
 }
 
-/// The place a layer is written to.
+/// The place where a layer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Placement {
-    /// In a directory of our own: nothing is there without success.
-    Ahead,
-    /// In its snapshot.
-    InPlace,
+    /// Staging: a failure leaves nothing in the snapshot.
+    Staging,
+    /// The snapshot.
+    Snapshot,
 }
 
-/// Removes what was written of a layer ahead of its turn, or of an image.
+/// Removes a staged layer, or an image.
 fn discard(path: &Path) {
     let removed = match (path.parent().map(File::open), path.file_name()) {
         (Some(Ok(parent)), Some(name)) => remove(&parent.into(), name.as_bytes(), &|| Ok(())),
@@ -54,39 +55,40 @@ fn discard(path: &Path) {
         _ => Ok(()),
     };
     if let Err(error) = removed {
-        tracing::warn!(?path, %error, "cannot be removed yet");
+        tracing::warn!(?path, %error, "cannot remove a layer yet");
     }
 }
 
-/// Writes a layer to `path`: an empty directory or, for a [`Shape::Tree`] that is written ahead, none
-/// yet; a file to be made otherwise.
+/// Writes a layer to `path`: an empty directory for a [`LayerForm::Tree`] (which must not exist yet in
+/// staging), otherwise a file that does not exist yet.
 pub(crate) fn build(
     source: Source,
     work: &Work,
-    shape: Shape,
+    form: LayerForm,
     path: PathBuf,
-    place: Placement,
-    user: bool,
+    placement: Placement,
+    namespace: XattrNamespace,
 ) -> Result<Built, Error> {
-    let ran = run(source, work, |stream| {
+    let result = run(source, work, |stream| {
         let layer = |stream| Layer::new(stream, Limits::default());
-        Ok(match shape {
-            Shape::Blob => {
+        Ok(match form {
+            LayerForm::Blob => {
                 erofs::copy(&path, stream)?;
-                Rest::NoLower
+                Rest::Nothing
             }
-            Shape::Image { is_lowest } => {
+            LayerForm::Image { is_lowest } => {
                 let mut layer = layer(stream);
                 let writer = erofs::write(&path, &mut layer, is_lowest, &work.guard)?;
                 layer.finish()?;
                 Rest::Image(Box::new(writer), work.guard.clone())
             }
-            Shape::Tree(style) => {
+            LayerForm::Tree(mode) => {
                 if !path.exists() {
                     let made = DirBuilder::new().mode(0o755).create(&path);
-                    made.when("make the directory to write to")?;
+                    made.context("make the directory to write to")?;
                 }
-                let mut extraction = Extraction::new(&path, style, user, work.guard.clone())?;
+                let guard = work.guard.clone();
+                let mut extraction = Extraction::new(&path, mode, namespace, guard)?;
                 let mut layer = layer(stream);
                 extraction.add(&mut layer)?;
                 layer.finish()?;
@@ -94,11 +96,11 @@ pub(crate) fn build(
             }
         })
     });
-    let (rest, applied) = ran.map_err(|error| {
-        if place == Placement::Ahead || !matches!(shape, Shape::Tree(_)) {
+    let (rest, applied) = result.map_err(|error| {
+        if placement == Placement::Staging || !matches!(form, LayerForm::Tree(_)) {
             discard(&path);
         }
-        error.settled()
+        error.unwrap_stop_reason()
     })?;
     Ok(Built {
         applied,
@@ -108,7 +110,7 @@ pub(crate) fn build(
 }
 
 impl Built {
-    /// Does what is left, and moves the layer to its place if it is not there.
+    /// Completes the layer, and moves it to its snapshot if it is in staging.
     pub(crate) fn place(
         self,
         target: &Target,
@@ -121,20 +123,20 @@ impl Built {
             path,
             rest,
         } = self;
-        complete(rest, &path, target, blob, known).map_err(Error::settled)?;
+        complete(rest, &path, target, blob, known).map_err(Error::unwrap_stop_reason)?;
         let to = target.path();
         if path != to {
-            renameat(CWD, &path, CWD, &to).when("move the layer to its snapshot")?;
+            renameat(CWD, &path, CWD, &to).context("move the layer to its snapshot")?;
         }
         if sync {
-            let snapshot = File::open(target.snapshot()).when("open the snapshot")?;
-            syncfs(&snapshot).when("sync the snapshot's file system")?;
+            let snapshot = File::open(target.snapshot()).context("open the snapshot")?;
+            syncfs(&snapshot).context("sync the snapshot's file system")?;
         }
         Ok(applied)
     }
 }
 
-/// Does what the layers below decide.
+/// Does the part of the work that needs the layers below.
 fn complete(
     rest: Rest,
     path: &Path,
@@ -144,9 +146,10 @@ fn complete(
 ) -> Result<(), Error> {
     match (rest, target) {
         (Rest::Tree(extraction), Target::Upper { lower, .. }) => {
-            extraction.finish(&Lower::open(lower).when("open the layers below")?)
+            let lower = LowerDirs::open(lower).context("open the layers below")?;
+            extraction.finish(&lower)
         }
-        (Rest::Tree(extraction), _) => extraction.finish(&Lower::default()),
+        (Rest::Tree(extraction), _) => extraction.finish(&LowerDirs::default()),
         (Rest::Image(writer, guard), target) => {
             let parents = match target {
                 Target::Image { parents, .. } => known.open(parents),
@@ -156,6 +159,6 @@ fn complete(
                 parents.and_then(|parents| erofs::finish(*writer, parents, blob, &guard));
             finished.inspect_err(|_| discard(path))
         }
-        (Rest::NoLower, _) => Ok(()),
+        (Rest::Nothing, _) => Ok(()),
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A layer as a file `layer.erofs`.
+//! Layers as EROFS images in files `layer.erofs`.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -11,26 +11,26 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use resnap_core::Digest;
-use resnap_erofs::{ErofsReader, Lower, Metadata, Stack, Writer};
-use resnap_layer::Layer;
+use resnap_erofs::{ErofsReader, Lower, Stack, Writer};
+use resnap_layer::{Layer, Metadata};
 
-use crate::error::{Doing as _, Error};
+use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
-use crate::memory::Denied;
+use crate::memory::StopReason;
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The file's name, beside `.erofslayer`.
+/// The name of the file, next to `.erofslayer`.
 pub(crate) const NAME: &str = "layer.erofs";
 
-/// The image's UUID: as containerd has it, so that the same layer gets the same
+/// Returns the UUID of an image. It is the same as in containerd, so that a layer always gets the same
 /// (`plugins/diff/erofs/differ.go`).
 fn uuid(blob: &Digest) -> [u8; 16] {
     let name = format!("erofs:blobs/{blob}");
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).into_bytes()
 }
 
-/// A new file in the place of whatever is there.
+/// Creates a file, and removes what is at its path.
 fn create(path: &Path) -> io::Result<File> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -44,14 +44,14 @@ fn create(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Writes all of a layer but what layers below decide.
+/// Writes a layer, except for what depends on the layers below.
 pub(crate) fn write<R: Read>(
     path: &Path,
     layer: &mut Layer<R>,
     is_lowest: bool,
     guard: &Guard,
 ) -> Result<Writer<File>, Error> {
-    let file = create(path).when("create the EROFS image")?;
+    let file = create(path).context("create the EROFS image")?;
     let mut writer = Writer::new(file, Box::new(guard.clone()))?;
     if is_lowest {
         writer = writer.lowest();
@@ -60,60 +60,61 @@ pub(crate) fn write<R: Read>(
     Ok(writer)
 }
 
-/// Writes the rest; `parents` are the layers below, the topmost first.
+/// Writes the rest of a layer. `parents` are the layers below, the topmost first.
 pub(crate) fn finish(
     writer: Writer<File>,
     parents: Vec<Parent>,
     blob: &Digest,
     guard: &Guard,
 ) -> Result<(), Error> {
-    let mut lower = Wanted {
+    let mut lower = GuardedStack {
         count: parents.len(),
         stack: Stack::new(parents),
         guard,
     };
     let finished = writer.finish(&mut lower, uuid(blob));
     finished.map(drop).map_err(|error| match error {
-        resnap_erofs::Error::Lower { ref source, .. } if !source.is::<Denied>() => {
-            Error::Unfit(format!("{error}: {source}"))
+        resnap_erofs::Error::Lower { ref source, .. } if !source.is::<StopReason>() => {
+            Error::Unsupported(format!("{error}: {source}"))
         }
         error => error.into(),
     })
 }
 
-/// Layers below, which say no more once nobody wants it.
-struct Wanted<'a> {
+/// The layers below. Lookups fail once the work is over.
+struct GuardedStack<'a> {
     stack: Stack<Arc<File>>,
     count: usize,
     guard: &'a Guard,
 }
 
-impl Lower for Wanted<'_> {
+impl Lower for GuardedStack<'_> {
     fn directory(&mut self, path: &[u8]) -> Result<Option<Metadata>, BoxedError> {
-        self.guard.look(self.count)?;
+        self.guard.count_lookup(self.count)?;
         Ok(self.stack.directory(path)?)
     }
 }
 
-/// A layer below.
+/// The image of a layer below.
 pub(crate) type Parent = ErofsReader<Arc<File>>;
 
-/// The layers below those of a batch, each opened once.
+/// The parents of the layers of a batch. Each is opened once.
 #[derive(Debug, Default)]
 pub(crate) struct Parents(Mutex<HashMap<PathBuf, Parent>>);
 
 impl Parents {
-    /// The images in these files. One that cannot be read is one that somebody else wrote in a way of
-    /// their own.
+    /// Opens the images in these files. An image that cannot be read was written by another program, and
+    /// its children are left to containerd.
     pub(crate) fn open(&self, paths: &[PathBuf]) -> Result<Vec<Parent>, Error> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let open = |path: &PathBuf| {
-            let unfit = |error: &dyn std::fmt::Display| Error::Unfit(format!("{path:?}: {error}"));
+            let unsupported =
+                |error: &dyn std::fmt::Display| Error::Unsupported(format!("{path:?}: {error}"));
             if let Some(image) = known.get(path) {
                 return Ok(image.clone());
             }
-            let file = File::open(path).map_err(|error| unfit(&error))?;
-            let image = ErofsReader::open(Arc::new(file)).map_err(|error| unfit(&error))?;
+            let file = File::open(path).map_err(|error| unsupported(&error))?;
+            let image = ErofsReader::open(Arc::new(file)).map_err(|error| unsupported(&error))?;
             known.insert(path.clone(), image.clone());
             Ok(image)
         };
@@ -121,13 +122,13 @@ impl Parents {
     }
 }
 
-/// Whether a layer of this snapshotter has been made with dm-verity, by containerd's differ: then
-/// others are to have it, too (containerd 2.3 `plugins/diff/erofs`, `enable_dmverity`).
+/// Returns whether a layer of this snapshotter has dm-verity. Then containerd's differ is configured to
+/// add it to all layers (containerd 2.3 `plugins/diff/erofs`, `enable_dmverity`).
 pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     let sidecar = format!("{NAME}.dmverity");
     for snapshot in root.join("snapshots").read_dir()? {
         let snapshot = snapshot?;
-        // What another batch tries is a file, and gone at once.
+        // The trial file of another batch may disappear at any time.
         if snapshot.file_type()?.is_dir() && snapshot.path().join(&sidecar).try_exists()? {
             return Ok(true);
         }
@@ -135,19 +136,19 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a layer that is an image already, and looks whether it is, before any kernel does: whole,
-/// with features that are known, and with all its data in it. containerd's differ would copy any.
+/// Copies a layer that is an EROFS image. Checks, before a kernel mounts it, that it is complete, has only
+/// known features, and has no data on other devices. containerd's differ copies any bytes.
 pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
-    let mut file = create(path).when("create the EROFS image")?;
+    let mut file = create(path).context("create the EROFS image")?;
     let mut buffer = vec![0; 256 * 1024];
     loop {
-        let count = stream.read(&mut buffer).when("read the layer")?;
+        let count = stream.read(&mut buffer).context("read the layer")?;
         let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else {
             break;
         };
-        file.write_all(piece).when("write the EROFS image")?;
+        file.write_all(piece).context("write the EROFS image")?;
     }
-    let found = file.metadata().when("look at the EROFS image")?.len();
+    let found = file.metadata().context("look at the EROFS image")?.len();
     match ErofsReader::open(file) {
         Ok(image) if found < image.size() => {
             let size = image.size();
@@ -155,7 +156,7 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
         }
         Ok(image) if image.devices() > 0 => Err(Error::Devices(image.devices())),
         Ok(_) => Ok(()),
-        Err(error) => Err(Error::NoImage(error)),
+        Err(error) => Err(Error::NotAnImage(error)),
     }
 }
 
@@ -165,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// The image of an empty layer, of two blocks.
+    /// Returns the image of an empty layer, of two blocks.
     fn image() -> Vec<u8> {
         let target = io::Cursor::new(Vec::new());
         let writer = Writer::new(target, Box::new(resnap_erofs::Memory::new(1 << 20))).unwrap();
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn images_are_copied_whole_or_not_at_all() {
+    fn only_complete_images_are_copied() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
         let layer = resnap_core::Descriptor {
@@ -186,10 +187,10 @@ mod tests {
         };
         let good = image();
         let mut newer = good.clone();
-        // A feature that nobody has yet.
+        // A feature that does not exist yet.
         newer[1024 + 80 + 3] |= 0x40;
         let mut spread = good.clone();
-        // The device table is a feature that is known.
+        // The device table is a known feature.
         spread[1024 + 80] |= 8;
         let mut spread_further = spread.clone();
         spread_further[1024 + 86] = 1;
@@ -227,7 +228,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!(parents.open(&paths).unwrap()[0].inodes(), 1);
         let other = parents.open(&[path.with_extension("other")]);
-        assert!(matches!(other, Err(Error::Unfit(_))));
+        assert!(matches!(other, Err(Error::Unsupported(_))));
     }
 
     #[test]

@@ -1,163 +1,166 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Why a layer was not written.
+//! Errors of writing a layer.
 
 use std::io;
 use std::time::Duration;
 
 use resnap_core::{Descriptor, Digest, Kind};
 use resnap_erofs::ImageError;
-use resnap_layer::way;
+use resnap_layer::resolve;
 use rustix::io::Errno;
 
-use crate::memory::Denied;
+use crate::memory::StopReason;
 
-/// Why a layer was not written.
+/// The reason why a layer was not written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// It is none of ours: the fallback may know. It is told where there is none.
-    #[error("resnap cannot write it, and nobody else may (differ = \"resnap\"): {0}")]
-    Unfit(String),
-    /// Nobody wants it any more.
-    #[error("it was stopped")]
-    Stopped,
-    /// There is no memory for it.
+    /// This process cannot write the layer. The fallback is tried; an error only if there is none.
+    #[error("resnap cannot write it, and no other differ is allowed (differ = \"resnap\"): {0}")]
+    Unsupported(String),
+    /// The batch has ended.
+    #[error("it was cancelled")]
+    Cancelled,
+    /// A limit is reached.
     #[error(transparent)]
-    Denied(#[from] Denied),
-    /// Nothing of it has been read or written for so long.
+    Stopped(#[from] StopReason),
+    /// There was no progress for this time.
     #[error(
-        "nothing of it has been read or written for {0:?}: see to the disk or containerd, or raise stall"
+        "nothing of it has been read or written for {0:?}: check the disk and containerd, or raise stall"
     )]
     Stalled(Duration),
-    /// The backend says so.
+    /// The backend failed.
     #[error(transparent)]
     Backend(#[from] resnap_core::Error),
     /// The layer is malformed.
     #[error(transparent)]
     Layer(#[from] resnap_layer::Error),
-    /// It cannot be an EROFS image.
+    /// The layer cannot be written as an EROFS image.
     #[error(transparent)]
     Erofs(#[from] resnap_erofs::Error),
-    /// The layer says it is an EROFS image.
-    #[error("the layer is no EROFS image")]
-    NoImage(#[source] ImageError),
-    /// An EROFS image that is not all there is.
-    #[error("the EROFS image has data on {0} other devices, which a layer has no use for")]
+    /// A layer of that media type is not an EROFS image.
+    #[error("the layer is not an EROFS image")]
+    NotAnImage(#[source] ImageError),
+    /// An EROFS image with data on other devices.
+    #[error("the EROFS image has data on {0} other devices, which a layer cannot have")]
     Devices(u16),
-    /// An EROFS image whose end is missing.
+    /// An EROFS image that is truncated.
     #[error("the layer ends after {found} bytes, and is an EROFS image of {size}")]
     ShortImage {
-        /// What the layer has.
+        /// Bytes of the layer.
         found: u64,
-        /// What the image says.
+        /// Bytes that the image claims.
         size: u64,
     },
     /// An entry cannot be written.
     #[error("write \"{}\"", String::from_utf8_lossy(path).escape_debug())]
     Entry {
-        /// Its path.
+        /// The path of the entry.
         path: Vec<u8>,
-        /// Why.
+        /// The reason.
         #[source]
         fault: Fault,
     },
-    /// Another call of the system failed.
+    /// A system call failed that concerns no entry.
     #[error("{0}")]
     Io(&'static str, #[source] io::Error),
-    /// The blob's bytes are not those of its digest, which is why the layer was not written.
+    /// The layer was not written because the blob does not match its digest.
     #[error("the blob's bytes have the digest {0}")]
     Damaged(Digest, #[source] Box<Error>),
-    /// A thread ended by a panic.
+    /// A thread panicked.
     #[error("a thread that {0} panicked")]
     Panicked(&'static str),
 }
 
-/// Why an entry cannot be written.
+/// The reason why an entry cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
-    /// A parent of it is a file or a device.
-    #[error("\"{}\" is no directory", String::from_utf8_lossy(.0).escape_debug())]
+    /// A parent of the entry is a file or a device.
+    #[error("\"{}\" is not a directory", String::from_utf8_lossy(.0).escape_debug())]
     NotADirectory(Vec<u8>),
-    /// The way to it cannot be gone.
+    /// The path of the entry cannot be resolved.
     #[error(transparent)]
-    Way(#[from] way::Error),
-    /// A hard link to what is not there.
-    #[error("its hard link's target \"{}\" is not there", String::from_utf8_lossy(.0).escape_debug())]
+    Path(#[from] resolve::Error),
+    /// The target of a hard link does not exist.
+    #[error("its hard link's target \"{}\" does not exist", String::from_utf8_lossy(.0).escape_debug())]
     NoTarget(Vec<u8>),
-    /// A hard link to a directory.
+    /// The target of a hard link is a directory.
     #[error("its hard link's target \"{}\" is a directory", String::from_utf8_lossy(.0).escape_debug())]
     DirectoryTarget(Vec<u8>),
-    /// A directory that layers set a default access control list of: what is made in it inherits
-    /// that from containerd's differ, and would not from ours.
+    /// The layers set a default access control list on the directory of the entry. Entries inherit it
+    /// from containerd's differ, and would not inherit it here.
     #[error("its directory has a default access control list, which resnap lets nothing inherit")]
-    Inherits,
-    /// A directory in the place of what took the place of one of a lower layer, in a copy of that.
+    DefaultAcl,
+    /// A directory in a full copy whose lower directory was replaced before. Its content should show
+    /// again.
     #[error(
-        "what lower layers have in it would show again, and is gone from a full copy: use overlayfs or erofs"
+        "the content of lower layers would show again in it, and is removed from a full copy: use overlayfs or erofs"
     )]
     Replaced,
-    /// There is more to remember of the layer than there is memory for.
+    /// A limit is reached.
     #[error(transparent)]
-    Denied(#[from] Denied),
-    /// The system refused.
+    Stopped(#[from] StopReason),
+    /// A system call failed.
     #[error("{0}")]
     System(&'static str, #[source] io::Error),
 }
 
-/// Names what was tried in an error of the system.
-pub(crate) trait Doing<T> {
-    fn doing(self, what: &'static str) -> Result<T, Fault>;
-    fn when(self, what: &'static str) -> Result<T, Error>;
+/// Adds the failed operation to an I/O error.
+pub(crate) trait IoContext<T> {
+    /// Returns the fault of an entry.
+    fn entry_context(self, operation: &'static str) -> Result<T, Fault>;
+    /// Returns an error that concerns no entry.
+    fn context(self, operation: &'static str) -> Result<T, Error>;
 }
 
-impl<T, E: Into<io::Error>> Doing<T> for Result<T, E> {
-    fn doing(self, what: &'static str) -> Result<T, Fault> {
-        self.map_err(|error| Fault::System(what, error.into()))
+impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
+    fn entry_context(self, operation: &'static str) -> Result<T, Fault> {
+        self.map_err(|error| Fault::System(operation, error.into()))
     }
 
-    fn when(self, what: &'static str) -> Result<T, Error> {
-        self.map_err(|error| Error::Io(what, error.into()))
+    fn context(self, operation: &'static str) -> Result<T, Error> {
+        self.map_err(|error| Error::Io(operation, error.into()))
     }
 }
 
 impl Error {
-    /// The same, if that there is no memory is why, or that nobody wants it, as just that.
-    pub(crate) fn settled(self) -> Self {
-        let denied = match &self {
-            Self::Denied(denied) => Some(denied),
-            error => denied(error),
+    /// Replaces an error whose cause is a [`StopReason`] by that reason.
+    pub(crate) fn unwrap_stop_reason(self) -> Self {
+        let reason = match &self {
+            Self::Stopped(reason) => Some(reason),
+            error => stop_reason(error),
         };
-        match denied.cloned() {
-            Some(Denied::Stopped) => Self::Stopped,
-            Some(denied @ Denied::Window(_)) => Self::Unfit(denied.to_string()),
-            Some(denied) => Self::Denied(denied),
+        match reason.cloned() {
+            Some(StopReason::Cancelled) => Self::Cancelled,
+            Some(reason @ StopReason::Window(_)) => Self::Unsupported(reason.to_string()),
+            Some(reason) => Self::Stopped(reason),
             None => self,
         }
     }
 
-    /// Returns whether the bytes of the layer are the reason, be they those of its digest or not.
-    pub(crate) fn is_of_bytes(&self) -> bool {
+    /// Returns whether the content of the layer is the reason. The blob may not match its digest then.
+    pub(crate) fn is_content_error(&self) -> bool {
         matches!(self.kind(), Kind::InvalidArgument | Kind::Unimplemented)
     }
 
-    /// Returns its kind as the port has it.
+    /// Returns the kind of the port's error.
     pub(crate) fn kind(&self) -> Kind {
         match self {
-            Self::Unfit(_) => Kind::FailedPrecondition,
-            Self::Stopped => Kind::Cancelled,
+            Self::Unsupported(_) => Kind::FailedPrecondition,
+            Self::Cancelled => Kind::Cancelled,
             Self::Stalled(_) => Kind::DeadlineExceeded,
             Self::Backend(error) => error.kind(),
-            Self::Denied(_) => Kind::ResourceExhausted,
-            Self::NoImage(error) => of_foreign(error),
+            Self::Stopped(_) => Kind::ResourceExhausted,
+            Self::NotAnImage(error) => kind_of_image_error(error),
             Self::Devices(_) => Kind::InvalidArgument,
             Self::ShortImage { .. } => Kind::InvalidArgument,
             Self::Damaged(..) => Kind::DataLoss,
-            _ => find(self).unwrap_or(Kind::Internal),
+            _ => find_kind(self).unwrap_or(Kind::Internal),
         }
     }
 
-    /// The same as the port has it.
+    /// Returns the port's error.
     pub(crate) fn into_core(self, layer: &Descriptor) -> resnap_core::Error {
         match self {
             Self::Backend(error) => error,
@@ -167,11 +170,11 @@ impl Error {
     }
 }
 
-/// Returns the denial behind an error, through the errors of this crate, of streams and of images.
-fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied> {
+/// Returns the stop reason behind an error, through the errors of this crate, of streams and of images.
+fn stop_reason<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a StopReason> {
     let through = |error: &'a io::Error| match error.get_ref()?.downcast_ref()? {
-        Through::Denied(denied) => Some(denied),
-        Through::Stopped => Some(&Denied::Stopped),
+        StreamError::Stopped(reason) => Some(reason),
+        StreamError::Cancelled => Some(&StopReason::Cancelled),
         _ => None,
     };
     let mut next = Some(error);
@@ -184,8 +187,8 @@ fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied
             return found;
         }
         // Transparent errors are not among their own sources.
-        if let Some(Fault::Denied(denied)) = error.downcast_ref() {
-            return Some(denied);
+        if let Some(Fault::Stopped(reason)) = error.downcast_ref() {
+            return Some(reason);
         }
         next = match error.downcast_ref() {
             Some(resnap_erofs::Fault::Refused(refusal)) => Some(&**refusal),
@@ -195,28 +198,28 @@ fn denied<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Denied
     None
 }
 
-/// Returns the kind of the error behind one; `None` if nothing tells.
+/// Returns the kind of the first cause that has one.
 ///
 /// | kind | |
 /// |---|---|
-/// | `InvalidArgument` | the layer cannot be decompressed, is no whole archive, or says what is refused |
-/// | `ResourceExhausted` | more than a limit allows, or than the system has |
-/// | `Unimplemented` | the image has what is not known here |
-fn find(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
+/// | `InvalidArgument` | the layer cannot be decompressed, is truncated, or contains what is refused |
+/// | `ResourceExhausted` | a limit of the settings or of the system is reached |
+/// | `Unimplemented` | the image has unknown features |
+fn find_kind(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
     let mut next = Some(error);
     while let Some(error) = next {
         let kind = if let Some(fault) = error.downcast_ref() {
-            of_layer(fault)
+            kind_of_layer_fault(fault)
         } else if let Some(fault) = error.downcast_ref::<Fault>() {
             fault.kind()
         } else if let Some(fault) = error.downcast_ref::<resnap_erofs::Fault>() {
-            of_image(fault)
+            kind_of_erofs_fault(fault)
         } else if let Some(error) = error.downcast_ref() {
-            Some(of_system(error))
+            Some(kind_of_io_error(error))
         } else {
             error
                 .downcast_ref()
-                .map(|_: &Denied| Kind::ResourceExhausted)
+                .map(|_: &StopReason| Kind::ResourceExhausted)
         };
         if kind.is_some() {
             return kind;
@@ -226,8 +229,8 @@ fn find(error: &(dyn std::error::Error + 'static)) -> Option<Kind> {
     None
 }
 
-/// `None` if what it comes from says it.
-fn of_layer(fault: &resnap_layer::Fault) -> Option<Kind> {
+/// Returns the kind of a fault, or `None` if its source has one.
+fn kind_of_layer_fault(fault: &resnap_layer::Fault) -> Option<Kind> {
     use resnap_layer::Fault;
 
     match fault {
@@ -239,97 +242,97 @@ fn of_layer(fault: &resnap_layer::Fault) -> Option<Kind> {
 }
 
 impl Fault {
-    /// `None` if what it comes from says it.
+    /// Returns the kind of a fault, or `None` if its source has one.
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::System(..) => None,
-            Self::Denied(_) => Some(Kind::ResourceExhausted),
-            Self::Way(error) => Some(of_way(error)),
+            Self::Stopped(_) => Some(Kind::ResourceExhausted),
+            Self::Path(error) => Some(kind_of_path_error(error)),
             Self::NotADirectory(_) | Self::NoTarget(_) | Self::DirectoryTarget(_) => {
                 Some(Kind::InvalidArgument)
             }
-            Self::Inherits | Self::Replaced => Some(Kind::Unimplemented),
+            Self::DefaultAcl | Self::Replaced => Some(Kind::Unimplemented),
         }
     }
 }
 
-/// `None` if what it comes from says it.
-fn of_image(fault: &resnap_erofs::Fault) -> Option<Kind> {
+/// Returns the kind of a fault, or `None` if its source has one.
+fn kind_of_erofs_fault(fault: &resnap_erofs::Fault) -> Option<Kind> {
     use resnap_erofs::Fault;
 
     match fault {
-        // Of ours.
-        Fault::Refused(denied) => find(&**denied),
+        // The refusal comes from this crate.
+        Fault::Refused(refusal) => find_kind(&**refusal),
         Fault::Limit { .. } => Some(Kind::ResourceExhausted),
-        Fault::Way(error) => Some(of_way(error)),
-        Fault::Inherits => Some(Kind::Unimplemented),
+        Fault::Path(error) => Some(kind_of_path_error(error)),
+        Fault::DefaultAcl => Some(Kind::Unimplemented),
         _ => Some(Kind::InvalidArgument),
     }
 }
 
 /// Returns the kind of an error in a layer that is an EROFS image already.
-fn of_foreign(error: &ImageError) -> Kind {
+fn kind_of_image_error(error: &ImageError) -> Kind {
     match error {
-        ImageError::Read { source, .. } => of_system(source),
+        ImageError::Read { source, .. } => kind_of_io_error(source),
         ImageError::Features(_) | ImageError::Unsupported(_) => Kind::Unimplemented,
         _ => Kind::InvalidArgument,
     }
 }
 
-fn of_way(error: &way::Error) -> Kind {
+fn kind_of_path_error(error: &resolve::Error) -> Kind {
     match error {
-        way::Error::Budget(_) => Kind::ResourceExhausted,
+        resolve::Error::Budget(_) => Kind::ResourceExhausted,
         _ => Kind::InvalidArgument,
     }
 }
 
-fn of_system(error: &io::Error) -> Kind {
-    // One of ours that went through a reader.
+fn kind_of_io_error(error: &io::Error) -> Kind {
+    // An error of this crate that passed through a reader.
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-    if let Some(through) = inner {
-        return Through::kind(through);
+    if let Some(error) = inner {
+        return StreamError::kind(error);
     }
     match Errno::from_io_error(error) {
         Some(Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
             Kind::ResourceExhausted
         }
         Some(Errno::PERM | Errno::ACCESS | Errno::ROFS) => Kind::PermissionDenied,
-        // What no file of Linux can be or have.
+        // A property that no file on Linux can have.
         Some(Errno::TOOBIG | Errno::NAMETOOLONG | Errno::MLINK | Errno::FBIG) => {
             Kind::InvalidArgument
         }
         Some(_) => Kind::Unknown,
-        // What a decompressor says of its input, or that an image ends too soon.
+        // An error of a decompressor, or the early end of an image.
         None => Kind::InvalidArgument,
     }
 }
 
-/// What ends a stream, as the reader at its other end gets it.
+/// The reason why a stream ends, wrapped in an [`io::Error`] for its reader.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Through {
-    #[error("it was stopped")]
-    Stopped,
+pub(crate) enum StreamError {
+    #[error("it was cancelled")]
+    Cancelled,
     #[error("it has more than {0} bytes decompressed, the limit (max_layer_bytes)")]
     Limit(u64),
     #[error(transparent)]
-    Denied(Denied),
+    Stopped(StopReason),
     #[error(transparent)]
     Backend(resnap_core::Error),
 }
 
-impl Through {
+impl StreamError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Stopped => Kind::Cancelled,
-            Self::Limit(_) | Self::Denied(_) => Kind::ResourceExhausted,
+            Self::Cancelled => Kind::Cancelled,
+            Self::Limit(_) | Self::Stopped(_) => Kind::ResourceExhausted,
             Self::Backend(error) => error.kind(),
         }
     }
 }
 
-impl From<Through> for io::Error {
-    fn from(through: Through) -> Self {
-        Self::other(through)
+impl From<StreamError> for io::Error {
+    fn from(error: StreamError) -> Self {
+        Self::other(error)
     }
 }
 
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_say_whose_fault_it_is() {
+    fn errors_have_kinds() {
         use resnap_layer::Fault as Read;
 
         let layer = Descriptor {
@@ -372,9 +375,9 @@ mod tests {
             annotations: Default::default(),
             platform: None,
         };
-        let limit = Denied::Layer(1);
+        let limit = StopReason::LayerMemory(1);
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "no gzip");
-        let through = || io::Error::from(Through::Limit(1));
+        let through = || io::Error::from(StreamError::Limit(1));
         for (error, kind) in [
             (of_entry(Read::Truncated), Kind::InvalidArgument),
             (of_entry(Read::Number("checksum")), Kind::InvalidArgument),
@@ -388,8 +391,11 @@ mod tests {
                 Kind::ResourceExhausted,
             ),
             (entry(Fault::NoTarget(Vec::new())), Kind::InvalidArgument),
-            (entry(way::Error::Parent.into()), Kind::InvalidArgument),
-            (entry(way::Error::Budget(1).into()), Kind::ResourceExhausted),
+            (entry(resolve::Error::Parent.into()), Kind::InvalidArgument),
+            (
+                entry(resolve::Error::Budget(1).into()),
+                Kind::ResourceExhausted,
+            ),
             (entry(limit.clone().into()), Kind::ResourceExhausted),
             (
                 entry(Fault::System("", system(Errno::NOSPC))),
@@ -408,14 +414,17 @@ mod tests {
                 of_image(resnap_erofs::Fault::Xattr(Vec::new())),
                 Kind::InvalidArgument,
             ),
-            (of_image(way::Error::TooLong.into()), Kind::InvalidArgument),
-            (Error::Denied(limit), Kind::ResourceExhausted),
+            (
+                of_image(resolve::Error::TooLong.into()),
+                Kind::InvalidArgument,
+            ),
+            (Error::Stopped(limit), Kind::ResourceExhausted),
             (
                 Error::Stalled(Duration::from_secs(1)),
                 Kind::DeadlineExceeded,
             ),
-            (Error::Stopped, Kind::Cancelled),
-            (Error::Unfit(String::new()), Kind::FailedPrecondition),
+            (Error::Cancelled, Kind::Cancelled),
+            (Error::Unsupported(String::new()), Kind::FailedPrecondition),
             (Error::Panicked("writes"), Kind::Internal),
             (
                 Error::Damaged(Digest::sha256(b"x"), Box::new(of_entry(Read::Truncated))),

@@ -1,130 +1,127 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What goes with the work on one layer.
+//! Cancellation, progress and limits of the work on one layer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use resnap_erofs::{Governor, Refusal};
+use tokio_util::sync::CancellationToken;
 
-use crate::memory::{Allowance, Denied};
-use crate::pipeline::Stop;
+use crate::memory::{LayerMemory, StopReason};
 use crate::progress::Progress;
 
-/// Whether the work on a layer goes on, what memory it may take, and how far it is.
-#[derive(Debug, Clone)]
-pub(crate) struct Guard {
-    pub(crate) stop: Stop,
-    pub(crate) progress: Arc<Progress>,
-    allowance: Arc<Allowance>,
-    looks: Arc<Looks>,
-}
-
-/// Directories that may be looked up in the layers below, besides those for each entry: one of them
-/// in one layer is one. The directories that a layer writes to are hardly more than its entries, and
-/// no kernel mounts more than 500 layers.
-const LOOKS: u64 = 1 << 22;
+/// Directories that a layer may look up in the layers below, besides those for each entry: one
+/// directory in one layer counts as one. A layer writes to hardly more directories than it has entries,
+/// and no kernel mounts more than 500 layers.
+const LOOKUPS: u64 = 1 << 22;
 
 /// The same for each entry.
 const PER_ENTRY: u64 = 512;
 
-/// How many have been looked up.
+/// The cancellation, progress and limits of the work on one layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Guard {
+    pub(crate) cancellation: CancellationToken,
+    pub(crate) progress: Arc<Progress>,
+    memory: Arc<LayerMemory>,
+    lookups: Arc<Lookups>,
+}
+
+/// The number of directories looked up in the layers below.
 #[derive(Debug, Default)]
-struct Looks {
+struct Lookups {
     entries: AtomicU64,
     count: AtomicU64,
 }
 
 impl Guard {
-    pub(crate) fn new(stop: Stop, allowance: Allowance) -> Self {
+    pub(crate) fn new(cancellation: CancellationToken, memory: LayerMemory) -> Self {
         Self {
-            stop,
+            cancellation,
             progress: Arc::default(),
-            allowance: Arc::new(allowance),
-            looks: Arc::default(),
+            memory: Arc::new(memory),
+            lookups: Arc::default(),
         }
     }
 
-    /// Begins with another entry.
-    pub(crate) fn entry(&self) -> Result<(), Denied> {
-        self.looks.entries.fetch_add(1, Ordering::Relaxed);
+    /// Counts an entry, and checks that the work continues.
+    pub(crate) fn begin_entry(&self) -> Result<(), StopReason> {
+        self.lookups.entries.fetch_add(1, Ordering::Relaxed);
         self.step()
     }
 
-    /// Looks a directory up in so many layers below.
-    pub(crate) fn look(&self, layers: usize) -> Result<(), Denied> {
-        let Looks { entries, count } = &*self.looks;
-        let looked = count.fetch_add(layers as u64, Ordering::Relaxed);
-        let limit = LOOKS + PER_ENTRY * entries.load(Ordering::Relaxed);
-        match looked > limit {
-            true => Err(Denied::Looks(limit)),
+    /// Counts a lookup in `layers` layers below, and checks that the work continues.
+    pub(crate) fn count_lookup(&self, layers: usize) -> Result<(), StopReason> {
+        let Lookups { entries, count } = &*self.lookups;
+        let before = count.fetch_add(layers as u64, Ordering::Relaxed);
+        let limit = LOOKUPS + PER_ENTRY * entries.load(Ordering::Relaxed);
+        match before > limit {
+            true => Err(StopReason::Lookups(limit)),
             false => self.step(),
         }
     }
 
-    /// Goes on.
-    pub(crate) fn step(&self) -> Result<(), Denied> {
-        self.progress.step();
+    /// Records progress, and checks that the work continues.
+    pub(crate) fn step(&self) -> Result<(), StopReason> {
+        self.progress.advance();
         match self.is_over() {
-            true => Err(Denied::Stopped),
+            true => Err(StopReason::Cancelled),
             false => Ok(()),
         }
     }
 
-    /// Whether nobody wants it any more, or nothing comes of it.
+    /// Returns whether the work is cancelled or abandoned.
     pub(crate) fn is_over(&self) -> bool {
-        self.stop.is_set() || self.progress.is_over()
+        self.cancellation.is_cancelled() || self.progress.is_abandoned()
     }
 
-    /// Takes so many bytes of memory before they are used.
-    pub(crate) fn take(&self, bytes: u64) -> Result<(), Denied> {
-        // Whom it may wait for makes progress of its own.
+    /// Takes bytes of memory before they are allocated.
+    pub(crate) fn take_memory(&self, bytes: u64) -> Result<(), StopReason> {
+        // The layers that it may wait for watch their own progress.
         let _waiting = self.progress.wait();
-        self.allowance.take(bytes, &self.stop)
+        self.memory.take(bytes, &self.cancellation)
     }
 
-    /// Gives back what is not used any more.
-    pub(crate) fn give(&self, bytes: u64) {
-        self.allowance.give(bytes);
+    /// Gives back memory that is no longer used.
+    pub(crate) fn give_memory(&self, bytes: u64) {
+        self.memory.give(bytes);
     }
 }
 
 impl Governor for Guard {
     fn take(&mut self, bytes: u64) -> Result<(), Refusal> {
-        Ok(Self::take(self, bytes)?)
+        Ok(self.take_memory(bytes)?)
     }
 
     fn entry(&mut self) -> Result<(), Refusal> {
-        Ok(Self::entry(self)?)
+        Ok(self.begin_entry()?)
     }
 }
 
-/// With as much memory as it takes.
+/// Returns a guard without a limit of memory.
 #[cfg(any(test, feature = "testing"))]
-impl From<Stop> for Guard {
-    fn from(stop: Stop) -> Self {
+impl From<CancellationToken> for Guard {
+    fn from(cancellation: CancellationToken) -> Self {
         let is_turn = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let memory = crate::memory::Memory::new(u64::MAX);
-        Self::new(stop, memory.allow(&Default::default(), is_turn))
+        let memory = crate::memory::MemoryBudget::new(u64::MAX);
+        Self::new(cancellation, memory.layer(&Default::default(), is_turn))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::watch;
-
     use super::*;
 
     #[test]
-    fn looks_are_bounded_by_entries() {
-        let (_sender, stopped) = watch::channel(false);
-        let guard = Guard::from(Stop(stopped));
-        let layers = usize::try_from(LOOKS).unwrap();
-        assert_eq!(guard.look(layers), Ok(()));
-        assert_eq!(guard.look(1), Ok(()));
-        assert_eq!(guard.look(1), Err(Denied::Looks(LOOKS)));
-        guard.entry().unwrap();
-        assert_eq!(guard.look(1), Ok(()));
+    fn lookups_are_bounded_by_entries() {
+        let guard = Guard::from(CancellationToken::new());
+        let layers = usize::try_from(LOOKUPS).unwrap();
+        assert_eq!(guard.count_lookup(layers), Ok(()));
+        assert_eq!(guard.count_lookup(1), Ok(()));
+        assert_eq!(guard.count_lookup(1), Err(StopReason::Lookups(LOOKUPS)));
+        guard.begin_entry().unwrap();
+        assert_eq!(guard.count_lookup(1), Ok(()));
     }
 }

@@ -1,115 +1,127 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Image layers written to snapshots in this process, several at once on any containerd.
+//! An applier that writes image layers to snapshots in this process, several at once on any containerd.
 //!
-//! [`InProcessApplier`] is an applier before another one, containerd's differ: it writes what it knows how to
-//! and leaves all else to the other.
+//! [`InProcessApplier`] wraps another applier, containerd's differ: it writes the layers that it supports
+//! and leaves all others to the fallback.
 //!
 //! ```text
 //! blob -> read -> decompress -+-> SHA-256: the diff ID
-//!                             +-> entries -> a directory, or an EROFS image -> its place
+//!                             +-> entries -> a directory, or an EROFS image -> the snapshot
 //! ```
 //!
-//! | snapshotter | what is written | lower layers are |
+//! | snapshotter | output | lower layers |
 //! |---|---|---|
-//! | overlayfs | the upper directory: whiteouts as devices 0:0, `trusted.overlay.opaque` | the mount's `lowerdir` |
-//! | erofs | `layer.erofs`, beside `.erofslayer` | `layer.erofs` of the parents, by the mounts |
-//! | native | the snapshot's directory, a full copy of its parent | in it |
+//! | overlayfs | the upper directory: whiteouts as devices 0:0, `trusted.overlay.opaque` | `lowerdir` of the mount |
+//! | erofs | `layer.erofs`, next to `.erofslayer` | `layer.erofs` of the parents, by the mounts |
+//! | native | the directory of the snapshot, a full copy of its parent | in the directory |
 //!
-//! # Ahead of their turn
+//! # Staging
 //!
-//! A layer stands on the one before, and containerd commits them in order. What takes the time needs
-//! no parent: so layers of a [`Batch`](resnap_core::Batch) are written side by side, in
-//! `<snapshotter's root>/.resnap/<unique>/`, from when the first of them is applied on. When its turn
-//! comes, a layer is moved to its snapshot by a rename, after directories that it does not state got
-//! the metadata they have in the layers below. If a trial rename fails, as between file systems, and
-//! for `native`, each layer is written in its snapshot when its turn comes.
+//! A layer has the previous one as its parent, and containerd commits them in order. Most of the work does
+//! not need the parent: so the layers of a [`Batch`](resnap_core::Batch) are written side by side in
+//! `<snapshotter's root>/.resnap/<unique>/`, starting when the first of them is applied. When its turn comes,
+//! a layer is moved to its snapshot by a rename, after the directories that it does not state have got the
+//! metadata they have in the layers below. If a trial rename fails, for example between file systems, and for
+//! `native`, each layer is written in its snapshot when its turn comes.
 //!
-//! The directory of a batch is locked (`flock`) while its process lives. A batch removes it in the
-//! end, and at its beginning those that no process holds, as [`clear`] does.
+//! The directory of a batch is locked (`flock`) while its process lives. A batch removes its directory when
+//! it ends, and when it starts those that no process holds, as [`clear`] does.
 //!
-//! # What is left to the other
+//! # What is left to the fallback
 //!
-//! Layers of other media types than OCI's and Docker's, plain, gzip or zstd, and than native EROFS;
-//! mounts of other forms; zstd frames whose window is more than a layer may have in memory; snapshots that are not below the snapshotter's root as this process sees
-//! it, were not made just now or belong to another user, so that it is the same containerd; those in
-//! which this process may not do all that it takes; parents whose EROFS images it cannot read; all of
-//! a snapshotter that has layers with dm-verity. How containerd's own EROFS differ is configured
-//! cannot be seen from outside: who wants its `mkfs_options`, `enable_tar_index` or `enable_dmverity`
-//! chooses [`Differ::Containerd`].
+//! - Layers of media types other than those of OCI and Docker (plain, gzip or zstd) and native EROFS.
+//! - Mounts of other forms.
+//! - zstd frames whose window is larger than the memory of a layer.
+//! - Snapshots that may belong to another containerd: they are not below the snapshotter's root as this
+//!   process sees it, are not new, or belong to another user.
+//! - Snapshots in which this process lacks a permission that writing a layer needs.
+//! - Layers whose parents are EROFS images that this crate cannot read.
+//! - All layers of a snapshotter that has layers with dm-verity.
 //!
-//! # What a directory becomes
+//! The configuration of containerd's own EROFS differ is not visible from outside: choose
+//! [`Differ::Containerd`] to use its `mkfs_options`, `enable_tar_index` or `enable_dmverity`.
 //!
-//! As [`resnap_erofs`] tells of images, with these differences: in a user namespace devices are left
-//! out and attributes are `user.overlay.*`; an attribute that the file system does not take is left
-//! out; in a full copy a symbolic link of a lower layer is followed, as containerd's own differ does
-//! there, and a directory in the place of what took the place of one of a lower layer is refused.
+//! # The resulting directory
 //!
-//! What containerd's differ does otherwise with `overlayfs` stands in one table, each row of which is
-//! held against a containerd: `integration/tests/live/differential/table.rs`. With
-//! [`Differ::Containerd`] the tree is containerd's.
+//! A directory has the content that [`resnap_erofs`] documents for images, with these differences. In a user
+//! namespace devices are left out and attributes are `user.overlay.*`. Attributes that the file system does
+//! not support are left out. In a full copy a symbolic link of a lower layer is followed, as in containerd's
+//! differ, and a directory that replaces a file that replaced a lower directory is refused.
+//!
+//! All differences from containerd's differ on `overlayfs` are in one table, each row of which is tested
+//! against containerd: `integration/tests/live/differential/table.rs`. With [`Differ::Containerd`] the tree
+//! is containerd's.
 //!
 //! # Hostile layers
 //!
-//! Every name is created below a descriptor of its directory, reached without following any symbolic
-//! link (`openat2`, or component by component); links of the layer are followed by their text, inside
-//! the root. Metadata are set by descriptor. So no entry leaves the directory, whatever links and
-//! entries of the same name come before it. Decompressed bytes, names and entries are limited
+//! Every name is created below a descriptor of its directory, which is opened without following symbolic
+//! links (`openat2`, or component by component). Links of the layer are resolved by this crate, inside the
+//! root. Metadata is set by descriptor. So no entry leaves the directory, whatever links and entries of the
+//! same name come before it. Decompressed bytes, names and entries are limited
 //! ([`ApplierSettings::max_layer_bytes`], [`resnap_layer::Limits`]).
 //!
-//! Data is not kept. Until a layer is in its place, what it says of its directories is in memory, with
-//! their extended attributes, and for `native` the paths of all that it has; of an EROFS image, its
-//! whole tree. All layers of the process share one budget for that, and for the windows of zstd
-//! ([`ApplierSettings::memory`]): a layer for which there is no more before its turn is given up and written
-//! when its turn comes, and one that alone needs more than ten sixteenths is refused. Attributes that
-//! are never set are not kept, and those that several directories have are kept once.
+//! File data is not kept in memory. Until a layer is in its snapshot, memory holds the metadata of its
+//! directories with their extended attributes, for `native` also all its paths, and for an EROFS image its
+//! whole tree. All layers of the process share one budget for that and for the windows of zstd
+//! ([`ApplierSettings::memory`]). A layer for which there is no memory before its turn is given up and
+//! written when its turn comes; a layer that needs more than ten sixteenths by itself is refused. Attributes
+//! that are never set are not stored, and attributes that several directories share are stored once.
 //!
 //! # Time
 //!
-//! Whatever is done as often as an image says has a bound that no honest image meets. One entry is
-//! 512 bytes of a stream, which may be compressed to two. Work ends where nobody wants it any more,
-//! which is asked for each entry and directory, and where it does not get on ([`ApplierSettings::stall`]).
+//! Each operation that a layer can repeat has a limit that no real image reaches. One entry takes 512 bytes
+//! of a stream, which may be compressed to two. Work ends when the batch ends, which is checked for each
+//! entry and directory, and when it makes no progress ([`ApplierSettings::stall`]).
 //!
-//! | for each | bound | the worst costs |
+//! | operation | limit | worst cost |
 //! |---|---|---|
-//! | byte of a blob, compressed or not | [`ApplierSettings::max_layer_bytes`] | a member or frame of gzip or zstd of some 20 bytes: a new decoder |
-//! | entry | 4 million ([`resnap_layer::Limits`]) | making a file |
-//! | byte of extension headers, attribute, hole | 1 MiB, 256 KiB, 2^18 an entry | a copy of it |
-//! | name on the way to an entry | 8192 an entry; 64 an entry of the layer and 2^20 ([`resnap_layer::way`]) | opening a directory |
-//! | symbolic link on the way | 255 an entry | the names of its target, which count |
-//! | directory that is made for an entry | the names on its way | making a directory |
-//! | file that is replaced, with all in it | those that the layer has made, or its parent has | removing a file |
-//! | name in a directory that is made opaque (`native`) | each directory once a layer | removing a file |
-//! | directory that the layer does not state, in a layer below | 512 an entry of the layer and 2^22 | on `overlayfs` opening it by its path; of an EROFS image a search in its directory, and all attributes of one |
-//! | attribute at an inode of an EROFS image | 256 KiB of them | a read |
-//! | file of a snapshot that containerd's differ writes | 10^6, once in a twentieth of the time | `stat` |
+//! | reading a byte of a blob, compressed or not | [`ApplierSettings::max_layer_bytes`] | for every 20 bytes a new decoder, if each is a member or frame of gzip or zstd |
+//! | writing an entry | 4 million ([`resnap_layer::Limits`]) | creating a file |
+//! | reading a byte of an extension header, an attribute, or a hole | 1 MiB, 256 KiB and 2^18 for each entry | a copy |
+//! | looking up a name | 8192 for each entry; 64 for each entry of the layer and 2^20 ([`resnap_layer::resolve`]) | opening a directory |
+//! | following a symbolic link | 255 for each entry | looking up the names of its target |
+//! | creating the parents of an entry | the components of its path | creating a directory |
+//! | replacing a file or a tree | the files that the layer has created, or that its parent has | removing a file |
+//! | removing the content of an opaque directory (`native`) | each directory once in a layer | removing a file |
+//! | looking up a directory that the layer does not state in a layer below | 512 for each entry of the layer and 2^22 | `overlayfs`: opening it by its path; EROFS: a search in its directory, and reading its attributes |
+//! | reading the attributes of an inode of an EROFS image | 256 KiB | a read |
+//! | watching a snapshot that containerd's differ writes | 10^6 files, for a twentieth of the time | `stat` |
 //!
-//! `links_that_only_take_time_are_refused_soon` measures the ways, those of images
-//! `an_entry_costs_no_more_names_than_are_left`, `depth_costs_what_opening_costs` the layers below, and
-//! `siblings_cost_replacing_nothing` and `a_copy_is_looked_through_once` what is removed.
+//! These limits are tested by `links_that_only_take_time_are_refused_soon` for lookups,
+//! `an_entry_costs_no_more_names_than_are_left` for lookups of images, `deep_lookups_cost_as_much_as_opening`
+//! for the layers below, and `siblings_do_not_slow_down_replacements` and `a_copy_is_listed_once` for
+//! removals.
 
 mod applier;
 mod batch;
+mod beneath;
 mod build;
+mod context;
 mod erofs;
 mod error;
 mod extract;
 mod guard;
-mod job;
+mod inode;
 mod lower;
 mod memory;
 mod pipeline;
 mod progress;
 mod remove;
+mod settings;
+mod shared;
 mod source;
 mod staging;
 mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod watch;
+mod whiteout;
+mod xattr;
 
-pub use applier::{ApplierSettings, Differ, InProcessApplier, MEMORY, STALL};
+pub use applier::InProcessApplier;
+pub use settings::{ApplierSettings, Differ, MEMORY, STALL};
 pub use staging::clear;
 
 #[cfg(doctest)]

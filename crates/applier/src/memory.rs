@@ -1,53 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! One budget of memory for all layers that this process writes or has written ahead of their turn.
+//! The memory budget of all layers that this process writes, or has written ahead of their turn.
 //!
-//! | part | sixteenths | who takes of it |
+//! | part | sixteenths | used by |
 //! |---|---|---|
-//! | ahead | 3 | layers before their turn; those of one image no more than they leave for others |
-//! | turn | 3 | layers whose turn it is, each at most one sixteenth, and no more than it leaves |
-//! | large | 10 | one layer at a time, whose turn it is and for which that is not enough |
+//! | ahead | 3 | layers before their turn; those of one image take no more than they leave for others |
+//! | turn | 3 | layers whose turn it is; each takes at most one sixteenth, and no more than it leaves |
+//! | large | 10 | one layer at a time whose turn it is and that needs more |
 //!
-//! Nobody waits for memory before its turn: the layer is given up, and written when its turn comes.
-//! Who waits then, waits for one other layer, which waits for none: so it ends. What others have says
-//! only when a layer is written, never whether: each may take as much as `large` has.
+//! A layer never waits for memory before its turn: it is given up, and written when its turn comes. A
+//! layer that waits in its turn waits for one other layer, which waits for none, so the wait ends. Other
+//! layers only delay a layer, and never cause it to fail: each may take as much as `large` has.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::pipeline::Stop;
+use tokio_util::sync::CancellationToken;
 
-/// How often who waits looks whether it still has to.
-const LOOK: Duration = Duration::from_millis(50);
+/// The interval in which a waiting layer checks for cancellation.
+const POLL: Duration = Duration::from_millis(50);
 
-/// Why the work on a layer does not go on.
+/// The reason why the work on a layer stops.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Denied {
-    /// It is written when its turn comes.
-    #[error("before its turn there is no memory for it")]
+pub(crate) enum StopReason {
+    /// There is no memory for the layer before its turn.
+    #[error("there is no memory for it before its turn")]
     Ahead,
-    /// It needs more than a layer may have.
+    /// The layer needs more memory than a layer may take.
     #[error(
-        "it takes more than {0} bytes of memory, as many as one layer may (ten sixteenths of memory in the configuration): raise memory"
+        "it takes more than {0} bytes of memory, the limit of a layer (ten sixteenths of memory in the configuration): raise memory"
     )]
-    Layer(u64),
-    /// The window of the first zstd frame is more than a layer may have.
-    #[error("its zstd window has {0} bytes, more than a layer may have in memory")]
+    LayerMemory(u64),
+    /// The window of the first zstd frame is larger than a layer's memory.
+    #[error("its zstd window has {0} bytes, more than a layer may take of memory")]
     Window(u64),
-    /// It writes to more directories that it does not state than any real layer, for the layers below.
-    #[error("it takes looking up more than {0} directories in the layers below")]
-    Looks(u64),
-    /// Nobody wants it any more.
-    #[error("it was stopped")]
-    Stopped,
+    /// The layer writes to more directories that it does not state than any real layer.
+    #[error("it takes more than {0} lookups of directories in the layers below")]
+    Lookups(u64),
+    /// The layer is no longer wanted.
+    #[error("it was cancelled")]
+    Cancelled,
 }
 
-/// The memory that layers may take.
+/// The memory budget of all layers.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryBudget {
     limit: u64,
     state: Mutex<State>,
     changed: Condvar,
@@ -57,37 +57,37 @@ pub(crate) struct Memory {
 struct State {
     ahead: u64,
     turn: u64,
-    /// Whether a layer has the large part.
-    is_held: bool,
-    /// Who waits for it, in order.
+    /// Whether a layer holds the large part.
+    is_large_held: bool,
+    /// The tickets of the layers that wait for it, in order.
     waiting: VecDeque<u64>,
-    next: u64,
+    next_ticket: u64,
 }
 
-/// What all layers of an image take before their turn.
+/// The memory that the layers of one image take before their turn.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Share(Arc<Mutex<u64>>);
+pub(crate) struct ImageMemory(Arc<Mutex<u64>>);
 
-/// The memory of one layer, given back when it is dropped.
+/// The memory of one layer. It is given back on drop.
 #[derive(Debug)]
-pub(crate) struct Allowance {
-    memory: Arc<Memory>,
-    share: Share,
+pub(crate) struct LayerMemory {
+    budget: Arc<MemoryBudget>,
+    image: ImageMemory,
     is_turn: Arc<AtomicBool>,
     taken: Mutex<Taken>,
 }
 
-/// What a layer has of each part.
+/// The bytes that a layer has taken of each part.
 #[derive(Debug, Default)]
 struct Taken {
     ahead: u64,
     turn: u64,
     large: u64,
-    holds: bool,
+    holds_large: bool,
 }
 
-impl Memory {
-    /// This many bytes for all.
+impl MemoryBudget {
+    /// Returns a budget of this many bytes.
     pub(crate) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -96,11 +96,15 @@ impl Memory {
         })
     }
 
-    /// What a layer of an image takes, whose turn it is once that is set.
-    pub(crate) fn allow(self: &Arc<Self>, share: &Share, is_turn: Arc<AtomicBool>) -> Allowance {
-        Allowance {
-            memory: Arc::clone(self),
-            share: share.clone(),
+    /// Returns the memory of a layer of an image. `is_turn` is set when the layer's turn comes.
+    pub(crate) fn layer(
+        self: &Arc<Self>,
+        image: &ImageMemory,
+        is_turn: Arc<AtomicBool>,
+    ) -> LayerMemory {
+        LayerMemory {
+            budget: Arc::clone(self),
+            image: image.clone(),
             is_turn,
             taken: Mutex::default(),
         }
@@ -110,8 +114,8 @@ impl Memory {
         self.limit / 16 * sixteenths
     }
 
-    /// As much as one layer may take.
-    fn most(&self) -> u64 {
+    /// Returns the most that one layer may take.
+    fn layer_limit(&self) -> u64 {
         self.part(10)
     }
 
@@ -119,8 +123,8 @@ impl Memory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes so many bytes more of the part for turns, if that leaves as much as the layer has then:
-    /// a few layers never keep others from what a usual one needs.
+    /// Takes bytes of the part for turns, if that leaves as much as the layer then has: a few layers
+    /// never keep others from what a usual layer needs.
     fn take_turn(&self, bytes: u64, taken: &mut Taken, state: &mut State) -> bool {
         let wanted = taken.turn + bytes;
         if wanted > self.part(1) || state.turn + bytes + wanted > self.part(3) {
@@ -131,21 +135,26 @@ impl Memory {
         true
     }
 
-    /// Takes so many bytes more of the part for turns, or else has the layer wait for the large part;
-    /// while it waits, others may leave enough of the first.
-    fn take_or_hold(&self, bytes: u64, taken: &mut Taken, stop: &Stop) -> Result<(), Denied> {
+    /// Takes bytes of the part for turns, or waits for the large part. Meanwhile other layers may free
+    /// enough of the part for turns.
+    fn take_or_wait(
+        &self,
+        bytes: u64,
+        taken: &mut Taken,
+        cancellation: &CancellationToken,
+    ) -> Result<(), StopReason> {
         let mut state = self.state();
         if self.take_turn(bytes, taken, &mut state) {
             return Ok(());
         }
-        let number = state.next;
-        state.next += 1;
-        state.waiting.push_back(number);
-        let ended = loop {
-            if !state.is_held && state.waiting.front() == Some(&number) {
-                state.is_held = true;
-                taken.holds = true;
-                // There is room for all of it, and others wait for the rest.
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.waiting.push_back(ticket);
+        let result = loop {
+            if !state.is_large_held && state.waiting.front() == Some(&ticket) {
+                state.is_large_held = true;
+                taken.holds_large = true;
+                // The large part is enough for the whole layer; others wait for the part for turns.
                 state.turn -= taken.turn;
                 taken.large = std::mem::take(&mut taken.turn) + bytes;
                 break Ok(());
@@ -153,51 +162,55 @@ impl Memory {
             if self.take_turn(bytes, taken, &mut state) {
                 break Ok(());
             }
-            if stop.is_set() {
-                break Err(Denied::Stopped);
+            if cancellation.is_cancelled() {
+                break Err(StopReason::Cancelled);
             }
-            let waited = self.changed.wait_timeout(state, LOOK);
+            let waited = self.changed.wait_timeout(state, POLL);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         };
-        state.waiting.retain(|waiting| *waiting != number);
+        state.waiting.retain(|waiting| *waiting != ticket);
         self.changed.notify_all();
-        ended
+        result
     }
 }
 
-impl Share {
+impl ImageMemory {
     fn lock(&self) -> MutexGuard<'_, u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Allowance {
+impl Drop for LayerMemory {
     fn drop(&mut self) {
         self.give(u64::MAX);
     }
 }
 
-impl Allowance {
-    /// Takes so many bytes before they are used. It may wait if it is the layer's turn, until `stop`.
-    pub(crate) fn take(&self, bytes: u64, stop: &Stop) -> Result<(), Denied> {
-        let memory = &self.memory;
+impl LayerMemory {
+    /// Takes bytes before they are allocated. In the layer's turn this may wait, until it is cancelled.
+    pub(crate) fn take(
+        &self,
+        bytes: u64,
+        cancellation: &CancellationToken,
+    ) -> Result<(), StopReason> {
+        let budget = &self.budget;
         let mut taken = self.taken();
-        if taken.ahead + taken.turn + taken.large + bytes > memory.most() {
-            return Err(Denied::Layer(memory.most()));
+        if taken.ahead + taken.turn + taken.large + bytes > budget.layer_limit() {
+            return Err(StopReason::LayerMemory(budget.layer_limit()));
         }
         let is_turn = self.is_turn.load(Ordering::Relaxed);
         match is_turn {
             false if self.take_ahead(bytes, &mut taken) => Ok(()),
-            false => Err(Denied::Ahead),
-            true if taken.holds => {
+            false => Err(StopReason::Ahead),
+            true if taken.holds_large => {
                 taken.large += bytes;
                 Ok(())
             }
-            true => memory.take_or_hold(bytes, &mut taken, stop),
+            true => budget.take_or_wait(bytes, &mut taken, cancellation),
         }
     }
 
-    /// Gives back what is not used any more.
+    /// Gives back bytes that are no longer used.
     pub(crate) fn give(&self, bytes: u64) {
         let taken = &mut *self.taken();
         let large = bytes.min(taken.large);
@@ -206,17 +219,17 @@ impl Allowance {
         taken.large -= large;
         taken.turn -= turn;
         taken.ahead -= ahead;
-        let is_free = taken.holds && taken.large == 0;
-        taken.holds &= !is_free;
-        let mut state = self.memory.state();
+        let is_free = taken.holds_large && taken.large == 0;
+        taken.holds_large &= !is_free;
+        let mut state = self.budget.state();
         state.turn -= turn;
         state.ahead -= ahead;
-        *self.share.lock() -= ahead;
+        *self.image.lock() -= ahead;
         if is_free {
-            state.is_held = false;
+            state.is_large_held = false;
         }
         if is_free || turn > 0 && !state.waiting.is_empty() {
-            self.memory.changed.notify_all();
+            self.budget.changed.notify_all();
         }
     }
 
@@ -225,13 +238,13 @@ impl Allowance {
     }
 
     fn take_ahead(&self, bytes: u64, taken: &mut Taken) -> bool {
-        let mut state = self.memory.state();
-        let mut share = self.share.lock();
-        let left = self.memory.part(3).saturating_sub(state.ahead);
-        if *share + 2 * bytes > left {
+        let mut state = self.budget.state();
+        let mut image = self.image.lock();
+        let left = self.budget.part(3).saturating_sub(state.ahead);
+        if *image + 2 * bytes > left {
             return false;
         }
-        *share += bytes;
+        *image += bytes;
         state.ahead += bytes;
         taken.ahead += bytes;
         true
@@ -242,152 +255,147 @@ impl Allowance {
 mod tests {
     use std::thread;
 
-    use tokio::sync::watch;
-
     use super::*;
 
     const LIMIT: u64 = 1600;
 
-    fn stop() -> (watch::Sender<bool>, Stop) {
-        let (sender, receiver) = watch::channel(false);
-        (sender, Stop(receiver))
-    }
-
-    fn allow(memory: &Arc<Memory>, share: &Share, is_turn: bool) -> Allowance {
-        memory.allow(share, Arc::new(AtomicBool::new(is_turn)))
+    fn layer(budget: &Arc<MemoryBudget>, image: &ImageMemory, is_turn: bool) -> LayerMemory {
+        budget.layer(image, Arc::new(AtomicBool::new(is_turn)))
     }
 
     #[test]
     fn layers_ahead_leave_as_much_as_they_take() {
-        let (_sender, stop) = stop();
-        let memory = Memory::new(LIMIT);
-        let shares = [Share::default(), Share::default()];
-        let first = allow(&memory, &shares[0], false);
-        let second = allow(&memory, &shares[0], false);
-        let other = allow(&memory, &shares[1], false);
-        assert_eq!(first.take(100, &stop), Ok(()));
-        assert_eq!(second.take(50, &stop), Ok(()));
-        assert_eq!(second.take(1, &stop), Err(Denied::Ahead));
-        assert_eq!(other.take(75, &stop), Ok(()));
-        assert_eq!(other.take(1, &stop), Err(Denied::Ahead));
-        // What is given back is there for all.
+        let token = CancellationToken::new();
+        let budget = MemoryBudget::new(LIMIT);
+        let images = [ImageMemory::default(), ImageMemory::default()];
+        let first = layer(&budget, &images[0], false);
+        let second = layer(&budget, &images[0], false);
+        let other = layer(&budget, &images[1], false);
+        assert_eq!(first.take(100, &token), Ok(()));
+        assert_eq!(second.take(50, &token), Ok(()));
+        assert_eq!(second.take(1, &token), Err(StopReason::Ahead));
+        assert_eq!(other.take(75, &token), Ok(()));
+        assert_eq!(other.take(1, &token), Err(StopReason::Ahead));
+        // Memory that is given back is available to all.
         drop(second);
-        assert_eq!(other.take(1, &stop), Ok(()));
+        assert_eq!(other.take(1, &token), Ok(()));
         first.give(60);
-        assert_eq!(first.take(60, &stop), Ok(()));
+        assert_eq!(first.take(60, &token), Ok(()));
     }
 
     #[test]
     fn small_layers_never_wait_for_large_ones() {
-        let (_sender, stop) = stop();
-        let memory = Memory::new(LIMIT);
-        let share = Share::default();
-        let large = allow(&memory, &share, true);
+        let token = CancellationToken::new();
+        let budget = MemoryBudget::new(LIMIT);
+        let image = ImageMemory::default();
+        let large = layer(&budget, &image, true);
         for _ in 0..10 {
-            assert_eq!(large.take(100, &stop), Ok(()));
+            assert_eq!(large.take(100, &token), Ok(()));
         }
-        // Whatever others have.
-        let most = Denied::Layer(1000);
-        assert_eq!(large.take(1, &stop), Err(most.clone()));
-        assert_eq!(allow(&memory, &share, false).take(1001, &stop), Err(most));
-        let ahead = allow(&memory, &share, false);
-        assert_eq!(ahead.take(150, &stop), Ok(()));
-        let small = allow(&memory, &share, true);
-        assert_eq!(small.take(100, &stop), Ok(()));
-        assert_eq!(allow(&memory, &share, true).take(100, &stop), Ok(()));
+        // Other layers do not matter.
+        let most = StopReason::LayerMemory(1000);
+        assert_eq!(large.take(1, &token), Err(most.clone()));
+        assert_eq!(layer(&budget, &image, false).take(1001, &token), Err(most));
+        let ahead = layer(&budget, &image, false);
+        assert_eq!(ahead.take(150, &token), Ok(()));
+        let small = layer(&budget, &image, true);
+        assert_eq!(small.take(100, &token), Ok(()));
+        assert_eq!(layer(&budget, &image, true).take(100, &token), Ok(()));
     }
 
     #[test]
-    fn few_layers_never_keep_all_that_is_for_turns() {
-        let (_sender, stop) = stop();
-        let memory = Memory::new(LIMIT);
-        let share = Share::default();
-        let large = allow(&memory, &share, true);
+    fn a_few_layers_never_take_all_memory_for_turns() {
+        let token = CancellationToken::new();
+        let budget = MemoryBudget::new(LIMIT);
+        let image = ImageMemory::default();
+        let large = layer(&budget, &image, true);
         for _ in 0..2 {
-            assert_eq!(large.take(100, &stop), Ok(()));
+            assert_eq!(large.take(100, &token), Ok(()));
         }
-        // Each takes, bit by bit, what it gets without a wait.
+        // Each takes byte by byte what it gets without waiting.
         let others: Vec<_> = (0..4)
             .map(|_| {
-                let other = allow(&memory, &share, true);
-                while memory.take_turn(1, &mut other.taken(), &mut memory.state()) {}
+                let other = layer(&budget, &image, true);
+                while budget.take_turn(1, &mut other.taken(), &mut budget.state()) {}
                 other
             })
             .collect();
         let taken: Vec<_> = others.iter().map(|other| other.taken().turn).collect();
         assert_eq!(taken, [100, 100, 50, 25]);
-        assert_eq!(allow(&memory, &share, true).take(12, &stop), Ok(()));
+        assert_eq!(layer(&budget, &image, true).take(12, &token), Ok(()));
     }
 
     #[test]
-    fn who_waits_takes_what_others_give_back() {
-        let (_sender, stop) = stop();
-        let memory = Memory::new(LIMIT);
-        let share = Share::default();
-        let large = allow(&memory, &share, true);
-        large.take(200, &stop).unwrap();
+    fn waiting_layers_take_memory_that_others_give_back() {
+        let token = CancellationToken::new();
+        let budget = MemoryBudget::new(LIMIT);
+        let image = ImageMemory::default();
+        let large = layer(&budget, &image, true);
+        large.take(200, &token).unwrap();
         let others = [100, 100].map(|bytes| {
-            let other = allow(&memory, &share, true);
-            other.take(bytes, &stop).unwrap();
+            let other = layer(&budget, &image, true);
+            other.take(bytes, &token).unwrap();
             other
         });
         thread::scope(|scope| {
-            let next = allow(&memory, &share, true);
-            let waits = stop.clone();
+            let next = layer(&budget, &image, true);
+            let waits = token.clone();
             let next = scope.spawn(move || next.take(60, &waits));
-            while memory.state().waiting.is_empty() {
+            while budget.state().waiting.is_empty() {
                 thread::yield_now();
             }
             assert!(!next.is_finished());
             drop(others);
             assert_eq!(next.join().unwrap(), Ok(()));
         });
-        let state = memory.state();
+        let state = budget.state();
         assert_eq!((state.turn, state.waiting.len()), (0, 0));
-        assert!(state.is_held);
+        assert!(state.is_large_held);
     }
 
     #[test]
-    fn what_is_ahead_goes_on_when_its_turn_comes() {
-        let (_sender, stop) = stop();
-        let memory = Memory::new(LIMIT);
+    fn layers_ahead_continue_when_their_turn_comes() {
+        let token = CancellationToken::new();
+        let budget = MemoryBudget::new(LIMIT);
         let turn = Arc::new(AtomicBool::new(false));
-        let layer = memory.allow(&Share::default(), Arc::clone(&turn));
-        assert_eq!(layer.take(150, &stop), Ok(()));
-        assert_eq!(layer.take(700, &stop), Err(Denied::Ahead));
+        let ahead = budget.layer(&ImageMemory::default(), Arc::clone(&turn));
+        assert_eq!(ahead.take(150, &token), Ok(()));
+        assert_eq!(ahead.take(700, &token), Err(StopReason::Ahead));
         turn.store(true, Ordering::Relaxed);
-        assert_eq!(layer.take(700, &stop), Ok(()));
-        assert!(memory.state().is_held);
-        drop(layer);
-        let state = memory.state();
-        assert_eq!((state.ahead, state.turn, state.is_held), (0, 0, false));
+        assert_eq!(ahead.take(700, &token), Ok(()));
+        assert!(budget.state().is_large_held);
+        drop(ahead);
+        let state = budget.state();
+        assert_eq!(
+            (state.ahead, state.turn, state.is_large_held),
+            (0, 0, false)
+        );
     }
 
     #[test]
-    fn large_layers_come_one_after_the_other() {
-        let (sender, stopped) = stop();
-        let (_other, going) = stop();
-        let memory = Memory::new(LIMIT);
-        let share = Share::default();
-        let first = allow(&memory, &share, true);
-        first.take(500, &going).unwrap();
+    fn large_layers_are_written_one_at_a_time() {
+        let (token, other) = (CancellationToken::new(), CancellationToken::new());
+        let budget = MemoryBudget::new(LIMIT);
+        let image = ImageMemory::default();
+        let first = layer(&budget, &image, true);
+        first.take(500, &other).unwrap();
         thread::scope(|scope| {
-            let wait = |stop: Stop| {
-                let next = allow(&memory, &share, true);
-                scope.spawn(move || next.take(500, &stop))
+            let wait = |token: CancellationToken| {
+                let next = layer(&budget, &image, true);
+                scope.spawn(move || next.take(500, &token))
             };
-            let cancelled = wait(stopped);
-            while memory.state().waiting.is_empty() {
+            let cancelled = wait(token.clone());
+            while budget.state().waiting.is_empty() {
                 thread::yield_now();
             }
-            let second = wait(going.clone());
-            sender.send_replace(true);
-            assert_eq!(cancelled.join().unwrap(), Err(Denied::Stopped));
+            let second = wait(other.clone());
+            token.cancel();
+            assert_eq!(cancelled.join().unwrap(), Err(StopReason::Cancelled));
             assert!(!second.is_finished());
             first.give(500);
             assert_eq!(second.join().unwrap(), Ok(()));
         });
-        let state = memory.state();
-        assert_eq!((state.is_held, state.waiting.len()), (false, 0));
+        let state = budget.state();
+        assert_eq!((state.is_large_held, state.waiting.len()), (false, 0));
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! From a blob to what is in it, on three threads: one reads and decompresses, one hashes, and the
-//! caller's consumes. They pass on buffers of [`CHUNK`] bytes, at most [`DEPTH`] ahead.
+//! The pipeline that decompresses and hashes a blob, on three threads: one reads and decompresses, one
+//! hashes, and the caller's consumes. They pass buffers of [`CHUNK`] bytes, at most [`DEPTH`] ahead.
 
 use std::cell::RefCell;
 use std::io::{self, Read};
@@ -15,49 +15,33 @@ use std::time::{Duration, Instant};
 use resnap_core::media_type::Compression;
 use resnap_core::{Applied, ApplyMonitor, Digest, Stage, StageTiming};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::watch;
 
 use self::members::{Blob, Gzip, Zstd};
-use crate::error::{Doing as _, Error, Through};
+use crate::error::{Error, IoContext as _, StreamError};
 use crate::guard::Guard;
 use crate::source::Source;
 
 mod members;
 
-/// Large beside what passing it on costs, small beside a second-level cache.
+/// Bytes of a chunk: large compared to the cost of passing it, small compared to a second-level cache.
 const CHUNK: usize = 256 * 1024;
 
-/// Chunks between two threads.
+/// The number of chunks queued between two threads.
 const DEPTH: usize = 4;
 
 type Chunk = Arc<Vec<u8>>;
 
-/// What is asked of the pipeline, but for the blob.
+/// The parameters of a pipeline.
 pub(crate) struct Work {
     pub(crate) index: usize,
     pub(crate) compression: Compression,
-    /// Bytes that may come out.
+    /// The most bytes when decompressed.
     pub(crate) limit: u64,
     pub(crate) guard: Guard,
     pub(crate) monitor: Arc<dyn ApplyMonitor>,
 }
 
-/// Says when nobody wants the work any more: who says so, or is gone.
-#[derive(Debug, Clone)]
-pub(crate) struct Stop(pub(crate) watch::Receiver<bool>);
-
-impl Stop {
-    pub(crate) fn is_set(&self) -> bool {
-        *self.0.borrow() || self.0.has_changed().is_err()
-    }
-
-    pub(crate) async fn set(&mut self) {
-        // Without its sender it is set, too.
-        let _ = self.0.wait_for(|stop| *stop).await;
-    }
-}
-
-/// How long something is at work.
+/// A measurement of the time that a stage is busy.
 #[derive(Debug, Default)]
 struct Meter {
     begin: Option<Instant>,
@@ -76,7 +60,7 @@ impl Meter {
         done
     }
 
-    fn span(&self) -> Option<StageTiming> {
+    fn timing(&self) -> Option<StageTiming> {
         Some(StageTiming {
             start: self.begin?,
             end: self.end?,
@@ -85,8 +69,8 @@ impl Meter {
     }
 }
 
-/// Gives the decompressed blob to `consume`, which must read it to its end, and answers with what
-/// came through.
+/// Runs `consume` on the decompressed blob, which it must read to the end. Returns its result, and the
+/// digest and size of the decompressed blob.
 pub(crate) fn run<T>(
     source: Source,
     work: &Work,
@@ -100,45 +84,45 @@ pub(crate) fn run<T>(
             .spawn_scoped(scope, move || {
                 inflate(source, work, &to_hasher, &to_consumer)
             })
-            .when("start a thread")?;
+            .context("start a thread")?;
         let hasher = thread::Builder::new()
             .name("hash".to_owned())
             .spawn_scoped(scope, move || hash(&to_hash))
-            .when("start a thread")?;
+            .context("start a thread")?;
         let mut stream = Stream {
             chunks,
             guard: &work.guard,
             chunk: Chunk::default(),
             used: 0,
             waited: Duration::ZERO,
-            is_over: false,
+            is_at_end: false,
         };
         let begin = Instant::now();
         let consumed = consume(&mut stream);
         let mut write = StageTiming::since(begin);
         write.busy = write.busy.saturating_sub(stream.waited);
-        // The others end when nobody takes what they have.
+        // The other threads end when their channels are closed.
         drop(stream);
         if consumed.is_err() {
-            // Unless it waits for a backend.
-            work.guard.progress.end();
+            // The reader may be waiting for the backend.
+            work.guard.progress.abandon();
         }
         let inflated = inflater.join();
         let hashed = hasher.join();
-        let consumed = consumed.map_err(|error| match work.guard.stop.is_set() {
-            true => Error::Stopped,
+        let consumed = consumed.map_err(|error| match work.guard.cancellation.is_cancelled() {
+            true => Error::Cancelled,
             false => error,
         })?;
         let (read, inflate) = inflated.map_err(|_| Error::Panicked("decompresses"))?;
-        let (hash, applied) = hashed.map_err(|_| Error::Panicked("hashes"))??;
+        let (hash, applied) = hashed.map_err(|_| Error::Panicked("hashes"))?;
         work.monitor.record_stage(work.index, Stage::Write, write);
         for (stage, meter) in [
             (Stage::Read, read),
             (Stage::Inflate, inflate),
             (Stage::Hash, hash),
         ] {
-            if let Some(span) = meter.span() {
-                work.monitor.record_stage(work.index, stage, span);
+            if let Some(timing) = meter.timing() {
+                work.monitor.record_stage(work.index, stage, timing);
             }
         }
         Ok((consumed, applied))
@@ -152,21 +136,21 @@ pub(crate) struct Stream<'a> {
     chunk: Chunk,
     used: usize,
     waited: Duration,
-    is_over: bool,
+    is_at_end: bool,
 }
 
 impl Read for Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.used == self.chunk.len() && !self.is_over {
+        if self.used == self.chunk.len() && !self.is_at_end {
             if self.guard.is_over() {
-                return Err(Through::Stopped.into());
+                return Err(StreamError::Cancelled.into());
             }
             let begin = Instant::now();
             let next = self.chunks.recv();
             self.waited += begin.elapsed();
             match next {
                 Ok(chunk) => (self.chunk, self.used) = (chunk?, 0),
-                Err(_) => self.is_over = true,
+                Err(_) => self.is_at_end = true,
             }
         }
         let rest = self.chunk.get(self.used..).unwrap_or_default();
@@ -179,7 +163,7 @@ impl Read for Stream<'_> {
     }
 }
 
-/// The blob, counted and timed.
+/// A blob whose reads are counted and timed.
 struct Counted<'a> {
     source: Source,
     work: &'a Work,
@@ -190,17 +174,17 @@ struct Counted<'a> {
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.work.guard.is_over() {
-            return Err(Through::Stopped.into());
+            return Err(StreamError::Cancelled.into());
         }
         let count = self.meter.borrow_mut().time(|| self.source.read(buffer))?;
         self.count += count as u64;
-        self.work.guard.progress.step();
+        self.work.guard.progress.advance();
         self.work.monitor.read(self.work.index, self.count);
         Ok(count)
     }
 }
 
-/// Reads and decompresses, until the end, an error, or nobody takes it.
+/// Reads and decompresses a blob until its end, an error, or until the receivers are closed.
 fn inflate(
     source: Source,
     work: &Work,
@@ -218,7 +202,7 @@ fn inflate(
     let mut is_compressed = false;
     let decoder = decoder(counted, work.compression, &work.guard, &mut is_compressed);
     let passed = decoder.and_then(|mut decoder| {
-        pass(
+        send_chunks(
             &mut *decoder,
             work.limit,
             &mut meter,
@@ -227,7 +211,7 @@ fn inflate(
         )
     });
     if let Err(error) = passed {
-        // Who consumes may have stopped by itself.
+        // The consumer may have ended by itself.
         let _ = to_consumer.send(Err(error));
     }
     let read = read.take();
@@ -238,7 +222,7 @@ fn inflate(
     (read, meter)
 }
 
-/// Several members or frames are one stream, as containerd's decompressors have it.
+/// Returns the decoder for a blob. Several members or frames are one stream, as in containerd.
 fn decoder<'a>(
     blob: Counted<'a>,
     compression: Compression,
@@ -249,12 +233,12 @@ fn decoder<'a>(
         return Ok(Box::new(blob));
     }
     let mut blob = Blob::new(blob);
-    Ok(match blob.ahead(4)? {
+    Ok(match blob.peek(4)? {
         [0x1f, 0x8b, 0x08, ..] => {
             *is_compressed = true;
             Box::new(Gzip::new(blob))
         }
-        // A frame, or one to be skipped before the first.
+        // A frame, or a skippable frame before the first.
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
             *is_compressed = true;
             Box::new(Zstd::new(blob, guard)?)
@@ -263,14 +247,15 @@ fn decoder<'a>(
     })
 }
 
-fn pass(
+/// Reads chunks from the decoder and sends them to both threads.
+fn send_chunks(
     decoder: &mut dyn Read,
     limit: u64,
     meter: &mut Meter,
     to_hasher: &SyncSender<Chunk>,
     to_consumer: &SyncSender<io::Result<Chunk>>,
 ) -> io::Result<()> {
-    // As many as may be in use at once, and one to fill.
+    // As many as can be in use at once, and one to fill.
     let mut ring: Vec<Chunk> = vec![Chunk::default(); 2 * DEPTH];
     let mut total = 0u64;
     for place in (0..ring.len()).cycle() {
@@ -280,7 +265,7 @@ fn pass(
         let mut chunk = Arc::get_mut(slot).map(std::mem::take).unwrap_or_default();
         chunk.resize(CHUNK, 0);
         let filled = meter.time(|| fill(decoder, &mut chunk));
-        // What came before an error may be all that is asked for.
+        // The consumer may need no more than what was read before an error.
         let (count, error) = match filled {
             Ok(count) => (count, None),
             Err((count, error)) => (count, Some(error)),
@@ -288,7 +273,7 @@ fn pass(
         chunk.truncate(count);
         total = total.saturating_add(count as u64);
         if total > limit {
-            return Err(Through::Limit(limit).into());
+            return Err(StreamError::Limit(limit).into());
         }
         let is_last = count < CHUNK;
         *slot = Arc::new(chunk);
@@ -308,7 +293,7 @@ fn pass(
     Ok(())
 }
 
-/// Reads until the buffer is full or the stream is over.
+/// Reads until the buffer is full or the stream ends.
 fn fill(decoder: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, (usize, io::Error)> {
     let mut count = 0;
     while let Some(rest) = buffer.get_mut(count..).filter(|rest| !rest.is_empty()) {
@@ -322,7 +307,8 @@ fn fill(decoder: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, (usize, io::
     Ok(count)
 }
 
-fn hash(chunks: &Receiver<Chunk>) -> Result<(Meter, Applied), Error> {
+/// Hashes the decompressed blob.
+fn hash(chunks: &Receiver<Chunk>) -> (Meter, Applied) {
     let mut meter = Meter::default();
     let mut hasher = Sha256::new();
     let mut size = 0;
@@ -330,14 +316,8 @@ fn hash(chunks: &Receiver<Chunk>) -> Result<(Meter, Applied), Error> {
         meter.time(|| hasher.update(&*chunk));
         size += chunk.len() as u64;
     }
-    let hex: String = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let digest: Result<Digest, _> = format!("sha256:{hex}").parse();
-    let diff_id = digest.map_err(|_| Error::Panicked("hashes"))?;
-    Ok((meter, Applied { diff_id, size }))
+    let diff_id = Digest::from_sha256(hasher.finalize().into());
+    (meter, Applied { diff_id, size })
 }
 
 #[cfg(test)]

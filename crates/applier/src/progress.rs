@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Whether work on a layer gets on, and its end where it does not.
+//! The progress of the work on a layer, and its end if there is none.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,56 +9,57 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-/// How far the work is: bytes read and entries begun.
+/// The progress of the work on a layer: bytes read and entries begun.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     steps: AtomicU64,
     waiting: AtomicU64,
-    is_over: AtomicBool,
-    over: Notify,
+    is_abandoned: AtomicBool,
+    abandoned: Notify,
 }
 
-/// While it is held, the work waits for others.
+/// A guard that is held while the work waits for other layers.
 pub(crate) struct Waiting<'a>(&'a Progress);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.0.step();
+        self.0.advance();
     }
 }
 
 impl Progress {
-    /// It gets on.
-    pub(crate) fn step(&self) {
+    /// Records progress.
+    pub(crate) fn advance(&self) {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It waits for others, which is no fault of its own.
+    /// Records that the work waits for other layers, which does not count as a stall.
     pub(crate) fn wait(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Waiting(self)
     }
 
-    /// Nothing comes of it any more.
-    pub(crate) fn end(&self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.over.notify_waiters();
+    /// Abandons the work, whose result is no longer needed.
+    pub(crate) fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::Relaxed);
+        self.abandoned.notify_waiters();
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::Relaxed)
+    /// Returns whether the work is abandoned.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.is_abandoned.load(Ordering::Relaxed)
     }
 
-    /// Waits until nothing comes of it any more.
-    pub(crate) async fn over(&self) {
-        let over = self.over.notified();
-        if !self.is_over() {
-            over.await;
+    /// Waits until the work is abandoned.
+    pub(crate) async fn abandoned(&self) {
+        let abandoned = self.abandoned.notified();
+        if !self.is_abandoned() {
+            abandoned.await;
         }
     }
 
-    /// Ends once it has not got on for so long.
+    /// Waits until there is no progress for `limit`.
     pub(crate) async fn stalled(&self, limit: Duration) {
         let (mut last, mut since) = (None, Instant::now());
         loop {

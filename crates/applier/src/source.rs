@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The bytes of a blob.
+//! The source of a layer's blob.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,25 +15,25 @@ use resnap_core::{ByteStream, ContentReader, Descriptor, Digest, Result, Scope};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::error::Through;
+use crate::error::StreamError;
 use crate::guard::Guard;
 
-/// Pieces of a stream that wait to be read; containerd sends up to 1 MiB at once.
-const PIECES: usize = 4;
+/// The number of pieces of a stream that are queued. containerd sends up to 1 MiB in a piece.
+const QUEUED_PIECES: usize = 4;
 
-/// A blob, to be read by a thread.
+/// A blob that is read by a thread.
 pub(crate) enum Source {
-    /// The content store's own file.
+    /// The file in the content store.
     File(File),
-    /// What the backend sends.
+    /// A stream from the backend.
     Stream(Pieces),
 }
 
-/// What the backend sends.
+/// A stream from the backend, read by a thread.
 pub(crate) struct Pieces {
     receiver: mpsc::Receiver<Piece>,
     piece: Bytes,
-    ended: bool,
+    is_at_end: bool,
 }
 
 enum Piece {
@@ -41,8 +41,8 @@ enum Piece {
     End,
 }
 
-/// Finds a blob: as a file below `root` if it is there and has the size that the backend says, else
-/// through the backend.
+/// Opens a blob: its file below `root`, if that exists and has the size that the backend reports, or
+/// else a stream from the backend.
 pub(crate) async fn open(
     content: &dyn ContentReader,
     root: Option<&Path>,
@@ -52,7 +52,7 @@ pub(crate) async fn open(
 ) -> Result<Source> {
     let digest = &layer.digest;
     if let Some(root) = root {
-        // Another namespace's blob is not ours to read.
+        // A blob of another namespace must not be read.
         let info = content.info(scope, digest).await?;
         let path = digest
             .as_str()
@@ -67,45 +67,44 @@ pub(crate) async fn open(
         }
     }
     let stream = content.open(scope, digest).await?;
-    let (sender, receiver) = mpsc::channel(PIECES);
+    let (sender, receiver) = mpsc::channel(QUEUED_PIECES);
     tokio::spawn(pump(stream, sender, guard.clone()));
     Ok(Source::Stream(Pieces {
         receiver,
         piece: Bytes::new(),
-        ended: false,
+        is_at_end: false,
     }))
 }
 
-/// The longest time without progress of a blob that is read again.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest time without progress when a blob is read again.
+const REREAD_STALL: Duration = Duration::from_secs(5);
 
-/// Returns the digest that the blob of a layer has, if that is another than its own. One that cannot
-/// be read to its end now has none.
-pub(crate) async fn other_digest(
+/// Returns the actual digest of a layer's blob, if it differs from the expected one. Returns `None` if
+/// the blob cannot be read.
+pub(crate) async fn mismatched_digest(
     content: &dyn ContentReader,
     scope: &Scope,
     layer: &Descriptor,
 ) -> Option<Digest> {
     let mut stream = content.open(scope, &layer.digest).await.ok()?;
     let mut hasher = layer.digest.hasher();
-    while let Some(piece) = timeout(PATIENCE, stream.next()).await.ok()? {
+    while let Some(piece) = timeout(REREAD_STALL, stream.next()).await.ok()? {
         hasher.update(&piece.ok()?);
-        // Pieces that are there already never wait.
+        // A stream whose pieces are all ready would never yield.
         tokio::task::yield_now().await;
     }
     Some(hasher.digest()).filter(|digest| *digest != layer.digest)
 }
 
-/// Ends when nobody reads any more. A backend may be stuck, and the reader is a thread that would
-/// wait with it.
+/// Passes a stream from the backend to the thread that reads it. If the backend is stuck, this ends with
+/// the work, so that the thread does not wait forever.
 async fn pump(mut stream: ByteStream, sender: mpsc::Sender<Piece>, guard: Guard) {
-    let mut stop = guard.stop.clone();
     loop {
         let next = tokio::select! {
             next = stream.next() => next,
             () = sender.closed() => return,
-            () = stop.set() => return,
-            () = guard.progress.over() => return,
+            () = guard.cancellation.cancelled() => return,
+            () = guard.progress.abandoned() => return,
         };
         let is_last = !matches!(next, Some(Ok(_)));
         let piece = next.map_or(Piece::End, Piece::Bytes);
@@ -125,14 +124,14 @@ impl Read for Source {
 }
 
 impl Read for Pieces {
-    /// Must not be called by a thread that runs async tasks.
+    /// Blocks; must not be called in an async task.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() && !self.ended {
+        while self.piece.is_empty() && !self.is_at_end {
             match self.receiver.blocking_recv() {
-                Some(Piece::Bytes(piece)) => self.piece = piece.map_err(Through::Backend)?,
-                Some(Piece::End) => self.ended = true,
-                // It is stopped, or the runtime ends.
-                None => return Err(Through::Stopped.into()),
+                Some(Piece::Bytes(piece)) => self.piece = piece.map_err(StreamError::Backend)?,
+                Some(Piece::End) => self.is_at_end = true,
+                // The work is over, or the runtime shuts down.
+                None => return Err(StreamError::Cancelled.into()),
             }
         }
         let count = self.piece.len().min(buffer.len());

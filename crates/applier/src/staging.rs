@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Where layers are built ahead: a directory of a batch below the snapshotter's root.
+//! The staging directory of a batch below the snapshotter's root, where layers are written ahead.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -15,30 +15,31 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, XattrFlags, flock, fsetxattr};
 use rustix::io::Errno;
 
-use crate::extract::get;
 use crate::remove::remove;
+use crate::xattr::get;
 
-/// Not in `snapshots/`, where a snapshotter removes what it does not know.
+/// The directory of all staging directories. It is not in `snapshots/`, where snapshotters remove what
+/// they do not know.
 const NAME: &str = ".resnap";
 
-/// What is moved to a snapshot to see whether it can be, and removed at once.
+/// A file that is moved to a snapshot as a trial, and then removed.
 const TRIAL: &str = ".resnap-trial";
 
-/// A batch's own directory.
+/// The staging directory of a batch.
 #[derive(Debug)]
 pub(crate) struct Staging {
     pub(crate) path: PathBuf,
     parent: OwnedFd,
-    /// Locked while this process lives and wants it.
+    /// Locked while this process uses the directory.
     _lock: File,
 }
 
 impl Staging {
-    /// Makes a directory, and finds those that no process holds.
-    pub(crate) fn begin(root: &Path) -> io::Result<(Self, Vec<Self>)> {
+    /// Creates a directory. Also returns those that no process holds.
+    pub(crate) fn create(root: &Path) -> io::Result<(Self, Vec<Self>)> {
         let all = root.join(NAME);
-        make(&all)?;
-        // What is moved from here keeps its label.
+        create_private(&all)?;
+        // Files keep their label when they are moved.
         let snapshots = File::open(root.join("snapshots"))?;
         let parent = File::open(&all)?;
         let label = get(&snapshots, b"security.selinux")?;
@@ -48,25 +49,25 @@ impl Staging {
         }) {
             fsetxattr(&parent, "security.selinux", &label, XattrFlags::empty())?;
         }
-        let dead = Self::dead_in(&all, &parent)?;
+        let orphans = Self::orphans(&all, &parent)?;
         let path = all.join(unique());
-        make(&path)?;
+        create_private(&path)?;
         let this = Self::lock(path, &all)?.ok_or(io::ErrorKind::WouldBlock)?;
-        Ok((this, dead))
+        Ok((this, orphans))
     }
 
-    /// As long as `parent`, that of `all`, is open nobody makes one, which would look like a dead
-    /// one before it is locked.
-    fn dead_in(all: &Path, parent: &File) -> io::Result<Vec<Self>> {
+    /// Returns the directories that no process holds. `parent`, the directory `all`, is locked until it
+    /// is closed: a new directory that is not locked yet would look like an orphan.
+    fn orphans(all: &Path, parent: &File) -> io::Result<Vec<Self>> {
         flock(parent, FlockOperation::LockExclusive)?;
-        let mut dead = Vec::new();
+        let mut orphans = Vec::new();
         for entry in all.read_dir()? {
-            dead.extend(Self::lock(entry?.path(), all)?);
+            orphans.extend(Self::lock(entry?.path(), all)?);
         }
-        Ok(dead)
+        Ok(orphans)
     }
 
-    /// Takes a directory, unless a process holds it.
+    /// Locks a directory, unless a process holds it.
     fn lock(path: PathBuf, all: &Path) -> io::Result<Option<Self>> {
         let lock = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -83,8 +84,8 @@ impl Staging {
         }
     }
 
-    /// Whether what is made here can be moved to `directory`.
-    pub(crate) fn reaches(&self, directory: &Path) -> io::Result<bool> {
+    /// Returns whether files can be moved from here to `directory`.
+    pub(crate) fn can_move_to(&self, directory: &Path) -> io::Result<bool> {
         let (from, to) = (self.path.join(TRIAL), directory.join(TRIAL));
         File::create(&from)?;
         match std::fs::rename(&from, &to) {
@@ -94,38 +95,39 @@ impl Staging {
         }
     }
 
-    /// Removes the directory with all that is in it.
+    /// Removes the directory with everything in it.
     pub(crate) fn remove(self) -> io::Result<()> {
         let name = self.path.file_name().unwrap_or_default();
         remove(&self.parent, name.as_bytes(), &|| Ok(()))
     }
 }
 
-/// Removes what processes that were killed had built ahead for a snapshotter, by its root.
+/// Removes the staging directories that killed processes left below a snapshotter's root.
 ///
-/// A batch does the same at its beginning. It blocks, for as long as that many files take.
+/// A batch does the same when it starts. This function blocks while it removes the files.
 ///
 /// # Errors
 ///
-/// The system's.
+/// A directory cannot be read or removed.
 pub fn clear(root: &Path) -> io::Result<()> {
     let all = root.join(NAME);
-    let dead = match File::open(&all) {
-        Ok(parent) => Staging::dead_in(&all, &parent)?,
+    let orphans = match File::open(&all) {
+        Ok(parent) => Staging::orphans(&all, &parent)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    dead.into_iter().try_for_each(Staging::remove)
+    orphans.into_iter().try_for_each(Staging::remove)
 }
 
-/// Makes a directory for us alone, if it is not there.
-fn make(path: &Path) -> io::Result<()> {
+/// Creates a directory for this user only, unless it exists.
+fn create_private(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
 }
 
+/// Returns a name that no other batch uses.
 fn unique() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

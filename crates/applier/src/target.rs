@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Where a layer goes, by the mounts of its active snapshot.
+//! The target of a layer, by the mounts of its active snapshot.
 //!
-//! The forms are those of containerd 1.6 to 2.4 (`plugins/snapshots/{overlay,native,erofs}`); what is
-//! not exactly one of them is left to containerd.
+//! The forms of mounts are those of containerd 1.6 to 2.4 (`plugins/snapshots/{overlay,native,erofs}`).
+//! Mounts of any other form are left to containerd.
 
 use std::fs::File;
 use std::io;
@@ -14,24 +14,25 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use resnap_core::Mount;
 use resnap_core::media_type::Format;
-use rustix::fs::{CWD, FileType, Gid, Mode, Uid, XattrFlags, fchmod, fchown, fsetxattr, mknodat};
+use rustix::fs::{CWD, FileType, Gid, Mode, Uid, fchmod, fchown, mknodat};
 use rustix::process::geteuid;
 
 use crate::erofs;
 use crate::error::Error;
-use crate::extract::{OPAQUE_VALUE, Style, opaque_name};
+use crate::whiteout::WhiteoutMode;
+use crate::xattr::{self, OPAQUE_VALUE, XattrNamespace};
 
-/// How far the clock of files may be behind.
-const SLACK: Duration = Duration::from_secs(1);
+/// The most that timestamps of files may be behind the clock.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
-/// Where a layer goes.
+/// The target of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     /// The upper directory of an overlay.
     Upper {
         /// `snapshots/N/fs`, empty.
         directory: PathBuf,
-        /// Those of the parents, the topmost first.
+        /// The directories of the parents, the topmost first.
         lower: Vec<PathBuf>,
     },
     /// An EROFS image.
@@ -41,29 +42,29 @@ pub(crate) enum Target {
         /// The images of the parents, the topmost first.
         parents: Vec<PathBuf>,
     },
-    /// A full copy of the parent: `snapshots/N`.
+    /// A full copy of the parent.
     Copy {
-        /// The copy.
+        /// `snapshots/N`.
         directory: PathBuf,
     },
 }
 
-/// What a layer is written as.
+/// The form in which a layer is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub(crate) enum LayerForm {
     /// Files.
-    Tree(Style),
-    /// An EROFS image, of a tar archive.
+    Tree(WhiteoutMode),
+    /// An EROFS image made of a tar archive.
     Image {
-        /// No layer is below it.
+        /// Whether there is no layer below.
         is_lowest: bool,
     },
-    /// An EROFS image, as it came.
+    /// An EROFS image that is copied.
     Blob,
 }
 
 impl Target {
-    /// The snapshot's own directory.
+    /// Returns the directory of the snapshot.
     pub(crate) fn snapshot(&self) -> &Path {
         match self {
             Self::Upper { directory, .. } => directory.parent().unwrap_or(directory),
@@ -71,7 +72,7 @@ impl Target {
         }
     }
 
-    /// What appears in the snapshot.
+    /// Returns the path that the layer gets in the snapshot.
     pub(crate) fn path(&self) -> PathBuf {
         match self {
             Self::Upper { directory, .. } | Self::Copy { directory } => directory.clone(),
@@ -79,31 +80,36 @@ impl Target {
         }
     }
 
-    /// Whether this process can do all there that writing a layer takes.
-    pub(crate) fn probe(&self, user: bool) -> io::Result<()> {
-        // Beside the snapshot: what is in it, and its root's times, are the image's.
+    /// Checks that this process can do everything there that writing a layer takes.
+    pub(crate) fn probe(&self, namespace: XattrNamespace) -> io::Result<()> {
+        // Not in the snapshot: its files, and the times of its root, belong to the image.
         let path = self.snapshot().with_extension("resnap-trial");
         let file = File::create_new(&path)?;
-        let probed = self.try_all(&file, &path, user);
+        let probed = self.try_operations(&file, &path, namespace);
         match std::fs::remove_file(&path) {
-            // containerd removes what it does not know.
+            // containerd may have removed the unknown file.
             Err(error) if error.kind() != io::ErrorKind::NotFound => probed.and(Err(error)),
             _ => probed,
         }
     }
 
-    fn try_all(&self, file: &File, path: &Path, user: bool) -> io::Result<()> {
+    fn try_operations(
+        &self,
+        file: &File,
+        path: &Path,
+        namespace: XattrNamespace,
+    ) -> io::Result<()> {
         if let Self::Image { .. } = self {
             return Ok(());
         }
-        if !user {
+        let is_trusted = namespace == XattrNamespace::Trusted;
+        if is_trusted {
             fchown(file, Some(Uid::from_raw(1)), Some(Gid::from_raw(1)))?;
         }
         fchmod(file, Mode::from_raw_mode(0o4755))?;
         if let Self::Upper { .. } = self {
-            let none = XattrFlags::empty();
-            fsetxattr(file, opaque_name(user), OPAQUE_VALUE, none)?;
-            if !user {
+            xattr::set(file, namespace.opaque_name(), OPAQUE_VALUE)?;
+            if is_trusted {
                 let device = path.with_extension("resnap-device");
                 mknodat(CWD, &device, FileType::CharacterDevice, Mode::empty(), 0)?;
                 std::fs::remove_file(device)?;
@@ -112,71 +118,73 @@ impl Target {
         Ok(())
     }
 
-    /// What a layer of this format is written as.
-    pub(crate) fn shape(&self, format: Format) -> Result<Shape, Error> {
+    /// Returns the form in which a layer of this format is written.
+    pub(crate) fn form(&self, format: Format) -> Result<LayerForm, Error> {
         Ok(match (self, format) {
-            (Self::Image { parents, .. }, Format::Tar) => Shape::Image {
+            (Self::Image { parents, .. }, Format::Tar) => LayerForm::Image {
                 is_lowest: parents.is_empty(),
             },
-            (Self::Image { .. }, Format::Erofs) => Shape::Blob,
-            (_, Format::Erofs) => return unfit("an EROFS image is no layer of files"),
-            // The lowest layer has nothing to copy.
-            (Self::Copy { directory }, Format::Tar) => Shape::Tree(match is_empty(directory) {
-                true => Style::Base,
-                false => Style::Copy,
+            (Self::Image { .. }, Format::Erofs) => LayerForm::Blob,
+            (_, Format::Erofs) => return unsupported("an EROFS image cannot be written as files"),
+            // The lowest layer has no parent to copy.
+            (Self::Copy { directory }, Format::Tar) => LayerForm::Tree(match is_empty(directory) {
+                true => WhiteoutMode::Base,
+                false => WhiteoutMode::Copy,
             }),
-            (Self::Upper { lower, .. }, Format::Tar) => Shape::Tree(match lower.is_empty() {
-                true => Style::Base,
-                false => Style::Upper,
+            (Self::Upper { lower, .. }, Format::Tar) => LayerForm::Tree(match lower.is_empty() {
+                true => WhiteoutMode::Base,
+                false => WhiteoutMode::Upper,
             }),
         })
     }
 }
 
-/// What is known of the snapshots that are written to, besides their mounts.
+/// The facts about snapshots that their mounts do not tell.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Terms<'a> {
-    /// The snapshotter's.
+pub(crate) struct SnapshotFacts<'a> {
+    /// The root of the snapshotter.
     pub(crate) root: &'a Path,
-    /// Whether this is a user namespace.
-    pub(crate) user: bool,
-    /// None is older.
+    pub(crate) namespace: XattrNamespace,
+    /// A time before all snapshots of the batch were created.
     pub(crate) since: SystemTime,
 }
 
-fn unfit<T>(reason: impl Into<String>) -> Result<T, Error> {
-    Err(Error::Unfit(reason.into()))
+fn unsupported<T>(reason: impl Into<String>) -> Result<T, Error> {
+    Err(Error::Unsupported(reason.into()))
 }
 
-/// Finds where a layer goes. All must be below the snapshotter's root, and there.
-pub(crate) fn find(mounts: &[Mount], terms: Terms<'_>) -> Result<Target, Error> {
-    let root = terms.root;
+/// Returns the target of a layer. All its directories must exist below the snapshotter's root.
+pub(crate) fn find(mounts: &[Mount], facts: SnapshotFacts<'_>) -> Result<Target, Error> {
+    let root = facts.root;
     let root = match root.canonicalize() {
         Ok(root) => root.join("snapshots"),
-        Err(error) => return unfit(format!("{root:?}: {error}")),
+        Err(error) => return unsupported(format!("{root:?}: {error}")),
     };
     let Some((last, below)) = mounts.split_last() else {
-        return unfit("no mounts");
+        return unsupported("no mounts");
     };
     let target = match (last.kind.as_str(), below) {
         ("bind", []) => bind(last, &root),
         ("overlay" | "format/mkdir/overlay" | "format/overlay", below) => {
-            overlay(last, below, &root, terms.user)
+            overlay(last, below, &root, facts.namespace)
         }
-        (kind, _) => unfit(format!(
+        (kind, _) => unsupported(format!(
             "{} mounts, the last of type {kind:?}",
             mounts.len()
         )),
     }?;
-    match is_new(&target, &root, terms.since) {
+    match is_new(&target, &root, facts.since) {
         Ok(true) => Ok(target),
-        Ok(false) => unfit(format!("{:?} is of another containerd", target.snapshot())),
-        Err(error) => unfit(format!("{:?}: {error}", target.snapshot())),
+        Ok(false) => unsupported(format!(
+            "{:?} belongs to another containerd",
+            target.snapshot()
+        )),
+        Err(error) => unsupported(format!("{:?}: {error}", target.snapshot())),
     }
 }
 
-/// Whether the snapshot was made just now, by a containerd of our user, and nothing written to it. A
-/// containerd in a container names paths of its own, and the same may be another's here.
+/// Returns whether the snapshot is new and empty, and was created by a containerd of the same user. A
+/// containerd in a container reports paths of its own, which may belong to another containerd here.
 fn is_new(target: &Target, root: &Path, since: SystemTime) -> io::Result<bool> {
     let metadata = target.snapshot().metadata()?;
     let seconds = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or_default());
@@ -185,15 +193,16 @@ fn is_new(target: &Target, root: &Path, since: SystemTime) -> io::Result<bool> {
     let changed = UNIX_EPOCH + seconds + nanoseconds;
     let is_empty = match target {
         Target::Image { .. } => !target.path().try_exists()?,
-        // The copy has what its parent has. An upper directory has been looked at.
+        // A copy has the files of its parent. An upper directory was checked before.
         Target::Copy { .. } | Target::Upper { .. } => true,
     };
-    Ok(is_empty && changed + SLACK >= since && root.metadata()?.uid() == geteuid().as_raw())
+    Ok(is_empty && changed + CLOCK_SLACK >= since && root.metadata()?.uid() == geteuid().as_raw())
 }
 
+/// Returns the target of a bind mount.
 fn bind(mount: &Mount, root: &Path) -> Result<Target, Error> {
-    only(&mount.options, |option| matches!(option, "rw" | "rbind"))?;
-    let (directory, is_fs) = inside(Path::new(&mount.source), root)?;
+    allow_options(&mount.options, |option| matches!(option, "rw" | "rbind"))?;
+    let (directory, is_fs) = snapshot_of(Path::new(&mount.source), root)?;
     if !is_fs {
         return Ok(Target::Copy { directory });
     }
@@ -207,98 +216,124 @@ fn bind(mount: &Mount, root: &Path) -> Result<Target, Error> {
     upper(fs, &snapshot, Vec::new())
 }
 
-fn overlay(mount: &Mount, below: &[Mount], root: &Path, user: bool) -> Result<Target, Error> {
-    let option = |name: &str| {
-        let mut found = mount
-            .options
-            .iter()
-            .filter_map(|option| option.strip_prefix(name));
-        found.next().map(str::to_owned)
-    };
-    let (lower, dir) = (option("lowerdir="), option("upperdir="));
-    only(&mount.options, |option| {
-        let known = [
-            "lowerdir=",
-            "upperdir=",
-            "workdir=",
-            "X-containerd.mkdir.path=",
-        ];
-        known.iter().any(|name| option.starts_with(name))
-            || matches!(option, "index=off" | "volatile" | "userxattr")
-    })?;
-    if user != mount.options.iter().any(|option| option == "userxattr") {
-        return unfit("attributes of overlayfs are not those of this user namespace");
+/// Returns the target of an overlay, with the mounts `below` it.
+fn overlay(
+    mount: &Mount,
+    below: &[Mount],
+    root: &Path,
+    namespace: XattrNamespace,
+) -> Result<Target, Error> {
+    let options = OverlayOptions::parse(&mount.options)?;
+    if options.namespace != namespace {
+        return unsupported("attributes of overlayfs are not those of this user namespace");
     }
-    let (Some(lower), Some(dir)) = (lower, dir) else {
-        return unfit("an overlay without upper or lower directory");
+    let (Some(lower), Some(upperdir)) = (options.lower, options.upper) else {
+        return unsupported("an overlay without upper or lower directory");
     };
-    let (snapshot, is_fs) = inside(Path::new(&dir), root)?;
+    let (snapshot, is_fs) = snapshot_of(Path::new(upperdir), root)?;
     if !is_fs {
-        return unfit(format!("the upper directory is {dir:?}"));
+        return unsupported(format!("the upper directory is {upperdir:?}"));
     }
     let is_image = snapshot.join(".erofslayer").exists();
     if !below.is_empty() {
         if !is_image || !lower.starts_with("{{") {
-            return unfit("mounts below an overlay");
+            return unsupported("mounts below an overlay");
         }
-        let parents = below.iter().map(|mount| image(mount, root));
+        let parents = below.iter().map(|mount| parent_image(mount, root));
         return Ok(Target::Image {
             directory: snapshot,
             parents: parents.collect::<Result<_, _>>()?,
         });
     }
-    if lower.contains(['\\', '{']) {
-        return unfit(format!("lower directories {lower:?}"));
+    let lower = lower_snapshots(lower, root)?;
+    let inside = |name| lower.iter().map(|snapshot| snapshot.join(name)).collect();
+    match is_image {
+        true => Ok(Target::Image {
+            parents: inside(erofs::NAME),
+            directory: snapshot,
+        }),
+        false => upper(snapshot.join("fs"), &snapshot, inside("fs")),
     }
-    let lower = lower.split(':').map(|path| {
-        let (snapshot, is_fs) = inside(Path::new(path), root)?;
-        match is_fs {
-            true => Ok(snapshot),
-            false => unfit(format!("the lower directory {path:?}")),
-        }
-    });
-    let lower: Vec<PathBuf> = lower.collect::<Result<_, _>>()?;
-    if !is_image {
-        let lower = lower.iter().map(|snapshot| snapshot.join("fs")).collect();
-        return upper(snapshot.join("fs"), &snapshot, lower);
-    }
-    Ok(Target::Image {
-        directory: snapshot,
-        parents: lower
-            .iter()
-            .map(|snapshot| snapshot.join(erofs::NAME))
-            .collect(),
-    })
 }
 
-/// A parent that the mount manager would mount.
-fn image(mount: &Mount, root: &Path) -> Result<PathBuf, Error> {
-    if mount.kind != "erofs" {
-        return unfit(format!("a mount of type {:?} below an overlay", mount.kind));
+/// The options of an overlay.
+struct OverlayOptions<'a> {
+    lower: Option<&'a str>,
+    upper: Option<&'a str>,
+    namespace: XattrNamespace,
+}
+
+impl<'a> OverlayOptions<'a> {
+    fn parse(options: &'a [String]) -> Result<Self, Error> {
+        allow_options(options, |option| {
+            let known = [
+                "lowerdir=",
+                "upperdir=",
+                "workdir=",
+                "X-containerd.mkdir.path=",
+            ];
+            known.iter().any(|name| option.starts_with(name))
+                || matches!(option, "index=off" | "volatile" | "userxattr")
+        })?;
+        let value = |name: &str| {
+            let mut options = options.iter();
+            options.find_map(|option| option.strip_prefix(name))
+        };
+        Ok(Self {
+            lower: value("lowerdir="),
+            upper: value("upperdir="),
+            namespace: match options.iter().any(|option| option == "userxattr") {
+                true => XattrNamespace::User,
+                false => XattrNamespace::Trusted,
+            },
+        })
     }
-    // Others need another device, or verity.
-    only(&mount.options, |option| matches!(option, "ro" | "loop"))?;
+}
+
+/// Returns the directories of the snapshots in the option `lowerdir`.
+fn lower_snapshots(lower: &str, root: &Path) -> Result<Vec<PathBuf>, Error> {
+    if lower.contains(['\\', '{']) {
+        return unsupported(format!("lower directories {lower:?}"));
+    }
+    let lower = lower.split(':').map(|path| {
+        let (snapshot, is_fs) = snapshot_of(Path::new(path), root)?;
+        match is_fs {
+            true => Ok(snapshot),
+            false => unsupported(format!("the lower directory {path:?}")),
+        }
+    });
+    lower.collect()
+}
+
+/// Returns the image of a parent that containerd's mount manager would mount.
+fn parent_image(mount: &Mount, root: &Path) -> Result<PathBuf, Error> {
+    if mount.kind != "erofs" {
+        return unsupported(format!("a mount of type {:?} below an overlay", mount.kind));
+    }
+    // Other options need another device, or dm-verity.
+    allow_options(&mount.options, |option| matches!(option, "ro" | "loop"))?;
     let path = Path::new(&mount.source);
     match (path.file_name(), path.parent()) {
         (Some(name), Some(parent)) if name == erofs::NAME => {
-            let (snapshot, _) = inside(parent, root)?;
+            let (snapshot, _) = snapshot_of(parent, root)?;
             Ok(snapshot.join(erofs::NAME))
         }
-        _ => unfit(format!("a parent is {path:?}")),
+        _ => unsupported(format!("the parent {path:?}")),
     }
 }
 
+/// Returns an upper directory as a target, if it is empty.
 fn upper(directory: PathBuf, snapshot: &Path, lower: Vec<PathBuf>) -> Result<Target, Error> {
     if !snapshot.join("work").is_dir() {
-        return unfit(format!("no overlay's work directory in {snapshot:?}"));
+        return unsupported(format!("no overlay's work directory in {snapshot:?}"));
     }
     match directory
         .read_dir()
         .map(|mut entries| entries.next().is_none())
     {
         Ok(true) => Ok(Target::Upper { directory, lower }),
-        Ok(false) => unfit(format!("{directory:?} is not empty")),
-        Err(error) => unfit(format!("{directory:?}: {error}")),
+        Ok(false) => unsupported(format!("{directory:?} is not empty")),
+        Err(error) => unsupported(format!("{directory:?}: {error}")),
     }
 }
 
@@ -307,24 +342,25 @@ fn is_empty(directory: &Path) -> bool {
     entries.is_ok_and(|mut entries| entries.next().is_none())
 }
 
-fn only(options: &[String], known: impl Fn(&str) -> bool) -> Result<(), Error> {
+/// Refuses options that are not known.
+fn allow_options(options: &[String], known: impl Fn(&str) -> bool) -> Result<(), Error> {
     match options.iter().find(|option| !known(option)) {
-        Some(option) => unfit(format!("the mount option {option:?}")),
+        Some(option) => unsupported(format!("the mount option {option:?}")),
         None => Ok(()),
     }
 }
 
-/// The directory of the snapshot that `path` is, or is the `fs` of, and whether it is that.
-fn inside(path: &Path, root: &Path) -> Result<(PathBuf, bool), Error> {
+/// Returns the directory of the snapshot that `path` belongs to, and whether `path` is its `fs`.
+fn snapshot_of(path: &Path, root: &Path) -> Result<(PathBuf, bool), Error> {
     let real = match path.canonicalize() {
         Ok(real) => real,
-        Err(error) => return unfit(format!("{path:?}: {error}")),
+        Err(error) => return unsupported(format!("{path:?}: {error}")),
     };
     let rest = real.strip_prefix(root).unwrap_or(Path::new(""));
     let names: Vec<Component<'_>> = rest.components().collect();
     match names[..] {
         [snapshot] => Ok((root.join(snapshot), false)),
         [snapshot, Component::Normal(name)] if name == "fs" => Ok((root.join(snapshot), true)),
-        _ => unfit(format!("{path:?} is no snapshot in {root:?}")),
+        _ => unsupported(format!("{path:?} is not a snapshot in {root:?}")),
     }
 }

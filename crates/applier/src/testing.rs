@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A comparison of any layers as directories with the same as EROFS images, for unit tests and fuzzing.
-//! It needs root, as resnap does.
+//! A comparison of layers written as directories with the same layers written as EROFS images, for unit
+//! tests and fuzzing. It needs root.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -16,22 +16,23 @@ use std::sync::Arc;
 use resnap_core::Digest;
 use resnap_erofs::ErofsReader;
 use resnap_layer::{Layer, Limits};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 pub use self::layers::{Item, RECORD, layers};
 use crate::erofs::{self, Parent};
 use crate::error::Error;
-use crate::extract::{Extraction, Style};
+use crate::extract::Extraction;
 use crate::guard::Guard;
-use crate::lower::Lower;
-use crate::pipeline::Stop;
+use crate::lower::LowerDirs;
+use crate::whiteout::WhiteoutMode;
+use crate::xattr::XattrNamespace;
 
-/// Writes layers, the lowest first, to directories and to EROFS images, and looks whether both hold
-/// the same or refuse it for the same reason. What is written is `within` a directory, and removed.
+/// Writes layers, the lowest first, to directories and to EROFS images. Checks that both have the same
+/// content, or are refused for the same reason. Files are written to `within`, and removed.
 ///
 /// # Panics
 ///
-/// They differ.
+/// The results differ.
 pub fn compare(layers: &[Vec<Item>], within: &Path) {
     let root = tempfile::tempdir_in(within).unwrap();
     let (mut directories, mut images) = (Vec::new(), Vec::new());
@@ -64,24 +65,27 @@ pub fn compare(layers: &[Vec<Item>], within: &Path) {
     }
 }
 
-/// Writes a layer to a directory; those `below` it have the topmost first.
+/// Writes a layer to a directory. `below` are the directories of the lower layers, the topmost first.
 fn extract(stream: &[u8], directory: &Path, below: &[PathBuf]) -> Result<(), Error> {
-    let (_alive, stop) = watch::channel(false);
-    let style = match below {
-        [] => Style::Base,
-        _ => Style::Upper,
+    let mode = match below {
+        [] => WhiteoutMode::Base,
+        _ => WhiteoutMode::Upper,
     };
     let mut layer = Layer::new(stream, Limits::default());
-    let mut extraction = Extraction::new(directory, style, false, Stop(stop))?;
+    let mut extraction = Extraction::new(
+        directory,
+        mode,
+        XattrNamespace::Trusted,
+        CancellationToken::new(),
+    )?;
     extraction.add(&mut layer)?;
     layer.finish()?;
-    extraction.finish(&Lower::open(below).unwrap())
+    extraction.finish(&LowerDirs::open(below).unwrap())
 }
 
-/// Writes a layer to an image; those `below` it have the topmost first.
+/// Writes a layer to an image. `below` are the images of the lower layers, the topmost first.
 fn write(stream: &[u8], path: &Path, below: &[Parent]) -> Result<Parent, Error> {
-    let (_alive, stop) = watch::channel(false);
-    let guard = Guard::from(Stop(stop));
+    let guard = Guard::from(CancellationToken::new());
     let mut layer = Layer::new(stream, Limits::default());
     let writer = erofs::write(path, &mut layer, below.is_empty(), &guard)?;
     layer.finish()?;

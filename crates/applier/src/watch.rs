@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Whether containerd's differ gets on: it answers once a layer is written, and says nothing before.
+//! A watch over the progress of containerd's differ, which reports nothing until a layer is written.
 //!
-//! It does if files of the snapshot change, or if a program that was told the snapshot's path, as
-//! `mkfs.erofs` is, uses the processor. Neither can be seen where the snapshot is none of this
-//! machine's directories, and syncing a file system changes no file: then there is no limit.
+//! There is progress if files of the snapshot change, or if a program with the snapshot's path in its
+//! arguments, such as `mkfs.erofs`, uses the processor. Neither is visible if the snapshot is not a
+//! directory here, and syncing a file system changes no file: then there is no limit.
 
 use std::fs::File;
 use std::io;
@@ -16,24 +16,24 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use resnap_core::{Applied, Descriptor, Error, Kind, Mount, Result, Scope};
-use resnap_layer::way::join;
+use resnap_layer::path::join;
 use rustix::fs::{AtFlags, Dir, FileType, statat};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use crate::extract::open_below;
+use crate::beneath::open_beneath;
 use crate::progress::Progress;
 
-/// How far the clock of files may be behind.
-const SLACK: Duration = Duration::from_millis(100);
+/// The most that timestamps of files may be behind the clock.
+const CLOCK_SLACK: Duration = Duration::from_millis(100);
 
-/// How often it is looked, at least.
-const OFTEN: Duration = Duration::from_secs(60);
+/// The longest interval between two checks.
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Files that are looked at. In a larger tree something is taken to have changed.
-const FILES: usize = 1_000_000;
+/// The most files that are checked. A larger tree is assumed to have changed.
+const MAX_FILES: usize = 1_000_000;
 
-/// Has `differ` apply a layer, unless it does not get on for as long as `limit`.
+/// Applies a layer with `differ`. Fails if there is no progress for `limit`.
 pub(crate) async fn apply(
     differ: &dyn resnap_core::Applier,
     scope: &Scope,
@@ -51,14 +51,14 @@ pub(crate) async fn apply(
         () = stalled(snapshot, limit) => {
             let error = Error::new(Kind::DeadlineExceeded, "apply layer", layer.digest.as_str());
             Err(error.with_source(format!(
-                "containerd's differ has changed nothing in the snapshot for {limit:?}: see to \
-                 containerd or the disk, or raise stall"
+                "containerd's differ has changed nothing in the snapshot for {limit:?}: check \
+                 containerd and the disk, or raise stall"
             )))
         }
     }
 }
 
-/// The directory of the snapshot that the last of these mounts writes to, if it is one here.
+/// Returns the directory of the snapshot that the last of these mounts writes to, if it exists here.
 fn snapshot(mounts: &[Mount]) -> Option<PathBuf> {
     let mount = mounts.last()?;
     let mut options = mount.options.iter();
@@ -72,44 +72,47 @@ fn snapshot(mounts: &[Mount]) -> Option<PathBuf> {
     path.is_dir().then(|| path.to_path_buf())
 }
 
-/// Ends once nothing has changed for as long as `limit`.
+/// Waits until nothing has changed for `limit`.
 async fn stalled(snapshot: PathBuf, limit: Duration) {
     let progress = Arc::new(Progress::default());
-    let look = async {
+    let poll = async {
         let (mut since, mut used) = (SystemTime::now(), 0);
         loop {
-            sleep((limit / 10).min(OFTEN)).await;
+            sleep((limit / 10).min(MAX_INTERVAL)).await;
             let (begin, path) = (SystemTime::now(), snapshot.clone());
-            let looked = Instant::now();
-            let looking = spawn_blocking(move || {
-                // What cannot be looked at has not changed.
-                (has_changed(&path, since).unwrap_or(false), used_by(&path))
+            let started = Instant::now();
+            let check = spawn_blocking(move || {
+                // A directory that cannot be read counts as unchanged.
+                (
+                    has_changed(&path, since).unwrap_or(false),
+                    cpu_ticks_of(&path),
+                )
             });
-            let (has_changed, now) = looking.await.unwrap_or_default();
+            let (has_changed, now) = check.await.unwrap_or_default();
             if has_changed || now != used {
-                progress.step();
+                progress.advance();
             }
             (since, used) = (begin, now);
-            // To look is to take little of the time, and to be soon enough.
-            sleep((looked.elapsed() * 20).min(limit / 4)).await;
+            // Checks take at most a twentieth of the time.
+            sleep((started.elapsed() * 20).min(limit / 4)).await;
         }
     };
     tokio::select! {
-        () = look => {}
+        () = poll => {}
         () = progress.stalled(limit) => {}
     }
 }
 
-/// Whether anything in a directory has changed since then.
+/// Returns whether anything in a directory has changed since a time.
 fn has_changed(directory: &Path, since: SystemTime) -> io::Result<bool> {
     let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let since = i128::try_from(since.saturating_sub(SLACK).as_nanos()).unwrap_or_default();
+    let since = i128::try_from(since.saturating_sub(CLOCK_SLACK).as_nanos()).unwrap_or_default();
     let root: OwnedFd = File::open(directory)?.into();
     let mut todo = vec![Vec::new()];
     let mut count = 0;
     while let Some(path) = todo.pop() {
-        // It may be gone, or something else by now.
-        let Ok(fd) = open_below(&root, &path) else {
+        // It may have been removed or replaced.
+        let Ok(fd) = open_beneath(&root, &path) else {
             continue;
         };
         for entry in Dir::read_from(&fd)? {
@@ -126,7 +129,7 @@ fn has_changed(directory: &Path, since: SystemTime) -> io::Result<bool> {
             count += 1;
             let changed =
                 i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec);
-            if changed >= since || count > FILES {
+            if changed >= since || count > MAX_FILES {
                 return Ok(true);
             }
             let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -138,9 +141,9 @@ fn has_changed(directory: &Path, since: SystemTime) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Returns how long all programs with this path in their arguments have used the processor, in ticks.
-/// Those of other PID namespaces do not count: a pod may give its own any arguments.
-fn used_by(path: &Path) -> u64 {
+/// Returns the processor time in ticks of all programs with this path in their arguments. Programs in
+/// other PID namespaces do not count: a pod may choose any arguments.
+fn cpu_ticks_of(path: &Path) -> u64 {
     let path = path.as_os_str().as_bytes();
     let namespace = |process: &Path| std::fs::read_link(process.join("ns/pid")).ok();
     let own = namespace(Path::new("/proc/self"));
@@ -150,11 +153,11 @@ fn used_by(path: &Path) -> u64 {
     let used = processes.filter_map(|process| {
         let process = process.ok()?.path();
         let command = std::fs::read(process.join("cmdline")).ok()?;
-        if !is_named(path, &command) || namespace(&process) != own {
+        if !names_path(path, &command) || namespace(&process) != own {
             return None;
         }
         let stat = std::fs::read_to_string(process.join("stat")).ok()?;
-        // The name of the program is in brackets, and may have any in it.
+        // The name of the program is in parentheses, and may contain more of them.
         let (_, fields) = stat.rsplit_once(')')?;
         let fields = fields.split_whitespace().skip(11).take(2);
         Some(
@@ -166,8 +169,8 @@ fn used_by(path: &Path) -> u64 {
     used.sum()
 }
 
-/// Returns whether the arguments of a program name a path, or one in it.
-fn is_named(path: &[u8], arguments: &[u8]) -> bool {
+/// Returns whether the arguments of a program contain a path, or one inside it.
+fn names_path(path: &[u8], arguments: &[u8]) -> bool {
     let mut parts = arguments.windows(path.len()).enumerate();
     parts.any(|(at, part)| {
         let next = arguments.get(at + path.len());
@@ -193,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_not_named_by_one_that_goes_on() {
+    fn a_path_does_not_match_a_longer_name() {
         let path = b"/snapshots/1";
         for arguments in [&b"mkfs\0/snapshots/1\0"[..], b"mkfs\0--x=/snapshots/1/fs\0"] {
-            assert!(is_named(path, arguments));
+            assert!(names_path(path, arguments));
         }
         for arguments in [&b"mkfs\0/snapshots/12\0"[..], b"mkfs\0/snapshots\0", b""] {
-            assert!(!is_named(path, arguments));
+            assert!(!names_path(path, arguments));
         }
     }
 
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_seen_wherever_they_are() {
+    fn changes_are_found_at_any_depth() {
         let dir = tempfile::tempdir().unwrap();
         let deep = dir.path().join("a/b/c");
         std::fs::create_dir_all(&deep).unwrap();
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn programs_at_work_get_on() {
+    async fn busy_programs_count_as_progress() {
         let dir = tempfile::tempdir().unwrap();
         std::thread::sleep(Duration::from_millis(200));
         let mut busy = Command::new("sh")

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Frames that come from a client, and what becomes of each.
+//! The frames of a client, and what to do with each.
 
 use http::uri::Authority;
 
 use crate::hpack::{Decoder, Field, Malformed};
 
-/// The largest header block that is followed, with the heads of its frames; and the largest list of
-/// headers that is written anew, by the size that RFC 9113 gives it.
+/// The largest header block that is parsed, including the headers of its frames. Also the limit for
+/// the header list of a rewritten block, in the size that RFC 9113 defines.
 pub const MAX_BLOCK: usize = 1 << 20;
 
-/// What a connection begins with.
-const PREFACE: usize = 24;
+/// The length of the connection preface.
+const PREFACE_LEN: usize = 24;
 
-/// What a frame begins with: the length of the rest, a kind, flags, a stream.
-const HEAD: usize = 9;
+/// The length of a frame header: the length of the payload, a type, flags, and a stream.
+const FRAME_HEADER_LEN: usize = 9;
 
-/// The longest rest of a frame that a server takes that has not said otherwise.
-const MAX_FRAME: usize = 16 << 10;
+/// The longest payload of a frame, as servers accept it by default.
+const MAX_PAYLOAD: usize = 16 << 10;
 
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
@@ -28,179 +28,188 @@ const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
-/// What servers take in the place of what they do not.
-const INSTEAD: &[u8] = b"localhost";
+/// The authority that replaces invalid ones.
+const REPLACEMENT: &[u8] = b"localhost";
 
-/// What becomes of the next bytes.
+/// What to do with the next bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// So many go on as they are.
+    /// Forward this many bytes.
     Pass(usize),
-    /// So many are left out, and these are in their place.
+    /// Forward these bytes instead of this many.
     Replace(usize, Vec<u8>),
-    /// That can be told when there are more.
-    More,
+    /// Read more bytes first.
+    Incomplete,
 }
 
-/// What is known of a client's connection.
+/// The state of the parser of a connection.
 #[derive(Debug)]
 pub(crate) struct Frames {
-    /// How much is to come of what passes.
-    passing: usize,
-    /// How much of a block has been looked at that is not complete yet.
-    walked: usize,
+    /// The bytes that are still to be forwarded without parsing.
+    passthrough: usize,
+    /// The length of the frames found so far of an incomplete header block.
+    scanned: usize,
     decoder: Decoder,
-    /// Whether a block was changed.
-    changes: bool,
-    /// Whether something was broken: the codec sees it, and ends the connection.
-    broken: bool,
+    /// Whether a block was rewritten.
+    rewriting: bool,
+    /// Whether a frame was malformed. The codec gets it, and ends the connection.
+    failed: bool,
 }
 
 impl Default for Frames {
     fn default() -> Self {
         Self {
-            passing: PREFACE,
-            walked: 0,
+            passthrough: PREFACE_LEN,
+            scanned: 0,
             decoder: Decoder::default(),
-            changes: false,
-            broken: false,
+            rewriting: false,
+            failed: false,
         }
     }
 }
 
 impl Frames {
-    /// Looks at the next bytes, of which there is at least one. What passes or is left out is not
-    /// shown again; other bytes are, with more behind them.
+    /// Parses the next bytes, of which there must be at least one. The next call starts behind the
+    /// bytes that are forwarded or replaced, or repeats `bytes` with more behind them.
     pub(crate) fn step(&mut self, bytes: &[u8]) -> Step {
-        if self.broken {
+        if self.failed {
             return Step::Pass(bytes.len());
         }
-        if self.passing > 0 {
-            let count = self.passing.min(bytes.len());
-            self.passing -= count;
+        if self.passthrough > 0 {
+            let count = self.passthrough.min(bytes.len());
+            self.passthrough -= count;
             return Step::Pass(count);
         }
-        let Some(head) = Head::read(bytes) else {
-            return Step::More;
+        let Some(header) = FrameHeader::read(bytes) else {
+            return Step::Incomplete;
         };
-        if head.kind != HEADERS {
-            self.passing = HEAD + head.length;
+        if header.kind != HEADERS {
+            self.passthrough = FRAME_HEADER_LEN + header.length;
             return self.step(bytes);
         }
-        let end = match self.end_of_block(&head, bytes) {
+        let end = match self.end_of_block(&header, bytes) {
             Ok(Some(end)) => end,
-            Ok(None) => return Step::More,
-            Err(Malformed) => return self.breaks(bytes),
+            Ok(None) => return Step::Incomplete,
+            Err(Malformed) => return self.fail(bytes),
         };
-        self.walked = 0;
-        match self.block(&head, &bytes[..end]) {
+        self.scanned = 0;
+        match self.decode_frames(&header, &bytes[..end]) {
             Ok(None) => Step::Pass(end),
-            Ok(Some(block)) => Step::Replace(end, frames(&head, &block)),
-            Err(Malformed) => self.breaks(bytes),
+            Ok(Some(block)) => Step::Replace(end, encode_frames(&header, &block)),
+            Err(Malformed) => self.fail(bytes),
         }
     }
 
-    /// Where the block that begins here ends, once all of its frames are there.
-    fn end_of_block(&mut self, first: &Head, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
+    /// Returns where the header block at the start of `bytes` ends; `None` if it is incomplete.
+    fn end_of_block(
+        &mut self,
+        first: &FrameHeader,
+        bytes: &[u8],
+    ) -> Result<Option<usize>, Malformed> {
         loop {
-            if self.walked > MAX_BLOCK {
+            if self.scanned > MAX_BLOCK {
                 return Err(Malformed);
             }
-            let Some(head) = Head::read(&bytes[self.walked..]) else {
+            let Some(header) = FrameHeader::read(&bytes[self.scanned..]) else {
                 return Ok(None);
             };
-            let is_next =
-                self.walked == 0 || (head.kind == CONTINUATION && head.stream == first.stream);
-            if !is_next || head.length > MAX_FRAME {
+            let continues =
+                self.scanned == 0 || (header.kind == CONTINUATION && header.stream == first.stream);
+            if !continues || header.length > MAX_PAYLOAD {
                 return Err(Malformed);
             }
-            let end = self.walked + HEAD + head.length;
+            let end = self.scanned + FRAME_HEADER_LEN + header.length;
             if end > bytes.len() {
                 return Ok(None);
             }
-            self.walked = end;
-            if head.flags & END_HEADERS != 0 {
+            self.scanned = end;
+            if header.flags & END_HEADERS != 0 {
                 return Ok(Some(end));
             }
         }
     }
 
-    /// Reads a block of whole frames; gives it anew if it is to be another.
-    fn block(&mut self, head: &Head, bytes: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
-        let first = HEAD + head.length;
-        let begin = fragment(head, &bytes[HEAD..first])?;
+    /// Decodes the header block of these frames. Returns a new block if it must be rewritten.
+    fn decode_frames(
+        &mut self,
+        header: &FrameHeader,
+        bytes: &[u8],
+    ) -> Result<Option<Vec<u8>>, Malformed> {
+        let first = FRAME_HEADER_LEN + header.length;
+        let begin = fragment(header, &bytes[FRAME_HEADER_LEN..first])?;
         if first == bytes.len() {
-            return self.read(begin);
+            return self.decode_block(begin);
         }
         let mut whole = begin.to_vec();
         let mut rest = &bytes[first..];
-        while let Some(head) = Head::read(rest) {
-            let end = HEAD + head.length;
-            whole.extend_from_slice(rest.get(HEAD..end).ok_or(Malformed)?);
+        while let Some(header) = FrameHeader::read(rest) {
+            let end = FRAME_HEADER_LEN + header.length;
+            whole.extend_from_slice(rest.get(FRAME_HEADER_LEN..end).ok_or(Malformed)?);
             rest = &rest[end..];
         }
-        self.read(&whole)
+        self.decode_block(&whole)
     }
 
-    fn read(&mut self, block: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
-        let mut out = self.changes.then(Vec::new);
+    fn decode_block(&mut self, block: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
+        let mut out = self.rewriting.then(Vec::new);
         let mut size = 0_usize;
-        self.decoder.read(block, |at, field| {
+        self.decoder.decode(block, |at, field| {
             size = size.saturating_add(field.size());
-            // Of a list that is too long the codec has seen enough.
-            let is_read = size <= 2 * MAX_BLOCK;
-            let authority = field.authority().filter(|_| is_read);
-            let is_taken = authority.is_none_or(|text| Authority::try_from(text).is_ok());
-            if !is_taken && out.is_none() {
-                // What is before it puts the same into both tables.
+            // The codec rejects a list of this size: the rest is neither validated nor written.
+            let in_limit = size <= 2 * MAX_BLOCK;
+            let authority = field.authority().filter(|_| in_limit);
+            let is_valid = authority.is_none_or(|text| Authority::try_from(text).is_ok());
+            if !is_valid && out.is_none() {
+                // The fields before this one have the same effect on both tables.
                 out = Some(block[..at].to_vec());
             }
-            let field = match is_taken {
-                true => field,
-                false => Field::Text {
+            let field = if is_valid {
+                field
+            } else {
+                Field::Text {
                     name: b":authority",
-                    value: INSTEAD,
+                    value: REPLACEMENT,
                     never_indexed: false,
-                },
+                }
             };
             if let Some(out) = &mut out
-                && is_read
+                && in_limit
             {
                 field.write(out);
             }
         })?;
-        self.changes |= out.is_some();
+        self.rewriting |= out.is_some();
         Ok(out)
     }
 
-    fn breaks(&mut self, bytes: &[u8]) -> Step {
-        self.broken = true;
-        if !self.changes {
+    fn fail(&mut self, bytes: &[u8]) -> Step {
+        self.failed = true;
+        if !self.rewriting {
             return Step::Pass(bytes.len());
         }
-        // Its table is another: it gets what is malformed with any. Index 0 is.
-        let head = Head {
+        // The table of the codec differs from the client's. Index 0 is malformed with any table.
+        let header = FrameHeader {
             length: 0,
             kind: HEADERS,
             flags: 0,
             stream: [0, 0, 0, 1],
         };
-        Step::Replace(bytes.len(), frames(&head, &[0x80]))
+        Step::Replace(bytes.len(), encode_frames(&header, &[0x80]))
     }
 }
 
-/// The first bytes of a frame.
+/// The header of a frame.
 #[derive(Debug)]
-struct Head {
+struct FrameHeader {
     length: usize,
     kind: u8,
     flags: u8,
     stream: [u8; 4],
 }
 
-impl Head {
+impl FrameHeader {
     fn read(bytes: &[u8]) -> Option<Self> {
-        let &[a, b, c, kind, flags, ref stream @ ..] = bytes.first_chunk::<HEAD>()?;
+        let &[a, b, c, kind, flags, ref stream @ ..] = bytes.first_chunk::<FRAME_HEADER_LEN>()?;
         let length = u32::from_be_bytes([0, a, b, c]);
         Some(Self {
             length: usize::try_from(length).ok()?,
@@ -211,25 +220,25 @@ impl Head {
     }
 }
 
-/// What of a frame's rest is of a block.
-fn fragment<'a>(head: &Head, rest: &'a [u8]) -> Result<&'a [u8], Malformed> {
-    let (mut begin, mut end) = (0, rest.len());
-    if head.flags & PADDED != 0 {
-        let padding = *rest.first().ok_or(Malformed)?;
+/// Returns the part of a payload that belongs to the header block.
+fn fragment<'a>(header: &FrameHeader, payload: &'a [u8]) -> Result<&'a [u8], Malformed> {
+    let (mut begin, mut end) = (0, payload.len());
+    if header.flags & PADDED != 0 {
+        let padding = *payload.first().ok_or(Malformed)?;
         begin += 1;
         end = end.checked_sub(usize::from(padding)).ok_or(Malformed)?;
     }
-    if head.flags & PRIORITY != 0 {
+    if header.flags & PRIORITY != 0 {
         begin += 5;
     }
-    rest.get(begin..end).ok_or(Malformed)
+    payload.get(begin..end).ok_or(Malformed)
 }
 
-/// The frames of a block that takes the place of another.
-fn frames(head: &Head, block: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(block.len() + HEAD);
-    let mut pieces = block.chunks(MAX_FRAME).peekable();
-    let (mut kind, mut flags) = (HEADERS, head.flags & END_STREAM);
+/// Encodes the frames of a rewritten block.
+fn encode_frames(header: &FrameHeader, block: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(block.len() + FRAME_HEADER_LEN);
+    let mut pieces = block.chunks(MAX_PAYLOAD).peekable();
+    let (mut kind, mut flags) = (HEADERS, header.flags & END_STREAM);
     while let Some(piece) = pieces.next() {
         if pieces.peek().is_none() {
             flags |= END_HEADERS;
@@ -237,7 +246,7 @@ fn frames(head: &Head, block: &[u8]) -> Vec<u8> {
         let length = u32::try_from(piece.len()).unwrap_or(u32::MAX).to_be_bytes();
         out.extend_from_slice(&length[1..]);
         out.extend_from_slice(&[kind, flags]);
-        out.extend_from_slice(&head.stream);
+        out.extend_from_slice(&header.stream);
         out.extend_from_slice(piece);
         (kind, flags) = (CONTINUATION, 0);
     }

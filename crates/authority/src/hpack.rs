@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Header blocks (RFC 7541): read with the table that their sender has, and written without one.
+//! HPACK (RFC 7541): header blocks are decoded with the dynamic table of their sender, and encoded
+//! without one.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -10,16 +11,16 @@ use bytes::Bytes;
 
 use crate::huffman;
 
-/// How large a sender's table may become, as no server here says otherwise.
+/// The largest dynamic table of a sender: the default, since no server here changes it.
 const MAX_TABLE: usize = 4096;
 
-/// What an entry takes of it beside its name and value.
+/// The size of a table entry beside its name and value.
 const OVERHEAD: usize = 32;
 
-/// The longest string; no block is as long.
+/// The largest integer that is decoded. No block is as long.
 const MAX_INTEGER: usize = 1 << 27;
 
-/// The names of the static table; the first has index 1.
+/// The names in the static table. The first has index 1.
 const STATIC: [&str; 61] = [
     ":authority",
     ":method",
@@ -84,24 +85,24 @@ const STATIC: [&str; 61] = [
     "www-authenticate",
 ];
 
-/// The only entry of the static table whose value may have to be another.
+/// The index of `:authority` in the static table, with an empty value.
 const AUTHORITY: usize = 1;
 
-/// A field of a block.
+/// A field of a header block.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Field<'a> {
-    /// An entry of the static table, which is everybody's.
+    /// An entry of the static table.
     Static(usize),
     Text {
         name: &'a [u8],
         value: &'a [u8],
-        /// Whether nobody on its way may put it into a table.
+        /// Whether no intermediary may add the field to a table.
         never_indexed: bool,
     },
 }
 
 impl<'a> Field<'a> {
-    /// The authority, if it is that.
+    /// Returns the value, if the field is `:authority`.
     pub(crate) fn authority(&self) -> Option<&'a [u8]> {
         match *self {
             Self::Static(AUTHORITY) => Some(b""),
@@ -110,7 +111,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// What it takes of a list of headers.
+    /// Returns the size of the field in a header list.
     pub(crate) fn size(&self) -> usize {
         match *self {
             Self::Static(_) => OVERHEAD,
@@ -118,7 +119,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Writes it so that it changes no table, and needs none but the static one.
+    /// Encodes the field without changing or referring to a dynamic table.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         match *self {
             Self::Static(index) => write_integer(0x80, 7, index, out),
@@ -137,14 +138,14 @@ impl<'a> Field<'a> {
     }
 }
 
-/// What cannot be read.
+/// The error for a malformed block or frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// Reads blocks, in the order in which they come.
+/// A decoder of header blocks, which must be decoded in the order in which they arrive.
 #[derive(Debug)]
 pub(crate) struct Decoder {
-    /// The newest is the first.
+    /// The dynamic table, the newest entry first.
     table: VecDeque<(Bytes, Bytes)>,
     size: usize,
     max: usize,
@@ -161,8 +162,8 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Reads a block; `each` is told where a field begins, and what it is.
-    pub(crate) fn read(
+    /// Decodes a block. Calls `each` with the position of each field, and the field.
+    pub(crate) fn decode(
         &mut self,
         block: &[u8],
         mut each: impl FnMut(usize, Field<'_>),
@@ -205,11 +206,11 @@ impl Decoder {
         let is_indexed = first & 0x40 != 0;
         let index = integer(rest, if is_indexed { 6 } else { 4 })?;
         let name = match index {
-            0 => Name::Own(string(rest)?),
-            1..=61 => Name::Kept(Bytes::from_static(STATIC[index - 1].as_bytes())),
+            0 => Name::Literal(string(rest)?),
+            1..=61 => Name::Indexed(Bytes::from_static(STATIC[index - 1].as_bytes())),
             _ => {
-                let kept = self.table.get(index - STATIC.len() - 1);
-                Name::Kept(kept.ok_or(Malformed)?.0.clone())
+                let entry = self.table.get(index - STATIC.len() - 1);
+                Name::Indexed(entry.ok_or(Malformed)?.0.clone())
             }
         };
         let value = string(rest)?;
@@ -227,11 +228,11 @@ impl Decoder {
     fn insert(&mut self, name: Name<'_>, value: &[u8]) {
         let size = OVERHEAD + name.bytes().len() + value.len();
         self.shrink(self.max.saturating_sub(size));
-        // One that is larger than the table empties it.
+        // An entry larger than the table empties it.
         if size <= self.max {
             let name = match name {
-                Name::Own(name) => Bytes::copy_from_slice(&name),
-                Name::Kept(name) => name,
+                Name::Literal(name) => Bytes::copy_from_slice(&name),
+                Name::Indexed(name) => name,
             };
             self.table.push_front((name, Bytes::copy_from_slice(value)));
             self.size += size;
@@ -256,17 +257,17 @@ impl Decoder {
     }
 }
 
-/// A name in a block, or in a table.
+/// The name of a field: from the block, or from a table.
 enum Name<'a> {
-    Own(Cow<'a, [u8]>),
-    Kept(Bytes),
+    Literal(Cow<'a, [u8]>),
+    Indexed(Bytes),
 }
 
 impl Name<'_> {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Own(name) => name,
-            Self::Kept(name) => name,
+            Self::Literal(name) => name,
+            Self::Indexed(name) => name,
         }
     }
 }
@@ -274,22 +275,22 @@ impl Name<'_> {
 fn string<'a>(rest: &mut &'a [u8]) -> Result<Cow<'a, [u8]>, Malformed> {
     let is_huffman = *rest.first().ok_or(Malformed)? & 0x80 != 0;
     let length = integer(rest, 7)?;
-    let (text, behind) = rest.split_at_checked(length).ok_or(Malformed)?;
-    *rest = behind;
+    let (text, remaining) = rest.split_at_checked(length).ok_or(Malformed)?;
+    *rest = remaining;
     if !is_huffman {
         return Ok(Cow::Borrowed(text));
     }
-    // The shortest code has five bits.
+    // The shortest Huffman code has five bits.
     let mut out = Vec::with_capacity(text.len() * 8 / 5);
     huffman::decode(text, &mut out).ok_or(Malformed)?;
     Ok(Cow::Owned(out))
 }
 
-/// A number that begins in the last `prefix` bits of a byte.
+/// Decodes an integer that begins in the last `prefix` bits of a byte.
 fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, Malformed> {
     let mut next = || {
-        let (&byte, behind) = rest.split_first().ok_or(Malformed)?;
-        *rest = behind;
+        let (&byte, remaining) = rest.split_first().ok_or(Malformed)?;
+        *rest = remaining;
         Ok(usize::from(byte))
     };
     let mask = (1 << prefix) - 1;
@@ -331,10 +332,10 @@ mod tests {
 
     type Pairs = Vec<(String, String)>;
 
-    fn read(decoder: &mut Decoder, block: &[u8]) -> Result<Pairs, Malformed> {
+    fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<Pairs, Malformed> {
         let mut pairs = Vec::new();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        decoder.read(block, |_, field| {
+        decoder.decode(block, |_, field| {
             pairs.push(match field {
                 Field::Static(index) => (STATIC[index - 1].to_owned(), index.to_string()),
                 Field::Text { name, value, .. } => (text(name), text(value)),
@@ -345,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_examples_of_the_specification() {
-        // RFC 7541, C.4: the second and third refer to what the first put into the table.
+        // RFC 7541, C.4: the second and third block refer to entries that the first adds.
         let mut decoder = Decoder::default();
         for (block, last, size) in [
             (
@@ -365,7 +366,7 @@ mod tests {
                 164,
             ),
         ] {
-            let pairs = read(&mut decoder, block).unwrap();
+            let pairs = decode(&mut decoder, block).unwrap();
             let authority = (":authority".to_owned(), "www.example.com".to_owned());
             assert_eq!(pairs[3], authority);
             let (name, value) = pairs.last().unwrap();
@@ -375,10 +376,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_block_is_malformed() {
+    fn malformed_blocks_are_refused() {
         for block in [
-            // Index 0, one that nobody set, a name that nobody set, a string that is cut off, a
-            // number that does not end, one that is too large, a table that is.
+            // Index 0, an index and a name that no entry has, a string that is cut off, an integer
+            // without an end, one that is too large, a table that is too large.
             &b"\x80"[..],
             b"\xbe",
             b"\x7e\x00",
@@ -388,8 +389,8 @@ mod tests {
             b"\x00\x7f\xff\xff\xff\x7f",
             b"\x3f\xe2\x1f",
         ] {
-            let read = read(&mut Decoder::default(), block);
-            assert_eq!(read, Err(Malformed), "{block:x?}");
+            let decoded = decode(&mut Decoder::default(), block);
+            assert_eq!(decoded, Err(Malformed), "{block:x?}");
         }
     }
 
@@ -404,16 +405,16 @@ mod tests {
             write_integer(0, 7, 100, &mut block);
             block.extend([b'b'; 100]);
         }
-        read(&mut decoder, &block).unwrap();
+        decode(&mut decoder, &block).unwrap();
         assert_eq!(decoder.table.len(), MAX_TABLE / 133);
-        // To nothing and back, as a sender may.
-        read(&mut decoder, b"\x20\x3f\xe1\x1f").unwrap();
+        // A sender may shrink the table to nothing and grow it again.
+        decode(&mut decoder, b"\x20\x3f\xe1\x1f").unwrap();
         assert_eq!((decoder.table.len(), decoder.size), (0, 0));
-        read(&mut decoder, b"\x40\x01a\x01b\xbe").unwrap();
-        // One that has no room empties it.
+        decode(&mut decoder, b"\x40\x01a\x01b\xbe").unwrap();
+        // An entry that does not fit empties it.
         let mut large = b"\x40\x01a\x7f\x81\x1f".to_vec();
         large.extend([b'b'; 0x7f + 0x81 - 0x80 + (0x1f << 7)]);
-        read(&mut decoder, &large).unwrap();
+        decode(&mut decoder, &large).unwrap();
         assert_eq!((decoder.table.len(), decoder.size), (0, 0));
     }
 }

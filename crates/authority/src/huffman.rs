@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The Huffman code of HPACK (RFC 7541, appendix B). It is canonical: symbols of one length follow
-//! each other by their value, so that their lengths tell all.
+//! The Huffman code of HPACK (RFC 7541, appendix B). The code is canonical: the codes of one length
+//! are in the order of their symbols, so that the lengths define all of it.
 
-/// How many bits the code of each byte has.
+/// The length of the code of each byte, in bits.
 const LENGTHS: [u8; 256] = [
     13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28,
     28, 28, 28, 28, 28, 28, 28, 28, 6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5,
@@ -24,18 +24,18 @@ const LONGEST: usize = 30;
 /// The codes of one length.
 #[derive(Clone, Copy)]
 struct Codes {
-    /// The first code that is longer, with zeros behind it; no code of this length is above.
+    /// The first longer code, padded with zeros: all codes of this length are below it.
     end: u64,
-    /// The first of them, with zeros behind it.
+    /// The first code, padded with zeros.
     first: u64,
-    /// Where their symbols begin.
+    /// The index of the first symbol in [`Table::symbols`].
     symbols: usize,
 }
 
 struct Table {
-    /// By length.
+    /// The codes of each length.
     codes: [Codes; LONGEST + 1],
-    /// By length, and then by value.
+    /// All symbols, by the length of their code, then by value.
     symbols: [u8; 256],
 }
 
@@ -73,10 +73,10 @@ const fn table() -> Table {
     table
 }
 
-/// Decodes a string, onto the end of `out`; `None` if it is none.
+/// Decodes a string and appends it to `out`. Returns `None` if it is malformed.
 pub(crate) fn decode(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     static DECODING: Table = TABLE;
-    // The bits that are not decoded, from the left.
+    // The bits that are not decoded yet, left-aligned.
     let (mut bits, mut count) = (0_u64, 0_usize);
     let mut bytes = text.iter();
     loop {
@@ -88,7 +88,7 @@ pub(crate) fn decode(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
         }
         let next = bits >> 32;
         let mut lengths = SHORTEST..=LONGEST.min(count);
-        // What is behind a code is no part of it.
+        // Bits that were not read must not count as a part of the code.
         let Some(length) = lengths.find(|&length| next < DECODING.codes[length].end) else {
             break;
         };
@@ -98,7 +98,7 @@ pub(crate) fn decode(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
         bits <<= length;
         count -= length;
     }
-    // The padding is the beginning of the code that ends a string, and no more than it takes.
+    // The padding must be a prefix of the end-of-string code (all ones) of less than eight bits.
     let padding = !(u64::MAX
         .checked_shr(u32::try_from(count).ok()?)
         .unwrap_or(0));
@@ -131,9 +131,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_string_is_refused() {
+    fn malformed_strings_are_refused() {
         for wrong in [
-            // Padding of zeros, of eight bits, and the code that ends a string.
+            // Padding of zeros, padding of eight bits, and the end-of-string code.
             &b"\xf0"[..],
             b"\xa8\xeb\x10\x64\x9c\xbf\xff",
             b"\xff\xff\xff\xff",

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Takes clients with any `:authority`, in front of an HTTP/2 server that takes some only.
+//! Lets an HTTP/2 server on the h2 crate accept clients with any `:authority`.
 //!
-//! The h2 crate (hyperium/h2#487), and so hyper and tonic, break off a request whose `:authority` is
-//! none of a URI. Many gRPC clients name a Unix socket there (`%2Frun%2Fcri.sock`, `/run/cri.sock`,
-//! `unix:/run/cri.sock`), and the servers of other implementations take that. [`AnyAuthority`] is
-//! between the socket and the codec: it follows the frames that come from the client, and puts
-//! `localhost`, which is what gRPC says for sockets, in the place of what h2 would not take.
+//! h2 (hyperium/h2#487), and so hyper and tonic, reset a request whose `:authority` is not valid in a
+//! URI. Many gRPC clients send the name of a Unix socket (`%2Frun%2Fcri.sock`, `/run/cri.sock`,
+//! `unix:/run/cri.sock`), which other HTTP/2 servers accept. [`AnyAuthority`] sits between the socket
+//! and the codec of h2. It parses the frames of the client, and replaces each authority that h2 would
+//! reject by `localhost`, which gRPC specifies for sockets.
 //!
 //! ```text
-//! socket ──► frames ──► header blocks ──► the same bytes, up to the first authority that is none;
+//! socket ──► frames ──► header blocks ──► the same bytes, up to the first invalid authority;
 //!                                         from there on literals that change no table ──► h2
 //! ```
 //!
-//! A header block changes a table that later blocks refer to (RFC 7541), so all blocks are decoded.
-//! As long as nothing is changed they go on as they came, and the codec's table is the same as the
-//! client's. From the first change on that would not be so: every reference to the table is replaced
-//! by what it refers to, and the codec's table is used no more.
+//! Each header block changes a table that later blocks refer to (RFC 7541), so all blocks are decoded.
+//! Up to the first replacement, blocks pass unchanged, and the codec has the same table as the client.
+//! A replacement would make the two tables differ. From there on, every reference to the table is
+//! written as the field that it refers to, and the codec no longer uses its table.
 //!
-//! What is broken is left to the codec, which tells the client. A block that is larger than
-//! [`MAX_BLOCK`] is, too.
+//! Malformed frames are left to the codec, which reports them to the client. So are header blocks
+//! larger than [`MAX_BLOCK`].
 
 mod frames;
 mod hpack;

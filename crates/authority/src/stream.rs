@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The bytes of a connection.
+//! The stream between a socket and an HTTP/2 codec.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,69 +12,69 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::frames::{Frames, Step};
 
-/// How much is read at once where it does not pass at once.
-const PIECE: usize = 16 << 10;
+/// The size of a read while an incomplete header block is buffered.
+const READ_SIZE: usize = 16 << 10;
 
-/// A connection of a client, of which the server reads `:authority`s that it takes.
+/// A connection whose invalid `:authority` headers are replaced as the server reads them.
 #[derive(Debug)]
 pub struct AnyAuthority<S> {
     stream: S,
     frames: Frames,
-    /// What has come and is not decided on.
-    undecided: BytesMut,
-    /// What is decided on and not read.
-    decided: BytesMut,
+    /// The bytes of an incomplete header block.
+    incomplete: BytesMut,
+    /// The bytes that the server reads next.
+    ready: BytesMut,
 }
 
 impl<S> AnyAuthority<S> {
-    /// The connection, from its first byte.
+    /// Wraps a connection of which no byte has been read.
     pub fn new(stream: S) -> Self {
         Self {
             stream,
             frames: Frames::default(),
-            undecided: BytesMut::new(),
-            decided: BytesMut::new(),
+            incomplete: BytesMut::new(),
+            ready: BytesMut::new(),
         }
     }
 
-    /// The connection as it is.
+    /// Returns the wrapped connection.
     pub fn get_ref(&self) -> &S {
         &self.stream
     }
 
-    /// Decides on what has come, as far as that is possible.
-    fn decide(&mut self) {
-        while !self.undecided.is_empty() {
-            match self.frames.step(&self.undecided) {
+    /// Moves complete frames from `incomplete` to `ready`.
+    fn process_incomplete(&mut self) {
+        while !self.incomplete.is_empty() {
+            match self.frames.step(&self.incomplete) {
                 Step::Pass(count) => self
-                    .decided
-                    .extend_from_slice(&self.undecided.split_to(count)),
-                Step::Replace(count, instead) => {
-                    self.undecided.advance(count);
-                    self.decided.extend_from_slice(&instead);
+                    .ready
+                    .extend_from_slice(&self.incomplete.split_to(count)),
+                Step::Replace(count, replacement) => {
+                    self.incomplete.advance(count);
+                    self.ready.extend_from_slice(&replacement);
                 }
-                Step::More => return,
+                Step::Incomplete => return,
             }
         }
-        // No connection keeps what a large block took.
-        self.undecided = BytesMut::new();
+        // Frees the buffer: a large block must not occupy memory for the life of a connection.
+        self.incomplete = BytesMut::new();
     }
 
-    /// Decides on what has just come, where nothing is undecided; gives how much of it goes on at
-    /// once.
-    fn pass(&mut self, bytes: &[u8]) -> usize {
+    /// Processes bytes that were read while nothing was incomplete. Returns how many of them the
+    /// server gets as they are; the rest is buffered.
+    fn process_new(&mut self, bytes: &[u8]) -> usize {
         let mut passed = 0;
         while passed < bytes.len() {
             match self.frames.step(&bytes[passed..]) {
                 Step::Pass(count) => passed += count,
-                Step::Replace(count, instead) => {
-                    self.decided.extend_from_slice(&instead);
-                    self.undecided.extend_from_slice(&bytes[passed + count..]);
-                    self.decide();
+                Step::Replace(count, replacement) => {
+                    self.ready.extend_from_slice(&replacement);
+                    self.incomplete.extend_from_slice(&bytes[passed + count..]);
+                    self.process_incomplete();
                     break;
                 }
-                Step::More => {
-                    self.undecided.extend_from_slice(&bytes[passed..]);
+                Step::Incomplete => {
+                    self.incomplete.extend_from_slice(&bytes[passed..]);
                     break;
                 }
             }
@@ -94,35 +94,35 @@ impl<S: AsyncRead + Unpin> AsyncRead for AnyAuthority<S> {
             return Poll::Ready(Ok(()));
         }
         loop {
-            if !this.decided.is_empty() {
-                let count = buf.remaining().min(this.decided.len());
-                buf.put_slice(&this.decided.split_to(count));
-                if this.decided.is_empty() {
-                    this.decided = BytesMut::new();
+            if !this.ready.is_empty() {
+                let count = buf.remaining().min(this.ready.len());
+                buf.put_slice(&this.ready.split_to(count));
+                if this.ready.is_empty() {
+                    this.ready = BytesMut::new();
                 }
                 return Poll::Ready(Ok(()));
             }
-            if this.undecided.is_empty() {
+            if this.incomplete.is_empty() {
                 let before = buf.filled().len();
                 ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
                 let end = buf.filled().len();
                 if end == before {
                     return Poll::Ready(Ok(()));
                 }
-                let passed = this.pass(&buf.filled()[before..]);
+                let passed = this.process_new(&buf.filled()[before..]);
                 buf.set_filled(before + passed);
                 if passed > 0 {
                     return Poll::Ready(Ok(()));
                 }
             } else {
-                let mut piece = [0; PIECE];
-                let mut more = ReadBuf::new(&mut piece);
-                ready!(Pin::new(&mut this.stream).poll_read(cx, &mut more))?;
-                if more.filled().is_empty() {
+                let mut buffer = [0; READ_SIZE];
+                let mut read = ReadBuf::new(&mut buffer);
+                ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+                if read.filled().is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                this.undecided.extend_from_slice(more.filled());
-                this.decide();
+                this.incomplete.extend_from_slice(read.filled());
+                this.process_incomplete();
             }
         }
     }

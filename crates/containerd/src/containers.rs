@@ -8,10 +8,10 @@ use containerd_client::services::v1::ListContainersRequest;
 use containerd_client::services::v1::containers_client::ContainersClient;
 use resnap_core::{Container, Containers, Result, Scope};
 
-use crate::client::{Client, MAX_MESSAGE_BYTES, request};
+use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
 
 #[async_trait]
-impl Containers for Client {
+impl Containers for Connection {
     async fn list(&self, scope: &Scope) -> Result<Vec<Container>> {
         let mut client = ContainersClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);

@@ -11,22 +11,20 @@ use prost_types::FieldMask;
 use resnap_core::{ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Result, Scope};
 use tonic::transport::Channel;
 
-use crate::client::{Client, MAX_MESSAGE_BYTES, request};
+use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
 use crate::status::error;
 
-impl Client {
-    fn content(&self) -> ContentClient<Channel> {
-        ContentClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
-    }
+fn client(connection: &Connection) -> ContentClient<Channel> {
+    ContentClient::new(connection.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 #[async_trait]
-impl ContentReader for Client {
+impl ContentReader for Connection {
     async fn info(&self, scope: &Scope, digest: &Digest) -> Result<ContentInfo> {
         let message = InfoRequest {
             digest: digest.to_string(),
         };
-        let mut client = self.content();
+        let mut client = client(self);
         let call = client.info(request(scope, message)?);
         let answer = self.call("look up content", digest.as_str(), call).await?;
         let info = answer.info.unwrap_or_default();
@@ -42,7 +40,7 @@ impl ContentReader for Client {
             offset: 0,
             size: 0,
         };
-        let mut client = self.content();
+        let mut client = client(self);
         let call = client.read(request(scope, message)?);
         let answer = self.call("read content", digest.as_str(), call).await?;
         let digest = digest.clone();
@@ -56,7 +54,7 @@ impl ContentReader for Client {
 }
 
 #[async_trait]
-impl ContentLabeler for Client {
+impl ContentLabeler for Connection {
     async fn set_label(
         &self,
         scope: &Scope,
@@ -74,7 +72,7 @@ impl ContentLabeler for Client {
                 paths: vec![format!("labels.{key}")],
             }),
         };
-        let mut client = self.content();
+        let mut client = client(self);
         let call = client.update(request(scope, message)?);
         self.call("label content", digest.as_str(), call).await?;
         Ok(())

@@ -9,7 +9,7 @@ use futures::{Stream, TryFutureExt as _, TryStreamExt as _};
 use prost::Message;
 use resnap_core::{Result, Scope};
 
-use crate::client::{Client, request};
+use crate::connection::{Connection, request};
 use crate::status::error;
 
 /// `ImageCreate` and `ImageUpdate` (containerd `api/events/image.proto`), without the labels (2).
@@ -19,37 +19,31 @@ struct ImageChange {
     name: String,
 }
 
-impl Client {
-    /// The names of image records as they are made or changed, from the first poll on. containerd
-    /// forgets events that nobody reads, and ends the stream when it ends itself.
-    ///
-    /// # Errors
-    /// In the stream, once, what broke it off.
-    pub fn image_changes(
-        &self,
-        namespace: &str,
-    ) -> impl Stream<Item = Result<String>> + Send + use<> {
-        const WATCH: &str = "watch the images of";
-        let filter = |topic| format!("topic=={topic:?},namespace=={namespace:?}");
-        let message = SubscribeRequest {
-            filters: ["/images/create", "/images/update"].map(filter).into(),
-        };
-        let request = request(&Scope::new(namespace), message);
-        let mut client = EventsClient::new(self.channel.clone());
-        let namespace = namespace.to_owned();
-        let failed = move |status| error(WATCH, namespace.as_str(), status);
-        let failed_later = failed.clone();
-        // containerd answers no earlier than with the first event: that may be tomorrow.
-        let envelopes = async move {
-            let answer = client.subscribe(request?).await.map_err(failed)?;
-            Ok(answer.into_inner().map_err(failed_later))
-        };
-        let names = envelopes.try_flatten_stream();
-        names.try_filter_map(|envelope| {
-            let event = envelope.event.unwrap_or_default();
-            // What is not one is not for us.
-            let change = ImageChange::decode(event.value.as_slice()).ok();
-            std::future::ready(Ok(change.map(|change| change.name)))
-        })
-    }
+/// See [`Client::image_changes`](crate::Client::image_changes).
+pub(crate) fn image_changes(
+    connection: &Connection,
+    namespace: &str,
+) -> impl Stream<Item = Result<String>> + Send + use<> {
+    const WATCH: &str = "watch the images of";
+    let filter = |topic| format!("topic=={topic:?},namespace=={namespace:?}");
+    let message = SubscribeRequest {
+        filters: ["/images/create", "/images/update"].map(filter).into(),
+    };
+    let request = request(&Scope::new(namespace), message);
+    let mut client = EventsClient::new(connection.channel.clone());
+    let namespace = namespace.to_owned();
+    let failed = move |status| error(WATCH, namespace.as_str(), status);
+    let failed_later = failed.clone();
+    // containerd answers no earlier than with the first event: that may be tomorrow.
+    let envelopes = async move {
+        let answer = client.subscribe(request?).await.map_err(failed)?;
+        Ok(answer.into_inner().map_err(failed_later))
+    };
+    let names = envelopes.try_flatten_stream();
+    names.try_filter_map(|envelope| {
+        let event = envelope.event.unwrap_or_default();
+        // What is not one is not for us.
+        let change = ImageChange::decode(event.value.as_slice()).ok();
+        std::future::ready(Ok(change.map(|change| change.name)))
+    })
 }

@@ -9,21 +9,19 @@ use containerd_client::services::v1::{GetImageRequest, Image as ImageMessage, Li
 use resnap_core::{Descriptor, Error, Image, Images, Kind, Result, Scope};
 use tonic::transport::Channel;
 
-use crate::client::{Client, MAX_MESSAGE_BYTES, request};
+use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
 
-impl Client {
-    fn images(&self) -> ImagesClient<Channel> {
-        ImagesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
-    }
+fn client(connection: &Connection) -> ImagesClient<Channel> {
+    ImagesClient::new(connection.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 #[async_trait]
-impl Images for Client {
+impl Images for Connection {
     async fn get(&self, scope: &Scope, name: &str) -> Result<Image> {
         let message = GetImageRequest {
             name: name.to_owned(),
         };
-        let mut client = self.images();
+        let mut client = client(self);
         let call = client.get(request(scope, message)?);
         let answer = self.call("get image", name, call).await?;
         let image = answer.image.ok_or_else(|| {
@@ -33,7 +31,7 @@ impl Images for Client {
     }
 
     async fn list(&self, scope: &Scope) -> Result<Vec<Image>> {
-        let mut client = self.images();
+        let mut client = client(self);
         let call = client.list(request(scope, ListImagesRequest::default())?);
         let answer = self.call("list images of", &*scope.namespace, call).await?;
         answer.images.into_iter().map(from_message).collect()

@@ -13,7 +13,7 @@ use tonic::Status;
 use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
 
-use crate::client::{Client, MAX_MESSAGE_BYTES};
+use crate::connection::{Connection, MAX_MESSAGE_BYTES};
 
 /// `containerd.services.introspection.v1.PluginsRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -103,10 +103,10 @@ const PLUGINS: PathAndQuery =
     PathAndQuery::from_static("/containerd.services.introspection.v1.Introspection/Plugins");
 
 #[async_trait]
-impl Introspection for Client {
+impl Introspection for Connection {
     async fn content_root(&self) -> Result<Option<String>> {
         let kind = "io.containerd.content.v1";
-        let plugins = self.plugins("find the content of", kind).await?;
+        let plugins = plugins(self, "find the content of", kind).await?;
         // Another content store may keep its blobs elsewhere.
         let mut local = plugins.into_iter().filter(|plugin| plugin.id == "content");
         Ok(local
@@ -116,59 +116,58 @@ impl Introspection for Client {
 
     async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>> {
         let kind = "io.containerd.snapshotter.v1";
-        let plugins = self.plugins("list snapshotters of", kind).await?;
+        let plugins = plugins(self, "list snapshotters of", kind).await?;
         let mut snapshotters: Vec<_> = plugins.into_iter().map(from_message).collect();
         snapshotters.sort_by(|left, right| left.name.cmp(&right.name));
         Ok(snapshotters)
     }
 
     async fn identity(&self) -> Result<String> {
-        let answer: ServerResponse = self.introspect("identify", SERVER, ()).await?;
+        let answer: ServerResponse = introspect(self, "identify", SERVER, ()).await?;
         Ok(answer.uuid)
     }
 }
 
-impl Client {
-    /// The version that containerd says it has (containerd `api/services/version/v1/version.proto`).
-    ///
-    /// # Errors
-    /// As for any call.
-    pub async fn version(&self) -> Result<String> {
-        let answer: VersionResponse = self
-            .introspect("ask for the version of", VERSION, ())
-            .await?;
-        Ok(answer.version)
-    }
+/// See [`Client::version`](crate::Client::version).
+pub(crate) async fn version(connection: &Connection) -> Result<String> {
+    let answer: VersionResponse =
+        introspect(connection, "ask for the version of", VERSION, ()).await?;
+    Ok(answer.version)
+}
 
-    /// The plugins of one type.
-    async fn plugins(&self, operation: &'static str, kind: &str) -> Result<Vec<PluginMessage>> {
-        let message = PluginsRequest {
-            filters: vec![format!("type=={kind}")],
-        };
-        let answer: PluginsResponse = self.introspect(operation, PLUGINS, message).await?;
-        Ok(answer.plugins)
-    }
+/// The plugins of one type.
+async fn plugins(
+    connection: &Connection,
+    operation: &'static str,
+    kind: &str,
+) -> Result<Vec<PluginMessage>> {
+    let message = PluginsRequest {
+        filters: vec![format!("type=={kind}")],
+    };
+    let answer: PluginsResponse = introspect(connection, operation, PLUGINS, message).await?;
+    Ok(answer.plugins)
+}
 
-    /// A call that is of no namespace.
-    async fn introspect<Q, A>(
-        &self,
-        operation: &'static str,
-        path: PathAndQuery,
-        message: Q,
-    ) -> Result<A>
-    where
-        Q: prost::Message + 'static,
-        A: prost::Message + Default + 'static,
-    {
-        let mut grpc = Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let call = async {
-            let ready = grpc.ready().await;
-            ready.map_err(|error| Status::from_error(error.into()))?;
-            let codec = ProstCodec::<Q, A>::default();
-            grpc.unary(tonic::Request::new(message), path, codec).await
-        };
-        self.call(operation, "containerd", call).await
-    }
+/// A call that is of no namespace.
+async fn introspect<Q, A>(
+    connection: &Connection,
+    operation: &'static str,
+    path: PathAndQuery,
+    message: Q,
+) -> Result<A>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + 'static,
+{
+    let mut grpc =
+        Grpc::new(connection.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let call = async {
+        let ready = grpc.ready().await;
+        ready.map_err(|error| Status::from_error(error.into()))?;
+        let codec = ProstCodec::<Q, A>::default();
+        grpc.unary(tonic::Request::new(message), path, codec).await
+    };
+    connection.call(operation, "containerd", call).await
 }
 
 fn from_message(mut plugin: PluginMessage) -> SnapshotterInfo {

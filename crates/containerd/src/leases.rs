@@ -15,22 +15,20 @@ use prost_types::Timestamp;
 use resnap_core::{Labels, LeaseId, LeaseInfo, Leases, Resource, Result, Scope};
 use tonic::transport::Channel;
 
-use crate::client::{Client, request};
+use crate::connection::{Connection, request};
 
-impl Client {
-    fn leases(&self) -> LeasesClient<Channel> {
-        LeasesClient::new(self.channel.clone())
-    }
+fn client(connection: &Connection) -> LeasesClient<Channel> {
+    LeasesClient::new(connection.channel.clone())
 }
 
 #[async_trait]
-impl Leases for Client {
+impl Leases for Connection {
     async fn create(&self, scope: &Scope, lease: &LeaseId, labels: &Labels) -> Result<()> {
         let message = CreateRequest {
             id: lease.0.to_string(),
             labels: labels.clone().into_iter().collect(),
         };
-        let mut client = self.leases();
+        let mut client = client(self);
         let call = client.create(request(scope, message)?);
         self.call("create lease", &*lease.0, call).await?;
         Ok(())
@@ -41,7 +39,7 @@ impl Leases for Client {
             id: lease.0.to_string(),
             sync: false,
         };
-        let mut client = self.leases();
+        let mut client = client(self);
         let call = client.delete(request(scope, message)?);
         self.call("delete lease", &*lease.0, call).await?;
         Ok(())
@@ -57,7 +55,7 @@ impl Leases for Client {
             id: lease.0.to_string(),
             resource: Some(to_message(resource)),
         };
-        let mut client = self.leases();
+        let mut client = client(self);
         let call = client.add_resource(request(scope, message)?);
         self.call("add to lease", &*lease.0, call).await?;
         Ok(())
@@ -67,7 +65,7 @@ impl Leases for Client {
         let message = ListRequest {
             filters: vec![format!("labels.{label:?}")],
         };
-        let mut client = self.leases();
+        let mut client = client(self);
         let call = client.list(request(scope, message)?);
         let answer = self.call("list leases of", &*scope.namespace, call).await?;
         let leases = answer.leases.into_iter();
@@ -84,7 +82,7 @@ impl Leases for Client {
         let message = ListResourcesRequest {
             id: lease.0.to_string(),
         };
-        let mut client = self.leases();
+        let mut client = client(self);
         let call = client.list_resources(request(scope, message)?);
         let answer = self.call("look into lease", &*lease.0, call).await?;
         let resources = answer.resources.into_iter();

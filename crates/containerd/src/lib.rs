@@ -12,6 +12,7 @@
 //! would be lost; single labels are set by field mask instead.
 
 mod client;
+mod connection;
 mod containers;
 mod content;
 mod diff;

@@ -18,11 +18,11 @@ use resnap_core::{
 };
 use tonic::transport::Channel;
 
-use crate::client::{Client, MAX_MESSAGE_BYTES, request};
+use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
 use crate::mounts::from_message;
 use crate::status::error;
 
-impl Snapshotters for Client {
+impl Snapshotters for Connection {
     fn snapshotter(&self, name: &str) -> Arc<dyn Snapshotter> {
         Arc::new(Remote {
             client: self.clone(),
@@ -33,7 +33,7 @@ impl Snapshotters for Client {
 
 /// One snapshotter of containerd's.
 struct Remote {
-    client: Client,
+    client: Connection,
     name: String,
 }
 

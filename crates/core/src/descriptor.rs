@@ -35,10 +35,13 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
-/// Reads what Go wrote: an absent list or map as `null`.
+/// Deserializes `null` as the default: Go writes an absent list or map as `null`.
+///
+/// Not part of the public API; the other crates that read documents use it.
 ///
 /// # Errors
 /// Those of the value.
+#[doc(hidden)]
 pub fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {

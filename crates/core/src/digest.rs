@@ -28,6 +28,11 @@ impl Digest {
         Self(format!("sha256:{}", hex(&Sha256::digest(bytes))))
     }
 
+    /// Returns the digest with this SHA-256 hash.
+    pub fn from_sha256(hash: [u8; 32]) -> Self {
+        Self(format!("sha256:{}", hex(&hash)))
+    }
+
     /// `sha256`, `sha384` or `sha512`.
     pub fn algorithm(&self) -> &str {
         self.0

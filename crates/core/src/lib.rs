@@ -15,7 +15,7 @@
 //! There is no I/O in this crate, no runtime and no gRPC. With the feature `testing` come the
 //! conformance suites of the ports and a simulated backend.
 
-mod batch;
+mod apply;
 mod descriptor;
 mod digest;
 pub mod erofs_layer;
@@ -25,25 +25,30 @@ pub mod media_type;
 mod mount;
 mod ports;
 mod profile;
+mod read;
+mod scope;
 mod service;
 mod snapshot;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use batch::{ApplyMonitor, ApplyPermit, Batch, BatchApplier, Stage, StageTiming, in_batch};
+pub use apply::{
+    Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, Stage, StageTiming, in_batch,
+};
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
 pub use error::{Error, Kind, Result, error_chain};
 pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{
-    Applied, Applier, ByteStream, Container, Containers, ContentInfo, ContentLabeler,
-    ContentReader, Image, Images, Introspection, LargeRead, LargeReadPermit, LeaseId, LeaseInfo,
-    Leases, Ports, Resource, Scope, Snapshotter, SnapshotterInfo, Snapshotters, Work,
-    read_verified, work_on,
+    ByteStream, Container, Containers, ContentInfo, ContentLabeler, ContentReader, Image, Images,
+    Introspection, LargeReadPermit, LeaseInfo, Leases, Ports, Resource, Snapshotter,
+    SnapshotterInfo, Snapshotters, Work,
 };
 pub use profile::{EROFS_FEATURE, LabelRequirement, LabeledLayers, Profile, Profiles, Volumes};
+pub use read::{LargeRead, read_verified, work_on};
 pub use resnap_platforms::Platform;
+pub use scope::{LeaseId, Scope};
 pub use service::{
     EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
 };

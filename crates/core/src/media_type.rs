@@ -85,17 +85,6 @@ pub fn is_erofs(media_type: &str) -> bool {
     )
 }
 
-/// A layer's media type as containerd's erofs differ is told it: 2.1 and 2.2 take an EROFS image
-/// for one if its media type ends like this (`plugins/diff/erofs`, `isErofsMediaType`), and since
-/// 2.3 by how that begins. None knows the types of the EROFS image format.
-pub fn for_differ(media_type: &str) -> &str {
-    match media_type {
-        EROFS_LAYER | EROFS_IMAGE => "application/vnd.erofs.layer.v1.erofs",
-        "application/vnd.erofs+zstd" => "application/vnd.erofs.layer.v1+zstd",
-        other => other,
-    }
-}
-
 /// Whether a blob of this media type lists manifests.
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_INDEX)
@@ -193,14 +182,6 @@ mod tests {
             assert!(is_layer(media_type), "{media_type}");
             assert_eq!(layer(media_type), read, "{media_type}");
             assert_eq!(is_erofs(media_type), media_type.contains("erofs"));
-            // Every differ knows what is no more than copied.
-            let told = for_differ(media_type);
-            let is_copied = read == Some((Format::Erofs, Compression::None));
-            assert_eq!(told.ends_with(".erofs"), is_copied);
-            assert_eq!(told.contains("erofs"), is_erofs(media_type));
-            if read.is_some() && is_erofs(media_type) {
-                assert!(told.starts_with("application/vnd.erofs.layer.v1"), "{told}");
-            }
         }
         for other in [
             OCI_CONFIG,

@@ -14,45 +14,12 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::channel::oneshot;
-use futures::{Stream, StreamExt as _};
+use futures::Stream;
 
 use crate::{
-    Batch, BatchApplier, ChainId, Descriptor, Digest, Error, Kind, Labels, Mount, Platform, Result,
+    Applier, ChainId, Descriptor, Digest, Labels, LeaseId, Mount, Platform, Result, Scope,
     SnapshotInfo, SnapshotKey,
 };
-
-/// Where and under what a call is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Scope {
-    /// The containerd namespace.
-    pub namespace: Arc<str>,
-    /// The lease that keeps what the call makes.
-    pub lease: Option<LeaseId>,
-}
-
-impl Scope {
-    /// Calls in `namespace`, under no lease.
-    pub fn new(namespace: &str) -> Self {
-        Self {
-            namespace: namespace.into(),
-            lease: None,
-        }
-    }
-
-    /// The same under `lease`.
-    #[must_use]
-    pub fn leased(&self, lease: LeaseId) -> Self {
-        Self {
-            namespace: Arc::clone(&self.namespace),
-            lease: Some(lease),
-        }
-    }
-}
-
-/// The name of a lease.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct LeaseId(pub Arc<str>);
 
 /// An image record: a name and what it points at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,16 +56,16 @@ pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
 pub trait ContentReader: Send + Sync {
     /// Size and labels of a blob; [`Kind::NotFound`] if it is not there.
     async fn info(&self, scope: &Scope, digest: &Digest) -> Result<ContentInfo>;
-    /// The blob's bytes, unchecked ([`read_verified`] checks). A blob that is not there is
+    /// The blob's bytes, unchecked ([`read_verified`](crate::read_verified) checks). A blob that is not there is
     /// [`Kind::NotFound`], here or as the stream's first item.
     async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream>;
     /// Does work on many bytes that were read, such as parsing them: here and now, unless whoever
-    /// wraps the port has a better place for what takes long. See [`work_on`].
+    /// wraps the port has a better place for what takes long. See [`work_on`](crate::work_on).
     async fn work(&self, work: Work) {
         work();
     }
     /// Returns when one more reader may hold a large document: at once, unless whoever wraps the
-    /// port bounds how many do. See [`LargeRead`].
+    /// port bounds how many do. See [`LargeRead`](crate::LargeRead).
     async fn admit_large_read(&self) -> LargeReadPermit {
         Box::new(())
     }
@@ -107,117 +74,8 @@ pub trait ContentReader: Send + Sync {
 /// A right that ends when this is dropped.
 pub type LargeReadPermit = Box<dyn Any + Send>;
 
-/// The right of a reader of documents to hold large ones, or what it parsed them to. It is asked for at
-/// the first of them, and ends when this is dropped.
-#[derive(Debug, Default)]
-pub struct LargeRead(Option<LargeReadPermit>);
-
-impl LargeRead {
-    async fn admit(&mut self, content: &dyn ContentReader) {
-        if self.0.is_none() {
-            self.0 = Some(content.admit_large_read().await);
-        }
-    }
-}
-
 /// Work to be done once.
 pub type Work = Box<dyn FnOnce() + Send>;
-
-/// From so many bytes on it takes long to work on them.
-const LARGE: usize = 64 << 10;
-
-/// Does `work` on bytes that were read: of many, where [`ContentReader::work`] has it done.
-///
-/// # Errors
-/// [`Kind::Internal`] if the work panicked there.
-pub async fn work_on<T: Send + 'static>(
-    content: &dyn ContentReader,
-    bytes: Vec<u8>,
-    work: impl FnOnce(Vec<u8>) -> T + Send + 'static,
-) -> Result<T> {
-    if bytes.len() < LARGE {
-        return Ok(work(bytes));
-    }
-    let size = bytes.len();
-    let (sender, receiver) = oneshot::channel();
-    let work = move || {
-        // Who asked may have gone.
-        let _ = sender.send(work(bytes));
-    };
-    content.work(Box::new(work)).await;
-    let done = receiver.await;
-    done.map_err(|_| {
-        Error::new(
-            Kind::Internal,
-            "work on",
-            format!("{size} bytes of content"),
-        )
-    })
-}
-
-/// Reads a blob of at most `limit` bytes, or returns how many of more it has read.
-async fn read_up_to(
-    content: &dyn ContentReader,
-    scope: &Scope,
-    digest: &Digest,
-    limit: usize,
-) -> Result<std::result::Result<Vec<u8>, u64>> {
-    let mut stream = content.open(scope, digest).await?;
-    let mut bytes = Vec::new();
-    while let Some(piece) = stream.next().await {
-        let piece = piece?;
-        if bytes.len() + piece.len() > limit {
-            return Ok(Err((bytes.len() + piece.len()) as u64));
-        }
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(Ok(bytes))
-}
-
-/// Reads a whole blob of at most `limit` bytes and checks it against its digest. One that is small, and
-/// is said to be, waits for no other reader.
-///
-/// # Errors
-/// [`Kind::ResourceExhausted`] for one over the limit, by what it says and by what comes;
-/// [`Kind::DataLoss`] if the bytes are not those of the digest; else the port's.
-pub async fn read_verified(
-    content: &dyn ContentReader,
-    scope: &Scope,
-    descriptor: &Descriptor,
-    limit: usize,
-    large: &mut LargeRead,
-) -> Result<Vec<u8>> {
-    let digest = &descriptor.digest;
-    let too_large = |size: u64| {
-        Error::new(Kind::ResourceExhausted, "read content", digest.as_str()).with_source(format!(
-            "{size} bytes or more, and {} has at most {limit}",
-            descriptor.media_type
-        ))
-    };
-    if usize::try_from(descriptor.size).map_or(true, |size| size > limit) {
-        return Err(too_large(descriptor.size));
-    }
-    // What a descriptor says of the size may be wrong.
-    let mut read = Err(descriptor.size);
-    if large.0.is_none() && descriptor.size < LARGE as u64 {
-        read = read_up_to(content, scope, digest, LARGE.min(limit)).await?;
-    }
-    // Nobody waits with a stream open: on one connection, those that are not read keep others from
-    // getting on.
-    if read.is_err() {
-        large.admit(content).await;
-        read = read_up_to(content, scope, digest, limit).await?;
-    }
-    let bytes = read.map_err(too_large)?;
-    let expected = digest.clone();
-    let hash = move |bytes: Vec<u8>| (expected.same_algorithm(&bytes), bytes);
-    let (actual, bytes) = work_on(content, bytes, hash).await?;
-    if actual != *digest {
-        return Err(Error::new(Kind::DataLoss, "read content", digest.as_str())
-            .with_source(format!("its bytes have the digest {actual}")));
-    }
-    Ok(bytes)
-}
 
 /// Labels of blobs.
 #[async_trait]
@@ -262,37 +120,6 @@ pub trait Snapshotter: Send + Sync {
 pub trait Snapshotters: Send + Sync {
     /// The snapshotter of this name. Whether there is one shows at the first call.
     fn snapshotter(&self, name: &str) -> Arc<dyn Snapshotter>;
-}
-
-/// What an Apply wrote.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
-    /// The digest of the uncompressed tar that was written.
-    pub diff_id: Digest,
-    /// Its size in bytes.
-    pub size: u64,
-}
-
-/// Writing a layer to a snapshot.
-#[async_trait]
-pub trait Applier: Send + Sync {
-    /// Writes the layer through the mounts of its active snapshot; with `sync_fs` to the disk.
-    /// [`Kind::NotFound`] if the blob is not there.
-    async fn apply(
-        &self,
-        scope: &Scope,
-        layer: &Descriptor,
-        mounts: &[Mount],
-        sync_fs: bool,
-    ) -> Result<Applied>;
-
-    /// Begins to write several layers, if the applier can make more of that than of one after the
-    /// other; see
-    /// [`in_batch`](crate::in_batch). It must be called within a tokio runtime.
-    fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
-        let _ = batch;
-        None
-    }
 }
 
 /// What a lease can keep.

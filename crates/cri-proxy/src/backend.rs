@@ -1,46 +1,90 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A client's connection to containerd.
+//! The connection of a client to containerd.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
+use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
 use prost::Message;
+use resnap_core::Kind;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc};
 
-use crate::grpc::{Status, UNAVAILABLE, decode, encode};
-use crate::pass::{CONNECTION_WINDOW, Inner, MAX_HEADERS, MAX_MESSAGE, SEND_BUFFER, STREAM_WINDOW};
+use crate::grpc::{Status, decode, encode};
+use crate::limits::{MAX_MESSAGE, client_builder};
+use crate::outage::Outage;
 
-/// Has to be driven for calls to get on. Boxed, as a channel makes room for 32 at once.
-pub(crate) type Driver = Pin<Box<Connection<UnixStream, Bytes>>>;
+/// The future that moves the bytes of a connection: no call makes progress unless it is polled.
+/// Boxed, since a channel reserves space for 32 elements at once.
+pub(crate) type ConnectionDriver = Pin<Box<Connection<UnixStream, Bytes>>>;
 
-/// One client's connection to containerd, made when it is needed and again when it broke.
+/// The containerd that all clients are connected to.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    path: PathBuf,
+    /// The number of connections made so far. containerd may have been restarted, with another
+    /// configuration, between any two of them.
+    generation: AtomicU64,
+    outage: Outage,
+}
+
+impl Endpoint {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            generation: AtomicU64::new(0),
+            outage: Outage::default(),
+        }
+    }
+
+    async fn connect(&self) -> Result<(SendRequest<Bytes>, ConnectionDriver), Status> {
+        let path = self.path.display();
+        let connected = connect(&self.path).await;
+        let (sender, driver) = connected.map_err(|error| {
+            let text = format!("containerd at {path} does not answer: {error}");
+            if let Some(duration) = self.outage.record_failure() {
+                tracing::warn!("{text}; unavailable for {} s", duration.as_secs());
+            }
+            Status::new(Kind::Unavailable, text)
+        })?;
+        if let Some(duration) = self.outage.record_success() {
+            let seconds = duration.as_secs();
+            tracing::warn!("containerd at {path} answers again, after {seconds} s");
+        }
+        Ok((sender, Box::pin(driver)))
+    }
+}
+
+/// A connection of one client, made on first use and again after it broke.
 pub(crate) struct Backend {
-    proxy: Arc<Inner>,
+    endpoint: Arc<Endpoint>,
     sender: Mutex<Option<SendRequest<Bytes>>>,
-    /// To the task that serves the client: on its way a call then changes no thread.
-    drivers: mpsc::UnboundedSender<Driver>,
+    /// Leads to the task that serves the client, so that a call stays in one thread.
+    drivers: mpsc::UnboundedSender<ConnectionDriver>,
 }
 
 impl Backend {
-    pub(crate) fn new(proxy: Arc<Inner>, drivers: mpsc::UnboundedSender<Driver>) -> Self {
+    pub(crate) fn new(
+        endpoint: Arc<Endpoint>,
+        drivers: mpsc::UnboundedSender<ConnectionDriver>,
+    ) -> Self {
         Self {
-            proxy,
+            endpoint,
             sender: Mutex::default(),
             drivers,
         }
     }
 
-    /// One that no client has to be there for.
-    pub(crate) fn apart(proxy: &Arc<Inner>) -> Self {
-        let (send, mut drivers) = mpsc::unbounded_channel::<Driver>();
+    /// Creates a connection that needs no client: a task drives it.
+    pub(crate) fn detached(endpoint: &Arc<Endpoint>) -> Self {
+        let (send, mut drivers) = mpsc::unbounded_channel::<ConnectionDriver>();
         tokio::spawn(async move {
             while let Some(driver) = drivers.recv().await {
                 tokio::spawn(async move {
@@ -50,94 +94,81 @@ impl Backend {
                 });
             }
         });
-        Self::new(Arc::clone(proxy), send)
+        Self::new(Arc::clone(endpoint), send)
     }
 
-    /// Begins a request as it is.
-    pub(crate) async fn begin(
+    /// Sends the head of a request, unchanged.
+    pub(crate) async fn send_request(
         &self,
         request: Request<()>,
         end: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), Status> {
         let sent = self.sender().await?.send_request(request, end);
-        sent.map_err(|error| self.broke_off(&error))
+        sent.map_err(|error| self.connection_error(&error))
     }
 
-    pub(crate) fn broke_off(&self, error: &h2::Error) -> Status {
-        let path = self.proxy.backend.display();
-        Status::new(
-            UNAVAILABLE,
-            format!("containerd at {path} broke off: {error}"),
-        )
+    /// Returns the error for a call whose connection broke.
+    pub(crate) fn connection_error(&self, error: &h2::Error) -> Status {
+        let path = self.endpoint.path.display();
+        let text = format!("containerd at {path} closed the connection: {error}");
+        Status::new(Kind::Unavailable, text)
     }
 
-    /// A call of the proxy's own.
-    pub(crate) async fn ask<A: Message + Default>(
+    /// Makes a call of the proxy's own.
+    pub(crate) async fn unary<A: Message + Default>(
         &self,
         path: &str,
         message: &impl Message,
     ) -> Result<A, Status> {
-        let unreadable = |error: &dyn std::fmt::Display| {
-            Status::new(
-                UNAVAILABLE,
-                format!("containerd's answer to {path}: {error}"),
-            )
+        let invalid = |error: &dyn std::fmt::Display| {
+            let text = format!("invalid response of containerd to {path}: {error}");
+            Status::new(Kind::Unavailable, text)
         };
         let request = Request::post(format!("http://localhost{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(());
-        let request = request.map_err(|error| unreadable(&error))?;
-        let (reply, mut to) = self.begin(request, false).await?;
+        let request = request.map_err(|error| invalid(&error))?;
+        let (response, mut to) = self.send_request(request, false).await?;
         let sent = to.send_data(encode(message)?, true);
-        sent.map_err(|error| self.broke_off(&error))?;
-        let reply = reply.await.map_err(|error| self.broke_off(&error))?;
-        if let Some(status) = Status::in_headers(reply.headers()) {
+        sent.map_err(|error| self.connection_error(&error))?;
+        let response = response.await;
+        let response = response.map_err(|error| self.connection_error(&error))?;
+        if let Some(status) = Status::in_headers(response.headers()) {
             return Err(status);
         }
-        let mut from = reply.into_body();
+        let mut from = response.into_body();
         let body = collect(&mut from)
             .await
-            .map_err(|error| self.broke_off(&error))?
-            .ok_or_else(|| unreadable(&"it is too long"))?;
+            .map_err(|error| self.connection_error(&error))?
+            .ok_or_else(|| invalid(&"it is too long"))?;
         let trailers = from.trailers().await;
-        let trailers = trailers.map_err(|error| self.broke_off(&error))?;
+        let trailers = trailers.map_err(|error| self.connection_error(&error))?;
         if let Some(status) = trailers.as_ref().and_then(Status::in_headers) {
             return Err(status);
         }
-        decode(&body).ok_or_else(|| unreadable(&"it is no message of this kind"))
+        decode(&body).ok_or_else(|| invalid(&"it is not a message of the expected type"))
     }
 
-    /// Makes sure that there is a connection; one that is made may be to another containerd than
-    /// the last.
-    pub(crate) async fn connect(&self) -> Result<(), Status> {
-        self.sender().await.map(drop)
+    /// Ensures that there is a connection. Returns its generation: what was asked in an older one
+    /// may have changed.
+    pub(crate) async fn generation(&self) -> Result<u64, Status> {
+        self.sender().await?;
+        Ok(self.endpoint.generation.load(Ordering::SeqCst))
     }
 
     async fn sender(&self) -> Result<SendRequest<Bytes>, Status> {
-        let mut kept = self.sender.lock().await;
-        if let Some(sender) = kept.as_ref()
+        let mut current = self.sender.lock().await;
+        if let Some(sender) = current.as_ref()
             && let Ok(sender) = sender.clone().ready().await
         {
             return Ok(sender);
         }
-        let path = self.proxy.backend.display();
-        let connected = connect(&self.proxy.backend).await;
-        let (sender, driver) = connected.map_err(|error| {
-            let text = format!("containerd at {path} does not answer: {error}");
-            if let Some(since) = self.proxy.outage.goes_on() {
-                tracing::warn!("{text}; it has been away for {} s", since.as_secs());
-            }
-            Status::new(UNAVAILABLE, text)
-        })?;
-        if let Some(time) = self.proxy.outage.ends() {
-            let seconds = time.as_secs();
-            tracing::warn!("containerd at {path} answers again; it was away for {seconds} s");
-        }
-        // It is not taken any more only when the client has gone.
-        let _ = self.drivers.send(Box::pin(driver));
-        self.proxy.knowledge.forget_handlers();
-        Ok(kept.insert(sender).clone())
+        let (sender, driver) = self.endpoint.connect().await?;
+        // Sending fails only if the client has gone.
+        let _ = self.drivers.send(driver);
+        self.endpoint.generation.fetch_add(1, Ordering::SeqCst);
+        Ok(current.insert(sender).clone())
     }
 }
 
@@ -145,18 +176,12 @@ async fn connect(
     path: &Path,
 ) -> Result<(SendRequest<Bytes>, Connection<UnixStream, Bytes>), String> {
     let stream = UnixStream::connect(path).await;
-    let connected = Builder::new()
-        .max_header_list_size(MAX_HEADERS)
-        .max_send_buffer_size(SEND_BUFFER)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .enable_push(false)
-        .handshake(stream.map_err(|error| error.to_string())?)
-        .await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    let connected = client_builder().handshake(stream).await;
     connected.map_err(|error| error.to_string())
 }
 
-/// All data of an answer, if it is no more than one may be.
+/// Reads all data of a response. Returns `None` if it is larger than [`MAX_MESSAGE`].
 async fn collect(from: &mut RecvStream) -> Result<Option<Bytes>, h2::Error> {
     let mut all = Vec::new();
     while let Some(bytes) = from.data().await {

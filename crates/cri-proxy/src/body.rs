@@ -1,69 +1,70 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Data on its way from one stream to another, and messages that are looked into on it.
+//! Forwarding the data of a stream, and reading the beginning of a request.
 
 use std::future::poll_fn;
 
 use bytes::Bytes;
 use h2::{Error, Reason, RecvStream, SendStream};
+use resnap_core::Kind;
 
-use crate::grpc::{PREFIX, RESOURCE_EXHAUSTED, Status, code_in, length};
-use crate::pass::{MAX_LOOKED, STREAM_WINDOW};
+use crate::grpc::{Outcome, PREFIX_LEN, Status, length, outcome_in};
+use crate::limits::{MAX_PEEKED, STREAM_WINDOW};
 
-/// What is read of a request before it is decided whether the rest is: half of what its client may
-/// send in any case.
-const SHARE: usize = STREAM_WINDOW as usize / 2;
+/// The bytes of a request that are read before it is decided whether to read the rest: half of what
+/// its client may send unasked.
+const BEGINNING: usize = STREAM_WINDOW as usize / 2;
 
-/// Which end of the way broke.
-pub(crate) enum Broken {
-    From(Error),
-    To(Error),
+/// The side on which forwarding failed.
+pub(crate) enum PumpError {
+    Read(Error),
+    Write(Error),
 }
 
-/// Sends `first` on, then all that comes, no faster than the receiver takes it, and ends as `from`
-/// does. Answers with gRPC's code, if it ends with that.
+/// Forwards `first` and then all data of `from`, no faster than the receiver accepts it. Ends `to`
+/// as `from` ends. Returns the outcome that the trailers state, if any.
 pub(crate) async fn pump(
-    first: Beginning,
+    first: FirstBytes,
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
-) -> Result<Option<u16>, Broken> {
+) -> Result<Option<Outcome>, PumpError> {
     let end = from.is_end_stream();
     if !first.bytes.is_empty() || end {
-        send(first.bytes, to, end).await.map_err(Broken::To)?;
+        send(first.bytes, to, end).await.map_err(PumpError::Write)?;
     }
     if end {
         return Ok(None);
     }
-    let released = from.flow_control().release_capacity(first.held);
-    released.map_err(Broken::From)?;
+    let released = from.flow_control().release_capacity(first.unreleased);
+    released.map_err(PumpError::Read)?;
     loop {
         let bytes = tokio::select! {
             biased;
             bytes = from.data() => bytes,
             reason = poll_fn(|cx| to.poll_reset(cx)) => {
-                return Err(Broken::To(reason.map_or_else(|error| error, Error::from)));
+                return Err(PumpError::Write(reason.map_or_else(|error| error, Error::from)));
             }
         };
         let Some(bytes) = bytes else { break };
-        let bytes = bytes.map_err(Broken::From)?;
+        let bytes = bytes.map_err(PumpError::Read)?;
         let length = bytes.len();
         let end = from.is_end_stream();
-        send(bytes, to, end).await.map_err(Broken::To)?;
+        send(bytes, to, end).await.map_err(PumpError::Write)?;
         let released = from.flow_control().release_capacity(length);
-        released.map_err(Broken::From)?;
+        released.map_err(PumpError::Read)?;
         if end {
             return Ok(None);
         }
     }
-    let trailers = from.trailers().await.map_err(Broken::From)?;
-    let code = trailers.as_ref().and_then(code_in);
+    let trailers = from.trailers().await.map_err(PumpError::Read)?;
+    let outcome = trailers.as_ref().and_then(outcome_in);
     match trailers {
         Some(trailers) => to.send_trailers(trailers),
         None => to.send_data(Bytes::new(), true),
     }
-    .map_err(Broken::To)?;
-    Ok(code)
+    .map_err(PumpError::Write)?;
+    Ok(outcome)
 }
 
 async fn send(mut bytes: Bytes, to: &mut SendStream<Bytes>, end: bool) -> Result<(), Error> {
@@ -84,53 +85,53 @@ async fn send(mut bytes: Bytes, to: &mut SendStream<Bytes>, end: bool) -> Result
     Ok(())
 }
 
-/// What of a request goes on first.
+/// The bytes of a request that have been read before it is forwarded.
 #[derive(Default)]
-pub(crate) struct Beginning {
+pub(crate) struct FirstBytes {
     pub(crate) bytes: Bytes,
-    /// How many of the bytes the client has not got back yet, to send as many more.
-    pub(crate) held: usize,
+    /// The flow-control capacity that has not been given back to the client yet.
+    pub(crate) unreleased: usize,
 }
 
-/// A request that is looked into, while it arrives.
-pub(crate) struct Arriving<'a> {
+/// A request that is read before it is forwarded.
+pub(crate) struct PeekedRequest<'a> {
     from: &'a mut RecvStream,
     bytes: Vec<u8>,
-    held: usize,
+    unreleased: usize,
     ended: bool,
 }
 
-impl<'a> Arriving<'a> {
-    pub(crate) fn begin(from: &'a mut RecvStream) -> Self {
+impl<'a> PeekedRequest<'a> {
+    pub(crate) fn new(from: &'a mut RecvStream) -> Self {
         Self {
             from,
             bytes: Vec::new(),
-            held: 0,
+            unreleased: 0,
             ended: false,
         }
     }
 
-    /// Reads what the client sends without being asked for more.
-    pub(crate) async fn read_share(&mut self) -> Result<(), Status> {
-        while self.bytes.len() < SHARE && self.more().await? {}
+    /// Reads at least [`BEGINNING`] bytes, or to the end. The client may send that much unasked.
+    pub(crate) async fn read_beginning(&mut self) -> Result<(), Status> {
+        while self.bytes.len() < BEGINNING && self.read_more().await? {}
         Ok(())
     }
 
-    /// What has come.
+    /// Returns the bytes read so far.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// How long the request is, with its message's prefix, as the prefix says; `None` if this is
-    /// not one message that is looked into.
+    /// Returns the length of the request, as the prefix of its message states it. `None` if it is
+    /// not one uncompressed message of at most [`MAX_PEEKED`] bytes.
     pub(crate) fn length(&self) -> Option<usize> {
-        let length = PREFIX + length(&self.bytes)?;
+        let length = PREFIX_LEN + length(&self.bytes)?;
         let is_one = self.bytes.first() == Some(&0) && self.bytes.len() <= length;
-        (is_one && length <= MAX_LOOKED + PREFIX).then_some(length)
+        (is_one && length <= MAX_PEEKED + PREFIX_LEN).then_some(length)
     }
 
-    /// All of it, if it has come.
-    pub(crate) fn whole(&mut self) -> Result<Option<Bytes>, Status> {
+    /// Takes the whole request, if it has been read to its end.
+    pub(crate) fn take_whole(&mut self) -> Result<Option<Bytes>, Status> {
         if !self.ended {
             return Ok(None);
         }
@@ -139,28 +140,28 @@ impl<'a> Arriving<'a> {
         Ok(Some(bytes.into_boxed_slice().into()))
     }
 
-    /// What has come, to be passed on.
-    pub(crate) fn part(self) -> Beginning {
-        Beginning {
+    /// Returns what has been read, to be forwarded before the rest.
+    pub(crate) fn into_first_bytes(self) -> FirstBytes {
+        FirstBytes {
             bytes: self.bytes.into(),
-            held: self.held,
+            unreleased: self.unreleased,
         }
     }
 
-    /// Reads the rest, up to this length of all; more is not asked for.
+    /// Reads to the end, or past `length` bytes.
     pub(crate) async fn read_to(&mut self, length: usize) -> Result<(), Status> {
         self.bytes
             .reserve_exact(length.saturating_sub(self.bytes.len()));
         while self.bytes.len() <= length {
             self.release()?;
-            if !self.more().await? {
+            if !self.read_more().await? {
                 break;
             }
         }
         Ok(())
     }
 
-    async fn more(&mut self) -> Result<bool, Status> {
+    async fn read_more(&mut self) -> Result<bool, Status> {
         if self.ended {
             return Ok(false);
         }
@@ -168,21 +169,21 @@ impl<'a> Arriving<'a> {
             self.ended = true;
             return Ok(false);
         };
-        let bytes = bytes.map_err(|error| broken(&error))?;
-        self.held += bytes.len();
+        let bytes = bytes.map_err(|error| read_error(&error))?;
+        self.unreleased += bytes.len();
         self.bytes.extend_from_slice(&bytes);
         self.ended = self.from.is_end_stream();
         Ok(true)
     }
 
     fn release(&mut self) -> Result<(), Status> {
-        let held = std::mem::take(&mut self.held);
-        let released = self.from.flow_control().release_capacity(held);
-        released.map_err(|error| broken(&error))
+        let unreleased = std::mem::take(&mut self.unreleased);
+        let released = self.from.flow_control().release_capacity(unreleased);
+        released.map_err(|error| read_error(&error))
     }
 }
 
-/// Who broke it off does not wait for an answer.
-fn broken(error: &Error) -> Status {
-    Status::new(RESOURCE_EXHAUSTED, error.to_string())
+/// Returns the error for a request that broke off. Its client does not wait for a response.
+fn read_error(error: &Error) -> Status {
+    Status::new(Kind::ResourceExhausted, error.to_string())
 }

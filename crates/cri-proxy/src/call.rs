@@ -1,401 +1,250 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! One call on its way to containerd and back.
+//! A call on its way to containerd and back.
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Error, Reason, RecvStream};
-use http::request::Parts;
 use http::{Request, Response};
-use tokio::runtime::Handle;
-use tokio::sync::watch;
+use resnap_core::Kind;
 
-use crate::backend::Backend;
-use crate::body::{Arriving, Beginning, Broken, pump};
-use crate::counted::Counted;
+use crate::body::{FirstBytes, PumpError, pump};
+use crate::call_record::CallRecord;
 use crate::deadline::Deadline;
-use crate::grpc::{
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, Status, UNAVAILABLE, UNKNOWN, code_in, decode,
-};
-use crate::observe::{ProxyEvent, Why};
-use crate::pass::{Inner, LAST, Phase};
-use crate::peek::{self, Unseen};
-use crate::preflight::{Look, Needed, look_after};
-use crate::waiting::Kept;
-use crate::wanted::Call;
+use crate::grpc::{Outcome, Status, outcome_in};
+use crate::inspection::{InspectedRequest, inspect, is_inspected};
+use crate::preflight::{Resolution, ensure_later};
+use crate::shutdown::{Shutdown, ShutdownPhase, stopping};
+use crate::state::ClientContext;
 
-const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
-const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
-
-/// How long a message that is looked into may take to come: clients send it at once.
-const ARRIVAL: Duration = Duration::from_secs(5);
-
-/// How long it may wait for room: others arrive at once, too.
-const ROOM: Duration = Duration::from_secs(1);
-
-/// Why a call has no answer of containerd's, or not all of it.
-enum Ended {
-    /// The client is told so.
-    Failed(Status),
-    /// containerd broke this call off, and nothing else.
-    Reset(Reason),
-    /// The client did.
-    Left(Reason),
+/// Why a call got no complete response of containerd.
+enum CallError {
+    /// The client gets this error instead.
+    Status(Status),
+    /// containerd reset the stream of the call.
+    BackendReset(Reason),
+    /// The client reset it.
+    ClientReset(Reason),
 }
 
-impl From<Status> for Ended {
+impl From<Status> for CallError {
     fn from(status: Status) -> Self {
-        Self::Failed(status)
+        Self::Status(status)
     }
 }
 
-/// A call's way, and who is concerned with it.
-pub(crate) struct Passage<'a> {
-    pub(crate) proxy: &'a Arc<Inner>,
-    /// Where the unpack service is at home.
-    pub(crate) outer: &'a Handle,
-    pub(crate) backend: &'a Backend,
-    pub(crate) phase: &'a watch::Receiver<Phase>,
+/// A call of a client.
+pub(crate) struct ProxiedCall<'a> {
+    pub(crate) client: &'a ClientContext,
+    pub(crate) shutdown: &'a Shutdown,
 }
 
-/// What was found out about a call whose image may have had to be made ready.
-struct Looked<'a> {
-    /// The request.
-    kept: Kept<'a>,
-    head: Parts,
-    deadline: Option<Deadline>,
-    /// `None` if it cannot be understood.
-    call: Option<Call>,
-    needed: Needed,
-}
-
-impl<'a> Passage<'a> {
-    /// Serves the call to its end. Dropping it takes it back from containerd.
+impl ProxiedCall<'_> {
+    /// Serves the call until it ends. Dropping the future cancels the call in containerd.
     pub(crate) async fn serve(
         self,
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
     ) {
-        let counted = Counted::begin(self.proxy.observer.as_ref(), request.uri().path());
+        let observer = self.client.state.observer.as_ref();
+        let record = CallRecord::start(observer, request.uri().path());
         let deadline = Deadline::of(request.headers());
         let is_over = || deadline.is_some_and(Deadline::is_over);
-        let ended = self.pass(request, &mut respond).await;
-        match ended {
-            Ok(code) => counted.ends_with(code),
-            Err(Ended::Left(_)) if is_over() => counted.ends_with(DEADLINE_EXCEEDED),
-            Err(Ended::Left(_)) => {}
-            Err(Ended::Reset(reason)) => {
-                // containerd breaks off what took too long, too.
-                let code = if is_over() {
-                    DEADLINE_EXCEEDED
+        match self.forward(request, &mut respond).await {
+            Ok(outcome) => record.set_outcome(outcome),
+            Err(CallError::ClientReset(_)) if is_over() => {
+                record.set_outcome(Err(Kind::DeadlineExceeded));
+            }
+            Err(CallError::ClientReset(_)) => {}
+            Err(CallError::BackendReset(reason)) => {
+                // containerd resets calls past their deadline, too.
+                let kind = if is_over() {
+                    Kind::DeadlineExceeded
                 } else {
-                    UNAVAILABLE
+                    Kind::Unavailable
                 };
-                counted.ends_with(code);
+                record.set_outcome(Err(kind));
                 respond.send_reset(reason);
             }
-            Err(Ended::Failed(status)) => {
-                counted.ends_with(status.code);
-                // If the client has gone, it is told to nobody.
+            Err(CallError::Status(status)) => {
+                record.set_outcome(Err(status.kind));
+                // Sending fails only if the client has gone.
                 let _ = respond.send_response(status.into_response(), true);
             }
         }
     }
 
-    /// Passes the call on, and back what containerd answers; gives gRPC's code.
-    async fn pass(
+    /// Forwards the request and the response.
+    async fn forward(
         &self,
         request: Request<RecvStream>,
         respond: &mut SendResponse<Bytes>,
-    ) -> Result<u16, Ended> {
+    ) -> Result<Outcome, CallError> {
         let (head, mut body) = request.into_parts();
-        let (first, looked) = match head.uri.path() {
-            CREATE_CONTAINER | RUN_POD_SANDBOX => {
-                // Few calls are looked at, and all would be as large.
-                let look = Box::pin(self.look(&head, &mut body));
-                self.while_there(respond, look).await?
-            }
-            _ => Default::default(),
+        let (first, inspected) = if is_inspected(head.uri.path()) {
+            // Boxed, since few calls are inspected, and the future of every call would be as large.
+            let inspect = Box::pin(inspect(self.client, &head, &mut body));
+            self.while_client_waits(respond, inspect).await?
+        } else {
+            Default::default()
         };
+        // A request without a body must end with its headers, as it came.
         let end = first.bytes.is_empty() && body.is_end_stream();
-        let (reply, mut to) = self
-            .backend
-            .begin(Request::from_parts(head, ()), end)
-            .await?;
-        let passed = {
-            let looked = looked.as_ref();
-            let up = async {
+        let request = Request::from_parts(head, ());
+        let (response, mut to) = self.client.backend.send_request(request, end).await?;
+        let result = {
+            let inspected = inspected.as_ref();
+            let upload = async {
                 if end {
                     return Ok(());
                 }
                 tokio::select! {
                     biased;
-                    // What ends it early ends the answer too, which tells.
+                    // An error here also ends the response, which then reports it.
                     _ = pump(first, &mut body, &mut to) => Ok(()),
-                    crowded = crowded(looked) => Err(crowded),
+                    evicted = evicted(inspected) => Err(evicted),
                 }
             };
-            let mut up = pin!(up);
-            let mut down = pin!(self.answer(reply, looked, respond));
+            let mut upload = pin!(upload);
+            let mut download = pin!(self.forward_response(response, inspected, respond));
             tokio::select! {
                 biased;
-                passed = &mut down => passed,
-                sent = &mut up => match sent {
-                    Ok(()) => down.await,
+                result = &mut download => result,
+                sent = &mut upload => match sent {
+                    Ok(()) => download.await,
                     Err(status) => Err(status.into()),
                 },
             }
         };
-        if let Err(Ended::Left(reason)) = passed {
+        if let Err(CallError::ClientReset(reason)) = result {
             to.send_reset(reason);
         }
-        passed
+        result
     }
 
-    /// Does something for a client for as long as that waits.
-    async fn while_there<T>(
+    /// Runs `work` until the client resets the call or the proxy stops.
+    async fn while_client_waits<T>(
         &self,
         respond: &mut SendResponse<Bytes>,
         work: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Ended> {
+    ) -> Result<T, CallError> {
         tokio::select! {
             biased;
-            reason = left(respond) => Err(Ended::Left(reason)),
-            () = reached(self.phase, Phase::Ending) => Err(stopping().into()),
-            ended = work => Ok(ended?),
+            reason = client_reset(respond) => Err(CallError::ClientReset(reason)),
+            () = self.shutdown.reached(ShutdownPhase::Ending) => Err(stopping().into()),
+            result = work => Ok(result?),
         }
     }
 
-    /// Before calls whose image may have to be made ready.
-    async fn look(
+    /// Forwards the response of containerd, or that to a second request if containerd failed to
+    /// unpack an image at the first.
+    async fn forward_response(
         &self,
-        head: &Parts,
-        body: &mut RecvStream,
-    ) -> Result<(Beginning, Option<Looked<'a>>), Status> {
-        let deadline = Deadline::of(&head.headers);
-        let late = |_| {
-            let text = format!("the request's message did not come within {ARRIVAL:?}");
-            Status::new(DEADLINE_EXCEEDED, text)
-        };
-        let mut arriving = Arriving::begin(body);
-        let arrive = self.arrive(head.uri.path(), &mut arriving);
-        let request = tokio::time::timeout(ARRIVAL, arrive)
-            .await
-            .map_err(late)??;
-        let Some(request) = request else {
-            return Ok((arriving.part(), None));
-        };
-        let call = match head.uri.path() {
-            CREATE_CONTAINER => decode(&request).map(Call::CreateContainer),
-            _ => decode(&request).map(Call::RunPodSandbox),
-        };
-        let mut looked = Looked {
-            kept: self.proxy.waiting.keep(request),
-            head: head.clone(),
-            deadline,
-            call,
-            needed: Needed::Known,
-        };
-        if let Some(call) = &looked.call {
-            let look = self.look_at(call, deadline, &looked.kept);
-            looked.needed = tokio::select! {
-                biased;
-                needed = look.before() => needed?,
-                crowded = crowded(Some(&looked)) => return Err(crowded),
-            };
-        }
-        let Some(bytes) = looked.kept.bytes() else {
-            return Err(crowded(Some(&looked)).await);
-        };
-        Ok((Beginning { bytes, held: 0 }, Some(looked)))
-    }
-
-    /// The whole request, if it is to be looked into.
-    async fn arrive(
-        &self,
-        path: &str,
-        arriving: &mut Arriving<'_>,
-    ) -> Result<Option<Bytes>, Status> {
-        arriving.read_share().await?;
-        if let Some(whole) = arriving.whole()? {
-            return Ok(Some(whole));
-        }
-        let Some(length) = arriving.length() else {
-            return Ok(None);
-        };
-        let unseen = match path {
-            CREATE_CONTAINER => peek::container(self.proxy, self.backend, arriving.bytes()).await,
-            _ => peek::any(self.proxy, self.backend).await,
-        };
-        // What containerd does not tell about, it does not take.
-        let unseen = unseen.unwrap_or(Unseen::Same);
-        if unseen == Unseen::Same {
-            return Ok(None);
-        }
-        let count = u32::try_from(length).unwrap_or(u32::MAX);
-        let room = self.proxy.room.acquire_many(count);
-        match (tokio::time::timeout(ROOM, room).await, unseen) {
-            (Ok(Ok(_room)), _) => {
-                arriving.read_to(length).await?;
-                arriving.whole()
-            }
-            (_, Unseen::Wrong) => Err(Status::new(
-                RESOURCE_EXHAUSTED,
-                "other large requests arrive, and do not come to their ends: try again",
-            )),
-            (_, Unseen::Slower | Unseen::Same) => {
-                tracing::info!(
-                    path,
-                    length,
-                    "a request was not looked into: it had no room"
-                );
-                self.proxy.on_event(&ProxyEvent::Forwarded(Why::Unresolved));
-                Ok(None)
-            }
-        }
-    }
-
-    fn look_at<'b>(
-        &'b self,
-        call: &'b Call,
-        deadline: Option<Deadline>,
-        kept: &'b Kept<'_>,
-    ) -> Look<'b> {
-        Look {
-            proxy: self.proxy,
-            backend: self.backend,
-            outer: self.outer,
-            call,
-            deadline,
-            kept: Some(kept),
-        }
-    }
-
-    /// Passes on what containerd answers, of a second try if it could not unpack at the first.
-    async fn answer(
-        &self,
-        reply: ResponseFuture,
-        looked: Option<&Looked<'_>>,
+        response: ResponseFuture,
+        inspected: Option<&InspectedRequest<'_>>,
         respond: &mut SendResponse<Bytes>,
-    ) -> Result<u16, Ended> {
-        let mut reply = self.reply(reply, respond).await?;
-        if let Some(looked) = looked
-            && let Some(call) = &looked.call
+    ) -> Result<Outcome, CallError> {
+        let mut response = self.receive_head(response, respond).await?;
+        if let Some(inspected) = inspected
+            && let Some(request) = &inspected.request
         {
-            // containerd tells errors in headers only.
-            let failed = Status::in_headers(reply.headers());
-            if let Some(status) = failed {
-                let look = self.look_at(call, looked.deadline, &looked.kept);
-                let again = Box::pin(look.again(&status));
-                // Without the request, the caller gets the answer that there is.
-                if self.while_there(respond, again).await?
-                    && let Some(bytes) = looked.kept.bytes()
+            // containerd sends errors in headers only, without a body.
+            if let Some(status) = Status::in_headers(response.headers()) {
+                let preflight = inspected.preflight(request);
+                let retry = Box::pin(preflight.retry(&status));
+                // If the request was evicted, the client gets the first response.
+                if self.while_client_waits(respond, retry).await?
+                    && let Some(bytes) = inspected.held.bytes()
                 {
-                    let request = Request::from_parts(looked.head.clone(), ());
-                    let (next, mut to) = self.backend.begin(request, false).await?;
+                    let request = Request::from_parts(inspected.head.clone(), ());
+                    let (next, mut to) = self.client.backend.send_request(request, false).await?;
                     let sent = to.send_data(bytes, true);
-                    sent.map_err(|error| self.backend_broke(&error))?;
-                    reply = self.reply(next, respond).await?;
+                    sent.map_err(|error| self.backend_error(&error))?;
+                    response = self.receive_head(next, respond).await?;
                 }
-            } else if looked.needed == Needed::Unknown {
-                look_after(self.proxy, self.outer, call.clone());
+            } else if inspected.resolution == Resolution::Unknown {
+                ensure_later(self.client, request.clone());
             }
         }
-        let (head, mut from) = reply.into_parts();
+        self.forward_body(response, respond).await
+    }
+
+    async fn forward_body(
+        &self,
+        response: Response<RecvStream>,
+        respond: &mut SendResponse<Bytes>,
+    ) -> Result<Outcome, CallError> {
+        let (head, mut from) = response.into_parts();
         let end = from.is_end_stream();
-        let code = code_in(&head.headers);
+        let outcome = outcome_in(&head.headers);
         let sent = respond.send_response(Response::from_parts(head, ()), end);
-        let mut to = sent.map_err(|error| client_broke(&error))?;
+        let mut to = sent.map_err(|error| client_error(&error))?;
         if end {
-            return Ok(code.unwrap_or(UNKNOWN));
+            return Ok(outcome.unwrap_or(Err(Kind::Unknown)));
         }
-        let passed = tokio::select! {
+        let result = tokio::select! {
             biased;
-            passed = pump(Beginning::default(), &mut from, &mut to) => passed.map_err(|broken| match broken {
-                Broken::From(error) => self.backend_broke(&error),
-                Broken::To(error) => client_broke(&error),
-            }),
-            () = endless(self.phase) => Err(stopping().into()),
-        };
-        match passed {
-            Ok(code) => Ok(code.unwrap_or(UNKNOWN)),
-            Err(Ended::Failed(status)) => {
-                let code = status.code;
-                // Of an answer that has begun, it is the end.
-                let _ = to.send_trailers(status.into_trailers());
-                Ok(code)
+            pumped = pump(FirstBytes::default(), &mut from, &mut to) => {
+                pumped.map_err(|error| match error {
+                    PumpError::Read(error) => self.backend_error(&error),
+                    PumpError::Write(error) => client_error(&error),
+                })
             }
-            Err(ended) => Err(ended),
+            () = self.shutdown.ends_streams() => Err(stopping().into()),
+        };
+        match result {
+            Ok(outcome) => Ok(outcome.unwrap_or(Err(Kind::Unknown))),
+            Err(CallError::Status(status)) => {
+                let kind = status.kind;
+                // The headers have been sent: the error can only be in the trailers.
+                let _ = to.send_trailers(status.into_trailers());
+                Ok(Err(kind))
+            }
+            Err(error) => Err(error),
         }
     }
 
-    /// Waits for the beginning of containerd's answer.
-    async fn reply(
+    /// Waits for the headers of the response.
+    async fn receive_head(
         &self,
-        reply: ResponseFuture,
+        response: ResponseFuture,
         respond: &mut SendResponse<Bytes>,
-    ) -> Result<Response<RecvStream>, Ended> {
+    ) -> Result<Response<RecvStream>, CallError> {
         tokio::select! {
             biased;
-            reply = reply => reply.map_err(|error| self.backend_broke(&error)),
-            reason = left(respond) => Err(Ended::Left(reason)),
-            () = reached(self.phase, Phase::Ending) => Err(stopping().into()),
+            response = response => response.map_err(|error| self.backend_error(&error)),
+            reason = client_reset(respond) => Err(CallError::ClientReset(reason)),
+            () = self.shutdown.reached(ShutdownPhase::Ending) => Err(stopping().into()),
         }
     }
 
-    fn backend_broke(&self, error: &Error) -> Ended {
+    fn backend_error(&self, error: &Error) -> CallError {
         match error.reason().filter(|_| error.is_reset()) {
-            Some(reason) => Ended::Reset(reason),
-            None => Ended::Failed(self.backend.broke_off(error)),
+            Some(reason) => CallError::BackendReset(reason),
+            None => CallError::Status(self.client.backend.connection_error(error)),
         }
     }
 }
 
-/// Waits until there is no more room for a request that waits; the answer to its caller.
-async fn crowded(looked: Option<&Looked<'_>>) -> Status {
-    match looked {
-        Some(looked) => looked.kept.given_up().await,
+/// Waits until the request is evicted, if it was inspected. Returns the response to its caller.
+async fn evicted(inspected: Option<&InspectedRequest<'_>>) -> Status {
+    match inspected {
+        Some(inspected) => inspected.evicted().await,
         None => std::future::pending().await,
     }
-    let text = "it is the largest of more requests than can wait at once: try again";
-    Status::new(RESOURCE_EXHAUSTED, text)
 }
 
-fn client_broke(error: &Error) -> Ended {
-    Ended::Left(error.reason().unwrap_or(Reason::CANCEL))
+fn client_error(error: &Error) -> CallError {
+    CallError::ClientReset(error.reason().unwrap_or(Reason::CANCEL))
 }
 
-/// Waits until the client takes the call back.
-async fn left(respond: &mut SendResponse<Bytes>) -> Reason {
+/// Waits until the client resets the call.
+async fn client_reset(respond: &mut SendResponse<Bytes>) -> Reason {
     let reset = poll_fn(|cx| respond.poll_reset(cx)).await;
     reset.unwrap_or(Reason::CANCEL)
-}
-
-async fn reached(phase: &watch::Receiver<Phase>, wanted: Phase) {
-    if phase
-        .clone()
-        .wait_for(|phase| *phase >= wanted)
-        .await
-        .is_err()
-    {
-        // Who stops the proxy has gone without doing so.
-        std::future::pending().await
-    }
-}
-
-/// Waits until an answer that has begun will not end by itself: one that begins late has its time.
-async fn endless(phase: &watch::Receiver<Phase>) {
-    reached(phase, Phase::NoStreams).await;
-    tokio::time::sleep(LAST).await;
-}
-
-fn stopping() -> Status {
-    Status::new(UNAVAILABLE, "resnap is being stopped")
 }

@@ -1,123 +1,109 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The thread that all clients are served in.
+//! The thread that serves all clients.
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::pass::{Inner, LAST, Phase, client};
+use crate::connection::serve_connection;
+use crate::limits::LAST_RESERVE;
+use crate::runtime::ServiceRuntime;
+use crate::shutdown::{Shutdown, ShutdownPhase};
+use crate::state::ProxyState;
 
-/// The clients; all are cut off when it is dropped.
+/// The clients of a thread. Dropping it cuts their connections.
 pub(crate) struct Clients {
-    new: mpsc::UnboundedSender<UnixStream>,
-    phase: watch::Sender<Phase>,
-    ended: oneshot::Receiver<()>,
-    _cut: oneshot::Sender<()>,
+    streams: mpsc::UnboundedSender<UnixStream>,
+    phase: watch::Sender<ShutdownPhase>,
+    /// Cancelled when the thread has ended.
+    ended: CancellationToken,
+    _cut: DropGuard,
 }
 
 impl Clients {
-    pub(crate) fn start(proxy: Arc<Inner>) -> io::Result<Self> {
+    pub(crate) fn start(state: Arc<ProxyState>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let outer = Handle::current();
-        let thread = proxy.thread.lock();
-        *thread.unwrap_or_else(PoisonError::into_inner) = Some(runtime.handle().clone());
-        let (new, streams) = mpsc::unbounded_channel();
-        let (phase, phases) = watch::channel(Phase::Serving);
-        let (end, ended) = oneshot::channel();
-        let (cut, is_cut) = oneshot::channel();
+        let service_runtime = ServiceRuntime::current();
+        state.client_thread.set(runtime.handle().clone());
+        let (streams, receiver) = mpsc::unbounded_channel();
+        let (phase, shutdown) = Shutdown::channel();
+        let (ended, cut) = (CancellationToken::new(), CancellationToken::new());
+        let ended_guard = ended.clone().drop_guard();
+        let cut_guard = cut.clone().drop_guard();
         let serve = move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = all(proxy, outer, streams, phases) => {}
-                    _ = is_cut => {}
-                }
-            });
-            // It may be that nobody waits.
-            let _ = end.send(());
+            let _ended = ended_guard;
+            let serve = serve_all(state, service_runtime, receiver, shutdown);
+            runtime.block_on(cut.run_until_cancelled(serve));
         };
         let thread = std::thread::Builder::new().name("cri-proxy".to_owned());
         thread.spawn(serve)?;
         Ok(Self {
-            new,
+            streams,
             phase,
             ended,
-            _cut: cut,
+            _cut: cut_guard,
         })
     }
 
     pub(crate) fn serve(&self, stream: UnixStream) -> io::Result<()> {
-        let sent = self.new.send(stream);
+        let sent = self.streams.send(stream);
         sent.map_err(|_| io::Error::other("the thread of the proxy has ended"))
     }
 
-    /// Waits until the last client has gone, or `grace` is over.
+    /// Waits until the last client has gone, at most for `grace`.
     pub(crate) async fn end(self, grace: Duration) {
         let Self {
-            new,
+            streams,
             phase,
-            mut ended,
+            ended,
             _cut,
         } = self;
-        drop(new);
+        drop(streams);
         for (next, time) in [
-            (Phase::Draining, LAST),
-            (Phase::NoStreams, grace.saturating_sub(2 * LAST)),
-            (Phase::Ending, LAST),
+            (ShutdownPhase::Draining, LAST_RESERVE),
+            (
+                ShutdownPhase::EndingStreams,
+                grace.saturating_sub(2 * LAST_RESERVE),
+            ),
+            (ShutdownPhase::Ending, LAST_RESERVE),
         ] {
             phase.send_replace(next);
-            if tokio::time::timeout(time, &mut ended).await.is_ok() {
+            if tokio::time::timeout(time, ended.cancelled()).await.is_ok() {
                 return;
             }
         }
-        tracing::warn!("clients were cut off: they did not leave within {grace:?}");
+        tracing::warn!("cut off clients that did not leave within {grace:?}");
     }
 }
 
-/// Serves all that come, until the last has gone and no more can come.
-async fn all(
-    proxy: Arc<Inner>,
-    outer: Handle,
+/// Serves clients until the last has gone and no more can come.
+async fn serve_all(
+    state: Arc<ProxyState>,
+    service_runtime: ServiceRuntime,
     mut streams: mpsc::UnboundedReceiver<UnixStream>,
-    phases: watch::Receiver<Phase>,
+    shutdown: Shutdown,
 ) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             Some(stream) = streams.recv() => match tokio::net::UnixStream::from_std(stream) {
                 Ok(stream) => {
-                    clients.spawn(client(Arc::clone(&proxy), outer.clone(), stream, phases.clone()));
+                    let state = Arc::clone(&state);
+                    let runtime = service_runtime.clone();
+                    clients.spawn(serve_connection(state, runtime, stream, shutdown.clone()));
                 }
-                Err(error) => tracing::warn!(%error, "a client could not be served"),
+                Err(error) => tracing::warn!(%error, "could not serve a client"),
             },
             Some(_) = clients.join_next() => {}
             else => return,
         }
     }
-}
-
-/// Runs work of the unpack service in the runtime that it comes from: it may keep its thread busy,
-/// and no call has to wait for that. Dropping the future takes the work back.
-///
-/// # Errors
-/// If the work panicked, or its runtime has ended.
-pub(crate) async fn at_home<T: Send + 'static>(
-    runtime: &Handle,
-    work: impl Future<Output = T> + Send + 'static,
-) -> Result<T, JoinError> {
-    struct TakenBack(AbortHandle);
-    impl Drop for TakenBack {
-        fn drop(&mut self) {
-            self.0.abort();
-        }
-    }
-    let task = runtime.spawn(work);
-    let _taken_back = TakenBack(task.abort_handle());
-    task.await
 }

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! How long a caller waits.
+//! The deadline of a call.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
 
-/// A caller's deadline and what of the time before it is kept for what.
+/// The deadline of a call, and how the time before it is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deadline {
-    /// When the caller stops waiting.
+    /// The time at which the caller stops waiting.
     at: Instant,
-    /// For the answer that the work is not done, to reach the caller.
+    /// The time that an error response needs to reach the caller.
     margin: Duration,
-    /// For containerd, to do its part.
+    /// The time that containerd needs to serve the call.
     reserve: Duration,
 }
 
 impl Deadline {
-    /// The deadline that a request's headers name; `None` if the caller waits for ever.
+    /// Reads the deadline from the headers of a request; `None` if there is none.
     pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
         let timeout = parse(headers.get("grpc-timeout")?.to_str().ok()?)?;
         let margin = (timeout / 20).max(Duration::from_millis(200));
@@ -31,23 +31,23 @@ impl Deadline {
         })
     }
 
-    /// When to answer that the work is not done.
+    /// Returns the time at which to answer with an error.
     pub(crate) fn answer_at(self) -> Instant {
         self.at.checked_sub(self.margin).unwrap_or(self.at)
     }
 
-    /// Whether the caller has stopped waiting for this, whose clock began a little earlier.
+    /// Returns whether the caller has stopped waiting. Its clock started a little earlier than ours.
     pub(crate) fn is_over(self) -> bool {
         Instant::now() + self.margin / 4 >= self.at
     }
 
-    /// Whether containerd has time enough.
+    /// Returns whether containerd has enough time to serve the call.
     pub(crate) fn leaves_time(self) -> bool {
         Instant::now() + self.reserve <= self.at
     }
 }
 
-/// gRPC's `grpc-timeout`: at most eight digits and a unit.
+/// Parses `grpc-timeout`: at most eight digits and a unit.
 fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_are_read_as_grpc_writes_them() {
+    fn timeouts_have_the_format_of_grpc() {
         for (text, seconds) in [
             ("120S", 120.0),
             ("2M", 120.0),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is known of a containerd's runtime handlers, and who says so.
+//! The runtime handlers of a containerd, and the source of each fact.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,32 +11,34 @@ use serde_json::Value;
 
 use crate::settings::ProxySettings;
 
-/// Who says something.
+/// The source of a fact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FactSource {
-    /// containerd's CRI: Status, ImageFsInfo, ListImages.
+    /// containerd's CRI, by `Status`, `ImageFsInfo` and `ListImages`.
     Containerd,
-    /// containerd's CRI: the status of a pod's sandbox.
+    /// containerd's CRI, by the status of a sandbox.
     PodSandboxStatus,
     /// The [`ProxySettings`].
     Settings,
 }
 
-/// Something known of a containerd, as a line of a table.
+/// A fact about a containerd, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Fact {
-    /// What it is about.
+    /// The name of the fact.
     pub name: String,
-    /// What it is; `None` if nobody says.
+    /// The value; `None` if no source states it.
     pub value: Option<Sourced<String>>,
 }
 
-/// A value with who says it.
+/// A value and its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Sourced<T> {
     /// The value.
     pub value: T,
-    /// Who says it.
+    /// The source of the value.
     pub source: FactSource,
 }
 
@@ -46,34 +48,34 @@ impl<T> Sourced<T> {
     }
 }
 
-/// The runtime handlers of a containerd.
+/// The runtime handlers of a containerd, and what else its configuration says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Handlers {
-    /// Their snapshotters; a handler without one of its own is not there.
+    /// The snapshotters of the handlers that have their own.
     snapshotters: BTreeMap<String, Sourced<String>>,
     default_handler: Option<String>,
-    /// That of all others.
+    /// The snapshotter of all other handlers.
     default_snapshotter: Option<Sourced<String>>,
-    /// Whose sandboxes are no containers of containerd's.
-    foreign: BTreeSet<String>,
-    /// The image of sandboxes, where the configuration or containerd (1.x) says it.
+    /// The handlers whose sandboxes are not containers of containerd.
+    external_sandboxers: BTreeSet<String>,
+    /// The sandbox image, if the settings or containerd (1.x) state it.
     pub(crate) sandbox_image: Option<Sourced<String>>,
-    /// Major and minor.
+    /// The major and minor version of containerd.
     version: Option<(u32, u32)>,
-    /// Which manifest it takes for containers.
+    /// The manifest that containerd chooses for containers.
     pub(crate) pick: ManifestPreference,
-    /// What does not concern the proxy, and may concern who reads.
-    others: Vec<(&'static str, String)>,
+    /// Facts shown by `config explain` that the proxy itself does not use.
+    unused: Vec<(&'static str, String)>,
 }
 
 impl Handlers {
-    /// What containerd's configuration says, as its CRI tells it (1.6 to 2.4).
-    pub(crate) fn read(
+    /// Reads the configuration of containerd from the verbose status of its CRI (1.6 to 2.4).
+    pub(crate) fn from_config(
         config: &Value,
         default_snapshotter: Option<String>,
         containerd: &str,
     ) -> Self {
-        let says = |text: &str| Sourced::new(text.to_owned(), FactSource::Containerd);
+        let sourced = |text: &str| Sourced::new(text.to_owned(), FactSource::Containerd);
         let text = |value: &Value| {
             let text = value.as_str().filter(|text| !text.is_empty());
             text.map(str::to_owned)
@@ -83,21 +85,22 @@ impl Handlers {
             default_handler: text(&section["defaultRuntimeName"]),
             default_snapshotter: text(&section["snapshotter"])
                 .or(default_snapshotter)
-                .map(|name| says(&name)),
-            sandbox_image: text(&config["sandboxImage"]).map(|image| says(&image)),
+                .map(|name| sourced(&name)),
+            sandbox_image: text(&config["sandboxImage"]).map(|image| sourced(&image)),
             version: major_minor(containerd),
             pick: ManifestPreference::by_containerd(containerd),
-            others: vec![("version", containerd.to_owned())],
+            unused: vec![("version", containerd.to_owned())],
             ..Self::default()
         };
         for (name, runtime) in section["runtimes"].as_object().into_iter().flatten() {
             if let Some(snapshotter) = text(&runtime["snapshotter"]) {
-                this.snapshotters.insert(name.clone(), says(&snapshotter));
+                this.snapshotters
+                    .insert(name.clone(), sourced(&snapshotter));
             }
-            // 1.7 calls it sandboxMode.
+            // containerd 1.7 calls it sandboxMode.
             let sandboxer = text(&runtime["sandboxer"]).or_else(|| text(&runtime["sandboxMode"]));
             if sandboxer.is_some_and(|sandboxer| sandboxer != "podsandbox") {
-                this.foreign.insert(name.clone());
+                this.external_sandboxers.insert(name.clone());
             }
         }
         for (key, name) in [
@@ -105,15 +108,15 @@ impl Handlers {
             ("discardUnpackedLayers", "discard_unpacked_layers"),
         ] {
             if let Some(value) = section[key].as_bool() {
-                this.others.push((name, value.to_string()));
+                this.unused.push((name, value.to_string()));
             }
         }
         this
     }
 
-    /// What the operator says beats what containerd does.
-    pub(crate) fn amend(&mut self, settings: &ProxySettings) {
-        let says = |text: &String| Sourced::new(text.clone(), FactSource::Settings);
+    /// Applies the settings, which take precedence over containerd.
+    pub(crate) fn apply_settings(&mut self, settings: &ProxySettings) {
+        let sourced = |text: &String| Sourced::new(text.clone(), FactSource::Settings);
         let ProxySettings {
             default_snapshotter,
             sandbox_image,
@@ -121,33 +124,33 @@ impl Handlers {
             ..
         } = settings;
         if let Some(name) = default_snapshotter {
-            self.default_snapshotter = Some(says(name));
+            self.default_snapshotter = Some(sourced(name));
         }
         if let Some(image) = sandbox_image {
-            self.sandbox_image = Some(says(image));
+            self.sandbox_image = Some(sourced(image));
         }
         let handlers = handlers.iter();
         self.snapshotters
-            .extend(handlers.map(|(name, snapshotter)| (name.clone(), says(snapshotter))));
+            .extend(handlers.map(|(name, snapshotter)| (name.clone(), sourced(snapshotter))));
     }
 
-    /// The snapshotter of a handler.
+    /// Returns the snapshotter of a handler.
     pub(crate) fn snapshotter(&self, handler: &str) -> Option<&str> {
         let handler = self.resolve(handler);
         let own = self.snapshotters.get(handler);
-        let told = own.or(self.default_snapshotter.as_ref());
-        told.map(|told| told.value.as_str())
+        let sourced = own.or(self.default_snapshotter.as_ref());
+        sourced.map(|sourced| sourced.value.as_str())
     }
 
-    /// The snapshotters of all handlers.
+    /// Returns the snapshotters of all handlers.
     pub(crate) fn snapshotters(&self) -> impl Iterator<Item = &str> {
         let all = self.snapshotters.values().chain(&self.default_snapshotter);
-        all.map(|told| told.value.as_str())
+        all.map(|sourced| sourced.value.as_str())
     }
 
-    /// Whether the sandboxes of a handler are no containers, and have no image.
-    pub(crate) fn is_foreign(&self, handler: &str) -> bool {
-        self.foreign.contains(self.resolve(handler))
+    /// Returns whether the sandboxes of a handler are not containers, and have no image.
+    pub(crate) fn has_external_sandboxer(&self, handler: &str) -> bool {
+        self.external_sandboxers.contains(self.resolve(handler))
     }
 
     fn resolve<'a>(&'a self, handler: &'a str) -> &'a str {
@@ -157,37 +160,37 @@ impl Handlers {
         }
     }
 
-    /// Whether this is the snapshotter for which containerd pulls.
+    /// Returns whether this is the default snapshotter, to which containerd unpacks what it pulls.
     pub(crate) fn is_default(&self, snapshotter: &str) -> bool {
         let default = self.default_snapshotter.as_ref();
         default.is_some_and(|default| default.value == snapshotter)
     }
 
-    /// Whether containerd is of this version or a later one; not if it does not say.
+    /// Returns whether containerd has this version or a later one; `false` if it is unknown.
     pub(crate) fn is_at_least(&self, version: (u32, u32)) -> bool {
         self.version.is_some_and(|this| this >= version)
     }
 
-    /// All of it, to be shown.
+    /// Returns all facts, for display.
     pub(crate) fn facts(&self, sandbox_image: Option<Sourced<String>>) -> Vec<Fact> {
         let fact = |name: &dyn fmt::Display, value| Fact {
             name: name.to_string(),
             value,
         };
-        let says = |text: &String| Some(Sourced::new(text.clone(), FactSource::Containerd));
-        let others = self.others.iter();
-        let others = others.map(|(name, value)| fact(name, says(value)));
+        let sourced = |text: &String| Some(Sourced::new(text.clone(), FactSource::Containerd));
+        let unused = self.unused.iter();
+        let unused = unused.map(|(name, value)| fact(name, sourced(value)));
         let own = self.snapshotters.iter();
-        let own = own.map(|(name, told)| {
+        let own = own.map(|(name, snapshotter)| {
             let name = format!("handlers.{name}");
-            fact(&name, Some(told.clone()))
+            fact(&name, Some(snapshotter.clone()))
         });
-        let foreign = self.foreign.iter();
-        let foreign = foreign.map(|name| {
+        let external_sandboxers = self.external_sandboxers.iter();
+        let external_sandboxers = external_sandboxers.map(|name| {
             let name = format!("handlers.{name}.sandboxer");
-            fact(&name, says(&"not podsandbox".to_owned()))
+            fact(&name, sourced(&"not podsandbox".to_owned()))
         });
-        let default_handler = self.default_handler.as_ref().and_then(says);
+        let default_handler = self.default_handler.as_ref().and_then(sourced);
         let rest = [
             fact(&"default_handler", default_handler),
             fact(&"default_snapshotter", self.default_snapshotter.clone()),
@@ -195,8 +198,8 @@ impl Handlers {
         ];
         rest.into_iter()
             .chain(own)
-            .chain(foreign)
-            .chain(others)
+            .chain(external_sandboxers)
+            .chain(unused)
             .collect()
     }
 }
@@ -219,29 +222,30 @@ mod tests {
             "sandboxImage": "pause:3",
         });
         let new = json!({ "containerd": { "defaultRuntimeName": "runc", "runtimes": runtimes } });
-        let old = Handlers::read(&old, None, "1.7.24~ds1");
-        let new = Handlers::read(&new, Some("overlayfs".to_owned()), "v2.4.0-beta.0");
+        let old = Handlers::from_config(&old, None, "1.7.24~ds1");
+        let new = Handlers::from_config(&new, Some("overlayfs".to_owned()), "v2.4.0-beta.0");
         for handlers in [&old, &new] {
             assert_eq!(handlers.snapshotter("kata"), Some("nydus"));
             for plain in ["runc", "", "unknown"] {
                 assert_eq!(handlers.snapshotter(plain), Some("overlayfs"));
-                assert!(!handlers.is_foreign(plain));
+                assert!(!handlers.has_external_sandboxer(plain));
             }
-            assert!(handlers.is_foreign("quark"));
+            assert!(handlers.has_external_sandboxer("quark"));
             assert!(handlers.is_default("overlayfs"));
         }
         assert_eq!(old.sandbox_image.unwrap().value, "pause:3");
         assert!(!new.is_at_least((2, 5)));
         assert!(new.is_at_least((2, 2)));
-        let odd = Handlers::read(&Value::Null, None, "");
+        let odd = Handlers::from_config(&Value::Null, None, "");
         assert_eq!(odd.snapshotter("kata"), None);
         assert!(!odd.is_at_least((0, 0)));
     }
 
     #[test]
-    fn the_operator_knows_better() {
-        let mut handlers = Handlers::read(&Value::Null, Some("overlayfs".to_owned()), "1.6.20");
-        handlers.amend(&ProxySettings {
+    fn settings_take_precedence() {
+        let mut handlers =
+            Handlers::from_config(&Value::Null, Some("overlayfs".to_owned()), "1.6.20");
+        handlers.apply_settings(&ProxySettings {
             default_snapshotter: Some("native".to_owned()),
             handlers: [("kata".to_owned(), "nydus".to_owned())].into(),
             ..ProxySettings::default()
@@ -252,7 +256,7 @@ mod tests {
         let kata = facts.iter().find(|fact| fact.name == "handlers.kata");
         let source = kata
             .and_then(|fact| fact.value.as_ref())
-            .map(|told| told.source);
+            .map(|sourced| sourced.source);
         assert_eq!(source, Some(FactSource::Settings));
     }
 }

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What containerd says when it could not unpack an image while it made a container.
+//! The error that containerd returns if it fails to unpack an image for a container.
 
-use crate::grpc::{NOT_FOUND, Status};
+use resnap_core::Kind;
 
-/// Why containerd could not unpack an image, if this is such an answer: for want of a blob, or of a
-/// layer that garbage collection took meanwhile. All versions from 1.6 to 2.4 say `error unpacking
-/// image` (`client/container_opts.go`); what follows differs from version to version. The code alone
-/// does not tell: an image that is not there has the same.
-pub(crate) fn failed_unpack(status: &Status) -> Option<&str> {
+use crate::grpc::Status;
+
+/// Returns why containerd failed to unpack an image, if `status` says so: a blob is missing, or
+/// garbage collection removed a layer meanwhile. All versions from 1.6 to 2.4 write `error unpacking
+/// image` (`client/container_opts.go`); the rest of the text differs between versions. The code alone
+/// does not suffice: it is the same for a missing image.
+pub(crate) fn unpack_failure(status: &Status) -> Option<&str> {
     const UNPACKING: &str = "error unpacking image: ";
-    if status.code != NOT_FOUND {
+    if status.kind != Kind::NotFound {
         return None;
     }
     let (_, cause) = status.message.split_once(UNPACKING)?;
@@ -25,7 +27,7 @@ mod tests {
     const BLOB: &str = "sha256:4bcff63911fcb4448bd4fdacec207030997caf25e9bea4045fa6c8c44de311d1";
 
     #[test]
-    fn failed_unpacks_of_all_versions_are_known() {
+    fn unpack_failures_of_all_versions_are_recognised() {
         for text in [
             // 1.6.20 to 2.1.9
             format!(
@@ -39,7 +41,7 @@ mod tests {
                 "failed to create containerd container: error unpacking image: failed to resolve \
                  rootfs: content digest {BLOB}: not found"
             ),
-            // 1.6.20, 1.7.24, when garbage collection was faster
+            // 1.6.20, 1.7.24, after a garbage collection
             "failed to create containerd container: error unpacking image: failed to prepare \
              extraction snapshot \"extract-277058910-kkOf \
              sha256:c815520496ba8427fe9bc51588f8ee054a3cd07e6a086a07334576dde4f09b6d\": parent \
@@ -55,23 +57,27 @@ mod tests {
                  failed to get reader from content store: content digest {BLOB}: not found"
             ),
         ] {
-            let status = Status::new(NOT_FOUND, text);
-            let cause = failed_unpack(&status).unwrap();
+            let status = Status::new(Kind::NotFound, text);
+            let cause = unpack_failure(&status).unwrap();
             assert!(cause.ends_with("not found"), "{cause}");
-            let other = Status::new(2, status.message.clone());
-            assert_eq!(failed_unpack(&other), None);
+            let other = Status::new(Kind::Unknown, status.message.clone());
+            assert_eq!(unpack_failure(&other), None);
         }
     }
 
     #[test]
-    fn other_things_that_are_not_there_are_not_meant() {
+    fn other_missing_things_are_no_unpack_failures() {
         for text in [
             "failed to create containerd container: failed to resolve image \"a\": not found",
             "failed to check if this is a checkpoint image: failed to read image blob from \
              containerd \"a\": content digest sha256:a: not found",
             "an error occurred when try to find sandbox: not found",
         ] {
-            assert_eq!(failed_unpack(&Status::new(NOT_FOUND, text)), None, "{text}");
+            assert_eq!(
+                unpack_failure(&Status::new(Kind::NotFound, text)),
+                None,
+                "{text}"
+            );
         }
     }
 }

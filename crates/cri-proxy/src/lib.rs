@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A proxy between kubelet and containerd: every call passes through as it is, and before two of
-//! them the image is made ready on the snapshotter that the pod's runtime handler has.
+//! A transparent proxy between kubelet and containerd. It forwards every call unchanged, and makes
+//! the image of two of them ready first, on the snapshotter of the pod's runtime handler.
 //!
 //! ```text
 //! kubelet ──► Proxy ──────────────── the same bytes ───────────────► containerd
@@ -11,48 +11,64 @@
 //!               └► UnpackService::ensure(image, snapshotter)
 //! ```
 //!
-//! What the proxy does not know, cannot read or fails at itself is forwarded untouched: it never
-//! stops a pod that containerd would have started. Only where an image could not be made ready for
-//! a snapshotter that goes wrong without does the caller get an error instead.
-
+//! The proxy forwards what it does not know or cannot decode, and calls whose images it fails to
+//! find: it never stops a pod that containerd would have started. The caller gets an error only if
+//! an image could not be made ready on a snapshotter that needs labels, since the container would
+//! have the wrong content.
 //!
-//! # Where a client meets something else than with containerd
+//! # Differences from containerd
 //!
-//! What bounds the proxy's memory is less than what containerd's gRPC server (grpc-go) takes:
+//! To bound its memory, the proxy accepts less than the gRPC server of containerd (grpc-go):
 //!
-//! | | containerd | here |
+//! | | containerd | proxy |
 //! |---|---|---|
-//! | calls at a time on a connection | 2^32 - 1 | 1024: clients are told, and wait with more |
-//! | headers and metadata of a call | 16 MiB | 1 MiB: the call, or of much more the connection, is broken off |
-//! | `:authority` | any | any, but one that is none of a URI comes to containerd as `localhost` |
-//! | a request that is looked into comes | as slowly as it may | within 5 s, else `DEADLINE_EXCEEDED` |
-//! | such requests that arrive or wait | any number | 64 MiB that wait: past it the largest is told to come again |
-//! | a request of over 4 MiB | up to 16 MiB | the same, but not looked into |
+//! | concurrent calls on a connection | 2^32 - 1 | 1024, as announced to clients; further calls wait |
+//! | headers and metadata of a call | 16 MiB | 1 MiB; past that the call, and far past it the connection, ends |
+//! | `:authority` | any | any, but containerd sees `localhost` instead of one that is invalid in a URI |
+//! | arrival of an inspected request | no limit | within 5 s, else `DEADLINE_EXCEEDED` |
+//! | inspected requests that wait | no limit | 64 MiB; past that the largest gets an error and has to try again |
+//! | a request of more than 4 MiB | up to 16 MiB | the same, but it is not inspected |
+//!
+//! # Why not hyper or tonic
+//!
+//! The proxy forwards HTTP/2 streams with the h2 crate. hyper added a `content-length` that the peer
+//! had not sent, and turned stream resets into gRPC statuses, so that a caller could see which
+//! responses had passed through the proxy. On h2, headers and trailers pass unchanged, and so do
+//! messages with unknown fields, since they are never decoded to be forwarded. All connections share
+//! one thread: with a runtime of several threads, a third of the time went into waking them.
 
 mod backend;
 mod body;
 mod call;
+mod call_record;
 mod clients;
-mod counted;
+mod connection;
 mod deadline;
+mod discovery;
 mod facts;
 mod failure;
 mod grpc;
-mod knowledge;
+mod held;
+mod inspection;
+mod limits;
 mod messages;
 mod observe;
 mod outage;
-mod pass;
 mod peek;
 mod preflight;
+mod proxy;
 mod pull;
+mod requirements;
+mod runtime;
 mod settings;
-mod waiting;
-mod wanted;
+mod shutdown;
+mod state;
+#[cfg(test)]
+mod tests;
 
 pub use facts::{Fact, FactSource, Sourced};
-pub use observe::{ProxyEvent, ProxyObserver, Why};
-pub use pass::Proxy;
+pub use observe::{ForwardReason, ProxyEvent, ProxyObserver};
+pub use proxy::Proxy;
 pub use settings::{ProxySettings, Unlabelled};
 
 #[cfg(doctest)]

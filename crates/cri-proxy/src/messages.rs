@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The fields of the CRI's messages that the proxy reads, with the numbers of `runtime.v1` in
-//! k8s.io/cri-api. What is forwarded is never made from these.
+//! The messages of the CRI, with the fields that the proxy reads. The field numbers are those of
+//! `runtime.v1` in k8s.io/cri-api. Forwarded messages are never encoded from these types.
 
 use std::collections::HashMap;
 
@@ -42,7 +42,7 @@ pub(crate) struct CreateContainerRequest {
     pub(crate) sandbox_config: Option<PodSandboxConfig>,
 }
 
-/// `ContainerConfig`: what it runs, and what it mounts.
+/// `ContainerConfig`: the image and the mounts.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ContainerConfig {
     #[prost(message, optional, tag = "1")]
@@ -60,7 +60,7 @@ pub(crate) struct ContainerMetadata {
     pub(crate) name: String,
 }
 
-/// `Mount`: an image volume, where it has an image.
+/// `Mount`: an image volume, if it has an image.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Mount {
     #[prost(message, optional, tag = "9")]
@@ -73,7 +73,7 @@ pub(crate) struct ImageSpec {
     /// A reference or an image ID.
     #[prost(string, tag = "1")]
     pub(crate) image: String,
-    /// As the pod has it; not set by old kubelets.
+    /// The reference in the pod's specification. Old kubelets do not set it.
     #[prost(string, tag = "18")]
     pub(crate) user_specified_image: String,
 }
@@ -110,7 +110,7 @@ pub(crate) struct PodSandboxStatusResponse {
     pub(crate) info: HashMap<String, String>,
 }
 
-/// `PodSandboxStatus`: the name that was given to RunPodSandbox.
+/// `PodSandboxStatus`: the handler that RunPodSandbox named.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PodSandboxStatus {
     #[prost(string, tag = "9")]
@@ -129,7 +129,7 @@ pub(crate) struct ListPodSandboxResponse {
 pub(crate) struct PodSandbox {
     #[prost(string, tag = "1")]
     pub(crate) id: String,
-    /// Nanoseconds since 1970.
+    /// In nanoseconds since the Unix epoch.
     #[prost(int64, tag = "4")]
     pub(crate) created_at: i64,
 }
@@ -141,16 +141,16 @@ pub(crate) struct VersionResponse {
     pub(crate) runtime_version: String,
 }
 
-/// `PullImageRequest`, without credentials (2), as containerd pulls the image of sandboxes.
+/// `PullImageRequest`, without credentials (2): containerd pulls the sandbox image without, too.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PullImageRequest {
     #[prost(message, optional, tag = "1")]
     pub(crate) image: Option<ImageSpec>,
 }
 
-/// A request without a filter, of any of the calls that list; an answer that is not looked at.
+/// A list request without a filter, or a response that is not read.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Nothing {}
+pub(crate) struct Empty {}
 
 /// `ImageFsInfoResponse`, without `container_filesystems` (2).
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,42 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the proxy tells of its work, to be counted.
+//! Events of the proxy, for metrics.
 
-/// Something the proxy saw or did.
+use resnap_core::Kind;
+
+/// An event of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum ProxyEvent {
-    /// A caller was answered before its deadline, while the work went on.
+    /// A caller got an error just before its deadline, while the work continues.
     AnsweredEarly,
-    /// A call was forwarded though an image was not made ready.
-    Forwarded(Why),
-    /// A call was sent to containerd once more, after it had failed at unpacking.
+    /// A call was forwarded although an image was not made ready.
+    Forwarded(ForwardReason),
+    /// A call was sent to containerd again, after containerd failed to unpack its image.
     Retried,
-    /// containerd was made to pull the image of sandboxes.
+    /// containerd pulled the sandbox image for the proxy.
     Pulled,
-    /// A call ended, whoever answered it.
+    /// A call ended, with a response of containerd or of the proxy.
     Answered {
-        /// The method's name in the CRI, or `other`.
+        /// The name of the method in the CRI, or `other`.
         method: &'static str,
-        /// The number of gRPC's code, also for a caller that went away or a connection that broke.
-        code: u16,
+        /// How it ended. A caller that left counts as cancelled.
+        outcome: Result<(), Kind>,
     },
 }
 
-/// Why an image was not made ready.
+/// The reason why a call was forwarded although an image was not made ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// Which image it is could not be found out.
+pub enum ForwardReason {
+    /// The image could not be determined.
     Unresolved,
-    /// Somebody unpacked it without labels.
+    /// The image was unpacked without labels.
     Unlabelled,
-    /// It failed.
+    /// The unpack failed.
     Failed,
 }
 
-/// Who is told.
+/// A receiver of [`ProxyEvent`]s.
 pub trait ProxyObserver: Send + Sync {
-    /// Is told at once, and must not block.
-    fn on_event(&self, seen: &ProxyEvent);
+    /// Receives an event. Called synchronously in the thread that serves clients: must not block.
+    fn on_event(&self, event: &ProxyEvent);
 }

@@ -1,52 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Times in which containerd is away: the log has them, not each call that fails in them.
+//! Times in which containerd is unavailable. They are logged, instead of each call that fails.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often it is told that it goes on.
-const AGAIN: Duration = Duration::from_secs(60);
+/// How often a continuing outage is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Whether containerd is away.
+/// The current outage, if there is one.
 #[derive(Debug, Default)]
-pub(crate) struct Outage(Mutex<Option<Away>>);
+pub(crate) struct Outage(Mutex<Option<Unavailable>>);
 
 #[derive(Debug)]
-struct Away {
+struct Unavailable {
     since: Instant,
-    told: Instant,
+    logged: Instant,
 }
 
 impl Outage {
-    /// containerd does not answer. Gives for how long that has been so, if it is to be told.
-    pub(crate) fn goes_on(&self) -> Option<Duration> {
+    /// Records that containerd does not answer. Returns the length of the outage if it is to be logged.
+    pub(crate) fn record_failure(&self) -> Option<Duration> {
         let now = Instant::now();
-        let mut away = self.lock();
-        let Some(away) = &mut *away else {
-            *away = Some(Away {
+        let mut outage = self.lock();
+        let Some(outage) = &mut *outage else {
+            *outage = Some(Unavailable {
                 since: now,
-                told: now,
+                logged: now,
             });
             return Some(Duration::ZERO);
         };
-        if now.duration_since(away.told) < AGAIN {
+        if now.duration_since(outage.logged) < LOG_INTERVAL {
             return None;
         }
-        away.told = now;
-        Some(now.duration_since(away.since))
+        outage.logged = now;
+        Some(now.duration_since(outage.since))
     }
 
-    /// containerd answers. Gives how long it was away, if it was.
-    pub(crate) fn ends(&self) -> Option<Duration> {
-        let away = self.lock().take()?;
-        Some(away.since.elapsed())
+    /// Records that containerd answers. Returns the length of the outage, if there was one.
+    pub(crate) fn record_success(&self) -> Option<Duration> {
+        let outage = self.lock().take()?;
+        Some(outage.since.elapsed())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Away>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Unavailable>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -56,17 +56,17 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_told_at_its_beginning_each_minute_and_at_its_end() {
+    async fn an_outage_is_logged_at_its_start_each_minute_and_at_its_end() {
         let outage = Outage::default();
-        assert_eq!(outage.ends(), None);
-        let mut told = Vec::new();
+        assert_eq!(outage.record_success(), None);
+        let mut logged = Vec::new();
         for _ in 0..150 {
-            told.extend(outage.goes_on().map(|since| since.as_secs()));
+            logged.extend(outage.record_failure().map(|since| since.as_secs()));
             tokio::time::advance(Duration::from_secs(1)).await;
         }
-        assert_eq!(told, [0, 60, 120]);
-        assert_eq!(outage.ends(), Some(Duration::from_secs(150)));
-        assert_eq!(outage.ends(), None);
-        assert_eq!(outage.goes_on(), Some(Duration::ZERO));
+        assert_eq!(logged, [0, 60, 120]);
+        assert_eq!(outage.record_success(), Some(Duration::from_secs(150)));
+        assert_eq!(outage.record_success(), None);
+        assert_eq!(outage.record_failure(), Some(Duration::ZERO));
     }
 }

@@ -1,69 +1,69 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the beginning of a request tells of it.
+//! The effect of not inspecting a request, as its beginning shows.
 
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-use crate::backend::Backend;
-use crate::grpc::{PREFIX, Status};
-use crate::pass::Inner;
+use crate::grpc::{PREFIX_LEN, Status};
+use crate::state::ClientContext;
 
-/// What becomes of a request that is not looked into.
+/// The effect of forwarding a request without an inspection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unseen {
-    /// The same as with a look: containerd pulls for this snapshotter.
-    Same,
-    /// containerd unpacks what the proxy would have.
+pub(crate) enum SkipEffect {
+    /// None: containerd pulls for this snapshotter itself.
+    None,
+    /// containerd unpacks the image, instead of the proxy.
     Slower,
-    /// Wrong content, or it may be.
-    Wrong,
+    /// The container may have the wrong content.
+    WrongContent,
 }
 
-/// What becomes of a CreateContainer that begins so, if it is not looked into.
-///
-/// Clients write the sandbox's ID first, as its number is 1.
+/// Returns the effect on a CreateContainer request with this beginning. Clients encode the ID of the
+/// sandbox first, since its field number is 1.
 ///
 /// # Errors
-/// What containerd says when it is asked about the sandbox.
-pub(crate) async fn container(
-    proxy: &Inner,
-    backend: &Backend,
-    begun: &[u8],
-) -> Result<Unseen, Status> {
-    let Some(sandbox) = sandbox_in(begun) else {
-        return any(proxy, backend).await;
+/// The error of containerd, if it does not answer.
+pub(crate) async fn effect_on_container(
+    client: &ClientContext,
+    beginning: &[u8],
+) -> Result<SkipEffect, Status> {
+    let Some(sandbox) = sandbox_in(beginning) else {
+        return effect_on_any(client).await;
     };
-    let knowledge = &proxy.knowledge;
-    let Some(snapshotter) = knowledge.snapshotter_of(backend, sandbox).await? else {
-        return Ok(Unseen::Same);
+    let (discovery, backend) = (&client.state.discovery, &client.backend);
+    let Some(snapshotter) = discovery.snapshotter_of(backend, sandbox).await? else {
+        return Ok(SkipEffect::None);
     };
-    let handlers = knowledge.handlers(backend).await?;
-    if !knowledge.looks_at(&handlers, &snapshotter) {
-        return Ok(Unseen::Same);
+    let handlers = discovery.handlers(backend).await?;
+    if !discovery.is_watched(&handlers, &snapshotter) {
+        return Ok(SkipEffect::None);
     }
-    Ok(match knowledge.need(&snapshotter) {
-        Some(_) => Unseen::Wrong,
-        None => Unseen::Slower,
+    Ok(match discovery.label_requirement(&snapshotter) {
+        Some(_) => SkipEffect::WrongContent,
+        None => SkipEffect::Slower,
     })
 }
 
-/// What may become of a request of which nothing is known.
+/// Returns the worst effect on any request.
 ///
 /// # Errors
-/// What containerd says when it is asked for its handlers.
-pub(crate) async fn any(proxy: &Inner, backend: &Backend) -> Result<Unseen, Status> {
-    let handlers = proxy.knowledge.handlers(backend).await?;
-    let mut all = handlers.snapshotters();
-    Ok(match all.any(|name| proxy.knowledge.need(name).is_some()) {
-        true => Unseen::Wrong,
-        false => Unseen::Slower,
+/// The error of containerd, if it does not answer.
+pub(crate) async fn effect_on_any(client: &ClientContext) -> Result<SkipEffect, Status> {
+    let discovery = &client.state.discovery;
+    let handlers = discovery.handlers(&client.backend).await?;
+    let mut snapshotters = handlers.snapshotters();
+    let is_required = snapshotters.any(|name| discovery.label_requirement(name).is_some());
+    Ok(if is_required {
+        SkipEffect::WrongContent
+    } else {
+        SkipEffect::Slower
     })
 }
 
-/// The sandbox's ID, if a CreateContainer begins with it.
-fn sandbox_in(begun: &[u8]) -> Option<&str> {
-    let mut rest = begun.get(PREFIX..)?;
+/// Returns the ID of the sandbox, if a CreateContainer request begins with it.
+fn sandbox_in(beginning: &[u8]) -> Option<&str> {
+    let mut rest = beginning.get(PREFIX_LEN..)?;
     if decode_key(&mut rest).ok()? != (1, WireType::LengthDelimited) {
         return None;
     }
@@ -78,7 +78,7 @@ mod tests {
     use crate::messages::CreateContainerRequest;
 
     #[test]
-    fn the_sandbox_is_told_by_the_first_bytes() {
+    fn the_first_bytes_name_the_sandbox() {
         let request = CreateContainerRequest {
             pod_sandbox_id: "abc".to_owned(),
             config: Some(Default::default()),
@@ -86,9 +86,9 @@ mod tests {
         };
         let body = encode(&request).unwrap();
         assert_eq!(sandbox_in(&body), Some("abc"));
-        assert_eq!(sandbox_in(&body[..PREFIX + 5]), Some("abc"));
-        // Not all of it is there, something else comes first, it is no text, there is nothing.
-        assert_eq!(sandbox_in(&body[..PREFIX + 4]), None);
+        assert_eq!(sandbox_in(&body[..PREFIX_LEN + 5]), Some("abc"));
+        // It is cut off, another field comes first, it is not UTF-8, there is nothing.
+        assert_eq!(sandbox_in(&body[..PREFIX_LEN + 4]), None);
         assert_eq!(sandbox_in(b"\0\0\0\0\x05\x12\x03abc"), None);
         assert_eq!(sandbox_in(b"\0\0\0\0\x05\x0a\x03\xff\xff\xff"), None);
         assert_eq!(sandbox_in(b"\0\0\0\0\x02\x0a\xff"), None);

@@ -1,391 +1,361 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What happens before a call is forwarded, and after containerd failed at it.
+//! What happens before a request is forwarded, and after containerd failed to unpack its image.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::try_join_all;
-use resnap_core::{EnsureProgress, EnsureRequest, Error, Kind, NotReady, Volumes, error_chain};
-use tokio::runtime::Handle;
+use resnap_core::{EnsureProgress, EnsureRequest, Error, Kind, NotReady, error_chain};
 
-use crate::clients::at_home;
 use crate::deadline::Deadline;
-use crate::facts::Handlers;
-use crate::failure::failed_unpack;
-use crate::grpc::{
-    DEADLINE_EXCEEDED, FAILED_PRECONDITION, NOT_FOUND, Status, UNAVAILABLE, UNKNOWN, code,
-};
-use crate::knowledge::Knowledge;
-use crate::messages::{CreateContainerRequest, ImageSpec};
-use crate::observe::{ProxyEvent, Why};
-use crate::pass::{Backend, Inner};
+use crate::discovery::Discovery;
+use crate::failure::unpack_failure;
+use crate::grpc::Status;
+use crate::held::HeldRequest;
+use crate::observe::{ForwardReason, ProxyEvent};
 use crate::pull::pull;
+use crate::requirements::{
+    CriRequest, RequiredImage, Requirements, SnapshotterScope, requirements, sandbox_image,
+    sandbox_snapshotter,
+};
 use crate::settings::Unlabelled;
-use crate::waiting::Kept;
-use crate::wanted::{Call, Needs, Wanted};
+use crate::state::ClientContext;
 
-/// Whether somebody said what a call needs.
+/// Whether the images that a request needs are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Needed {
+pub(crate) enum Resolution {
     Known,
     Unknown,
 }
 
-/// A look at one call.
-pub(crate) struct Look<'a> {
-    pub(crate) proxy: &'a Arc<Inner>,
-    pub(crate) backend: &'a Backend,
-    /// Where the unpack service is at home, and what goes on without a client.
-    pub(crate) outer: &'a Handle,
-    pub(crate) call: &'a Call,
-    pub(crate) deadline: Option<Deadline>,
-    /// The request, if a caller waits for its answer.
-    pub(crate) kept: Option<&'a Kept<'a>>,
+/// Whether containerd is made to pull an image that is not on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Pull,
+    Forward,
 }
 
-/// containerd took a call of which nobody knew what it needed: now that can be found out.
-pub(crate) fn look_after(proxy: &Arc<Inner>, outer: &Handle, call: Call) {
-    let (proxy, runtime) = (Arc::clone(proxy), outer.clone());
-    outer.spawn(async move {
-        let look = Look {
-            proxy: &proxy,
-            backend: &Backend::apart(&proxy),
-            outer: &runtime,
-            call: &call,
+/// The preparation of one request.
+pub(crate) struct Preflight<'a> {
+    pub(crate) client: &'a ClientContext,
+    pub(crate) request: &'a CriRequest,
+    pub(crate) deadline: Option<Deadline>,
+    /// The bytes of the request, if a caller waits for its response.
+    pub(crate) held: Option<&'a HeldRequest<'a>>,
+}
+
+/// Labels the image of a sandbox that containerd has just created, in the background. Before the
+/// first sandbox of a node, no source may name that image.
+pub(crate) fn ensure_later(client: &ClientContext, request: CriRequest) {
+    let (state, runtime) = (Arc::clone(&client.state), client.service_runtime.clone());
+    client.service_runtime.spawn(async move {
+        let preflight = Preflight {
+            client: &ClientContext::detached(&state, &runtime),
+            request: &request,
             deadline: None,
-            kept: None,
+            held: None,
         };
-        look.after().await;
+        preflight.after().await;
     });
 }
 
-impl Look<'_> {
-    /// Makes ready what the call needs, as far as that is known. Ends with an answer for the caller
-    /// if the call is not to be forwarded.
-    pub(crate) async fn before(&self) -> Result<Needed, Status> {
-        let needs = match self.needs(false).await {
-            Ok(Some(needs)) => needs,
-            Ok(None) => return Ok(Needed::Known),
+impl Preflight<'_> {
+    /// Makes the known images of the request ready.
+    ///
+    /// # Errors
+    /// The response to the caller, if the request must not be forwarded.
+    pub(crate) async fn before(&self) -> Result<Resolution, Status> {
+        let requirements = match self.requirements(SnapshotterScope::Watched).await {
+            Ok(Some(requirements)) => requirements,
+            Ok(None) => return Ok(Resolution::Known),
             Err(error) => {
-                self.forwarded(Why::Unresolved, None, &error);
-                return Ok(Needed::Known);
+                self.forwarded(ForwardReason::Unresolved, None, &error);
+                return Ok(Resolution::Known);
             }
         };
-        let is_sandbox = matches!(self.call, Call::RunPodSandbox(_));
-        if is_sandbox && needs.images.is_empty() {
-            return Ok(Needed::Unknown);
+        let is_sandbox = matches!(self.request, CriRequest::RunPodSandbox(_));
+        if is_sandbox && requirements.images.is_empty() {
+            return Ok(Resolution::Unknown);
         }
-        let images = needs.images.iter();
-        // What a sandbox lacks, containerd would pull.
-        try_join_all(images.map(|wanted| self.ensure(wanted, is_sandbox))).await?;
-        for wanted in &needs.guest_volumes {
-            let (image, snapshotter) = (wanted.name(), &wanted.snapshotter);
-            if self.is_remote(wanted).await {
-                return Err(Status::new(
-                    FAILED_PRECONDITION,
-                    format!(
-                        "image volume {image} would be empty or lack files: on {snapshotter} files \
-                         of the image, or of a layer that it shares with a container's, come to be \
-                         in guests only; take a runtime handler on another snapshotter, or an \
-                         image that shares nothing with a container's there"
-                    ),
-                ));
+        // containerd pulls a missing image for a sandbox, but not for a container.
+        let missing = if is_sandbox {
+            Missing::Pull
+        } else {
+            Missing::Forward
+        };
+        let images = requirements.images.iter();
+        try_join_all(images.map(|image| self.ensure(image, missing))).await?;
+        for volume in &requirements.guest_volumes {
+            if self.is_remote(volume).await {
+                return Err(empty_volume(volume));
             }
         }
-        Ok(Needed::Known)
+        Ok(Resolution::Known)
     }
 
-    /// Whether the call is to be sent once more, after containerd answered this.
-    pub(crate) async fn again(&self, status: &Status) -> Result<bool, Status> {
-        let Some(cause) = failed_unpack(status) else {
+    /// Makes the images of the request ready that containerd failed to unpack. Returns whether to
+    /// send the request again.
+    ///
+    /// # Errors
+    /// The response to the caller, if its deadline comes first.
+    pub(crate) async fn retry(&self, status: &Status) -> Result<bool, Status> {
+        let Some(cause) = unpack_failure(status) else {
             return Ok(false);
         };
-        let (pod, container) = (self.call.pod(), self.call.container());
+        let (pod, container) = (self.request.pod(), self.request.container());
         tracing::info!(
             cause,
             pod,
             container,
-            "containerd could not unpack an image"
+            "containerd failed to unpack an image"
         );
-        let Ok(Some(needs)) = self.needs(true).await else {
+        let Ok(Some(requirements)) = self.requirements(SnapshotterScope::All).await else {
             return Ok(false);
         };
-        for wanted in &needs.images {
-            match self.wait(wanted, false).await? {
-                Ok(()) => {}
-                // The caller gets containerd's answer, which is as good.
-                Err(error) => {
-                    let status = Status::new(UNKNOWN, error_chain(&error));
-                    self.forwarded(Why::Failed, Some(wanted), &status);
-                    return Ok(false);
-                }
+        for image in &requirements.images {
+            // On failure the caller gets the response of containerd, which says as much.
+            if let Err(error) = self.wait_until_ready(image, false).await? {
+                let status = Status::new(Kind::Unknown, error_chain(&error));
+                self.forwarded(ForwardReason::Failed, Some(image), &status);
+                return Ok(false);
             }
         }
-        self.proxy.on_event(&ProxyEvent::Retried);
+        self.client.state.on_event(&ProxyEvent::Retried);
         Ok(true)
     }
 
-    /// A sandbox's image that nobody named before is known now, and gets what it lacks.
     async fn after(&self) {
-        let look = async {
-            let handlers = self.knowledge().handlers(self.backend).await?;
-            let Some(snapshotter) = self.snapshotter_of_sandbox(&handlers, false) else {
+        let CriRequest::RunPodSandbox(request) = self.request else {
+            return;
+        };
+        let (discovery, backend) = (self.discovery(), &self.client.backend);
+        let pod = self.request.pod();
+        let ensure = async {
+            let handlers = discovery.handlers(backend).await?;
+            let scope = SnapshotterScope::Watched;
+            let Some(snapshotter) = sandbox_snapshotter(discovery, &handlers, request, scope)
+            else {
                 return Ok(());
             };
-            let image = self.knowledge().sandbox_image(self.backend).await?;
-            let Some(image) = image else {
-                return Ok(());
-            };
-            let wanted = Wanted::of_sandbox(image.value, snapshotter, &handlers, self.call.pod());
-            self.ensure(&wanted, false).await
-        };
-        if let Err(error) = look.await {
-            let pod = self.call.pod();
-            tracing::warn!(%error, pod, "the image of a pod's sandbox could not be looked after");
-        }
-    }
-
-    /// Whether an image would be empty as a volume; what is not known would not.
-    async fn is_remote(&self, wanted: &Wanted) -> bool {
-        let (service, wanted) = (Arc::clone(&self.proxy.service), wanted.clone());
-        let is_remote = async move { service.is_remote(&wanted.image, &wanted.snapshotter).await };
-        matches!(at_home(self.outer, is_remote).await, Ok(Ok(true)))
-    }
-
-    fn knowledge(&self) -> &Knowledge {
-        &self.proxy.knowledge
-    }
-
-    /// What the call needs on a snapshotter that is looked at, or on `any`.
-    async fn needs(&self, any: bool) -> Result<Option<Needs>, Status> {
-        match self.call {
-            Call::RunPodSandbox(_) => {
-                let handlers = self.knowledge().handlers(self.backend).await?;
-                let Some(snapshotter) = self.snapshotter_of_sandbox(&handlers, any) else {
-                    return Ok(None);
-                };
-                let image = self.knowledge().sandbox_image(self.backend).await?;
-                let wanted = image.map(|image| {
-                    Wanted::of_sandbox(image.value, snapshotter, &handlers, self.call.pod())
-                });
-                Ok(Some(Needs {
-                    images: wanted.into_iter().collect(),
-                    guest_volumes: Vec::new(),
-                }))
+            let image =
+                sandbox_image(discovery, backend, &handlers, snapshotter, pod.clone()).await?;
+            match image {
+                Some(image) => self.ensure(&image, Missing::Forward).await,
+                None => Ok(()),
             }
-            Call::CreateContainer(request) => self.needs_of_container(request, any).await,
+        };
+        if let Err(error) = ensure.await {
+            tracing::warn!(%error, pod, "could not make the sandbox image of a pod ready");
         }
     }
 
-    fn snapshotter_of_sandbox<'a>(&self, handlers: &'a Handlers, any: bool) -> Option<&'a str> {
-        let Call::RunPodSandbox(request) = self.call else {
-            return None;
-        };
-        let handler = &request.runtime_handler;
-        let snapshotter = handlers.snapshotter(handler)?;
-        let looked_at = any || self.knowledge().looks_at(handlers, snapshotter);
-        (looked_at && !handlers.is_foreign(handler)).then_some(snapshotter)
+    fn discovery(&self) -> &Discovery {
+        &self.client.state.discovery
     }
 
-    async fn needs_of_container(
-        &self,
-        request: &CreateContainerRequest,
-        any: bool,
-    ) -> Result<Option<Needs>, Status> {
-        let Some(config) = &request.config else {
-            return Ok(None);
-        };
-        let (knowledge, backend) = (self.knowledge(), self.backend);
-        let sandbox = &request.pod_sandbox_id;
-        let Some(snapshotter) = knowledge.snapshotter_of(backend, sandbox).await? else {
-            return Ok(None);
-        };
-        let handlers = knowledge.handlers(backend).await?;
-        if !any && !knowledge.looks_at(&handlers, &snapshotter) {
-            return Ok(None);
-        }
-        let wanted = |spec| Wanted::new(spec, &snapshotter, &handlers, self.call.pod());
-        let named = |spec: &ImageSpec| !spec.image.is_empty();
-        let mut images: Vec<Wanted> = config.image.clone().into_iter().map(wanted).collect();
-        let volumes = config.mounts.iter().filter_map(|mount| mount.image.clone());
-        let volumes = volumes.filter(named).map(wanted);
-        let mut guest_volumes = Vec::new();
-        match knowledge.settings.profiles.get(&snapshotter).volumes {
-            Volumes::Host => images.extend(volumes),
-            Volumes::HostExcept { from, until }
-                if !handlers.is_at_least(from) || handlers.is_at_least(until) =>
-            {
-                images.extend(volumes);
-            }
-            Volumes::Guest => guest_volumes.extend(volumes),
-            // containerd does as well without us, or as badly.
-            Volumes::HostExcept { .. } | Volumes::Unknown => {}
-        }
-        Ok(Some(Needs {
-            images,
-            guest_volumes,
-        }))
+    async fn requirements(&self, scope: SnapshotterScope) -> Result<Option<Requirements>, Status> {
+        requirements(self.discovery(), &self.client.backend, self.request, scope).await
     }
 
-    /// Makes one image ready, and decides what it means if that cannot be.
-    async fn ensure(&self, wanted: &Wanted, pulls: bool) -> Result<(), Status> {
-        let snapshotter = &wanted.snapshotter;
-        let settings = &self.knowledge().settings;
-        let need = self.knowledge().need(snapshotter);
-        let repair = match (settings.unlabelled, need) {
+    /// Returns whether an image would be empty as a volume. Errors count as no.
+    async fn is_remote(&self, volume: &RequiredImage) -> bool {
+        let (service, volume) = (Arc::clone(&self.client.state.service), volume.clone());
+        let is_remote = async move { service.is_remote(&volume.image, &volume.snapshotter).await };
+        matches!(
+            self.client.service_runtime.run(is_remote).await,
+            Ok(Ok(true))
+        )
+    }
+
+    /// Makes one image ready. Decides whether the request is forwarded if that fails.
+    async fn ensure(&self, image: &RequiredImage, missing: Missing) -> Result<(), Status> {
+        let settings = &self.discovery().settings;
+        let requirement = self.discovery().label_requirement(&image.snapshotter);
+        let repair = match (settings.unlabelled, requirement) {
             (_, None) | (Some(Unlabelled::Forward | Unlabelled::Fail), _) => false,
             (Some(Unlabelled::Repair), _) => true,
-            (None, Some(need)) => need.repair_label.is_some(),
+            (None, Some(requirement)) => requirement.repair_label.is_some(),
         };
-        let mut ended = self.wait(wanted, repair).await?;
-        if pulls && need.is_some() && matches!(ended, Err(NotReady::Unknown)) {
-            match self.pull(&wanted.image, snapshotter).await? {
-                Ok(()) => ended = self.wait(wanted, repair).await?,
-                // Pulling is containerd's business, and so is what it says about it.
-                Err(error) => self.forwarded(Why::Unresolved, Some(wanted), &error),
+        let mut result = self.wait_until_ready(image, repair).await?;
+        if missing == Missing::Pull
+            && requirement.is_some()
+            && matches!(result, Err(NotReady::Unknown))
+        {
+            match self.pull(image).await? {
+                Ok(()) => result = self.wait_until_ready(image, repair).await?,
+                // containerd will try the same pull, and report its error.
+                Err(error) => self.forwarded(ForwardReason::Unresolved, Some(image), &error),
             }
         }
-        let status =
-            |error: &resnap_core::Error| Status::new(code(error.kind()), error_chain(error));
-        match ended {
+        let status = |error: &Error| Status::new(error.kind(), error_chain(error));
+        match result {
             Ok(()) | Err(NotReady::Unknown) => Ok(()),
             Err(NotReady::Unlabelled(error)) => {
                 if settings.unlabelled == Some(Unlabelled::Fail) {
                     return Err(status(&error));
                 }
-                self.forwarded(Why::Unlabelled, Some(wanted), &status(&error));
+                self.forwarded(ForwardReason::Unlabelled, Some(image), &status(&error));
                 Ok(())
             }
-            Err(NotReady::Failed(error)) if need.is_some() => Err(status(&error)),
-            // A snapshotter that can do without us gets the call all the same.
+            Err(NotReady::Failed(error)) if requirement.is_some() => Err(status(&error)),
+            // Without a label requirement, containerd can unpack the image itself.
             Err(NotReady::Failed(error)) => {
-                self.forwarded(Why::Failed, Some(wanted), &status(&error));
+                self.forwarded(ForwardReason::Failed, Some(image), &status(&error));
                 Ok(())
             }
         }
     }
 
-    /// Waits until one image is ready, or answers before the caller gives up.
-    async fn wait(&self, wanted: &Wanted, repair: bool) -> Result<Result<(), NotReady>, Status> {
+    /// Waits until one image is ready.
+    ///
+    /// # Errors
+    /// The response to the caller, if its deadline comes first or leaves containerd no time.
+    async fn wait_until_ready(
+        &self,
+        image: &RequiredImage,
+        repair: bool,
+    ) -> Result<Result<(), NotReady>, Status> {
         let latest = Arc::new(Mutex::new(EnsureProgress::default()));
-        let snapshotter = &wanted.snapshotter;
-        let still = || {
+        let (name, snapshotter) = (image.name(), &image.snapshotter);
+        let progress = || {
             let EnsureProgress {
                 done,
                 layers,
                 percent,
             } = *latest.lock().unwrap_or_else(PoisonError::into_inner);
-            let image = wanted.name();
             format!(
-                "unpacking {image} for {snapshotter}: {done} of {layers} layers, {percent} %, \
+                "unpacking {name} for {snapshotter}: {done} of {layers} layers, {percent} %, \
                  still running"
             )
         };
-        let made_ready = self.make_ready(wanted.clone(), repair, Arc::clone(&latest));
-        let ended = self.in_time(made_ready, still);
-        let ended = ended.await?;
-        if ended.is_ok() && !self.deadline.is_none_or(Deadline::leaves_time) {
-            let image = wanted.name();
+        let call = self.call_service(image.clone(), repair, Arc::clone(&latest));
+        let result = self.in_time(call, progress).await?;
+        if result.is_ok() && !self.deadline.is_none_or(Deadline::leaves_time) {
             return Err(Status::new(
-                DEADLINE_EXCEEDED,
-                format!(
-                    "{image} is ready on {snapshotter} now; there is no time left to start it in"
-                ),
+                Kind::DeadlineExceeded,
+                format!("{name} is ready on {snapshotter} now; there is no time left to start it"),
             ));
         }
-        Ok(ended)
+        Ok(result)
     }
 
-    /// Has the service make one image ready, and note how far it is.
-    async fn make_ready(
+    /// Calls the unpack service, which writes its progress to `latest`.
+    async fn call_service(
         &self,
-        wanted: Wanted,
+        image: RequiredImage,
         repair: bool,
         latest: Arc<Mutex<EnsureProgress>>,
     ) -> Result<(), NotReady> {
-        let (service, image) = (Arc::clone(&self.proxy.service), wanted.image.clone());
-        let made_ready = at_home(self.outer, async move {
-            let tell = |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress;
-            let want = EnsureRequest {
-                image: &wanted.image,
-                reference: wanted.reference.as_deref(),
-                snapshotter: &wanted.snapshotter,
+        let service = Arc::clone(&self.client.state.service);
+        let name = image.image.clone();
+        let ensured = self.client.service_runtime.run(async move {
+            let on_progress =
+                |progress| *latest.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+            let request = EnsureRequest {
+                image: &image.image,
+                reference: image.reference.as_deref(),
+                snapshotter: &image.snapshotter,
                 repair,
-                pod: wanted.pod.as_deref(),
-                pick: wanted.pick,
+                pod: image.pod.as_deref(),
+                pick: image.pick,
             };
-            service.ensure(want, &tell).await
+            service.ensure(request, &on_progress).await
         });
-        made_ready.await.unwrap_or_else(|error| {
-            let failed = Error::new(Kind::Internal, "make ready", image);
+        ensured.await.unwrap_or_else(|error| {
+            let failed = Error::new(Kind::Internal, "make ready", name);
             Err(NotReady::Failed(failed.with_source(error)))
         })
     }
 
-    /// Has containerd pull an image. Once begun that goes on, whoever waits for it.
-    async fn pull(&self, image: &str, snapshotter: &str) -> Result<Result<(), Status>, Status> {
-        let still = || format!("pulling {image}, to unpack it for {snapshotter}, still running");
-        let pulled = self
-            .in_time(pull(self.proxy, self.outer, image), still)
-            .await?;
+    /// Makes containerd pull an image. The pull continues even if all callers leave.
+    async fn pull(&self, image: &RequiredImage) -> Result<Result<(), Status>, Status> {
+        let ClientContext {
+            state,
+            service_runtime,
+            ..
+        } = self.client;
+        let (name, snapshotter) = (&image.image, &image.snapshotter);
+        let progress = || format!("pulling {name}, to unpack it for {snapshotter}, still running");
+        let pulled = pull(&state.pulls, &state.endpoint, service_runtime, name);
+        let pulled = self.in_time(pulled, progress).await?;
         if pulled.is_ok() {
-            self.proxy.on_event(&ProxyEvent::Pulled);
+            state.on_event(&ProxyEvent::Pulled);
         }
         Ok(pulled)
     }
 
-    /// What `work` ends with; if the caller's deadline is nearer, or the request has no more room to
-    /// wait in, the answer that it goes on.
+    /// Waits for `work`.
+    ///
+    /// # Errors
+    /// The response that the work is still running, if the deadline comes first, or if the request
+    /// is evicted.
     async fn in_time<T>(
         &self,
         work: impl Future<Output = T>,
-        still: impl Fn() -> String,
+        progress: impl Fn() -> String,
     ) -> Result<T, Status> {
-        let too_late = async {
+        let late = async {
             match self.deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.answer_at()).await,
                 None => std::future::pending().await,
             }
         };
-        let crowded = async {
-            match self.kept {
-                Some(kept) => kept.given_up().await,
+        let evicted = async {
+            match self.held {
+                Some(held) => held.evicted().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            ended = work => Ok(ended),
-            () = async { tokio::select! { () = too_late => {}, () = crowded => {} } } => {
-                self.proxy.on_event(&ProxyEvent::AnsweredEarly);
-                let (call, pod, container) =
-                    (self.call.method(), self.call.pod(), self.call.container());
-                let status = Status::new(DEADLINE_EXCEEDED, still());
-                tracing::info!(call, pod, container, "answered early: {}", status.message);
-                Err(status)
-            }
+            result = work => return Ok(result),
+            () = late => {}
+            () = evicted => {}
         }
+        self.client.state.on_event(&ProxyEvent::AnsweredEarly);
+        let (call, pod) = (self.request.method(), self.request.pod());
+        let container = self.request.container();
+        let status = Status::new(Kind::DeadlineExceeded, progress());
+        tracing::info!(call, pod, container, "answered early: {}", status.message);
+        Err(status)
     }
 
-    fn forwarded(&self, why: Why, wanted: Option<&Wanted>, reason: &Status) {
-        self.proxy.on_event(&ProxyEvent::Forwarded(why));
-        let (call, pod) = (self.call.method(), self.call.pod());
-        let (pod, container) = (pod.unwrap_or_default(), self.call.container());
-        if why == Why::Unresolved && matches!(reason.code, NOT_FOUND | UNAVAILABLE) {
-            // The caller's mistake, which containerd tells it, or containerd is away.
-            tracing::debug!(%reason, call, pod, container, "nothing was made ready");
+    /// Reports that the request is forwarded although an image is not ready.
+    fn forwarded(&self, reason: ForwardReason, image: Option<&RequiredImage>, error: &Status) {
+        self.client.state.on_event(&ProxyEvent::Forwarded(reason));
+        let (call, pod) = (self.request.method(), self.request.pod());
+        let (pod, container) = (pod.unwrap_or_default(), self.request.container());
+        if reason == ForwardReason::Unresolved
+            && matches!(error.kind, Kind::NotFound | Kind::Unavailable)
+        {
+            // containerd will report the mistake of the caller, or is unavailable.
+            tracing::debug!(%error, call, pod, container, "no image was made ready");
             return;
         }
-        let image = wanted.map(Wanted::name).unwrap_or_default();
-        let snapshotter = wanted.map_or("", |wanted| &wanted.snapshotter);
+        let name = image.map(RequiredImage::name).unwrap_or_default();
+        let snapshotter = image.map_or("", |image| &image.snapshotter);
         tracing::warn!(
             call,
             pod,
             container,
-            image,
+            image = name,
             snapshotter,
-            %reason,
-            "an image was not made ready; containerd gets the call as it is"
+            %error,
+            "an image was not made ready; forwarding the call"
         );
     }
+}
+
+/// Returns the response to a request for a volume whose files are visible in guests only.
+fn empty_volume(volume: &RequiredImage) -> Status {
+    let (image, snapshotter) = (volume.name(), &volume.snapshotter);
+    Status::new(
+        Kind::FailedPrecondition,
+        format!(
+            "image volume {image} would be empty or lack files: on {snapshotter}, files of the \
+             image, or of a layer that it shares with a container's image, exist in guests only; \
+             use a runtime handler with another snapshotter, or an image that shares no layer with \
+             a container's image"
+        ),
+    )
 }

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Pulls, each done once for all who wait.
+//! Image pulls by containerd. Concurrent requests for one image share a pull.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
-use tokio::runtime::Handle;
 
+use crate::backend::{Backend, Endpoint};
 use crate::grpc::Status;
-use crate::messages::{ImageSpec, Nothing, PullImageRequest};
-use crate::pass::{Backend, Inner};
+use crate::messages::{Empty, ImageSpec, PullImageRequest};
+use crate::runtime::ServiceRuntime;
 
-/// The pulls that run.
+/// The running pulls.
 #[derive(Debug, Default)]
 pub(crate) struct Pulls(Mutex<HashMap<String, Pull>>);
 
@@ -26,35 +26,42 @@ impl Pulls {
     }
 }
 
-/// Has containerd pull `image`, without credentials. Dropping the future stops only the waiting.
-pub(crate) async fn pull(proxy: &Arc<Inner>, outer: &Handle, image: &str) -> Result<(), Status> {
-    let begin = || {
-        let (proxy, image) = (Arc::clone(proxy), image.to_owned());
+/// Makes containerd pull `image`, without credentials. The pull runs in `runtime`; dropping the
+/// future stops only the waiting.
+pub(crate) async fn pull(
+    pulls: &Arc<Pulls>,
+    endpoint: &Arc<Endpoint>,
+    runtime: &ServiceRuntime,
+    image: &str,
+) -> Result<(), Status> {
+    let start = || {
+        let (pulls, endpoint) = (Arc::clone(pulls), Arc::clone(endpoint));
+        let image = image.to_owned();
         let pull = async move {
-            let pulled = ask(&Backend::apart(&proxy), &image).await;
-            proxy.pulls.running().remove(&image);
+            let pulled = pull_image(&Backend::detached(&endpoint), &image).await;
+            pulls.running().remove(&image);
             pulled
         };
         let pull = pull.boxed().shared();
-        outer.spawn(pull.clone());
+        runtime.spawn(pull.clone().map(drop));
         pull
     };
     let pull = {
-        let mut running = proxy.pulls.running();
+        let mut running = pulls.running();
         running
             .entry(image.to_owned())
-            .or_insert_with(begin)
+            .or_insert_with(start)
             .clone()
     };
     pull.await
 }
 
-async fn ask(backend: &Backend, image: &str) -> Result<(), Status> {
+async fn pull_image(backend: &Backend, image: &str) -> Result<(), Status> {
     let image = ImageSpec {
         image: image.to_owned(),
         ..ImageSpec::default()
     };
     let request = PullImageRequest { image: Some(image) };
     let path = "/runtime.v1.ImageService/PullImage";
-    backend.ask::<Nothing>(path, &request).await.map(drop)
+    backend.unary::<Empty>(path, &request).await.map(drop)
 }

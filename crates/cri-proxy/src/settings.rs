@@ -1,38 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What an operator may say.
+//! The settings of the proxy.
 
 use std::collections::BTreeMap;
 
 use resnap_core::Profiles;
 
-/// What the proxy is told. Without a word of it, it goes by what containerd says.
+/// The settings of a proxy. What they leave out, the proxy asks containerd.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct ProxySettings {
-    /// What is known of snapshotters.
+    /// The properties of snapshotters.
     pub profiles: Profiles,
-    /// Whether images are made ready on the default snapshotter as well, for which containerd pulls.
+    /// Whether images are also made ready on the default snapshotter, to which containerd unpacks
+    /// what it pulls.
     pub always: bool,
-    /// What is done about layers that somebody unpacked without labels, where the snapshotter needs
-    /// them. If `None`: [`Unlabelled::Repair`] where labels alone do, else [`Unlabelled::Forward`].
+    /// The policy for layers that were unpacked without the labels that their snapshotter needs. By
+    /// default [`Unlabelled::Repair`] where setting labels suffices, else [`Unlabelled::Forward`].
     pub unlabelled: Option<Unlabelled>,
-    /// The snapshotter for which containerd pulls.
+    /// The default snapshotter, instead of containerd's.
     pub default_snapshotter: Option<String>,
-    /// The image of sandboxes.
+    /// The sandbox image, instead of containerd's.
     pub sandbox_image: Option<String>,
-    /// The snapshotters of runtime handlers.
+    /// The snapshotters of runtime handlers, instead of containerd's.
     pub handlers: BTreeMap<String, String>,
 }
 
-/// What is done about layers that somebody unpacked without the labels their snapshotter needs.
+/// A policy for layers that were unpacked without the labels that their snapshotter needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unlabelled {
-    /// They get their labels; where labels alone do not mend them and nothing uses them, they are
-    /// removed and unpacked again. If that cannot be done, containerd gets the call.
+    /// Set the labels. Where that does not suffice and the layers are not in use, remove them and
+    /// unpack them again. If that is not possible, forward the call.
     Repair,
-    /// containerd gets the call, and the log a warning.
+    /// Forward the call, and log a warning.
     Forward,
-    /// The caller gets an error.
+    /// Answer the call with an error.
     Fail,
 }

@@ -10,7 +10,7 @@ use crate::format::{BLOCK, Get};
 /// Bytes of an entry without its name.
 pub(crate) const ENTRY: usize = 12;
 
-/// How many of the names that have these lengths go into one block, and how many bytes that takes.
+/// Returns how many names of these lengths fit in one block, and how many bytes they take.
 pub(crate) fn fit(lengths: impl Iterator<Item = usize>) -> (usize, usize) {
     let mut used = 0;
     let mut count = 0;
@@ -24,7 +24,7 @@ pub(crate) fn fit(lengths: impl Iterator<Item = usize>) -> (usize, usize) {
     (count, used)
 }
 
-/// Appends a block with these entries (node ID, type, name) to `block`, without padding.
+/// Appends a block of these entries (node ID, type, name) to `block`, without padding.
 pub(crate) fn encode<'a>(
     entries: impl Iterator<Item = (u64, u8, &'a [u8])> + Clone,
     block: &mut Vec<u8>,
@@ -41,16 +41,16 @@ pub(crate) fn encode<'a>(
     }
 }
 
-/// An entry of a block that was read: node ID, type, name.
+/// A decoded entry: node ID, type, name.
 pub(crate) type Raw<'a> = (u64, u8, &'a [u8]);
 
-/// How many entries a block has; `None` if it is malformed.
+/// Returns the number of entries of a block, or `None` if it is malformed.
 pub(crate) fn count(block: &[u8]) -> Option<usize> {
     let names = usize::from(Get(block).u16(8));
     (names >= ENTRY && names.is_multiple_of(ENTRY) && names <= block.len()).then_some(names / ENTRY)
 }
 
-/// The entry at `index` of `count`; `None` if it is malformed.
+/// Returns the entry at `index` of `count`, or `None` if it is malformed.
 pub(crate) fn decode(block: &[u8], index: usize, count: usize) -> Option<Raw<'_>> {
     let entry = Get(block.get(index * ENTRY..(index + 1) * ENTRY)?);
     let start = usize::from(entry.u16(8));
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block() {
+    fn blocks_are_encoded_and_decoded() {
         let entries = [(2, 2, &b"."[..]), (2, 2, b".."), (70_000, 1, b"file")];
         let mut block = Vec::new();
         encode(entries.iter().copied(), &mut block);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_blocks() {
+    fn malformed_blocks_are_refused() {
         assert_eq!(count(b""), None);
         assert_eq!(count(&[0; 64]), None);
         let mut block = Vec::new();

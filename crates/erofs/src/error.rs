@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Why an image could not be written.
+//! Errors of writing an image.
 
 use std::error::Error as StdError;
 use std::io;
 
-use resnap_layer::way;
+use resnap_layer::resolve;
 
-use crate::room::Refusal;
+use crate::governor::Refusal;
 
-/// Why an image could not be written.
+/// The reason why an image was not written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -22,45 +22,45 @@ pub enum Error {
     Entry {
         /// The path of the entry.
         path: Vec<u8>,
-        /// Why.
+        /// The reason.
         #[source]
         fault: Fault,
     },
-    /// The image cannot be written.
+    /// The file of the image cannot be written.
     #[error("write the EROFS image")]
     Write(#[source] io::Error),
-    /// What the image cannot hold as a whole.
+    /// The image as a whole exceeds a limit.
     #[error("write the EROFS image")]
-    ErofsReader(#[source] Fault),
-    /// Lower layers did not say what they know of a directory.
-    #[error("ask lower layers for \"{}\"", String::from_utf8_lossy(path).escape_debug())]
+    Image(#[source] Fault),
+    /// The metadata of a directory in the layers below is not known.
+    #[error("look up \"{}\" in the lower layers", String::from_utf8_lossy(path).escape_debug())]
     Lower {
         /// The path of the directory.
         path: Vec<u8>,
-        /// Why.
+        /// The reason.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
 }
 
-/// Why an entry cannot be in an image.
+/// The reason why an entry cannot be in an image.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// A parent of it is a file or a device.
-    #[error("\"{}\" is no directory", String::from_utf8_lossy(.0).escape_debug())]
+    /// A parent of the entry is a file or a device.
+    #[error("\"{}\" is not a directory", String::from_utf8_lossy(.0).escape_debug())]
     NotADirectory(Vec<u8>),
-    /// The way to it cannot be gone.
+    /// The path of the entry cannot be resolved.
     #[error(transparent)]
-    Way(#[from] way::Error),
-    /// A hard link to what the layer does not have.
+    Path(#[from] resolve::Error),
+    /// The target of a hard link does not exist.
     #[error("its hard link's target \"{}\" is not in the layer", String::from_utf8_lossy(.0).escape_debug())]
     NoTarget(Vec<u8>),
-    /// A hard link to a directory.
+    /// The target of a hard link is a directory.
     #[error("its hard link's target \"{}\" is a directory", String::from_utf8_lossy(.0).escape_debug())]
     DirectoryTarget(Vec<u8>),
-    /// A device number that Linux has no room for.
-    #[error("Linux has no room for the device {major}:{minor}")]
+    /// A device number that Linux cannot represent.
+    #[error("Linux cannot represent the device {major}:{minor}")]
     Device {
         /// Major number.
         major: u32,
@@ -70,19 +70,19 @@ pub enum Fault {
     /// An extended attribute that no inode can have.
     #[error("the extended attribute \"{}\" is too long or malformed", String::from_utf8_lossy(.0).escape_debug())]
     Xattr(Vec<u8>),
-    /// A directory that layers set a default access control list of: what is made in it inherits
-    /// that from containerd, and would not in an image.
+    /// The layers set a default access control list on the directory of the entry. Entries inherit it
+    /// from containerd's differ, and would not inherit it in an image.
     #[error("its directory has a default access control list, which nothing inherits in an image")]
-    Inherits,
-    /// The [`Governor`](crate::Governor) says no.
+    DefaultAcl,
+    /// The [`Governor`](crate::Governor) stopped the writer.
     #[error(transparent)]
     Refused(Refusal),
-    /// More than fits.
+    /// A limit of the format is exceeded.
     #[error("more than {limit} {what}")]
     Limit {
-        /// What there is too much of.
+        /// The limited quantity.
         what: &'static str,
-        /// How much there may be.
+        /// The limit.
         limit: u64,
     },
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The parts of the format that have a fixed shape (Linux, `fs/erofs/erofs_fs.h`). All numbers are
+//! The structures of the format with a fixed size (Linux, `fs/erofs/erofs_fs.h`). All numbers are
 //! little endian.
 
 use resnap_layer::Time;
@@ -9,21 +9,21 @@ use resnap_layer::Time;
 /// Bytes of a block of the images that are written here.
 pub(crate) const BLOCK: usize = 4096;
 
-/// Where the superblock is, in bytes.
+/// The offset of the superblock.
 pub(crate) const SUPER_OFFSET: usize = 1024;
 /// Bytes of a superblock.
 pub(crate) const SUPER_SIZE: usize = 128;
-/// Bytes that a node ID counts.
+/// Bytes of a slot: node IDs are numbers of slots.
 pub(crate) const SLOT: usize = 32;
 /// Bytes of an extended inode.
 pub(crate) const INODE: usize = 64;
-/// The block address of what has no blocks.
+/// The block address of inodes without blocks.
 pub(crate) const NO_BLOCK: u32 = u32::MAX;
 
 const MAGIC: u32 = 0xe0f5_e1e2;
 const COMPAT_CHECKSUM: u32 = 1;
 const COMPAT_MTIME: u32 = 2;
-/// Prefixes are in no inode, even where there is one for fragments.
+/// Prefixes are not in an inode, even if there is one for fragments.
 const COMPAT_PLAIN_PREFIXES: u32 = 0x10;
 const INCOMPAT_PREFIXES: u32 = 0x40;
 
@@ -39,16 +39,16 @@ pub(crate) mod mode {
     pub(crate) const SOCKET: u16 = 0o140_000;
 }
 
-/// Where the data of an inode is.
+/// The location of an inode's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// In blocks of its own.
     Plain,
-    /// The last part, less than a block, behind the inode; the rest in blocks.
+    /// The last part, less than a block, behind the inode; all else in blocks.
     Inline,
     /// In compressed blocks (two forms).
     Compressed(u8),
-    /// In chunks that lie anywhere.
+    /// In chunks at any address.
     Chunks,
 }
 
@@ -74,14 +74,14 @@ impl Layout {
     }
 }
 
-/// What of a superblock is used here.
+/// The fields of a superblock that this crate uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Superblock {
     pub(crate) block_bits: u8,
-    /// Node ID of the root.
+    /// The node ID of the root.
     pub(crate) root: u16,
     pub(crate) inodes: u64,
-    /// Modification time of compact inodes.
+    /// The modification time of compact inodes.
     pub(crate) epoch: Time,
     pub(crate) blocks: u32,
     /// The block that node IDs count from.
@@ -89,27 +89,27 @@ pub(crate) struct Superblock {
     /// The block that IDs of shared extended attributes count from.
     pub(crate) xattrs: u32,
     pub(crate) uuid: [u8; 16],
-    /// What a reader must know.
+    /// Features that a reader must know.
     pub(crate) incompatible: u32,
-    /// How many devices with data there are beside the image.
+    /// The number of devices with data besides the image.
     pub(crate) devices: u16,
     /// Directory blocks are `2^this` file system blocks.
     pub(crate) directory_bits: u8,
     pub(crate) prefixes: Prefixes,
 }
 
-/// Where an image has its own prefixes of extended attributes.
+/// The location of an image's own prefixes of extended attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Prefixes {
     pub(crate) count: u8,
-    /// Where the first is, in bytes.
+    /// The offset of the first one.
     pub(crate) start: u64,
-    /// The inode whose data they are in; `None` if they are in no inode.
+    /// The inode whose data they are in, if they are in one.
     pub(crate) node: Option<u64>,
 }
 
 impl Superblock {
-    /// The first block of an image, whose first 1024 bytes are free for boot sectors.
+    /// Returns the first block of an image. Its first 1024 bytes are free for boot sectors.
     pub(crate) fn encode(&self) -> [u8; BLOCK] {
         let mut block = [0; BLOCK];
         let mut put = Put::new(&mut block, SUPER_OFFSET);
@@ -132,7 +132,7 @@ impl Superblock {
         block
     }
 
-    /// `None` if it is none.
+    /// Returns the superblock in these bytes, or `None` if it is none.
     pub(crate) fn decode(bytes: &[u8; SUPER_SIZE]) -> Option<Self> {
         let get = Get(bytes);
         if get.u32(0) != MAGIC {
@@ -167,30 +167,30 @@ impl Superblock {
     }
 }
 
-/// An inode on disk, but for what follows it.
+/// An inode on disk, without the data that follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inode {
     pub(crate) layout: Layout,
-    /// How many bytes it has: 32 or 64.
+    /// Bytes of the inode: 32 or 64.
     pub(crate) length: usize,
     /// Bytes of extended attributes behind it.
     pub(crate) xattrs: usize,
-    /// With the type.
+    /// Type and permissions.
     pub(crate) mode: u16,
     pub(crate) size: u64,
     /// The first block, or a device number.
     pub(crate) place: u32,
-    /// The number that 32-bit `stat` shows.
+    /// The inode number in a 32-bit `stat`.
     pub(crate) number: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// `None` in a compact inode: it is the image's.
+    /// `None` in a compact inode, which has the image's epoch.
     pub(crate) mtime: Option<Time>,
     pub(crate) links: u32,
 }
 
 impl Inode {
-    /// The extended form.
+    /// Returns the extended form.
     pub(crate) fn encode(&self) -> [u8; INODE] {
         let count = match self.xattrs.checked_sub(XATTR_HEADER) {
             None => 0,
@@ -214,12 +214,12 @@ impl Inode {
         bytes
     }
 
-    /// Whether the inode that begins with these bytes is extended.
+    /// Returns whether the inode that starts with these bytes is extended.
     pub(crate) fn is_extended(bytes: &[u8; SLOT]) -> bool {
         Get(bytes).u16(0) & 1 != 0
     }
 
-    /// Of 64 bytes, of which a compact one uses 32; `None` for a layout that nobody knows.
+    /// Returns the inode in these bytes, of which a compact one uses 32, or `None` for an unknown layout.
     pub(crate) fn decode(bytes: &[u8; INODE]) -> Option<Self> {
         let get = Get(bytes);
         let format = get.u16(0);
@@ -262,7 +262,7 @@ impl Inode {
 /// Bytes before the first extended attribute of an inode.
 pub(crate) const XATTR_HEADER: usize = 12;
 
-/// A device number as inodes have it; `None` for one that Linux has no room for.
+/// Returns a device number as inodes store it, or `None` for one that Linux cannot represent.
 pub(crate) fn device(major: u32, minor: u32) -> Option<u32> {
     if major > 0xfff || minor > 0xf_ffff {
         return None;
@@ -270,7 +270,7 @@ pub(crate) fn device(major: u32, minor: u32) -> Option<u32> {
     Some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
-/// The type of a directory entry.
+/// Returns the type of a directory entry.
 pub(crate) fn entry_type(mode: u16) -> u8 {
     match mode & mode::TYPE {
         mode::FILE => 1,
@@ -284,7 +284,7 @@ pub(crate) fn entry_type(mode: u16) -> u8 {
     }
 }
 
-/// CRC-32C without the last inversion. Bit by bit: it sees 3 KiB of an image.
+/// Returns the CRC-32C without the final inversion. Bit by bit is fast enough for the 3 KiB of an image.
 fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
@@ -293,7 +293,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
-/// Puts one field after the other.
+/// A writer of consecutive fields.
 struct Put<'a> {
     target: &'a mut [u8],
     at: usize,
@@ -312,7 +312,7 @@ impl<'a> Put<'a> {
     }
 }
 
-/// Fields at offsets; what lies outside reads as zeros.
+/// A reader of fields at offsets. Bytes outside read as zeros.
 pub(crate) struct Get<'a>(pub(crate) &'a [u8]);
 
 impl Get<'_> {
@@ -343,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_encoded_is_decoded() {
+    fn structures_are_encoded_and_decoded() {
         let superblock = Superblock {
             block_bits: 12,
             root: 36,

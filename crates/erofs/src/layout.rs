@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Where the metadata goes: inodes in the order of their directories, each with what is inline
-//! behind it, and then the blocks of directories.
+//! The layout of the metadata: inodes in the order of their directories, each followed by its inline
+//! data, then the blocks of directories.
 
 use std::io::{self, Seek, Write};
 use std::ops::Range;
@@ -16,19 +16,20 @@ use crate::output::Output;
 use crate::tree::{Inode, Name, OPAQUE, ROOT, Tree};
 use crate::xattr;
 
-/// The root's node ID. Any but 0, which some programs take for a deleted file's.
+/// The node ID of the root. It is not 0, which some programs treat as that of a deleted file.
 const ROOT_NODE: u32 = 2;
 
-/// What was written.
+/// A summary of a written image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// Bytes of the image, a multiple of 4096; holes included.
+    /// Bytes of the image including holes, a multiple of 4096.
     pub size: u64,
-    /// Inodes in it.
+    /// The number of inodes.
     pub inodes: u64,
 }
 
-/// The block at `offset`, if `size` bytes from there have addresses, and some are left for metadata.
+/// Returns the block at `offset`. Refuses `size` bytes that exceed the block addresses, of which some
+/// are left for the metadata.
 pub(crate) fn block(offset: u64, size: u64) -> Result<u32, Fault> {
     let blocks = (offset / BLOCK as u64) + size.div_ceil(BLOCK as u64);
     if blocks >= u64::from(NO_BLOCK) {
@@ -45,12 +46,12 @@ pub(crate) fn write<W: Write + Seek>(
 ) -> Result<(W, Summary), Error> {
     output.align().map_err(Error::Write)?;
     let start = output.position();
-    let meta = block(start, 0).map_err(Error::ErofsReader)?;
-    let (inodes, bytes) = plan(&mut tree, start).map_err(Error::ErofsReader)?;
+    let meta = block(start, 0).map_err(Error::Image)?;
+    let (inodes, bytes) = plan(&mut tree, start).map_err(Error::Image)?;
 
-    let planned = Planned { tree: &tree, start };
-    planned.inodes(&mut output).map_err(Error::Write)?;
-    planned.directories(&mut output).map_err(Error::Write)?;
+    let writer = MetadataWriter { tree: &tree, start };
+    writer.inodes(&mut output).map_err(Error::Write)?;
+    writer.directories(&mut output).map_err(Error::Write)?;
 
     let size = start + bytes;
     let superblock = Superblock {
@@ -71,8 +72,8 @@ pub(crate) fn write<W: Write + Seek>(
     Ok((target, Summary { size, inodes }))
 }
 
-/// Gives every inode that has a name its node ID and every directory its blocks. How many inodes
-/// there are, and how many bytes all that takes.
+/// Assigns a node ID to every inode that has a name, and blocks to every directory. Returns the number
+/// of inodes, and the bytes of all metadata.
 fn plan(tree: &mut Tree, start: u64) -> Result<(u64, u64), Fault> {
     tree.seal()?;
     measure(tree)?;
@@ -84,9 +85,9 @@ fn plan(tree: &mut Tree, start: u64) -> Result<(u64, u64), Fault> {
         let Some(inode) = tree.inode(number).filter(|inode| inode.node == 0).copied() else {
             continue;
         };
-        let shape = Shape::of(tree, &inode);
-        let at = shape.place(cursor);
-        cursor = shape.end(at);
+        let layout = InodeLayout::new(tree, &inode);
+        let at = layout.start(cursor);
+        cursor = layout.end(at);
         inodes += 1;
         let node = u32::try_from(at / SLOT as u64);
         let node = node.map_err(|_| Fault::limit("slots of 32 bytes", u32::MAX.into()))?;
@@ -104,7 +105,7 @@ fn plan(tree: &mut Tree, start: u64) -> Result<(u64, u64), Fault> {
         else {
             continue;
         };
-        let blocks = Shape::of(tree, inode).blocks;
+        let blocks = InodeLayout::new(tree, inode).blocks;
         let place = match blocks {
             0 => NO_BLOCK,
             _ => block(start + end, blocks)?,
@@ -118,22 +119,24 @@ fn plan(tree: &mut Tree, start: u64) -> Result<(u64, u64), Fault> {
     Ok((inodes, end))
 }
 
-/// Counts links, and gives directories their sizes and the attributes that overlayfs looks for.
+/// Counts links, and sets the sizes of directories and the attributes that overlayfs needs.
 fn measure(tree: &mut Tree) -> Result<(), Fault> {
     let mut at = 0;
     while let Some(first) = tree.names.get(at) {
         let directory = first.directory;
-        let group = group(tree, at);
+        let group = group_at(tree, at);
         at = group.end;
         let mut has_whiteouts = false;
         for index in group.clone() {
             let number = tree.names.get(index).map_or(ROOT, |name| name.inode);
             if let Some(inode) = tree.inode_mut(number) {
                 inode.links += 1;
-                has_whiteouts |= inode.is_whiteout();
+                has_whiteouts |= inode.is_null_device();
             }
         }
-        let size = blocks(tree, group).last().map_or(0, |(_, end)| end);
+        let size = directory_blocks(tree, group)
+            .last()
+            .map_or(0, |(_, end)| end);
         let mut extra = Vec::new();
         let inode = tree.inode(directory).copied();
         if inode.is_some_and(|inode| inode.has(OPAQUE)) {
@@ -145,7 +148,7 @@ fn measure(tree: &mut Tree) -> Result<(), Fault> {
         let xattrs = tree.xattrs.with(
             inode.map_or(0, |inode| inode.xattrs),
             &extra,
-            &mut tree.room,
+            &mut tree.budget,
         )?;
         if let Some(inode) = tree.inode_mut(directory) {
             (inode.size, inode.xattrs) = (size, xattrs);
@@ -154,23 +157,23 @@ fn measure(tree: &mut Tree) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The inode to look at, in the order of inodes on disk: the root first, as its node ID has 16 bits
-/// only, and then as the names come. An inode with several names comes several times.
+/// Returns the inode for a step, in the order of inodes on disk: the root first, because its node ID has
+/// only 16 bits, then in the order of names. An inode with several names comes several times.
 fn visited(tree: &Tree, step: usize) -> u32 {
     let name = step.checked_sub(1).and_then(|index| tree.names.get(index));
     name.map_or(ROOT, |name| name.inode)
 }
 
-/// The names that are in one directory with the one at `start`.
-fn group(tree: &Tree, start: usize) -> Range<usize> {
+/// Returns the names in the same directory as the one at `start`.
+fn group_at(tree: &Tree, start: usize) -> Range<usize> {
     let names = tree.names.get(start..).unwrap_or_default();
     let directory = names.first().map(|name| name.directory);
     let count = names.partition_point(|name| Some(name.directory) == directory);
     start..start + count
 }
 
-/// The blocks of a directory: the names in each, and how many bytes there are to its end.
-fn blocks(tree: &Tree, group: Range<usize>) -> impl Iterator<Item = (Range<usize>, u64)> {
+/// Returns the blocks of a directory: the names in each, and the bytes of the directory up to its end.
+fn directory_blocks(tree: &Tree, group: Range<usize>) -> impl Iterator<Item = (Range<usize>, u64)> {
     let mut at = group.start;
     let mut full = 0;
     std::iter::from_fn(move || {
@@ -186,22 +189,22 @@ fn blocks(tree: &Tree, group: Range<usize>) -> impl Iterator<Item = (Range<usize
     })
 }
 
-/// How an inode lies on disk.
+/// The layout of an inode on disk.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
+struct InodeLayout {
     layout: Layout,
     /// Bytes of the inode and its attributes.
     head: usize,
-    /// Bytes behind that.
+    /// Bytes of inline data behind that.
     inline: usize,
-    /// Bytes of a symbolic link's blocks, which follow at once.
+    /// Bytes of a symbolic link's blocks, which follow the inode.
     target: u64,
     /// Bytes of a directory's blocks.
     blocks: u64,
 }
 
-impl Shape {
-    fn of(tree: &Tree, inode: &Inode) -> Self {
+impl InodeLayout {
+    fn new(tree: &Tree, inode: &Inode) -> Self {
         let head = INODE + tree.xattrs.get(inode.xattrs).len();
         let tail = match inode.file_type() {
             mode::DIRECTORY => inode.size % BLOCK as u64,
@@ -209,7 +212,7 @@ impl Shape {
             _ => 0,
         };
         let tail = usize::try_from(tail).unwrap_or(0);
-        // What is inline must be in one block with its inode.
+        // Inline data must be in one block with its inode.
         let inline = if head + tail <= BLOCK { tail } else { 0 };
         let blocks = inode.size.saturating_sub(inline as u64);
         let blocks = blocks.div_ceil(BLOCK as u64) * BLOCK as u64;
@@ -231,28 +234,28 @@ impl Shape {
         }
     }
 
-    /// Where it goes, at `cursor` or later.
-    fn place(&self, cursor: u64) -> u64 {
+    /// Returns where the inode starts, at `cursor` or later.
+    fn start(&self, cursor: u64) -> u64 {
         let cursor = cursor.next_multiple_of(SLOT as u64);
-        let room = BLOCK as u64 - cursor % BLOCK as u64;
-        // Attributes may go over a block's end. The inode may, too, but that takes two reads.
+        let left = BLOCK as u64 - cursor % BLOCK as u64;
+        // Attributes may cross the end of a block. An inode may, too, but then it takes two reads.
         let together = match self.inline {
             0 => INODE,
             _ => self.head + self.inline,
         };
-        if together as u64 > room {
-            cursor + room
+        if together as u64 > left {
+            cursor + left
         } else {
             cursor
         }
     }
 
-    /// Where the target of a symbolic link begins that has blocks, if its inode is at `at`.
+    /// Returns where the blocks of a symbolic link start whose inode is at `at`.
     fn target(&self, at: u64) -> u64 {
         (at + self.head as u64).next_multiple_of(BLOCK as u64)
     }
 
-    /// Where what follows an inode at `at` may begin.
+    /// Returns where an inode at `at` ends.
     fn end(&self, at: u64) -> u64 {
         match self.target {
             0 => at + (self.head + self.inline) as u64,
@@ -261,14 +264,15 @@ impl Shape {
     }
 }
 
-/// A tree that has its places.
-struct Planned<'a> {
+/// A writer of the metadata of a tree with assigned node IDs and blocks.
+struct MetadataWriter<'a> {
     tree: &'a Tree,
-    /// Where the metadata begins, in bytes.
+    /// The offset of the metadata.
     start: u64,
 }
 
-impl Planned<'_> {
+impl MetadataWriter<'_> {
+    /// Writes all inodes with their inline data.
     fn inodes(&self, output: &mut Output<impl Write + Seek>) -> io::Result<()> {
         let mut count = 0;
         let mut tail = Vec::new();
@@ -278,21 +282,21 @@ impl Planned<'_> {
                 continue;
             };
             let at = self.start + u64::from(inode.node) * SLOT as u64;
-            // An inode with more names than one is written already.
+            // An inode with several names is already written.
             let Some(hole) = at.checked_sub(output.position()) else {
                 continue;
             };
             count += 1;
             output.hole(hole)?;
             self.inode(inode, count, output)?;
-            if inode.is_directory() && Shape::of(self.tree, inode).inline > 0 {
+            if inode.is_directory() && InodeLayout::new(self.tree, inode).inline > 0 {
                 tail.clear();
                 let start = self
                     .tree
                     .names
                     .partition_point(|name| name.directory < inode_number);
-                let group = group(self.tree, start);
-                if let Some((names, _)) = blocks(self.tree, group).last() {
+                let group = group_at(self.tree, start);
+                if let Some((names, _)) = directory_blocks(self.tree, group).last() {
                     self.entries(names, &mut tail);
                 }
                 output.put(&tail)?;
@@ -301,23 +305,24 @@ impl Planned<'_> {
         output.align()
     }
 
+    /// Writes an inode, its attributes, and the target of a symbolic link.
     fn inode(
         &self,
         inode: &Inode,
         number: u32,
         output: &mut Output<impl Write + Seek>,
     ) -> io::Result<()> {
-        let shape = Shape::of(self.tree, inode);
+        let layout = InodeLayout::new(self.tree, inode);
         let xattrs = self.tree.xattrs.get(inode.xattrs);
         let is_link = inode.file_type() == mode::SYMLINK;
-        let target = shape.target(output.position());
+        let target = layout.target(output.position());
         let encoded = format::Inode {
-            layout: shape.layout,
+            layout: layout.layout,
             length: INODE,
             xattrs: xattrs.len(),
             mode: inode.mode,
             size: inode.size,
-            place: match shape.layout {
+            place: match layout.layout {
                 Layout::Inline if is_link => NO_BLOCK,
                 _ if is_link => u32::try_from(target / BLOCK as u64).unwrap_or(NO_BLOCK),
                 _ => inode.place,
@@ -331,7 +336,7 @@ impl Planned<'_> {
         output.put(&encoded.encode())?;
         output.put(xattrs)?;
         if is_link {
-            if shape.target > 0 {
+            if layout.target > 0 {
                 output.align()?;
             }
             output.put(self.tree.target(inode))?;
@@ -339,17 +344,18 @@ impl Planned<'_> {
         Ok(())
     }
 
+    /// Writes the blocks of directories.
     fn directories(&self, output: &mut Output<impl Write + Seek>) -> io::Result<()> {
         let mut at = 0;
         let mut block = Vec::new();
         while let Some(first) = self.tree.names.get(at) {
-            let group = group(self.tree, at);
+            let group = group_at(self.tree, at);
             at = group.end;
             let Some(inode) = self.tree.inode(first.directory) else {
                 continue;
             };
-            let mut left = Shape::of(self.tree, inode).blocks;
-            for (names, _) in blocks(self.tree, group) {
+            let mut left = InodeLayout::new(self.tree, inode).blocks;
+            for (names, _) in directory_blocks(self.tree, group) {
                 if left == 0 {
                     break;
                 }
@@ -363,6 +369,7 @@ impl Planned<'_> {
         Ok(())
     }
 
+    /// Encodes the entries of these names into a block.
     fn entries(&self, names: Range<usize>, block: &mut Vec<u8>) {
         let names = self.tree.names.get(names).unwrap_or_default();
         let entry = |name: &Name| {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Image layers as EROFS images: a writer that reads a layer once, and a reader of trees.
+//! Image layers as EROFS images: a writer that reads a layer once, and a reader of the trees of images.
 //!
 //! ```
 //! use std::io::Cursor;
@@ -12,7 +12,7 @@
 //! let mut layer = Layer::new(stream, Default::default());
 //! let mut writer = Writer::new(Cursor::new(Vec::new()), Box::new(Memory::new(1 << 20)))?;
 //! writer.add(&mut layer)?;
-//! // The diff ID is known here, and the layers below are ready.
+//! // By now the diff ID is known, and the layers below are ready.
 //! let (file, summary) = writer.finish(&mut NoLower, [0; 16])?;
 //!
 //! let image = ErofsReader::open(file.into_inner())?;
@@ -24,77 +24,83 @@
 //!
 //! ```text
 //! 0        superblock, at byte 1024
-//! 4096     data of files, each from a block's start, in the layer's order
+//! 4096     data of files, each aligned to a block, in the order of the layer
 //! meta     inodes: 64 bytes, extended attributes, then what is inline:
 //!          the target of a symbolic link, the last part of a directory;
-//!          a target that does not fit is in the blocks behind its inode
-//!          other blocks of directories
+//!          a target that does not fit is in the blocks after its inode
+//!          blocks of directories
 //! ```
 //!
-//! Blocks have 4096 bytes; nothing is compressed; no feature is used that Linux 5.4 does not have.
-//! Inodes are extended, as only those have a time of their own; seconds are signed for Linux, so
-//! times before 1970 are kept. Bytes are the same for the same layer, UUID and answers of [`Lower`].
+//! Blocks have 4096 bytes, nothing is compressed, and Linux 5.4 supports all features that are used.
+//! Inodes are extended, because only those have their own time; Linux treats seconds as signed, so times
+//! before 1970 are kept. The same layer, UUID and [`Lower`] always give the same bytes.
 //!
-//! - **Data goes to its place as it comes**, and nothing of it is kept. Memory is for the tree: some
-//!   150 bytes an inode and its name, bounded by a [`Governor`].
-//! - **Data is never inline**, as containerd has it, too (`mkfs.erofs -Enoinline_data`): inodes are
-//!   64 to a block and in the order of directories, so that looking through a tree reads little; a
-//!   file's pages are its blocks. A small file takes 4 KiB, as on other file systems.
-//! - **Metadata comes last**, so that nothing is moved or written twice, whatever later entries do to
-//!   earlier ones, and so that the layers below may still be under way while data is written.
-//! - **Holes** of sparse files are holes of the image's file. They take addresses (an image has at
-//!   most 16 TiB) but no room. Chunks with null addresses would take neither, but cannot be mounted
-//!   before Linux 5.15.
+//! - **Data is written as it is read**, and not kept. Memory is used for the tree: about 150 bytes for an
+//!   inode and its name, limited by a [`Governor`].
+//! - **Data is never inline**, as in containerd (`mkfs.erofs -Enoinline_data`): a block has up to 64 inodes,
+//!   in the order of directories, so that listing a tree reads few blocks; the pages of a file are its
+//!   blocks. A small file takes 4 KiB, as on other file systems.
+//! - **Metadata is written last**, so that nothing is moved or written twice when later entries replace
+//!   earlier ones, and so that data can be written before the layers below are ready.
+//! - **Holes** of sparse files are holes of the image's file. They take addresses (an image has at most
+//!   16 TiB) but no space. Chunks with null addresses would take neither, but need Linux 5.15.
 //!
-//! # What becomes of a layer
+//! # The tree of a layer
 //!
-//! The tree is the one that containerd's differ makes in the upper directory of an overlay, except
-//! where the last column says otherwise.
+//! The tree is the same that containerd's differ writes to the upper directory of an overlay, except where
+//! the last column says otherwise.
 //!
 //! | in the layer | in the image | |
 //! |---|---|---|
-//! | a whiteout | a character device 0:0 with mode 0, and `trusted.overlay.origin` on its directory | as `mkfs.erofs --aufs`: without the attribute overlayfs lists the device where nothing lies below |
+//! | a whiteout | a character device 0:0 with mode 0, and `trusted.overlay.origin` on its directory | as `mkfs.erofs --aufs`: without the attribute overlayfs lists the device if there is no lower directory |
 //! | an opaque marker | `trusted.overlay.opaque=y` | |
-//! | a whiteout and a directory of one name, or something in it, in any order | the directory, opaque | the image spec: whiteouts are about lower layers; containerd forgets the whiteout or fails |
-//! | a whiteout and another thing of one name | the thing | the same |
-//! | a directory that is deleted, has only whiteouts in it and is not stated | a whiteout | containerd refuses it |
-//! | a whiteout in the lowest layer ([`Writer::lowest`]) | what the layer has there so far is gone | |
-//! | a file and then a directory of one name | the directory, through which the lower one shows | |
-//! | an entry for what is there | replaces it, with all that is in it; a directory only changes its metadata | |
+//! | a whiteout and a directory of the same name, or a file in it, in any order | the directory, opaque | image spec: whiteouts apply to lower layers; containerd ignores the whiteout or fails |
+//! | a whiteout and a file of the same name | the file | the same |
+//! | a deleted directory that has only whiteouts and is not stated | a whiteout | containerd refuses it |
+//! | a whiteout in the lowest layer ([`Writer::lowest`]) | removes what the layer has there so far | |
+//! | a file and then a directory of the same name | the directory, merged with the lower one | |
+//! | an entry for an existing path | replaces it with everything in it; a directory only changes its metadata | |
 //! | a parent that is a symbolic link of this layer | followed inside the root | |
 //! | a parent that is a file or device | an error | |
-//! | a parent that is not there | a directory with the metadata it has below ([`Lower`]); 0755, root, 1970 if there is none | containerd: the time of unpacking |
-//! | the root | its metadata | containerd ignores them |
+//! | a missing parent | a directory with the metadata of the lower one ([`Lower`]), or else 0755, root, 1970 | containerd: the time of unpacking |
+//! | the root | its metadata | containerd ignores it |
 //! | a hard link | a name of the same inode, which gets its metadata; attributes are added | |
-//! | a hard link to nothing, to a directory, or through what it replaces | an error | |
-//! | attributes `trusted.*`, of unknown kinds, `user.*` of links and devices | left out | |
-//! | what is made in a directory with a default access control list | an error | containerd: it inherits the list |
+//! | a hard link to nothing, to a directory, or through a path that it replaces | an error | |
+//! | attributes `trusted.*`, of unknown namespaces, `user.*` of links and devices | left out | |
+//! | an entry in a directory with a default access control list | an error | containerd: it inherits the list |
 //! | a device number beyond 12 and 20 bits | an error | |
 //!
 //! # Hostile input
 //!
-//! Layers and images may hold anything. Nothing panics, no size is believed before the bytes are
-//! there, and looking something up in an [`ErofsReader`] takes a bounded number of reads. A tree that is
-//! walked through [`ErofsReader::entries`] may have loops; who walks must count.
+//! Layers and images may contain anything. Nothing panics, no claimed size is trusted before the bytes are
+//! read, and a lookup in an [`ErofsReader`] takes a bounded number of reads. A tree that is walked with
+//! [`ErofsReader::entries`] may have loops; the caller must limit the walk.
 //!
-//! - **Memory** of a [`Writer`] is what its [`Governor`] gives, whatever the bytes come from: each
-//!   inode and name counts, those that are replaced later too, and each different set of attributes,
-//!   also of layers below. Besides, there are a buffer and one entry. A [`Stack`] keeps one path.
-//! - **Time** to add an entry goes with its bytes and the names on its way, of which there are a
-//!   bounded number for an entry and for all of them ([`resnap_layer::way`]). [`Writer::finish`] asks [`Lower`] at most once for each
-//!   directory; of a [`Stack`] that takes one lookup an image. It may be long where there are many of
-//!   both: an error from [`Lower`], or from [`ReadAt`], stops it.
+//! - **Memory** of a [`Writer`] is limited by its [`Governor`], whatever the layer contains: each inode and
+//!   name counts, also those that are replaced later, and each distinct set of attributes, also of the
+//!   layers below. In addition there are a buffer and one entry. A [`Stack`] keeps one path.
+//! - **Time** to add an entry is proportional to its bytes and to the components of its path, whose number is
+//!   limited for an entry and for all of them ([`resnap_layer::resolve`]). [`Writer::finish`] calls [`Lower`]
+//!   at most once for each directory; in a [`Stack`] that takes one lookup in each image. This may take long
+//!   if there are many of both: an error from [`Lower`], or from [`ReadAt`], stops it.
 
+mod add;
+mod budget;
 mod dirent;
 mod error;
 mod format;
+mod governor;
 mod image;
 mod layout;
+mod lookup;
 mod lower;
 mod output;
-mod room;
+mod read_xattr;
+mod reader;
+mod source;
 mod stack;
 mod tree;
+mod walk;
 mod writer;
 mod xattr;
 
@@ -102,10 +108,12 @@ mod xattr;
 mod tests;
 
 pub use error::{Error, Fault};
-pub use image::{Entries, ErofsReader, ImageError, Named, Node, ReadAt};
+pub use governor::{Governor, Memory, Refusal};
+pub use image::Node;
 pub use layout::Summary;
-pub use lower::{Lower, Metadata, NoLower};
-pub use room::{Governor, Memory, Refusal};
+pub use lower::{Lower, NoLower};
+pub use reader::{Entries, ErofsReader, Named};
+pub use source::{ImageError, ReadAt};
 pub use stack::Stack;
 pub use writer::Writer;
 

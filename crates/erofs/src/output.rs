@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The image file, written from front to back.
+//! The file of an image, written from front to back.
 
 use std::io::{self, Seek, SeekFrom, Write};
 
 use crate::format::BLOCK;
 
-/// Small pieces are gathered until there are as many bytes as these.
+/// Bytes of small writes that are buffered.
 const BUFFER: usize = 256 * 1024;
 
-/// Pieces of at least this many bytes are not copied.
+/// Bytes from which on a write is not buffered.
 const LARGE: usize = 32 * 1024;
 
-/// A new, empty file.
+/// A writer to a new, empty file.
 #[derive(Debug)]
 pub(crate) struct Output<W> {
     target: W,
     buffer: Vec<u8>,
-    /// Where the next byte goes.
+    /// The offset of the next byte.
     position: u64,
 }
 
 impl<W: Write + Seek> Output<W> {
-    /// Leaves the first block for later.
+    /// Starts after the first block, which is written last.
     pub(crate) fn new(target: W) -> io::Result<Self> {
         let mut output = Self {
             target,
@@ -34,10 +34,12 @@ impl<W: Write + Seek> Output<W> {
         Ok(output)
     }
 
+    /// Returns the offset of the next byte.
     pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
+    /// Writes bytes.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.position += bytes.len() as u64;
         if bytes.len() >= LARGE {
@@ -54,8 +56,7 @@ impl<W: Write + Seek> Output<W> {
         Ok(())
     }
 
-    /// Goes on `count` bytes later, which read as zeros. Whole blocks of them are left out of the
-    /// file.
+    /// Skips `count` bytes, which read as zeros. Whole blocks become a hole of the file.
     pub(crate) fn hole(&mut self, count: u64) -> io::Result<()> {
         if count < BLOCK as u64 {
             let zeros = [0; BLOCK];
@@ -67,13 +68,13 @@ impl<W: Write + Seek> Output<W> {
         self.target.seek(SeekFrom::Start(self.position)).map(drop)
     }
 
-    /// Goes on at the next multiple of a block.
+    /// Skips to the next multiple of a block.
     pub(crate) fn align(&mut self) -> io::Result<()> {
         self.hole(self.position.wrapping_neg() % BLOCK as u64)
     }
 
-    /// Writes the first block, and gives the file back. Ends with a whole block, so that the file is
-    /// as long as the image.
+    /// Writes the first block and returns the file. The last write must end with a whole block, so that
+    /// the file is as long as the image.
     pub(crate) fn finish(mut self, first: &[u8; BLOCK]) -> io::Result<W> {
         self.flush()?;
         self.target.seek(SeekFrom::Start(0))?;
@@ -82,8 +83,8 @@ impl<W: Write + Seek> Output<W> {
         Ok(self.target)
     }
 
-    /// Keeps no memory until there is more to write.
-    pub(crate) fn rest(&mut self) -> io::Result<()> {
+    /// Writes the buffer and frees it until the next write.
+    pub(crate) fn free_buffer(&mut self) -> io::Result<()> {
         self.flush()?;
         self.buffer = Vec::new();
         Ok(())

@@ -1,50 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The tree of a layer in memory: 56 bytes an inode, about 35 and the name itself for each name, and
-//! a quarter of that.
+//! The tree of a layer in memory. It takes 56 bytes for an inode, about 35 bytes and the name itself
+//! for each name, and a quarter more for growth.
 
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
-use resnap_layer::{Time, way};
+use resnap_layer::Time;
+use resnap_layer::resolve::LookupBudget;
 
+use crate::budget::ByteBudget;
 use crate::error::Fault;
 use crate::format::mode;
-use crate::room::{Governor, Room};
+use crate::governor::Governor;
 use crate::xattr::Xattrs;
 
-mod add;
-mod path;
-mod walk;
-
-pub(crate) use walk::Walk;
-
-/// The root's inode.
+/// The inode number of the root.
 pub(crate) const ROOT: u32 = 0;
 
-/// The layer states its metadata.
+/// Flag: the layer states the metadata.
 pub(crate) const STATED: u8 = 1;
-/// A directory that hides the content of lower ones.
+/// Flag: a directory that hides the content of lower ones.
 pub(crate) const OPAQUE: u8 = 2;
-/// A directory that was replaced, with all that is in it.
-pub(crate) const DEAD: u8 = 4;
-/// A directory that has no lower ones, as they are deleted.
-pub(crate) const FRESH: u8 = 8;
-/// A directory that is stated, or has something in it that is no whiteout.
-pub(crate) const SOLID: u8 = 16;
-/// What the lowest layer has and deletes.
-const GONE: u8 = 32;
-/// A directory that what is made in inherits an access control list of.
-const DEFAULT: u8 = 64;
+/// Flag: a directory that was replaced, with everything in it.
+pub(crate) const REPLACED: u8 = 4;
+/// Flag: a directory whose lower ones are deleted.
+pub(crate) const NO_LOWER: u8 = 8;
+/// Flag: a directory that is stated, or that contains more than whiteouts.
+pub(crate) const HAS_CONTENT: u8 = 16;
+/// Flag: a whiteout in the lowest layer, which is not written.
+pub(crate) const ABSENT: u8 = 32;
+/// Flag: a directory with a default access control list, which new children inherit.
+pub(crate) const DEFAULT_ACL: u8 = 64;
 
-/// An inode under construction. What two of its fields mean depends on its type:
+/// An inode under construction. The meaning of two fields depends on its type:
 ///
 /// | | `size` | `place` |
 /// |---|---|---|
 /// | file | bytes | first block |
-/// | directory | its name, later bytes | its parent, later first block |
-/// | symbolic link | bytes of the target | the target in the arena |
+/// | directory | index of its name, later bytes | parent, later first block |
+/// | symbolic link | bytes of the target | start of the target in the arena |
 /// | device | 0 | device number |
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Inode {
@@ -53,13 +49,13 @@ pub(crate) struct Inode {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) place: u32,
-    /// A set of [`Xattrs`].
+    /// The number of a set of [`Xattrs`].
     pub(crate) xattrs: u32,
-    /// Names, later links.
+    /// The number of names.
     pub(crate) links: u32,
     /// The node ID, once it is known.
     pub(crate) node: u32,
-    /// With the type.
+    /// Type and permissions.
     pub(crate) mode: u16,
     pub(crate) flags: u8,
 }
@@ -73,7 +69,8 @@ impl Inode {
         self.file_type() == mode::DIRECTORY
     }
 
-    pub(crate) fn is_whiteout(&self) -> bool {
+    /// Returns whether this is a character device 0:0, which overlayfs treats as a whiteout.
+    pub(crate) fn is_null_device(&self) -> bool {
         self.file_type() == mode::CHARACTER && self.place == 0
     }
 
@@ -81,9 +78,9 @@ impl Inode {
         self.flags & flag != 0
     }
 
-    /// A directory that no layer states: what containerd gives it, but for the time, which is not
-    /// that of the unpacking.
-    fn implicit(parent: u32) -> Self {
+    /// Returns a directory that no layer states. It has the metadata that containerd gives it, except
+    /// for the time, which must not be the time of unpacking.
+    pub(crate) fn implicit(parent: u32) -> Self {
         Self {
             size: 0,
             mtime: Time::default(),
@@ -104,15 +101,23 @@ impl Inode {
 pub(crate) struct Name {
     pub(crate) directory: u32,
     pub(crate) inode: u32,
+    /// The first byte in the arena.
     start: u32,
+    /// Bytes of the name.
     length: u8,
-    /// The layer has a whiteout of this name, whatever became of it: what is below is deleted.
+    /// Whether the layer has a whiteout of this name, also if another entry replaced it.
     is_deleted: bool,
 }
 
-/// Bytes that a directory takes once all entries are there: its names `.` and `..`, and its place in
-/// a [`Walk`].
-const DIRECTORY: u64 = 2 * size_of::<Name>() as u64 + walk::DIRECTORY;
+/// A directory and its parent.
+pub(crate) type Child = (u32, u32);
+
+/// A directory to visit, and the length of its parent's path.
+pub(crate) type Pending = (u32, usize);
+
+/// Bytes that each directory takes once all entries are added: for its names `.` and `..`, and while
+/// the directories are walked.
+const DIRECTORY: u64 = (2 * size_of::<Name>() + size_of::<Child>() + size_of::<Pending>()) as u64;
 
 /// The tree of a layer, under construction.
 #[derive(Debug)]
@@ -120,18 +125,18 @@ pub(crate) struct Tree {
     pub(crate) inodes: Vec<Inode>,
     pub(crate) names: Vec<Name>,
     pub(crate) xattrs: Xattrs,
-    /// For all bytes that are kept.
-    pub(crate) room: Room,
-    /// Names and targets, one after the other.
+    /// The memory that the tree may take.
+    pub(crate) budget: ByteBudget,
+    /// Names and targets of symbolic links, one after the other.
     arena: Vec<u8>,
-    /// From directory and name to the index in `names`.
+    /// Indices of `names`, by directory and name.
     table: HashTable<u32>,
     hasher: RandomState,
-    /// Names that may be looked up on ways.
-    ways: way::Budget,
-    /// The directory that was asked for last: the next entry is mostly in it, too.
-    recent: Option<(Vec<u8>, u32)>,
-    /// There is no layer below.
+    /// The lookups that paths of entries may take.
+    pub(crate) lookups: LookupBudget,
+    /// The last directory that was looked up: the next entry is usually in it, too.
+    pub(crate) recent: Option<(Vec<u8>, u32)>,
+    /// Whether there is no layer below.
     pub(crate) is_lowest: bool,
 }
 
@@ -141,24 +146,20 @@ impl Tree {
             inodes: vec![Inode::implicit(ROOT)],
             names: Vec::new(),
             xattrs: Xattrs::default(),
-            room: Room::new(governor),
+            budget: ByteBudget::new(governor),
             arena: Vec::new(),
             table: HashTable::new(),
             hasher: RandomState::new(),
-            ways: way::Budget::default(),
+            lookups: LookupBudget::default(),
             recent: None,
             is_lowest: false,
         }
     }
 
-    pub(crate) fn ways(&self) -> way::Budget {
-        self.ways
-    }
-
-    /// Begins with another entry of the layer.
-    pub(crate) fn begin(&mut self) -> Result<(), Fault> {
-        self.ways.entry();
-        self.room.entry()
+    /// Called before each entry of the layer.
+    pub(crate) fn begin_entry(&mut self) -> Result<(), Fault> {
+        self.lookups.add_entry();
+        self.budget.entry()
     }
 
     pub(crate) fn inode(&self, inode: u32) -> Option<&Inode> {
@@ -169,30 +170,30 @@ impl Tree {
         self.inodes.get_mut(inode as usize)
     }
 
-    /// Whether an inode says that there is nothing. In the lowest layer a device 0:0 is a device.
-    fn is_nothing(&self, inode: &Inode) -> bool {
-        inode.is_whiteout() && (!self.is_lowest || inode.has(GONE))
+    /// Returns whether an inode is a whiteout. In the lowest layer a device 0:0 is a device.
+    pub(crate) fn is_whiteout(&self, inode: &Inode) -> bool {
+        inode.is_null_device() && (!self.is_lowest || inode.has(ABSENT))
     }
 
-    /// The bytes of a name.
+    /// Returns the bytes of a name.
     pub(crate) fn name(&self, name: &Name) -> &[u8] {
         self.text(name.start, name.length.into())
     }
 
-    /// The target of a symbolic link.
+    /// Returns the target of a symbolic link.
     pub(crate) fn target(&self, link: &Inode) -> &[u8] {
         self.text(link.place, usize::try_from(link.size).unwrap_or(0))
     }
 
-    /// Bytes of the arena.
+    /// Returns bytes of the arena.
     fn text(&self, start: u32, length: usize) -> &[u8] {
         let start = start as usize;
         self.arena.get(start..start + length).unwrap_or_default()
     }
 
-    /// Puts bytes into the arena.
-    pub(crate) fn keep(&mut self, bytes: &[u8]) -> Result<u32, Fault> {
-        self.room.grow(&mut self.arena, bytes.len())?;
+    /// Stores bytes in the arena. Returns where they start.
+    pub(crate) fn store(&mut self, bytes: &[u8]) -> Result<u32, Fault> {
+        self.budget.grow(&mut self.arena, bytes.len())?;
         let end = u32::try_from(self.arena.len() + bytes.len());
         let most = || Fault::limit("bytes of names and links", u32::MAX.into());
         end.map_err(|_| most())?;
@@ -201,18 +202,19 @@ impl Tree {
         Ok(start)
     }
 
+    /// Adds an inode. Returns its number.
     pub(crate) fn add_inode(&mut self, inode: Inode) -> Result<u32, Fault> {
-        let number = number("inodes", self.inodes.len())?;
+        let number = next_number("inodes", self.inodes.len())?;
         if inode.is_directory() {
-            self.room.take(DIRECTORY)?;
+            self.budget.take(DIRECTORY)?;
         }
-        self.room.grow(&mut self.inodes, 1)?;
+        self.budget.grow(&mut self.inodes, 1)?;
         self.inodes.push(inode);
         Ok(number)
     }
 
-    /// The index of this name.
-    fn find(&self, directory: u32, name: &[u8]) -> Option<usize> {
+    /// Returns the index of a name.
+    pub(crate) fn find(&self, directory: u32, name: &[u8]) -> Option<usize> {
         let found = self
             .table
             .find(self.hasher.hash_one((directory, name)), |index| {
@@ -222,17 +224,17 @@ impl Tree {
         found.map(|index| *index as usize)
     }
 
-    /// The inode of this name.
+    /// Returns the inode of a name.
     pub(crate) fn lookup(&self, directory: u32, name: &[u8]) -> Option<u32> {
-        self.named(self.find(directory, name)?)
+        self.inode_of(self.find(directory, name)?)
     }
 
-    /// The inode of the name with this index.
-    fn named(&self, index: usize) -> Option<u32> {
+    /// Returns the inode of the name with this index.
+    pub(crate) fn inode_of(&self, index: usize) -> Option<u32> {
         self.names.get(index).map(|name| name.inode)
     }
 
-    /// Gives an inode a name. What had the name before has it no longer.
+    /// Gives an inode a name, and takes the name from the inode that had it.
     pub(crate) fn bind(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<(), Fault> {
         let index = match self.find(directory, name) {
             Some(index) => index,
@@ -240,22 +242,22 @@ impl Tree {
         };
         let new = self.inode(inode);
         let is_link = new.is_some_and(|inode| inode.file_type() == mode::SYMLINK);
-        let is_whiteout = new.is_some_and(Inode::is_whiteout) && !self.is_lowest;
+        let is_whiteout = new.is_some_and(Inode::is_null_device) && !self.is_lowest;
         let Some(entry) = self.names.get_mut(index) else {
             return Ok(());
         };
         let before = std::mem::replace(&mut entry.inode, inode);
         let is_deleted = entry.is_deleted || is_whiteout;
-        let mut is_way_changed = is_link;
+        let mut changes_paths = is_link;
         if before != inode
             && let Some(before) = self.inode_mut(before)
         {
             if before.is_directory() {
-                before.flags |= DEAD;
+                before.flags |= REPLACED;
             }
-            is_way_changed |= matches!(before.file_type(), mode::DIRECTORY | mode::SYMLINK);
+            changes_paths |= matches!(before.file_type(), mode::DIRECTORY | mode::SYMLINK);
         }
-        if is_way_changed {
+        if changes_paths {
             self.recent = None;
         }
         if let Some(inode) = self.inode_mut(inode)
@@ -264,14 +266,14 @@ impl Tree {
             (inode.place, inode.size) = (directory, index as u64);
         }
         if is_deleted {
-            self.delete(index);
+            self.delete_lower(index);
         }
         Ok(())
     }
 
-    /// Deletes what lower layers have of this name. The layer's own stays; a directory of the name,
-    /// this or a later one, hides what is below.
-    fn delete(&mut self, index: usize) {
+    /// Deletes a name in the lower layers. What this layer has at the name stays; if it is a directory,
+    /// now or later, it hides the lower ones.
+    pub(crate) fn delete_lower(&mut self, index: usize) {
         let Some(entry) = self.names.get_mut(index) else {
             return;
         };
@@ -280,39 +282,39 @@ impl Tree {
         if let Some(inode) = self.inode_mut(number)
             && inode.is_directory()
         {
-            inode.flags |= OPAQUE | FRESH;
+            inode.flags |= OPAQUE | NO_LOWER;
         }
     }
 
-    /// Refuses to make something in a directory that would inherit from it.
-    fn inherit(&self, directory: u32) -> Result<(), Fault> {
+    /// Refuses a directory whose new children would inherit an access control list.
+    pub(crate) fn check_default_acl(&self, directory: u32) -> Result<(), Fault> {
         let inode = self.inode(directory);
-        match inode.is_some_and(|inode| inode.has(DEFAULT) && directory != ROOT) {
-            true => Err(Fault::Inherits),
+        match inode.is_some_and(|inode| inode.has(DEFAULT_ACL) && directory != ROOT) {
+            true => Err(Fault::DefaultAcl),
             false => Ok(()),
         }
     }
 
-    /// Notes that there is something in a directory, and so in those that it is in.
-    fn fill(&mut self, mut directory: u32) {
+    /// Records that a directory has content, and so have its parents.
+    pub(crate) fn mark_content(&mut self, mut directory: u32) {
         while let Some(inode) = self.inode_mut(directory)
-            && !inode.has(SOLID)
+            && !inode.has(HAS_CONTENT)
         {
-            inode.flags |= SOLID;
+            inode.flags |= HAS_CONTENT;
             directory = inode.place;
         }
     }
 
     fn add_name(&mut self, directory: u32, name: &[u8], inode: u32) -> Result<usize, Fault> {
-        let number = number("names", self.names.len())?;
+        let number = next_number("names", self.names.len())?;
         let length = u8::try_from(name.len()).map_err(|_| Fault::limit("bytes of a name", 255))?;
-        let start = self.keep(name)?;
+        let start = self.store(name)?;
         let index = self.names.len();
-        self.room.grow(&mut self.names, 1)?;
+        self.budget.grow(&mut self.names, 1)?;
         if self.table.len() == self.table.capacity() {
-            // It gets twice as many places.
-            self.room
-                .take(self.table.allocation_size().max(TABLE) as u64)?;
+            // The table doubles its size.
+            self.budget
+                .take(self.table.allocation_size().max(MIN_TABLE) as u64)?;
         }
         self.names.push(Name {
             directory,
@@ -343,19 +345,19 @@ impl Tree {
         Ok(index)
     }
 
-    /// Marks all directories in those that were replaced or deleted. Those that are deleted and were
-    /// made for the whiteouts in them become whiteouts: what is in them is gone anyway.
-    pub(crate) fn bury(&mut self) {
-        // A directory comes after the one that it is in.
+    /// Marks the directories inside replaced and deleted ones. A deleted directory that contains only
+    /// whiteouts becomes a whiteout: the lower layers have nothing there that shows.
+    pub(crate) fn mark_replaced(&mut self) {
+        // A directory comes after its parent.
         for index in 0..self.inodes.len() {
             let parent = self.inodes.get(index).filter(|inode| inode.is_directory());
             let parent = parent.and_then(|inode| self.inode(inode.place)).copied();
             if let (Some(parent), Some(inode)) = (parent, self.inodes.get_mut(index)) {
-                inode.flags |= parent.flags & (DEAD | FRESH);
-                if inode.has(FRESH) && !inode.has(SOLID | DEAD) {
+                inode.flags |= parent.flags & (REPLACED | NO_LOWER);
+                if inode.has(NO_LOWER) && !inode.has(HAS_CONTENT | REPLACED) {
                     *inode = Inode {
                         mode: mode::CHARACTER,
-                        flags: DEAD,
+                        flags: REPLACED,
                         ..Inode::implicit(0)
                     };
                 }
@@ -363,29 +365,29 @@ impl Tree {
         }
     }
 
-    /// Ends lookups: only names in living directories stay, with `.` and `..`, ordered by directory
-    /// and then name.
+    /// Ends lookups. Drops the names in replaced directories, adds `.` and `..`, and orders all names by
+    /// directory and name.
     pub(crate) fn seal(&mut self) -> Result<(), Fault> {
         self.table = HashTable::new();
         self.recent = None;
         let inodes = &self.inodes;
-        let lives = |number: u32| {
+        let is_kept = |number: u32| {
             inodes
                 .get(number as usize)
-                .is_some_and(|inode| !inode.has(DEAD))
+                .is_some_and(|inode| !inode.has(REPLACED))
         };
-        let is_gone = |number: u32| {
+        let is_absent = |number: u32| {
             let inode = inodes.get(number as usize);
-            inode.is_some_and(|inode| inode.has(GONE))
+            inode.is_some_and(|inode| inode.has(ABSENT))
         };
         self.names
-            .retain(|name| lives(name.directory) && !is_gone(name.inode));
-        let start = self.keep(b"..")?;
+            .retain(|name| is_kept(name.directory) && !is_absent(name.inode));
+        let start = self.store(b"..")?;
         let Self { inodes, names, .. } = self;
         let directories = inodes
             .iter()
             .zip(0..)
-            .filter(|(inode, _)| inode.is_directory() && !inode.has(DEAD));
+            .filter(|(inode, _)| inode.is_directory() && !inode.has(REPLACED));
         for (inode, number) in directories {
             for (target, length) in [(number, 1), (inode.place, 2)] {
                 names.push(Name {
@@ -413,17 +415,17 @@ impl Tree {
 }
 
 /// Bytes of the smallest table.
-const TABLE: usize = 64;
+const MIN_TABLE: usize = 64;
 
-/// The number of the next of these; the last is none.
-fn number(what: &'static str, count: usize) -> Result<u32, Fault> {
+/// Returns the next number after `count`, if it is less than `u32::MAX`.
+fn next_number(what: &'static str, count: usize) -> Result<u32, Fault> {
     let number = u32::try_from(count)
         .ok()
         .filter(|number| *number < u32::MAX);
     number.ok_or_else(|| Fault::limit(what, u32::MAX.into()))
 }
 
-/// The permissions of a mode.
+/// Returns the permissions of a mode.
 pub(crate) fn permissions(mode: u32) -> u16 {
     u16::try_from(mode & 0o7777).unwrap_or(0)
 }

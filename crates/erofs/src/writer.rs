@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! From a layer to an image.
+//! A writer that turns a layer into an image.
 
 use std::io::{Read, Seek, Write};
 
-use resnap_layer::way::Budget;
-use resnap_layer::{Entry, EntryKind, File, Layer};
+use resnap_layer::resolve::LookupBudget;
+use resnap_layer::{Entry, EntryKind, File, Layer, Metadata};
 
+use crate::add::add;
 use crate::error::{Error, Fault};
 use crate::format::{NO_BLOCK, mode};
+use crate::governor::Governor;
 use crate::layout::{self, Summary};
 use crate::lower::Lower;
 use crate::output::Output;
-use crate::room::Governor;
-use crate::tree::{FRESH, OPAQUE, ROOT, SOLID, STATED, Tree, Walk, permissions};
-use crate::xattr::has_default;
+use crate::tree::{HAS_CONTENT, NO_LOWER, OPAQUE, ROOT, STATED, Tree, permissions};
+use crate::walk::Walk;
+use crate::xattr::has_default_acl;
 
 /// An image under construction.
 #[derive(Debug)]
@@ -25,12 +27,12 @@ pub struct Writer<W> {
 }
 
 impl<W: Write + Seek> Writer<W> {
-    /// An image in `target`, a new and empty file, from its position 0 on, with as much memory as
-    /// `governor` gives.
+    /// Returns a writer to `target`, a new and empty file at position 0, with as much memory as
+    /// `governor` grants.
     ///
     /// # Errors
     ///
-    /// The target's own.
+    /// `target` cannot be written.
     pub fn new(target: W, governor: Box<dyn Governor>) -> Result<Self, Error> {
         Ok(Self {
             output: Output::new(target).map_err(Error::Write)?,
@@ -38,58 +40,58 @@ impl<W: Write + Seek> Writer<W> {
         })
     }
 
-    /// The same for the lowest layer of an image: what it deletes is what it has so far, and no
-    /// whiteout stays.
+    /// Makes this the lowest layer: a whiteout removes what the layer has so far, and is not written.
     #[must_use]
     pub fn lowest(mut self) -> Self {
         self.tree.is_lowest = true;
         self
     }
 
-    /// Adds all that the layer has. Data is written as it comes.
+    /// Adds all entries of the layer. Data is written as it is read.
     ///
     /// # Errors
     ///
-    /// What is wrong with the layer, what of it cannot be in an image, and the target's own.
+    /// The layer is malformed, or has an entry that cannot be in an image, or the target cannot be
+    /// written.
     pub fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
         while let Some(entry) = layer.next()? {
             let failed = |fault| Error::Entry {
                 path: entry.path.clone(),
                 fault,
             };
-            self.tree.begin().map_err(failed)?;
-            let place = match &entry.kind {
-                EntryKind::File(file) => self.data(&entry, file, layer)?,
+            self.tree.begin_entry().map_err(failed)?;
+            let block = match &entry.kind {
+                EntryKind::File(file) => self.write_data(&entry, file, layer)?,
                 _ => NO_BLOCK,
             };
-            self.tree.add(&entry, place).map_err(failed)?;
+            add(&mut self.tree, &entry, block).map_err(failed)?;
         }
-        self.output.rest().map_err(Error::Write)
+        self.output.free_buffer().map_err(Error::Write)
     }
 
-    /// How many names have been looked up on the ways to entries.
-    pub fn ways(&self) -> Budget {
-        self.tree.ways()
+    /// Returns the lookups that the paths of entries took so far.
+    pub fn lookups(&self) -> LookupBudget {
+        self.tree.lookups
     }
 
-    /// Asks `lower` for the directories that the layer does not state, and writes the rest of the
-    /// image. `uuid` is the image's: the same layer must have the same, different ones others, or
-    /// overlayfs takes them for one; so it is best made from the diff ID, which is known by now.
+    /// Looks up the directories that the layer does not state in `lower`, and writes the rest of the
+    /// image. The same layer must always have the same `uuid`, and different layers different ones, or
+    /// overlayfs confuses them. The diff ID, which is known by now, is a good source.
     ///
-    /// `lower` is asked once for each such directory, of which there are as many as there is memory
-    /// for, and depth first: who must stop after some time has it answer with an error then.
+    /// `lower` is called once for each such directory, depth first. Only the memory limits their number:
+    /// to stop after some time, return an error from `lower`.
     ///
     /// # Errors
     ///
-    /// An image too large, what `lower` says, and the target's own.
+    /// The image is too large, `lower` failed, or the target cannot be written.
     pub fn finish(mut self, lower: &mut dyn Lower, uuid: [u8; 16]) -> Result<(W, Summary), Error> {
-        self.tree.bury();
-        self.ask(lower)?;
+        self.tree.mark_replaced();
+        self.apply_lower(lower)?;
         layout::write(self.output, self.tree, uuid)
     }
 
-    /// Writes a file's data; its first block.
-    fn data<R: Read>(
+    /// Writes a file's data. Returns the first block.
+    fn write_data<R: Read>(
         &mut self,
         entry: &Entry,
         file: &File,
@@ -101,7 +103,7 @@ impl<W: Write + Seek> Writer<W> {
         let output = &mut self.output;
         output.align().map_err(Error::Write)?;
         let start = output.position();
-        let place = layout::block(start, file.size).map_err(|fault| Error::Entry {
+        let block = layout::block(start, file.size).map_err(|fault| Error::Entry {
             path: entry.path.clone(),
             fault,
         })?;
@@ -112,28 +114,28 @@ impl<W: Write + Seek> Writer<W> {
         }
         let hole = (start + file.size).saturating_sub(output.position());
         output.hole(hole).map_err(Error::Write)?;
-        Ok(place)
+        Ok(block)
     }
 
-    /// Gives directories that the layer does not state the metadata they have below.
-    fn ask(&mut self, lower: &mut dyn Lower) -> Result<(), Error> {
+    /// Gives the directories that the layer does not state the metadata they have in the lower layers.
+    fn apply_lower(&mut self, lower: &mut dyn Lower) -> Result<(), Error> {
         let tree = &mut self.tree;
         let mut walk = Walk::new(tree);
         while let Some(number) = walk.next(tree) {
             let Some(inode) = tree.inode(number).copied() else {
                 continue;
             };
-            // In a deleted directory there is nothing below. The root cannot be hidden.
+            // A deleted directory has no lower one. The root cannot be hidden.
             let parent = tree.inode(inode.place).copied();
             let parent = parent.filter(|_| number != ROOT);
-            let is_fresh = inode.has(FRESH)
+            let has_no_lower = inode.has(NO_LOWER)
                 || parent.is_some_and(|parent| {
-                    parent.has(FRESH) || (parent.has(OPAQUE) && inode.place != ROOT)
+                    parent.has(NO_LOWER) || (parent.has(OPAQUE) && inode.place != ROOT)
                 });
-            if is_fresh && let Some(inode) = tree.inode_mut(number) {
-                inode.flags |= FRESH;
+            if has_no_lower && let Some(inode) = tree.inode_mut(number) {
+                inode.flags |= NO_LOWER;
             }
-            if is_fresh || inode.has(STATED) {
+            if has_no_lower || inode.has(STATED) {
                 continue;
             }
             let path = walk.path();
@@ -144,25 +146,31 @@ impl<W: Write + Seek> Writer<W> {
             let Some(found) = found else {
                 continue;
             };
-            if has_default(&found.xattrs) && inode.has(SOLID) && number != ROOT {
-                return Err(Error::Entry {
-                    path: path.to_vec(),
-                    fault: Fault::Inherits,
-                });
-            }
-            let mode = mode::DIRECTORY | permissions(found.mode);
-            let xattrs = tree.xattrs.encode(&found.xattrs, mode, &mut tree.room);
-            let xattrs = xattrs.map_err(|fault| Error::Entry {
+            let applied = apply_metadata(tree, number, &found);
+            applied.map_err(|fault| Error::Entry {
                 path: path.to_vec(),
                 fault,
             })?;
-            if let Some(inode) = tree.inode_mut(number) {
-                inode.mode = mode;
-                (inode.uid, inode.gid) = (found.uid, found.gid);
-                inode.mtime = found.mtime;
-                inode.xattrs = xattrs;
-            }
         }
         Ok(())
     }
+}
+
+/// Gives a directory that the layer does not state the metadata of the lower one.
+fn apply_metadata(tree: &mut Tree, number: u32, lower: &Metadata) -> Result<(), Fault> {
+    let has_content = tree
+        .inode(number)
+        .is_some_and(|inode| inode.has(HAS_CONTENT));
+    if has_default_acl(&lower.xattrs) && has_content && number != ROOT {
+        return Err(Fault::DefaultAcl);
+    }
+    let mode = mode::DIRECTORY | permissions(lower.mode);
+    let xattrs = tree.xattrs.encode(&lower.xattrs, mode, &mut tree.budget)?;
+    if let Some(inode) = tree.inode_mut(number) {
+        inode.mode = mode;
+        (inode.uid, inode.gid) = (lower.uid, lower.gid);
+        inode.mtime = lower.mtime;
+        inode.xattrs = xattrs;
+    }
+    Ok(())
 }

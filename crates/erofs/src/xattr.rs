@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Extended attributes behind an inode: a header of 12 bytes, then entries of name length, name
-//! index, value size (2 bytes), name without the prefix that the index stands for, and value, each
-//! filled up to 4 bytes. They are not shared between inodes, as real layers hardly have any.
+//! Extended attributes behind an inode: a header of 12 bytes, then entries of name length, prefix
+//! number, value size (2 bytes), name without its prefix, and value, each padded to 4 bytes. They are
+//! not shared between inodes, because real layers have very few.
 
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 use resnap_layer::Xattr;
 
+use crate::budget::ByteBudget;
 use crate::error::Fault;
 use crate::format::{XATTR_HEADER, mode};
-use crate::room::Room;
 
-/// What an index stands for. Those that are a whole name come first.
+/// The prefixes that Linux defines, with their numbers. Those that are a full name come first.
 pub(crate) const PREFIXES: [(u8, &[u8]); 5] = [
     (2, b"system.posix_acl_access"),
     (3, b"system.posix_acl_default"),
@@ -23,21 +23,21 @@ pub(crate) const PREFIXES: [(u8, &[u8]); 5] = [
     (6, b"security."),
 ];
 
-/// As long as a name may be with its prefix, in bytes (`XATTR_NAME_MAX` of Linux).
-const NAME: usize = 255;
+/// The longest name with its prefix, in bytes (`XATTR_NAME_MAX` of Linux).
+const MAX_NAME: usize = 255;
 
-/// As much as an inode can have behind it: the count that says so has 16 bits.
-const BODY: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);
+/// The most bytes of attributes behind an inode, whose count has 16 bits.
+const MAX_BODY: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);
 
-/// Bytes that a set takes besides its own: where it is, its number, and what an allocator adds.
+/// Bytes that a set takes besides its own: its pointer, its number, and the allocator's overhead.
 const SET: u64 = 64;
 
-/// Tells overlayfs that lower directories of this name are hidden.
+/// The attribute by which overlayfs hides lower directories of the same name.
 pub(crate) const OPAQUE: (&[u8], &[u8]) = (b"overlay.opaque", b"y");
-/// Tells overlayfs to look for whiteouts, even where nothing lies below the directory.
+/// The attribute by which overlayfs looks for whiteouts even where the directory has no lower one.
 pub(crate) const ORIGIN: (&[u8], &[u8]) = (b"overlay.origin", b"");
 
-/// The encoded attributes of all inodes, each combination once.
+/// The encoded attributes of all inodes. Each combination is stored once.
 #[derive(Debug, Default)]
 pub(crate) struct Xattrs {
     sets: Vec<Box<[u8]>>,
@@ -46,7 +46,7 @@ pub(crate) struct Xattrs {
 }
 
 impl Xattrs {
-    /// The bytes of the set with this number.
+    /// Returns the bytes of a set.
     pub(crate) fn get(&self, number: u32) -> &[u8] {
         let index = (number as usize).checked_sub(1);
         index
@@ -54,45 +54,48 @@ impl Xattrs {
             .map_or(&[], |set| set)
     }
 
-    /// The number of the set of these attributes for an inode of this mode; 0 for none.
+    /// Returns the number of the set of these attributes for an inode of this mode, or 0 for none.
     ///
-    /// As containerd does, what an inode of this type cannot have is left out, and so is `trusted.`:
-    /// overlayfs would believe it.
+    /// As in containerd, attributes that an inode of this type cannot have are left out, and so is
+    /// `trusted.`: overlayfs would interpret it.
     pub(crate) fn encode(
         &mut self,
         xattrs: &[Xattr],
         mode: u16,
-        room: &mut Room,
+        budget: &mut ByteBudget,
     ) -> Result<u32, Fault> {
         let file_type = mode & mode::TYPE;
         let mut body = Vec::new();
         for Xattr { name, value } in xattrs {
-            let Some((index, rest)) = split(name).filter(|(index, _)| holds(file_type, *index))
+            let Some((index, rest)) =
+                split(name).filter(|(index, _)| is_allowed(file_type, *index))
             else {
                 continue;
             };
             let is_acl = matches!(index, 2 | 3);
-            if name.len() > NAME || (rest.is_empty() && !is_acl) || (is_acl && !is_acl_value(value))
+            if name.len() > MAX_NAME
+                || (rest.is_empty() && !is_acl)
+                || (is_acl && !is_acl_value(value))
             {
                 return Err(Fault::Xattr(name.clone()));
             }
             let mut value = value.clone();
             if index == 2 {
-                change_mode(&mut value, mode);
+                set_acl_mode(&mut value, mode);
             }
             push(&mut body, index, rest, &value).ok_or_else(|| Fault::Xattr(name.clone()))?;
         }
-        self.intern(body, room)
+        self.intern(body, budget)
     }
 
-    /// The number of the set of an inode that has these attributes too, and gets this mode and an
-    /// owner: Linux takes a file's capabilities away then.
+    /// Returns the number of the set of an inode that gets these attributes too, and a mode and owner:
+    /// changing those removes a file's capabilities on Linux.
     pub(crate) fn change(
         &mut self,
         number: u32,
         xattrs: &[Xattr],
         mode: u16,
-        room: &mut Room,
+        budget: &mut ByteBudget,
     ) -> Result<u32, Fault> {
         let mut all = decode(self.get(number));
         all.retain(|old| {
@@ -101,15 +104,15 @@ impl Xattrs {
         });
         all.extend_from_slice(xattrs);
         all.sort();
-        self.encode(&all, mode, room)
+        self.encode(&all, mode, budget)
     }
 
-    /// The number of the set that has `extra` attributes of `trusted.` too.
+    /// Returns the number of the set with `extra` attributes of `trusted.`.
     pub(crate) fn with(
         &mut self,
         number: u32,
         extra: &[(&[u8], &[u8])],
-        room: &mut Room,
+        budget: &mut ByteBudget,
     ) -> Result<u32, Fault> {
         if extra.is_empty() {
             return Ok(number);
@@ -118,15 +121,19 @@ impl Xattrs {
         for (name, value) in extra {
             push(&mut body, 4, name, value).ok_or_else(|| Fault::Xattr(name.to_vec()))?;
         }
-        self.intern(body, room)
+        self.intern(body, budget)
     }
 
-    fn intern(&mut self, body: Vec<u8>, room: &mut Room) -> Result<u32, Fault> {
+    /// Returns the number of a set, which is stored if it is new.
+    fn intern(&mut self, body: Vec<u8>, budget: &mut ByteBudget) -> Result<u32, Fault> {
         if body.is_empty() {
             return Ok(0);
         }
-        if body.len() > BODY {
-            return Err(Fault::limit("bytes of extended attributes", BODY as u64));
+        if body.len() > MAX_BODY {
+            return Err(Fault::limit(
+                "bytes of extended attributes",
+                MAX_BODY as u64,
+            ));
         }
         let Self {
             sets,
@@ -138,7 +145,7 @@ impl Xattrs {
         if let Some(number) = table.find(hash, |number| set(number) == &body[..]) {
             return Ok(number + 1);
         }
-        room.take(body.len() as u64 + SET)?;
+        budget.take(body.len() as u64 + SET)?;
         let number = u32::try_from(sets.len()).unwrap_or(u32::MAX);
         table.insert_unique(hash, number, |number| hasher.hash_one(set(number)));
         sets.push(body.into_boxed_slice());
@@ -146,14 +153,14 @@ impl Xattrs {
     }
 }
 
-/// Whether what is made in a directory with these inherits an access control list.
-pub(crate) fn has_default(xattrs: &[Xattr]) -> bool {
+/// Returns whether new children of a directory with these attributes inherit an access control list.
+pub(crate) fn has_default_acl(xattrs: &[Xattr]) -> bool {
     xattrs
         .iter()
         .any(|xattr| xattr.name == b"system.posix_acl_default")
 }
 
-/// The index and the rest of a name; `None` for namespaces that EROFS does not know.
+/// Returns the number of a name's prefix and the rest, or `None` for a namespace that EROFS does not have.
 fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     PREFIXES.iter().find_map(|(index, prefix)| {
         let rest = name.strip_prefix(*prefix)?;
@@ -161,8 +168,8 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     })
 }
 
-/// Whether Linux lets inodes of this type have such an attribute, and images may set it.
-fn holds(file_type: u16, index: u8) -> bool {
+/// Returns whether Linux allows such an attribute on inodes of this type, and images may set it.
+fn is_allowed(file_type: u16, index: u8) -> bool {
     match index {
         1 => matches!(file_type, mode::FILE | mode::DIRECTORY),
         2 => file_type != mode::SYMLINK,
@@ -172,14 +179,14 @@ fn holds(file_type: u16, index: u8) -> bool {
     }
 }
 
-/// Version 2, and entries of 8 bytes: what Linux takes for an access control list.
+/// Returns whether Linux accepts a value as an access control list: version 2, and entries of 8 bytes.
 fn is_acl_value(value: &[u8]) -> bool {
     value.starts_with(&[2, 0, 0, 0]) && value.len() % 8 == 4
 }
 
-/// Gives an access control list the permissions of a mode, as `chmod` does: those of the owner, of
-/// the mask or without one the group, and of others. Entries are tag (2 bytes), permissions (2), ID.
-fn change_mode(list: &mut [u8], mode: u16) {
+/// Sets the permissions of a mode in an access control list, as `chmod` does: of the owner, of the mask
+/// (or the group if there is none), and of others. Entries are tag (2 bytes), permissions (2), ID.
+fn set_acl_mode(list: &mut [u8], mode: u16) {
     const OWNER: u16 = 1;
     const GROUP: u16 = 4;
     const MASK: u16 = 0x10;
@@ -202,7 +209,7 @@ fn change_mode(list: &mut [u8], mode: u16) {
     }
 }
 
-/// The attributes of a set, by whole names.
+/// Returns the attributes of a set, with full names.
 fn decode(set: &[u8]) -> Vec<Xattr> {
     let mut all = Vec::new();
     let mut rest = set.get(XATTR_HEADER..).unwrap_or_default();
@@ -226,6 +233,7 @@ fn decode(set: &[u8]) -> Vec<Xattr> {
     all
 }
 
+/// Appends an attribute. Returns `None` if a length does not fit.
 fn push(body: &mut Vec<u8>, index: u8, name: &[u8], value: &[u8]) -> Option<()> {
     let lengths = (
         u8::try_from(name.len()).ok()?,
@@ -254,11 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_kept_once() {
+    fn sets_are_stored_once() {
         let mut xattrs = Xattrs::default();
-        let mut room = Room::new(Box::new(crate::Memory::new(24 + 44 + 2 * SET)));
+        let mut budget = ByteBudget::new(Box::new(crate::Memory::new(24 + 44 + 2 * SET)));
         let a = xattrs
-            .encode(&[xattr("user.a", b"12345")], mode::FILE, &mut room)
+            .encode(&[xattr("user.a", b"12345")], mode::FILE, &mut budget)
             .unwrap();
         assert_eq!(
             xattrs.get(a),
@@ -266,32 +274,33 @@ mod tests {
         );
         assert_eq!(
             xattrs
-                .encode(&[xattr("user.a", b"12345")], mode::DIRECTORY, &mut room)
+                .encode(&[xattr("user.a", b"12345")], mode::DIRECTORY, &mut budget)
                 .unwrap(),
             a
         );
-        assert_eq!(xattrs.encode(&[], mode::FILE, &mut room).unwrap(), 0);
-        assert_eq!(xattrs.with(0, &[], &mut room).unwrap(), 0);
-        let b = xattrs.with(a, &[OPAQUE], &mut room).unwrap();
+        assert_eq!(xattrs.encode(&[], mode::FILE, &mut budget).unwrap(), 0);
+        assert_eq!(xattrs.with(0, &[], &mut budget).unwrap(), 0);
+        let b = xattrs.with(a, &[OPAQUE], &mut budget).unwrap();
         assert_eq!(&xattrs.get(b)[24..], b"\x0e\x04\x01\0overlay.opaquey\0");
         assert_eq!(xattrs.get(0), b"");
-        // The first two found their sets, and there is no room for a third.
-        assert!(xattrs.with(a, &[ORIGIN], &mut room).is_err());
-        assert_eq!(xattrs.with(a, &[OPAQUE], &mut room).unwrap(), b);
+        // The first two found their sets, and the budget has no memory for a third.
+        let refused = xattrs.with(a, &[ORIGIN], &mut budget);
+        assert!(matches!(refused, Err(Fault::Refused(_))));
+        assert_eq!(xattrs.with(a, &[OPAQUE], &mut budget).unwrap(), b);
     }
 
     #[test]
-    fn lists_follow_the_mode() {
+    fn access_control_lists_follow_the_mode() {
         let entry = |tag, bits| [tag, 0, bits, 0, 255, 255, 255, 255];
         let list = |entries: &[[u8; 8]]| [&[2, 0, 0, 0][..], &entries.concat()].concat();
         let mut with_mask = list(&[entry(1, 0), entry(4, 4), entry(0x10, 0), entry(0x20, 0)]);
-        change_mode(&mut with_mask, 0o765);
+        set_acl_mode(&mut with_mask, 0o765);
         assert_eq!(
             with_mask,
             list(&[entry(1, 7), entry(4, 4), entry(0x10, 6), entry(0x20, 5)])
         );
         let mut without = list(&[entry(1, 0), entry(2, 3), entry(4, 0), entry(0x20, 0)]);
-        change_mode(&mut without, 0o4654);
+        set_acl_mode(&mut without, 0o4654);
         assert_eq!(
             without,
             list(&[entry(1, 6), entry(2, 3), entry(4, 5), entry(0x20, 4)])
@@ -299,9 +308,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_and_what_is_refused() {
+    fn attributes_are_left_out_or_refused() {
         let mut xattrs = Xattrs::default();
-        let mut room = Room::new(Box::new(crate::Memory::new(1 << 20)));
+        let mut budget = ByteBudget::new(Box::new(crate::Memory::new(1 << 20)));
         let acl = [2, 0, 0, 0];
         for (name, value, file_type, is_kept) in [
             (
@@ -320,7 +329,7 @@ mod tests {
             ("system.posix_acl_default", &acl, mode::DIRECTORY, true),
         ] {
             let number = xattrs
-                .encode(&[xattr(name, value)], file_type, &mut room)
+                .encode(&[xattr(name, value)], file_type, &mut budget)
                 .unwrap();
             assert_eq!(number != 0, is_kept, "{name}");
         }
@@ -330,12 +339,8 @@ mod tests {
             ("user.a", &[0; 65_536]),
             ("system.posix_acl_access", b"text"),
         ] {
-            assert!(
-                xattrs
-                    .encode(&[xattr(name, value)], mode::FILE, &mut room)
-                    .is_err(),
-                "{name}"
-            );
+            let refused = xattrs.encode(&[xattr(name, value)], mode::FILE, &mut budget);
+            assert!(matches!(refused, Err(Fault::Xattr(_))), "{name}");
         }
     }
 }

@@ -1,40 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a layer consists of.
+//! Entries of a layer and their parts.
 
-/// One entry of a layer.
+/// An entry of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it is below the root: components joined by `/`, none of them empty, `.`, `..` or longer
-    /// than 255 bytes; any bytes but NUL. Empty for the root itself, which is always a directory.
+    /// The path below the root: components joined by `/`, none of them empty, `.`, `..` or longer than
+    /// 255 bytes, with any bytes but NUL. Empty for the root itself, which is always a directory.
     ///
-    /// Of a whiteout it is the path that is hidden, of an opaque marker the directory's.
+    /// For a whiteout this is the hidden path, for an opaque marker the directory.
     pub path: Vec<u8>,
-    /// What it is.
+    /// The type, with the data that belongs to it.
     pub kind: EntryKind,
+    /// The metadata. Whiteouts and opaque markers have some too, but it means nothing.
+    pub metadata: Metadata,
+}
+
+/// The metadata of a file, directory or other inode.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Metadata {
     /// Permissions with set-user-ID, set-group-ID and sticky bit: `0` to `0o7777`.
     pub mode: u32,
     /// The owner.
     pub uid: u32,
     /// The group.
     pub gid: u32,
-    /// When it was modified last.
+    /// The time of the last modification.
     pub mtime: Time,
     /// Extended attributes, ordered by name, each name once.
     pub xattrs: Vec<Xattr>,
 }
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {
-    /// A regular file; [`Layer::data`](crate::Layer::data) has its data.
+    /// A regular file. [`Layer::data`](crate::Layer::data) returns its data.
     File(File),
     /// A directory.
     Directory,
-    /// A symbolic link to this target, as it was written: any bytes but NUL, at least one.
+    /// A symbolic link to this target, as written: at least one byte, no NUL.
     Symlink(Vec<u8>),
-    /// Another name of the entry at this path, which is written as [`Entry::path`] is.
+    /// Another name for the entry at this path, which has the form of [`Entry::path`].
     Hardlink(Vec<u8>),
     /// A character device.
     Character {
@@ -52,28 +59,28 @@ pub enum EntryKind {
     },
     /// A named pipe.
     Fifo,
-    /// What lower layers have at this path is gone.
+    /// A whiteout: hides this path in the layers below.
     Whiteout,
-    /// What lower layers have in this directory is gone.
+    /// An opaque marker: hides the content of this directory in the layers below.
     Opaque,
 }
 
 /// A regular file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
-    /// Its size in bytes, holes included; at most `i64::MAX`.
+    /// The size in bytes, including holes; at most `i64::MAX`.
     pub size: u64,
-    /// Where its data is, if there are holes: in order, without overlap, inside the size, none
-    /// empty. All else reads as zeros.
+    /// The extents that hold data, if the file has holes: in order, within the size, none empty, no two
+    /// overlapping. Everything else reads as zeros.
     pub extents: Option<Vec<Extent>>,
 }
 
-/// A stretch of a file that is no hole.
+/// A range of a sparse file that holds data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Where it begins, in bytes.
+    /// The first byte.
     pub offset: u64,
-    /// How many bytes it has.
+    /// The number of bytes.
     pub length: u64,
 }
 
@@ -82,23 +89,23 @@ pub struct Extent {
 pub struct Time {
     /// Seconds since 1970, rounded down: negative before.
     pub seconds: i64,
-    /// Nanoseconds after that second, less than 10^9.
+    /// Nanoseconds within that second, less than 10^9.
     pub nanoseconds: u32,
 }
 
 /// An extended attribute.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Xattr {
-    /// The whole name, as `user.mime_type`: any bytes but NUL, at least one.
+    /// The full name, such as `user.mime_type`: at least one byte, no NUL.
     pub name: Vec<u8>,
-    /// Its value: any bytes, or none.
+    /// The value: any bytes, or none.
     pub value: Vec<u8>,
 }
 
-/// Some of a file's data.
+/// A piece of a file's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece<'a> {
-    /// Where it belongs in the file, in bytes.
+    /// The position in the file, in bytes.
     pub offset: u64,
     /// The data, never empty.
     pub bytes: &'a [u8],

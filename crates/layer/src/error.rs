@@ -1,54 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What can be wrong with a layer.
+//! Errors of reading a layer.
 
 use std::io;
 
-/// Where a layer is wrong, and at which entry; its source says what is wrong.
+/// An error at an entry of a layer. Its source is the [`Fault`].
 #[derive(Debug, thiserror::Error)]
 #[error("read {} at byte {offset} of the layer", shown(.entry))]
 pub struct Error {
-    /// Where in the uncompressed stream, in bytes: the header of the entry, or the end.
+    /// The offset in the uncompressed stream: of the entry's header, or of the end.
     pub offset: u64,
-    /// The path of the entry as far as it was known, cleaned or as written.
+    /// The path of the entry if it was known, cleaned or as written.
     pub entry: Option<Vec<u8>>,
-    /// What it is.
+    /// The reason.
     #[source]
     pub fault: Fault,
 }
 
-/// What is wrong.
+/// The reason why a layer is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The stream below failed.
+    /// The stream cannot be read.
     #[error("reading failed")]
     Read(#[source] io::Error),
     /// The stream ended inside an entry.
     #[error("the stream ends early")]
     Truncated,
-    /// What the stream begins with is no header.
+    /// The stream does not start with a header.
     #[error("it is not a tar")]
     NotTar,
-    /// A header's checksum is not that of its bytes.
+    /// The checksum of a header does not match.
     #[error("the checksum of a header is wrong")]
     Checksum,
-    /// One block of zeros, which nothing but the end may follow.
+    /// A block of zeros is followed by something other than the end.
     #[error("a block of zeros is followed by something else")]
     Trailer,
-    /// A number is none, or negative, or too large.
+    /// A number is malformed, negative, or too large.
     #[error("bad number in field {0}")]
     Number(&'static str),
-    /// An owner or group that Linux has no room for.
+    /// An owner or group that Linux cannot represent.
     #[error("the {field} {value} is not between 0 and {}", u32::MAX - 1)]
     Owner {
-        /// Which of both.
+        /// `uid` or `gid`.
         field: &'static str,
-        /// What the layer says.
+        /// The value in the layer.
         value: i64,
     },
-    /// A number of a device that Linux has no room for.
+    /// A device number that Linux cannot represent.
     #[error("the device number {major}:{minor} is not between 0:0 and 4095:1048575")]
     Device {
         /// The major number.
@@ -56,32 +56,32 @@ pub enum Fault {
         /// The minor number.
         minor: i64,
     },
-    /// Extended headers that are not made of records.
+    /// Malformed records of an extended header.
     #[error("malformed pax records")]
     Records,
-    /// A sparse file whose map does not fit.
+    /// A sparse file with a malformed map.
     #[error("malformed map of a sparse file: {0}")]
     Sparse(&'static str),
-    /// A type of entry that nobody knows.
+    /// An unknown type of entry.
     #[error("entries of type {:?} are not supported", char::from(*.0))]
     Type(u8),
     /// A name that no file can have.
     #[error("{0}")]
     Name(&'static str),
-    /// What readers of tar understand in different ways, and no program writes.
-    #[error("what {0} means depends on who reads it: build the layer again without it")]
+    /// Something that readers of tar interpret in different ways, and that no program writes.
+    #[error("what {0} means depends on the reader: build the layer again without it")]
     Ambiguous(&'static str),
-    /// More than [`Limits`](crate::Limits) allow.
+    /// A limit of [`Limits`](crate::Limits) is exceeded.
     #[error("more than {limit} {what}")]
     Limit {
-        /// What there is too much of.
+        /// The limited quantity.
         what: &'static str,
-        /// How much there may be.
+        /// The limit.
         limit: u64,
     },
 }
 
-/// No control character of a layer gets into a log.
+/// Returns a path for messages, without control characters.
 fn shown(path: &Option<Vec<u8>>) -> String {
     match path {
         Some(path) => {

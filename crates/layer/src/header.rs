@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! One header block.
+//! Header blocks.
 //!
 //! Offsets in bytes: name 0, mode 100, uid 108, gid 116, size 124, mtime 136, checksum 148, type
 //! 156, link name 157, magic 257, device major 329 and minor 337; prefix 345 (POSIX, star); access
@@ -13,7 +13,7 @@ use crate::error::Fault;
 use crate::number::{self, until_nul};
 use crate::source::BLOCK;
 
-/// A header block whose checksum and numbers are right.
+/// A header block with a valid checksum and valid numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Header {
     block: Block,
@@ -21,17 +21,17 @@ pub(crate) struct Header {
     pub(crate) mode: i64,
     pub(crate) uid: i64,
     pub(crate) gid: i64,
-    /// Negative at most where no data follows.
+    /// Negative only if no data follows.
     pub(crate) size: i64,
     pub(crate) mtime: Time,
     /// Major and minor number, 0 in formats that have none.
     pub(crate) device: (i64, i64),
 }
 
-/// A family of tar headers.
+/// A format of tar headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// Unix version 7, and whatever has an unknown magic.
+    /// Unix version 7, and any header with an unknown magic.
     Old,
     Gnu,
     /// ustar and pax.
@@ -43,8 +43,7 @@ pub(crate) enum Format {
 struct Block([u8; BLOCK]);
 
 impl Header {
-    /// Reads all that Go's reader does, of every header, used or not: where it refuses one, so does
-    /// this.
+    /// Parses the fields that Go's reader parses, also those that are not used, to refuse the same headers.
     pub(crate) fn new(block: [u8; BLOCK]) -> Result<Self, Fault> {
         let block = Block(block);
         block.check()?;
@@ -79,16 +78,17 @@ impl Header {
         Ok(header)
     }
 
+    /// Returns the type of the entry.
     pub(crate) fn kind(&self) -> u8 {
         self.block.byte(156)
     }
 
-    /// Whether it is of a type that no data follows, whatever its size.
+    /// Returns whether no data follows this type, whatever the size is.
     pub(crate) fn has_no_data(&self) -> bool {
         matches!(self.kind(), b'1'..=b'6')
     }
 
-    /// The name, with its prefix where the format has one.
+    /// Returns the name, with its prefix if the format has one.
     pub(crate) fn path(&self) -> Vec<u8> {
         let name = self.block.string(0, 100);
         let prefix = match self.format {
@@ -103,11 +103,12 @@ impl Header {
         }
     }
 
+    /// Returns the target of a link.
     pub(crate) fn link(&self) -> Vec<u8> {
         self.block.string(157, 100).to_vec()
     }
 
-    /// The beginning of a GNU sparse map, whether it goes on in further blocks, and the file's size.
+    /// Returns the start of a GNU sparse map, whether it continues in further blocks, and the file's size.
     pub(crate) fn sparse(&self) -> Result<(&[u8], bool, u64), Fault> {
         let size = self.block.number(483, 12, "real size")?;
         let size = u64::try_from(size).map_err(|_| Fault::Number("real size"))?;
@@ -126,7 +127,7 @@ impl Block {
         Ok(())
     }
 
-    /// The sum of all bytes, with spaces in the place of the checksum.
+    /// Returns the sum of all bytes, with spaces in place of the checksum.
     fn sum(&self, value: impl Fn(u8) -> i64) -> i64 {
         let sum = |bytes: &[u8]| bytes.iter().map(|byte| value(*byte)).sum::<i64>();
         sum(&self.0) - sum(self.bytes(148, 8)) + 8 * i64::from(b' ')
@@ -141,7 +142,8 @@ impl Block {
         }
     }
 
-    /// Go before 1.8 put a prefix where GNU's format has two times: ASCII that is no number.
+    /// Returns a prefix that Go before 1.8 wrote where GNU's format has two times: ASCII that is not a
+    /// number.
     fn misplaced_prefix(&self) -> &[u8] {
         let is_time =
             |offset| self.byte(offset) == 0 || number::field(self.bytes(offset, 12)).is_some();

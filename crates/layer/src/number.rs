@@ -5,7 +5,7 @@
 
 use crate::entry::Time;
 
-/// A field of a header: [`octal`], or base-256 where the first bit is set.
+/// Parses a field of a header: [`octal`], or base-256 if the first bit is set.
 pub(crate) fn field(bytes: &[u8]) -> Option<i64> {
     match bytes.first() {
         Some(first) if first & 0x80 != 0 => binary(bytes),
@@ -13,7 +13,7 @@ pub(crate) fn field(bytes: &[u8]) -> Option<i64> {
     }
 }
 
-/// Two's complement, big endian, but for the mark in its highest bit.
+/// Parses base-256: two's complement, big endian, except for the mark in the highest bit.
 fn binary(bytes: &[u8]) -> Option<i64> {
     let negative = bytes.first()? & 0x40 != 0;
     let mut value: i64 = if negative { -1 } else { 0 };
@@ -23,13 +23,13 @@ fn binary(bytes: &[u8]) -> Option<i64> {
             (0, true) => byte | 0x80,
             _ => *byte,
         };
-        // Nothing but copies of the sign may be shifted out.
+        // Only copies of the sign may be shifted out.
         value = value.checked_mul(256)? | i64::from(byte);
     }
     Some(value)
 }
 
-/// Octal digits among spaces and NULs, of which nothing is 0. What follows a NUL does not count.
+/// Parses octal digits surrounded by spaces and NULs. No digits are 0; bytes after a NUL are ignored.
 pub(crate) fn octal(bytes: &[u8]) -> Option<i64> {
     let is_digit = |byte: &u8| !matches!(byte, b' ' | 0);
     let Some(start) = bytes.iter().position(is_digit) else {
@@ -43,17 +43,17 @@ pub(crate) fn octal(bytes: &[u8]) -> Option<i64> {
     })
 }
 
-/// What is before the first NUL.
+/// Returns the bytes before the first NUL.
 pub(crate) fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Decimal digits, with a sign or not.
+/// Parses decimal digits with an optional sign.
 pub(crate) fn decimal(bytes: &[u8]) -> Option<i64> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
-/// Decimal seconds with a fraction or not; more than nine digits of it are cut off.
+/// Parses decimal seconds with an optional fraction, which is truncated to nine digits.
 pub(crate) fn time(bytes: &[u8]) -> Option<Time> {
     let point = bytes.iter().position(|byte| *byte == b'.');
     let (whole, fraction) = match point {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What extension headers say of the entry that follows them.
+//! Extension headers, which precede the header of their entry.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::number;
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
-/// The other keys that mean something here.
+/// All other keys that this crate interprets.
 const KEYS: [&[u8]; 15] = [
     b"path",
     b"linkpath",
@@ -30,32 +30,32 @@ const KEYS: [&[u8]; 15] = [
     b"GNU.sparse.map",
 ];
 
-/// Those whose values are names, where others of them have no meaning here.
+/// The keys whose values must not contain NUL. Some of them are not interpreted otherwise.
 const NAMES: [&[u8]; 5] = [b"path", b"linkpath", b"uname", b"gname", b"GNU.sparse.name"];
 
-/// What takes precedence over an entry's own header.
+/// The values that take precedence over an entry's own header.
 #[derive(Debug, Default)]
 pub(crate) struct Extended {
-    /// GNU's names go before those of pax.
+    /// A name in GNU's format, which takes precedence over pax.
     pub(crate) path: Option<Vec<u8>>,
     pub(crate) link: Option<Vec<u8>>,
     pub(crate) records: Records,
 }
 
-/// The records of one header. Of a repeated key the last one counts.
+/// The records of one header. The last record of a repeated key wins.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
-    /// By their [`KEYS`].
+    /// The values of [`KEYS`].
     values: BTreeMap<&'static [u8], Vec<u8>>,
     /// The map of version 0.0 in the form of 0.1.
     pairs: Vec<u8>,
-    /// How many numbers it has.
+    /// The number of numbers in it.
     numbers: usize,
-    /// Ordered by name, each name once.
+    /// Extended attributes, ordered by name, each name once.
     pub(crate) xattrs: Vec<Xattr>,
 }
 
-/// Where pax has the map of a sparse file.
+/// The location of a sparse file's map in pax.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sparse {
     /// In the records: versions 0.0 and 0.1.
@@ -65,7 +65,7 @@ pub(crate) enum Sparse {
 }
 
 impl Records {
-    /// Parses the data of a header; `limit` is how many bytes extended attributes may have.
+    /// Parses the data of a header. `limit` is the most bytes of extended attributes.
     pub(crate) fn new(mut text: &[u8], limit: usize) -> Result<Self, Fault> {
         let mut records = Self::default();
         let mut xattrs = 0;
@@ -93,7 +93,7 @@ impl Records {
                 records.values.insert(key, value.to_vec());
             }
         }
-        // The sort keeps order, and the first of equals survives.
+        // The sort is stable, and the first of equals is kept.
         records.xattrs.reverse();
         records
             .xattrs
@@ -102,7 +102,7 @@ impl Records {
         Ok(records)
     }
 
-    /// Takes in half of an extent of version 0.0.
+    /// Adds half of an extent of version 0.0.
     fn pair(&mut self, is_offset: bool, value: &[u8]) -> Result<(), Fault> {
         if is_offset != self.numbers.is_multiple_of(2) || value.contains(&b',') {
             return Err(Fault::Sparse("its extents are not pairs of numbers"));
@@ -115,13 +115,13 @@ impl Records {
         Ok(())
     }
 
-    /// The value of a key. An empty one is none: it leaves things to the entry's own header.
+    /// Returns the value of a key. An empty value counts as absent: the entry's own header applies.
     fn get(&self, key: &str) -> Option<&[u8]> {
         let value = self.values.get(key.as_bytes())?;
         (!value.is_empty()).then_some(value)
     }
 
-    /// A name: any bytes but NUL.
+    /// Returns a name: any bytes but NUL.
     pub(crate) fn name(&self, key: &str) -> Option<Vec<u8>> {
         self.get(key).map(<[u8]>::to_vec)
     }
@@ -136,8 +136,8 @@ impl Records {
         self.get(key).map(parse).transpose()
     }
 
-    /// Where the map of a sparse file is; `None` if it is none. One of an unknown version is stored
-    /// as it is, as everywhere.
+    /// Returns the location of the sparse map, or `None` if the file is not sparse. A map of an unknown
+    /// version counts as data, as in all other readers.
     pub(crate) fn sparse(&self) -> Option<Sparse> {
         let version = |key| self.get(key).unwrap_or_default();
         match (version("GNU.sparse.major"), version("GNU.sparse.minor")) {
@@ -148,7 +148,7 @@ impl Records {
         }
     }
 
-    /// The map of versions 0.0 and 0.1: all numbers joined by commas.
+    /// Returns the map of versions 0.0 and 0.1: all numbers joined by commas.
     pub(crate) fn map(&self) -> &[u8] {
         match self.numbers {
             0 => self.get("GNU.sparse.map").unwrap_or_default(),
@@ -157,9 +157,10 @@ impl Records {
     }
 }
 
-/// The key, the value and what follows of `LENGTH KEY=VALUE\n`, where the length is that of it all.
+/// Parses `LENGTH KEY=VALUE\n`, where the length includes all of it. Returns the key, the value and the
+/// rest of the text.
 fn record(text: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    // A length that takes more digits than these is longer than any limit.
+    // A length with more digits exceeds any limit.
     let space = text.iter().take(20).position(|byte| *byte == b' ')?;
     let length = usize::try_from(number::decimal(text.get(..space)?)?).ok()?;
     let (newline, body) = text.get(space + 1..length)?.split_last()?;

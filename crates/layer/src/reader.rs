@@ -1,105 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The stream of entries.
+//! A reader of the entries of a layer.
 
 use std::io::Read;
 
-use crate::entry::{Entry, Extent, Piece};
+use crate::compose::Composer;
+use crate::current::CurrentEntry;
+use crate::entry::{Entry, Piece};
 use crate::error::{Error, Fault};
 use crate::header::Header;
+use crate::limits::Limits;
+use crate::name::{self, Name};
 use crate::number::until_nul;
-use crate::path::{self, Name};
 use crate::pax::{Extended, Records};
-use crate::source::{BLOCK, Source};
+use crate::source::{BLOCK, Source, padding};
 
-mod resolve;
-
-/// How much a layer may ask for. What is over a limit is refused, by name, before memory is taken
-/// for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of a path or of a link's target, as written.
-    pub path: usize,
-    /// Bytes of all the headers that come before one entry's own.
-    pub extensions: usize,
-    /// Bytes of one entry's extended attributes, names and values.
-    pub xattrs: usize,
-    /// Extents of one sparse file.
-    pub extents: usize,
-    /// Entries of the layer.
-    pub entries: usize,
-}
-
-/// Paths as long as Linux takes them (`PATH_MAX`, with the NUL at the end: 4095), 1 MiB of extension
-/// headers, 256 KiB of extended attributes, 2^18 extents (4 MiB of memory), 4 million entries.
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            path: 4095,
-            extensions: 1 << 20,
-            xattrs: 1 << 18,
-            extents: 1 << 18,
-            entries: 4_000_000,
-        }
-    }
-}
-
-/// A layer being read.
+/// A reader of the entries of a layer.
 ///
-/// After an error it gives no further entries.
+/// After an error it returns no further entries.
 #[derive(Debug)]
 pub struct Layer<R> {
     source: Source<R>,
     limits: Limits,
     entries: usize,
-    current: Current,
+    current: CurrentEntry,
     ended: bool,
-    /// Extension headers are read here.
+    /// The buffer for extension headers.
     scratch: Vec<u8>,
 }
 
-/// How far the data of the current entry has been read.
-#[derive(Debug, Default)]
-struct Current {
-    path: Vec<u8>,
-    /// Where its header is in the stream.
-    header: u64,
-    /// Bytes that are left in the stream, without padding.
-    left: u64,
-    padding: u64,
-    /// Where the next byte belongs.
-    offset: u64,
-    /// The extents of a sparse file from the one that is being read, last first.
-    extents: Option<Vec<Extent>>,
-    /// Whether the data is nobody's.
-    is_hidden: bool,
-}
-
 impl<R: Read> Layer<R> {
-    /// The layer in `stream`, which is uncompressed and read in large pieces.
+    /// Returns a reader of `stream`, which must be uncompressed. It is read in large pieces.
     pub fn new(stream: R, limits: Limits) -> Self {
         Self {
             source: Source::new(stream),
             limits,
             entries: 0,
-            current: Current::default(),
+            current: CurrentEntry::default(),
             ended: false,
             scratch: Vec::new(),
         }
     }
 
-    /// How many bytes of the stream have been used.
+    /// Returns the number of bytes of the stream that have been consumed.
     pub fn position(&self) -> u64 {
         self.source.offset()
     }
 
-    /// The next entry; `None` after the last one. Data of the one before that was not asked for is
-    /// passed over.
+    /// Returns the next entry, or `None` after the last one. Data of the previous entry that was not read
+    /// is skipped.
     ///
     /// # Errors
     ///
-    /// Whatever is wrong with the stream: see [`Fault`].
+    /// The stream is malformed or cannot be read: see [`Fault`].
     // Not an iterator: the data of an entry is read through the same `&mut self`.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Entry>, Error> {
@@ -111,12 +65,12 @@ impl<R: Read> Layer<R> {
         next.map_err(|fault| self.error(fault))
     }
 
-    /// The next piece of the current file's data; `None` after the last one, and for whatever has no
-    /// data. Data of up to 64 KiB comes in one piece, if the file is not sparse; holes are left out.
+    /// Returns the next piece of the current file's data, or `None` after the last one and for entries
+    /// without data. Data of up to 64 KiB comes in one piece unless the file is sparse. Holes are left out.
     ///
     /// # Errors
     ///
-    /// The stream's own, or that it ends early.
+    /// The stream cannot be read, or ends early.
     pub fn data(&mut self) -> Result<Option<Piece<'_>>, Error> {
         let current = &mut self.current;
         if current.is_hidden {
@@ -151,12 +105,12 @@ impl<R: Read> Layer<R> {
         })
     }
 
-    /// Reads the stream to its real end, whatever follows the layer's trailer, and gives it back: a
-    /// stream that hashes what passes through has seen all of it then.
+    /// Reads the stream to its end, past the layer's trailer, and returns it. A stream that hashes its
+    /// bytes has then seen all of them.
     ///
     /// # Errors
     ///
-    /// The stream's own.
+    /// The stream cannot be read.
     pub fn finish(self) -> Result<R, Error> {
         let offset = self.source.offset();
         self.source.finish().map_err(|fault| Error {
@@ -166,7 +120,7 @@ impl<R: Read> Layer<R> {
         })
     }
 
-    /// Names what was being read.
+    /// Returns an error that names the current entry.
     fn error(&mut self, fault: Fault) -> Error {
         let path = std::mem::take(&mut self.current.path);
         Error {
@@ -177,20 +131,20 @@ impl<R: Read> Layer<R> {
     }
 
     fn skip_data(&mut self) -> Result<(), Fault> {
-        let Current { left, padding, .. } = self.current;
+        let CurrentEntry { left, padding, .. } = self.current;
         if self.source.skip(left)? < left {
             return Err(Fault::Truncated);
         }
         // A stream may end without the padding of its last entry.
         self.source.skip(padding)?;
-        self.current = Current {
+        self.current = CurrentEntry {
             header: self.source.offset(),
-            ..Current::default()
+            ..CurrentEntry::default()
         };
         Ok(())
     }
 
-    /// The next header that is none of the end.
+    /// Returns the next header, or `None` at the trailer or the end of the stream.
     fn header(&mut self) -> Result<Option<Header>, Fault> {
         let is_zero = |block: &[u8; BLOCK]| block.iter().all(|byte| *byte == 0);
         let is_first = self.source.offset() == 0;
@@ -225,7 +179,7 @@ impl<R: Read> Layer<R> {
         let mut pending = false;
         loop {
             let Some(header) = self.header()? else {
-                // What extension headers announced did not come.
+                // The entry of the extension headers is missing.
                 return if pending {
                     Err(Fault::Truncated)
                 } else {
@@ -248,7 +202,10 @@ impl<R: Read> Layer<R> {
                 b'L' => extended.path = name(),
                 b'K' => extended.link = name(),
                 _ => {
-                    if let Some(entry) = self.resolve(&header, std::mem::take(&mut extended))? {
+                    if let Some(entry) = self
+                        .composer()
+                        .entry(&header, std::mem::take(&mut extended))?
+                    {
                         return Ok(Some(entry));
                     }
                     self.skip_data()?;
@@ -259,14 +216,23 @@ impl<R: Read> Layer<R> {
         }
     }
 
-    /// Passes over a global header. Its records count for nothing, but containerd makes the parents of
-    /// its name, minds that it is a whiteout, and removes what the layer has there: so its name must be
-    /// one that nothing can be at.
+    fn composer(&mut self) -> Composer<'_, R> {
+        Composer {
+            limits: &self.limits,
+            source: &mut self.source,
+            current: &mut self.current,
+            entries: &mut self.entries,
+        }
+    }
+
+    /// Checks a global header. Its records have no effect, but containerd creates the parents of its name,
+    /// applies it as a whiteout, and removes what the layer has at the name. So only a name is accepted
+    /// for which none of this happens.
     fn global(&mut self, header: &Header) -> Result<(), Fault> {
         let records = Records::new(&self.scratch, self.limits.xattrs)?;
-        // Go takes the name of a record only if no record before it, in random order, is malformed.
-        for name in [Some(header.path()), records.name("path")].iter().flatten() {
-            let is_harmless = match path::name(path::clean(name))? {
+        // Go uses the name of a record only if no record before it, in random order, is malformed.
+        for path in [Some(header.path()), records.name("path")].iter().flatten() {
+            let is_harmless = match name::parse(name::clean(path))? {
                 Name::Plain(path) => path.is_empty() || self.entries == 0 && !path.contains(&b'/'),
                 Name::Whiteout(_) | Name::Opaque(_) => false,
             };
@@ -302,30 +268,9 @@ impl<R: Read> Layer<R> {
     }
 }
 
-impl Current {
-    fn advance(&mut self, count: u64) {
-        self.left -= count;
-        self.offset += count;
-        if let Some(extents) = &mut self.extents
-            && let Some(extent) = extents.last_mut()
-        {
-            extent.offset += count;
-            extent.length -= count;
-            if extent.length == 0 {
-                extents.pop();
-            }
-        }
-    }
-}
-
-/// Whether bytes say that they are a header, of all formats but the oldest.
+/// Returns whether bytes have the magic of a header. The oldest format has none.
 fn has_magic(bytes: &[u8]) -> bool {
     bytes.get(257..262) == Some(b"ustar")
-}
-
-/// What fills up `size` bytes to whole blocks.
-fn padding(size: u64) -> u64 {
-    size.wrapping_neg() % BLOCK as u64
 }
 
 #[cfg(test)]

@@ -1,30 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The stream, through one buffer.
+//! A buffered stream.
 
 use std::io::{ErrorKind, Read};
 
 use crate::error::Fault;
 
-/// What everything in a tar stream is a multiple of, in bytes.
+/// Bytes of a block; everything in a tar stream is a multiple of it.
 pub(crate) const BLOCK: usize = 512;
 
-/// Large enough that a read costs nothing beside the bytes, small enough for a second-level cache.
+/// Bytes of the buffer: large compared to the cost of a read, small compared to a second-level cache.
 const BUFFER: usize = 256 * 1024;
 
-/// Data of up to this many bytes comes in one piece.
+/// The most bytes of data that always come in one piece.
 const WHOLE: usize = 64 * 1024;
 
-/// A stream that is read through one buffer, which never grows.
+/// Returns the number of bytes that pad `size` bytes to whole blocks.
+pub(crate) fn padding(size: u64) -> u64 {
+    size.wrapping_neg() % BLOCK as u64
+}
+
+/// A stream that is read through one buffer of fixed size.
 #[derive(Debug)]
 pub(crate) struct Source<R> {
     stream: R,
     buffer: Vec<u8>,
-    /// `buffer[start..end]` is read and not used.
+    /// `buffer[start..end]` is read and not consumed.
     start: usize,
     end: usize,
-    /// Where `start` is in the stream.
+    /// The offset of `start` in the stream.
     offset: u64,
 }
 
@@ -39,12 +44,12 @@ impl<R: Read> Source<R> {
         }
     }
 
-    /// How much of the stream has been used, in bytes.
+    /// Returns the number of bytes of the stream that have been consumed.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The next block; `None` at the end of the stream.
+    /// Returns the next block, or `None` at the end of the stream.
     pub(crate) fn block(&mut self) -> Result<Option<&[u8; BLOCK]>, Fault> {
         self.fill(BLOCK)?;
         if self.start == self.end {
@@ -59,8 +64,8 @@ impl<R: Read> Source<R> {
         Ok(block)
     }
 
-    /// The next bytes, at most `limit` of them and at least one where the stream has not ended; all
-    /// of them where `limit` is small.
+    /// Returns the next bytes, at most `limit`. They are empty only at the end of the stream, and complete
+    /// if `limit` is small.
     pub(crate) fn bytes(&mut self, limit: u64) -> Result<&[u8], Fault> {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         self.fill(limit.min(WHOLE))?;
@@ -70,11 +75,11 @@ impl<R: Read> Source<R> {
         Ok(self.buffer.get(start..start + length).unwrap_or_default())
     }
 
-    /// Passes over `count` bytes; how many the stream still had.
+    /// Skips `count` bytes. Returns how many the stream had.
     pub(crate) fn skip(&mut self, count: u64) -> Result<u64, Fault> {
         let mut left = count;
         while left > 0 {
-            // One byte is enough to go on: nothing is moved for bytes that nobody looks at.
+            // One byte is enough: skipped bytes are not moved in the buffer.
             self.fill(1)?;
             let here = u64::try_from(self.end - self.start).unwrap_or(u64::MAX);
             if here == 0 {
@@ -98,7 +103,7 @@ impl<R: Read> Source<R> {
         self.offset += count as u64;
     }
 
-    /// Has `wanted` bytes at hand, or all that the stream has left.
+    /// Fills the buffer with `wanted` bytes, or with all that the stream has left.
     fn fill(&mut self, wanted: usize) -> Result<(), Fault> {
         if self.end - self.start >= wanted {
             return Ok(());
@@ -114,7 +119,7 @@ impl<R: Read> Source<R> {
             let most = space.len();
             match self.stream.read(space) {
                 Ok(0) => break,
-                // A stream that says more than there is room for is wrong, not trusted.
+                // A wrong `Read` may return more than the length of the buffer.
                 Ok(count) => self.end += count.min(most),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(Fault::Read(error)),

@@ -8,14 +8,14 @@ use std::io::Read;
 use crate::entry::Extent;
 use crate::error::Fault;
 use crate::header::{Format, Header};
+use crate::limits::Limits;
 use crate::number;
-use crate::reader::Limits;
 use crate::source::{BLOCK, Source};
 
-/// An offset and a length, twelve bytes each.
+/// Bytes of a pair: an offset and a length, twelve bytes each.
 const PAIR: usize = 24;
 
-/// Blocks that the map of one file may take, as many as in Go.
+/// The most blocks of one file's map, the same as in Go.
 const BLOCKS: u64 = (1 << 20) / BLOCK as u64;
 
 /// A map under construction.
@@ -23,9 +23,9 @@ const BLOCKS: u64 = (1 << 20) / BLOCK as u64;
 pub(crate) struct Map {
     extents: Vec<Extent>,
     limit: usize,
-    /// Where the last extent ends.
+    /// The end of the last extent.
     end: u64,
-    /// How much data there is.
+    /// Bytes of data.
     pub(crate) data: u64,
 }
 
@@ -57,7 +57,7 @@ impl Map {
         Ok(())
     }
 
-    /// The extents, if they lie in a file of `size` bytes and have all of `packed` bytes of data.
+    /// Returns the extents. They must lie within `size` bytes, and have `packed` bytes of data.
     pub(crate) fn finish(self, size: u64, packed: u64) -> Result<Vec<Extent>, Fault> {
         if self.end > size {
             return Err(Fault::Sparse("an extent lies outside of the file"));
@@ -68,7 +68,7 @@ impl Map {
         Ok(self.extents)
     }
 
-    /// Pairs of GNU's own format, up to one that does not begin.
+    /// Adds pairs of GNU's own format, up to one that starts with NUL.
     fn pairs(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         for pair in bytes.chunks_exact(PAIR) {
             let (offset, length) = pair.split_at(PAIR / 2);
@@ -84,8 +84,8 @@ impl Map {
         Ok(())
     }
 
-    /// Type `S`: four pairs in the header, further ones in blocks of 21 after it. The size of the
-    /// whole file.
+    /// Reads the map of type `S`: four pairs in the header, further ones in blocks of 21 after it. Returns
+    /// the size of the file.
     pub(crate) fn gnu(
         &mut self,
         header: &Header,
@@ -96,7 +96,7 @@ impl Map {
         }
         let (pairs, mut more, size) = header.sparse()?;
         self.pairs(pairs)?;
-        // Not only the extents are counted: empty ones take no room in the map.
+        // The limit of extents is not enough: empty ones are not stored.
         let mut blocks = 1;
         while more {
             blocks += 1;
@@ -111,7 +111,7 @@ impl Map {
         Ok(size)
     }
 
-    /// pax 0.0 and 0.1: all numbers joined by commas, and how many pairs that are.
+    /// Reads the map of pax 0.0 and 0.1: all numbers joined by commas, and the number of pairs.
     pub(crate) fn records(&mut self, map: &[u8], said: Option<i64>) -> Result<(), Fault> {
         let mut numbers = map.split(|byte| *byte == b',');
         let mut count = 0;
@@ -135,8 +135,8 @@ impl Map {
         Ok(())
     }
 
-    /// pax 1.0: lines before the data, filled up to a whole block: how many extents, and then the
-    /// numbers. How many bytes that took of `packed`.
+    /// Reads the map of pax 1.0: lines before the data, padded to a whole block, with the number of
+    /// extents and then the numbers. Returns how many of the `packed` bytes it took.
     pub(crate) fn lines(
         &mut self,
         source: &mut Source<impl Read>,
@@ -175,7 +175,7 @@ impl Map {
     }
 }
 
-/// Decimal numbers, a line each.
+/// A parser of decimal numbers, one in each line.
 struct Lines {
     used: u64,
     packed: u64,
@@ -194,7 +194,7 @@ impl Lines {
         source.block()?.ok_or(Fault::Truncated)
     }
 
-    /// A number that ends with this byte.
+    /// Returns the number that ends with this byte, if one does.
     fn byte(&mut self, byte: u8) -> Result<Option<u64>, Fault> {
         let bad = Fault::Sparse("bad number");
         match byte {
@@ -202,7 +202,7 @@ impl Lines {
             b'0'..=b'9' => {
                 let value = self.value.unwrap_or(0).checked_mul(10);
                 let value = value.and_then(|value| value.checked_add(u64::from(byte - b'0')));
-                // The same bound that numbers elsewhere have.
+                // The same limit as for all other numbers.
                 self.value = Some(
                     value
                         .filter(|value| i64::try_from(*value).is_ok())

@@ -51,6 +51,8 @@
 //! - Windows is recognised in any spelling, and a feature `win32k` listed twice
 //!   is ignored like one listed once.
 
+mod error;
+mod escape;
 mod matcher;
 mod normalize;
 mod parse;
@@ -61,8 +63,9 @@ mod windows;
 #[cfg(test)]
 mod reference;
 
+pub use error::ParseError;
 pub use matcher::Matcher;
-pub use parse::ParseError;
+pub use parse::parse_with_default;
 pub use platform::Platform;
 
 #[cfg(doctest)]

@@ -4,38 +4,28 @@
 //! From a specifier to a platform (`Parse` in containerd/platforms
 //! `platforms.go`).
 
-use thiserror::Error;
+use std::str::FromStr;
 
-use crate::Platform;
+use crate::escape::is_option_byte;
 use crate::normalize::{is_known_architecture, is_known_os, normalize_architecture, normalize_os};
+use crate::{ParseError, Platform};
 
-/// Why a platform specifier was refused; each variant holds the specifier.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum ParseError {
-    /// It contains `*`, which the grammar keeps for later.
-    #[error("platform {0:?}: wildcards are not supported")]
-    Wildcard(String),
-    /// Its first component is not `os[(version[+feature]...)]`.
-    #[error("platform {0:?}: operating system is not of the form os[(version[+feature]...)]")]
-    OperatingSystem(String),
-    /// Version or a feature does not percent-decode to UTF-8.
-    #[error("platform {0:?}: version or feature is not valid percent-encoded text")]
-    Encoding(String),
-    /// Architecture or variant is empty or has a character other than letters,
-    /// digits, `_`, `.` and `-`.
-    #[error("platform {0:?}: architecture and variant take letters, digits, '_', '.' and '-' only")]
-    Component(String),
-    /// It has a component after the variant.
-    #[error("platform {0:?}: more components than os/architecture/variant")]
-    TooManyComponents(String),
-    /// It is one word, and that is neither a known operating system nor a
-    /// known architecture.
-    #[error("platform {0:?}: unknown operating system or architecture")]
-    Unknown(String),
+impl FromStr for Platform {
+    type Err = ParseError;
+
+    fn from_str(specifier: &str) -> Result<Self, Self::Err> {
+        parse_with_default(specifier, &Self::host())
+    }
 }
 
-pub(crate) fn parse(specifier: &str, host: &Platform) -> Result<Platform, ParseError> {
+/// Parses a specifier (`Parse` in `platforms.go`).
+///
+/// A single component is an operating system if it is known as one, else an architecture; the other
+/// half is taken from `host`. Features keep their order, duplicates and case.
+///
+/// # Errors
+/// [`ParseError`] names the rule of the grammar that the specifier breaks.
+pub fn parse_with_default(specifier: &str, host: &Platform) -> Result<Platform, ParseError> {
     let refuse = |reason: fn(String) -> ParseError| reason(specifier.to_owned());
     if specifier.contains('*') {
         return Err(refuse(ParseError::Wildcard));
@@ -128,11 +118,6 @@ fn split_os(component: &str) -> Option<(&str, Option<&str>)> {
     Some((name, options))
 }
 
-/// Whether a version or feature may hold the byte in its escaped form.
-pub(crate) fn is_option_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"_.%-".contains(&byte)
-}
-
 fn is_component(component: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     !component.is_empty() && component.bytes().all(allowed)
@@ -178,7 +163,10 @@ mod tests {
             ("amd64", host("arm64", "v8"), "linux/amd64"),
             ("linux/amd64", host("arm64", "v8"), "linux/amd64"),
         ] {
-            assert_eq!(parse(specifier, &host).unwrap().to_string(), expected);
+            assert_eq!(
+                parse_with_default(specifier, &host).unwrap().to_string(),
+                expected
+            );
         }
     }
 
@@ -186,8 +174,14 @@ mod tests {
     fn the_host_adds_no_features() {
         let mut host = host("amd64", "");
         host.os_features = vec!["erofs".to_owned()];
-        assert_eq!(parse("linux", &host).unwrap().to_string(), "linux/amd64");
-        assert_eq!(parse("amd64", &host).unwrap().to_string(), "linux/amd64");
+        assert_eq!(
+            parse_with_default("linux", &host).unwrap().to_string(),
+            "linux/amd64"
+        );
+        assert_eq!(
+            parse_with_default("amd64", &host).unwrap().to_string(),
+            "linux/amd64"
+        );
     }
 
     #[test]
@@ -210,7 +204,10 @@ mod tests {
             ("linux1", ParseError::Unknown),
         ] {
             let expected = reason(specifier.to_owned());
-            assert_eq!(parse(specifier, &host("amd64", "")), Err(expected));
+            assert_eq!(
+                parse_with_default(specifier, &host("amd64", "")),
+                Err(expected)
+            );
         }
     }
 
@@ -228,10 +225,10 @@ mod tests {
                 })
                 .collect();
             for specifier in &level {
-                let Ok(platform) = parse(specifier, &host) else {
+                let Ok(platform) = parse_with_default(specifier, &host) else {
                     continue;
                 };
-                let again = parse(&platform.to_string(), &host).unwrap();
+                let again = parse_with_default(&platform.to_string(), &host).unwrap();
                 assert_eq!(again.normalized(), platform.normalized(), "{specifier}");
             }
         }
@@ -242,10 +239,13 @@ mod tests {
         let host = host("amd64", "");
         for unit in ["(", "%", "/", "+a", "a", "(+", "\u{130}"] {
             let long = unit.repeat(300_000);
-            assert!(parse(&long, &host).is_err());
-            drop(parse(&format!("linux({long})"), &host));
+            assert!(parse_with_default(&long, &host).is_err());
+            drop(parse_with_default(&format!("linux({long})"), &host));
         }
         let many = format!("linux({})", "+a".repeat(300_000));
-        assert_eq!(parse(&many, &host).unwrap().to_string(), "linux(+a)/amd64");
+        assert_eq!(
+            parse_with_default(&many, &host).unwrap().to_string(),
+            "linux(+a)/amd64"
+        );
     }
 }

@@ -4,13 +4,11 @@
 //! The platform itself: its JSON, its text forms and the host's own.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::ParseError;
+use crate::escape::escape_into;
 use crate::normalize::{HOST_OS, normalize_architecture, normalize_os};
-use crate::parse::{is_option_byte, parse};
 
 /// What an image needs, or a node offers, to run a container.
 ///
@@ -19,7 +17,7 @@ use crate::parse::{is_option_byte, parse};
 /// is empty here, an empty one is not written, unknown ones are ignored.
 ///
 /// [`Display`](fmt::Display) is `FormatAll` of containerd/platforms
-/// (`platforms.go`), with version and features; [`FromStr`] is its `Parse`
+/// (`platforms.go`), with version and features; [`FromStr`](std::str::FromStr) is its `Parse`
 /// with the missing half taken from [`Platform::host`].
 ///
 /// Equality is that of the fields as they stand: compare
@@ -30,26 +28,26 @@ use crate::parse::{is_option_byte, parse};
 pub struct Platform {
     /// Operating system by its Go name, such as `linux`.
     #[serde(
-        deserialize_with = "null_as_empty",
+        deserialize_with = "null_is_default",
         skip_serializing_if = "String::is_empty"
     )]
     pub os: String,
     /// CPU architecture by its Go name, such as `amd64`.
     #[serde(
-        deserialize_with = "null_as_empty",
+        deserialize_with = "null_is_default",
         skip_serializing_if = "String::is_empty"
     )]
     pub architecture: String,
     /// Variant of the architecture, such as `v7` of `arm`.
     #[serde(
-        deserialize_with = "null_as_empty",
+        deserialize_with = "null_is_default",
         skip_serializing_if = "String::is_empty"
     )]
     pub variant: String,
     /// Version of the operating system; only Windows is matched by it.
     #[serde(
         rename = "os.version",
-        deserialize_with = "null_as_empty",
+        deserialize_with = "null_is_default",
         skip_serializing_if = "String::is_empty"
     )]
     pub os_version: String,
@@ -57,7 +55,7 @@ pub struct Platform {
     /// `erofs`, in the order it was given.
     #[serde(
         rename = "os.features",
-        deserialize_with = "null_as_empty",
+        deserialize_with = "null_is_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub os_features: Vec<String>,
@@ -88,19 +86,6 @@ impl Platform {
             variant: variant.to_owned(),
             ..Self::default()
         }
-    }
-
-    /// Parses a specifier (`Parse` in `platforms.go`).
-    ///
-    /// A single component is an operating system if it is known as one, else
-    /// an architecture; the other half is taken from `host`. Features keep
-    /// their order, duplicates and case.
-    ///
-    /// # Errors
-    ///
-    /// [`ParseError`] says which rule of the grammar the specifier breaks.
-    pub fn parse_with_default(specifier: &str, host: &Self) -> Result<Self, ParseError> {
-        parse(specifier, host)
     }
 
     /// The canonical form (`Normalize` in `platforms.go`): names in lower case
@@ -166,25 +151,8 @@ impl fmt::Display for Platform {
     }
 }
 
-impl FromStr for Platform {
-    type Err = ParseError;
-
-    fn from_str(specifier: &str) -> Result<Self, Self::Err> {
-        parse(specifier, &Self::host())
-    }
-}
-
-fn escape_into(text: &mut String, part: &str) {
-    for byte in part.bytes() {
-        if is_option_byte(byte) && byte != b'%' {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-}
-
-fn null_as_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+// resnap-core has the same function, but depends on this crate.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Default + Deserialize<'de>,

@@ -7,7 +7,7 @@
 //! answer.
 
 use crate::vector::vector;
-use crate::{Matcher, ParseError, Platform};
+use crate::{Matcher, ParseError, Platform, parse_with_default};
 
 const VECTORS: &str = include_str!("../testdata/platform-vectors.tsv");
 
@@ -21,7 +21,7 @@ fn host() -> Platform {
 }
 
 fn specifier(text: &str) -> Result<Platform, ParseError> {
-    Platform::parse_with_default(text, &host())
+    parse_with_default(text, &host())
 }
 
 /// A platform is given as a specifier or as JSON.

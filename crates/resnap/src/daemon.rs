@@ -96,14 +96,14 @@ async fn metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
 
 /// What the configuration says to a proxy.
 fn settings(config: &Config) -> ProxySettings {
-    ProxySettings {
-        profiles: config.profiles.clone(),
-        always: config.always.value,
-        unlabelled: config.unlabelled.value,
-        default_snapshotter: config.default_snapshotter.clone(),
-        sandbox_image: config.sandbox_image.clone(),
-        handlers: config.handlers.clone(),
-    }
+    let mut settings = ProxySettings::default();
+    settings.profiles = config.profiles.clone();
+    settings.always = config.always.value;
+    settings.unlabelled = config.unlabelled.value;
+    settings.default_snapshotter = config.default_snapshotter.clone();
+    settings.sandbox_image = config.sandbox_image.clone();
+    settings.handlers = config.handlers.clone();
+    settings
 }
 
 /// Says when to stop.

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::Options;
+use super::options::Options;
 
 /// What the two files are written from.
 pub(super) struct Plan<'a> {

@@ -26,6 +26,9 @@ use rustix::process::Pid;
 use super::process;
 use crate::debian;
 
+/// The directory of all sockets: a path of a socket has at most 107 bytes, and a target directory may be deep.
+pub(super) const SOCKETS: &str = "/run/resnap-test";
+
 /// Names the run folder for the second incarnation of the binary.
 const RUN: &str = "RESNAP_TEST_RUN";
 
@@ -123,7 +126,7 @@ fn remove_run(dir: &Path) -> Result<()> {
 /// An empty `/run`: shims keep their sockets in `/run/containerd`, whoever
 /// started them, and a containerd of this machine must not see them.
 fn prepare_run() -> Result<()> {
-    if Path::new(super::SOCKETS).exists() {
+    if Path::new(SOCKETS).exists() {
         // A program of the suite that was started by another one.
         return Ok(());
     }
@@ -146,5 +149,5 @@ fn prepare_run() -> Result<()> {
     let run = claimed()?;
     fs::create_dir(SHORT).with_context(|| format!("create {SHORT}"))?;
     mount_bind(&run, SHORT).with_context(|| format!("mount {run:?} at {SHORT}"))?;
-    fs::create_dir(super::SOCKETS).with_context(|| format!("create {}", super::SOCKETS))
+    fs::create_dir(SOCKETS).with_context(|| format!("create {}", SOCKETS))
 }

@@ -9,13 +9,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Suite, output, run};
+use super::command::{output, run};
+use super::dirs::{lock, target_dir};
+use super::suite::Suite;
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Downloads the packages into `dir`, which gets whole files only.
 pub(super) fn download(names: &[&str], suite: Suite, dir: &Path) -> Result<()> {
-    let _lock = super::lock(&super::target_dir().join("apt"))?;
+    let _lock = lock(&target_dir().join("apt"))?;
     let config = configure()?;
     if fetch(&config, names, suite, dir).is_err() {
         // No lists yet, or lists so old that the mirror has newer versions.
@@ -52,7 +54,7 @@ fn fetch(config: &Path, names: &[&str], suite: Suite, dir: &Path) -> Result<()> 
 /// and mirrors set there stay, while the hooks that write to the system's
 /// caches after an update can be cleared.
 fn configure() -> Result<PathBuf> {
-    let dir = super::target_dir().join("apt");
+    let dir = target_dir().join("apt");
     for sub in ["state/lists/partial", "cache/archives/partial", "sources.d"] {
         let path = dir.join(sub);
         fs::create_dir_all(&path).with_context(|| format!("create {path:?}"))?;

@@ -11,7 +11,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Suite, debs, output, unpack};
+use super::command::output;
+use super::dirs::{lock, target_dir};
+use super::packages::{debs, unpack};
+use super::suite::Suite;
 
 /// Names a folder with a containerd that is run beside Debian's.
 const EXTRA: &str = "RESNAP_TEST_CONTAINERD";
@@ -141,8 +144,8 @@ impl Provisioned {
 /// Downloads and lays out all programs that the suite starts; what is there
 /// already is kept.
 pub fn provision() -> Result<Provisioned> {
-    let root = super::target_dir().join("tools");
-    let _lock = super::lock(&root)?;
+    let root = target_dir().join("tools");
+    let _lock = lock(&root)?;
     let bookworm = debs(&BOOKWORM, Suite::Bookworm)?;
     let trixie = debs(&TRIXIE, Suite::Trixie)?;
     let erofs = debs(&EROFS, Suite::Trixie)?;

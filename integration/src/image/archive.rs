@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::builder::Blobs;
+use super::blobs::Blobs;
 use super::built::Built;
 use super::layer::digest;
 use super::tape::{self, Entry};
@@ -29,6 +29,7 @@ use crate::debian;
 /// What the images are made by: a change of any line makes new ones.
 const RECIPES: &[&str] = &[
     include_str!("archive.rs"),
+    include_str!("blobs.rs"),
     include_str!("builder.rs"),
     include_str!("catalog.rs"),
     include_str!("layer.rs"),
@@ -36,6 +37,7 @@ const RECIPES: &[&str] = &[
     include_str!("payload.rs"),
     include_str!("tape.rs"),
     include_str!("torture.rs"),
+    include_str!("torture/case.rs"),
     include_str!("torture/contents.rs"),
     include_str!("torture/deletions.rs"),
     include_str!("torture/links.rs"),

@@ -12,6 +12,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::archive;
+use super::blobs::Blobs;
 use super::built::{Built, BuiltLayer, BuiltManifest};
 use super::layer::{Layer, digest};
 
@@ -320,21 +321,6 @@ impl Index {
             manifests,
             path,
         ))
-    }
-}
-
-/// The blobs of an image by digest.
-#[derive(Debug, Default)]
-pub(super) struct Blobs(pub(super) BTreeMap<String, Arc<Vec<u8>>>);
-
-impl Blobs {
-    /// Stores a JSON document and gives its descriptor.
-    fn json(&mut self, media_type: &str, value: &Value) -> Value {
-        let bytes = value.to_string().into_bytes();
-        let descriptor =
-            json!({ "mediaType": media_type, "digest": digest(&bytes), "size": bytes.len() });
-        self.0.insert(digest(&bytes), Arc::new(bytes));
-        descriptor
     }
 }
 

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::archive;
-use super::builder::{Blobs, host_platform};
+use super::blobs::Blobs;
+use super::builder::host_platform;
 use super::built::{Built, BuiltLayer};
 use super::layer::{Compression, Format, Layer, digest};
 use super::tape::{self, Entry};

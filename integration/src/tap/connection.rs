@@ -7,15 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::client::SendRequest;
-use h2::{Ping, PingPong, Reason};
-use rustix::process::{Pid, Signal, kill_process};
+use h2::Reason;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinSet;
 
-use super::call;
+use super::forward;
+use super::link::Link;
 use super::record::Shared;
 use super::rule::Side;
 
@@ -27,52 +25,6 @@ const CONNECTION_WINDOW: u32 = 256 << 20;
 
 /// How long answers may take to the client when containerd's connection has ended.
 const LAST: Duration = Duration::from_millis(200);
-
-/// What the calls of one connection need.
-pub(super) struct Link {
-    pub(super) shared: Arc<Shared>,
-    pub(super) backend: SendRequest<Bytes>,
-    pings: Mutex<PingPong>,
-    cut: Notify,
-    client_pid: Option<i32>,
-    backend_pid: Option<i32>,
-}
-
-impl Link {
-    /// Ends both connections without a word.
-    pub(super) fn cut(&self) {
-        self.cut.notify_one();
-    }
-
-    /// Returns when containerd has taken in everything that was sent to it before.
-    pub(super) async fn sync(&self) -> Result<(), h2::Error> {
-        let mut pings = self.pings.lock().await;
-        // h2 may send a ping ahead of what is queued; that is out when the ping is answered, and
-        // containerd reads it before a second ping. It calls more than two, with nothing of its own
-        // sent in between, a flood.
-        pings.ping(Ping::opaque()).await?;
-        pings.ping(Ping::opaque()).await?;
-        Ok(())
-    }
-
-    /// SIGKILL; the connection then ends with the process.
-    pub(super) fn kill(&self, side: Side) {
-        let pid = match side {
-            Side::Client => self.client_pid,
-            Side::Backend => self.backend_pid,
-        };
-        let own = i32::try_from(std::process::id()).ok();
-        let result = match pid.filter(|_| pid != own).and_then(Pid::from_raw) {
-            Some(pid) => kill_process(pid, Signal::KILL).map_err(|error| error.to_string()),
-            None => Err(format!("it is process {pid:?}, this one is {own:?}")),
-        };
-        if let Err(why) = result {
-            self.shared
-                .problem(format!("the {side:?} can't be killed: {why}"));
-            self.cut();
-        }
-    }
-}
 
 /// Serves all clients until it is dropped, or no more can come.
 pub(super) async fn accept(listener: UnixListener, backend: PathBuf, shared: Arc<Shared>) {
@@ -144,7 +96,7 @@ async fn serve(client: UnixStream, backend: PathBuf, shared: Arc<Shared>) {
             }
             next = client.accept() => match next {
                 Some(Ok((request, respond))) => {
-                    calls.spawn(call::serve(link.clone(), request, respond));
+                    calls.spawn(forward::serve(link.clone(), request, respond));
                 }
                 Some(Err(error)) => return note(&shared, Side::Client, &error),
                 None => return,

@@ -9,8 +9,8 @@ use bytes::{Bytes, BytesMut};
 use h2::{Error, Reason, RecvStream, SendStream};
 use tonic::codegen::http::HeaderMap;
 
+use super::call::Call;
 use super::exchange::{End, Way};
-use super::record::Call;
 
 /// What stands in front of a gRPC message: whether it is compressed, and its length.
 const PREFIX: usize = 5;

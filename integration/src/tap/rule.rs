@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use tonic::Status;
 use tonic::codegen::http::HeaderMap;
 
-use super::{Call, Method};
+use super::call::Call;
+use super::method::Method;
 
 /// How long a test waits for a call that it holds.
 const ARRIVAL: Duration = Duration::from_secs(60);

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Statx, StatxAttribut
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::{Kind, Node, Tree};
+use super::node::{Kind, Node, Tree};
 
 /// Overlayfs' own attributes, shown when one of its lower directories is read directly.
 const OVERLAY: &[u8] = b"trusted.overlay.";
@@ -26,7 +26,8 @@ const XATTR_MAX: usize = 64 << 10;
 /// The paths of each inode that has more than one name.
 type Inodes = BTreeMap<(u32, u32, u64), Vec<Vec<u8>>>;
 
-pub(super) fn read(root: &Path) -> Result<Tree> {
+/// Reads the tree below `root`, of which only root may read all.
+pub fn read(root: &Path) -> Result<Tree> {
     let user = rustix::process::geteuid();
     ensure!(
         user.is_root(),

@@ -23,36 +23,24 @@ use tonic::transport::Endpoint;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
+use crate::command::{CommandOutput, run_to_end};
+use crate::node::{Node, differ_config, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
 use crate::served::Served;
-use crate::suite::{Ended, Needs, Node, Test, by, end, unique};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    test("api_tells_what_a_process_tells", tells_the_same),
-    Test {
-        name: "api_joins_commands_and_pods",
-        needs: Needs::ErofsHandler,
-        run: joins_commands_and_pods,
-    },
-    test("api_cancels_for_all", cancels_for_all),
-    test("api_signals_spare_the_jobs_of_others", signals),
-    test("api_is_for_root_and_one_daemon", sockets),
-    test("api_daemon_is_killed_and_the_next_goes_on", killed),
-    test("api_daemon_stops_after_its_calls", stops),
-];
-
-const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
-    Test {
-        name,
-        needs: Needs::Containerd,
-        run,
-    }
+live_tests! {
+    Containerd: api_tells_what_a_process_tells,
+    ErofsHandler: api_joins_commands_and_pods,
+    Containerd: api_cancels_for_all,
+    Containerd: api_signals_spare_the_jobs_of_others,
+    Containerd: api_is_for_root_and_one_daemon,
+    Containerd: api_daemon_is_killed_and_the_next_goes_on,
+    Containerd: api_daemon_stops_after_its_calls,
 }
 
 const ON: &str = "native";
-
-/// How long something may take that takes no time.
-const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A daemon before a tap, and commands that find it.
 pub(crate) struct Through<'a> {
@@ -70,9 +58,9 @@ impl<'a> Through<'a> {
     /// Layers are written by this differ.
     pub(crate) fn start_by(differ: &str, node: &'a Node) -> Result<Self> {
         let tap = node.containerd.tap()?;
-        let served = Served::configured(node, tap.socket(), &by(differ))?;
+        let served = Served::configured(node, tap.socket(), &differ_config(differ))?;
         let this = Self { node, tap, served };
-        eventually("the daemon answers", || {
+        eventually("the daemon answers", DEADLINE, || {
             Ok(this.resnap(&["jobs"])?.code == Some(0))
         })?;
         Ok(this)
@@ -88,8 +76,8 @@ impl<'a> Through<'a> {
         Ok(command)
     }
 
-    pub(crate) fn resnap(&self, arguments: &[&str]) -> Result<Ended> {
-        end(&mut self.command(arguments)?)
+    pub(crate) fn resnap(&self, arguments: &[&str]) -> Result<CommandOutput> {
+        run_to_end(&mut self.command(arguments)?)
     }
 
     fn unpack(&self) -> Result<Running> {
@@ -105,7 +93,7 @@ impl<'a> Through<'a> {
     /// Waits until the only job is like this.
     pub(crate) fn job(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let mut last = Vec::new();
-        let found = eventually(what, || {
+        let found = eventually(what, DEADLINE, || {
             last = self.jobs()?;
             Ok(last.len() == 1 && is_so(&last[0]))
         });
@@ -142,9 +130,9 @@ impl Running {
         Ok(())
     }
 
-    pub(crate) fn end(self) -> Result<Ended> {
+    pub(crate) fn end(self) -> Result<CommandOutput> {
         let ended = self.0.wait_with_output()?;
-        Ok(Ended {
+        Ok(CommandOutput {
             code: ended.status.code(),
             stdout: String::from_utf8(ended.stdout)?,
             stderr: String::from_utf8(ended.stderr)?,
@@ -159,23 +147,13 @@ impl Running {
     }
 }
 
-/// Looks until it is so.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
 fn applied(report: &Value) -> usize {
     let layers = report["layers"].as_array().into_iter().flatten();
     layers.filter(|layer| layer["outcome"] == "applied").count()
 }
 
 /// What is told, without what differs each time: times, and the namespace.
-fn told(node: &Node, ended: Ended) -> Result<(Option<i32>, String, String)> {
+fn told(node: &Node, ended: CommandOutput) -> Result<(Option<i32>, String, String)> {
     let timeless = |text: &str| {
         let text = text.replace(&node.namespace, "NAMESPACE");
         let lines = text.lines().map(|line| {
@@ -201,7 +179,7 @@ fn told(node: &Node, ended: Ended) -> Result<(Option<i32>, String, String)> {
     Ok((ended.code, timeless(&ended.stdout), timeless(&ended.stderr)))
 }
 
-fn tells_the_same(node: &Node) -> Result<()> {
+fn api_tells_what_a_process_tells(node: &Node) -> Result<()> {
     let alone = Node {
         containerd: Arc::clone(&node.containerd),
         namespace: unique("alone"),
@@ -250,11 +228,11 @@ fn tells_the_same(node: &Node) -> Result<()> {
     let ended = watch.end()?;
     ensure!(ended.code == Some(2), "{ended:?}");
     ensure!(ended.stderr.contains("the daemon stops"), "{ended:?}");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     tap.finish()
 }
 
-fn joins_commands_and_pods(node: &Node) -> Result<()> {
+fn api_joins_commands_and_pods(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let through = Through::start(node)?;
@@ -308,10 +286,10 @@ fn joins_commands_and_pods(node: &Node) -> Result<()> {
     cri.remove_all()?;
     drop(cri);
     through.end()?;
-    node.nothing_left("erofs")
+    node.assert_nothing_left("erofs")
 }
 
-fn cancels_for_all(node: &Node) -> Result<()> {
+fn api_cancels_for_all(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     let through = Through::start(node)?;
     let held = through.tap.hold(Method::APPLY, 2, Point::Before);
@@ -330,7 +308,7 @@ fn cancels_for_all(node: &Node) -> Result<()> {
         ensure!(error["kind"] == "Cancelled", "{error}");
     }
     ensure!(through.jobs()?.is_empty());
-    node.no_active_snapshot(ON)?;
+    node.assert_no_active_snapshot(ON)?;
     let (snapshots, leases) = (node.snapshots(ON)?, node.leases()?);
     ensure!(
         snapshots.len() == 1 && leases.len() == 1,
@@ -343,10 +321,10 @@ fn cancels_for_all(node: &Node) -> Result<()> {
     let report = through.unpack()?.report()?;
     ensure!(applied(&report) == 2, "{report}");
     through.end()?;
-    node.nothing_left(ON)
+    node.assert_nothing_left(ON)
 }
 
-fn signals(node: &Node) -> Result<()> {
+fn api_signals_spare_the_jobs_of_others(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     let through = Through::start(node)?;
     let left = |running: Running| {
@@ -369,7 +347,7 @@ fn signals(node: &Node) -> Result<()> {
         ensure!(job["state"] == "running", "{job}");
     }
     held.release();
-    eventually("the job ends", || Ok(through.jobs()?.is_empty()))?;
+    eventually("the job ends", DEADLINE, || Ok(through.jobs()?.is_empty()))?;
     let report = through.unpack()?.report()?;
     ensure!(applied(&report) == 0, "{report}");
 
@@ -384,10 +362,10 @@ fn signals(node: &Node) -> Result<()> {
     ensure!(through.jobs()?.is_empty());
     held.release();
     through.end()?;
-    node.nothing_left(ON)
+    node.assert_nothing_left(ON)
 }
 
-fn sockets(node: &Node) -> Result<()> {
+fn api_is_for_root_and_one_daemon(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     // Nobody serves yet.
     let nobody = node.resnap(&["jobs", "--json"])?.error()?;
@@ -428,12 +406,12 @@ fn sockets(node: &Node) -> Result<()> {
         command
             .env("CONTAINERD_ADDRESS", through.tap.socket())
             .env("RESNAP_RUNTIME_DIR", &through.served.dir);
-        end(command.args(arguments))
+        run_to_end(command.args(arguments))
     };
     let error = resnap(&["jobs", "--json"])?.error()?;
     ensure!(error["kind"] == "FailedPrecondition", "{error}");
     resnap(&["unpack", "hello:1", "--snapshotter", ON])?.ok()?;
-    elsewhere.nothing_left(ON)?;
+    elsewhere.assert_nothing_left(ON)?;
     ensure!(node.snapshots(ON)?.is_empty());
     through.end()
 }
@@ -459,7 +437,7 @@ fn health(socket: &Path, service: &str) -> Result<ServingStatus> {
     })
 }
 
-fn killed(node: &Node) -> Result<()> {
+fn api_daemon_is_killed_and_the_next_goes_on(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     let mut through = Through::start(node)?;
     let held = through.tap.hold(Method::APPLY, 2, Point::During);
@@ -471,7 +449,7 @@ fn killed(node: &Node) -> Result<()> {
     ensure!(error["kind"] == "Unavailable", "{error}");
     held.release();
     through.served = through.served.again(node, through.tap.socket())?;
-    eventually("the next one answers", || {
+    eventually("the next one answers", DEADLINE, || {
         Ok(through.resnap(&["jobs"])?.code == Some(0))
     })?;
     let report = through.unpack()?.report()?;
@@ -479,7 +457,7 @@ fn killed(node: &Node) -> Result<()> {
     // The one that was torn, and no other, twice.
     let count = through.tap.count(Method::APPLY);
     ensure!(count == 4, "{count}");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     let dir = through.served.dir.clone();
     through.end()?;
     let files = fs::read_dir(dir)?.map(|file| Ok(file?.file_name()));
@@ -488,7 +466,7 @@ fn killed(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn stops(node: &Node) -> Result<()> {
+fn api_daemon_stops_after_its_calls(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     let through = Through::start(node)?;
     let held = through.tap.hold(Method::APPLY, 2, Point::Before);
@@ -500,7 +478,7 @@ fn stops(node: &Node) -> Result<()> {
     let Through { tap, served, .. } = through;
     let stopping = std::thread::spawn(move || served.stop());
     // It takes nobody any more.
-    eventually("it stops", || {
+    eventually("it stops", DEADLINE, || {
         Ok(std::os::unix::net::UnixStream::connect(&socket).is_err())
     })?;
     ensure!(!stopping.is_finished(), "it does not wait for its calls");
@@ -514,6 +492,6 @@ fn stops(node: &Node) -> Result<()> {
     let took = released.elapsed();
     ensure!(took < Duration::from_secs(5), "it took {took:?} to stop");
     ensure!(!socket.exists(), "its socket is left");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     tap.finish()
 }

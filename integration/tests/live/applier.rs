@@ -3,12 +3,10 @@
 
 //! Layers written by resnap itself, next to those that containerd's differ wrote of the same image.
 
-mod choice;
+pub(crate) mod choice;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
@@ -17,36 +15,17 @@ use resnap_integration::image::{
 };
 use resnap_integration::tree::{Expected, Field, Kind, Surprise, compare, surprises};
 
-use crate::suite::{Needs, Node, Test, end, unique};
+use crate::command::run_to_end;
+use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "applier_writes_what_containerd_does",
-        needs: Needs::Alone,
-        run: writes_the_same,
-    },
-    Test {
-        name: "applier_builds_several_layers_at_once",
-        needs: Needs::Alone,
-        run: several_at_once,
-    },
-    Test {
-        name: "applier_killed_leaves_what_the_next_clears",
-        needs: Needs::Alone,
-        run: killed,
-    },
-    Test {
-        name: "applier_leaves_the_rest_to_containerd",
-        needs: Needs::Containerd,
-        run: choice::containerd_gets_the_rest,
-    },
-    Test {
-        name: "applier_is_sent_blobs_out_of_reach",
-        needs: Needs::Containerd,
-        run: choice::blobs_out_of_reach_are_sent,
-    },
-];
+live_tests! {
+    Alone: applier_writes_what_containerd_does,
+    Alone: applier_builds_several_layers_at_once,
+    Alone: applier_killed_leaves_what_the_next_clears,
+}
 
 /// What is meant to differ from the walking differ on the torture image, besides its times.
 const KEPT: &[Expected] = &[
@@ -78,36 +57,7 @@ const fn kept(path: &'static str, field: Field, reason: &'static str) -> Expecte
     }
 }
 
-impl Node {
-    pub(crate) fn beside(&self) -> Self {
-        Self {
-            containerd: Arc::clone(&self.containerd),
-            namespace: unique("beside"),
-        }
-    }
-
-    pub(crate) fn targets(&self) -> impl Iterator<Item = &'static str> {
-        let erofs = self.containerd.has_erofs().then_some("erofs");
-        ["overlayfs", "native"].into_iter().chain(erofs)
-    }
-
-    pub(crate) fn snapshotter_root(&self, snapshotter: &str) -> PathBuf {
-        let root = self.containerd.root();
-        root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"))
-    }
-
-    /// What is built ahead, by the process and batch.
-    pub(crate) fn staged(&self, snapshotter: &str) -> Result<Vec<PathBuf>> {
-        let dir = self.snapshotter_root(snapshotter).join(".resnap");
-        if !dir.exists() {
-            return Ok(Vec::new());
-        }
-        let entries = std::fs::read_dir(dir)?;
-        entries.map(|entry| Ok(entry?.path())).collect()
-    }
-}
-
-fn writes_the_same(node: &Node) -> Result<()> {
+fn applier_writes_what_containerd_does(node: &Node) -> Result<()> {
     let (left, right) = shared_pair()?;
     let mut faults = Vec::new();
     for (image, expected) in [
@@ -117,9 +67,9 @@ fn writes_the_same(node: &Node) -> Result<()> {
         (right, ROOT_CLOCK.to_vec()),
         (torture()?, torture_expected()),
     ] {
-        let theirs = node.beside();
+        let theirs = node.in_new_namespace();
         theirs.import(&image)?;
-        theirs.unpack_by("containerd", "overlayfs", &image.reference)?;
+        theirs.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
         let theirs = theirs.tree("overlayfs", &image.reference)?;
         // The torture image hides all of its root, which an overlay does not heed and a copy does.
         let is_torture = image.reference.contains("torture");
@@ -127,12 +77,12 @@ fn writes_the_same(node: &Node) -> Result<()> {
             .targets()
             .filter(|name| !(is_torture && *name == "native"));
         for snapshotter in targets {
-            let ours = node.beside();
+            let ours = node.in_new_namespace();
             ours.import(&image)?;
-            ours.unpack_by("resnap", snapshotter, &image.reference)
+            ours.unpack_with_differ("resnap", snapshotter, &image.reference)
                 .with_context(|| format!("{} on {snapshotter}", image.reference))?;
             assert_labels(&ours, snapshotter, &image, &[])?;
-            ours.nothing_left(snapshotter)?;
+            ours.assert_nothing_left(snapshotter)?;
             let staged = ours.staged(snapshotter)?;
             ensure!(staged.is_empty(), "{staged:?} are left");
             let tree = ours.tree(snapshotter, &image.reference)?;
@@ -159,7 +109,7 @@ fn writes_the_same(node: &Node) -> Result<()> {
             let file = snapshot?.path().join("layer.erofs");
             if file.exists() {
                 let fsck = node.containerd.dist().tools().join("fsck.erofs");
-                let checked = end(Command::new(fsck).arg(&file))?;
+                let checked = run_to_end(Command::new(fsck).arg(&file))?;
                 ensure!(checked.code == Some(0), "{file:?}: {checked:#?}");
             }
         }
@@ -197,10 +147,10 @@ fn heavy(node: &Node, layers: u8, megabytes: usize) -> Result<Built> {
     Ok(image)
 }
 
-fn several_at_once(node: &Node) -> Result<()> {
+fn applier_builds_several_layers_at_once(node: &Node) -> Result<()> {
     let image = heavy(node, 4, 8)?;
     for snapshotter in node.targets().filter(|name| *name != "native") {
-        let report = node.unpack_by("resnap", snapshotter, &image.reference)?;
+        let report = node.unpack_with_differ("resnap", snapshotter, &image.reference)?;
         let layers = report["layers"].as_array().context("no layers")?;
         let stage = |index: usize, name: &str, end: &str| {
             let stages = layers.get(index)?["stages"].as_array()?;
@@ -220,33 +170,29 @@ fn several_at_once(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn killed(node: &Node) -> Result<()> {
+fn applier_killed_leaves_what_the_next_clears(node: &Node) -> Result<()> {
     let image = heavy(node, 4, 24)?;
     for snapshotter in node.targets().filter(|name| *name != "native") {
         let mut process = node
-            .command_by("resnap")?
+            .command_with_differ("resnap")?
             .args(["unpack", &image.reference, "--snapshotter", snapshotter])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        let deadline = Instant::now() + Duration::from_secs(30);
         let is_building = |path: &PathBuf| path.join("1").exists();
-        while !node.staged(snapshotter)?.iter().any(is_building) {
-            ensure!(Instant::now() < deadline, "it builds nothing ahead");
-            ensure!(
-                process.try_wait()?.is_none(),
-                "it ended before it was killed"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually("a layer is built ahead", DEADLINE, || {
+            let has_ended = process.try_wait()?.is_some();
+            ensure!(!has_ended, "the process ended before it was killed");
+            Ok(node.staged(snapshotter)?.iter().any(is_building))
+        })?;
         process.kill()?;
         process.wait()?;
         let left = node.staged(snapshotter)?;
         ensure!(left.len() == 1, "{left:?}");
-        node.unpack_by("resnap", snapshotter, &image.reference)?;
+        node.unpack_with_differ("resnap", snapshotter, &image.reference)?;
         let left = node.staged(snapshotter)?;
         ensure!(left.is_empty(), "{left:?} are left");
-        node.nothing_left(snapshotter)?;
+        node.assert_nothing_left(snapshotter)?;
     }
     Ok(())
 }

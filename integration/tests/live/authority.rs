@@ -3,20 +3,20 @@
 
 //! Clients that name no host, but a socket or nothing, as containerd takes them.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::python::with_grpc;
 
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[Test {
-    name: "authority_of_any_kind_is_taken",
-    needs: Needs::Containerd,
-    run: any_kind,
-}];
+live_tests! {
+    Containerd: authority_of_any_kind_is_taken,
+}
 
 /// Calls a method twice for each authority, on one connection each, and prints what comes of it.
 const SCRIPT: &str = r#"
@@ -35,15 +35,13 @@ for authority in [None, "localhost", "/run/x.sock", "unix:/run/x.sock", "a b", "
             print(authority, "->", answer)
 "#;
 
-fn any_kind(node: &Node) -> Result<()> {
+fn authority_of_any_kind_is_taken(node: &Node) -> Result<()> {
     let served = Served::start(node)?;
     let api = served.dir.join("api.sock");
     for socket in [&served.socket, &api] {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while std::os::unix::net::UnixStream::connect(socket).is_err() {
-            ensure!(Instant::now() < deadline, "resnap does not serve");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually("resnap serves", DEADLINE, || {
+            Ok(UnixStream::connect(socket).is_ok())
+        })?;
     }
     let version = "/runtime.v1.RuntimeService/Version";
     let stock = asked(node.containerd.socket(), version)?;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::digest;
 
-use crate::suite::{Node, unique};
+use crate::node::{Node, unique};
 
 /// Stores a blob by what `ctr` gives; its digest.
 pub(crate) fn ingest(node: &Node, ctr: impl Fn() -> Command, blob: &[u8]) -> Result<String> {

@@ -10,45 +10,19 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{HELLO_SAYS, hello, shared_pair};
 use serde_json::{Value, json};
 
-use crate::suite::{Needs, Node, Test, end, host_platform, resnap};
+use crate::command::{resnap, run_to_end};
+use crate::node::{Node, host_platform};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "an_image_has_many_names",
-        needs: Needs::Containerd,
-        run: an_image_has_many_names,
-    },
-    Test {
-        name: "unpack_tells_programs_each_step",
-        needs: Needs::Containerd,
-        run: unpack_tells_programs_each_step,
-    },
-    Test {
-        name: "unpack_tells_people_each_layer",
-        needs: Needs::Containerd,
-        run: unpack_tells_people_each_layer,
-    },
-    Test {
-        name: "check_tells_layer_by_layer",
-        needs: Needs::Containerd,
-        run: check_tells_layer_by_layer,
-    },
-    Test {
-        name: "images_tells_what_is_ready_where",
-        needs: Needs::Containerd,
-        run: images_tells_what_is_ready_where,
-    },
-    Test {
-        name: "snapshotters_tells_all_of_them",
-        needs: Needs::Containerd,
-        run: snapshotters_tells_all_of_them,
-    },
-    Test {
-        name: "wrong_usage_ends_with_2",
-        needs: Needs::Containerd,
-        run: wrong_usage_ends_with_2,
-    },
-];
+live_tests! {
+    Containerd: an_image_has_many_names,
+    Containerd: unpack_tells_programs_each_step,
+    Containerd: unpack_tells_people_each_layer,
+    Containerd: check_tells_layer_by_layer,
+    Containerd: images_tells_what_is_ready_where,
+    Containerd: snapshotters_tells_all_of_them,
+    Containerd: wrong_usage_ends_with_2,
+}
 
 fn an_image_has_many_names(node: &Node) -> Result<()> {
     let image = hello()?;
@@ -279,7 +253,7 @@ fn wrong_usage_ends_with_2(node: &Node) -> Result<()> {
         &["man"],
         &["completions", "bash"],
     ] {
-        let printed = end(resnap()?.args(right))?.ok()?;
+        let printed = run_to_end(resnap()?.args(right))?.ok()?;
         ensure!(printed.contains("resnap"), "{right:?}: {printed}");
     }
     // A shell takes the script, and completes a command with it.
@@ -288,9 +262,9 @@ fn wrong_usage_ends_with_2(node: &Node) -> Result<()> {
                     _resnap resnap unp resnap; echo \"${COMPREPLY[@]}\"";
     let mut bash = Command::new("bash");
     bash.args(["-c", complete]).arg(&resnap);
-    let completed = end(&mut bash)?.ok()?;
+    let completed = run_to_end(&mut bash)?.ok()?;
     ensure!(completed.trim() == "unpack", "{completed:?}");
-    let page = end(Command::new(&resnap).arg("man"))?.ok()?;
+    let page = run_to_end(Command::new(&resnap).arg("man"))?.ok()?;
     ensure!(page.lines().any(|line| line.starts_with(".TH")), "{page}");
     Ok(())
 }

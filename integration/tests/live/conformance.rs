@@ -15,37 +15,34 @@ use resnap_integration::image::{digest, hello};
 use resnap_unpacker::{Engine, EngineSettings, Request};
 
 use crate::blob::ingest;
-use crate::suite::{Needs, Node, Test, unique};
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "conformance_of_overlayfs",
-        needs: Needs::Containerd,
-        run: |node| conforms(node, "overlayfs"),
-    },
-    Test {
-        name: "conformance_of_native",
-        needs: Needs::Containerd,
-        run: |node| conforms(node, "native"),
-    },
-    Test {
-        name: "conformance_of_erofs",
-        needs: Needs::Erofs,
-        run: |node| conforms(node, "erofs"),
-    },
-    Test {
-        name: "reads_that_wait_stop_no_others",
-        needs: Needs::Containerd,
-        run: reads_that_wait,
-    },
-];
+live_tests! {
+    Containerd: conformance_of_overlayfs,
+    Containerd: conformance_of_native,
+    Erofs: conformance_of_erofs,
+    Containerd: reads_that_wait_stop_no_others,
+}
+
+fn conformance_of_overlayfs(node: &Node) -> Result<()> {
+    conforms(node, "overlayfs")
+}
+
+fn conformance_of_native(node: &Node) -> Result<()> {
+    conforms(node, "native")
+}
+
+fn conformance_of_erofs(node: &Node) -> Result<()> {
+    conforms(node, "erofs")
+}
 
 /// More than HTTP/2 implementations let one connection have under way by default.
 const WAITING: usize = 16;
 
 /// Keeps streams of a large blob open without reading them, as layers do that wait for memory, and
 /// reads another blob over the same connection.
-fn reads_that_wait(node: &Node) -> Result<()> {
+fn reads_that_wait_stop_no_others(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let ctr = || node.containerd.ctr(&node.namespace);

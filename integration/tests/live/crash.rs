@@ -4,18 +4,18 @@
 //! Kills, restarts, lost replies, hangs, expiries and signals: whatever ends a run, the next one
 //! goes on from the committed layers, and after it nothing of ours is left.
 
-mod expiry;
-mod killed;
-mod replies;
-mod restart;
-mod stopped;
+pub(crate) mod expiry;
+pub(crate) mod killed;
+pub(crate) mod replies;
+pub(crate) mod restart;
+pub(crate) mod stopped;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_containerd::Client;
@@ -25,44 +25,10 @@ use resnap_unpacker::{Engine, EngineSettings, Request};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::suite::{Ended, Needs, Node, Test, end, unique};
+use crate::command::{CommandOutput, run_to_end};
+use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::unpack::assert_labels;
-
-pub(crate) const TESTS: &[Test] = &[
-    test("crash_anywhere_and_the_next_run_goes_on", killed::anywhere),
-    test(
-        "crash_of_one_process_and_the_other_goes_on",
-        killed::one_of_two,
-    ),
-    Test {
-        needs: Needs::Alone,
-        ..test("crash_of_containerd_under_a_run", restart::under_a_run)
-    },
-    Test {
-        needs: Needs::Alone,
-        ..test(
-            "crash_of_containerd_and_an_engine_cleans_up",
-            restart::reaped,
-        )
-    },
-    test("crash_lost_replies", replies::lost),
-    test("crash_calls_that_hang", replies::hang),
-    test("crash_expiry_of_a_lease_is_forestalled", expiry::succeeded),
-    test("crash_leaves_a_lease_that_is_told_dead", stopped::leases),
-    test("crash_by_signal_is_orderly", stopped::by_signal),
-    test("crash_by_two_signals_is_at_once", stopped::by_two_signals),
-];
-
-/// How long what is not to be waited for by a time of its own may take.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
-    Test {
-        name,
-        needs: Needs::Containerd,
-        run,
-    }
-}
 
 /// An image of three layers in a namespace of its own, a tap on the way there, and a runtime
 /// directory of its own.
@@ -116,7 +82,7 @@ impl Scene {
     /// That the next run finds so many layers and makes the rest, all with their labels, and that
     /// then nothing is left.
     fn goes_on_from(&self, existed: usize, snapshotter: &str) -> Result<()> {
-        let report = report(end(&mut self.unpack(snapshotter)?)?)?;
+        let report = report(run_to_end(&mut self.unpack(snapshotter)?)?)?;
         let layers = report["layers"].as_array().context("no layers")?;
         let outcomes: Vec<&str> = layers
             .iter()
@@ -130,14 +96,14 @@ impl Scene {
 
     /// That all layers outlive a garbage collection, with their labels, and nothing is left.
     fn is_whole(&self, snapshotter: &str) -> Result<()> {
-        self.nothing_left(snapshotter)?;
+        self.assert_nothing_left(snapshotter)?;
         self.node.collect_garbage()?;
         assert_labels(&self.node, snapshotter, &self.image, &[])
     }
 
     /// That there is no lease, no active snapshot and no file of ours.
-    fn nothing_left(&self, snapshotter: &str) -> Result<()> {
-        self.node.nothing_left(snapshotter)?;
+    fn assert_nothing_left(&self, snapshotter: &str) -> Result<()> {
+        self.node.assert_nothing_left(snapshotter)?;
         let files = files(&self.runtime_dir)?;
         ensure!(files.is_empty(), "files are left: {files:?}");
         Ok(())
@@ -190,7 +156,7 @@ fn files(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// The report of an unpack that ended well.
-fn report(ended: Ended) -> Result<Value> {
+fn report(ended: CommandOutput) -> Result<Value> {
     let mut lines = ended.json_lines()?;
     let last = lines.last_mut().context("nothing was printed")?;
     Ok(last["report"].take())
@@ -205,20 +171,10 @@ fn start(command: &mut Command) -> Result<Child> {
         .with_context(|| format!("start {command:?}"))
 }
 
-/// Polls until `is_so`.
-fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
 /// How a process ended; one that does not end is killed.
 fn ended(child: &mut Child) -> Result<ExitStatus> {
     let mut status = None;
-    let ended = until("the process ends", || {
+    let ended = eventually("the process ends", DEADLINE, || {
         status = child.try_wait()?;
         Ok(status.is_some())
     });

@@ -12,34 +12,30 @@ use resnap_integration::image::{Built, Compression, Entry, ImageBuilder, Layer, 
 use resnap_integration::tap::{Method, Point};
 use resnap_integration::tree::Tree;
 
-use crate::suite::{Needs, Node, Test, end, unique};
+use crate::command::run_to_end;
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "layers_change_those_below_on_overlayfs",
-        needs: Needs::Containerd,
-        run: |node| changes_those_below(node, "overlayfs", Differ::Walking, &[]),
-    },
-    Test {
-        name: "layers_change_those_below_by_the_erofs_differ",
-        needs: Needs::Erofs,
-        run: |node| changes_those_below(node, "erofs", Differ::Erofs, MKFS),
-    },
-    Test {
-        name: "layers_change_those_below_by_walking_alone",
-        needs: Needs::WalkingOnly,
-        run: |node| {
-            changes_those_below(node, "overlayfs", Differ::Walking, &[])?;
-            changes_those_below(node, "erofs", Differ::Walking, &[])
-        },
-    },
-    Test {
-        name: "differ_is_told_to_sync",
-        needs: Needs::Containerd,
-        run: is_told_to_sync,
-    },
-];
+live_tests! {
+    Containerd: layers_change_those_below_on_overlayfs,
+    Erofs: layers_change_those_below_by_the_erofs_differ,
+    WalkingOnly: layers_change_those_below_by_walking_alone,
+    Containerd: differ_is_told_to_sync,
+}
+
+fn layers_change_those_below_on_overlayfs(node: &Node) -> Result<()> {
+    changes_those_below(node, "overlayfs", Differ::Walking, &[])
+}
+
+fn layers_change_those_below_by_the_erofs_differ(node: &Node) -> Result<()> {
+    changes_those_below(node, "erofs", Differ::Erofs, MKFS)
+}
+
+fn layers_change_those_below_by_walking_alone(node: &Node) -> Result<()> {
+    changes_those_below(node, "overlayfs", Differ::Walking, &[])?;
+    changes_those_below(node, "erofs", Differ::Walking, &[])
+}
 
 /// Who writes a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +134,7 @@ fn faults(tree: &Tree) -> Vec<(Change, String)> {
     faults
 }
 
-fn is_told_to_sync(node: &Node) -> Result<()> {
+fn differ_is_told_to_sync(node: &Node) -> Result<()> {
     for sync_fs in [true, false] {
         let image = image(node)?;
         let config = node.containerd.scratch().join(unique("sync"));
@@ -150,7 +146,7 @@ fn is_told_to_sync(node: &Node) -> Result<()> {
         let mut command = node.tapped_command(&tap)?;
         command.env("RESNAP_CONFIG", config);
         command.args(["unpack", &image.reference, "--snapshotter", "native"]);
-        let ended = std::thread::spawn(move || end(&mut command));
+        let ended = std::thread::spawn(move || run_to_end(&mut command));
         let request: ApplyRequest = applied.wait()?.decode()?;
         applied.release();
         let ended = ended.join().ok().context("the test panicked")??;
@@ -189,20 +185,20 @@ fn changes_those_below(
     let applied = tap.hold(Method::APPLY, 1, Point::After);
     let mut command = node.tapped_command(&tap)?;
     command.args(["unpack", &image.reference, "--snapshotter", snapshotter]);
-    let ended = std::thread::spawn(move || end(&mut command));
+    let ended = std::thread::spawn(move || run_to_end(&mut command));
     let request: ApplyRequest = applied.wait()?.decode()?;
     let source = &request.mounts.first().context("no mount")?.source;
     let snapshot = Path::new(source).parent().context("no snapshot")?;
-    let by = match snapshot.join("layer.erofs").exists() {
+    let writer = match snapshot.join("layer.erofs").exists() {
         true => Differ::Erofs,
         false => Differ::Walking,
     };
     applied.release();
     let ended = ended.join().ok().context("the test panicked")??;
-    ensure!(by == differ, "{by:?} wrote to {source}");
+    ensure!(writer == differ, "{writer:?} wrote to {source}");
     ended.ok()?;
     tap.finish()?;
-    node.nothing_left(snapshotter)?;
+    node.assert_nothing_left(snapshotter)?;
     assert_labels(node, snapshotter, &image, &[])?;
 
     let faults = faults(&node.tree(snapshotter, &image.reference)?);

@@ -31,25 +31,14 @@ use resnap_integration::tree::{Difference, Field, Kind, Tree, compare};
 use self::lab::{Lab, Writer};
 use self::table::{Native, Ours, ROWS, Row, Theirs};
 use self::tars::{Tars, image, show};
-use crate::suite::{Needs, Node, Test};
+use crate::node::Node;
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "random_tars_are_the_same_trees",
-        needs: Needs::Alone,
-        run: are_the_same,
-    },
-    Test {
-        name: "what_differs_from_containerd_is_in_the_table",
-        needs: Needs::Alone,
-        run: is_as_in_the_table,
-    },
-    Test {
-        name: "by_containerd_the_tree_is_containerds",
-        needs: Needs::Alone,
-        run: is_containerds,
-    },
-];
+live_tests! {
+    Alone: random_tars_are_the_same_trees,
+    Alone: what_differs_from_containerd_is_in_the_table,
+    Alone: by_containerd_the_tree_is_containerds,
+}
 
 /// Tars of a run by itself.
 const TARS: u64 = 700;
@@ -88,7 +77,7 @@ const REFUSED: &[&str] = &[
     // resolves by its text.
     "follows a symbolic link that another one leads to",
     // A symbolic link to its own parent by its own name: likewise.
-    "symbolic links or 8192 names are on the way",
+    "symbolic links or 8192 components",
     // A directory in the place of what replaced one of a lower layer, in a full copy.
     "would show again",
 ];
@@ -111,7 +100,7 @@ fn number(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-fn are_the_same(node: &Node) -> Result<()> {
+fn random_tars_are_the_same_trees(node: &Node) -> Result<()> {
     let wanted = number("RESNAP_TEST_TARS", TARS)?;
     // Each containerd has others.
     let (major, minor, _) = node.containerd.version();
@@ -202,7 +191,7 @@ impl Judge<'_> {
                 .await?;
             if let Some((_, reason)) = &ours.refusal
                 && (REFUSED.iter().any(|text| reason.contains(text))
-                    || (reason.contains("is no directory") && leaves_a_file(tars)))
+                    || (reason.contains("is not a directory") && leaves_a_file(tars)))
             {
                 count.refused_by_resnap += 1;
                 continue;
@@ -390,7 +379,7 @@ fn remakes(tars: &[Vec<Entry>], path: &[u8]) -> bool {
     })
 }
 
-fn is_as_in_the_table(node: &Node) -> Result<()> {
+fn what_differs_from_containerd_is_in_the_table(node: &Node) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -491,7 +480,7 @@ fn differing(theirs: &Tree, ours: &Tree) -> Vec<(String, Field)> {
 }
 
 /// The lowest layer of [`hello`], which has the programs, and on it layers that ours writes otherwise.
-fn is_containerds(node: &Node) -> Result<()> {
+fn by_containerd_the_tree_is_containerds(node: &Node) -> Result<()> {
     let hello = hello()?;
     let mut programs = Vec::new();
     GzDecoder::new(&*hello.blob(&hello.layers[0].digest)?).read_to_end(&mut programs)?;
@@ -512,11 +501,11 @@ fn is_containerds(node: &Node) -> Result<()> {
     let archive = node.containerd.scratch().join("differs");
     let image = builder.write(&archive)?;
     let trees = [true, false].map(|by_ctr| {
-        let node = node.beside();
+        let node = node.in_new_namespace();
         node.import(&image)?;
         match by_ctr {
             true => node.unpack_by_containerd("overlayfs", &image.reference)?,
-            false => drop(node.unpack_by("containerd", "overlayfs", &image.reference)?),
+            false => drop(node.unpack_with_differ("containerd", "overlayfs", &image.reference)?),
         }
         node.tree("overlayfs", &image.reference)
     });

@@ -19,29 +19,23 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
+use crate::node::{Node, unique};
+use crate::poll::eventually;
 use crate::proxy::{CREATE_CONTAINER, pulled};
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test, unique};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "proxy_ends_when_all_are_served",
-        needs: Needs::ErofsHandler,
-        run: all_are_served,
-    },
-    Test {
-        name: "proxy_ends_with_an_answer_to_each",
-        needs: Needs::ErofsHandler,
-        run: all_are_answered,
-    },
-];
+live_tests! {
+    ErofsHandler: proxy_ends_when_all_are_served,
+    ErofsHandler: proxy_ends_with_an_answer_to_each,
+}
 
 const CLIENTS: usize = 32;
 
 /// As `resnap serve` has it.
 const GRACE: Duration = Duration::from_secs(30);
 
-fn all_are_served(node: &Node) -> Result<()> {
+fn proxy_ends_when_all_are_served(node: &Node) -> Result<()> {
     pulled(node)?;
     let back = node.containerd.tap()?;
     let mut served = Served::before(node, back.socket())?;
@@ -98,7 +92,7 @@ impl UnpackService for Endless {
 }
 
 /// The work takes longer than the grace, which is short here.
-fn all_are_answered(node: &Node) -> Result<()> {
+fn proxy_ends_with_an_answer_to_each(node: &Node) -> Result<()> {
     pulled(node)?;
     let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
     let sandbox = direct.run_pod_sandbox("erofs", "pod")?;
@@ -162,11 +156,9 @@ fn creates<'scope>(
         })
     };
     let all = (0..CLIENTS).map(create).collect();
-    let deadline = Instant::now() + GRACE;
-    while front.count(CREATE_CONTAINER) < CLIENTS as u64 {
-        ensure!(Instant::now() < deadline, "the clients do not ask");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually("all clients have called", GRACE, || {
+        Ok(front.count(CREATE_CONTAINER) == CLIENTS as u64)
+    })?;
     // From the tap to the proxy.
     std::thread::sleep(Duration::from_millis(100));
     Ok(all)

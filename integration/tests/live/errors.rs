@@ -3,8 +3,8 @@
 
 //! What goes wrong is named, with its reason and the next step, and leaves nothing behind.
 
-mod messages;
-mod names;
+pub(crate) mod messages;
+pub(crate) mod names;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,98 +13,30 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use resnap_integration::image::{Built, Entry, Fault, ImageBuilder, Index, Layer, hello};
 
-use crate::suite::{Ended, Needs, Node, Test, end, host_platform, resnap, unique};
+use crate::command::{CommandOutput, resnap, run_to_end};
+use crate::node::{Node, host_platform, unique};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "no_such_image",
-        needs: Needs::Containerd,
-        run: no_such_image,
-    },
-    Test {
-        name: "no_manifest_for_the_platform",
-        needs: Needs::Containerd,
-        run: no_manifest_for_the_platform,
-    },
-    Test {
-        name: "no_such_snapshotter",
-        needs: Needs::Containerd,
-        run: no_such_snapshotter,
-    },
-    Test {
-        name: "known_by_id_only",
-        needs: Needs::Nydus,
-        run: known_by_id_only,
-    },
-    Test {
-        name: "missing_blob",
-        needs: Needs::Containerd,
-        run: missing_blob,
-    },
-    Test {
-        name: "wrong_diff_id",
-        needs: Needs::Containerd,
-        run: wrong_diff_id,
-    },
-    Test {
-        name: "layers_and_diff_ids_differ",
-        needs: Needs::Containerd,
-        run: layers_and_diff_ids_differ,
-    },
-    Test {
-        name: "one_failure_keeps_no_other_image",
-        needs: Needs::Containerd,
-        run: one_failure_keeps_no_other_image,
-    },
-    Test {
-        name: "nobody_listens",
-        needs: Needs::Containerd,
-        run: nobody_listens,
-    },
-    Test {
-        name: "permission_denied",
-        needs: Needs::Containerd,
-        run: permission_denied,
-    },
-    Test {
-        name: "a_missing_document_is_named",
-        needs: Needs::Containerd,
-        run: messages::a_missing_document_is_named,
-    },
-    Test {
-        name: "another_platform_is_fetched_by_name",
-        needs: Needs::Containerd,
-        run: messages::another_platform_is_fetched_by_name,
-    },
-    Test {
-        name: "a_foreign_layer_is_called_that",
-        needs: Needs::Containerd,
-        run: messages::a_foreign_layer_is_called_that,
-    },
-    Test {
-        name: "warm_passes_over_what_is_no_image",
-        needs: Needs::Containerd,
-        run: messages::warm_passes_over_what_is_no_image,
-    },
-    Test {
-        name: "lists_show_the_reason",
-        needs: Needs::Containerd,
-        run: messages::lists_show_the_reason,
-    },
-    Test {
-        name: "a_digest_finds_a_tag",
-        needs: Needs::Containerd,
-        run: names::a_digest_finds_a_tag,
-    },
-    Test {
-        name: "an_id_takes_what_is_complete",
-        needs: Needs::Containerd,
-        run: names::an_id_takes_what_is_complete,
-    },
-];
+live_tests! {
+    Containerd: no_such_image,
+    Containerd: no_manifest_for_the_platform,
+    Containerd: no_such_snapshotter,
+    Nydus: known_by_id_only,
+    Containerd: missing_blob,
+    Containerd: wrong_diff_id,
+    Containerd: layers_and_diff_ids_differ,
+    Containerd: one_failure_keeps_no_other_image,
+    Containerd: nobody_listens,
+    Containerd: permission_denied,
+}
 
 /// That an error has the kind, and says all these words: the thing, the reason, the next step.
-pub(crate) fn assert_error(ended: Ended, kind: &str, says: &[&str], next_step: &str) -> Result<()> {
+pub(crate) fn assert_error(
+    ended: CommandOutput,
+    kind: &str,
+    says: &[&str],
+    next_step: &str,
+) -> Result<()> {
     let error = ended.error()?;
     ensure!(error["kind"] == kind, "want the kind {kind}: {error}");
     let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
@@ -122,7 +54,7 @@ pub(crate) fn assert_error(ended: Ended, kind: &str, says: &[&str], next_step: &
 }
 
 /// `resnap unpack --json`.
-pub(crate) fn unpack(node: &Node, image: &str, snapshotter: &str) -> Result<Ended> {
+pub(crate) fn unpack(node: &Node, image: &str, snapshotter: &str) -> Result<CommandOutput> {
     node.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])
 }
 
@@ -130,7 +62,7 @@ fn no_such_image(node: &Node) -> Result<()> {
     let says = ["no image", "docker.io/library/nobody:1", &node.namespace];
     let ended = unpack(node, "docker.io/library/nobody:1", "native")?;
     assert_error(ended, "NotFound", &says, "resnap images")?;
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 fn no_manifest_for_the_platform(node: &Node) -> Result<()> {
@@ -157,7 +89,7 @@ fn no_manifest_for_the_platform(node: &Node) -> Result<()> {
         &says,
         "--platform",
     )?;
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 fn no_such_snapshotter(node: &Node) -> Result<()> {
@@ -174,7 +106,7 @@ fn no_such_snapshotter(node: &Node) -> Result<()> {
         let says = ["\"nosuch\"", "overlayfs", "native"];
         assert_error(ended, "FailedPrecondition", &says, "resnap snapshotters")?;
     }
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 fn known_by_id_only(node: &Node) -> Result<()> {
@@ -186,10 +118,10 @@ fn known_by_id_only(node: &Node) -> Result<()> {
     let says = [image.config.as_str(), "ID only", "nydus"];
     let ended = unpack(node, &image.config, "nydus")?;
     assert_error(ended, "FailedPrecondition", &says, "images tag")?;
-    node.nothing_left("nydus")?;
+    node.assert_nothing_left("nydus")?;
     // Who needs no reference works without one.
     node.unpack("native", &image.config)?;
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 /// An image of two layers with something wrong about the layer `index`.
@@ -214,7 +146,7 @@ fn missing_blob(node: &Node) -> Result<()> {
     let says = [&*image.reference, &*base.digest, "native"];
     let ended = unpack(node, &image.reference, "native")?;
     assert_error(ended, "NotFound", &says, "content fetch")?;
-    node.nothing_left("native")?;
+    node.assert_nothing_left("native")?;
     let check = node.resnap(&["check", &image.reference])?.ok()?;
     ensure!(check.contains("missing"), "{check}");
     Ok(())
@@ -227,7 +159,7 @@ fn wrong_diff_id(node: &Node) -> Result<()> {
         let ended = unpack(node, &image.reference, "native")?;
         let says = [&*image.reference, &*layer.digest, &*layer.diff_id];
         assert_error(ended, "DataLoss", &says, "pull it again")?;
-        node.no_active_snapshot("native")?;
+        node.assert_no_active_snapshot("native")?;
         let committed = node.snapshots("native")?;
         ensure!(!committed.contains_key(&layer.chain_id), "{committed:#?}");
         // Layers that were good are kept for the next try, under a lease that expires.
@@ -249,7 +181,7 @@ fn layers_and_diff_ids_differ(node: &Node) -> Result<()> {
         let says = [&*image.reference, &*image.manifest, "2 layers", diff_ids];
         let ended = unpack(node, &image.reference, "native")?;
         assert_error(ended, "InvalidArgument", &says, "build it again")?;
-        node.nothing_left("native")?;
+        node.assert_nothing_left("native")?;
     }
     Ok(())
 }
@@ -276,7 +208,7 @@ fn one_failure_keeps_no_other_image(node: &Node) -> Result<()> {
 fn nobody_listens(node: &Node) -> Result<()> {
     let socket = node.containerd.scratch().join("nobody.sock");
     let socket = socket.to_string_lossy();
-    let ended = end(resnap()?.args(["--address", &socket, "images", "--json"]))?;
+    let ended = run_to_end(resnap()?.args(["--address", &socket, "images", "--json"]))?;
     assert_error(
         ended,
         "Unavailable",
@@ -299,5 +231,10 @@ fn permission_denied(node: &Node) -> Result<()> {
         .arg(node.containerd.socket())
         .args(["images", "--json"]);
     let socket = node.containerd.socket().to_string_lossy();
-    assert_error(end(&mut command)?, "PermissionDenied", &[&socket], "root")
+    assert_error(
+        run_to_end(&mut command)?,
+        "PermissionDenied",
+        &[&socket],
+        "root",
+    )
 }

@@ -8,30 +8,24 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use resnap_integration::image::{Built, hello};
 
-use crate::suite::{Ended, Needs, Node, Test, end, resnap};
+use crate::command::{CommandOutput, resnap, run_to_end};
+use crate::node::Node;
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "examples_embed_unpack",
-        needs: Needs::Containerd,
-        run: embed_unpack,
-    },
-    Test {
-        name: "examples_custom_labels",
-        needs: Needs::Containerd,
-        run: custom_labels,
-    },
-];
+live_tests! {
+    Containerd: examples_embed_unpack,
+    Containerd: examples_custom_labels,
+}
 
 /// An example, which lies beside resnap.
-fn example(node: &Node, name: &str, image: &str, snapshotter: &str) -> Result<Ended> {
+fn example(node: &Node, name: &str, image: &str, snapshotter: &str) -> Result<CommandOutput> {
     let program = resnap()?.get_program().to_owned();
     let program = std::path::Path::new(&program).with_file_name(name);
     ensure!(
         program.is_file(),
         "{program:?} is not built: run `cargo build --workspace` first"
     );
-    end(Command::new(program).arg(node.containerd.socket()).args([
+    run_to_end(Command::new(program).arg(node.containerd.socket()).args([
         &node.namespace,
         image,
         snapshotter,
@@ -44,7 +38,7 @@ fn imported(node: &Node) -> Result<Built> {
     Ok(image)
 }
 
-fn embed_unpack(node: &Node) -> Result<()> {
+fn examples_embed_unpack(node: &Node) -> Result<()> {
     let image = imported(node)?;
     let check = ["check", &image.reference, "--snapshotter", "native"];
     ensure!(node.resnap(&check)?.code == Some(1), "ready too early");
@@ -56,7 +50,7 @@ fn embed_unpack(node: &Node) -> Result<()> {
     node.resnap(&check)?.ok()?;
     // The container's snapshot went with the example's lease, as it has no container's record.
     node.collect_garbage()?;
-    node.nothing_left("native")?;
+    node.assert_nothing_left("native")?;
 
     let second = example(node, "embed_unpack", &image.reference, "native")?.ok()?;
     ensure!(!second.contains("is not on native yet"), "{second}");
@@ -71,7 +65,7 @@ fn embed_unpack(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn custom_labels(node: &Node) -> Result<()> {
+fn examples_custom_labels(node: &Node) -> Result<()> {
     let image = imported(node)?;
     let printed = example(node, "custom_labels", &image.reference, "native")?.ok()?;
     let label = "containerd.io/snapshot/example.com.layer-number";
@@ -88,5 +82,5 @@ fn custom_labels(node: &Node) -> Result<()> {
             "layer {number}: {labels:#?}"
         );
     }
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }

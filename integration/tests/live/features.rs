@@ -3,9 +3,9 @@
 
 //! Images in several forms: who gets which, and what is said where a form is not taken.
 
-mod format;
-mod pods;
-mod refused;
+pub(crate) mod format;
+pub(crate) mod pods;
+pub(crate) mod refused;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,83 +17,24 @@ use resnap_integration::image::{
 };
 use serde_json::{Value, json};
 
+use crate::command::{CommandOutput, run_to_end};
 use crate::errors::assert_error;
+use crate::node::{Node, host_platform, unique};
 use crate::served::Served;
-use crate::suite::{Ended, Needs, Node, Test, end, host_platform, unique};
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "features_each_snapshotter_gets_its_form",
-        needs: Needs::Erofs,
-        run: each_snapshotter_gets_its_form,
-    },
-    Test {
-        name: "features_a_platform_chooses_the_snapshotter",
-        needs: Needs::Erofs,
-        run: a_platform_chooses_the_snapshotter,
-    },
-    Test {
-        name: "features_what_is_not_on_the_node_is_not_chosen",
-        needs: Needs::Erofs,
-        run: what_is_not_on_the_node_is_not_chosen,
-    },
-    Test {
-        name: "features_configurations_are_tried_in_order",
-        needs: Needs::Containerd,
-        run: configurations_are_tried_in_order,
-    },
-    Test {
-        name: "features_order_of_the_index_is_of_no_account",
-        needs: Needs::Erofs,
-        run: order_of_the_index_is_of_no_account,
-    },
-    Test {
-        name: "features_config_and_index_disagree",
-        needs: Needs::Erofs,
-        run: config_and_index_disagree,
-    },
-    Test {
-        name: "features_of_both_kinds_in_one_image",
-        needs: Needs::Erofs,
-        run: of_both_kinds_in_one_image,
-    },
-    Test {
-        name: "features_of_compressed_images",
-        needs: Needs::Erofs,
-        run: of_compressed_images,
-    },
-    Test {
-        name: "features_check_warns_of_an_index",
-        needs: Needs::Containerd,
-        run: check_warns_of_an_index,
-    },
-    Test {
-        name: "features_are_refused_before_anything_is_done",
-        needs: Needs::Nydus,
-        run: refused::before_anything_is_done,
-    },
-    Test {
-        name: "features_pods_get_what_containerd_takes",
-        needs: Needs::ErofsHandler,
-        run: pods::get_what_containerd_takes,
-    },
-    Test {
-        name: "features_pods_of_an_index_in_the_wrong_order",
-        needs: Needs::ErofsHandler,
-        run: pods::of_an_index_in_the_wrong_order,
-    },
-    Test {
-        name: "features_the_erofs_image_format_is_taken",
-        needs: Needs::Erofs,
-        run: format::is_taken,
-    },
-    Test {
-        name: "features_the_erofs_image_format_has_parts_that_are_not_taken",
-        needs: Needs::Erofs,
-        run: format::has_parts_that_are_not_taken,
-    },
-];
+live_tests! {
+    Erofs: features_each_snapshotter_gets_its_form,
+    Erofs: features_a_platform_chooses_the_snapshotter,
+    Erofs: features_what_is_not_on_the_node_is_not_chosen,
+    Containerd: features_configurations_are_tried_in_order,
+    Erofs: features_order_of_the_index_is_of_no_account,
+    Erofs: features_config_and_index_disagree,
+    Erofs: features_of_both_kinds_in_one_image,
+    Erofs: features_of_compressed_images,
+    Containerd: features_check_warns_of_an_index,
+}
 
 /// The usual image: what everybody takes first, as it should be.
 const USUAL: [Form; 3] = [Form::Plain, Form::Foreign, Form::Erofs];
@@ -108,21 +49,21 @@ fn with_feature(feature: &str) -> String {
 }
 
 /// `resnap unpack --json` of an image, with these arguments.
-fn unpack(node: &Node, image: &Built, arguments: &[&str]) -> Result<Ended> {
+fn unpack(node: &Node, image: &Built, arguments: &[&str]) -> Result<CommandOutput> {
     node.resnap(&[&["unpack", "--json", &image.reference], arguments].concat())
 }
 
 /// The same with this configuration file.
-fn unpack_configured(node: &Node, image: &Built, config: &str) -> Result<Ended> {
+fn unpack_configured(node: &Node, image: &Built, config: &str) -> Result<CommandOutput> {
     let file = node.containerd.scratch().join(unique("config"));
     fs::write(&file, config)?;
     let mut command = node.resnap_command()?;
     command.env("RESNAP_CONFIG", file);
-    end(command.args(["unpack", "--json", &image.reference]))
+    run_to_end(command.args(["unpack", "--json", &image.reference]))
 }
 
 /// That it went to this snapshotter, by the first manifest of `image`.
-fn assert_went(ended: Ended, snapshotter: &str, image: &Built) -> Result<()> {
+fn assert_went(ended: CommandOutput, snapshotter: &str, image: &Built) -> Result<()> {
     let lines = ended.json_lines()?;
     let report = lines.last().context("unpack printed nothing")?["report"].clone();
     ensure!(report["snapshotter"] == json!(snapshotter), "{report}");
@@ -185,7 +126,7 @@ fn assert_copied(node: &Node, image: &Built) -> Result<()> {
     Ok(())
 }
 
-fn each_snapshotter_gets_its_form(node: &Node) -> Result<()> {
+fn features_each_snapshotter_gets_its_form(node: &Node) -> Result<()> {
     let image = forms(&USUAL)?;
     let native = image.entry(2);
     node.import(&image)?;
@@ -196,7 +137,7 @@ fn each_snapshotter_gets_its_form(node: &Node) -> Result<()> {
             form,
         )?;
         assert_labels(node, snapshotter, form, &[])?;
-        node.nothing_left(snapshotter)?;
+        node.assert_nothing_left(snapshotter)?;
         let check = ["check", &image.reference, "--snapshotter", snapshotter];
         node.resnap(&check)?.ok()?;
         if snapshotter == "overlayfs" {
@@ -221,22 +162,22 @@ fn each_snapshotter_gets_its_form(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn a_platform_chooses_the_snapshotter(node: &Node) -> Result<()> {
+fn features_a_platform_chooses_the_snapshotter(node: &Node) -> Result<()> {
     let image = forms(&USUAL)?;
     let native = image.entry(2);
     node.import(&image)?;
     let (plain, erofs) = (host_platform(), erofs_platform());
-    let by = |arguments: &[&str]| unpack(node, &image, arguments);
-    assert_went(by(&["--platform", &erofs])?, "erofs", &native)?;
+    let via = |arguments: &[&str]| unpack(node, &image, arguments);
+    assert_went(via(&["--platform", &erofs])?, "erofs", &native)?;
     assert_went(
-        by(&["--platform", &erofs, "--snapshotter", "erofs"])?,
+        via(&["--platform", &erofs, "--snapshotter", "erofs"])?,
         "erofs",
         &native,
     )?;
-    assert_went(by(&["--platform", &plain])?, "overlayfs", &image)?;
+    assert_went(via(&["--platform", &plain])?, "overlayfs", &image)?;
     // Who says so gets the plain one converted.
     assert_went(
-        by(&["--platform", &plain, "--snapshotter", "erofs"])?,
+        via(&["--platform", &plain, "--snapshotter", "erofs"])?,
         "erofs",
         &image,
     )?;
@@ -250,10 +191,10 @@ fn a_platform_chooses_the_snapshotter(node: &Node) -> Result<()> {
     )?;
     assert_labels(node, "erofs", &native, &[])?;
     assert_labels(node, "erofs", &image, &[])?;
-    node.nothing_left("erofs")
+    node.assert_nothing_left("erofs")
 }
 
-fn what_is_not_on_the_node_is_not_chosen(node: &Node) -> Result<()> {
+fn features_what_is_not_on_the_node_is_not_chosen(node: &Node) -> Result<()> {
     let image = forms(&USUAL)?;
     let native = image.entry(2);
     let on = |snapshotter: &str| unpack(node, &image, &["--snapshotter", snapshotter]);
@@ -275,7 +216,7 @@ fn what_is_not_on_the_node_is_not_chosen(node: &Node) -> Result<()> {
         node.ctr(&["content", "rm", &layer.digest])?;
     }
     assert_went(on("erofs")?, "erofs", &native)?;
-    node.nothing_left("erofs")
+    node.assert_nothing_left("erofs")
 }
 
 /// `[[unpack]]` with these platforms and snapshotters.
@@ -288,7 +229,7 @@ fn configuration(entries: &[(&str, &str, bool)]) -> String {
     entries.collect()
 }
 
-fn configurations_are_tried_in_order(node: &Node) -> Result<()> {
+fn features_configurations_are_tried_in_order(node: &Node) -> Result<()> {
     let image = forms(&USUAL)?;
     let (native, alone) = (image.entry(2), forms(&[Form::Erofs])?);
     let only = forms(&[Form::Plain, Form::Foreign])?;
@@ -333,10 +274,10 @@ fn configurations_are_tried_in_order(node: &Node) -> Result<()> {
         "no snapshotter is known to take OS feature \"nosuch\"",
     ];
     assert_error(ended, "FailedPrecondition", &says, "--platform")?;
-    node.nothing_left("overlayfs")
+    node.assert_nothing_left("overlayfs")
 }
 
-fn order_of_the_index_is_of_no_account(node: &Node) -> Result<()> {
+fn features_order_of_the_index_is_of_no_account(node: &Node) -> Result<()> {
     let [a, b, c] = USUAL;
     for order in [
         [a, b, c],
@@ -388,7 +329,7 @@ fn assert_only_on_erofs(node: &Node, image: &Built, chosen: &Built, how: &[&str]
     Ok(())
 }
 
-fn config_and_index_disagree(node: &Node) -> Result<()> {
+fn features_config_and_index_disagree(node: &Node) -> Result<()> {
     let scratch = node.containerd.scratch();
     let image = |text: &str| {
         let [_, layer] = small(text)?;
@@ -438,7 +379,7 @@ fn config_and_index_disagree(node: &Node) -> Result<()> {
     assert_only_on_erofs(node, &index, &index, &[])
 }
 
-fn of_both_kinds_in_one_image(node: &Node) -> Result<()> {
+fn features_of_both_kinds_in_one_image(node: &Node) -> Result<()> {
     let image = forms(&[Form::Mixed])?;
     node.import(&image)?;
     let ended = unpack(node, &image, &["--snapshotter", "overlayfs"])?;
@@ -452,20 +393,20 @@ fn of_both_kinds_in_one_image(node: &Node) -> Result<()> {
     ensure!(node.snapshots("overlayfs")?.is_empty());
     node.unpack("erofs", &image.reference)?;
     assert_labels(node, "erofs", &image, &[])?;
-    node.nothing_left("erofs")?;
+    node.assert_nothing_left("erofs")?;
     let said = node.run("erofs", &image.reference)?;
     ensure!(said == "mixed", "it says {said:?}");
     Ok(())
 }
 
-fn check_warns_of_an_index(node: &Node) -> Result<()> {
+fn features_check_warns_of_an_index(node: &Node) -> Result<()> {
     let served = Served::start(node)?;
     let check = |image: &Built, arguments: &[&str], daemon: bool| {
         let mut command = node.resnap_command()?;
         if daemon {
             command.env("RESNAP_RUNTIME_DIR", &served.dir);
         }
-        end(command.args([&["check", &image.reference], arguments].concat()))?.ok()
+        run_to_end(command.args([&["check", &image.reference], arguments].concat()))?.ok()
     };
     let mut seen = BTreeMap::new();
     for order in [
@@ -510,7 +451,7 @@ fn check_warns_of_an_index(node: &Node) -> Result<()> {
 }
 
 /// Compressed EROFS images, which containerd's own differ takes since 2.3.
-fn of_compressed_images(node: &Node) -> Result<()> {
+fn features_of_compressed_images(node: &Node) -> Result<()> {
     let image = forms(&[Form::Plain, Form::ErofsZstd])?;
     let native = image.entry(1);
     node.import(&image)?;
@@ -527,7 +468,7 @@ fn of_compressed_images(node: &Node) -> Result<()> {
     )?;
     assert_labels(node, "erofs", &native, &[])?;
     assert_copied(node, &native)?;
-    node.nothing_left("erofs")?;
+    node.assert_nothing_left("erofs")?;
     let alone = forms(&[Form::ErofsZstd])?;
     node.import(&alone)?;
     let said = node.run("erofs", &alone.reference)?;

@@ -3,8 +3,8 @@
 
 //! Images that are broken, absurd or meant to harm.
 
-mod layers;
-mod neighbours;
+pub(crate) mod layers;
+pub(crate) mod neighbours;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,55 +20,19 @@ use resnap_integration::tap::{Action, Method, Point};
 use serde_json::{Value, json};
 use tonic::Status;
 
+use crate::command::run_to_end;
 use crate::errors::{assert_error, unpack};
-use crate::suite::{Needs, Node, Test, end, unique};
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    test("corrupt_layers", corrupt_layers),
-    test("too_large_a_manifest", too_large_a_manifest),
-    test("indexes_nested_too_deep", nested_too_deep),
-    test("too_many_layers", too_many_layers),
-    test("damaged_blobs", damaged_blobs),
-    test("control_characters_stay_off_terminals", control_characters),
-    test("a_layer_that_is_there_and_is_not", disagreement),
-    Test {
-        name: "hostile_layers",
-        needs: Needs::Alone,
-        run: layers::hostile_layers,
-    },
-    Test {
-        name: "pods_start_beside_large_requests_that_wait",
-        needs: Needs::ErofsHandler,
-        run: neighbours::large_requests,
-    },
-    Test {
-        name: "a_layer_of_long_ways_is_cancelled_at_once",
-        needs: Needs::Alone,
-        run: neighbours::cancel,
-    },
-    Test {
-        name: "images_of_long_ways_leave_others_their_turn",
-        needs: Needs::Alone,
-        run: neighbours::turns,
-    },
-    Test {
-        name: "images_of_large_configs_leave_others_their_turn",
-        needs: Needs::Alone,
-        run: neighbours::configs,
-    },
-    Test {
-        name: "layers_built_ahead_share_one_memory_budget",
-        needs: Needs::Alone,
-        run: neighbours::memory,
-    },
-];
-
-const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
-    Test {
-        name,
-        needs: Needs::Containerd,
-        run,
-    }
+live_tests! {
+    Containerd: corrupt_layers,
+    Containerd: too_large_a_manifest,
+    Containerd: indexes_nested_too_deep,
+    Containerd: too_many_layers,
+    Containerd: damaged_blobs,
+    Containerd: control_characters_stay_off_terminals,
+    Containerd: a_layer_that_is_there_and_is_not,
 }
 
 const ON: &str = "native";
@@ -176,7 +140,7 @@ fn corrupt_layers(node: &Node) -> Result<()> {
         let ended = unpack(node, name, ON)?;
         let kind = ended.kind()?;
         assert_error(ended, &kind, &says.each_ref().map(String::as_str), "again")?;
-        node.nothing_left(ON)?;
+        node.assert_nothing_left(ON)?;
     }
     Ok(())
 }
@@ -195,10 +159,10 @@ fn too_large_a_manifest(node: &Node) -> Result<()> {
     let says = [name, &digest, "8388609 bytes", "at most 8388608"];
     let ended = unpack(node, name, ON)?;
     assert_error(ended, "ResourceExhausted", &says, "build it again")?;
-    node.nothing_left(ON)
+    node.assert_nothing_left(ON)
 }
 
-fn nested_too_deep(node: &Node) -> Result<()> {
+fn indexes_nested_too_deep(node: &Node) -> Result<()> {
     let name = "docker.io/library/deep:1";
     for (depth, fits) in [(8, true), (9, false)] {
         let mut blobs = Blobs::default();
@@ -214,7 +178,7 @@ fn nested_too_deep(node: &Node) -> Result<()> {
             let says = [name, "nested more than 8 deep"];
             assert_error(ended, "ResourceExhausted", &says, "build it again")?;
         }
-        node.nothing_left(ON)?;
+        node.assert_nothing_left(ON)?;
     }
     Ok(())
 }
@@ -231,7 +195,7 @@ fn too_many_layers(node: &Node) -> Result<()> {
     let says = [name, &manifest, "4097 layers", "at most 4096"];
     let ended = unpack(node, name, ON)?;
     assert_error(ended, "InvalidArgument", &says, "build it again")?;
-    node.nothing_left(ON)
+    node.assert_nothing_left(ON)
 }
 
 /// An image with blobs that no other test has.
@@ -268,14 +232,14 @@ fn damaged_blobs(node: &Node) -> Result<()> {
         let ended = unpack(node, &image.reference, ON)?;
         let says = [&*image.reference, digest, "bytes have the digest"];
         assert_error(ended, "DataLoss", &says, "content rm")?;
-        node.nothing_left(ON)?;
+        node.assert_nothing_left(ON)?;
         std::fs::write(&path, good)?;
     }
     node.unpack(ON, &image.reference)?;
-    node.nothing_left(ON)
+    node.assert_nothing_left(ON)
 }
 
-fn control_characters(node: &Node) -> Result<()> {
+fn control_characters_stay_off_terminals(node: &Node) -> Result<()> {
     let name = "docker.io/library/loud:1";
     let mut blobs = Blobs::default();
     let mut image = blobs.add_image(&[], &[]);
@@ -305,10 +269,10 @@ fn control_characters(node: &Node) -> Result<()> {
     let message = error["error"]["message"].as_str().unwrap_or_default();
     let is_safe = message.contains("evil") && !message.contains(harmful);
     ensure!(is_safe && !message.contains('\n'), "{message:?}");
-    node.nothing_left(ON)
+    node.assert_nothing_left(ON)
 }
 
-fn disagreement(node: &Node) -> Result<()> {
+fn a_layer_that_is_there_and_is_not(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let exists = || Action::Fail(Status::already_exists("says the snapshotter"));
@@ -322,17 +286,17 @@ fn disagreement(node: &Node) -> Result<()> {
             .env("CONTAINERD_ADDRESS", tap.socket())
             .args(["unpack", "--json", &image.reference])
             .args(["--snapshotter", ON]);
-        let ended = end(&mut command)?;
+        let ended = run_to_end(&mut command)?;
         tap.finish()?;
         Ok::<_, anyhow::Error>(ended)
     };
     let base = &image.layers[0].chain_id;
     let says = [&*image.reference, base, ON, "no such snapshot"];
     assert_error(answered(3)?, "FailedPrecondition", &says, "restart native")?;
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     // A garbage collection between two calls may look like that.
     answered(2)?.ok()?;
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     let said = node.run(ON, &image.reference)?;
     ensure!(said == HELLO_SAYS, "it says {said:?}");
     Ok(())

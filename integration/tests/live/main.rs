@@ -15,6 +15,7 @@ mod applier;
 mod authority;
 mod blob;
 mod cli;
+mod command;
 mod conformance;
 mod crash;
 mod differ;
@@ -25,8 +26,10 @@ mod examples;
 mod features;
 mod hostile;
 mod metrics;
+mod node;
 mod nydus;
 mod policy;
+mod poll;
 mod prewarm;
 mod proxy;
 mod repair;
@@ -49,17 +52,29 @@ fn tests() -> Vec<Test> {
     [
         api::TESTS,
         applier::TESTS,
+        applier::choice::TESTS,
         authority::TESTS,
         cli::TESTS,
         conformance::TESTS,
-        crash::TESTS,
+        crash::killed::TESTS,
+        crash::restart::TESTS,
+        crash::replies::TESTS,
+        crash::expiry::TESTS,
+        crash::stopped::TESTS,
         differ::TESTS,
         differential::TESTS,
         drain::TESTS,
         errors::TESTS,
+        errors::messages::TESTS,
+        errors::names::TESTS,
         examples::TESTS,
         features::TESTS,
+        features::refused::TESTS,
+        features::pods::TESTS,
+        features::format::TESTS,
         hostile::TESTS,
+        hostile::layers::TESTS,
+        hostile::neighbours::TESTS,
         metrics::TESTS,
         nydus::TESTS,
         policy::TESTS,
@@ -70,9 +85,11 @@ fn tests() -> Vec<Test> {
         sockets::TESTS,
         systemd::TESTS,
         tap::TESTS,
+        tap::through::TESTS,
         together::TESTS,
         transparent::TESTS,
         unpack::TESTS,
+        unpack::odd::TESTS,
         volumes::TESTS,
     ]
     .concat()

@@ -19,38 +19,20 @@ use resnap_integration::tap::{Action, Method, Point};
 use tonic::Code;
 use tonic::Status;
 
+use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test, unique};
+use crate::suite::live_tests;
 use exposition::Samples;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "metrics_count_what_was_done",
-        needs: Needs::ErofsHandler,
-        run: count_what_was_done,
-    },
-    Test {
-        name: "metrics_count_what_goes_on_and_wrong",
-        needs: Needs::ErofsHandler,
-        run: count_what_goes_on_and_wrong,
-    },
-    Test {
-        name: "metrics_healthz_tells_of_containerd",
-        needs: Needs::Alone,
-        run: healthz_tells_of_containerd,
-    },
-    Test {
-        name: "metrics_keep_healthz_free",
-        needs: Needs::Containerd,
-        run: keep_healthz_free,
-    },
-    Test {
-        name: "metrics_bear_strangers",
-        needs: Needs::Containerd,
-        run: bear_strangers,
-    },
-];
+live_tests! {
+    ErofsHandler: metrics_count_what_was_done,
+    ErofsHandler: metrics_count_what_goes_on_and_wrong,
+    Alone: metrics_healthz_tells_of_containerd,
+    Containerd: metrics_keep_healthz_free,
+    Containerd: metrics_bear_strangers,
+}
 
 /// A daemon and where it tells.
 fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
@@ -58,7 +40,7 @@ fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let dir = node.containerd.socket().with_file_name(unique("m"));
     // Through a tap, containerd writes the layers.
-    let mut command = node.command_by("containerd")?;
+    let mut command = node.command_with_differ("containerd")?;
     command.arg("--address").arg(backend);
     command.args(["serve", "--metrics-address", &address.to_string()]);
     Ok((Served::begin(&mut command, &dir)?, address))
@@ -66,13 +48,12 @@ fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
 
 /// Sends this, and answers with all that comes back.
 fn exchange(address: SocketAddr, request: &str) -> Result<String> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let mut stream = loop {
-        match TcpStream::connect(address) {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            stream => break stream?,
-        }
-    };
+    let mut stream = None;
+    eventually(&format!("{address} accepts"), DEADLINE, || {
+        stream = TcpStream::connect(address).ok();
+        Ok(stream.is_some())
+    })?;
+    let mut stream = stream.context("no stream")?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
@@ -113,7 +94,7 @@ fn want(samples: &Samples, values: &[(&str, f64)]) -> Result<()> {
     Ok(())
 }
 
-fn count_what_was_done(node: &Node) -> Result<()> {
+fn metrics_count_what_was_done(node: &Node) -> Result<()> {
     pulled(node)?;
     let (served, address) = served(node, node.containerd.socket())?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
@@ -197,7 +178,7 @@ fn count_what_was_done(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
+fn metrics_count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
     const IN_FLIGHT: &str = "resnap_unpacks_in_flight";
     const JOINED: &str = "resnap_unpacks_joined_total";
     const ANSWERS: &str = "resnap_cri_deadline_answers_total";
@@ -262,18 +243,16 @@ fn count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn healthz_tells_of_containerd(node: &Node) -> Result<()> {
+fn metrics_healthz_tells_of_containerd(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     let becomes = |want: u16| {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
+        let mut last = String::new();
+        eventually(&format!("/healthz answers {want}"), DEADLINE, || {
             let (code, _, body) = get(address, "/healthz")?;
-            if code == want {
-                return anyhow::Ok(body);
-            }
-            ensure!(Instant::now() < deadline, "still {code}: {body}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+            last = body;
+            Ok(code == want)
+        })?;
+        anyhow::Ok(last)
     };
     ensure!(becomes(200)? == "ok\n");
     node.containerd.kill()?;
@@ -295,7 +274,7 @@ fn healthz_tells_of_containerd(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn bear_strangers(node: &Node) -> Result<()> {
+fn metrics_bear_strangers(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     ensure!(get(address, "/healthz")?.0 == 200);
     for path in ["/", "/metrics/", "/metrics2", "/../metrics"] {
@@ -335,7 +314,7 @@ fn bear_strangers(node: &Node) -> Result<()> {
 }
 
 /// As any process of the node can do: connections are opened again and again, and say little.
-fn keep_healthz_free(node: &Node) -> Result<()> {
+fn metrics_keep_healthz_free(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     ensure!(get(address, "/healthz")?.0 == 200);
     let stop = AtomicBool::new(false);

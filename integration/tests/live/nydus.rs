@@ -12,14 +12,13 @@ use resnap_integration::debian::output;
 use resnap_integration::image::{self, Built, hello, shared_pair};
 use serde_json::{Value, json};
 
-use crate::suite::{Needs, Node, Test};
+use crate::node::Node;
+use crate::suite::live_tests;
 use crate::unpack::{assert_labels, outcomes};
 
-pub(crate) const TESTS: &[Test] = &[Test {
-    name: "nydus_pulls_in_the_guest",
-    needs: Needs::Nydus,
-    run: nydus_pulls_in_the_guest,
-}];
+live_tests! {
+    Nydus: nydus_pulls_in_the_guest,
+}
 
 const GUEST_SAYS: &str = "from the guest";
 
@@ -51,7 +50,7 @@ fn nydus_pulls_in_the_guest(node: &Node) -> Result<()> {
         ensure!(outcomes(&report)? == remote.into(), "{report}");
         assert_remote(node, image)?;
     }
-    node.nothing_left("nydus")?;
+    node.assert_nothing_left("nydus")?;
     ensure!(
         node.resnap(&is_ready)?.code == Some(0),
         "not ready after resnap"
@@ -74,7 +73,7 @@ fn nydus_pulls_in_the_guest(node: &Node) -> Result<()> {
 
     without_resnap(node, &cri, &sandbox, &other)?;
     cri.remove_all()?;
-    node.nothing_left("nydus")
+    node.assert_nothing_left("nydus")
 }
 
 /// The labels of resnap, and the one that nydus sets itself.

@@ -4,7 +4,6 @@
 //! What `resnap serve` does where the node is not as it should be, and as its operator says.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::Cri;
@@ -14,38 +13,20 @@ use resnap_integration::registry::Registry;
 use resnap_integration::tap::{Call, Method, Point};
 use tonic::{Code, Status};
 
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::{CREATE_CONTAINER, pulled};
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test};
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "policy_poisoned_node",
-        needs: Needs::NydusHandler,
-        run: poisoned_node,
-    },
-    Test {
-        name: "policy_sandbox_image_is_pulled",
-        needs: Needs::NydusHandler,
-        run: sandbox_image_is_pulled,
-    },
-    Test {
-        name: "policy_unlabelled_is_as_configured",
-        needs: Needs::NydusHandler,
-        run: unlabelled_is_as_configured,
-    },
-    Test {
-        name: "policy_tries_again_what_containerd_could_not_unpack",
-        needs: Needs::Alone,
-        run: tries_again,
-    },
-    Test {
-        name: "policy_always",
-        needs: Needs::Alone,
-        run: always,
-    },
-];
+live_tests! {
+    NydusHandler: policy_poisoned_node,
+    NydusHandler: policy_sandbox_image_is_pulled,
+    NydusHandler: policy_unlabelled_is_as_configured,
+    Alone: policy_tries_again_what_containerd_could_not_unpack,
+    Alone: policy_always,
+}
 
 const GUEST_SAYS: &str = "from the guest";
 
@@ -73,7 +54,7 @@ fn status(error: &anyhow::Error) -> Result<&Status> {
     error.downcast_ref().context("no status")
 }
 
-fn poisoned_node(node: &Node) -> Result<()> {
+fn policy_poisoned_node(node: &Node) -> Result<()> {
     pulled(node)?;
     furnish_guest(node)?;
     let (left, _) = shared_pair()?;
@@ -113,11 +94,11 @@ fn poisoned_node(node: &Node) -> Result<()> {
     cri.remove_all()?;
     drop((direct, cri));
     served.stop()?;
-    node.nothing_left("nydus")
+    node.assert_nothing_left("nydus")
 }
 
 /// A node on which the image of sandboxes is not, and its first pod.
-fn sandbox_image_is_pulled(node: &Node) -> Result<()> {
+fn policy_sandbox_image_is_pulled(node: &Node) -> Result<()> {
     let dist = node.containerd.dist();
     let registry = Registry::start(dist, &node.containerd.scratch().join("registry"))?;
     let reference = registry.reference("pause:1");
@@ -137,11 +118,9 @@ fn sandbox_image_is_pulled(node: &Node) -> Result<()> {
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     cri.run_pod_sandbox("nydus", "first")?;
     // containerd 2 does not say which image it is before it is there: that pod has it bare.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !is_remote(&node, &pause()?)? {
-        ensure!(Instant::now() < deadline, "it was left without labels");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually("the sandbox's image has its labels", DEADLINE, || {
+        is_remote(&node, &pause()?)
+    })?;
     let labels = node.labels("nydus", pause()?.chain_id())?;
     let named = labels.get("containerd.io/snapshot/cri.image-ref");
     ensure!(named == Some(&reference), "{labels:#?}");
@@ -157,10 +136,10 @@ fn sandbox_image_is_pulled(node: &Node) -> Result<()> {
     cri.remove_all()?;
     drop(cri);
     served.stop()?;
-    node.nothing_left("nydus")
+    node.assert_nothing_left("nydus")
 }
 
-fn unlabelled_is_as_configured(node: &Node) -> Result<()> {
+fn policy_unlabelled_is_as_configured(node: &Node) -> Result<()> {
     pulled(node)?;
     furnish_guest(node)?;
     if node.containerd.version() >= MENDED {
@@ -208,7 +187,7 @@ fn unlabelled_is_as_configured(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn tries_again(node: &Node) -> Result<()> {
+fn policy_tries_again_what_containerd_could_not_unpack(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let tap = node.containerd.tap()?;
@@ -270,7 +249,7 @@ fn tries_again(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn always(node: &Node) -> Result<()> {
+fn policy_always(node: &Node) -> Result<()> {
     // Nothing is unpacked for anybody yet.
     for image in [&hello()?, &pause()?] {
         node.import(image)?;

@@ -3,28 +3,20 @@
 
 //! Images made ready ahead: by `resnap warm`, and by the rules of `resnap serve`.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, ensure};
 use resnap_integration::image::{hello, pause, shared_pair};
 use serde_json::Value;
 
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test};
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "warm_makes_all_images_ready",
-        needs: Needs::Containerd,
-        run: warm,
-    },
-    Test {
-        name: "prewarm_follows_its_rules",
-        needs: Needs::Alone,
-        run: prewarm,
-    },
-];
+live_tests! {
+    Containerd: warm_makes_all_images_ready,
+    Alone: prewarm_follows_its_rules,
+}
 
 /// The states that `resnap warm` prints, by image.
 fn states(document: &Value) -> Vec<(&str, &str)> {
@@ -36,7 +28,7 @@ fn states(document: &Value) -> Vec<(&str, &str)> {
     .collect()
 }
 
-fn warm(node: &Node) -> Result<()> {
+fn warm_makes_all_images_ready(node: &Node) -> Result<()> {
     let images = [hello()?, pause()?];
     for image in &images {
         node.import(image)?;
@@ -67,10 +59,10 @@ fn warm(node: &Node) -> Result<()> {
     for image in &images {
         assert_labels(node, "overlayfs", image, &[])?;
     }
-    node.nothing_left("overlayfs")
+    node.assert_nothing_left("overlayfs")
 }
 
-fn prewarm(node: &Node) -> Result<()> {
+fn prewarm_follows_its_rules(node: &Node) -> Result<()> {
     let (left, right) = shared_pair()?;
     let hello = hello()?;
     node.import(&left)?;
@@ -85,14 +77,8 @@ fn prewarm(node: &Node) -> Result<()> {
         let check = node.resnap(&["check", image, "--snapshotter", "native"])?;
         anyhow::Ok(check.code == Some(0))
     };
-    let becomes_ready = |image: &str| {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !ready(image)? {
-            ensure!(Instant::now() < deadline, "{image} was not made ready");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        anyhow::Ok(())
-    };
+    let becomes_ready =
+        |image: &str| eventually(&format!("{image} is ready"), DEADLINE, || ready(image));
     // What was there, what comes, and what nobody wants.
     becomes_ready(&left.reference)?;
     node.import(&right)?;
@@ -101,5 +87,5 @@ fn prewarm(node: &Node) -> Result<()> {
     ensure!(!ready(&right.reference)?, "no rule named it");
     assert_labels(node, "native", &hello, &[])?;
     served.stop()?;
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }

@@ -11,42 +11,20 @@ use resnap_integration::image::{HELLO_SAYS, hello, pause};
 use resnap_integration::tap::{Method, Point};
 use tonic::{Code, Status};
 
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test};
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "proxy_pod_on_erofs",
-        needs: Needs::ErofsHandler,
-        run: on_erofs,
-    },
-    Test {
-        name: "proxy_pod_on_nydus",
-        needs: Needs::NydusHandler,
-        run: on_nydus,
-    },
-    Test {
-        name: "proxy_answers_before_the_deadline",
-        needs: Needs::ErofsHandler,
-        run: answers_before_the_deadline,
-    },
-    Test {
-        name: "proxy_unpacks_once_for_a_herd",
-        needs: Needs::ErofsHandler,
-        run: unpacks_once_for_a_herd,
-    },
-    Test {
-        name: "proxy_survives_restarts",
-        needs: Needs::ErofsHandler,
-        run: survives_restarts,
-    },
-    Test {
-        name: "proxy_forwards_what_it_does_not_know",
-        needs: Needs::ErofsHandler,
-        run: forwards_what_it_does_not_know,
-    },
-];
+live_tests! {
+    ErofsHandler: proxy_pod_on_erofs,
+    NydusHandler: proxy_pod_on_nydus,
+    ErofsHandler: proxy_answers_before_the_deadline,
+    ErofsHandler: proxy_unpacks_once_for_a_herd,
+    ErofsHandler: proxy_survives_restarts,
+    ErofsHandler: proxy_forwards_what_it_does_not_know,
+}
 
 pub(crate) const CREATE_CONTAINER: Method =
     Method::new("/runtime.v1.RuntimeService/CreateContainer");
@@ -74,17 +52,17 @@ fn run(node: &Node, handler: &str) -> Result<String> {
     cri.remove_all()?;
     drop(cri);
     served.stop()?;
-    node.nothing_left(handler)?;
+    node.assert_nothing_left(handler)?;
     Ok(said.output.trim().to_owned())
 }
 
-fn on_erofs(node: &Node) -> Result<()> {
+fn proxy_pod_on_erofs(node: &Node) -> Result<()> {
     let said = run(node, "erofs")?;
     ensure!(said == HELLO_SAYS, "{said:?}");
     Ok(())
 }
 
-fn on_nydus(node: &Node) -> Result<()> {
+fn proxy_pod_on_nydus(node: &Node) -> Result<()> {
     let guest = node.containerd.guest_root().join("etc");
     std::fs::create_dir_all(&guest)?;
     std::fs::write(guest.join("message"), "from the guest\n")?;
@@ -93,7 +71,7 @@ fn on_nydus(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn answers_before_the_deadline(node: &Node) -> Result<()> {
+fn proxy_answers_before_the_deadline(node: &Node) -> Result<()> {
     const TIMEOUT: Duration = Duration::from_secs(2);
     pulled(node)?;
     let image = hello()?;
@@ -135,7 +113,7 @@ fn answers_before_the_deadline(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn unpacks_once_for_a_herd(node: &Node) -> Result<()> {
+fn proxy_unpacks_once_for_a_herd(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let tap = node.containerd.tap()?;
@@ -170,7 +148,7 @@ fn unpacks_once_for_a_herd(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn survives_restarts(node: &Node) -> Result<()> {
+fn proxy_survives_restarts(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let tap = node.containerd.tap()?;
@@ -184,14 +162,9 @@ fn survives_restarts(node: &Node) -> Result<()> {
     let status = error.downcast_ref::<Status>().context("no status")?;
     ensure!(status.code() == Code::Unavailable, "{status:?}");
     node.containerd.restart()?;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while cri.status().is_err() {
-        ensure!(
-            Instant::now() < deadline,
-            "the proxy does not find containerd again"
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually("the proxy reaches containerd again", DEADLINE, || {
+        Ok(cri.status().is_ok())
+    })?;
 
     // The proxy is killed while it unpacks; the next one goes on from there.
     let held = tap.hold(Method::APPLY, 2, Point::During);
@@ -218,11 +191,11 @@ fn survives_restarts(node: &Node) -> Result<()> {
     cri.remove_all()?;
     drop(cri);
     served.stop()?;
-    node.nothing_left("erofs")?;
+    node.assert_nothing_left("erofs")?;
     tap.finish()
 }
 
-fn forwards_what_it_does_not_know(node: &Node) -> Result<()> {
+fn proxy_forwards_what_it_does_not_know(node: &Node) -> Result<()> {
     pulled(node)?;
     let served = Served::start(node)?;
     let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;

@@ -10,27 +10,17 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer, hello};
 use serde_json::Value;
 
+use crate::command::CommandOutput;
 use crate::errors::assert_error;
-use crate::suite::{Ended, Needs, Node, Test, unique};
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
 use crate::unpack::{assert_labels, expected_labels, outcomes};
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "repair_spares_a_running_container",
-        needs: Needs::Containerd,
-        run: spares_a_running_container,
-    },
-    Test {
-        name: "repair_spares_another_image",
-        needs: Needs::Containerd,
-        run: spares_another_image,
-    },
-    Test {
-        name: "repair_tells_what_containerd_cannot_remove",
-        needs: Needs::Containerd,
-        run: tells_what_cannot_be_removed,
-    },
-];
+live_tests! {
+    Containerd: repair_spares_a_running_container,
+    Containerd: repair_spares_another_image,
+    Containerd: repair_tells_what_containerd_cannot_remove,
+}
 
 /// Puts an image on the node and has containerd unpack it, as a pull without the CRI does.
 ///
@@ -78,7 +68,7 @@ fn state(node: &Node, snapshotter: &str) -> Result<State> {
         .collect()
 }
 
-fn repair(node: &Node, snapshotter: &str, image: &str) -> Result<Ended> {
+fn repair(node: &Node, snapshotter: &str, image: &str) -> Result<CommandOutput> {
     let on = ["--snapshotter", snapshotter];
     node.resnap(&[&["unpack", "--json", "--repair", image], &on[..]].concat())
 }
@@ -109,10 +99,10 @@ fn assert_repaired(node: &Node, snapshotter: &str, image: &str, applied: usize) 
     let report: &Value = &lines.last().context("nothing was printed")?["report"];
     let made = outcomes(report)?.get("applied").copied();
     ensure!(made.unwrap_or(0) == applied, "{report}");
-    node.nothing_left(snapshotter)
+    node.assert_nothing_left(snapshotter)
 }
 
-fn spares_a_running_container(node: &Node) -> Result<()> {
+fn repair_spares_a_running_container(node: &Node) -> Result<()> {
     let image = hello()?;
     for snapshotter in ["overlayfs", "native"] {
         pull(node, snapshotter, &image)?;
@@ -135,12 +125,12 @@ fn spares_a_running_container(node: &Node) -> Result<()> {
             ensure!(outcomes(report)?.get("existed") == Some(&3), "{report}");
             Ok(())
         })?;
-        node.nothing_left(snapshotter)?;
+        node.assert_nothing_left(snapshotter)?;
     }
     Ok(())
 }
 
-fn spares_another_image(node: &Node) -> Result<()> {
+fn repair_spares_another_image(node: &Node) -> Result<()> {
     let (left, right) = pair(node)?;
     let user = format!("snapshot {}", right.chain_id());
     assert_refused(node, "overlayfs", &left.reference, &user)?;
@@ -159,14 +149,14 @@ fn spares_another_image(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn tells_what_cannot_be_removed(node: &Node) -> Result<()> {
+fn repair_tells_what_containerd_cannot_remove(node: &Node) -> Result<()> {
     let (one, other) = pair(node)?;
     // What garbage collection removes, containerd still counts.
     node.ctr(&["images", "rm", "--sync", &other.reference])?;
     let says = [&*one.reference, &*one.layers[1].chain_id, "overlayfs"];
     let ended = repair(node, "overlayfs", &one.reference)?;
     assert_error(ended, "FailedPrecondition", &says, "images rm --sync")?;
-    node.nothing_left("overlayfs")?;
+    node.assert_nothing_left("overlayfs")?;
     // The next step works.
     node.ctr(&["images", "rm", "--sync", &one.reference])?;
     node.import(&one)?;

@@ -14,15 +14,14 @@ use resnap_integration::cri::Cri;
 use resnap_integration::wire::{Wire, frame};
 
 use crate::blob::ingest;
+use crate::node::Node;
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test};
+use crate::suite::live_tests;
 use raw::{DEADLINE, Frames, connect, ends};
 
-pub(crate) const TESTS: &[Test] = &[Test {
-    name: "proxy_bears_rude_clients",
-    needs: Needs::Containerd,
-    run: bears,
-}];
+live_tests! {
+    Containerd: proxy_bears_rude_clients,
+}
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
@@ -34,7 +33,7 @@ const MEMORY: u64 = 64 << 10;
 const IDLE: usize = 2000;
 const MANY: usize = 32;
 
-fn bears(node: &Node) -> Result<()> {
+fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
     let large = vec![7; (16 << 20) - 5];
     let blob = request(node, &large)?;
     let served = Served::start(node)?;

@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use anyhow::{Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::suite::{Node, by, unique};
+use crate::node::{Node, differ_config, unique};
 
 /// A running `resnap serve`, ended with the value.
 pub(crate) struct Served {
@@ -30,7 +30,7 @@ impl Served {
     pub(crate) fn before(node: &Node, backend: &Path) -> Result<Self> {
         let config = match backend == node.containerd.socket() {
             true => String::new(),
-            false => by("containerd"),
+            false => differ_config("containerd"),
         };
         Self::configured(node, backend, &config)
     }

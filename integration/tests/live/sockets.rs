@@ -9,51 +9,29 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::image::hello;
 use resnap_integration::tap::{Method, Point};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::{UnixSocket, UnixStream};
 
+use crate::command::{CommandOutput, run_to_end};
+use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
 use crate::served::Served;
-use crate::suite::{Ended, Needs, Node, Test, end, unique};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "sockets_are_closed_to_others",
-        needs: Needs::Containerd,
-        run: closed_to_others,
-    },
-    Test {
-        name: "sockets_in_an_open_directory_are_refused",
-        needs: Needs::Containerd,
-        run: open_directory,
-    },
-    Test {
-        name: "sockets_of_a_busy_process_are_not_taken",
-        needs: Needs::Containerd,
-        run: busy_process,
-    },
-    Test {
-        name: "sockets_of_a_killed_process_are_taken",
-        needs: Needs::Containerd,
-        run: killed_process,
-    },
-    Test {
-        name: "sockets_of_others_are_not_removed",
-        needs: Needs::Containerd,
-        run: others_stay,
-    },
-    Test {
-        name: "sockets_are_handed_over_while_calls_end",
-        needs: Needs::ErofsHandler,
-        run: handed_over,
-    },
-];
+live_tests! {
+    Containerd: sockets_are_closed_to_others,
+    Containerd: sockets_in_an_open_directory_are_refused,
+    Containerd: sockets_of_a_busy_process_are_not_taken,
+    Containerd: sockets_of_a_killed_process_are_taken,
+    Containerd: sockets_of_others_are_not_removed,
+    ErofsHandler: sockets_are_handed_over_while_calls_end,
+}
 
 /// A path for a runtime directory, at which nothing is.
 fn nowhere(node: &Node) -> PathBuf {
@@ -67,14 +45,13 @@ fn mode(path: &Path) -> Result<u32> {
 
 /// The inode, once there is one other than `before`.
 fn inode_after(path: &Path, before: Option<u64>) -> Result<u64> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < deadline {
-        match fs::symlink_metadata(path) {
-            Ok(there) if Some(there.ino()) != before => return Ok(there.ino()),
-            _ => std::thread::sleep(Duration::from_millis(10)),
-        }
-    }
-    bail!("nothing new came to {path:?}")
+    let mut inode = None;
+    eventually(&format!("{path:?} is replaced"), DEADLINE, || {
+        let found = fs::symlink_metadata(path).ok().map(|found| found.ino());
+        inode = found.filter(|_| found != before);
+        Ok(inode.is_some())
+    })?;
+    inode.context("no inode")
 }
 
 /// `resnap serve`, started by these words.
@@ -93,14 +70,14 @@ fn serve_by(node: &Node, words: &[&str]) -> Result<Command> {
 }
 
 /// How a `resnap serve` ended that is not to serve.
-fn refused(node: &Node, dir: &Path) -> Result<Ended> {
+fn refused(node: &Node, dir: &Path) -> Result<CommandOutput> {
     let mut command = serve_by(node, &["timeout", "20"])?;
-    let ended = end(command.env("RESNAP_RUNTIME_DIR", dir))?;
+    let ended = run_to_end(command.env("RESNAP_RUNTIME_DIR", dir))?;
     ensure!(ended.code == Some(2), "{ended:#?}");
     Ok(ended)
 }
 
-fn closed_to_others(node: &Node) -> Result<()> {
+fn sockets_are_closed_to_others(node: &Node) -> Result<()> {
     let dir = nowhere(node);
     let mut open = serve_by(node, &["sh", "-c", "umask 0; exec \"$@\"", "sh"])?;
     let served = Served::begin(&mut open, &dir)?;
@@ -116,7 +93,7 @@ fn closed_to_others(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn open_directory(node: &Node) -> Result<()> {
+fn sockets_in_an_open_directory_are_refused(node: &Node) -> Result<()> {
     let dir = nowhere(node);
     fs::create_dir(&dir)?;
     for mode in [0o777, 0o770, 0o1777] {
@@ -136,7 +113,7 @@ fn open_directory(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn busy_process(node: &Node) -> Result<()> {
+fn sockets_of_a_busy_process_are_not_taken(node: &Node) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -166,7 +143,7 @@ fn busy_process(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn killed_process(node: &Node) -> Result<()> {
+fn sockets_of_a_killed_process_are_taken(node: &Node) -> Result<()> {
     let backend = node.containerd.socket();
     let mut first = Served::start(node)?;
     let inode = inode_after(&first.socket, None)?;
@@ -184,7 +161,7 @@ fn killed_process(node: &Node) -> Result<()> {
     second.stop()
 }
 
-fn others_stay(node: &Node) -> Result<()> {
+fn sockets_of_others_are_not_removed(node: &Node) -> Result<()> {
     let served = Served::start(node)?;
     inode_after(&served.socket, None)?;
     inode_after(&served.dir.join("api.sock"), None)?;
@@ -204,7 +181,7 @@ fn others_stay(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn handed_over(node: &Node) -> Result<()> {
+fn sockets_are_handed_over_while_calls_end(node: &Node) -> Result<()> {
     pulled(node)?;
     let back = node.containerd.tap()?;
     let mut old = Served::before(node, back.socket())?;
@@ -238,15 +215,12 @@ fn handed_over(node: &Node) -> Result<()> {
 
 /// The next one, once the old one has heard that it is to stop: until then it is refused.
 fn successor(old: &Served, node: &Node, inode: u64) -> Result<Served> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < deadline {
-        let mut new = old.again(node, node.containerd.socket())?;
-        while new.process.try_wait()?.is_none() {
-            if fs::symlink_metadata(&new.socket).is_ok_and(|there| there.ino() != inode) {
-                return Ok(new);
-            }
-            std::thread::sleep(Duration::from_millis(10));
+    let mut new = old.again(node, node.containerd.socket())?;
+    eventually("a successor takes the socket over", DEADLINE, || {
+        if new.process.try_wait()?.is_some() {
+            new = old.again(node, node.containerd.socket())?;
         }
-    }
-    bail!("no successor could take the socket over")
+        Ok(fs::symlink_metadata(&new.socket).is_ok_and(|found| found.ino() != inode))
+    })?;
+    Ok(new)
 }

@@ -13,32 +13,18 @@ use anyhow::{Context as _, Result, bail, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::image::{HELLO_SAYS, hello};
 
+use crate::command::run_to_end;
+use crate::node::{Node, unique};
 use crate::proxy::pulled;
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test, end, unique};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "systemd_is_told",
-        needs: Needs::Alone,
-        run: is_told,
-    },
-    Test {
-        name: "systemd_is_told_before_containerd_is_there",
-        needs: Needs::Alone,
-        run: is_told_before_containerd_is_there,
-    },
-    Test {
-        name: "systemd_hands_sockets_over",
-        needs: Needs::Containerd,
-        run: hands_sockets_over,
-    },
-    Test {
-        name: "systemd_may_confine_it",
-        needs: Needs::ErofsHandler,
-        run: may_confine_it,
-    },
-];
+live_tests! {
+    Alone: systemd_is_told,
+    Alone: systemd_is_told_before_containerd_is_there,
+    Containerd: systemd_hands_sockets_over,
+    ErofsHandler: systemd_may_confine_it,
+}
 
 /// What the service manager hears.
 struct Manager {
@@ -85,7 +71,7 @@ impl Manager {
     }
 }
 
-fn is_told(node: &Node) -> Result<()> {
+fn systemd_is_told(node: &Node) -> Result<()> {
     let manager = Manager::listen(node)?;
     let served = manager.start(node)?;
     manager.wait_for("READY=1", "STATUS=")?;
@@ -106,7 +92,7 @@ fn is_told(node: &Node) -> Result<()> {
     manager.wait_for("STOPPING=1", "WATCHDOG=1")
 }
 
-fn is_told_before_containerd_is_there(node: &Node) -> Result<()> {
+fn systemd_is_told_before_containerd_is_there(node: &Node) -> Result<()> {
     node.containerd.kill()?;
     let manager = Manager::listen(node)?;
     let served = manager.start(node)?;
@@ -146,7 +132,7 @@ fn activated(node: &Node, socket: &UnixListener, name: &str) -> Result<Command> 
     Ok(shell)
 }
 
-fn hands_sockets_over(node: &Node) -> Result<()> {
+fn systemd_hands_sockets_over(node: &Node) -> Result<()> {
     let dir = node.containerd.socket().with_file_name(unique("a"));
     std::fs::create_dir(&dir)?;
     let path = dir.join("elsewhere.sock");
@@ -173,7 +159,7 @@ fn hands_sockets_over(node: &Node) -> Result<()> {
         ("", "socket \"\" was handed over"),
     ] {
         let mut command = activated(node, &socket, name)?;
-        let refused = end(command.env("RESNAP_RUNTIME_DIR", &dir))?;
+        let refused = run_to_end(command.env("RESNAP_RUNTIME_DIR", &dir))?;
         ensure!(refused.code == Some(2), "{refused:#?}");
         ensure!(refused.stderr.contains(says), "{refused:#?}");
         ensure!(
@@ -195,7 +181,7 @@ while read -r _ _ _ _ at _; do
 done </proc/self/mountinfo
 exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@""#;
 
-fn may_confine_it(node: &Node) -> Result<()> {
+fn systemd_may_confine_it(node: &Node) -> Result<()> {
     let unit = include_str!("../../../examples/systemd/resnap.service");
     for line in [
         "CapabilityBoundingSet=\n",

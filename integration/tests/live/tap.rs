@@ -4,7 +4,7 @@
 //! The tap itself: that it counts right, does what it is asked to, and otherwise changes nothing.
 
 mod raw;
-mod through;
+pub(crate) mod through;
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
@@ -16,38 +16,26 @@ use resnap_integration::image::{Built, hello};
 use resnap_integration::tap::{Action, Method, Point, Side, Tap};
 use tonic::{Code, Status};
 
-use crate::suite::{Ended, Needs, Node, Test, end};
+use crate::command::{CommandOutput, run_to_end};
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
+use crate::suite::live_tests;
 use raw::Raw;
 
-pub(crate) const TESTS: &[Test] = &[
-    test("tap_counts_every_call", counts),
-    test("tap_fails_a_call", fails),
-    test("tap_holds_and_delays_a_call", holds),
-    test("tap_loses_a_reply", loses_a_reply),
-    test("tap_cuts_a_connection", cuts),
-    test("tap_lets_a_call_hang", hangs),
-    test("tap_kills_the_client", kills_client),
-    Test {
-        needs: Needs::Alone,
-        ..test("tap_kills_containerd", kills_containerd)
-    },
-    test("tap_tells_what_never_happened", unused_rule),
-    test("tap_passes_streams", through::streams),
-    test("tap_passes_events", through::events),
-    test("tap_passes_resets", through::resets),
-    test("tap_passes_any_method_and_size", through::unary),
-];
+live_tests! {
+    Containerd: tap_counts_every_call,
+    Containerd: tap_fails_a_call,
+    Containerd: tap_holds_and_delays_a_call,
+    Containerd: tap_loses_a_reply,
+    Containerd: tap_cuts_a_connection,
+    Containerd: tap_lets_a_call_hang,
+    Containerd: tap_kills_the_client,
+    Alone: tap_kills_containerd,
+    Containerd: tap_tells_what_never_happened,
+}
 
 /// What resnap says when a call finds or leaves no connection.
 const UNAVAILABLE: &str = "is containerd running";
-
-const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
-    Test {
-        name,
-        needs: Needs::Containerd,
-        run,
-    }
-}
 
 /// The part of containerd's `PrepareSnapshotRequest` that is looked at.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -82,7 +70,7 @@ fn start(command: &mut Command) -> Result<Child> {
         .with_context(|| format!("start {command:?}"))
 }
 
-fn failed_with(ended: &Ended, text: &str) -> Result<()> {
+fn failed_with(ended: &CommandOutput, text: &str) -> Result<()> {
     ensure!(
         ended.code == Some(2) && ended.stderr.contains(text),
         "want code 2 and {text:?}: {ended:#?}"
@@ -107,9 +95,9 @@ fn has(node: &Node, active: usize, committed: usize) -> Result<()> {
     Ok(())
 }
 
-fn counts(node: &Node) -> Result<()> {
+fn tap_counts_every_call(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
-    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    run_to_end(&mut unpack(node, &tap, &image)?)?.ok()?;
     for (method, count) in [
         (Method::PREPARE, 3),
         (Method::APPLY, 3),
@@ -148,16 +136,16 @@ fn counts(node: &Node) -> Result<()> {
     // The second time there is nothing to do.
     tap.reset();
     ensure!(tap.counts() == BTreeMap::new());
-    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    run_to_end(&mut unpack(node, &tap, &image)?)?.ok()?;
     ensure!(tap.count(Method::STAT) > 0 && tap.count(Method::PREPARE) == 0);
     tap.finish()
 }
 
-fn fails(node: &Node) -> Result<()> {
+fn tap_fails_a_call(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     let full = || Action::Fail(Status::resource_exhausted("no space: 100 % full\n(a tap)"));
     tap.on(Method::PREPARE, 2, Point::Before, full());
-    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    let ended = run_to_end(&mut unpack(node, &tap, &image)?)?;
     failed_with(&ended, "no space: 100 % full")?;
     has(node, 0, 1)?;
     let calls = tap.calls();
@@ -179,7 +167,7 @@ fn fails(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn holds(node: &Node) -> Result<()> {
+fn tap_holds_and_delays_a_call(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     let during = tap.hold(Method::PREPARE, 1, Point::During);
     let before = tap.hold(Method::COMMIT, 2, Point::Before);
@@ -188,10 +176,9 @@ fn holds(node: &Node) -> Result<()> {
     tap.on(Method::LEASE_DELETE, 1, Point::Before, Action::Delay(delay));
     let mut resnap = start(&mut unpack(node, &tap, &image)?)?;
     during.wait()?;
-    let deadline = Instant::now() + raw::DEADLINE;
-    while kinds(node)? != (1, 0) {
-        ensure!(Instant::now() < deadline, "containerd is not at it");
-    }
+    eventually("containerd has prepared it", DEADLINE, || {
+        Ok(kinds(node)? == (1, 0))
+    })?;
     ensure!(tap.count(Method::APPLY) == 0, "the reply has passed");
     during.release();
     let call = before.wait()?;
@@ -210,10 +197,10 @@ fn holds(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn loses_a_reply(node: &Node) -> Result<()> {
+fn tap_loses_a_reply(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     tap.on(Method::CONTENT_UPDATE, 1, Point::After, Action::Cut);
-    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    let ended = run_to_end(&mut unpack(node, &tap, &image)?)?;
     failed_with(&ended, UNAVAILABLE)?;
     let calls = tap.calls();
     let update = calls
@@ -226,24 +213,24 @@ fn loses_a_reply(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn cuts(node: &Node) -> Result<()> {
+fn tap_cuts_a_connection(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     tap.on(Method::LEASE_CREATE, 1, Point::Before, Action::Cut);
-    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    let ended = run_to_end(&mut unpack(node, &tap, &image)?)?;
     failed_with(&ended, UNAVAILABLE)?;
     ensure!(node.ctr(&["leases", "ls", "-q"])?.trim().is_empty());
 
     // After a cut in the middle the client comes again to clean up.
     tap.on(Method::APPLY, 1, Point::During, Action::Cut);
-    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    let ended = run_to_end(&mut unpack(node, &tap, &image)?)?;
     failed_with(&ended, UNAVAILABLE)?;
     ensure!(tap.count(Method::REMOVE) == 1);
     has(node, 0, 0)?;
-    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    run_to_end(&mut unpack(node, &tap, &image)?)?.ok()?;
     tap.finish()
 }
 
-fn hangs(node: &Node) -> Result<()> {
+fn tap_lets_a_call_hang(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     let held = tap.hold(Method::COMMIT, 1, Point::After);
     tap.on(Method::COMMIT, 1, Point::After, Action::Hang);
@@ -252,25 +239,25 @@ fn hangs(node: &Node) -> Result<()> {
     held.release();
     // The tap still serves others while this one hangs.
     has(node, 0, 1)?;
-    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    run_to_end(&mut unpack(node, &tap, &image)?)?.ok()?;
     ensure!(resnap.try_wait()?.is_none(), "it was answered");
     resnap.kill()?;
     resnap.wait()?;
     tap.finish()
 }
 
-fn kills_client(node: &Node) -> Result<()> {
+fn tap_kills_the_client(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     tap.on(Method::PREPARE, 2, Point::After, Action::Kill(Side::Client));
     let ended = start(&mut unpack(node, &tap, &image)?)?.wait()?;
     ensure!(ended.signal() == Some(9), "{ended} instead of a kill");
     has(node, 1, 1)?;
-    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    run_to_end(&mut unpack(node, &tap, &image)?)?.ok()?;
     has(node, 0, 3)?;
     tap.finish()
 }
 
-fn kills_containerd(node: &Node) -> Result<()> {
+fn tap_kills_containerd(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     tap.on(
         Method::PREPARE,
@@ -278,20 +265,20 @@ fn kills_containerd(node: &Node) -> Result<()> {
         Point::During,
         Action::Kill(Side::Backend),
     );
-    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    let ended = run_to_end(&mut unpack(node, &tap, &image)?)?;
     failed_with(&ended, UNAVAILABLE)?;
     // Nobody is there for the next one.
-    let ended = end(&mut unpack(node, &tap, &image)?)?;
+    let ended = run_to_end(&mut unpack(node, &tap, &image)?)?;
     failed_with(&ended, UNAVAILABLE)?;
     node.containerd.restart()?;
-    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    run_to_end(&mut unpack(node, &tap, &image)?)?.ok()?;
     tap.finish()
 }
 
-fn unused_rule(node: &Node) -> Result<()> {
+fn tap_tells_what_never_happened(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     tap.on(Method::PREPARE, 5, Point::During, Action::Hang);
-    end(&mut unpack(node, &tap, &image)?)?.ok()?;
+    run_to_end(&mut unpack(node, &tap, &image)?)?.ok()?;
     let socket = tap.socket().to_owned();
     let error = tap.finish().err().context("nothing is told")?.to_string();
     ensure!(

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use async_trait::async_trait;
@@ -26,25 +26,19 @@ use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Barrier;
 
-use crate::suite::{Needs, Node, Test, unique};
+use crate::node::{Node, unique};
+use crate::poll::eventually;
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    test("requests_of_one_process_unpack_once", requests),
-    test("processes_unpack_once", processes),
-    test("images_that_share_layers_unpack_them_once", shared_layers),
-    test("a_job_outlives_its_callers", callers_go),
-    test("a_panic_fails_a_job_once", panics),
-    test("cancel_stops_a_job_for_all", cancel),
-    test("no_more_layers_at_once_than_set", parallel_applies),
-];
-
-const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
-    Test {
-        name,
-        needs: Needs::Containerd,
-        run,
-    }
+live_tests! {
+    Containerd: requests_of_one_process_unpack_once,
+    Containerd: processes_unpack_once,
+    Containerd: images_that_share_layers_unpack_them_once,
+    Containerd: a_job_outlives_its_callers,
+    Containerd: a_panic_fails_a_job_once,
+    Containerd: cancel_stops_a_job_for_all,
+    Containerd: no_more_layers_at_once_than_set,
 }
 
 const CALLERS: usize = 16;
@@ -129,7 +123,7 @@ fn tag(node: &Node, image: &Built) -> Result<String> {
     Ok(other)
 }
 
-fn requests(node: &Node) -> Result<()> {
+fn requests_of_one_process_unpack_once(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let other = tag(node, &image)?;
@@ -151,7 +145,7 @@ fn requests(node: &Node) -> Result<()> {
     for name in [&image.reference, &other] {
         ensure!(works.is_ready(name)?, "{name} is not ready");
     }
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     let said = node.run(ON, &other)?;
     ensure!(said == HELLO_SAYS, "it says {said:?}");
     works.tap.finish()
@@ -237,13 +231,13 @@ fn run_processes<'a>(
     for method in [Method::PREPARE, Method::APPLY, Method::COMMIT] {
         counts(&tap, method, layers)?;
     }
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     let locks = std::fs::read_dir(&*dir)?.count();
     ensure!(locks == 0, "{locks} locks are left");
     tap.finish()
 }
 
-fn processes(node: &Node) -> Result<()> {
+fn processes_unpack_once(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let names = std::iter::repeat_n(image.reference.as_str(), CALLERS);
@@ -251,7 +245,7 @@ fn processes(node: &Node) -> Result<()> {
     assert_labels(node, ON, &image, &[])
 }
 
-fn shared_layers(node: &Node) -> Result<()> {
+fn images_that_share_layers_unpack_them_once(node: &Node) -> Result<()> {
     let (left, right) = shared_pair()?;
     let layers = 4;
     let names = [left.reference.as_str(), &right.reference];
@@ -273,7 +267,7 @@ fn shared_layers(node: &Node) -> Result<()> {
     held.release();
     all_ready(works.end(jobs), 3)?;
     counts(&works.tap, Method::APPLY, layers)?;
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()?;
 
     run_processes(&elsewhere, [names, names].concat(), layers)?;
@@ -284,17 +278,7 @@ fn shared_layers(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Looks until it is so.
-fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "{what}: not in {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
-fn callers_go(node: &Node) -> Result<()> {
+fn a_job_outlives_its_callers(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let file = |name: &str| Layer::of(&[Entry::dir("./"), Entry::file(name, name)]);
@@ -326,12 +310,14 @@ fn callers_go(node: &Node) -> Result<()> {
     works.next(&mut late.events())?;
     drop(late);
     held.release();
-    eventually("it is ready", || works.is_ready(&small.reference))?;
-    eventually("the job is over", || Ok(node.leases()?.is_empty()))?;
+    eventually("it is ready", DEADLINE, || works.is_ready(&small.reference))?;
+    eventually("the job is over", DEADLINE, || {
+        Ok(node.leases()?.is_empty())
+    })?;
     counts(&works.tap, Method::APPLY, 6)?;
     let next = works.report(&small.reference)?;
     ensure!(next.count(LayerOutcome::Existed) == 3, "{next:?}");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()
 }
 
@@ -360,7 +346,7 @@ impl Applier for Panics {
     }
 }
 
-fn panics(node: &Node) -> Result<()> {
+fn a_panic_fails_a_job_once(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let works = Works::new(node, |ports, _| {
@@ -391,13 +377,13 @@ fn panics(node: &Node) -> Result<()> {
     assert_one_layer_kept(node)?;
     let next = works.report(&image.reference)?;
     ensure!(next.count(LayerOutcome::Applied) == 2, "{next:?}");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()
 }
 
 /// That one layer is there, under a lease, and nothing else.
 fn assert_one_layer_kept(node: &Node) -> Result<()> {
-    node.no_active_snapshot(ON)?;
+    node.assert_no_active_snapshot(ON)?;
     let (snapshots, leases) = (node.snapshots(ON)?, node.leases()?);
     ensure!(
         snapshots.len() == 1 && leases.len() == 1,
@@ -408,7 +394,7 @@ fn assert_one_layer_kept(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn cancel(node: &Node) -> Result<()> {
+fn cancel_stops_a_job_for_all(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let works = Works::new(node, |_, _| {})?;
@@ -452,7 +438,7 @@ fn cancel(node: &Node) -> Result<()> {
         next.count(LayerOutcome::Existed) == 1 && next.count(LayerOutcome::Applied) == 2,
         "{next:?}"
     );
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()
 }
 
@@ -485,7 +471,7 @@ impl Applier for Pairs {
     }
 }
 
-fn parallel_applies(node: &Node) -> Result<()> {
+fn no_more_layers_at_once_than_set(node: &Node) -> Result<()> {
     let mut names = Vec::new();
     for number in 0..6 {
         let name = format!("docker.io/library/one-layer:{number}");
@@ -511,6 +497,6 @@ fn parallel_applies(node: &Node) -> Result<()> {
     let most = pairs.map_or(0, |pairs| pairs.most.load(Ordering::SeqCst));
     // Each job that somebody waits for and that writes nothing may write one more, up to as many.
     ensure!((2..=4).contains(&most), "{most} layers at once");
-    node.nothing_left(ON)?;
+    node.assert_nothing_left(ON)?;
     works.tap.finish()
 }

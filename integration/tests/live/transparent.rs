@@ -18,20 +18,18 @@ use resnap_integration::wire::frame;
 use tonic::codegen::http::{HeaderMap, HeaderValue};
 
 use crate::blob::ingest;
-use crate::suite::{Needs, Node, Test};
-use bed::{Bed, eventually};
+use crate::node::Node;
+use crate::suite::live_tests;
+use bed::{Bed, in_time};
 
-pub(crate) const TESTS: &[Test] = &[
-    test("transparent_for_every_method", every_method),
-    test("transparent_for_large_messages", large_messages),
-    test("transparent_for_answers_of_all_kinds", answers),
-    test("transparent_for_clients_that_cancel", cancels),
-    test("transparent_for_streams_both_ways", both_ways),
-    Test {
-        needs: Needs::Alone,
-        ..test("transparent_for_endless_streams", endless)
-    },
-];
+live_tests! {
+    Containerd: transparent_for_every_method,
+    Containerd: transparent_for_large_messages,
+    Containerd: transparent_for_answers_of_all_kinds,
+    Containerd: transparent_for_clients_that_cancel,
+    Containerd: transparent_for_streams_both_ways,
+    Alone: transparent_for_endless_streams,
+}
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
@@ -43,15 +41,7 @@ const UNIMPLEMENTED: u16 = 12;
 /// What containerd takes and gives in one message.
 const LIMIT: usize = 16 << 20;
 
-const fn test(name: &'static str, run: fn(&Node) -> Result<()>) -> Test {
-    Test {
-        name,
-        needs: Needs::Containerd,
-        run,
-    }
-}
-
-fn every_method(node: &Node) -> Result<()> {
+fn transparent_for_every_method(node: &Node) -> Result<()> {
     let bed = Bed::start(node)?;
     let mut implemented = 0;
     for (path, message) in requests::all() {
@@ -90,7 +80,7 @@ fn every_method(node: &Node) -> Result<()> {
     bed.finish()
 }
 
-fn large_messages(node: &Node) -> Result<()> {
+fn transparent_for_large_messages(node: &Node) -> Result<()> {
     let bed = Bed::start(node)?;
     let fits = bed.call(VERSION, frame(&requests::large(LIMIT)))?;
     ensure!(fits.status() == Some(0), "{:?}", fits.trailers);
@@ -113,7 +103,7 @@ fn large_messages(node: &Node) -> Result<()> {
 }
 
 /// What containerd would answer one day, or on a bad one.
-fn answers(node: &Node) -> Result<()> {
+fn transparent_for_answers_of_all_kinds(node: &Node) -> Result<()> {
     let bed = Bed::start(node)?;
     let error = headers(&[
         ("grpc-status", "9"),
@@ -165,7 +155,7 @@ fn answers(node: &Node) -> Result<()> {
 }
 
 /// Before there is an answer.
-fn cancels(node: &Node) -> Result<()> {
+fn transparent_for_clients_that_cancel(node: &Node) -> Result<()> {
     let bed = Bed::start(node)?;
     for path in [VERSION, CREATE_CONTAINER] {
         let held = bed.back.hold(Method::new(path), 1, Point::Before);
@@ -179,7 +169,7 @@ fn cancels(node: &Node) -> Result<()> {
 }
 
 /// A blob of many windows goes to containerd and comes back, by containerd's own API.
-fn both_ways(node: &Node) -> Result<()> {
+fn transparent_for_streams_both_ways(node: &Node) -> Result<()> {
     let bed = Bed::start(node)?;
     let blob: Vec<u8> = (0..2_u32 << 20)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
@@ -196,7 +186,7 @@ fn both_ways(node: &Node) -> Result<()> {
 }
 
 /// Events come as they happen, and the client's leaving comes through.
-fn endless(node: &Node) -> Result<()> {
+fn transparent_for_endless_streams(node: &Node) -> Result<()> {
     node.import(&pause()?)?;
     let bed = Bed::start(node)?;
     let asked = bed.open(EVENTS, frame(&[]))?;
@@ -228,7 +218,7 @@ fn endless(node: &Node) -> Result<()> {
     };
     let second = cri.run_pod_sandbox("", "second")?;
     let more = until(&mut events, second.id());
-    bed.runtime.block_on(eventually(more))?;
+    bed.runtime.block_on(in_time(more))?;
     drop((events, request));
     bed.taken_back()?;
     cri.remove_all()?;

@@ -3,7 +3,7 @@
 
 //! The main job: an image that is on the node, made ready on another snapshotter.
 
-mod odd;
+pub(crate) mod odd;
 
 use std::collections::BTreeMap;
 
@@ -16,85 +16,22 @@ use resnap_integration::image::{
 use resnap_integration::tree::{Expected, compare, surprises};
 use serde_json::{Value, json};
 
-use crate::suite::{Needs, Node, Test, host_platform, unique};
+use crate::node::{Node, host_platform, unique};
+use crate::suite::live_tests;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "every_layer_has_its_labels",
-        needs: Needs::Containerd,
-        run: every_layer_has_its_labels,
-    },
-    Test {
-        name: "the_tree_is_that_of_a_pull",
-        needs: Needs::Containerd,
-        run: the_tree_is_that_of_a_pull,
-    },
-    Test {
-        name: "erofs_equals_overlayfs",
-        needs: Needs::Erofs,
-        run: erofs_equals_overlayfs,
-    },
-    Test {
-        name: "torture_on_erofs_equals_overlayfs",
-        needs: Needs::Erofs,
-        run: torture_on_erofs_equals_overlayfs,
-    },
-    Test {
-        name: "many_layers_fit_into_labels",
-        needs: Needs::Containerd,
-        run: many_layers_fit_into_labels,
-    },
-    Test {
-        name: "what_is_there_is_not_made_again",
-        needs: Needs::Containerd,
-        run: what_is_there_is_not_made_again,
-    },
-    Test {
-        name: "shared_layers_are_made_once",
-        needs: Needs::Containerd,
-        run: shared_layers_are_made_once,
-    },
-    Test {
-        name: "garbage_collection_follows_the_image",
-        needs: Needs::Containerd,
-        run: garbage_collection_follows_the_image,
-    },
-    Test {
-        name: "docker_media_types_and_platforms",
-        needs: Needs::Containerd,
-        run: docker_media_types_and_platforms,
-    },
-    Test {
-        name: "a_single_manifest_is_taken",
-        needs: Needs::Containerd,
-        run: a_single_manifest_is_taken,
-    },
-    Test {
-        name: "annotations_become_labels_if_meant_to",
-        needs: Needs::Containerd,
-        run: annotations_become_labels_if_meant_to,
-    },
-    Test {
-        name: "odd_of_any_config_type",
-        needs: Needs::Containerd,
-        run: odd::of_any_config_type,
-    },
-    Test {
-        name: "odd_with_more_than_layers",
-        needs: Needs::Containerd,
-        run: odd::with_more_than_layers,
-    },
-    Test {
-        name: "odd_of_another_platform_than_listed",
-        needs: Needs::Containerd,
-        run: odd::of_another_platform_than_listed,
-    },
-    Test {
-        name: "odd_of_more_layers_than_are_mounted",
-        needs: Needs::Containerd,
-        run: odd::of_more_layers_than_are_mounted,
-    },
-];
+live_tests! {
+    Containerd: every_layer_has_its_labels,
+    Containerd: the_tree_is_that_of_a_pull,
+    Erofs: erofs_equals_overlayfs,
+    Erofs: torture_on_erofs_equals_overlayfs,
+    Containerd: many_layers_fit_into_labels,
+    Containerd: what_is_there_is_not_made_again,
+    Containerd: shared_layers_are_made_once,
+    Containerd: garbage_collection_follows_the_image,
+    Containerd: docker_media_types_and_platforms,
+    Containerd: a_single_manifest_is_taken,
+    Containerd: annotations_become_labels_if_meant_to,
+}
 
 /// The labels that a layer has to have, and no others.
 pub(crate) fn expected_labels(image: &Built, index: usize) -> BTreeMap<String, String> {
@@ -199,7 +136,7 @@ fn every_layer_has_its_labels(node: &Node) -> Result<()> {
     let report = node.unpack("native", &image.reference)?;
     ensure!(outcomes(&report)? == all("applied", 3), "{report}");
     assert_labels(node, "native", &image, &[])?;
-    node.nothing_left("native")?;
+    node.assert_nothing_left("native")?;
     let said = node.run("native", &image.reference)?;
     ensure!(said == HELLO_SAYS, "it says {said:?}");
     Ok(())
@@ -217,8 +154,8 @@ fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
         node.import(&image)?;
     }
     pulled.unpack_by_containerd("overlayfs", &image.reference)?;
-    node.unpack_by("containerd", "overlayfs", &image.reference)?;
-    node.nothing_left("overlayfs")?;
+    node.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
+    node.assert_nothing_left("overlayfs")?;
     let ours = node.tree("overlayfs", &image.reference)?;
     let theirs = pulled.tree("overlayfs", &image.reference)?;
     let surprises = surprises(&compare(&theirs, &ours), TORTURE_CLOCK);
@@ -235,7 +172,7 @@ fn erofs_equals_overlayfs(node: &Node) -> Result<()> {
     node.unpack_by_containerd("overlayfs", &image.reference)?;
     node.unpack("erofs", &image.reference)?;
     assert_labels(node, "erofs", &image, &[])?;
-    node.nothing_left("erofs")?;
+    node.assert_nothing_left("erofs")?;
     assert_same(node, ["overlayfs", "erofs"], &image, WEB_SAYS, ROOT_CLOCK)
 }
 
@@ -243,9 +180,9 @@ fn torture_on_erofs_equals_overlayfs(node: &Node) -> Result<()> {
     let image = torture_mkfs()?;
     node.import(&image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
-    node.unpack_by("containerd", "erofs", &image.reference)?;
+    node.unpack_with_differ("containerd", "erofs", &image.reference)?;
     assert_labels(node, "erofs", &image, &[])?;
-    node.nothing_left("erofs")?;
+    node.assert_nothing_left("erofs")?;
     let expected = [TORTURE_CLOCK, TORTURE_MKFS].concat();
     assert_same(
         node,
@@ -269,7 +206,7 @@ fn many_layers_fit_into_labels(node: &Node) -> Result<()> {
     );
     let said = node.run("overlayfs", &image.reference)?;
     ensure!(said == MANY_MAX.to_string(), "it says {said:?}");
-    node.nothing_left("overlayfs")
+    node.assert_nothing_left("overlayfs")
 }
 
 fn what_is_there_is_not_made_again(node: &Node) -> Result<()> {
@@ -282,8 +219,8 @@ fn what_is_there_is_not_made_again(node: &Node) -> Result<()> {
     node.unpack_by_containerd("overlayfs", &image.reference)?;
     let theirs = node.unpack("overlayfs", &image.reference)?;
     ensure!(outcomes(&theirs)? == all("existed", 3), "{theirs}");
-    node.nothing_left("native")?;
-    node.nothing_left("overlayfs")
+    node.assert_nothing_left("native")?;
+    node.assert_nothing_left("overlayfs")
 }
 
 fn shared_layers_are_made_once(node: &Node) -> Result<()> {
@@ -309,7 +246,7 @@ fn shared_layers_are_made_once(node: &Node) -> Result<()> {
     ])?;
     let report = node.unpack("overlayfs", &right.reference)?;
     ensure!(outcomes(&report)? == want, "{report}");
-    node.nothing_left("overlayfs")
+    node.assert_nothing_left("overlayfs")
 }
 
 fn garbage_collection_follows_the_image(node: &Node) -> Result<()> {

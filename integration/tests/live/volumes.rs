@@ -8,23 +8,16 @@ use resnap_integration::cri::{Cri, Sandbox};
 use resnap_integration::image::{Built, beside_hello, hello, shared_pair};
 use tonic::{Code, Status};
 
+use crate::node::Node;
 use crate::proxy::pulled;
 use crate::served::Served;
-use crate::suite::{Needs, Node, Test};
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
-pub(crate) const TESTS: &[Test] = &[
-    Test {
-        name: "volume_on_erofs",
-        needs: Needs::ErofsHandler,
-        run: on_erofs,
-    },
-    Test {
-        name: "volume_on_nydus",
-        needs: Needs::NydusHandler,
-        run: on_nydus,
-    },
-];
+live_tests! {
+    ErofsHandler: volume_on_erofs,
+    NydusHandler: volume_on_nydus,
+}
 
 /// The CRI's image volumes came with containerd 2.1.
 const VOLUMES: (u32, u32, u32) = (2, 1, 0);
@@ -64,7 +57,7 @@ fn code(said: &Result<String, Status>) -> Option<Code> {
     said.as_ref().err().map(Status::code)
 }
 
-fn on_erofs(node: &Node) -> Result<()> {
+fn volume_on_erofs(node: &Node) -> Result<()> {
     pulled(node)?;
     let (left, _) = shared_pair()?;
     node.import(&left)?;
@@ -95,7 +88,7 @@ fn on_erofs(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn on_nydus(node: &Node) -> Result<()> {
+fn volume_on_nydus(node: &Node) -> Result<()> {
     pulled(node)?;
     let (left, right) = shared_pair()?;
     for image in [&left, &right] {
@@ -130,14 +123,14 @@ fn on_nydus(node: &Node) -> Result<()> {
 
     // Of an image that shares its base with that only the top would be there. None of it is on
     // nydus as yet.
-    let beside = beside_hello()?;
-    ensure!(beside.layers[0].chain_id == image.layers[0].chain_id);
-    node.import(&beside)?;
-    node.unpack_by_containerd("overlayfs", &beside.reference)?;
-    let error = read(&proxied, &sandbox, "shared", &beside)?;
+    let in_new_namespace = beside_hello()?;
+    ensure!(in_new_namespace.layers[0].chain_id == image.layers[0].chain_id);
+    node.import(&in_new_namespace)?;
+    node.unpack_by_containerd("overlayfs", &in_new_namespace.reference)?;
+    let error = read(&proxied, &sandbox, "shared", &in_new_namespace)?;
     let status = error.err().context("half a volume was mounted")?;
     ensure!(status.code() == Code::FailedPrecondition, "{status:?}");
-    let told = [beside.reference.as_str(), "nydus", "another"];
+    let told = [in_new_namespace.reference.as_str(), "nydus", "another"];
     ensure!(
         told.iter().all(|word| status.message().contains(word)),
         "{status:?}"

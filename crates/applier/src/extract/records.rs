@@ -1,59 +1,57 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is remembered of a layer until all of it is there, and how much memory that may take.
+//! Records of what a layer has done, kept until all of it is written, and accounting of their memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use resnap_erofs::Metadata;
-use resnap_layer::way::{join, split};
-use resnap_layer::{Time, Xattr};
+use resnap_layer::path::{join, split};
+use resnap_layer::{Metadata, Time, Xattr};
 
-use super::way::below;
+use crate::beneath::is_beneath;
 use crate::error::Fault;
 use crate::guard::Guard;
 
-/// Bytes that a path takes in a set.
+/// Bytes that a path takes in a set, besides its own.
 const NAME: u64 = overhead::<Vec<u8>>();
 
-/// Bytes that a directory takes beside its path and attributes.
+/// Bytes that a directory takes besides its path and attributes.
 const DIRECTORY: u64 = overhead::<(Vec<u8>, Directory)>();
 
-/// Bytes that a set of extended attributes takes beside them.
+/// Bytes that a set of extended attributes takes besides them.
 const SET: u64 = overhead::<Xattrs>();
 
-/// Bytes that an extended attribute takes beside its name and value.
+/// Bytes that an extended attribute takes besides its name and value.
 const XATTR: u64 = overhead::<Xattr>();
 
-/// Nodes of a B-tree may be half empty, and the allocator rounds up.
+/// Returns the bytes of an item in a B-tree, whose nodes may be half empty, and of the allocator.
 const fn overhead<T>() -> u64 {
     2 * size_of::<T>() as u64 + 64
 }
 
-/// What will become of a directory.
+/// The record of a directory.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
-    /// What the layer says.
+    /// The metadata that the layer states.
     pub(super) stated: Option<Stated>,
-    /// What lower layers have in it is gone.
-    pub(super) opaque: bool,
-    /// Something in it is the layer's, whiteouts aside; or it is stated, or lower layers have it in
-    /// the same place.
-    pub(super) solid: bool,
-    /// Whether what is made in it inherits an access control list.
-    pub(super) has_default: bool,
-    /// Its time before this layer, where it is in place.
-    pub(super) kept: Option<Time>,
+    /// Whether the content of the lower directory is hidden.
+    pub(super) is_opaque: bool,
+    /// Whether it contains more of the layer than whiteouts, or is stated, or is a lower layer's own.
+    pub(super) has_content: bool,
+    /// Whether new children inherit an access control list.
+    pub(super) has_default_acl: bool,
+    /// The time it had before this layer, in a full copy.
+    pub(super) mtime_before: Option<Time>,
 }
 
-/// Attributes that any number of directories have.
+/// Attributes that several directories may share.
 type Xattrs = Arc<Vec<Xattr>>;
 
-/// What a layer says of a directory.
+/// The metadata that a layer states for a directory.
 #[derive(Debug)]
 pub(super) struct Stated {
-    /// Without its attributes.
+    /// The metadata without attributes.
     bare: Metadata,
     xattrs: Xattrs,
 }
@@ -67,17 +65,18 @@ impl Stated {
     }
 }
 
-/// What is remembered of a layer.
+/// The records of a layer.
 pub(super) struct Records {
-    /// All directories that this layer made, writes to or states.
+    /// All directories that this layer created, writes to or states.
     directories: BTreeMap<Vec<u8>, Directory>,
-    /// All that this layer wrote, for [`Style::Copy`](super::Style::Copy).
+    /// All paths that this layer wrote, for
+    /// [`WhiteoutMode::Copy`](crate::whiteout::WhiteoutMode::Copy).
     written: BTreeSet<Vec<u8>>,
-    /// What lower layers have there is gone, and no whiteout says so any more.
+    /// Paths that are deleted in lower layers, where no whiteout is left on disk.
     deleted: BTreeSet<Vec<u8>>,
-    /// Directories of lower layers that something else took the place of, in a copy of them.
+    /// Directories of lower layers that were replaced in a full copy.
     replaced: BTreeSet<Vec<u8>>,
-    /// The attributes of all directories, each combination once.
+    /// The attributes of all directories. Each combination is stored once.
     xattrs: BTreeSet<Xattrs>,
     guard: Guard,
 }
@@ -94,7 +93,7 @@ impl Records {
         }
     }
 
-    /// All directories, parents before what is in them.
+    /// Returns all directories, parents before their children.
     pub(super) fn directories(
         &self,
     ) -> impl DoubleEndedIterator<Item = (&Vec<u8>, &Directory)> + use<'_> {
@@ -110,143 +109,144 @@ impl Records {
     }
 
     pub(super) fn is_opaque(&self, path: &[u8]) -> bool {
-        self.get(path).is_some_and(|directory| directory.opaque)
+        self.get(path).is_some_and(|directory| directory.is_opaque)
     }
 
-    /// Notes a directory that is not noted yet.
+    /// Adds the record of a directory that has none.
     pub(super) fn add(&mut self, path: Vec<u8>, directory: Directory) -> Result<(), Fault> {
-        self.guard.take(DIRECTORY + path.len() as u64)?;
+        self.guard.take_memory(DIRECTORY + path.len() as u64)?;
         self.directories.insert(path, directory);
         Ok(())
     }
 
-    /// Notes what the layer says of a directory.
+    /// Records the metadata that the layer states for a directory.
     pub(super) fn state(&mut self, path: &[u8], mut bare: Metadata) -> Result<(), Fault> {
-        let xattrs = self.keep(std::mem::take(&mut bare.xattrs))?;
+        let xattrs = self.store(std::mem::take(&mut bare.xattrs))?;
         let directory = self.directories.get_mut(path);
         let stated = Stated { bare, xattrs };
         let old = directory.and_then(|directory| directory.stated.replace(stated));
-        self.drop(old);
+        self.drop_stated(old);
         Ok(())
     }
 
-    /// The same attributes, kept.
-    fn keep(&mut self, xattrs: Vec<Xattr>) -> Result<Xattrs, Fault> {
+    /// Stores attributes, or returns the stored set of the same attributes.
+    fn store(&mut self, xattrs: Vec<Xattr>) -> Result<Xattrs, Fault> {
         let xattrs = Xattrs::new(xattrs);
-        if let Some(kept) = self.xattrs.get(&xattrs) {
-            return Ok(Arc::clone(kept));
+        if let Some(stored) = self.xattrs.get(&xattrs) {
+            return Ok(Arc::clone(stored));
         }
-        self.guard.take(size(&xattrs))?;
+        self.guard.take_memory(size(&xattrs))?;
         self.xattrs.insert(Arc::clone(&xattrs));
         Ok(xattrs)
     }
 
-    /// Forgets what was stated, with attributes that nothing else has.
-    fn drop(&mut self, stated: Option<Stated>) {
+    /// Drops stated metadata, and its attributes if no other directory has them.
+    fn drop_stated(&mut self, stated: Option<Stated>) {
         let Some(Stated { xattrs, .. }) = stated else {
             return;
         };
         if Arc::strong_count(&xattrs) == 2 {
             self.xattrs.remove(&xattrs);
-            self.guard.give(size(&xattrs));
+            self.guard.give_memory(size(&xattrs));
         }
     }
 
-    /// Notes what this layer wrote.
+    /// Records that this layer wrote a path.
     pub(super) fn write(&mut self, path: Vec<u8>) -> Result<(), Fault> {
         if !self.written.contains(&path) {
-            self.guard.take(NAME + path.len() as u64)?;
+            self.guard.take_memory(NAME + path.len() as u64)?;
             self.written.insert(path);
         }
         Ok(())
     }
 
-    /// Whether this layer wrote it.
+    /// Returns whether this layer wrote a path.
     pub(super) fn is_written(&self, path: &[u8]) -> bool {
         self.written.contains(path)
     }
 
-    /// Whether this layer wrote something in it.
+    /// Returns whether this layer wrote something in a directory.
     pub(super) fn is_written_to(&self, path: &[u8]) -> bool {
         let next = self.written.range(join(path, b"")..).next();
-        next.is_some_and(|found| below(path, found))
+        next.is_some_and(|found| is_beneath(path, found))
     }
 
-    /// Notes that what lower layers have there is gone.
-    pub(super) fn delete(&mut self, path: &[u8]) -> Result<(), Fault> {
+    /// Records that a path is deleted in the lower layers.
+    pub(super) fn delete_lower(&mut self, path: &[u8]) -> Result<(), Fault> {
         if !self.deleted.contains(path) {
-            self.guard.take(NAME + path.len() as u64)?;
+            self.guard.take_memory(NAME + path.len() as u64)?;
             self.deleted.insert(path.to_vec());
         }
         Ok(())
     }
 
-    pub(super) fn is_deleted(&self, path: &[u8]) -> bool {
+    /// Returns whether a path is deleted in the lower layers.
+    pub(super) fn is_lower_deleted(&self, path: &[u8]) -> bool {
         self.deleted.contains(path)
     }
 
-    /// Notes that something took the place of a directory of lower layers.
-    pub(super) fn replace(&mut self, path: &[u8]) -> Result<(), Fault> {
+    /// Records that a directory of the lower layers was replaced.
+    pub(super) fn replace_lower(&mut self, path: &[u8]) -> Result<(), Fault> {
         if !self.replaced.contains(path) {
-            self.guard.take(NAME + path.len() as u64)?;
+            self.guard.take_memory(NAME + path.len() as u64)?;
             self.replaced.insert(path.to_vec());
         }
         Ok(())
     }
 
-    /// Whether a directory there would show what lower layers have, and cannot.
-    pub(super) fn is_replaced(&self, path: &[u8]) -> bool {
+    /// Returns whether a new directory would show content of lower layers that was removed.
+    pub(super) fn is_lower_replaced(&self, path: &[u8]) -> bool {
         self.replaced.contains(path) && !self.deleted.contains(path)
     }
 
-    /// Whether what is made in this directory inherits an access control list.
-    pub(super) fn has_default(&self, path: &[u8]) -> bool {
+    /// Returns whether new children of a directory inherit an access control list.
+    pub(super) fn has_default_acl(&self, path: &[u8]) -> bool {
         self.get(path)
-            .is_some_and(|directory| directory.has_default)
+            .is_some_and(|directory| directory.has_default_acl)
     }
 
-    /// Notes that there is something in a directory, and so in those that it is in.
-    pub(super) fn fill(&mut self, mut path: &[u8]) {
+    /// Records that a directory has content, and so have its parents.
+    pub(super) fn mark_content(&mut self, mut path: &[u8]) {
         while let Some(directory) = self.directories.get_mut(path)
-            && !directory.solid
+            && !directory.has_content
         {
-            directory.solid = true;
+            directory.has_content = true;
             path = split(path).0;
         }
     }
 
-    /// The directories that are gone, with all they are in or by themselves, and have only whiteouts
-    /// in them; none of them is in another.
+    /// Returns the directories that are deleted, themselves or with a parent, and contain only whiteouts.
+    /// None of them is inside another.
     pub(super) fn hollow(&self) -> Vec<Vec<u8>> {
-        let (mut gone, mut hollow) = (BTreeSet::new(), Vec::new());
+        let (mut deleted, mut hollow) = (BTreeSet::new(), Vec::new());
         if self.deleted.is_empty() {
             return hollow;
         }
-        // Parents come before what is in them.
+        // Parents come before their children.
         for (path, directory) in &self.directories {
             let parent = split(path).0;
-            if !self.deleted.contains(path) && !gone.contains(parent) {
+            if !self.deleted.contains(path) && !deleted.contains(parent) {
                 continue;
             }
-            gone.insert(&path[..]);
-            let is_solid = |path| self.get(path).is_none_or(|directory| directory.solid);
-            if !directory.solid && (is_solid(parent) || !gone.contains(parent)) {
+            deleted.insert(&path[..]);
+            let has_content = |path| self.get(path).is_none_or(|directory| directory.has_content);
+            if !directory.has_content && (has_content(parent) || !deleted.contains(parent)) {
                 hollow.push(path.clone());
             }
         }
         hollow
     }
 
-    /// Forgets what was at a path, with all that was in it. What is deleted there stays so.
+    /// Forgets a path and everything in it. That the path is deleted in lower layers is kept.
     pub(super) fn forget(&mut self, path: &[u8]) {
-        // `path-` stands between `path` and `path/`; `0` is next to `/`.
+        // `path-` sorts between `path` and `path/`; `0` is the byte after `/`.
         let inside = || join(path, b"")..[path, b"0"].concat();
         let own = self.directories.remove_entry(path);
         let inner = self.directories.extract_if(inside(), |_, _| true);
-        let gone: Vec<_> = own.into_iter().chain(inner).collect();
-        for (found, directory) in gone {
-            self.guard.give(DIRECTORY + found.len() as u64);
-            self.drop(directory.stated);
+        let forgotten: Vec<_> = own.into_iter().chain(inner).collect();
+        for (found, directory) in forgotten {
+            self.guard.give_memory(DIRECTORY + found.len() as u64);
+            self.drop_stated(directory.stated);
         }
         let own = self.written.take(path);
         for found in own
@@ -254,12 +254,12 @@ impl Records {
             .chain(self.written.extract_if(inside(), |_| true))
             .chain(self.deleted.extract_if(inside(), |_| true))
         {
-            self.guard.give(NAME + found.len() as u64);
+            self.guard.give_memory(NAME + found.len() as u64);
         }
     }
 }
 
-/// Bytes of memory of a set of attributes.
+/// Returns the bytes of memory that a set of attributes takes.
 fn size(xattrs: &[Xattr]) -> u64 {
     let sizes = xattrs.iter();
     let sizes = sizes.map(|xattr| XATTR + (xattr.name.len() + xattr.value.len()) as u64);

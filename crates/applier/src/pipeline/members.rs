@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Compressed streams of several members or frames. Zero bytes behind the last one are ignored: some
-//! tools fill a blob up with them.
+//! Decompression of streams with several members or frames. Zero bytes after the last one are ignored:
+//! some tools pad blobs with them.
 
 use std::io::{self, BufRead, Read};
 
 use flate2::bufread::GzDecoder;
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, get_error_name};
 
-use super::CHUNK;
-
-use crate::error::Through;
+use crate::error::StreamError;
 use crate::guard::Guard;
-use crate::memory::Denied;
+use crate::memory::StopReason;
 
-/// A blob through one buffer, which is looked into before it is read.
+/// Bytes of the buffer for a blob.
+const BUFFER: usize = 256 * 1024;
+
+/// A buffered blob with lookahead.
 pub(super) struct Blob<R> {
     source: R,
     buffer: Vec<u8>,
-    /// `buffer[start..end]` is not read yet.
+    /// `buffer[start..end]` is not consumed yet.
     start: usize,
     end: usize,
 }
@@ -28,27 +29,27 @@ impl<R: Read> Blob<R> {
     pub(super) fn new(source: R) -> Self {
         Self {
             source,
-            buffer: vec![0; CHUNK],
+            buffer: vec![0; BUFFER],
             start: 0,
             end: 0,
         }
     }
 
-    /// The next bytes, at least so many where the blob has them.
-    pub(super) fn ahead(&mut self, wanted: usize) -> io::Result<&[u8]> {
+    /// Returns the next bytes, at least `wanted` unless the blob ends before.
+    pub(super) fn peek(&mut self, wanted: usize) -> io::Result<&[u8]> {
         while self.end - self.start < wanted {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
-            let room = self.buffer.get_mut(self.end..).unwrap_or_default();
-            match self.source.read(room) {
+            let space = self.buffer.get_mut(self.end..).unwrap_or_default();
+            match self.source.read(space) {
                 Ok(0) => break,
                 Ok(count) => self.end += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        let ahead = self.buffer.get(self.start..self.end);
-        Ok(ahead.unwrap_or_default())
+        let bytes = self.buffer.get(self.start..self.end);
+        Ok(bytes.unwrap_or_default())
     }
 }
 
@@ -62,7 +63,7 @@ impl<R: Read> Read for Blob<R> {
 
 impl<R: Read> BufRead for Blob<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.ahead(1)
+        self.peek(1)
     }
 
     fn consume(&mut self, count: usize) {
@@ -70,8 +71,8 @@ impl<R: Read> BufRead for Blob<R> {
     }
 }
 
-/// Whether another member follows.
-fn next(blob: &mut impl BufRead) -> io::Result<bool> {
+/// Skips zeros, and returns whether another member follows.
+fn has_next(blob: &mut impl BufRead) -> io::Result<bool> {
     let mut has_zeros = false;
     loop {
         let bytes = blob.fill_buf()?;
@@ -81,7 +82,7 @@ fn next(blob: &mut impl BufRead) -> io::Result<bool> {
             None => has_zeros = true,
             Some(0) if !has_zeros => return Ok(true),
             Some(_) => {
-                let text = "something else follows zeros behind the compressed data";
+                let text = "the compressed data is followed by zeros and then other data";
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
         }
@@ -89,7 +90,7 @@ fn next(blob: &mut impl BufRead) -> io::Result<bool> {
     }
 }
 
-/// gzip (RFC 1952).
+/// A decoder of gzip (RFC 1952).
 pub(super) struct Gzip<R>(Option<GzDecoder<R>>);
 
 impl<R: BufRead> Gzip<R> {
@@ -107,7 +108,7 @@ impl<R: BufRead> Read for Gzip<R> {
             }
             let ended = self.0.take().map(GzDecoder::into_inner);
             if let Some(mut blob) = ended
-                && next(&mut blob)?
+                && has_next(&mut blob)?
             {
                 self.0 = Some(GzDecoder::new(blob));
             }
@@ -116,67 +117,70 @@ impl<R: BufRead> Read for Gzip<R> {
     }
 }
 
-/// The largest window that there is, as an exponent of two.
-const WINDOW: u32 = 31;
+/// The largest window of the format, as an exponent of two.
+const MAX_WINDOW_LOG: u32 = 31;
 
-/// Bytes that decompressing takes beside the window: blocks, and tables.
-const BESIDE: u64 = 512 << 10;
+/// Bytes that decompression takes besides the window, for blocks and tables.
+const OVERHEAD: u64 = 512 << 10;
 
-/// zstd (RFC 8878). The memory for its window comes out of the layer's.
+/// A decoder of zstd (RFC 8878). Its window counts as memory of the layer.
 pub(super) struct Zstd<'a, R> {
     blob: Blob<R>,
     context: DCtx<'static>,
     guard: &'a Guard,
-    /// Bytes of the layer's memory.
+    /// Bytes taken of the layer's memory.
     taken: u64,
-    is_inside: bool,
-    /// Whether anything has come out.
-    has_begun: bool,
+    /// Whether a frame has begun and not ended.
+    is_in_frame: bool,
+    /// Whether there was any output.
+    has_output: bool,
 }
 
 impl<'a, R: Read> Zstd<'a, R> {
     pub(super) fn new(blob: Blob<R>, guard: &'a Guard) -> io::Result<Self> {
         let mut context = DCtx::create();
-        let set = context.set_parameter(DParameter::WindowLogMax(WINDOW));
-        set.map_err(of_zstd)?;
+        let set = context.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG));
+        set.map_err(zstd_error)?;
         Ok(Self {
             blob,
             context,
             guard,
             taken: 0,
-            is_inside: false,
-            has_begun: false,
+            is_in_frame: false,
+            has_output: false,
         })
     }
 
-    /// Takes the memory for another frame; `None` at the end.
-    fn begin(&mut self) -> io::Result<Option<()>> {
-        if !next(&mut self.blob)? {
-            return Ok(None);
+    /// Begins the next frame and takes the memory for it. Returns `false` at the end.
+    fn begin_frame(&mut self) -> io::Result<bool> {
+        if !has_next(&mut self.blob)? {
+            return Ok(false);
         }
-        let window = window(self.blob.ahead(HEADER)?);
-        let wanted = window.saturating_add(BESIDE);
+        let window = window(self.blob.peek(MAX_HEADER)?);
+        let wanted = window.saturating_add(OVERHEAD);
         if let Some(more) = wanted.checked_sub(self.taken).filter(|more| *more > 0) {
-            let taken = match window > 1 << WINDOW {
-                true => Err(Denied::Layer(1 << WINDOW)),
-                false => self.guard.take(more),
+            let taken = match window > 1 << MAX_WINDOW_LOG {
+                true => Err(StopReason::LayerMemory(1 << MAX_WINDOW_LOG)),
+                false => self.guard.take_memory(more),
             };
-            taken.map_err(|denied| match denied {
-                // Nothing has come of the layer: another may do it.
-                Denied::Layer(_) if !self.has_begun => Through::Denied(Denied::Window(window)),
-                denied => Through::Denied(denied),
+            taken.map_err(|reason| match reason {
+                // There was no output yet, so the fallback can still write the layer.
+                StopReason::LayerMemory(_) if !self.has_output => {
+                    StreamError::Stopped(StopReason::Window(window))
+                }
+                reason => StreamError::Stopped(reason),
             })?;
             self.taken = wanted;
         }
-        self.is_inside = true;
-        Ok(Some(()))
+        self.is_in_frame = true;
+        Ok(true)
     }
 }
 
 impl<R: Read> Read for Zstd<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            if !self.is_inside && self.begin()?.is_none() {
+            if !self.is_in_frame && !self.begin_frame()? {
                 return Ok(0);
             }
             let bytes = self.blob.fill_buf()?;
@@ -184,14 +188,14 @@ impl<R: Read> Read for Zstd<'_, R> {
             let mut from = InBuffer::around(bytes);
             let mut to = OutBuffer::around(&mut *buffer);
             let left = self.context.decompress_stream(&mut to, &mut from);
-            self.is_inside = left.map_err(of_zstd)? > 0;
+            self.is_in_frame = left.map_err(zstd_error)? > 0;
             let (used, count) = (from.pos(), to.pos());
             self.blob.consume(used);
-            self.has_begun |= count > 0;
+            self.has_output |= count > 0;
             if count > 0 || buffer.is_empty() {
                 return Ok(count);
             }
-            if is_over && self.is_inside {
+            if is_over && self.is_in_frame {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -200,19 +204,19 @@ impl<R: Read> Read for Zstd<'_, R> {
 
 impl<R> Drop for Zstd<'_, R> {
     fn drop(&mut self) {
-        self.guard.give(self.taken);
+        self.guard.give_memory(self.taken);
     }
 }
 
-fn of_zstd(code: usize) -> io::Error {
+fn zstd_error(code: usize) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, get_error_name(code))
 }
 
-/// As many bytes as the header of a frame has at most.
-const HEADER: usize = 18;
+/// The most bytes of a frame's header.
+const MAX_HEADER: usize = 18;
 
-/// The window of the frame with this header, or its content if that is less. 0 for one that is to be
-/// skipped, and for what is none.
+/// Returns the window of the frame with this header, or the size of its content if that is less. Returns
+/// 0 for a skippable frame, and for what is not a frame.
 pub(super) fn window(header: &[u8]) -> u64 {
     let Some((&[0x28, 0xb5, 0x2f, 0xfd, descriptor], rest)) = header.split_first_chunk() else {
         return 0;

@@ -5,13 +5,13 @@ use std::io::{Seek as _, Write as _};
 
 use flate2::write::GzEncoder;
 use resnap_core::testing::NoopMonitor;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::memory::Memory;
+use crate::memory::MemoryBudget;
 
 fn read(blob: &[u8], compression: Compression, limit: u64) -> Result<(Vec<u8>, Applied), Error> {
-    let (_stop, stopped) = watch::channel(false);
-    read_with(blob, compression, limit, Stop(stopped).into())
+    read_with(blob, compression, limit, CancellationToken::new().into())
 }
 
 fn read_with(
@@ -32,7 +32,7 @@ fn read_with(
     };
     run(Source::File(file), &work, |stream| {
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).when("read")?;
+        stream.read_to_end(&mut bytes).context("read")?;
         Ok(bytes)
     })
 }
@@ -44,7 +44,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn all_members_and_frames_come_through() {
+fn all_members_and_frames_are_read() {
     let bytes: Vec<u8> = (0..3 * CHUNK + 7).map(|at| (at / 100) as u8).collect();
     let (head, tail) = bytes.split_at(CHUNK);
     let frames = |bytes| zstd::encode_all(bytes, 1).unwrap();
@@ -58,19 +58,25 @@ fn all_members_and_frames_come_through() {
         assert!(read == bytes, "{:x?}", blob.get(..4));
         assert_eq!(applied.diff_id, Digest::sha256(&bytes));
         assert_eq!(applied.size, bytes.len() as u64);
-        // As containerd has it.
+        // containerd refuses these, too.
         let trailed = [&blob[..], b"garbage"].concat();
         let torn = &blob[..blob.len() - 3];
-        assert!(super::tests::read(&trailed, Compression::Detected, u64::MAX).is_err());
-        assert!(super::tests::read(torn, Compression::Detected, u64::MAX).is_err());
-        // That it is not compressed is taken at its word.
+        for blob in [&trailed, torn] {
+            let error = super::tests::read(blob, Compression::Detected, u64::MAX).unwrap_err();
+            assert_eq!(
+                error.kind(),
+                resnap_core::Kind::InvalidArgument,
+                "{error:?}"
+            );
+        }
+        // Without compression nothing is detected.
         let (read, _) = super::tests::read(&blob, Compression::None, u64::MAX).unwrap();
         assert!(read == blob);
     }
 }
 
 #[test]
-fn what_is_not_compressed_comes_through() {
+fn uncompressed_blobs_are_read() {
     for blob in [&b""[..], b"\x1f", b"\x1f\x8b\x07\0", b"a tar archive"] {
         for compression in [Compression::None, Compression::Detected] {
             let (read, applied) = read(blob, compression, u64::MAX).unwrap();
@@ -89,8 +95,8 @@ fn bombs_are_limited() {
 }
 
 #[test]
-fn it_stops_when_nobody_wants_it() {
-    let (stop, stopped) = watch::channel(false);
+fn cancelled_work_ends() {
+    let token = CancellationToken::new();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&vec![0; 64 * CHUNK]).unwrap();
     file.rewind().unwrap();
@@ -98,21 +104,19 @@ fn it_stops_when_nobody_wants_it() {
         index: 0,
         compression: Compression::None,
         limit: u64::MAX,
-        guard: Stop(stopped).into(),
+        guard: token.clone().into(),
         monitor: Arc::new(NoopMonitor),
     };
-    let mut stop = Some(stop);
-    let stopped = run(Source::File(file), &work, |stream| {
+    let cancelled = run(Source::File(file), &work, |stream| {
         let mut byte = [0];
         loop {
-            stream.read_exact(&mut byte).when("read")?;
-            // To drop it is to say so.
-            stop.take();
+            stream.read_exact(&mut byte).context("read")?;
+            token.cancel();
         }
         #[allow(unreachable_code)]
         Ok(())
     });
-    assert!(matches!(stopped, Err(Error::Stopped)));
+    assert!(matches!(cancelled, Err(Error::Cancelled)));
 }
 
 #[test]
@@ -131,13 +135,19 @@ fn zeros_behind_the_end_are_ignored() {
             assert_eq!(applied.diff_id, Digest::sha256(&bytes));
         }
         for end in [1, zeros.len()] {
-            assert!(read(&[&zeros[..end], b"x"]).is_err());
-            assert!(read(&[&zeros[..end], &blob]).is_err());
+            for more in [&b"x"[..], &blob] {
+                let error = read(&[&zeros[..end], more]).unwrap_err();
+                assert_eq!(
+                    error.kind(),
+                    resnap_core::Kind::InvalidArgument,
+                    "{error:?}"
+                );
+            }
         }
     }
 }
 
-/// A frame that says its window has so many bits.
+/// Returns a frame whose window has `bits` bits.
 fn wide(bytes: &[u8], bits: u32) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
     encoder.window_log(bits).unwrap();
@@ -146,18 +156,16 @@ fn wide(bytes: &[u8], bits: u32) -> Vec<u8> {
 }
 
 #[test]
-fn windows_come_out_of_the_memory_of_layers() {
+fn windows_count_as_memory_of_the_layer() {
     let guard = |limit| {
-        let (stop, stopped) = watch::channel(false);
         let is_turn = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let memory = Memory::new(limit);
-        let allowance = memory.allow(&Default::default(), is_turn);
-        (stop, Guard::new(Stop(stopped), allowance))
+        let memory = MemoryBudget::new(limit).layer(&Default::default(), is_turn);
+        Guard::new(CancellationToken::new(), memory)
     };
     let read = |blob: &[u8], limit| {
-        let (_stop, guard) = guard(limit);
-        let read = read_with(blob, Compression::Detected, u64::MAX, guard);
-        read.map(|(bytes, _)| bytes).map_err(Error::settled)
+        let read = read_with(blob, Compression::Detected, u64::MAX, guard(limit));
+        read.map(|(bytes, _)| bytes)
+            .map_err(Error::unwrap_stop_reason)
     };
     let bytes = b"a tar archive".repeat(1000);
     for bits in [20, 28, 31] {
@@ -167,20 +175,20 @@ fn windows_come_out_of_the_memory_of_layers() {
             read(&blob, needed / 10 * 16 + 160).unwrap() == bytes,
             "{bits}"
         );
-        let unfit = read(&blob, needed / 10 * 8);
-        assert!(matches!(unfit, Err(Error::Unfit(_))), "{unfit:?}");
-        // Something has come of the layer before.
+        let refused = read(&blob, needed / 10 * 8);
+        assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
+        // The layer already has output.
         let second = [&wide(&bytes, 10)[..], &blob].concat();
-        let unfit = read(&second, needed / 10 * 8);
-        assert!(matches!(unfit, Err(Error::Denied(_))), "{unfit:?}");
+        let refused = read(&second, needed / 10 * 8);
+        assert!(matches!(refused, Err(Error::Stopped(_))), "{refused:?}");
     }
-    // One that says how much is in it takes no more.
+    // A frame with a known size takes no more than that.
     let small = zstd::bulk::compress(&bytes, 19).unwrap();
     assert!(read(&small, 1 << 20).unwrap() == bytes);
 }
 
 #[test]
-fn windows_are_as_their_frames_say() {
+fn windows_are_read_from_headers() {
     for (header, want) in [
         (&[0x28, 0xb5, 0x2f, 0xfd, 0, 0][..], 1 << 10),
         (&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x53], (1 << 20) / 8 * 11),

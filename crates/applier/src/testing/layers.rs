@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Layers made of any bytes. Names are few, so that entries meet.
+//! Layers made of arbitrary bytes. There are few names, so that entries affect each other.
 
 use tar::{Builder, EntryType, Header};
 
@@ -24,13 +24,13 @@ pub struct Item {
 
 type Xattr = (&'static str, &'static [u8]);
 
-/// Bytes that make an entry.
+/// Bytes that describe an entry.
 pub const RECORD: usize = 12;
 
-/// More entries take time and find nothing else.
+/// More entries take time and find no other differences.
 const ENTRIES: usize = 64;
 
-/// As many layers as it takes for one to be between others.
+/// Enough layers for one to be between others.
 const LAYERS: usize = 4;
 
 const NAMES: [&str; 9] = [
@@ -81,10 +81,11 @@ const KINDS: [EntryType; 14] = [
     EntryType::Link,
 ];
 
-/// Access control lists as Linux has them: version 2, then tag, permissions and ID of each entry.
-/// `u::rwx,g::r-x,o::r-x`, and the same with `u:7:rw-` and `m::rwx`.
+/// An access control list as Linux stores it: version 2, then tag, permissions and ID of each entry.
+/// `u::rwx,g::r-x,o::r-x`.
 const LIST: &[u8] = b"\x02\0\0\0\
     \x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff";
+/// The same with `u:7:rw-` and `m::rwx`.
 const LONG_LIST: &[u8] = b"\x02\0\0\0\
     \x01\0\x07\0\xff\xff\xff\xff\x02\0\x06\0\x07\0\0\0\x04\0\x05\0\xff\xff\xff\xff\
     \x10\0\x07\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff";
@@ -92,7 +93,7 @@ const LONG_LIST: &[u8] = b"\x02\0\0\0\
 const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
 
-/// Version 2: `cap_net_raw=ep`.
+/// `cap_net_raw=ep`, in version 2.
 const CAPABILITY: Xattr = (
     "security.capability",
     b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
@@ -121,12 +122,12 @@ fn pick<T: Copy>(all: &[T], byte: u8) -> T {
     all[usize::from(byte) % all.len()]
 }
 
-/// Returns the layers that bytes stand for, the lowest first.
+/// Returns the layers that bytes describe, the lowest first.
 pub fn layers(bytes: &[u8]) -> Vec<Vec<Item>> {
     let mut layers = vec![Vec::new()];
     let (records, _) = bytes.as_chunks::<RECORD>();
     for record in records.iter().take(ENTRIES) {
-        // Seldom, for any bytes.
+        // Rare for random bytes.
         if record[0] >= 0xf0 && layers.len() < LAYERS {
             layers.push(Vec::new());
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Trees of layers, wherever they are.
+//! Trees of layers, on disk and in images.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,12 +10,12 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
 use resnap_erofs::{ErofsReader, Node, ReadAt};
-use resnap_layer::way;
+use resnap_layer::path;
 
-/// A directory keeps it when another thing takes the place of its last whiteout.
+/// The attribute of directories with whiteouts. A directory keeps it when its last whiteout is replaced.
 const ORIGIN: &str = "trusted.overlay.origin";
 
-/// A file, a directory or another thing at a path. Of a whiteout nothing else counts.
+/// A file, directory or other inode at a path. Two whiteouts are always equal.
 #[derive(Debug, PartialEq)]
 pub(super) enum Thing {
     Whiteout,
@@ -23,9 +23,9 @@ pub(super) enum Thing {
         mode: u32,
         owner: (u32, u32),
         mtime: (i64, u32),
-        /// The number of its names, and the first of them, unless it is a directory.
+        /// The number of names, and the first of them; `None` for a directory.
         links: Option<(u64, String)>,
-        /// Data, or the target.
+        /// The data of a file, or the target of a link.
         content: Vec<u8>,
         device: u64,
         xattrs: Xattrs,
@@ -41,19 +41,19 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn join(parent: &str, name: &str) -> String {
-    text(&way::join(parent.as_bytes(), name.as_bytes()))
+    text(&path::join(parent.as_bytes(), name.as_bytes()))
 }
 
-/// Paths come in order.
+/// Returns the first name of an inode. Must be called in the order of paths.
 fn first(names: &mut BTreeMap<u64, String>, inode: u64, path: &str) -> String {
     names.entry(inode).or_insert(path.to_owned()).clone()
 }
 
-/// Removes the mark for whiteouts where there are none.
+/// Removes the attribute for whiteouts from directories that have none.
 fn unmark(tree: &mut Tree) {
     let whiteouts = tree.iter().filter(|(_, thing)| **thing == Thing::Whiteout);
     let marked: Vec<_> = whiteouts
-        .map(|(path, _)| text(way::split(path.as_bytes()).0))
+        .map(|(path, _)| text(path::split(path.as_bytes()).0))
         .collect();
     for (path, thing) in tree {
         if let Thing::Inode { xattrs, .. } = thing
@@ -64,7 +64,7 @@ fn unmark(tree: &mut Tree) {
     }
 }
 
-/// Returns the paths at which trees have different things, and those.
+/// Returns the differences between two trees, by path.
 pub(super) fn differences<'a>(
     one: &'a Tree,
     other: &'a Tree,
@@ -118,17 +118,17 @@ pub(super) fn on_disk(root: &Path) -> Tree {
     tree
 }
 
-/// Returns the attributes of what is at a path.
+/// Returns the extended attributes at a path.
 fn xattrs(path: &Path) -> io::Result<Xattrs> {
     let mut buffer = [0; 4096];
     let size = rustix::fs::llistxattr(path, &mut buffer)?;
     let names = buffer[..size].split(|byte| *byte == 0);
-    // The others are the host's.
-    let is_taken = |name: &&[u8]| {
+    // The others belong to the host.
+    let is_relevant = |name: &&[u8]| {
         !name.is_empty() && (!name.starts_with(b"security.") || *name == b"security.capability")
     };
     names
-        .filter(is_taken)
+        .filter(is_relevant)
         .map(|name| {
             let mut value = [0; 4096];
             let size = rustix::fs::lgetxattr(path, name, &mut value)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a containerd has on disk and says of it, as far as an applier sees it.
+//! A simulated containerd, as far as an applier sees it: its directories and its answers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +27,7 @@ const ELSEWHERE: &str = "RESNAP_TEST_ELSEWHERE";
 pub(crate) const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub(crate) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// Runs a test once more, alone in a process in new namespaces, if this is not that process yet.
+/// Runs a test again in a process of its own in new namespaces. Returns `false` in that process.
 pub(crate) fn elsewhere(test: &str, unshare: &[&str]) -> bool {
     if std::env::var_os(ELSEWHERE).is_some() {
         return false;
@@ -48,7 +48,7 @@ pub(crate) fn elsewhere(test: &str, unshare: &[&str]) -> bool {
     true
 }
 
-/// Runs a program to its good end.
+/// Runs a program, which must succeed.
 pub(crate) fn run(program: &str, arguments: &[&str]) {
     let ended = Command::new(program).args(arguments).output().unwrap();
     assert!(
@@ -58,13 +58,13 @@ pub(crate) fn run(program: &str, arguments: &[&str]) {
     );
 }
 
-/// Runs a task to its end, in a test that may be in a process of its own.
+/// Runs a task to its end, in a test that may run in a process of its own.
 pub(crate) fn block_on(task: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(task);
 }
 
-/// The archive of these files and their contents.
+/// Returns an archive of files with their contents.
 pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, data) in files {
@@ -79,23 +79,23 @@ pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 pub(crate) struct Bed {
-    /// containerd's root.
+    /// The root of containerd.
     pub(crate) root: PathBuf,
-    /// Who is told how it goes.
+    /// The monitor of batches.
     pub(crate) monitor: Arc<dyn ApplyMonitor>,
     backend: Arc<Backend>,
     snapshots: AtomicUsize,
     _dir: Option<TempDir>,
 }
 
-/// What containerd says.
+/// The answers of containerd.
 struct Backend {
     root: PathBuf,
     blobs: Mutex<BTreeMap<Digest, Vec<u8>>>,
-    /// Whose reading never ends, and after how many pieces of 1000 bytes; there is not even an answer
-    /// without.
+    /// The blob whose stream never ends, and the number of pieces of 1000 bytes before that; without a
+    /// number there is no answer at all.
     stuck: Mutex<Option<(Digest, Option<usize>)>>,
-    says_content_root: bool,
+    reports_content_root: bool,
     sent: Mutex<Vec<Digest>>,
     left: Mutex<Vec<Digest>>,
 }
@@ -110,8 +110,8 @@ impl Bed {
         }
     }
 
-    /// The same with its root here; whether it says where its blobs are.
-    pub(crate) fn at(root: &Path, says_content_root: bool) -> Self {
+    /// Returns a bed with this root. `reports_content_root` is whether it reports where its blobs are.
+    pub(crate) fn at(root: &Path, reports_content_root: bool) -> Self {
         fs::create_dir_all(root.join("overlayfs/snapshots")).unwrap();
         fs::create_dir_all(root.join("content/blobs/sha256")).unwrap();
         Self {
@@ -121,7 +121,7 @@ impl Bed {
                 root: root.to_path_buf(),
                 blobs: Mutex::default(),
                 stuck: Mutex::default(),
-                says_content_root,
+                reports_content_root,
                 sent: Mutex::default(),
                 left: Mutex::default(),
             }),
@@ -130,14 +130,14 @@ impl Bed {
         }
     }
 
-    /// Where a blob's file is.
+    /// Returns the path of a blob.
     pub(crate) fn file(&self, digest: &Digest) -> PathBuf {
         self.root
             .join("content/blobs")
             .join(digest.as_str().replace(':', "/"))
     }
 
-    /// Stores a layer.
+    /// Stores a layer and returns its descriptor.
     pub(crate) fn layer(&self, media_type: &str, blob: Vec<u8>) -> Descriptor {
         let digest = Digest::sha256(&blob);
         let size = blob.len() as u64;
@@ -151,25 +151,25 @@ impl Bed {
         }
     }
 
-    /// Has this be the blob of a digest, whatever digest it has.
+    /// Stores a blob under a digest that it may not match.
     pub(crate) fn put(&self, digest: &Digest, blob: Vec<u8>) {
         fs::write(self.file(digest), &blob).unwrap();
         let mut blobs = self.backend.blobs.lock().unwrap();
         blobs.insert(digest.clone(), blob);
     }
 
-    /// A blob that is no file, and of which containerd never sends all, or not even an answer.
+    /// Removes a blob's file. containerd sends only one piece of it, or never answers.
     pub(crate) fn stick(&self, layer: &Descriptor, begins: bool) {
         self.stick_after(layer, begins.then_some(1));
     }
 
-    /// The same after so many pieces of 1000 bytes.
+    /// The same after a number of pieces of 1000 bytes.
     pub(crate) fn stick_after(&self, layer: &Descriptor, pieces: Option<usize>) {
         fs::remove_file(self.file(&layer.digest)).unwrap();
         *self.backend.stuck.lock().unwrap() = Some((layer.digest.clone(), pieces));
     }
 
-    /// Has containerd not know a blob, whose file stays.
+    /// Makes containerd forget a blob whose file stays.
     pub(crate) fn forget(&self, layer: &Descriptor) {
         self.backend.blobs.lock().unwrap().remove(&layer.digest);
     }
@@ -213,12 +213,12 @@ impl Bed {
         applier.batch(&batch).unwrap()
     }
 
-    /// What is in a snapshot.
+    /// Returns the directory of a snapshot's files.
     pub(crate) fn fs(&self, snapshot: usize) -> PathBuf {
         self.root.join(format!("overlayfs/snapshots/{snapshot}/fs"))
     }
 
-    /// A new snapshot on these, the lowest first, and its mounts.
+    /// Creates a snapshot on parents, the lowest first. Returns its number and mounts.
     pub(crate) fn prepare(&self, parents: &[usize], more: &[&str]) -> (usize, Vec<Mount>) {
         let number = self.snapshots.fetch_add(1, Ordering::Relaxed) + 1;
         let upper = self.fs(number);
@@ -242,7 +242,7 @@ impl Bed {
         (number, vec![mount("overlay", "overlay", &options)])
     }
 
-    /// Applies all layers, as an engine does; answers with their snapshots.
+    /// Applies all layers, as the engine does. Returns their snapshots.
     pub(crate) async fn apply_all(
         &self,
         batch: &dyn BatchApplier,
@@ -259,7 +259,7 @@ impl Bed {
         snapshots
     }
 
-    /// What is built ahead or was left.
+    /// Returns the staging directories.
     pub(crate) fn staged(&self) -> Vec<PathBuf> {
         match fs::read_dir(self.root.join("overlayfs/.resnap")) {
             Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
@@ -267,12 +267,12 @@ impl Bed {
         }
     }
 
-    /// What containerd was asked to apply.
+    /// Returns the layers that containerd was asked to apply.
     pub(crate) fn left(&self) -> Vec<Digest> {
         self.backend.left.lock().unwrap().clone()
     }
 
-    /// What containerd was asked to send.
+    /// Returns the blobs that containerd was asked to send.
     pub(crate) fn sent(&self) -> Vec<Digest> {
         self.backend.sent.lock().unwrap().clone()
     }
@@ -289,7 +289,7 @@ pub(crate) fn mount(kind: &str, source: &str, options: &[String]) -> Mount {
 
 #[async_trait]
 impl resnap_core::Applier for Backend {
-    /// One that is stuck writes for two seconds before.
+    /// A stuck blob is written for two seconds first.
     async fn apply(
         &self,
         _: &Scope,
@@ -361,6 +361,6 @@ impl Introspection for Backend {
 
     async fn content_root(&self) -> Result<Option<String>> {
         let root = self.root.join("content").display().to_string();
-        Ok(self.says_content_root.then_some(root))
+        Ok(self.reports_content_root.then_some(root))
     }
 }

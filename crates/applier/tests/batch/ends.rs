@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! However it ends, nothing stays.
+//! However a batch ends, it leaves nothing behind.
 
 use std::fs::{self, File};
 use std::time::Duration;
@@ -12,10 +12,11 @@ use tokio::time::timeout;
 use crate::bed::{Bed, GZIP};
 use crate::{layers, text};
 
-/// Long after all that is at work has stopped.
+/// A time in which all work has stopped.
 const SOON: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
 async fn a_broken_layer_spares_the_others() {
     let scope = Scope::new("default");
     let bed = Bed::new();
@@ -32,13 +33,14 @@ async fn a_broken_layer_spares_the_others() {
     assert!(bed.staged().is_empty(), "{:?}", bed.staged());
     assert!(bed.fs(torn).read_dir().unwrap().next().is_none());
     assert_eq!(text(&bed, snapshots[1]), "a 1");
-    // What had ended begins nothing.
+    // A batch that has ended starts nothing.
     let error = batch.apply(&scope, 3, &mounts).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Cancelled);
     assert!(bed.fs(torn).read_dir().unwrap().next().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
 async fn it_ends_while_containerd_is_stuck() {
     let scope = Scope::new("default");
     for begins in [false, true] {
@@ -64,7 +66,8 @@ async fn it_ends_while_containerd_is_stuck() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_ends_goes_some_time() {
+#[ignore = "needs root: make test runs it"]
+async fn dropped_batches_are_cleaned_up() {
     let bed = Bed::new();
     let layers = layers(&bed, "a", 3);
     bed.stick(&layers[1], true);
@@ -81,9 +84,10 @@ async fn what_nobody_ends_goes_some_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
 async fn layers_that_wait_for_their_turn_are_few() {
     let bed = Bed::new();
-    // More than on any machine are built at once.
+    // More than are built at once.
     let count = 4 * std::thread::available_parallelism().unwrap().get() + 20;
     let layers = layers(&bed, "a", count);
     bed.stick(&layers[0], true);
@@ -96,7 +100,7 @@ async fn layers_that_wait_for_their_turn_are_few() {
     assert!((2..count - 10).contains(&staged), "{staged}");
     batch.end().await;
 
-    // And each comes to its turn, those too that others make.
+    // Each gets its turn, also if other processes make some of them.
     let batch = bed.batch(&layers[1..]);
     let mut snapshots = Vec::new();
     for index in (0..count - 1).filter(|index| index % 3 != 1) {
@@ -111,11 +115,12 @@ async fn layers_that_wait_for_their_turn_are_few() {
 }
 
 #[tokio::test]
-async fn what_the_dead_left_is_cleared() {
+#[ignore = "needs root: make test runs it"]
+async fn orphaned_staging_is_removed() {
     let bed = Bed::new();
     let staging = bed.root.join("overlayfs/.resnap");
-    let (dead, held) = (staging.join("1-0-dead"), staging.join("1-0-held"));
-    for dir in [&dead, &held] {
+    let (orphan, held) = (staging.join("1-0-orphan"), staging.join("1-0-held"));
+    for dir in [&orphan, &held] {
         fs::create_dir_all(dir.join("0/etc")).unwrap();
         fs::write(dir.join("0/etc/file"), "half").unwrap();
     }

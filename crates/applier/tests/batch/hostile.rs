@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Layers that are made to take what others need.
+//! Hostile layers that try to exhaust memory or time.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -19,8 +19,8 @@ use crate::{layers, text};
 
 const MIB: u64 = 1 << 20;
 
-/// Beside the memory of layers: threads, and buffers of those that are being written.
-const SMALL: u64 = 48;
+/// MiB besides the memory of layers: for threads, and buffers of layers that are being written.
+const OVERHEAD: u64 = 48;
 
 fn header(kind: EntryType, size: usize) -> tar::Header {
     let mut header = tar::Header::new_ustar();
@@ -38,7 +38,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// So many directories, each with an extended attribute of as many bytes, `own` ones or the same.
+/// Returns a layer of directories with an extended attribute each: `own` values, or all the same.
 fn bomb(count: usize, name: &str, bytes: usize, own: bool) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let key = format!("SCHILY.xattr.{name}");
@@ -63,7 +63,7 @@ fn settings(memory: u64) -> ApplierSettings {
     settings
 }
 
-/// Has layers built ahead of one that never ends; how many MiB that takes.
+/// Builds layers ahead of one that never ends. Returns how many MiB that takes.
 fn takes_beside_a_slow_one(memory: u64, bomb: Vec<u8>, is_image: bool) -> u64 {
     let bed = Bed::new();
     let slow = layers(&bed, "a", 1).remove(0);
@@ -85,7 +85,7 @@ fn takes_beside_a_slow_one(memory: u64, bomb: Vec<u8>, is_image: bool) -> u64 {
     peak() - before
 }
 
-/// In a process of its own, as memory is the process'. Each layer takes less than one may.
+/// Measures in a process of its own. Each layer takes less than its limit.
 fn bombs_are_bounded(test: &str, is_image: bool, name: &str, bytes: usize) {
     if elsewhere(&format!("hostile::{test}"), &["--mount"]) {
         return;
@@ -93,27 +93,30 @@ fn bombs_are_bounded(test: &str, is_image: bool, name: &str, bytes: usize) {
     let memory = 32;
     let bomb = bomb(18_000_000 / bytes, name, bytes, true);
     let took = takes_beside_a_slow_one(memory * MIB, bomb, is_image);
-    assert!(took < memory + SMALL, "{took} MiB");
+    assert!(took < memory + OVERHEAD, "{took} MiB");
 }
 
 #[test]
-fn attributes_that_nobody_sets_take_nothing() {
-    let test = "attributes_that_nobody_sets_take_nothing";
+#[ignore = "needs root: make test runs it"]
+fn attributes_that_are_not_set_take_no_memory() {
+    let test = "attributes_that_are_not_set_take_no_memory";
     bombs_are_bounded(test, false, "trusted.x", 200_000);
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn attributes_ahead_are_bounded() {
     bombs_are_bounded("attributes_ahead_are_bounded", false, "user.x", 3000);
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn attributes_of_images_ahead_are_bounded() {
     let test = "attributes_of_images_ahead_are_bounded";
     bombs_are_bounded(test, true, "security.x", 60_000);
 }
 
-/// As it was found: 0.7 MB of each layer took 512 MiB.
+/// A regression: 0.7 MB of each layer took 512 MiB.
 #[test]
 #[ignore = "takes minutes"]
 fn bombs_take_no_more_than_the_default() {
@@ -124,13 +127,13 @@ fn bombs_take_no_more_than_the_default() {
         let bomb = bomb(2040, name, 262_000, own);
         let took = takes_beside_a_slow_one(resnap_applier::MEMORY, bomb, false);
         assert!(
-            took < resnap_applier::MEMORY / MIB + SMALL,
+            took < resnap_applier::MEMORY / MIB + OVERHEAD,
             "{name}: {took} MiB"
         );
     }
 }
 
-/// The error of a layer that is alone.
+/// Returns the error of a batch of one layer.
 async fn refused(bed: &Bed, settings: ApplierSettings, layer: Descriptor) -> Error {
     let batch = bed.batch_with(settings, &[layer], false);
     let (_, mounts) = bed.prepare(&[], &[]);
@@ -141,6 +144,7 @@ async fn refused(bed: &Bed, settings: ApplierSettings, layer: Descriptor) -> Err
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
 async fn a_layer_that_takes_too_much_is_refused_by_name() {
     let bed = Bed::new();
     let layer = bed.layer(GZIP, bomb(50, "user.x", 200_000, true));
@@ -152,7 +156,7 @@ async fn a_layer_that_takes_too_much_is_refused_by_name() {
         text.contains("more than 5242880 bytes") && text.contains("raise memory"),
         "{text}"
     );
-    // The same attributes are one set. That it is too long for the file system is another matter.
+    // The same attributes are stored once. Longer ones would exceed the limit of the file system.
     let layer = bed.layer(GZIP, bomb(50, "user.x", 3000, false));
     let batch = bed.batch_with(settings(MIB / 4), &[layer], false);
     bed.apply_all(&*batch, 1, &[]).await;
@@ -160,7 +164,8 @@ async fn a_layer_that_takes_too_much_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_no_memory_ahead_is_written_in_its_turn() {
+#[ignore = "needs root: make test runs it"]
+async fn layers_without_memory_ahead_are_written_in_their_turn() {
     let bed = Bed::new();
     let many = |layer: usize| {
         let names = (0..500).map(|at| (format!("d{layer}-{at}/file"), &b"x"[..]));
@@ -172,7 +177,7 @@ async fn what_has_no_memory_ahead_is_written_in_its_turn() {
         bed.layer(TAR, tar(&files))
     };
     let layers: Vec<_> = (0..6).map(many).collect();
-    // Of 500 directories each takes more than three sixteenths, and less than ten.
+    // The 500 directories of a layer take more than three sixteenths, and less than ten.
     let batch = bed.batch_with(settings(400_000), &layers, false);
     let snapshots = bed.apply_all(&*batch, 6, &[]).await;
     for (layer, snapshot) in snapshots.into_iter().enumerate() {
@@ -183,7 +188,7 @@ async fn what_has_no_memory_ahead_is_written_in_its_turn() {
     assert!(bed.left().is_empty() && bed.staged().is_empty());
 }
 
-/// Links that lead to each other, and then directories behind them in turns.
+/// Returns a layer with two chains of links, and directories at their ends in turns.
 fn links() -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for chain in 0..2 {
@@ -204,6 +209,7 @@ fn links() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
 async fn links_that_only_take_time_are_refused_soon() {
     for is_image in [false, true] {
         let bed = Bed::new();
@@ -233,7 +239,8 @@ async fn links_that_only_take_time_are_refused_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_get_on_ends() {
+#[ignore = "needs root: make test runs it"]
+async fn stalled_layers_fail() {
     for begins in [false, true] {
         let bed = Bed::new();
         let layers = layers(&bed, "a", 3);
@@ -261,13 +268,14 @@ async fn what_does_not_get_on_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_broken_is_told_while_containerd_is_stuck() {
+#[ignore = "needs root: make test runs it"]
+async fn malformed_layers_fail_while_containerd_is_stuck() {
     let bed = Bed::new();
     let data = vec![0; 2000];
     let names: Vec<_> = (0..1000).map(|at| at.to_string()).collect();
     let files: Vec<_> = names.iter().map(|name| (&name[..], &data[..])).collect();
     let mut archive = tar(&files);
-    // A header in the middle of what comes before it sticks.
+    // A header in the middle of the bytes that are sent.
     archive[2560 * 100] ^= 1;
     let layer = bed.layer(TAR, archive);
     bed.stick_after(&layer, Some(600));
@@ -281,7 +289,8 @@ async fn what_is_broken_is_told_while_containerd_is_stuck() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_differ_that_does_not_get_on_ends() {
+#[ignore = "needs root: make test runs it"]
+async fn stalled_differs_fail() {
     let bed = Bed::new();
     let layer = bed.layer(&format!("{TAR}+gzip+encrypted"), b"secret".to_vec());
     bed.stick(&layer, true);
@@ -299,7 +308,7 @@ async fn a_differ_that_does_not_get_on_ends() {
         said.contains(layer.digest.as_str()) && said.contains("raise stall"),
         "{said}"
     );
-    // It has not been disturbed as long as it wrote.
+    // It was not interrupted while it wrote.
     assert_eq!(fs::read(bed.fs(snapshot).join("file")).unwrap(), b"19");
     batch.end().await;
 }

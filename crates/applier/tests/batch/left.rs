@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is left to containerd, as nobody notices, and what is not.
+//! Layers that are left to containerd, and layers that are not.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -14,7 +14,7 @@ use resnap_core::{Descriptor, Mount, Scope};
 use crate::bed::{Bed, GZIP, TAR, block_on, elsewhere, run, tar};
 use crate::{layers, text};
 
-/// Applies one layer; whether containerd was asked to.
+/// Applies one layer. Returns whether containerd was asked to.
 async fn is_left(bed: &Bed, layer: &Descriptor, mounts: &[Mount]) -> bool {
     let before = bed.left().len();
     let batch = bed.batch(std::slice::from_ref(layer));
@@ -26,6 +26,7 @@ async fn is_left(bed: &Bed, layer: &Descriptor, mounts: &[Mount]) -> bool {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn snapshots_that_cannot_be_written_to() {
     let name = "left::snapshots_that_cannot_be_written_to";
     if elsewhere(name, &["--mount"]) {
@@ -46,6 +47,7 @@ fn snapshots_that_cannot_be_written_to() {
 }
 
 #[tokio::test]
+#[ignore = "needs root: make test runs it"]
 async fn snapshots_of_others() {
     let bed = Bed::new();
     let layer = layers(&bed, "a", 1).remove(0);
@@ -68,9 +70,10 @@ async fn snapshots_of_others() {
 }
 
 #[tokio::test]
+#[ignore = "needs root: make test runs it"]
 async fn images_on_parents_of_another_kind() {
     let bed = Bed::new();
-    // It has to look into the parent for `etc`.
+    // `etc` is looked up in the parent.
     let layer = layers(&bed, "a", 1).remove(0);
     for is_staged in [true, false] {
         if !is_staged {
@@ -91,6 +94,7 @@ async fn images_on_parents_of_another_kind() {
 }
 
 #[tokio::test]
+#[ignore = "needs root: make test runs it"]
 async fn images_beside_others_with_verity() {
     let bed = Bed::new();
     let layer = layers(&bed, "a", 1).remove(0);
@@ -101,13 +105,14 @@ async fn images_beside_others_with_verity() {
     File::create(&sidecar).unwrap();
     assert!(is_left(&bed, &layer, &mounts).await);
     fs::remove_file(sidecar).unwrap();
-    // What another batch tries meanwhile.
+    // The trial file of another batch.
     File::create(bed.root.join("overlayfs/snapshots/9.resnap-trial")).unwrap();
     assert!(!is_left(&bed, &layer, &mounts).await);
     assert!(bed.fs(image).with_file_name("layer.erofs").exists());
 }
 
 #[tokio::test]
+#[ignore = "needs root: make test runs it"]
 async fn zstd_windows_for_which_there_is_no_memory() {
     let bed = Bed::new();
     let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
@@ -119,7 +124,7 @@ async fn zstd_windows_for_which_there_is_no_memory() {
     let there = bed.fs(snapshot).with_file_name("").read_dir().unwrap();
     assert_eq!(there.count(), 2, "more than fs and work");
     assert!(bed.fs(snapshot).read_dir().unwrap().next().is_none());
-    // With more memory it is ours.
+    // With more memory it is written in process.
     let mut settings = ApplierSettings::default();
     settings.memory = 1 << 30;
     let batch = bed.batch_with(settings, &[layer], false);
@@ -128,9 +133,10 @@ async fn zstd_windows_for_which_there_is_no_memory() {
     assert_eq!(text(&bed, snapshot), "x");
 }
 
-/// containerd takes each of these for what it is.
+/// containerd detects the compression of each of these.
 #[tokio::test]
-async fn compression_is_what_it_is() {
+#[ignore = "needs root: make test runs it"]
+async fn compression_is_detected() {
     let bed = Bed::new();
     let archive = tar(&[("etc/file", b"x")]);
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());

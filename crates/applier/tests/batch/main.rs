@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Layers of whole images, written next to a snapshotter's directories as containerd lays them out.
-//! As root, as resnap runs.
+//! Batches of layers, written below a snapshotter's root with the layout of containerd. The tests need root.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a test says by a panic what is wrong"
+    reason = "tests report failures by panics"
 )]
 
 mod bed;
@@ -28,7 +27,7 @@ use bed::{Bed, TAR, tar};
 use resnap_applier::Differ;
 use resnap_core::{ApplyMonitor, ApplyPermit, Kind, Mount, Scope, Stage, StageTiming};
 
-/// Layers that all write to one file, of which the last counts.
+/// Returns layers that all write the same file.
 fn layers(bed: &Bed, of: &str, count: usize) -> Vec<resnap_core::Descriptor> {
     let layer = |index| {
         let data = format!("{of} {index}");
@@ -41,14 +40,14 @@ fn text(bed: &Bed, snapshot: usize) -> String {
     fs::read_to_string(bed.fs(snapshot).join("etc/file")).unwrap()
 }
 
-/// Counts who has been admitted.
+/// Counts the permits that are held.
 #[derive(Default)]
 struct Gate(Arc<AtomicUsize>, AtomicUsize);
 
-/// One who has.
-struct Inside(Arc<AtomicUsize>);
+/// A permit.
+struct Permit(Arc<AtomicUsize>);
 
-impl Drop for Inside {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -58,13 +57,13 @@ impl Drop for Inside {
 impl ApplyMonitor for Gate {
     async fn admit(&self, _: usize) -> ApplyPermit {
         self.0.fetch_add(1, Ordering::SeqCst);
-        ApplyPermit::new(Inside(Arc::clone(&self.0)))
+        ApplyPermit::new(Permit(Arc::clone(&self.0)))
     }
 
     fn read(&self, _: usize, _: u64) {}
 
     fn record_stage(&self, _: usize, stage: Stage, _: StageTiming) {
-        // Who is told has not gone on yet.
+        // The permit is still held.
         if stage == Stage::Place && self.0.load(Ordering::SeqCst) > 0 {
             self.1.fetch_add(1, Ordering::SeqCst);
         }
@@ -72,6 +71,7 @@ impl ApplyMonitor for Gate {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
 async fn layers_are_put_in_place_by_admission() {
     let gate = Arc::new(Gate::default());
     let mut bed = Bed::new();
@@ -81,7 +81,7 @@ async fn layers_are_put_in_place_by_admission() {
     let mut snapshots = Vec::new();
     for index in 0..3 {
         let (snapshot, mounts) = bed.prepare(&snapshots, &[]);
-        // All are built by now, and nobody is admitted for that any more.
+        // Wait until all are built and their permits are dropped.
         while index > 0 && gate.0.load(Ordering::SeqCst) > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -95,6 +95,7 @@ async fn layers_are_put_in_place_by_admission() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
 async fn images_at_once_do_not_mix() {
     let bed = Bed::new();
     let images = ["a", "b", "c", "d"].map(|of| (of, layers(&bed, of, 5)));
@@ -112,7 +113,8 @@ async fn images_at_once_do_not_mix() {
 }
 
 #[tokio::test]
-async fn containerd_gets_what_is_not_known() {
+#[ignore = "needs root: make test runs it"]
+async fn unknown_media_types_are_left_to_containerd() {
     let scope = Scope::new("default");
     let bed = Bed::new();
     let mut layers = layers(&bed, "a", 3);
@@ -124,7 +126,7 @@ async fn containerd_gets_what_is_not_known() {
     assert!(!bed.fs(snapshots[1]).join("etc").exists());
     assert_eq!(text(&bed, snapshots[2]), "a 2");
 
-    // Unless nobody but resnap may.
+    // With `differ = "resnap"` it is an error.
     let batch = bed.batch_by(Differ::Resnap, &layers, false);
     let (_, mounts) = bed.prepare(&[], &[]);
     let error = batch.apply(&scope, 1, &mounts).await.unwrap_err();
@@ -135,7 +137,8 @@ async fn containerd_gets_what_is_not_known() {
 }
 
 #[tokio::test]
-async fn containerd_gets_what_goes_elsewhere() {
+#[ignore = "needs root: make test runs it"]
+async fn unknown_mounts_are_left_to_containerd() {
     let scope = Scope::new("default");
     let (bed, other) = (Bed::new(), Bed::new());
     let layers = layers(&bed, "a", 1);
@@ -187,7 +190,8 @@ async fn containerd_gets_what_goes_elsewhere() {
 }
 
 #[tokio::test]
-async fn blobs_that_are_no_files_are_sent() {
+#[ignore = "needs root: make test runs it"]
+async fn blobs_without_files_are_streamed() {
     for (what, says_root, change) in [
         ("as a file", true, None),
         ("no root", false, None),
@@ -220,6 +224,7 @@ async fn blobs_that_are_no_files_are_sent() {
 }
 
 #[tokio::test]
+#[ignore = "needs root: make test runs it"]
 async fn blobs_of_other_namespaces_are_not_read() {
     let bed = Bed::new();
     let layers = layers(&bed, "a", 1);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A layer of very many entries takes little memory.
+//! Layers with very many entries take little memory.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use resnap_core::Scope;
 
 use crate::bed::{Bed, GZIP, elsewhere};
 
-/// The most memory this process took, in MiB.
+/// Returns the peak memory of this process, in MiB.
 pub(crate) fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -18,7 +18,7 @@ pub(crate) fn peak() -> u64 {
     number.parse::<u64>().unwrap() >> 10
 }
 
-/// A million empty files in a thousand directories.
+/// Returns a layer of a million empty files in a thousand directories.
 fn million() -> Vec<u8> {
     let encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let mut builder = tar::Builder::new(encoder);

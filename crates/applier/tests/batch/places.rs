@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! On other file systems, in a user namespace, and after a power cut.
+//! Batches on other file systems, in a user namespace, and before a power cut.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,6 +18,7 @@ fn show(path: &Path) -> String {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn snapshots_on_another_file_system_are_written_in_turn() {
     let name = "places::snapshots_on_another_file_system_are_written_in_turn";
     if elsewhere(name, &["--mount"]) {
@@ -46,6 +47,7 @@ fn snapshots_on_another_file_system_are_written_in_turn() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn a_full_file_system_is_left_as_it_was() {
     let name = "places::a_full_file_system_is_left_as_it_was";
     if elsewhere(name, &["--mount"]) {
@@ -72,6 +74,7 @@ fn a_full_file_system_is_left_as_it_was() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn a_user_namespace_gets_attributes_of_its_own() {
     let name = "places::a_user_namespace_gets_attributes_of_its_own";
     if elsewhere(name, &["--user", "--map-root-user", "--mount"]) {
@@ -105,7 +108,7 @@ fn a_user_namespace_gets_attributes_of_its_own() {
         batch.end().await;
     });
     assert!(bed.left().is_empty());
-    // As the kernel takes it.
+    // The tree as the kernel shows it.
     let at = bed.root.join("merged");
     fs::create_dir(&at).unwrap();
     let dirs = format!(
@@ -129,6 +132,7 @@ fn a_user_namespace_gets_attributes_of_its_own() {
 }
 
 #[test]
+#[ignore = "needs root: make test runs it"]
 fn synced_layers_survive_a_power_cut() {
     let name = "places::synced_layers_survive_a_power_cut";
     if elsewhere(name, &["--mount"]) {
@@ -139,7 +143,7 @@ fn synced_layers_survive_a_power_cut() {
     fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
     fs::create_dir(&at).unwrap();
     run("mkfs.ext4", &["-q", &show(&disk)]);
-    // By itself it would write after that many seconds.
+    // Without a sync it writes after this many seconds.
     let options = ["-o", "loop,commit=300"];
     run(
         "mount",
@@ -154,7 +158,7 @@ fn synced_layers_survive_a_power_cut() {
         let batch = bed.batch_by(Differ::Auto, &[layer], true);
         let scope = Scope::new("default");
         batch.apply(&scope, 0, &mounts).await.unwrap();
-        // What is on the disk now is all there will be.
+        // The power cut: only what is on the disk now is left.
         fs::copy(&disk, &later).unwrap();
         batch.end().await;
     });

@@ -16,18 +16,18 @@ use crate::AnyAuthority;
 
 const PREFACE_TEXT: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A field as a client may write it.
+/// A field in one of the encodings that a client may choose.
 #[derive(Debug, Clone)]
 enum Written {
-    /// As a reference to the last entry of the table with this value, if it has one.
+    /// A reference to the last entry of the table with this value, if there is one.
     Referred(String, Vec<u8>),
-    /// Into the table.
+    /// A literal that is added to the table.
     Indexed(String, Vec<u8>),
     Plain(String, Vec<u8>),
     Never(String, Vec<u8>),
 }
 
-/// A client that keeps a table without an end, as it never fills it.
+/// An encoder whose table is unlimited, since no test fills it.
 #[derive(Default)]
 struct Writer(Vec<(String, Vec<u8>)>);
 
@@ -75,7 +75,7 @@ fn integer(first: u8, prefix: u32, number: usize, out: &mut Vec<u8>) {
     out.push(u8::try_from(rest).unwrap());
 }
 
-/// A request's fields: the authority and others.
+/// Returns the fields of a request: the authority and others.
 fn request(authority: &[u8], others: &[Written]) -> Vec<Written> {
     let referred = |name: &str, value: &[u8]| Written::Referred(name.to_owned(), value.to_vec());
     let mut fields = vec![
@@ -88,7 +88,7 @@ fn request(authority: &[u8], others: &[Written]) -> Vec<Written> {
     fields
 }
 
-/// A block in frames of at most this length, with padding and priority on the first.
+/// Splits a block into frames of at most this length, with padding and priority on the first.
 fn frames_of(stream: u32, block: &[u8], length: usize) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = block;
@@ -114,12 +114,12 @@ fn frames_of(stream: u32, block: &[u8], length: usize) -> Vec<u8> {
     }
 }
 
-/// What a connection begins with.
+/// Returns the first bytes of a connection.
 fn beginning() -> Vec<u8> {
     [PREFACE_TEXT, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat()
 }
 
-/// The requests that h2 reads from these bytes, which come in pieces.
+/// Returns the requests that h2 reads from these bytes, which arrive in pieces.
 fn read(bytes: Vec<u8>, piece: usize) -> Result<Vec<Request<()>>, h2::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -140,7 +140,7 @@ fn read(bytes: Vec<u8>, piece: usize) -> Result<Vec<Request<()>>, h2::Error> {
                 .handshake::<_, Bytes>(AnyAuthority::new(stream))
                 .await?;
             let mut requests = Vec::new();
-            // What is malformed is told to the client only.
+            // h2 reports malformed requests to the client only.
             while let Ok(Some(next)) =
                 tokio::time::timeout(Duration::from_millis(20), connection.accept()).await
             {
@@ -169,7 +169,7 @@ fn headers(fields: &[Written]) -> HeaderMap {
     map
 }
 
-/// What servers of other implementations take.
+/// Authorities that other servers accept.
 const ODD: [&[u8]; 9] = [
     b"%2Frun%2Fcri.sock",
     b"/run/cri.sock",
@@ -221,7 +221,7 @@ fn any_authority_is_taken() {
 }
 
 #[test]
-fn what_is_not_changed_is_the_same() {
+fn unchanged_blocks_pass_as_they_are() {
     let mut writer = Writer::default();
     let some = [Written::Indexed("x-some".to_owned(), b"1".to_vec())];
     let mut bytes = beginning();
@@ -236,17 +236,17 @@ fn what_is_not_changed_is_the_same() {
     let (mut frames, mut rest) = (Frames::default(), &bytes[..]);
     while !rest.is_empty() {
         let Step::Pass(count) = frames.step(rest) else {
-            panic!("something was changed, or is waited for");
+            panic!("a block was changed, or is incomplete");
         };
         rest = &rest[count..];
     }
 }
 
 #[test]
-fn what_is_broken_ends_the_connection() {
+fn malformed_frames_end_the_connection() {
     let odd = frames_of(1, &Writer::default().write(&request(b"/", &[])), 100);
     let cut = |mut frames: Vec<u8>| {
-        // The headers do not end, and something else comes.
+        // The header block does not end before another frame.
         frames[4] &= !END_HEADERS;
         [frames, vec![0, 0, 0, 4, 0, 0, 0, 0, 0]].concat()
     };
@@ -260,7 +260,7 @@ fn what_is_broken_ends_the_connection() {
             &[0; 0xff_0000],
         ]
         .concat(),
-        // Too many frames for one block, with nothing in them.
+        // Too many empty frames for one block.
         {
             let empty = [0, 0, 0, CONTINUATION, 0, 0, 0, 0, 3].repeat(MAX_BLOCK / 9 + 1);
             [&[0, 0, 0, HEADERS, 0, 0, 0, 0, 3][..], &empty].concat()
@@ -274,7 +274,7 @@ fn what_is_broken_ends_the_connection() {
     }
 }
 
-/// The error that the connection ends with.
+/// Returns the error that ends the connection.
 fn read_to_the_end(bytes: Vec<u8>) -> Result<(), h2::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -306,7 +306,7 @@ fn references_are_not_written_out_without_end() {
     let again = Written::Referred("x-large".to_owned(), vec![b'a'; 3000]);
     let mut writer = Writer::default();
     let mut frames = Frames {
-        passing: 0,
+        passthrough: 0,
         ..Frames::default()
     };
     let first = frames_of(1, &writer.write(&request(b"/", &[large])), 1 << 13);
@@ -314,7 +314,7 @@ fn references_are_not_written_out_without_end() {
     let bomb = request(b"/", &vec![again; 500_000]);
     let bomb = frames_of(3, &writer.write(&bomb), 1 << 13);
     let Step::Replace(_, written) = frames.step(&bomb) else {
-        panic!("it has no end");
+        panic!("the block is incomplete");
     };
     assert!(written.len() < 3 * MAX_BLOCK, "{}", written.len());
 }
@@ -322,26 +322,26 @@ fn references_are_not_written_out_without_end() {
 #[test]
 fn references_to_an_authority_are_not_read_without_end() {
     let [other, authority] = ["x-authority", ":authority"].map(|name| {
-        // As large as the table may have one.
+        // As large as the table allows.
         let kept = Written::Indexed(name.to_owned(), vec![b'a'; 4000]);
         let mut frames = Frames {
-            passing: 0,
+            passthrough: 0,
             ..Frames::default()
         };
         let first = frames_of(1, &Writer::default().write(&[kept]), 1 << 13);
         assert_eq!(frames.step(&first), Step::Pass(first.len()));
-        // The newest entry, again and again.
+        // References to the newest entry.
         let bomb = frames_of(3, &vec![0xbe; 1_000_000], 1 << 13);
         let begin = std::time::Instant::now();
         assert_eq!(frames.step(&bomb), Step::Pass(bomb.len()));
         begin.elapsed()
     });
-    // To read each of them takes thirty times as long.
+    // Validating each of them takes thirty times as long.
     assert!(authority < 8 * other, "{authority:?}, {other:?}");
 }
 
 fn name() -> impl Strategy<Value = String> {
-    // Of a few, so that references find something.
+    // Few names, so that references find entries.
     "x-[a-c]{1,2}"
 }
 
@@ -387,7 +387,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_borne(bytes in vec(any::<u8>(), 0..400), frames in vec((0_u8..10, any::<u8>(), vec(any::<u8>(), 0..50)), 0..10)) {
+    fn any_bytes_are_accepted(bytes in vec(any::<u8>(), 0..400), frames in vec((0_u8..10, any::<u8>(), vec(any::<u8>(), 0..50)), 0..10)) {
         let mut all = beginning();
         for (kind, flags, payload) in frames {
             all.extend([0, 0, u8::try_from(payload.len()).unwrap(), kind, flags, 0, 0, 0, 1]);
@@ -398,7 +398,7 @@ proptest! {
         while !rest.is_empty() {
             match frames.step(rest) {
                 Step::Pass(count) | Step::Replace(count, _) => rest = &rest[count..],
-                Step::More => break,
+                Step::Incomplete => break,
             }
         }
     }

@@ -51,6 +51,31 @@ pub enum Operation {
     Introspect,
 }
 
+impl Operation {
+    /// All operations.
+    pub const ALL: [Self; 19] = [
+        Self::GetImage,
+        Self::ListImages,
+        Self::ContentInfo,
+        Self::OpenContent,
+        Self::SetLabel,
+        Self::Stat,
+        Self::Prepare,
+        Self::Commit,
+        Self::Remove,
+        Self::Apply,
+        Self::CreateLease,
+        Self::DeleteLease,
+        Self::AddResource,
+        Self::LabelSnapshot,
+        Self::Children,
+        Self::ListLeases,
+        Self::LeaseResources,
+        Self::ListContainers,
+        Self::Introspect,
+    ];
+}
+
 /// Something goes wrong with one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {

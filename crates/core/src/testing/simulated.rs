@@ -3,6 +3,7 @@
 
 //! A containerd in memory.
 
+mod behaviour;
 mod garbage;
 mod ports;
 mod snapshots;
@@ -13,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+pub use self::behaviour::Behaviour;
 use self::snapshots::Commit;
 use self::state::State;
 use super::{Effect, Fault, Operation, SimulatedImage, image};
@@ -23,21 +25,6 @@ use crate::{
 
 /// How long the containerd client waits for an answer, but for an Apply's.
 const CALL_TIME: Duration = Duration::from_secs(60);
-
-/// How a simulated snapshotter answers a Prepare that carries a layer's labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Behaviour {
-    /// With mounts to write to.
-    Ordinary,
-    /// With a read-only mount: the layer is there already.
-    Staged,
-    /// With AlreadyExists, and the layer is committed. Without the labels a remote snapshotter
-    /// lives on, as an ordinary one.
-    Remote,
-    /// With AlreadyExists, and nothing is there: so many times for each layer, then as an ordinary
-    /// one.
-    Lying(usize),
-}
 
 /// A snapshot as a [`Simulated`] keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,8 +146,8 @@ impl Simulated {
             key: SnapshotKey::extraction("elsewhere", &chain_id),
             labels: labels.clone(),
         };
-        self.state()
-            .unpack(commit, parent.map(SnapshotKey::from), diff_id)
+        let parent = parent.map(SnapshotKey::from);
+        snapshots::unpack(&mut self.state(), commit, parent, diff_id)
     }
 
     /// Removes an image's record; garbage collection takes what it kept.
@@ -234,7 +221,7 @@ impl Simulated {
     /// Collects garbage in all namespaces, as containerd does whenever it likes.
     pub fn collect_garbage(&self) {
         let now = self.now();
-        self.state().collect_garbage(now);
+        garbage::collect(&mut self.state(), now);
     }
 
     /// The backend's clock, by which leases expire.
@@ -287,25 +274,5 @@ impl Simulated {
                 fail(Kind::DeadlineExceeded)
             }
         }
-    }
-}
-
-impl State {
-    /// Counts a call; answers with what goes wrong with it and how long it takes.
-    fn begin(&mut self, operation: Operation) -> (Option<Effect>, Option<Duration>) {
-        let calls = self.calls.entry(operation).or_default();
-        *calls += 1;
-        let call = *calls;
-        let meant = |fault: &&Fault| fault.operation == operation && fault.call == call;
-        let fault = self.faults.iter().find(meant).copied();
-        self.fired.extend(fault);
-        let jitter = self.jitter.as_mut().map(|seed| {
-            // Xorshift: any numbers will do, if they are the same for the same seed.
-            *seed ^= *seed << 13;
-            *seed ^= *seed >> 7;
-            *seed ^= *seed << 17;
-            Duration::from_millis(*seed % 8)
-        });
-        (fault.map(|fault| fault.effect), jitter)
     }
 }

@@ -6,7 +6,8 @@
 use std::cell::Cell;
 
 use super::common::*;
-use crate::{ErofsReader, Metadata, Stack};
+use crate::{ErofsReader, Stack};
+use resnap_layer::Metadata;
 use tar::EntryType::*;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
@@ -196,7 +197,7 @@ fn lower_layers_can_stop_it() {
     let upper = layer(&[file("a/b/c/d/e/f/file", b"")]);
     let mut slow = Slow(0);
     let error = write_on(&upper, &mut slow).unwrap_err();
-    assert_eq!(error.to_string(), "ask lower layers for \"a/b/c/d\"");
+    assert_eq!(error.to_string(), "look up \"a/b/c/d\" in the lower layers");
     assert_eq!(slow.0, 5);
 }
 

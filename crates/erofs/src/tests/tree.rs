@@ -329,7 +329,7 @@ fn what_is_refused() {
         ),
         (
             vec![file("a", b""), file("a/b", b"")],
-            "add \"a/b\" to the EROFS image: \"a\" is no directory",
+            "add \"a/b\" to the EROFS image: \"a\" is not a directory",
         ),
         (
             vec![
@@ -381,13 +381,13 @@ impl crate::Lower for Heavy {
     fn directory(
         &mut self,
         _: &[u8],
-    ) -> Result<Option<crate::Metadata>, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<Option<resnap_layer::Metadata>, Box<dyn std::error::Error + Send + Sync>> {
         self.0 += 1;
         let xattrs = vec![resnap_layer::Xattr {
             name: b"user.a".to_vec(),
             value: self.0.to_le_bytes().repeat(1000),
         }];
-        Ok(Some(crate::Metadata {
+        Ok(Some(resnap_layer::Metadata {
             xattrs,
             ..Default::default()
         }))
@@ -512,7 +512,7 @@ fn an_entry_costs_no_more_names_than_are_left() {
         .collect();
     let text = over(1 << 30, &items, &mut crate::NoLower);
     assert!(
-        text.starts_with("the ways to the layer's entries so far have more than 10"),
+        text.starts_with("the paths of the layer's entries so far take more than 10"),
         "{text}"
     );
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::EntryKind;
-use crate::fixture::{Tar, header, octal};
+use crate::testing::{Tar, header, octal};
 
 /// Something of everything.
 fn layer() -> Vec<u8> {
@@ -64,8 +64,11 @@ fn exhaust(stream: &[u8]) -> bool {
     loop {
         match layer.next() {
             Ok(Some(entry)) => {
-                assert!(entry.mode <= 0o7777 && entry.mtime.nanoseconds < 1_000_000_000);
-                assert!(entry.uid < u32::MAX && entry.gid < u32::MAX);
+                assert!(
+                    entry.metadata.mode <= 0o7777
+                        && entry.metadata.mtime.nanoseconds < 1_000_000_000
+                );
+                assert!(entry.metadata.uid < u32::MAX && entry.metadata.gid < u32::MAX);
                 let is_root = matches!(entry.kind, EntryKind::Directory | EntryKind::Opaque);
                 assert!(is_root && entry.path.is_empty() || is_path(&entry.path));
                 match &entry.kind {

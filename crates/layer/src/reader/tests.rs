@@ -2,8 +2,8 @@
 // Copyright The resnap Authors
 
 use super::*;
-use crate::fixture::{Tar, binary, header, octal};
-use crate::{EntryKind, File, Time, Xattr};
+use crate::testing::{Tar, binary, header, octal};
+use crate::{EntryKind, File, Metadata, Time, Xattr};
 
 mod go;
 mod sparse;
@@ -61,14 +61,16 @@ fn a_file() {
     let expected = Entry {
         path: b"a/b".to_vec(),
         kind: EntryKind::File(file),
-        mode: 0o644,
-        uid: 1000,
-        gid: 1001,
-        mtime: Time {
-            seconds: 999,
-            nanoseconds: 0,
+        metadata: Metadata {
+            mode: 0o644,
+            uid: 1000,
+            gid: 1001,
+            mtime: Time {
+                seconds: 999,
+                nanoseconds: 0,
+            },
+            xattrs: Vec::new(),
         },
-        xattrs: Vec::new(),
     };
     assert_eq!(entry, expected);
     assert_eq!(data, [(0, b"hello".to_vec())]);
@@ -111,7 +113,7 @@ fn kinds() {
             EntryKind::Fifo,
         ]
     );
-    assert_eq!(entries[7].0.mode, 0o1777);
+    assert_eq!(entries[7].0.metadata.mode, 0o1777);
 }
 
 #[test]
@@ -128,7 +130,7 @@ fn root() {
         (&entry.path[..], &entry.kind),
         (&b""[..], &EntryKind::Directory)
     );
-    assert_eq!(entry.mode, 0o700);
+    assert_eq!(entry.metadata.mode, 0o700);
 }
 
 #[test]
@@ -203,7 +205,7 @@ fn extensions_end_with_their_entry() {
         .end();
     assert_eq!(paths(&stream), ["c"]);
     let stream = Tar::default()
-        .with(b'g', "global", &crate::fixture::record("path", b"all"), &[])
+        .with(b'g', "global", &crate::testing::record("path", b"all"), &[])
         .file("b", b"")
         .end();
     assert_eq!(paths(&stream), ["b"]);
@@ -226,9 +228,12 @@ fn numbers() {
             (136, &binary(-7)),
         ],
     ));
-    assert_eq!((entry.uid, entry.gid), (u32::MAX - 1, 3_000_000));
     assert_eq!(
-        entry.mtime,
+        (entry.metadata.uid, entry.metadata.gid),
+        (u32::MAX - 1, 3_000_000)
+    );
+    assert_eq!(
+        entry.metadata.mtime,
         Time {
             seconds: -7,
             nanoseconds: 0
@@ -243,11 +248,11 @@ fn numbers() {
         ("mode", b""),
     ];
     let mut stream = Tar::default().pax(records);
-    stream.0.extend(header(b'0', "a", 0, &[]));
+    stream.bytes.extend(header(b'0', "a", 0, &[]));
     let (entry, data) = one(stream.data(b"abc"));
-    assert_eq!((entry.uid, entry.gid), (u32::MAX - 1, 0));
+    assert_eq!((entry.metadata.uid, entry.metadata.gid), (u32::MAX - 1, 0));
     assert_eq!(
-        entry.mtime,
+        entry.metadata.mtime,
         Time {
             seconds: -2,
             nanoseconds: 750_000_000
@@ -282,7 +287,7 @@ fn extended_attributes() {
         value: value.to_vec(),
     };
     assert_eq!(
-        entry.xattrs,
+        entry.metadata.xattrs,
         [
             xattr("user.a", b"\0=\n\xff"),
             xattr("user.b", b"last"),
@@ -293,7 +298,7 @@ fn extended_attributes() {
 
 #[test]
 fn ends() {
-    let stream = Tar::default().file("a", b"x").0;
+    let stream = Tar::default().file("a", b"x").bytes;
     for tail in [0, 512, 1024, 10_240] {
         let mut stream = stream.clone();
         stream.resize(stream.len() + tail, 0);
@@ -416,7 +421,7 @@ fn what_is_refused() {
 #[test]
 fn what_readers_disagree_about_is_refused() {
     let global =
-        |tar: Tar, name| tar.with(b'g', name, &crate::fixture::record("comment", b"x"), &[]);
+        |tar: Tar, name| tar.with(b'g', name, &crate::testing::record("comment", b"x"), &[]);
     let link = |target| Tar::default().link(b'1', "a", target);
     for (stream, expected) in [
         (
@@ -480,9 +485,9 @@ fn devices_that_linux_has() {
 #[test]
 fn global_headers_count_as_extensions() {
     let comment = vec![b'x'; 300_000];
-    let global = |tar: Tar| tar.with(b'g', "g", &crate::fixture::record("comment", &comment), &[]);
+    let global = |tar: Tar| tar.with(b'g', "g", &crate::testing::record("comment", &comment), &[]);
     let three = global(global(global(Tar::default())));
-    assert_eq!(paths(&Tar(three.0.clone()).file("a", b"").end()), ["a"]);
+    assert_eq!(paths(&three.clone().file("a", b"").end()), ["a"]);
     assert!(matches!(
         fault(&global(three).file("a", b"").end()),
         Fault::Limit { .. }
@@ -561,7 +566,10 @@ fn what_the_tar_crate_writes() {
     let entries = read(&builder.into_inner().unwrap()).unwrap();
     assert_eq!(entries.len(), 2);
     for (entry, data) in &entries {
-        assert_eq!((entry.mode, entry.uid), (0o4755, 3_000_000));
+        assert_eq!(
+            (entry.metadata.mode, entry.metadata.uid),
+            (0o4755, 3_000_000)
+        );
         assert_eq!(data, &[(0, b"data".to_vec())]);
     }
     assert_eq!(entries[1].0.path.len(), 5 + 150 + 1 + 100);

@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use resnap_core::Kind;
-use resnap_cri_proxy::{ProxyEvent, Why};
+use resnap_cri_proxy::{ForwardReason, ProxyEvent};
 use resnap_unpacker::{EngineEvent, Phase, UnpackError};
 
 /// Label names with their values.
@@ -159,7 +159,11 @@ impl Metrics {
                 drop(self.layers.get_or_create(&[("outcome", outcome)]));
             }
         }
-        for why in [Why::Unresolved, Why::Unlabelled, Why::Failed] {
+        for why in [
+            ForwardReason::Unresolved,
+            ForwardReason::Unlabelled,
+            ForwardReason::Failed,
+        ] {
             drop(self.forwarded.get_or_create(&[("reason", reason(why))]));
         }
     }
@@ -207,10 +211,11 @@ impl resnap_unpacker::EngineObserver for Metrics {
 }
 
 impl resnap_cri_proxy::ProxyObserver for Metrics {
-    fn on_event(&self, seen: &ProxyEvent) {
-        match *seen {
-            ProxyEvent::Answered { method, code } => {
-                let labels = [("method", method), ("code", code_name(code))];
+    fn on_event(&self, event: &ProxyEvent) {
+        match *event {
+            ProxyEvent::Answered { method, outcome } => {
+                let code = outcome.map_or_else(Kind::code, |()| 0);
+                let labels = [("method", method), ("code", code_name(code.into()))];
                 self.calls.get_or_create(&labels).inc();
             }
             ProxyEvent::AnsweredEarly => {
@@ -252,11 +257,11 @@ fn layer_outcome(phase: Phase) -> Option<&'static str> {
     })
 }
 
-fn reason(why: Why) -> &'static str {
+fn reason(why: ForwardReason) -> &'static str {
     match why {
-        Why::Unresolved => "unresolved",
-        Why::Unlabelled => "unlabelled",
-        Why::Failed => "failed",
+        ForwardReason::Unresolved => "unresolved",
+        ForwardReason::Unlabelled => "unlabelled",
+        ForwardReason::Failed => "failed",
     }
 }
 

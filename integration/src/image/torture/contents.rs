@@ -6,7 +6,7 @@
 use std::io;
 
 use super::super::tape::{Entry, pack};
-use super::{Case, all_within, noise, within};
+use super::case::{Case, all_within, noise, within};
 
 pub(super) const CASES: &[Case] = &[
     Case::new("sizes at the edges of blocks", || {

@@ -4,7 +4,7 @@
 //! Whiteouts and opaque directories.
 
 use super::super::tape::{Entry, pack};
-use super::{Case, within};
+use super::case::{Case, within};
 
 pub(super) const CASES: &[Case] = &[
     Case::new("what the next layers delete", || {
@@ -102,7 +102,7 @@ pub(super) const CASES: &[Case] = &[
         ];
         let files = dirs.map(|dir| Entry::file(format!("{dir}/lower"), "lower"));
         let all: Vec<_> = dirs.map(Entry::dir).into_iter().chain(files).collect();
-        super::all_within("t/opaque", all)
+        super::case::all_within("t/opaque", all)
     }),
     Case::new("an opaque marker before the content", || {
         within(

@@ -6,7 +6,7 @@
 use std::io;
 
 use super::super::tape::Entry;
-use super::{Case, within};
+use super::case::{Case, within};
 
 pub(super) const CASES: &[Case] = &[
     Case::new("hard links", || {

@@ -4,7 +4,7 @@
 //! Modes, owners, times and extended attributes, and who states them.
 
 use super::super::tape::{Entry, pack};
-use super::{Case, within};
+use super::case::{Case, within};
 
 /// `CAP_NET_BIND_SERVICE` effective and permitted, revision 2, as the kernel stores it.
 const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";

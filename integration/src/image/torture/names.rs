@@ -4,7 +4,7 @@
 //! Names: odd bytes, long ones, and the ways a tar can spell a path.
 
 use super::super::tape::{Entry, pack};
-use super::{Case, all_within, within};
+use super::case::{Case, all_within, within};
 
 pub(super) const CASES: &[Case] = &[
     Case::new("names with odd bytes", || {

@@ -4,7 +4,7 @@
 //! One type in the place of another, over layers and within one.
 
 use super::super::tape::{Entry, pack};
-use super::{Case, within};
+use super::case::{Case, within};
 
 pub(super) const CASES: &[Case] = &[
     Case::new("what the next layers replace", || {

@@ -9,8 +9,15 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{Built, HELLO_SAYS, hello};
 use resnap_integration::tap::{Method, Tap};
 
+use crate::command::run_to_end;
 use crate::hostile::{Blobs, GZIP};
-use crate::suite::{Node, end, unique};
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: applier_leaves_the_rest_to_containerd,
+    Containerd: applier_is_sent_blobs_out_of_reach,
+}
 
 /// Layers that a stream processor of the suite's containerds reads: each byte is one more.
 const SHIFTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+shifted";
@@ -75,7 +82,7 @@ fn applied(tap: &Tap) -> Result<Vec<String>> {
 
 /// `resnap unpack --json` by this differ through the tap.
 fn unpack(node: &Node, tap: &Tap, differ: &str, name: &str, snapshotter: &str) -> Result<Command> {
-    let mut command = node.command_by(differ)?;
+    let mut command = node.command_with_differ(differ)?;
     command.env("CONTAINERD_ADDRESS", tap.socket()).args([
         "unpack",
         "--json",
@@ -86,7 +93,7 @@ fn unpack(node: &Node, tap: &Tap, differ: &str, name: &str, snapshotter: &str) -
     Ok(command)
 }
 
-pub(super) fn containerd_gets_the_rest(node: &Node) -> Result<()> {
+fn applier_leaves_the_rest_to_containerd(node: &Node) -> Result<()> {
     let hello = hello()?;
     let tap = node.containerd.tap()?;
     let look = "test ! -e /etc/only-in-layer-2 && cat /etc/message";
@@ -96,23 +103,23 @@ pub(super) fn containerd_gets_the_rest(node: &Node) -> Result<()> {
     })?;
     for snapshotter in node.targets() {
         tap.reset();
-        end(&mut unpack(node, &tap, "auto", &name, snapshotter)?)?.ok()?;
+        run_to_end(&mut unpack(node, &tap, "auto", &name, snapshotter)?)?.ok()?;
         let left = applied(&tap)?;
         ensure!(left == [SHIFTED], "containerd applied {left:?}");
         let container = &node.containerd;
         let said = container.run(&node.namespace, snapshotter, &name, &look)?;
         ensure!(said.trim() == HELLO_SAYS, "on {snapshotter}: {said:?}");
-        node.nothing_left(snapshotter)?;
+        node.assert_nothing_left(snapshotter)?;
     }
     let fails = |differ: &str| -> Result<(String, Vec<String>)> {
-        let on = node.beside();
+        let on = node.in_new_namespace();
         let image = changed(&on, &hello, ENCRYPTED, |blob| blob)?;
         tap.reset();
-        let ended = end(&mut unpack(&on, &tap, differ, &image, "overlayfs")?)?;
+        let ended = run_to_end(&mut unpack(&on, &tap, differ, &image, "overlayfs")?)?;
         ensure!(ended.code == Some(2), "want exit code 2: {ended:#?}");
         let said = ended.stdout.lines().last().context("nothing was printed")?;
         let said = said.replace(&image, "IMAGE");
-        on.no_active_snapshot("overlayfs")?;
+        on.assert_no_active_snapshot("overlayfs")?;
         Ok((said, applied(&tap)?))
     };
     let (theirs, _) = fails("containerd")?;
@@ -127,7 +134,7 @@ pub(super) fn containerd_gets_the_rest(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-pub(super) fn blobs_out_of_reach_are_sent(node: &Node) -> Result<()> {
+fn applier_is_sent_blobs_out_of_reach(node: &Node) -> Result<()> {
     let image = hello()?;
     let tap = node.containerd.tap()?;
     let content = node
@@ -136,7 +143,7 @@ pub(super) fn blobs_out_of_reach_are_sent(node: &Node) -> Result<()> {
         .join("io.containerd.content.v1.content");
     for snapshotter in node.targets() {
         for is_hidden in [false, true] {
-            let on = node.beside();
+            let on = node.in_new_namespace();
             on.import(&image)?;
             tap.reset();
             let plain = unpack(&on, &tap, "resnap", &image.reference, snapshotter)?;
@@ -156,7 +163,7 @@ pub(super) fn blobs_out_of_reach_are_sent(node: &Node) -> Result<()> {
                     command
                 }
             };
-            end(&mut command)?.ok()?;
+            run_to_end(&mut command)?.ok()?;
             let mut sent = Vec::new();
             for call in tap.calls() {
                 if Method::CONTENT_READ.is(&call.path) {
@@ -169,7 +176,7 @@ pub(super) fn blobs_out_of_reach_are_sent(node: &Node) -> Result<()> {
             }
             let said = on.run(snapshotter, &image.reference)?;
             ensure!(said == HELLO_SAYS, "on {snapshotter} it says {said:?}");
-            on.nothing_left(snapshotter)?;
+            on.assert_nothing_left(snapshotter)?;
         }
     }
     tap.finish()

@@ -9,13 +9,19 @@ use anyhow::{Result, ensure};
 use resnap_integration::tap::Method;
 use resnap_integration::tap::Point::During;
 
-use super::{Scene, runtime, until};
-use crate::suite::Node;
+use super::{Scene, runtime};
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: crash_expiry_of_a_lease_is_forestalled,
+}
 
 /// A lease's life, cut to whole seconds; it is succeeded after a third of it.
 const LIFETIME: Duration = Duration::from_secs(4);
 
-pub(super) fn succeeded(node: &Node) -> Result<()> {
+fn crash_expiry_of_a_lease_is_forestalled(node: &Node) -> Result<()> {
     let scene = Scene::new(node)?;
     let held = scene.tap.hold(Method::APPLY, 2, During);
     let runtime = runtime()?;
@@ -24,16 +30,20 @@ pub(super) fn succeeded(node: &Node) -> Result<()> {
     let job = runtime.block_on(async { engine.unpack(request) });
     held.wait()?;
     let mut names = Vec::new();
-    until("a third lease, and the end of the first's life", || {
-        scene.node.collect_garbage()?;
-        scene.has(1, 1, "native")?;
-        for name in scene.node.leases()? {
-            if !names.contains(&name) {
-                names.push(name);
+    eventually(
+        "a third lease, and the end of the first's life",
+        DEADLINE,
+        || {
+            scene.node.collect_garbage()?;
+            scene.has(1, 1, "native")?;
+            for name in scene.node.leases()? {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
             }
-        }
-        Ok(names.len() > 2 && begun.elapsed() > LIFETIME)
-    })?;
+            Ok(names.len() > 2 && begun.elapsed() > LIFETIME)
+        },
+    )?;
     held.release();
     let report = runtime.block_on(job.report())?;
     ensure!(report.count(resnap_unpacker::LayerOutcome::Applied) == 3);

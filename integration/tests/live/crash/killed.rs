@@ -11,7 +11,14 @@ use resnap_integration::tap::Point::{After, Before, During};
 use resnap_integration::tap::{Action, Method, Point, Side};
 
 use super::{Scene, ended, start, until_said};
-use crate::suite::{Node, end};
+use crate::command::run_to_end;
+use crate::node::Node;
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: crash_anywhere_and_the_next_run_goes_on,
+    Containerd: crash_of_one_process_and_the_other_goes_on,
+}
 
 /// Where a run is killed, how many snapshots are active and committed then, and on what.
 type Case = (Method, u64, Point, (usize, usize), &'static str);
@@ -35,7 +42,7 @@ const POINTS: [Case; 16] = [
     (Method::LEASE_DELETE, 1, Before, (0, 3), "overlayfs"),
 ];
 
-pub(super) fn anywhere(node: &Node) -> Result<()> {
+fn crash_anywhere_and_the_next_run_goes_on(node: &Node) -> Result<()> {
     for case in POINTS {
         let (method, nth, point, _, snapshotter) = case;
         killed_at(node, case)
@@ -48,7 +55,7 @@ fn killed_at(node: &Node, case: Case) -> Result<()> {
     let (method, nth, point, (active, committed), snapshotter) = case;
     let scene = Scene::new(node)?;
     scene.tap.on(method, nth, point, Action::Kill(Side::Client));
-    let killed = end(&mut scene.tapped(snapshotter)?)?;
+    let killed = run_to_end(&mut scene.tapped(snapshotter)?)?;
     ensure!(killed.code.is_none(), "{killed:#?} instead of a kill");
     // What the dead run made is worth its time: its lease keeps it.
     scene.node.collect_garbage()?;
@@ -57,7 +64,7 @@ fn killed_at(node: &Node, case: Case) -> Result<()> {
     scene.tap.finish()
 }
 
-pub(super) fn one_of_two(node: &Node) -> Result<()> {
+fn crash_of_one_process_and_the_other_goes_on(node: &Node) -> Result<()> {
     let scene = Scene::new(node)?;
     let held = scene.tap.hold(Method::APPLY, 2, During);
     let mut first = start(&mut scene.tapped("native")?)?;

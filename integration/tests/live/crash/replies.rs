@@ -11,8 +11,16 @@ use resnap_core::Kind;
 use resnap_integration::tap::Point::{After, Before};
 use resnap_integration::tap::{Action, Method, Point};
 
-use super::{Scene, runtime, until};
-use crate::suite::{Node, end};
+use super::{Scene, runtime};
+use crate::command::run_to_end;
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: crash_lost_replies,
+    Containerd: crash_calls_that_hang,
+}
 
 /// The call without a reply; whether the run ends well all the same; how many layers the next one
 /// finds.
@@ -27,15 +35,15 @@ const LOST: [(Method, u64, Point, bool, usize); 7] = [
     (Method::LEASE_DELETE, 1, Before, true, 3),
 ];
 
-pub(super) fn lost(node: &Node) -> Result<()> {
+fn crash_lost_replies(node: &Node) -> Result<()> {
     for (method, nth, point, ends_well, existed) in LOST {
         let scene = Scene::new(node)?;
         scene.tap.on(method, nth, point, Action::Cut);
         let context = || format!("cut {point:?} {nth} of {method}");
-        let ended = end(&mut scene.tapped("native")?)?;
+        let ended = run_to_end(&mut scene.tapped("native")?)?;
         if ends_well {
             ended.ok().with_context(context)?;
-            scene.nothing_left("native").with_context(context)?;
+            scene.assert_nothing_left("native").with_context(context)?;
         } else {
             let error = ended.error().with_context(context)?;
             let message = error["message"].as_str().unwrap_or_default();
@@ -68,7 +76,7 @@ const HANGS: [(Method, u64, Point, bool, usize); 6] = [
     (Method::LEASE_DELETE, 1, Before, true, 3),
 ];
 
-pub(super) fn hang(node: &Node) -> Result<()> {
+fn crash_calls_that_hang(node: &Node) -> Result<()> {
     // Side by side, as each waits for most of its time.
     thread::scope(|scope| {
         let cases = HANGS.map(|case| scope.spawn(move || hangs(node, case)));
@@ -106,7 +114,9 @@ fn hangs(
     scene.has(0, existed, "native")?;
     if ends_well {
         // The engine lives, and does what it could not do then.
-        until("the lease is gone", || Ok(scene.node.leases()?.is_empty()))?;
+        eventually("the lease is gone", DEADLINE, || {
+            Ok(scene.node.leases()?.is_empty())
+        })?;
     }
     scene.goes_on_from(existed, "native")?;
     scene.tap.finish()

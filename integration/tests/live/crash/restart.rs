@@ -10,14 +10,21 @@ use resnap_core::Kind;
 use resnap_integration::tap::Method;
 use resnap_integration::tap::Point::During;
 
-use super::{Scene, ended, runtime, start, until};
-use crate::suite::Node;
+use super::{Scene, ended, runtime, start};
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
+use crate::suite::live_tests;
+
+live_tests! {
+    Alone: crash_of_containerd_under_a_run,
+    Alone: crash_of_containerd_and_an_engine_cleans_up,
+}
 
 /// How long after the return of containerd a run may take.
 const RETURN: Duration = Duration::from_secs(30);
 
 /// A crash during an Apply, and an orderly restart during a Commit.
-pub(super) fn under_a_run(node: &Node) -> Result<()> {
+fn crash_of_containerd_under_a_run(node: &Node) -> Result<()> {
     for (method, crash, snapshotter) in [
         (Method::APPLY, true, "native"),
         (Method::COMMIT, false, "overlayfs"),
@@ -45,7 +52,7 @@ pub(super) fn under_a_run(node: &Node) -> Result<()> {
 }
 
 /// An engine that lives on removes what it could not remove while containerd was away.
-pub(super) fn reaped(node: &Node) -> Result<()> {
+fn crash_of_containerd_and_an_engine_cleans_up(node: &Node) -> Result<()> {
     let scene = Scene::new(node)?;
     let held = scene.tap.hold(Method::APPLY, 2, During);
     let runtime = runtime()?;
@@ -57,7 +64,7 @@ pub(super) fn reaped(node: &Node) -> Result<()> {
     let error = error.err().context("it went well")?;
     ensure!(error.kind() == Kind::Unavailable, "{error:?}");
     node.containerd.restart()?;
-    until("its active snapshot is removed", || {
+    eventually("its active snapshot is removed", DEADLINE, || {
         Ok(scene.snapshots("native")? == (0, 1))
     })?;
     scene.goes_on_from(1, "native")?;

@@ -12,22 +12,30 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::{Scene, ended, start};
-use crate::suite::{Node, end};
+use crate::command::run_to_end;
+use crate::node::Node;
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: crash_leaves_a_lease_that_is_told_dead,
+    Containerd: crash_by_signal_is_orderly,
+    Containerd: crash_by_two_signals_is_at_once,
+}
 
 /// One job lives on one snapshotter, one was killed on another.
-pub(super) fn leases(node: &Node) -> Result<()> {
+fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
     let scene = Scene::new(node)?;
     scene
         .tap
         .on(Method::COMMIT, 2, Before, Action::Kill(Side::Client));
-    let killed = end(&mut scene.tapped("overlayfs")?)?;
+    let killed = run_to_end(&mut scene.tapped("overlayfs")?)?;
     ensure!(killed.code.is_none(), "{killed:#?} instead of a kill");
     let held = scene.tap.hold(Method::APPLY, 2, During);
     let mut living = start(&mut scene.tapped("native")?)?;
     held.wait()?;
 
     let who = format!("process {}", living.id());
-    let table = end(&mut scene.resnap(&["leases"])?)?.ok()?;
+    let table = run_to_end(&mut scene.resnap(&["leases"])?)?.ok()?;
     let row = |word: &str| table.lines().find(|line| line.contains(word));
     let (dead, alive) = (row("overlayfs"), row("native"));
     ensure!(
@@ -38,7 +46,7 @@ pub(super) fn leases(node: &Node) -> Result<()> {
         alive.is_some_and(|row| row.contains(&format!("alive: {who} "))),
         "{table}"
     );
-    let list = || end(&mut scene.resnap(&["leases", "--json"])?)?.json();
+    let list = || run_to_end(&mut scene.resnap(&["leases", "--json"])?)?.json();
     let leases = list()?;
     let of = |snapshotter: &str| -> Result<Value> {
         let leases = leases.as_array().into_iter().flatten();
@@ -54,13 +62,13 @@ pub(super) fn leases(node: &Node) -> Result<()> {
         "{alive}"
     );
 
-    let swept = end(&mut scene.resnap(&["leases", "--sweep", "--json"])?)?.json()?;
+    let swept = run_to_end(&mut scene.resnap(&["leases", "--sweep", "--json"])?)?.json()?;
     ensure!(swept == json!([dead]), "{swept}");
     ensure!(list()? == json!([alive]), "another lease is gone, or none");
-    scene.node.no_active_snapshot("overlayfs")?;
+    scene.node.assert_no_active_snapshot("overlayfs")?;
     scene.node.collect_garbage()?;
     scene.has(0, 0, "overlayfs")?;
-    let again = end(&mut scene.resnap(&["leases", "--sweep"])?)?.ok()?;
+    let again = run_to_end(&mut scene.resnap(&["leases", "--sweep"])?)?.ok()?;
     ensure!(again.contains("0 leases of the dead ended"), "{again}");
     scene.has(1, 1, "native")?;
 
@@ -75,7 +83,7 @@ fn signal(child: &Child, signal: Signal) -> Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-pub(super) fn by_signal(node: &Node) -> Result<()> {
+fn crash_by_signal_is_orderly(node: &Node) -> Result<()> {
     for (number, snapshotter) in [(Signal::INT, "native"), (Signal::TERM, "overlayfs")] {
         let scene = Scene::new(node)?;
         let held = scene.tap.hold(Method::APPLY, 2, During);
@@ -96,7 +104,7 @@ pub(super) fn by_signal(node: &Node) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn by_two_signals(node: &Node) -> Result<()> {
+fn crash_by_two_signals_is_at_once(node: &Node) -> Result<()> {
     let scene = Scene::new(node)?;
     let applying = scene.tap.hold(Method::APPLY, 2, During);
     let removing = scene.tap.hold(Method::REMOVE, 1, Before);

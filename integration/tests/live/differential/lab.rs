@@ -21,10 +21,10 @@ use resnap_core::{
 };
 use resnap_integration::debian::output;
 use resnap_integration::image::{Compression, Entry, ImageBuilder, Layer};
-use resnap_integration::tree::Tree;
+use resnap_integration::tree::{self, Tree};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::suite::{Node, unique};
+use crate::node::{Node, unique};
 
 /// Who writes the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,7 +174,7 @@ impl Lab {
             return Ok(Tree::default());
         };
         if snapshotter == "native" {
-            return Tree::read(top);
+            return tree::read(top);
         }
         let at = self.dir.join(number.to_string());
         let mut lower = dirs.to_vec();
@@ -197,7 +197,7 @@ impl Lab {
             let data = CString::new([b"lowerdir=", &lower.join(&b":"[..])[..]].concat())?;
             mount("overlay", &to, "overlay", MountFlags::RDONLY, &*data).context("an overlay")?;
             mounted.push(to.clone());
-            Tree::read(&to)
+            tree::read(&to)
         })();
         for at in mounted.iter().rev() {
             unmount(at, UnmountFlags::DETACH)?;

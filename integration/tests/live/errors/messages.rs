@@ -10,7 +10,17 @@ use resnap_integration::image::{
 use serde_json::{Value, json};
 
 use super::{assert_error, unpack};
-use crate::suite::{Ended, Node, unique};
+use crate::command::CommandOutput;
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: a_missing_document_is_named,
+    Containerd: another_platform_is_fetched_by_name,
+    Containerd: a_foreign_layer_is_called_that,
+    Containerd: warm_passes_over_what_is_no_image,
+    Containerd: lists_show_the_reason,
+}
 
 /// A layer with one file of these words.
 fn layer(text: &str) -> Result<Layer> {
@@ -18,7 +28,7 @@ fn layer(text: &str) -> Result<Layer> {
 }
 
 /// A missing document is named as what it is, and is to be fetched where there is a name for it.
-pub(super) fn a_missing_document_is_named(node: &Node) -> Result<()> {
+fn a_missing_document_is_named(node: &Node) -> Result<()> {
     let archive = node.containerd.scratch().join(unique("documents"));
     let image = Index::new("docker.io/library/documents:1")
         .image(ImageBuilder::new("").layer(layer("documents")?))
@@ -48,11 +58,11 @@ pub(super) fn a_missing_document_is_named(node: &Node) -> Result<()> {
     let next = error["next_step"].as_str().context("no next step")?;
     ensure!(!next.contains("content fetch"), "{error}");
     ensure!(next.contains("pull the image again by its name"), "{error}");
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 /// What is missing for another platform is not fetched by default.
-pub(super) fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
+fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
     let (os, _) = host_platform();
     let foreign = foreign_architecture();
     let archive = node.containerd.scratch().join(unique("abroad"));
@@ -80,7 +90,7 @@ pub(super) fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
 }
 
 /// A layer that registries do not hand out is called that.
-pub(super) fn a_foreign_layer_is_called_that(node: &Node) -> Result<()> {
+fn a_foreign_layer_is_called_that(node: &Node) -> Result<()> {
     const URL: &str = "ftp://layers.example.com/windows.tar.gz";
     let image = |name: &str, edit: fn(&mut Value)| {
         let archive = node.containerd.scratch().join(unique("foreign"));
@@ -116,7 +126,7 @@ pub(super) fn a_foreign_layer_is_called_that(node: &Node) -> Result<()> {
         let ended = unpack(node, &image.reference, "native")?;
         assert_error(ended, "NotFound", &says, &next)?;
     }
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 /// A chart, a signature, and an image of elsewhere, which no snapshotter here is for.
@@ -151,13 +161,13 @@ fn strangers(node: &Node) -> Result<[Built; 3]> {
     Ok(strangers)
 }
 
-fn warm(node: &Node, arguments: &[&str]) -> Result<Ended> {
+fn warm(node: &Node, arguments: &[&str]) -> Result<CommandOutput> {
     let on = ["warm", "--snapshotter", "native", "--min-free", "1 KiB"];
     node.resnap(&[&on, arguments].concat())
 }
 
 /// What is no image for this machine is passed over by who takes all, and told of.
-pub(super) fn warm_passes_over_what_is_no_image(node: &Node) -> Result<()> {
+fn warm_passes_over_what_is_no_image(node: &Node) -> Result<()> {
     let hello = hello()?;
     node.import(&hello)?;
     let [chart, signature, foreign] = strangers(node)?;
@@ -207,11 +217,11 @@ pub(super) fn warm_passes_over_what_is_no_image(node: &Node) -> Result<()> {
             "nothing of it is to be unpacked",
         )?;
     }
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 /// A list says of an image what is wrong, in full, and its name once.
-pub(super) fn lists_show_the_reason(node: &Node) -> Result<()> {
+fn lists_show_the_reason(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     node.ctr(&["content", "rm", &image.config])?;

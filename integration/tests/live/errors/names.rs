@@ -10,10 +10,16 @@ use resnap_integration::image::{
 use serde_json::json;
 
 use super::{assert_error, unpack};
-use crate::suite::{Node, unique};
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: a_digest_finds_a_tag,
+    Containerd: an_id_takes_what_is_complete,
+}
 
 /// A reference with a digest finds the image that is there under a tag.
-pub(super) fn a_digest_finds_a_tag(node: &Node) -> Result<()> {
+fn a_digest_finds_a_tag(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let target = image.target();
@@ -39,7 +45,7 @@ pub(super) fn a_digest_finds_a_tag(node: &Node) -> Result<()> {
     let message = error["message"].as_str().unwrap_or_default();
     ensure!(error["kind"] == "NotFound", "{error}");
     ensure!(!message.contains(&image.reference), "{error}");
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 /// The same image with its layers compressed otherwise: its config is the same.
@@ -64,7 +70,7 @@ fn twins(node: &Node) -> Result<[Built; 2]> {
 
 /// An ID names a config, which may be reached by several manifests: one that is all there is
 /// taken.
-pub(super) fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
+fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
     let [gzip, zstd] = twins(node)?;
     ensure!(gzip.config == zstd.config && gzip.manifest != zstd.manifest);
     // As the CRI keeps it.
@@ -104,5 +110,5 @@ pub(super) fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
         ];
         assert_error(ended, "NotFound", &says, "content fetch")?;
     }
-    node.no_active_snapshot("native")
+    node.assert_no_active_snapshot("native")
 }

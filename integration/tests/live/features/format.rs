@@ -10,10 +10,16 @@ use resnap_integration::image::{
 use serde_json::{Value, json};
 
 use super::{assert_copied, assert_only_on_erofs};
-use crate::api::eventually;
 use crate::errors::{assert_error, unpack};
-use crate::suite::{Node, unique};
+use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
+
+live_tests! {
+    Erofs: features_the_erofs_image_format_is_taken,
+    Erofs: features_the_erofs_image_format_has_parts_that_are_not_taken,
+}
 
 const ROLE: &str = "org.erofs.role";
 
@@ -62,7 +68,7 @@ fn warnings(node: &Node, image: &Built) -> Result<String> {
 
 /// The layers are taken as those of containerd's own type are, with diff IDs from the config or
 /// their own.
-pub(super) fn is_taken(node: &Node) -> Result<()> {
+fn features_the_erofs_image_format_is_taken(node: &Node) -> Result<()> {
     let (image, _) = builder("raw", Compression::None)?;
     let raw = write(node, image)?;
     assert_only_on_erofs(node, &raw, &raw, &[])?;
@@ -81,7 +87,7 @@ pub(super) fn is_taken(node: &Node) -> Result<()> {
     let zstd = write(node, image)?;
     ensure!(zstd.chain_id() == raw.chain_id(), "{zstd:?}");
     node.unpack("erofs", &zstd.reference)?;
-    eventually("all of it is removed", || {
+    eventually("all of it is removed", DEADLINE, || {
         for layer in raw.layers.iter().rev() {
             let remove = ["snapshots", "--snapshotter", "erofs", "rm", &layer.chain_id];
             // Garbage collection may be faster, or at it just then.
@@ -92,11 +98,11 @@ pub(super) fn is_taken(node: &Node) -> Result<()> {
     node.unpack("erofs", &zstd.reference)?;
     assert_labels(node, "erofs", &zstd, &[])?;
     assert_copied(node, &zstd)?;
-    node.nothing_left("erofs")
+    node.assert_nothing_left("erofs")
 }
 
 /// What is not taken is named before anything is done.
-pub(super) fn has_parts_that_are_not_taken(node: &Node) -> Result<()> {
+fn features_the_erofs_image_format_has_parts_that_are_not_taken(node: &Node) -> Result<()> {
     let index: fn(&mut Value) = |manifest| {
         manifest["layers"][0]["mediaType"] = json!("application/vnd.erofs.chunk-index.v1");
     };
@@ -150,5 +156,6 @@ pub(super) fn has_parts_that_are_not_taken(node: &Node) -> Result<()> {
     let says = [&*image.layers[0].digest, "says its diff ID"];
     assert_error(ended, "InvalidArgument", &says, "build it again")?;
     ensure!(node.snapshots("erofs")?.is_empty());
-    node.nothing_left("erofs").context("something is left")
+    node.assert_nothing_left("erofs")
+        .context("something is left")
 }

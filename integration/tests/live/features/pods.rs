@@ -10,13 +10,19 @@ use resnap_integration::cri::Cri;
 use resnap_integration::image::{Built, Form, forms, pause};
 
 use super::USUAL;
+use crate::node::Node;
 use crate::served::Served;
-use crate::suite::Node;
+use crate::suite::live_tests;
 use crate::unpack::assert_labels;
+
+live_tests! {
+    ErofsHandler: features_pods_get_what_containerd_takes,
+    ErofsHandler: features_pods_of_an_index_in_the_wrong_order,
+}
 
 const WRONG: [Form; 3] = [Form::Erofs, Form::Foreign, Form::Plain];
 
-pub(super) fn get_what_containerd_takes(node: &Node) -> Result<()> {
+fn features_pods_get_what_containerd_takes(node: &Node) -> Result<()> {
     let (usual, wrong) = (forms(&USUAL)?, forms(&WRONG)?);
     let native = usual.entry(2);
     for image in [&pause()?, &usual, &wrong] {
@@ -50,12 +56,12 @@ pub(super) fn get_what_containerd_takes(node: &Node) -> Result<()> {
     cri.remove_all()?;
     drop(cri);
     served.stop()?;
-    node.nothing_left("erofs")
+    node.assert_nothing_left("erofs")
 }
 
 /// An index that lists the EROFS entry first, of which `check` warns. containerd 2.1 is Debian's
 /// here, which was built with a library that does know of OS features.
-pub(super) fn of_an_index_in_the_wrong_order(node: &Node) -> Result<()> {
+fn features_pods_of_an_index_in_the_wrong_order(node: &Node) -> Result<()> {
     let image = forms(&WRONG)?;
     let plain = image.entry(2);
     for image in [&pause()?, &image] {
@@ -78,5 +84,5 @@ pub(super) fn of_an_index_in_the_wrong_order(node: &Node) -> Result<()> {
     cri.remove_all()?;
     drop(cri);
     served.stop()?;
-    node.nothing_left("erofs")
+    node.assert_nothing_left("erofs")
 }

@@ -8,7 +8,13 @@ use resnap_integration::image::{Built, Entry, Form, ImageBuilder, Index, Layer, 
 use resnap_integration::tap::{Method, Tap};
 
 use super::{assert_went, erofs_platform, unpack, with_feature};
-use crate::suite::{Ended, Node, end, host_platform, unique};
+use crate::command::{CommandOutput, run_to_end};
+use crate::node::{Node, host_platform, unique};
+use crate::suite::live_tests;
+
+live_tests! {
+    Nydus: features_are_refused_before_anything_is_done,
+}
 
 /// Of an image in Nydus' own format.
 const NYDUS: &str = "nydus.remoteimage.v1";
@@ -20,10 +26,10 @@ struct Behind<'a> {
 }
 
 impl Behind<'_> {
-    fn ask(&self, command: &str, image: &Built, arguments: &[&str]) -> Result<Ended> {
+    fn ask(&self, command: &str, image: &Built, arguments: &[&str]) -> Result<CommandOutput> {
         let mut resnap = self.node.resnap_command()?;
         resnap.env("CONTAINERD_ADDRESS", self.tap.socket());
-        end(resnap.args([&[command, "--json", &image.reference], arguments].concat()))
+        run_to_end(resnap.args([&[command, "--json", &image.reference], arguments].concat()))
     }
 
     /// That `unpack` and `check` end with just these words.
@@ -38,7 +44,7 @@ impl Behind<'_> {
     }
 }
 
-pub(super) fn before_anything_is_done(node: &Node) -> Result<()> {
+fn features_are_refused_before_anything_is_done(node: &Node) -> Result<()> {
     let behind = Behind {
         node,
         tap: node.containerd.tap()?,

@@ -19,7 +19,12 @@ use resnap_integration::image::{Form, digest, forms};
 use serde_json::Value;
 
 use super::{Blobs, GZIP};
-use crate::suite::{Node, by, unique};
+use crate::node::{Node, differ_config, unique};
+use crate::suite::live_tests;
+
+live_tests! {
+    Alone: hostile_layers,
+}
 
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const EROFS: &str = "application/vnd.erofs.layer.v1";
@@ -325,7 +330,7 @@ fn images() -> Result<Vec<Case>> {
     ])
 }
 
-pub(super) fn hostile_layers(node: &Node) -> Result<()> {
+fn hostile_layers(node: &Node) -> Result<()> {
     let canary = Canary::new(node)?;
     let mut cases = escapes(&canary)?;
     cases.extend(absurd()?);
@@ -367,7 +372,7 @@ fn harms_nobody(node: &Node, snapshotter: &str, cases: &[Case]) -> Result<()> {
     let config = node.containerd.scratch().join(unique("limited"));
     fs::write(
         &config,
-        format!("max_layer_bytes = {LIMIT}\n{}", by("resnap")),
+        format!("max_layer_bytes = {LIMIT}\n{}", differ_config("resnap")),
     )?;
     let mut command = node.resnap_command()?;
     command
@@ -395,7 +400,7 @@ fn harms_nobody(node: &Node, snapshotter: &str, cases: &[Case]) -> Result<()> {
         }
         .with_context(|| case.name)?;
     }
-    node.nothing_left(snapshotter)?;
+    node.assert_nothing_left(snapshotter)?;
     let staged = node.staged(snapshotter)?;
     ensure!(staged.is_empty(), "{staged:?} are left");
     // It is this that removes directories.

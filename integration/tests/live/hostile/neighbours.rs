@@ -13,9 +13,19 @@ use resnap_integration::image::hostile::{attributes, long_ways, nested_config};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer, hello};
 use resnap_integration::tap::{Method, Point};
 
-use crate::api::{Running, Through, eventually};
+use crate::api::{Running, Through};
+use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
-use crate::suite::{Node, unique};
+use crate::suite::live_tests;
+
+live_tests! {
+    ErofsHandler: pods_start_beside_large_requests_that_wait,
+    Alone: a_layer_of_long_ways_is_cancelled_at_once,
+    Alone: images_of_long_ways_leave_others_their_turn,
+    Alone: images_of_large_configs_leave_others_their_turn,
+    Alone: layers_built_ahead_share_one_memory_budget,
+}
 
 const ON: &str = "overlayfs";
 
@@ -56,7 +66,7 @@ fn unpack(through: &Through<'_>, image: &Built, on: &str) -> Result<Running> {
     Running::start(&mut through.command(&arguments)?)
 }
 
-pub(super) fn large_requests(node: &Node) -> Result<()> {
+fn pods_start_beside_large_requests_that_wait(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let through = Through::start(node)?;
@@ -93,7 +103,7 @@ pub(super) fn large_requests(node: &Node) -> Result<()> {
     cri.remove_all()?;
     drop(cri);
     through.end()?;
-    node.nothing_left("erofs")
+    node.assert_nothing_left("erofs")
 }
 
 /// Whether a file of this name is in the directory or below.
@@ -108,12 +118,12 @@ fn holds(dir: &Path, name: &str) -> Result<bool> {
     Ok(false)
 }
 
-pub(super) fn cancel(node: &Node) -> Result<()> {
+fn a_layer_of_long_ways_is_cancelled_at_once(node: &Node) -> Result<()> {
     let image = import(node, "ways", vec![long_ways("L", WAYS)?])?;
     let through = Through::start_by("resnap", node)?;
     for _ in 0..TRIES {
         let caller = unpack(&through, &image, ON)?;
-        eventually("its ways are gone", || {
+        eventually("its ways are gone", DEADLINE, || {
             // What is staged comes and goes while it is listed.
             Ok(holds(&node.snapshotter_root(ON), "L253").unwrap_or(false))
         })?;
@@ -127,10 +137,10 @@ pub(super) fn cancel(node: &Node) -> Result<()> {
         ensure!(through.jobs()?.is_empty(), "it goes on");
     }
     through.end()?;
-    node.no_active_snapshot(ON)
+    node.assert_no_active_snapshot(ON)
 }
 
-pub(super) fn turns(node: &Node) -> Result<()> {
+fn images_of_long_ways_leave_others_their_turn(node: &Node) -> Result<()> {
     let ways = |image: &str| -> Result<Built> {
         let layers = (0..4).map(|layer| long_ways(&format!("{image}-{layer}-"), WAYS));
         import(node, image, layers.collect::<Result<_>>()?)
@@ -139,35 +149,35 @@ pub(super) fn turns(node: &Node) -> Result<()> {
     let image = import(node, "small", vec![small()?])?;
     let through = Through::start_by("resnap", node)?;
     let callers = hostile.each_ref().map(|image| unpack(&through, image, ON));
-    eventually("both run", || Ok(through.jobs()?.len() == 2))?;
+    eventually("both run", DEADLINE, || Ok(through.jobs()?.len() == 2))?;
     for caller in callers {
         caller?.kill()?;
     }
-    let asked = Instant::now();
     let caller = unpack(&through, &image, ON)?;
-    let is_done = |image: &Built| anyhow::Ok(node.snapshots(ON)?.contains_key(image.chain_id()));
-    while !is_done(&image)? && asked.elapsed() < PROMPT {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    if !is_done(&image)? {
+    let ready = eventually("the other image is ready", PROMPT, || {
+        Ok(node.snapshots(ON)?.contains_key(image.chain_id()))
+    });
+    if let Err(error) = ready {
         let jobs = through.jobs()?;
         caller.kill()?;
-        anyhow::bail!("not ready in {PROMPT:?}: {jobs:#?}");
+        return Err(error.context(format!("the jobs are {jobs:#?}")));
     }
     caller.report()?;
     // Nothing of theirs stays.
     for job in through.jobs()? {
         through.resnap(&["cancel", &job["id"].to_string()])?;
     }
-    eventually("they have ended", || Ok(through.jobs()?.is_empty()))?;
+    eventually("they have ended", DEADLINE, || {
+        Ok(through.jobs()?.is_empty())
+    })?;
     through.end()?;
-    node.no_active_snapshot(ON)
+    node.assert_no_active_snapshot(ON)
 }
 
 /// As many as together would fill the window of a connection to containerd, if they were read at once.
 const CONFIGS: usize = 12;
 
-pub(super) fn configs(node: &Node) -> Result<()> {
+fn images_of_large_configs_leave_others_their_turn(node: &Node) -> Result<()> {
     let mut hostile = Vec::new();
     for number in 0..CONFIGS {
         let name = format!("docker.io/library/config-{number}:1");
@@ -192,10 +202,10 @@ pub(super) fn configs(node: &Node) -> Result<()> {
         caller?.end()?.error()?;
     }
     through.end()?;
-    node.no_active_snapshot(ON)
+    node.assert_no_active_snapshot(ON)
 }
 
-pub(super) fn memory(node: &Node) -> Result<()> {
+fn layers_built_ahead_share_one_memory_budget(node: &Node) -> Result<()> {
     // Attributes that are set, and those that never are.
     if node.containerd.has_erofs() {
         bounded(node, "erofs", attributes("user.x", 60_000, 1118)?)?;
@@ -227,7 +237,7 @@ fn bounded(node: &Node, on: &str, layer: Layer) -> Result<()> {
     let peak = peak()?;
     ensure!(peak < MEMORY_KIB, "on {on} it took {peak} KiB");
     through.end()?;
-    node.nothing_left(on)
+    node.assert_nothing_left(on)
 }
 
 /// The most memory that a process has had.

@@ -7,16 +7,25 @@ use std::cell::Cell;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use prost::Message;
 use resnap_integration::tap::{Method, Point, Tap};
 use tonic::Code;
 
-use super::raw::{DEADLINE, Raw};
+use super::raw::Raw;
 use crate::blob::ingest;
-use crate::suite::{Node, unique};
+use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: tap_passes_streams,
+    Containerd: tap_passes_events,
+    Containerd: tap_passes_resets,
+    Containerd: tap_passes_any_method_and_size,
+}
 
 const WRITE: &str = "/containerd.services.content.v1.Content/Write";
 const SUBSCRIBE: Method = Method::new("/containerd.services.events.v1.Events/Subscribe");
@@ -43,7 +52,7 @@ fn ctr(node: &Node, tap: &Tap) -> Command {
 }
 
 /// A blob of many windows goes to containerd and comes back.
-pub(super) fn streams(node: &Node) -> Result<()> {
+fn tap_passes_streams(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let blob: Vec<u8> = (0..4_u32 << 20)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes())
@@ -64,7 +73,7 @@ pub(super) fn streams(node: &Node) -> Result<()> {
 }
 
 /// What containerd says at some time of its own comes at once.
-pub(super) fn events(node: &Node) -> Result<()> {
+fn tap_passes_events(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let held = tap.hold(SUBSCRIBE, 1, Point::During);
     let mut events = ctr(node, &tap)
@@ -80,18 +89,12 @@ pub(super) fn events(node: &Node) -> Result<()> {
         lines.for_each(|line| drop(send.send(line)));
     });
     let stem = unique("event");
-    let deadline = Instant::now() + DEADLINE;
-    for number in 0.. {
+    eventually("an event comes", DEADLINE, || {
         // containerd may still be about to subscribe when the first ones happen.
-        node.ctr(&["namespaces", "create", &format!("{stem}-{number}")])?;
-        if lines
-            .recv_timeout(Duration::from_millis(50))
-            .is_ok_and(|line| line.contains(&stem))
-        {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "no event came");
-    }
+        node.ctr(&["namespaces", "create", &unique(&stem)])?;
+        let line = lines.recv_timeout(Duration::from_millis(50));
+        Ok(line.is_ok_and(|line| line.contains(&stem)))
+    })?;
     ensure!(events.try_wait()?.is_none(), "ctr events has ended");
     events.kill()?;
     events.wait()?;
@@ -99,7 +102,7 @@ pub(super) fn events(node: &Node) -> Result<()> {
 }
 
 /// A call that its client takes back is taken back from containerd, and only this one.
-pub(super) fn resets(node: &Node) -> Result<()> {
+fn tap_passes_resets(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let client = Raw::connect(tap.socket())?;
     // A stream that writes a blob and does not go on locks the blob's name.
@@ -110,13 +113,8 @@ pub(super) fn resets(node: &Node) -> Result<()> {
         ensure!(error.message().contains("locked"), "{error:?}");
         anyhow::Ok(())
     };
-    let until_free = |name: &String| {
-        let deadline = Instant::now() + DEADLINE;
-        while let Err(error) = write(name) {
-            ensure!(Instant::now() < deadline, "the reset is lost: {error}");
-        }
-        Ok(())
-    };
+    let until_free =
+        |name: &String| eventually("the reset arrives", DEADLINE, || Ok(write(name).is_ok()));
     let (name, other) = (unique("write"), unique("write"));
     let (answered, kept) = (write(&name)?, write(&other)?);
     locked(&name)?;
@@ -140,7 +138,7 @@ pub(super) fn resets(node: &Node) -> Result<()> {
 }
 
 /// What the tap does not know, and as much as containerd takes.
-pub(super) fn unary(node: &Node) -> Result<()> {
+fn tap_passes_any_method_and_size(node: &Node) -> Result<()> {
     let tap = node.containerd.tap()?;
     let client = Raw::connect(tap.socket())?;
     let unknown = client.call("/no.such.Service/Method", &()).err();

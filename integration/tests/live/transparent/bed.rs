@@ -5,7 +5,7 @@
 //! client ──► front tap ──► resnap serve ──► back tap ──► containerd
 //! ```
 
-use std::time::{Duration, Instant};
+use std::os::unix::net::UnixStream;
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -16,8 +16,9 @@ use resnap_integration::wire::{Reply, Wire};
 use tokio::runtime::Runtime;
 use tonic::codegen::http::Request;
 
+use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
-use crate::suite::{Node, unique};
 
 /// What the proxy asks for itself, before the calls that it looks into.
 const OWN: [&str; 6] = [
@@ -31,9 +32,6 @@ const OWN: [&str; 6] = [
 
 /// In every request of the test's own.
 const MARK: &str = "x-mark";
-
-/// How long anything may take.
-const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(super) struct Bed {
     pub(super) front: Tap,
@@ -54,11 +52,9 @@ impl Bed {
             .worker_threads(1)
             .enable_all()
             .build()?;
-        let deadline = Instant::now() + DEADLINE;
-        while std::os::unix::net::UnixStream::connect(&served.socket).is_err() {
-            ensure!(Instant::now() < deadline, "resnap does not serve");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually("resnap serves", DEADLINE, || {
+            Ok(UnixStream::connect(&served.socket).is_ok())
+        })?;
         let wire = runtime.block_on(Wire::connect(front.socket()))?;
         Ok(Self {
             front,
@@ -121,7 +117,7 @@ impl Bed {
     fn asked(&self, path: &str, body: Bytes) -> Result<Result<Reply, h2::Error>> {
         let request = request(path)?;
         let call = async { Ok(self.wire.call(request, body).await) };
-        let reply = self.runtime.block_on(eventually(call));
+        let reply = self.runtime.block_on(in_time(call));
         reply.with_context(|| format!("no answer to {path}"))
     }
 
@@ -130,19 +126,16 @@ impl Bed {
         &self,
         complete: impl Fn(&(Exchange, Exchange)) -> bool,
     ) -> Result<(Exchange, Exchange)> {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let last = |tap: &Tap| {
-                let last = tap.calls().into_iter().rfind(marked);
-                last.map(|call| call.exchange())
-            };
-            let pair = last(&self.front).zip(last(&self.back));
-            if let Some(pair) = pair.filter(&complete) {
-                return Ok(pair);
-            }
-            ensure!(Instant::now() < deadline, "the call did not come through");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let last = |tap: &Tap| {
+            let last = tap.calls().into_iter().rfind(marked);
+            last.map(|call| call.exchange())
+        };
+        let mut pair = None;
+        eventually("the call has come through", DEADLINE, || {
+            pair = last(&self.front).zip(last(&self.back)).filter(&complete);
+            Ok(pair.is_some())
+        })?;
+        pair.context("no pair")
     }
 
     /// That the client's leaving the last call comes through, and all was the same until then.
@@ -199,8 +192,8 @@ fn request(path: &str) -> Result<Request<()>> {
     Ok(request.body(())?)
 }
 
-/// Waits for it, but not for ever.
-pub(super) async fn eventually<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+/// Returns the result of `work`, which may not take longer than [`DEADLINE`].
+pub(super) async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let done = tokio::time::timeout(DEADLINE, work).await;
     done.context("it takes too long")?
 }

@@ -9,9 +9,17 @@ use resnap_integration::image::{
 };
 use serde_json::{Value, json};
 
-use crate::suite::{Node, unique};
+use crate::node::{Node, unique};
+use crate::suite::live_tests;
 
 use super::assert_labels;
+
+live_tests! {
+    Containerd: odd_of_any_config_type,
+    Containerd: odd_with_more_than_layers,
+    Containerd: odd_of_another_platform_than_listed,
+    Containerd: odd_of_more_layers_than_are_mounted,
+}
 
 fn layer(text: &str) -> Result<Layer> {
     Layer::of(&[Entry::dir("./"), Entry::file("text", text)])
@@ -29,11 +37,11 @@ fn assert_taken(node: &Node, image: &Built) -> Result<()> {
             ensure!(snapshots.contains_key(&layer.chain_id), "{snapshotter}");
         }
     }
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 /// Old pushes have no type for the config, and others have one of their own.
-pub(super) fn of_any_config_type(node: &Node) -> Result<()> {
+fn odd_of_any_config_type(node: &Node) -> Result<()> {
     for (name, edit) in [
         (
             "octets",
@@ -73,7 +81,7 @@ pub(super) fn of_any_config_type(node: &Node) -> Result<()> {
 }
 
 /// What is listed beside the layers is left out.
-pub(super) fn with_more_than_layers(node: &Node) -> Result<()> {
+fn odd_with_more_than_layers(node: &Node) -> Result<()> {
     let image = ImageBuilder::new("docker.io/library/notes:1")
         .docker()
         .layer(layer("lower")?)
@@ -108,7 +116,7 @@ pub(super) fn with_more_than_layers(node: &Node) -> Result<()> {
         .resnap(&["check", "--json", &image.reference])?
         .json()?;
     ensure!(layers[0]["layers"].as_array().map(Vec::len) == Some(2));
-    node.nothing_left("native")
+    node.assert_nothing_left("native")
 }
 
 fn warnings(node: &Node, image: &Built, arguments: &[&str]) -> Result<Vec<String>> {
@@ -124,7 +132,7 @@ fn warns(warnings: &[String], words: &[&str]) -> bool {
 }
 
 /// Where config and index disagree the index counts, and `check` warns.
-pub(super) fn of_another_platform_than_listed(node: &Node) -> Result<()> {
+fn odd_of_another_platform_than_listed(node: &Node) -> Result<()> {
     let (os, host) = host_platform();
     let image = |name: &str, architecture: &str, edit: fn(&mut Value)| {
         let image = Index::new(&format!("docker.io/library/{name}:1"))
@@ -158,7 +166,7 @@ pub(super) fn of_another_platform_than_listed(node: &Node) -> Result<()> {
 }
 
 /// What neither containerd nor the kernel mounts is warned of.
-pub(super) fn of_more_layers_than_are_mounted(node: &Node) -> Result<()> {
+fn odd_of_more_layers_than_are_mounted(node: &Node) -> Result<()> {
     let image = |layers: usize| {
         let name = format!("docker.io/library/tall:{layers}");
         let tall = (0..layers).map(|number| layer(&number.to_string()));

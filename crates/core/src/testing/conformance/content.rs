@@ -5,7 +5,7 @@
 
 use futures::StreamExt as _;
 
-use super::{Given, assert_kind, chain, key, nowhere};
+use super::given::{Given, assert_kind, chain, key, nowhere};
 use crate::{Descriptor, Kind, LargeRead, Scope, read_verified};
 
 /// Images: by exact name, and of one namespace.

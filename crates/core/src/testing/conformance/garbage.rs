@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Given, assert_kind, chain, key, labels};
+use super::given::{Given, assert_kind, chain, key, labels};
 use crate::{Kind, Resource, labels as names};
 
 /// Garbage collection: leases, their expiry, parents, and the label on the config.

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Given, assert_kind, chain, key, labels, nowhere};
+use super::given::{Given, assert_kind, chain, key, labels, nowhere};
 use crate::{Kind, Labels, LeaseId, Resource, Scope, SnapshotKey, SnapshotKind};
 
 /// On the lease that is listed.
@@ -105,13 +105,4 @@ async fn resources(given: &Given) {
     given.end_lease(&lease).await;
     let gone = leases.resources(&given.scope, &lease).await;
     assert_kind(gone, Kind::NotFound);
-}
-
-impl Given {
-    async fn resources(&self, lease: &LeaseId) -> Vec<Resource> {
-        let resources = self.ports.leases.resources(&self.scope, lease).await;
-        let mut resources = resources.unwrap();
-        resources.sort();
-        resources
-    }
 }

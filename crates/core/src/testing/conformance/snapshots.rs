@@ -3,7 +3,7 @@
 
 //! Prepare, Commit, Stat, Remove; labels and children of snapshots.
 
-use super::{Given, assert_kind, chain, key, labels};
+use super::given::{Given, assert_kind, chain, key, labels};
 use crate::{Kind, Labels, LeaseId, Scope, SnapshotKey, SnapshotKind, labels as names};
 
 /// A snapshotter: what is there when, and which kinds of errors there are.

@@ -18,67 +18,61 @@ enum Node {
     Snapshot((String, SnapshotKey)),
 }
 
-impl State {
-    pub(super) fn collect_garbage(&mut self, now: SystemTime) {
-        for namespace in self.namespaces.values_mut() {
-            namespace.leases.retain(|_, lease| !lease.has_expired(now));
-            let used = namespace.used();
-            namespace
-                .blobs
-                .retain(|digest, _| used.contains(&Node::Content(digest.clone())));
-            namespace
-                .snapshots
-                .retain(|snapshot, _| used.contains(&Node::Snapshot(snapshot.clone())));
-        }
+pub(super) fn collect(state: &mut State, now: SystemTime) {
+    for namespace in state.namespaces.values_mut() {
+        namespace.leases.retain(|_, lease| !has_expired(lease, now));
+        let used = used(namespace);
+        namespace
+            .blobs
+            .retain(|digest, _| used.contains(&Node::Content(digest.clone())));
+        namespace
+            .snapshots
+            .retain(|snapshot, _| used.contains(&Node::Snapshot(snapshot.clone())));
     }
 }
 
-impl Lease {
-    fn has_expired(&self, now: SystemTime) -> bool {
-        let expiry = self.labels.get(labels::GC_EXPIRE);
-        let expiry = expiry.and_then(|text| humantime::parse_rfc3339(text).ok());
-        expiry.is_some_and(|expiry| expiry < now)
-    }
+fn has_expired(lease: &Lease, now: SystemTime) -> bool {
+    let expiry = lease.labels.get(labels::GC_EXPIRE);
+    let expiry = expiry.and_then(|text| humantime::parse_rfc3339(text).ok());
+    expiry.is_some_and(|expiry| expiry < now)
 }
 
-impl Namespace {
-    fn used(&self) -> BTreeSet<Node> {
-        let targets = self.images.values();
-        let mut next: Vec<Node> = targets
-            .map(|target| Node::Content(target.digest.clone()))
-            .collect();
-        for lease in self.leases.values() {
-            next.extend(lease.content.iter().cloned().map(Node::Content));
-            next.extend(lease.snapshots.iter().cloned().map(Node::Snapshot));
-        }
-        let containers = self.containers.iter();
-        next.extend(containers.map(|container| {
-            Node::Snapshot((container.snapshotter.clone(), container.snapshot.clone()))
-        }));
-        let mut used = BTreeSet::new();
-        while let Some(node) = next.pop() {
-            if used.insert(node.clone()) {
-                next.extend(self.references(&node));
-            }
-        }
-        used
+fn used(namespace: &Namespace) -> BTreeSet<Node> {
+    let targets = namespace.images.values();
+    let mut next: Vec<Node> = targets
+        .map(|target| Node::Content(target.digest.clone()))
+        .collect();
+    for lease in namespace.leases.values() {
+        next.extend(lease.content.iter().cloned().map(Node::Content));
+        next.extend(lease.snapshots.iter().cloned().map(Node::Snapshot));
     }
+    let containers = namespace.containers.iter();
+    next.extend(containers.map(|container| {
+        Node::Snapshot((container.snapshotter.clone(), container.snapshot.clone()))
+    }));
+    let mut used = BTreeSet::new();
+    while let Some(node) = next.pop() {
+        if used.insert(node.clone()) {
+            next.extend(references(namespace, &node));
+        }
+    }
+    used
+}
 
-    fn references(&self, node: &Node) -> Vec<Node> {
-        match node {
-            Node::Content(digest) => {
-                let blob = self.blobs.get(digest);
-                let labels = blob.into_iter().flat_map(|(_, labels)| labels);
-                labels
-                    .filter_map(|(key, value)| refer(key, value))
-                    .collect()
-            }
-            Node::Snapshot((snapshotter, key)) => {
-                let snapshot = self.snapshots.get(&(snapshotter.clone(), key.clone()));
-                let parent = snapshot.and_then(|snapshot| snapshot.parent.clone());
-                let parent = parent.map(|parent| Node::Snapshot((snapshotter.clone(), parent)));
-                parent.into_iter().collect()
-            }
+fn references(namespace: &Namespace, node: &Node) -> Vec<Node> {
+    match node {
+        Node::Content(digest) => {
+            let blob = namespace.blobs.get(digest);
+            let labels = blob.into_iter().flat_map(|(_, labels)| labels);
+            labels
+                .filter_map(|(key, value)| refer(key, value))
+                .collect()
+        }
+        Node::Snapshot((snapshotter, key)) => {
+            let snapshot = namespace.snapshots.get(&(snapshotter.clone(), key.clone()));
+            let parent = snapshot.and_then(|snapshot| snapshot.parent.clone());
+            let parent = parent.map(|parent| Node::Snapshot((snapshotter.clone(), parent)));
+            parent.into_iter().collect()
         }
     }
 }

@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 
-use super::snapshots::{Commit, Prepare};
+use super::snapshots::{self, Commit, Prepare};
+use super::state::State;
 use super::{Operation, Simulated};
 use crate::{
     Applied, Applier, ByteStream, ChainId, Container, Containers, ContentInfo, ContentLabeler,
@@ -107,7 +108,7 @@ impl Snapshotter for SimulatedSnapshotter {
         let (scope, name, wanted) = (scope.clone(), self.name.clone(), key.clone());
         self.simulated
             .call(Operation::Stat, key.as_str(), move |state| {
-                state.stat(&scope, &name, &wanted)
+                snapshots::stat(state, &scope, &name, &wanted)
             })
             .await
     }
@@ -128,7 +129,7 @@ impl Snapshotter for SimulatedSnapshotter {
         };
         self.simulated
             .call(Operation::Prepare, key.as_str(), move |state| {
-                state.prepare(prepare)
+                snapshots::prepare(state, prepare)
             })
             .await
     }
@@ -149,7 +150,7 @@ impl Snapshotter for SimulatedSnapshotter {
         };
         self.simulated
             .call(Operation::Commit, key.as_str(), move |state| {
-                state.commit(commit)
+                snapshots::commit(state, commit)
             })
             .await
     }
@@ -158,7 +159,7 @@ impl Snapshotter for SimulatedSnapshotter {
         let (scope, name, wanted) = (scope.clone(), self.name.clone(), key.clone());
         self.simulated
             .call(Operation::Remove, key.as_str(), move |state| {
-                state.remove(&scope, &name, &wanted)
+                snapshots::remove(state, &scope, &name, &wanted)
             })
             .await
     }
@@ -168,7 +169,7 @@ impl Snapshotter for SimulatedSnapshotter {
         let labels = labels.clone();
         self.simulated
             .call(Operation::LabelSnapshot, key.as_str(), move |state| {
-                state.set_labels(&scope, &name, &wanted, labels)
+                snapshots::set_labels(state, &scope, &name, &wanted, labels)
             })
             .await
     }
@@ -177,7 +178,7 @@ impl Snapshotter for SimulatedSnapshotter {
         let (scope, name, wanted) = (scope.clone(), self.name.clone(), parent.clone());
         self.simulated
             .call(Operation::Children, parent.as_str(), move |state| {
-                state.children(&scope, &name, &wanted)
+                snapshots::children(state, &scope, &name, &wanted)
             })
             .await
     }
@@ -195,13 +196,13 @@ impl Applier for Simulated {
         let digest = &layer.digest;
         let work = {
             let (scope, digest, mounts) = (scope.clone(), digest.clone(), mounts.to_vec());
-            move |state: &mut super::State| state.apply(&scope, &digest, &mounts)
+            move |state: &mut State| snapshots::apply(state, &scope, &digest, &mounts)
         };
         let applied = self.call(Operation::Apply, digest.as_str(), work).await;
         if applied.is_err() {
             let torn = DiffId(Digest::sha256(b"a part of a layer"));
             // A snapshot that is gone cannot be written to.
-            let _ = self.state().write(scope, mounts, torn);
+            let _ = snapshots::write(&mut self.state(), scope, mounts, torn);
         }
         applied
     }

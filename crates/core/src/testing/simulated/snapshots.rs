@@ -3,8 +3,9 @@
 
 //! The rules of snapshots (containerd `core/metadata/snapshot.go`).
 
+use super::behaviour::Behaviour;
 use super::state::{Snapshot, State, check_labels, not_found};
-use super::{super::image::decompress, Behaviour};
+use crate::testing::image::decompress;
 use crate::{
     Applied, DiffId, Digest, Error, Kind, Labels, Mount, Result, Scope, SnapshotInfo, SnapshotKey,
     SnapshotKind, labels,
@@ -33,263 +34,266 @@ fn exists(operation: &'static str, key: &SnapshotKey) -> Error {
     Error::new(Kind::AlreadyExists, operation, key.as_str())
 }
 
-impl State {
-    fn behaviour(&self, snapshotter: &str) -> Result<Behaviour> {
-        let behaviour = self.snapshotters.get(snapshotter).copied();
-        behaviour.ok_or_else(|| {
-            Error::new(Kind::InvalidArgument, "use snapshotter", snapshotter)
-                .with_source("it is not loaded")
-        })
-    }
+fn behaviour(state: &State, snapshotter: &str) -> Result<Behaviour> {
+    let behaviour = state.snapshotters.get(snapshotter).copied();
+    behaviour.ok_or_else(|| {
+        Error::new(Kind::InvalidArgument, "use snapshotter", snapshotter)
+            .with_source("it is not loaded")
+    })
+}
 
-    pub(super) fn stat(
-        &mut self,
-        scope: &Scope,
-        snapshotter: &str,
-        key: &SnapshotKey,
-    ) -> Result<SnapshotInfo> {
-        self.behaviour(snapshotter)?;
-        let snapshots = &self.namespace(&scope.namespace).snapshots;
-        let snapshot = snapshots.get(&(snapshotter.to_owned(), key.clone()));
-        let snapshot = snapshot.ok_or_else(|| not_found("stat snapshot", key))?;
-        Ok(snapshot.info(key))
-    }
+pub(super) fn stat(
+    state: &mut State,
+    scope: &Scope,
+    snapshotter: &str,
+    key: &SnapshotKey,
+) -> Result<SnapshotInfo> {
+    behaviour(state, snapshotter)?;
+    let snapshots = &state.namespace(&scope.namespace).snapshots;
+    let snapshot = snapshots.get(&(snapshotter.to_owned(), key.clone()));
+    let snapshot = snapshot.ok_or_else(|| not_found("stat snapshot", key))?;
+    Ok(snapshot.info(key))
+}
 
-    pub(super) fn set_labels(
-        &mut self,
-        scope: &Scope,
-        snapshotter: &str,
-        key: &SnapshotKey,
-        labels: Labels,
-    ) -> Result<()> {
-        self.behaviour(snapshotter)?;
-        check_labels(&labels)?;
-        let snapshots = &mut self.namespace(&scope.namespace).snapshots;
-        let snapshot = snapshots.get_mut(&(snapshotter.to_owned(), key.clone()));
-        let snapshot = snapshot.ok_or_else(|| not_found("label snapshot", key))?;
-        snapshot.labels.extend(labels);
-        Ok(())
-    }
+pub(super) fn set_labels(
+    state: &mut State,
+    scope: &Scope,
+    snapshotter: &str,
+    key: &SnapshotKey,
+    labels: Labels,
+) -> Result<()> {
+    behaviour(state, snapshotter)?;
+    check_labels(&labels)?;
+    let snapshots = &mut state.namespace(&scope.namespace).snapshots;
+    let snapshot = snapshots.get_mut(&(snapshotter.to_owned(), key.clone()));
+    let snapshot = snapshot.ok_or_else(|| not_found("label snapshot", key))?;
+    snapshot.labels.extend(labels);
+    Ok(())
+}
 
-    pub(super) fn children(
-        &mut self,
-        scope: &Scope,
-        snapshotter: &str,
-        parent: &SnapshotKey,
-    ) -> Result<Vec<SnapshotInfo>> {
-        self.behaviour(snapshotter)?;
-        let snapshots = self.namespace(&scope.namespace).snapshots.iter();
-        let children = snapshots.filter(|((owner, _), snapshot)| {
-            owner == snapshotter && snapshot.parent.as_ref() == Some(parent)
-        });
-        Ok(children
-            .map(|((_, key), snapshot)| snapshot.info(key))
-            .collect())
-    }
+pub(super) fn children(
+    state: &mut State,
+    scope: &Scope,
+    snapshotter: &str,
+    parent: &SnapshotKey,
+) -> Result<Vec<SnapshotInfo>> {
+    behaviour(state, snapshotter)?;
+    let snapshots = state.namespace(&scope.namespace).snapshots.iter();
+    let children = snapshots.filter(|((owner, _), snapshot)| {
+        owner == snapshotter && snapshot.parent.as_ref() == Some(parent)
+    });
+    Ok(children
+        .map(|((_, key), snapshot)| snapshot.info(key))
+        .collect())
+}
 
-    pub(super) fn prepare(&mut self, prepare: Prepare) -> Result<Vec<Mount>> {
-        let Prepare {
-            scope,
-            snapshotter,
-            key,
-            parent,
-            labels,
-        } = prepare;
-        let behaviour = self.behaviour(&snapshotter)?;
-        check_labels(&labels)?;
-        let target = labels.get(labels::SNAPSHOT_REF).cloned();
-        let target = target.map(SnapshotKey::from);
-        let namespace = self.namespace(&scope.namespace);
-        for taken in target.iter().chain([&key]) {
-            let full = (snapshotter.clone(), taken.clone());
-            if namespace.snapshots.contains_key(&full) {
-                // Newer versions put it on the lease; 1.6 does not.
-                return Err(exists("prepare snapshot", taken));
+pub(super) fn prepare(state: &mut State, prepare: Prepare) -> Result<Vec<Mount>> {
+    let Prepare {
+        scope,
+        snapshotter,
+        key,
+        parent,
+        labels,
+    } = prepare;
+    let behaviour = behaviour(state, &snapshotter)?;
+    check_labels(&labels)?;
+    let target = labels.get(labels::SNAPSHOT_REF).cloned();
+    let target = target.map(SnapshotKey::from);
+    let namespace = state.namespace(&scope.namespace);
+    for taken in target.iter().chain([&key]) {
+        let full = (snapshotter.clone(), taken.clone());
+        if namespace.snapshots.contains_key(&full) {
+            // Newer versions put it on the lease; 1.6 does not.
+            return Err(exists("prepare snapshot", taken));
+        }
+    }
+    let content = match &parent {
+        None => Vec::new(),
+        Some(parent) => {
+            let full = (snapshotter.clone(), parent.clone());
+            let parent_snapshot = namespace.snapshots.get(&full);
+            let parent_snapshot =
+                parent_snapshot.ok_or_else(|| not_found("find parent", parent))?;
+            parent_snapshot.content.clone()
+        }
+    };
+    let ready = registered(state, &labels);
+    state.last_place += 1;
+    let place = state.last_place;
+    let mut snapshot = Snapshot {
+        place,
+        kind: SnapshotKind::Active,
+        parent,
+        labels,
+        content,
+    };
+    let mut options = vec!["rw".to_owned()];
+    let mut name = key;
+    let mut answer_exists = false;
+    match (behaviour, target, ready) {
+        (Behaviour::Lying(times), Some(target), _) => {
+            let lies = state.lies.entry((snapshotter.clone(), target.clone()));
+            let lies = lies.or_default();
+            if *lies < times {
+                *lies += 1;
+                return Err(exists("prepare snapshot", &target));
             }
         }
-        let content = match &parent {
-            None => Vec::new(),
-            Some(parent) => {
-                let full = (snapshotter.clone(), parent.clone());
-                let parent_snapshot = namespace.snapshots.get(&full);
-                let parent_snapshot =
-                    parent_snapshot.ok_or_else(|| not_found("find parent", parent))?;
-                parent_snapshot.content.clone()
-            }
+        (Behaviour::Remote, Some(target), Some(layer)) => {
+            snapshot.kind = SnapshotKind::Committed;
+            snapshot.content.push(layer);
+            name = target;
+            answer_exists = true;
+        }
+        (Behaviour::Staged, Some(_), Some(layer)) => {
+            snapshot.content.push(layer);
+            options = vec!["ro".to_owned()];
+        }
+        _ => {}
+    }
+    let namespace = state.namespace(&scope.namespace);
+    namespace.add_to_lease(&scope, &snapshotter, &name)?;
+    let full = (snapshotter, name.clone());
+    namespace.snapshots.insert(full, snapshot);
+    if answer_exists {
+        return Err(exists("prepare snapshot", &name));
+    }
+    Ok(vec![Mount {
+        kind: "bind".to_owned(),
+        source: format!("{ROOT}{place}"),
+        target: String::new(),
+        options,
+    }])
+}
+
+/// The layer that a remote snapshotter would find by its labels.
+fn registered(state: &State, labels: &Labels) -> Option<DiffId> {
+    if !labels::missing(labels).is_empty() {
+        return None;
+    }
+    let digest: Digest = labels.get(labels::LAYER_DIGEST)?.parse().ok()?;
+    state.registry.get(&digest).cloned()
+}
+
+pub(super) fn commit(state: &mut State, commit: Commit) -> Result<()> {
+    let Commit {
+        scope,
+        snapshotter,
+        name,
+        key,
+        labels,
+    } = commit;
+    behaviour(state, &snapshotter)?;
+    check_labels(&labels)?;
+    let namespace = state.namespace(&scope.namespace);
+    let active = (snapshotter.clone(), key.clone());
+    let committed = (snapshotter.clone(), name.clone());
+    if namespace.snapshots.contains_key(&committed) {
+        return Err(exists("commit snapshot", &name));
+    }
+    let found = namespace.snapshots.get(&active);
+    let mut snapshot = found
+        .filter(|snapshot| snapshot.kind == SnapshotKind::Active)
+        .ok_or_else(|| not_found("commit snapshot", &key))?
+        .clone();
+    namespace.add_to_lease(&scope, &snapshotter, &name)?;
+    if let Some(lease) = &scope.lease {
+        namespace.lease(lease)?.snapshots.remove(&active);
+    }
+    snapshot.kind = SnapshotKind::Committed;
+    snapshot.labels = labels;
+    namespace.snapshots.remove(&active);
+    namespace.snapshots.insert(committed, snapshot);
+    Ok(())
+}
+
+/// What `commit` stands for, done at once.
+pub(super) fn unpack(
+    state: &mut State,
+    commit: Commit,
+    parent: Option<SnapshotKey>,
+    layer: &DiffId,
+) -> bool {
+    state.last_place += 1;
+    let place = state.last_place;
+    let snapshots = &mut state.namespace(&commit.scope.namespace).snapshots;
+    let mut content = Vec::new();
+    if let Some(parent) = &parent {
+        let Some(below) = snapshots.get(&(commit.snapshotter.clone(), parent.clone())) else {
+            return false;
         };
-        let ready = self.registered(&labels);
-        self.last_place += 1;
-        let place = self.last_place;
-        let mut snapshot = Snapshot {
-            place,
-            kind: SnapshotKind::Active,
-            parent,
-            labels,
-            content,
-        };
-        let mut options = vec!["rw".to_owned()];
-        let mut name = key;
-        let mut answer_exists = false;
-        match (behaviour, target, ready) {
-            (Behaviour::Lying(times), Some(target), _) => {
-                let lies = self.lies.entry((snapshotter.clone(), target.clone()));
-                let lies = lies.or_default();
-                if *lies < times {
-                    *lies += 1;
-                    return Err(exists("prepare snapshot", &target));
-                }
-            }
-            (Behaviour::Remote, Some(target), Some(layer)) => {
-                snapshot.kind = SnapshotKind::Committed;
-                snapshot.content.push(layer);
-                name = target;
-                answer_exists = true;
-            }
-            (Behaviour::Staged, Some(_), Some(layer)) => {
-                snapshot.content.push(layer);
-                options = vec!["ro".to_owned()];
-            }
-            _ => {}
-        }
-        let namespace = self.namespace(&scope.namespace);
-        namespace.add_to_lease(&scope, &snapshotter, &name)?;
-        let full = (snapshotter, name.clone());
-        namespace.snapshots.insert(full, snapshot);
-        if answer_exists {
-            return Err(exists("prepare snapshot", &name));
-        }
-        Ok(vec![Mount {
-            kind: "bind".to_owned(),
-            source: format!("{ROOT}{place}"),
-            target: String::new(),
-            options,
-        }])
+        content.clone_from(&below.content);
     }
+    content.push(layer.clone());
+    let there = snapshots.entry((commit.snapshotter, commit.name));
+    there.or_insert(Snapshot {
+        place,
+        kind: SnapshotKind::Committed,
+        parent,
+        labels: commit.labels,
+        content,
+    });
+    true
+}
 
-    /// The layer that a remote snapshotter would find by its labels.
-    fn registered(&self, labels: &Labels) -> Option<DiffId> {
-        if !labels::missing(labels).is_empty() {
-            return None;
-        }
-        let digest: Digest = labels.get(labels::LAYER_DIGEST)?.parse().ok()?;
-        self.registry.get(&digest).cloned()
+pub(super) fn remove(
+    state: &mut State,
+    scope: &Scope,
+    snapshotter: &str,
+    key: &SnapshotKey,
+) -> Result<()> {
+    behaviour(state, snapshotter)?;
+    let namespace = state.namespace(&scope.namespace);
+    let full = (snapshotter.to_owned(), key.clone());
+    if !namespace.snapshots.contains_key(&full) {
+        return Err(not_found("remove snapshot", key));
     }
+    let has_child = namespace.snapshots.iter().any(|((owner, _), snapshot)| {
+        owner == snapshotter && snapshot.parent.as_ref() == Some(key)
+    });
+    if has_child {
+        return Err(
+            Error::new(Kind::FailedPrecondition, "remove snapshot", key.as_str())
+                .with_source("another stands on it"),
+        );
+    }
+    namespace.snapshots.remove(&full);
+    Ok(())
+}
 
-    pub(super) fn commit(&mut self, commit: Commit) -> Result<()> {
-        let Commit {
-            scope,
-            snapshotter,
-            name,
-            key,
-            labels,
-        } = commit;
-        self.behaviour(&snapshotter)?;
-        check_labels(&labels)?;
-        let namespace = self.namespace(&scope.namespace);
-        let active = (snapshotter.clone(), key.clone());
-        let committed = (snapshotter.clone(), name.clone());
-        if namespace.snapshots.contains_key(&committed) {
-            return Err(exists("commit snapshot", &name));
-        }
-        let found = namespace.snapshots.get(&active);
-        let mut snapshot = found
-            .filter(|snapshot| snapshot.kind == SnapshotKind::Active)
-            .ok_or_else(|| not_found("commit snapshot", &key))?
-            .clone();
-        namespace.add_to_lease(&scope, &snapshotter, &name)?;
-        if let Some(lease) = &scope.lease {
-            namespace.lease(lease)?.snapshots.remove(&active);
-        }
-        snapshot.kind = SnapshotKind::Committed;
-        snapshot.labels = labels;
-        namespace.snapshots.remove(&active);
-        namespace.snapshots.insert(committed, snapshot);
-        Ok(())
-    }
+/// Writes the layer; the diff ID is that of what the blob really holds.
+pub(super) fn apply(
+    state: &mut State,
+    scope: &Scope,
+    digest: &Digest,
+    mounts: &[Mount],
+) -> Result<Applied> {
+    let namespace = state.namespace(&scope.namespace);
+    let (blob, _) = namespace.blob(digest)?;
+    let tar = decompress(blob).ok_or_else(|| {
+        Error::new(Kind::Unknown, "apply layer", digest.as_str()).with_source("it is no layer")
+    })?;
+    let diff_id = Digest::sha256(tar);
+    let size = tar.len() as u64;
+    write(state, scope, mounts, DiffId(diff_id.clone()))?;
+    Ok(Applied { diff_id, size })
+}
 
-    /// What `commit` stands for, done at once.
-    pub(super) fn unpack(
-        &mut self,
-        commit: Commit,
-        parent: Option<SnapshotKey>,
-        layer: &DiffId,
-    ) -> bool {
-        self.last_place += 1;
-        let place = self.last_place;
-        let snapshots = &mut self.namespace(&commit.scope.namespace).snapshots;
-        let mut content = Vec::new();
-        if let Some(parent) = &parent {
-            let Some(below) = snapshots.get(&(commit.snapshotter.clone(), parent.clone())) else {
-                return false;
-            };
-            content.clone_from(&below.content);
-        }
-        content.push(layer.clone());
-        let there = snapshots.entry((commit.snapshotter, commit.name));
-        there.or_insert(Snapshot {
-            place,
-            kind: SnapshotKind::Committed,
-            parent,
-            labels: commit.labels,
-            content,
-        });
-        true
-    }
-
-    pub(super) fn remove(
-        &mut self,
-        scope: &Scope,
-        snapshotter: &str,
-        key: &SnapshotKey,
-    ) -> Result<()> {
-        self.behaviour(snapshotter)?;
-        let namespace = self.namespace(&scope.namespace);
-        let full = (snapshotter.to_owned(), key.clone());
-        if !namespace.snapshots.contains_key(&full) {
-            return Err(not_found("remove snapshot", key));
-        }
-        let has_child = namespace.snapshots.iter().any(|((owner, _), snapshot)| {
-            owner == snapshotter && snapshot.parent.as_ref() == Some(key)
-        });
-        if has_child {
-            return Err(
-                Error::new(Kind::FailedPrecondition, "remove snapshot", key.as_str())
-                    .with_source("another stands on it"),
-            );
-        }
-        namespace.snapshots.remove(&full);
-        Ok(())
-    }
-
-    /// Writes the layer; the diff ID is that of what the blob really holds.
-    pub(super) fn apply(
-        &mut self,
-        scope: &Scope,
-        digest: &Digest,
-        mounts: &[Mount],
-    ) -> Result<Applied> {
-        let namespace = self.namespace(&scope.namespace);
-        let (blob, _) = namespace.blob(digest)?;
-        let tar = decompress(blob).ok_or_else(|| {
-            Error::new(Kind::Unknown, "apply layer", digest.as_str()).with_source("it is no layer")
-        })?;
-        let diff_id = Digest::sha256(tar);
-        let size = tar.len() as u64;
-        self.write(scope, mounts, DiffId(diff_id.clone()))?;
-        Ok(Applied { diff_id, size })
-    }
-
-    /// Writes through mounts, whatever became of their snapshot: who still has the mounts of one
-    /// that is committed by now spoils it.
-    pub(super) fn write(&mut self, scope: &Scope, mounts: &[Mount], layer: DiffId) -> Result<()> {
-        let source = mounts.last().map_or("", |mount| mount.source.as_str());
-        let place = source.strip_prefix(ROOT).and_then(|text| text.parse().ok());
-        let snapshots = self.namespace(&scope.namespace).snapshots.values_mut();
-        let mut at_place = snapshots.filter(|snapshot| Some(snapshot.place) == place);
-        let snapshot = at_place.next().ok_or_else(|| {
-            Error::new(Kind::Unknown, "mount", source).with_source("there is no such directory")
-        })?;
-        snapshot.content.push(layer);
-        Ok(())
-    }
+/// Writes through mounts, whatever became of their snapshot: who still has the mounts of one
+/// that is committed by now spoils it.
+pub(super) fn write(
+    state: &mut State,
+    scope: &Scope,
+    mounts: &[Mount],
+    layer: DiffId,
+) -> Result<()> {
+    let source = mounts.last().map_or("", |mount| mount.source.as_str());
+    let place = source.strip_prefix(ROOT).and_then(|text| text.parse().ok());
+    let snapshots = state.namespace(&scope.namespace).snapshots.values_mut();
+    let mut at_place = snapshots.filter(|snapshot| Some(snapshot.place) == place);
+    let snapshot = at_place.next().ok_or_else(|| {
+        Error::new(Kind::Unknown, "mount", source).with_source("there is no such directory")
+    })?;
+    snapshot.content.push(layer);
+    Ok(())
 }

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use super::{Behaviour, Fault, Operation, SimulatedImage};
+use super::behaviour::Behaviour;
+use crate::testing::{Effect, Fault, Operation, SimulatedImage};
 use crate::{
     Container, ContentInfo, Descriptor, DiffId, Digest, Error, Image, Kind, Labels, LeaseId,
     LeaseInfo, Resource, Result, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
@@ -103,6 +104,24 @@ impl State {
             let there = namespace.blobs.entry(digest.clone());
             there.or_insert_with(|| blob.clone());
         }
+    }
+
+    /// Counts a call; answers with what goes wrong with it and how long it takes.
+    pub(super) fn begin(&mut self, operation: Operation) -> (Option<Effect>, Option<Duration>) {
+        let calls = self.calls.entry(operation).or_default();
+        *calls += 1;
+        let call = *calls;
+        let meant = |fault: &&Fault| fault.operation == operation && fault.call == call;
+        let fault = self.faults.iter().find(meant).copied();
+        self.fired.extend(fault);
+        let jitter = self.jitter.as_mut().map(|seed| {
+            // Xorshift: any numbers will do, if they are the same for the same seed.
+            *seed ^= *seed << 13;
+            *seed ^= *seed >> 7;
+            *seed ^= *seed << 17;
+            Duration::from_millis(*seed % 8)
+        });
+        (fault.map(|fault| fault.effect), jitter)
     }
 }
 

@@ -32,7 +32,7 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
 use super::*;
-use crate::fixture::record;
+use crate::testing::record;
 
 mod random;
 
@@ -100,10 +100,10 @@ fn stream(recipe: &str) -> Vec<u8> {
         let (kind, rest) = token.split_once(':').unwrap();
         match kind {
             "cut" => {
-                tar.0.truncate(rest.parse().unwrap());
-                return tar.0;
+                tar.bytes.truncate(rest.parse().unwrap());
+                return tar.bytes;
             }
-            "raw" => tar.0.extend(bytes(rest)),
+            "raw" => tar.bytes.extend(bytes(rest)),
             "pax" => tar = tar.with(b'x', "pax", &records(rest), &[]),
             _ => tar = entry(tar, kind, rest),
         }
@@ -162,7 +162,7 @@ fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
 fn shown(entry: &Entry, data: &Data) -> String {
     let (kind, detail) = match &entry.kind {
         EntryKind::Whiteout => {
-            let (parents, name) = crate::way::split(&entry.path);
+            let (parents, name) = crate::path::split(&entry.path);
             let slash: &[u8] = if parents.is_empty() { b"" } else { b"/" };
             return format!("w {}", escaped(&[parents, slash, b".wh.", name].concat()));
         }
@@ -187,15 +187,14 @@ fn shown(entry: &Entry, data: &Data) -> String {
         EntryKind::Directory => ('5', "-".to_owned()),
         EntryKind::Fifo => ('6', "-".to_owned()),
     };
-    let Entry {
+    let Metadata {
         mode,
         uid,
         gid,
         mtime,
-        ..
-    } = entry;
-    let xattrs: Vec<String> = entry
-        .xattrs
+        xattrs,
+    } = &entry.metadata;
+    let xattrs: Vec<String> = xattrs
         .iter()
         .map(|xattr| format!("{}={}", escaped(&xattr.name), escaped(&xattr.value)))
         .collect();

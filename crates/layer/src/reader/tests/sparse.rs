@@ -2,6 +2,7 @@
 // Copyright The resnap Authors
 
 use super::*;
+use crate::Extent;
 
 /// A file of 10 MiB with "one" at its start and "two" after 1 MiB, in each format.
 #[test]
@@ -104,7 +105,7 @@ fn sparse_gnu_with_more_blocks() {
         (483, &size),
     ];
     let mut stream = Tar::default();
-    stream.0.extend(header(b'S', "sparse", 27, changes));
+    stream.bytes.extend(header(b'S', "sparse", 27, changes));
     let (entry, data) = one(stream.data(&more).data(&last).data(&[b'x'; 27]));
     assert_eq!(data.len(), 27);
     assert_eq!(data[26], (26 * 1024, b"x".to_vec()));
@@ -122,7 +123,7 @@ fn sparse_gnu_with_too_many_blocks() {
         block[504] = 1;
         let mut stream =
             Tar::default().with(b'S', "sparse", b"", &[(257, b"ustar  \0"), (482, b"\x01")]);
-        stream.0.extend(block.repeat(count - 1));
+        stream.bytes.extend(block.repeat(count - 1));
         stream.data(&[0; 512]).end()
     };
     assert_eq!(read(&with(2047)).unwrap().len(), 1);

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Settings of the applier.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use resnap_core::Descriptor;
+
+/// The program that writes layers to a snapshotter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Differ {
+    /// This process for `overlayfs`, `native` and `erofs`, where it can; otherwise containerd.
+    #[default]
+    Auto,
+    /// This process. A layer that it cannot write is an error.
+    Resnap,
+    /// containerd.
+    Containerd,
+}
+
+/// Settings of an [`InProcessApplier`](crate::InProcessApplier).
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ApplierSettings {
+    /// The differ of each snapshotter, by name.
+    pub differs: BTreeMap<String, Differ>,
+    /// The most bytes that a layer may have when decompressed. By default 1 GiB and a thousand times the
+    /// size of the blob, which is more than any gzip stream expands to.
+    pub max_layer_bytes: Option<u64>,
+    /// Bytes of memory for all layers that are being written, or are written ahead of their turn: for
+    /// directories, names, attributes, and the windows of zstd. [`MEMORY`] by default. One layer may
+    /// take ten sixteenths of it.
+    pub memory: u64,
+    /// The longest time that writing a layer may take without progress. [`STALL`] by default.
+    pub stall: Duration,
+    /// The number of layers of a batch that are written at once. The number of cores by default.
+    pub parallel: Option<NonZeroUsize>,
+}
+
+/// The default of [`ApplierSettings::memory`]: 256 MiB.
+pub const MEMORY: u64 = 256 << 20;
+
+/// The default of [`ApplierSettings::stall`]: ten minutes.
+pub const STALL: Duration = Duration::from_secs(600);
+
+impl Default for ApplierSettings {
+    fn default() -> Self {
+        Self {
+            differs: BTreeMap::new(),
+            max_layer_bytes: None,
+            memory: MEMORY,
+            stall: STALL,
+            parallel: None,
+        }
+    }
+}
+
+impl ApplierSettings {
+    /// Returns the differ of the snapshotter with this name.
+    pub fn differ(&self, snapshotter: &str) -> Differ {
+        self.differs.get(snapshotter).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn parallel(&self) -> usize {
+        let cores = || std::thread::available_parallelism().ok();
+        self.parallel.or_else(cores).map_or(1, NonZeroUsize::get)
+    }
+
+    pub(crate) fn limit(&self, layer: &Descriptor) -> u64 {
+        let default = || layer.size.saturating_mul(1000).saturating_add(1 << 30);
+        self.max_layer_bytes.unwrap_or_else(default)
+    }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Reading the requests that may need an image, before they are forwarded.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use http::request::Parts;
+use resnap_core::Kind;
+
+use crate::body::{FirstBytes, PeekedRequest};
+use crate::deadline::Deadline;
+use crate::grpc::{Status, decode};
+use crate::held::HeldRequest;
+use crate::observe::{ForwardReason, ProxyEvent};
+use crate::peek::{self, SkipEffect};
+use crate::preflight::{Preflight, Resolution};
+use crate::requirements::CriRequest;
+use crate::state::ClientContext;
+
+const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
+const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
+
+/// The time in which an inspected message must arrive. Clients send it at once.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The time that a request waits for bytes of the peek budget, which other requests give back when
+/// they have arrived.
+const BUDGET_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// An inspected request.
+pub(crate) struct InspectedRequest<'a> {
+    client: &'a ClientContext,
+    pub(crate) held: HeldRequest<'a>,
+    pub(crate) head: Parts,
+    deadline: Option<Deadline>,
+    /// `None` if the message cannot be decoded.
+    pub(crate) request: Option<CriRequest>,
+    pub(crate) resolution: Resolution,
+}
+
+impl InspectedRequest<'_> {
+    pub(crate) fn preflight<'b>(&'b self, request: &'b CriRequest) -> Preflight<'b> {
+        Preflight {
+            client: self.client,
+            request,
+            deadline: self.deadline,
+            held: Some(&self.held),
+        }
+    }
+
+    /// Waits until the request is evicted. Returns the response to its caller.
+    pub(crate) async fn evicted(&self) -> Status {
+        self.held.evicted().await;
+        let text = "too many requests wait, and this is the largest of them: try again";
+        Status::new(Kind::ResourceExhausted, text)
+    }
+}
+
+/// Returns whether requests to `path` may need an image.
+pub(crate) fn is_inspected(path: &str) -> bool {
+    matches!(path, CREATE_CONTAINER | RUN_POD_SANDBOX)
+}
+
+/// Reads a request and makes its images ready. Returns the bytes to forward first, and `None` for a
+/// request that was not read to its end.
+///
+/// # Errors
+/// The response to the caller, if the request must not be forwarded.
+pub(crate) async fn inspect<'a>(
+    client: &'a ClientContext,
+    head: &Parts,
+    body: &mut RecvStream,
+) -> Result<(FirstBytes, Option<InspectedRequest<'a>>), Status> {
+    let deadline = Deadline::of(&head.headers);
+    let path = head.uri.path();
+    let mut peeked = PeekedRequest::new(body);
+    let received = tokio::time::timeout(ARRIVAL_TIMEOUT, receive(client, path, &mut peeked));
+    let received = received.await.map_err(|_| {
+        let text = format!("the message of the request did not arrive within {ARRIVAL_TIMEOUT:?}");
+        Status::new(Kind::DeadlineExceeded, text)
+    })?;
+    let Some(bytes) = received? else {
+        return Ok((peeked.into_first_bytes(), None));
+    };
+    let request = match path {
+        CREATE_CONTAINER => decode(&bytes).map(CriRequest::CreateContainer),
+        _ => decode(&bytes).map(CriRequest::RunPodSandbox),
+    };
+    let mut inspected = InspectedRequest {
+        client,
+        held: client.state.held.hold(bytes),
+        head: head.clone(),
+        deadline,
+        request,
+        resolution: Resolution::Known,
+    };
+    if let Some(request) = &inspected.request {
+        let preflight = inspected.preflight(request);
+        inspected.resolution = tokio::select! {
+            biased;
+            resolution = preflight.before() => resolution?,
+            evicted = inspected.evicted() => return Err(evicted),
+        };
+    }
+    let Some(bytes) = inspected.held.bytes() else {
+        return Err(inspected.evicted().await);
+    };
+    let first = FirstBytes {
+        bytes,
+        unreleased: 0,
+    };
+    Ok((first, Some(inspected)))
+}
+
+/// Reads a whole request. Returns `None` for one that is not to be inspected.
+async fn receive(
+    client: &ClientContext,
+    path: &str,
+    peeked: &mut PeekedRequest<'_>,
+) -> Result<Option<Bytes>, Status> {
+    peeked.read_beginning().await?;
+    if let Some(whole) = peeked.take_whole()? {
+        return Ok(Some(whole));
+    }
+    let Some(length) = peeked.length() else {
+        return Ok(None);
+    };
+    let effect = match path {
+        CREATE_CONTAINER => peek::effect_on_container(client, peeked.bytes()).await,
+        _ => peek::effect_on_any(client).await,
+    };
+    // If containerd does not answer this, it will not accept the request either.
+    let effect = effect.unwrap_or(SkipEffect::None);
+    if effect == SkipEffect::None {
+        return Ok(None);
+    }
+    let count = u32::try_from(length).unwrap_or(u32::MAX);
+    let permit = client.state.peek_budget.acquire_many(count);
+    match (tokio::time::timeout(BUDGET_TIMEOUT, permit).await, effect) {
+        (Ok(Ok(_permit)), _) => {
+            peeked.read_to(length).await?;
+            peeked.take_whole()
+        }
+        (_, SkipEffect::WrongContent) => Err(Status::new(
+            Kind::ResourceExhausted,
+            "other large requests are arriving and have not ended: try again",
+        )),
+        (_, SkipEffect::Slower | SkipEffect::None) => {
+            tracing::info!(
+                path,
+                length,
+                "a request was not inspected: others use the budget"
+            );
+            let event = ProxyEvent::Forwarded(ForwardReason::Unresolved);
+            client.state.on_event(&event);
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The state that all clients share, and the context of one client.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use resnap_core::UnpackService;
+use tokio::sync::Semaphore;
+
+use crate::backend::{Backend, Endpoint};
+use crate::discovery::Discovery;
+use crate::held::HeldRequests;
+use crate::limits::{MAX_HELD, PEEK_BUDGET};
+use crate::observe::{ProxyEvent, ProxyObserver};
+use crate::pull::Pulls;
+use crate::runtime::{ClientThread, ServiceRuntime};
+use crate::settings::ProxySettings;
+
+/// The state of a proxy.
+pub(crate) struct ProxyState {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) service: Arc<dyn UnpackService>,
+    pub(crate) discovery: Discovery,
+    /// The unused bytes of [`PEEK_BUDGET`].
+    pub(crate) peek_budget: Semaphore,
+    pub(crate) held: HeldRequests,
+    pub(crate) pulls: Arc<Pulls>,
+    pub(crate) observer: Option<Arc<dyn ProxyObserver>>,
+    pub(crate) client_thread: ClientThread,
+}
+
+impl ProxyState {
+    pub(crate) fn new(
+        backend: &Path,
+        service: Arc<dyn UnpackService>,
+        settings: ProxySettings,
+        observer: Option<Arc<dyn ProxyObserver>>,
+    ) -> Self {
+        Self {
+            endpoint: Arc::new(Endpoint::new(backend)),
+            service,
+            discovery: Discovery::new(settings),
+            peek_budget: Semaphore::new(PEEK_BUDGET),
+            held: HeldRequests::new(MAX_HELD),
+            pulls: Arc::default(),
+            observer,
+            client_thread: ClientThread::default(),
+        }
+    }
+
+    pub(crate) fn on_event(&self, event: &ProxyEvent) {
+        if let Some(observer) = &self.observer {
+            observer.on_event(event);
+        }
+    }
+}
+
+impl fmt::Debug for ProxyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyState")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the calls of one client share.
+pub(crate) struct ClientContext {
+    pub(crate) state: Arc<ProxyState>,
+    pub(crate) service_runtime: ServiceRuntime,
+    pub(crate) backend: Backend,
+}
+
+impl ClientContext {
+    /// Creates a context for work that outlives its client.
+    pub(crate) fn detached(state: &Arc<ProxyState>, service_runtime: &ServiceRuntime) -> Self {
+        Self {
+            state: Arc::clone(state),
+            service_runtime: service_runtime.clone(),
+            backend: Backend::detached(&state.endpoint),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The proxy, in front of a server that answers as containerd does.
+
+mod calls;
+mod clients;
+mod containerd;
+mod messages;
+mod node;
+mod preflight;
+mod service;

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The settings of a containerd that a test starts.
+
+/// What differs between the containerds that tests start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Starts nydus-snapshotter in proxy mode too, as the snapshotter `nydus`
+    /// and the runtime handler `nydus`; containerd 1.6 has no snapshotter for
+    /// one handler, there it becomes the CRI's snapshotter.
+    pub nydus: bool,
+    /// The diff service's order; `None` is erofs before walking where there is
+    /// an erofs differ.
+    pub diff_order: Option<&'static [&'static str]>,
+    /// The CRI's sandbox image.
+    pub pause_image: String,
+    /// Puts all of its files on a tmpfs of this size, such as `6g`.
+    pub tmpfs: Option<&'static str>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            nydus: false,
+            diff_order: None,
+            pause_image: "docker.io/library/pause:1".to_owned(),
+            tmpfs: None,
+        }
+    }
+}

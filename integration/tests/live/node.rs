@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A namespace on a running containerd, and the commands for it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::daemon::Containerd;
+use resnap_integration::debian::output;
+use resnap_integration::image::{self, Built};
+use resnap_integration::tap::Tap;
+use resnap_integration::tree::{self, Tree};
+use serde_json::Value;
+
+use crate::command::{CommandOutput, resnap, run_to_end};
+
+/// A containerd and a namespace on it.
+pub(crate) struct Node {
+    pub(crate) containerd: Arc<Containerd>,
+    pub(crate) namespace: String,
+}
+
+impl Node {
+    /// `ctr` on this node and namespace, with these arguments, to its good end.
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        output(self.containerd.ctr(&self.namespace).args(arguments))
+    }
+
+    /// `resnap` on this node and namespace, with these arguments.
+    pub(crate) fn resnap(&self, arguments: &[&str]) -> Result<CommandOutput> {
+        run_to_end(self.resnap_command()?.args(arguments))
+    }
+
+    /// `resnap` for this node and namespace.
+    pub(crate) fn resnap_command(&self) -> Result<Command> {
+        let mut command = resnap()?;
+        command
+            .env("CONTAINERD_ADDRESS", self.containerd.socket())
+            .env(
+                "RESNAP_RUNTIME_DIR",
+                self.containerd.socket().with_file_name("r"),
+            )
+            // Whatever this machine has.
+            .env("RESNAP_CONFIG", "/dev/null")
+            .args(["--namespace", &self.namespace]);
+        Ok(command)
+    }
+
+    /// The same through a tap, which sees every layer: containerd's differ writes them.
+    pub(crate) fn tapped_command(&self, tap: &Tap) -> Result<Command> {
+        let mut command = self.command_with_differ("containerd")?;
+        command.env("CONTAINERD_ADDRESS", tap.socket());
+        Ok(command)
+    }
+
+    /// `resnap` for this node and namespace, by which this differ writes all layers.
+    pub(crate) fn command_with_differ(&self, differ: &str) -> Result<Command> {
+        let config = self.containerd.scratch().join(unique("by"));
+        std::fs::write(&config, differ_config(differ))?;
+        let mut command = self.resnap_command()?;
+        command.env("RESNAP_CONFIG", config);
+        Ok(command)
+    }
+
+    /// Makes an image ready with layers that this differ writes.
+    pub(crate) fn unpack_with_differ(
+        &self,
+        differ: &str,
+        snapshotter: &str,
+        image: &str,
+    ) -> Result<Value> {
+        let mut command = self.command_with_differ(differ)?;
+        command.args(["unpack", "--json", image, "--snapshotter", snapshotter]);
+        let lines = run_to_end(&mut command)?.json_lines()?;
+        let last = lines.last().context("unpack printed nothing")?;
+        let report = last.get("report").context("the last line has no report")?;
+        Ok(report.clone())
+    }
+
+    /// Puts an image's records and blobs on the node; nothing is unpacked.
+    pub(crate) fn import(&self, image: &Built) -> Result<()> {
+        let archive = image.archive.to_string_lossy();
+        self.ctr(&[
+            "images",
+            "import",
+            "--all-platforms",
+            "--no-unpack",
+            &archive,
+        ])?;
+        Ok(())
+    }
+
+    /// Makes an image ready with resnap, to its good end, and answers with the report.
+    pub(crate) fn unpack(&self, snapshotter: &str, image: &str) -> Result<Value> {
+        let ended = self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?;
+        let lines = ended.json_lines()?;
+        let last = lines.last().context("unpack printed nothing")?;
+        let report = last.get("report").context("the last line has no report")?;
+        Ok(report.clone())
+    }
+
+    /// What containerd does for a pull or a first container: unpacks what is missing, without
+    /// the labels of the CRI. The `ctr` of containerd 1.6 does so for overlayfs, whatever it is told.
+    pub(crate) fn unpack_by_containerd(&self, snapshotter: &str, image: &str) -> Result<()> {
+        // There is no `ctr images unpack` on every version, and mounting an image unpacks it.
+        let dir = self.containerd.scratch().join(unique("mnt"));
+        std::fs::create_dir_all(&dir)?;
+        let at = dir.to_string_lossy();
+        self.ctr(&["images", "mount", "--snapshotter", snapshotter, image, &at])?;
+        self.ctr(&[
+            "images",
+            "unmount",
+            "--snapshotter",
+            snapshotter,
+            "--rm",
+            &at,
+        ])?;
+        Ok(())
+    }
+
+    /// The tree that a container of the image would see.
+    pub(crate) fn tree(&self, snapshotter: &str, image: &str) -> Result<Tree> {
+        self.containerd
+            .look_into(&self.namespace, snapshotter, image, tree::read)
+    }
+
+    /// What a container of the image prints.
+    pub(crate) fn run(&self, snapshotter: &str, image: &str) -> Result<String> {
+        let said = self
+            .containerd
+            .run(&self.namespace, snapshotter, image, &[]);
+        Ok(said?.trim().to_owned())
+    }
+
+    /// The labels of a snapshot.
+    pub(crate) fn labels(&self, snapshotter: &str, key: &str) -> Result<BTreeMap<String, String>> {
+        let text = self.ctr(&["snapshots", "--snapshotter", snapshotter, "info", key])?;
+        let mut info: Value = serde_json::from_str(&text)?;
+        Ok(serde_json::from_value(info["Labels"].take()).unwrap_or_default())
+    }
+
+    /// Keys of the snapshots on a snapshotter with their kinds (`Committed`, `Active`, `View`).
+    pub(crate) fn snapshots(&self, snapshotter: &str) -> Result<BTreeMap<String, String>> {
+        let table = self.ctr(&["snapshots", "--snapshotter", snapshotter, "ls"])?;
+        let rows = table.lines().skip(1);
+        rows.map(|row| {
+            // A key may hold a blank (`extract-… sha256:…`), and a base has no parent.
+            let kind = row.split_whitespace().last().context("a row of no words")?;
+            let key = row.strip_suffix(kind).unwrap_or(row).trim();
+            let key = key.split("   ").next().unwrap_or(key).trim();
+            let key = key.split_once(" sha256:").map_or(key, |(first, _)| first);
+            Ok((key.to_owned(), kind.to_owned()))
+        })
+        .collect()
+    }
+
+    /// The leases of the namespace.
+    pub(crate) fn leases(&self) -> Result<Vec<String>> {
+        let leases = self.ctr(&["leases", "ls", "-q"])?;
+        Ok(leases.lines().map(str::to_owned).collect())
+    }
+
+    /// That resnap left no lease and no active snapshot.
+    pub(crate) fn assert_nothing_left(&self, snapshotter: &str) -> Result<()> {
+        let leases = self.leases()?;
+        ensure!(leases.is_empty(), "leases are left: {leases:?}");
+        self.assert_no_active_snapshot(snapshotter)
+    }
+
+    /// That no snapshot is left but committed ones.
+    pub(crate) fn assert_no_active_snapshot(&self, snapshotter: &str) -> Result<()> {
+        let snapshots = self.snapshots(snapshotter)?;
+        let active: Vec<_> = snapshots
+            .iter()
+            .filter(|(_, kind)| *kind != "Committed")
+            .collect();
+        ensure!(
+            active.is_empty(),
+            "snapshots are left on {snapshotter}: {active:?}"
+        );
+        Ok(())
+    }
+
+    /// Runs a garbage collection now and waits for it.
+    pub(crate) fn collect_garbage(&self) -> Result<()> {
+        let lease = unique("throwaway");
+        self.ctr(&["leases", "create", "--id", &lease])?;
+        self.ctr(&["leases", "delete", "--sync", &lease])?;
+        Ok(())
+    }
+
+    pub(crate) fn in_new_namespace(&self) -> Self {
+        Self {
+            containerd: Arc::clone(&self.containerd),
+            namespace: unique("beside"),
+        }
+    }
+
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &'static str> {
+        let erofs = self.containerd.has_erofs().then_some("erofs");
+        ["overlayfs", "native"].into_iter().chain(erofs)
+    }
+
+    pub(crate) fn snapshotter_root(&self, snapshotter: &str) -> PathBuf {
+        let root = self.containerd.root();
+        root.join(format!("io.containerd.snapshotter.v1.{snapshotter}"))
+    }
+
+    /// What is built ahead, by the process and batch.
+    pub(crate) fn staged(&self, snapshotter: &str) -> Result<Vec<PathBuf>> {
+        let dir = self.snapshotter_root(snapshotter).join(".resnap");
+        if !dir.exists() {
+            return Ok(Vec::new());
+        }
+        let entries = std::fs::read_dir(dir)?;
+        entries.map(|entry| Ok(entry?.path())).collect()
+    }
+}
+
+/// A configuration by which this differ writes all layers.
+pub(crate) fn differ_config(differ: &str) -> String {
+    ["overlayfs", "native", "erofs"]
+        .map(|snapshotter| format!("snapshotters.{snapshotter}.differ = {differ:?}\n"))
+        .concat()
+}
+
+/// The platform of this machine, such as `linux/amd64`.
+pub(crate) fn host_platform() -> String {
+    let (os, architecture) = image::host_platform();
+    format!("{os}/{architecture}")
+}
+
+/// A name that no other test of this run uses.
+pub(crate) fn unique(stem: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("{stem}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
