@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The random parts of a run.
+//! What a run is made of, at random.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub(crate) enum Layer {
     Mislabelled(u8),
 }
 
-/// Layers that another client unpacks.
+/// Layers that somebody else unpacks.
 #[derive(Debug, Clone)]
 pub(crate) struct Chain {
     pub(crate) image: usize,
@@ -67,7 +67,7 @@ pub(crate) struct Chain {
     pub(crate) contained: bool,
 }
 
-/// A caller that requests an image.
+/// Somebody who wants an image unpacked.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) image: usize,
@@ -78,7 +78,7 @@ pub(crate) struct Caller {
     pub(crate) then: Then,
 }
 
-/// The behaviour of a caller.
+/// What a caller does with its job.
 #[derive(Debug, Clone)]
 pub(crate) enum Then {
     /// Waits for its end.
@@ -104,7 +104,7 @@ impl Scenario {
         SimulatedImage::new(self.images[index].iter().map(|layer| layer.simulated()))
     }
 
-    /// Returns a scenario without faults, other clients and cancellation.
+    /// Nothing goes wrong, nobody else is there, and no job is cancelled.
     pub(crate) fn calm(mut self) -> Self {
         for layer in self.images.iter_mut().flatten() {
             let (Layer::Whole(number) | Layer::Missing(number) | Layer::Mislabelled(number)) =
@@ -127,7 +127,7 @@ impl Scenario {
         self
     }
 
-    /// Returns a scenario with a single caller, which repairs.
+    /// One who repairs what the others left, alone.
     pub(crate) fn repair_alone(mut self) -> Self {
         self.faults.clear();
         self.deletion = None;
@@ -146,7 +146,7 @@ impl Scenario {
         self
     }
 
-    /// Returns whether an Apply hangs, so that callers must cancel in the end.
+    /// Whether an Apply never ends, so that callers must cancel in the end.
     pub(crate) fn hangs(&self) -> bool {
         let hang =
             |fault: &Fault| (fault.operation, fault.effect) == (Operation::Apply, Effect::Hang);

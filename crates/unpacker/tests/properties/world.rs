@@ -15,7 +15,6 @@ use resnap_unpacker::{
     Clock, Engine, EngineSettings, Plan, PlannedLayer, Report, Request, UnpackError,
 };
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
 
 use crate::scenario::{Caller, Chain, Layer, SNAPSHOTTERS, Scenario, Then, image_name};
 
@@ -294,13 +293,4 @@ pub(crate) fn engine(simulated: &Simulated, scenario: &Scenario, dir: &Path) -> 
     let backend = simulated.clone();
     settings.clock = Clock::new(move || backend.now());
     Engine::new(simulated.ports(), NAMESPACE, settings).unwrap()
-}
-
-/// Returns a runtime whose time advances while no task can run.
-pub(crate) fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap()
 }
