@@ -52,17 +52,16 @@ impl Containerd {
         let run = namespaces::run_dir()?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
         let sockets = Path::new(SOCKETS).join(&number);
-        let mut processes = Processes::new(dist, run.join(&number), sockets);
-        processes.lay_out(&options)?;
-        if options.nydus {
-            processes.start_nydus()?;
-        }
-        let snapshotters = processes.start_containerd();
+        // A start that fails ends what it has started when this is dropped.
         let mut this = Self {
-            processes,
+            processes: Processes::new(dist, run.join(&number), sockets),
             snapshotters: BTreeSet::new(),
         };
-        this.snapshotters = snapshotters?;
+        this.processes.lay_out(&options)?;
+        if options.nydus {
+            this.processes.start_nydus()?;
+        }
+        this.snapshotters = this.processes.start_containerd()?;
         Ok(this)
     }
 

@@ -5,7 +5,7 @@
 //!
 //! [`ImageBuilder`] and [`Index`] make an image of any layers, [`Fault`] makes it a wrong one.
 //! The ready-made images are real file trees out of Debian's packages and are kept in the
-//! target directory: [`web`], [`torture`], [`torture_mkfs`], [`shared_pair`], [`hello`], [`pause`],
+//! target directory: [`web`], [`edge_cases`], [`edge_cases_mkfs`], [`shared_pair`], [`hello`], [`pause`],
 //! [`many`], [`small_files`], [`large_files`], [`large_layer`], [`million_files`], and [`forms`], of
 //! which some are EROFS images. What is meant to harm is in [`hostile`].
 //!
@@ -28,12 +28,12 @@ mod builder;
 mod built;
 mod bulk;
 mod catalog;
+mod edge_cases;
 pub mod hostile;
 mod layer;
 mod native;
 mod payload;
-pub mod tape;
-mod torture;
+pub mod tar_entry;
 
 pub use builder::{Fault, ImageBuilder, Index, Part, host_platform};
 pub use built::{Built, BuiltLayer, BuiltManifest};
@@ -41,9 +41,10 @@ pub use bulk::{SMALL_FILES, large_files, large_layer, million_files, small_files
 pub use catalog::{
     HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, beside_hello, hello, many, pause, shared_pair, web,
 };
+pub use edge_cases::{
+    Case, EDGE_CASES, EDGE_CASES_CLOCK, EDGE_CASES_MKFS, EDGE_CASES_SAYS, REFUSED, edge_cases,
+    edge_cases_mkfs,
+};
 pub use layer::{Compression, Format, Layer, digest};
 pub use native::{Form, foreign_architecture, forms};
-pub use tape::Entry;
-pub use torture::{
-    Case, REFUSED, TORTURE, TORTURE_CLOCK, TORTURE_MKFS, TORTURE_SAYS, torture, torture_mkfs,
-};
+pub use tar_entry::Entry;

@@ -12,8 +12,8 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use resnap_integration::image::{
-    self, Built, Compression, Entry, Fault, ImageBuilder, Index, Layer, MANY_MAX, REFUSED, TORTURE,
-    digest,
+    self, Built, Compression, EDGE_CASES, Entry, Fault, ImageBuilder, Index, Layer, MANY_MAX,
+    REFUSED, digest,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -29,8 +29,8 @@ fn ready_made_images_are_whole() {
         (image::many(2).unwrap(), 2),
         (image::many(MANY_MAX).unwrap(), MANY_MAX),
         (
-            image::torture().unwrap(),
-            2 + TORTURE.iter().map(|cases| cases.len()).sum::<usize>(),
+            image::edge_cases().unwrap(),
+            2 + EDGE_CASES.iter().map(|cases| cases.len()).sum::<usize>(),
         ),
         (left, 3),
         (right, 3),
@@ -101,7 +101,12 @@ fn paths_of_real_images_take_few_lookups() {
 
 #[test]
 fn the_torture_table_is_long_and_has_no_name_twice() {
-    let cases: Vec<_> = TORTURE.iter().copied().flatten().chain(REFUSED).collect();
+    let cases: Vec<_> = EDGE_CASES
+        .iter()
+        .copied()
+        .flatten()
+        .chain(REFUSED)
+        .collect();
     let names: BTreeSet<_> = cases.iter().map(|case| case.name).collect();
     assert_eq!(names.len(), cases.len());
     assert!(cases.len() - REFUSED.len() >= 60);

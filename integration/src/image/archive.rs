@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use super::blobs::Blobs;
 use super::built::Built;
 use super::layer::digest;
-use super::tape::{self, Entry};
+use super::tar_entry::{self, Entry};
 use crate::debian;
 
 /// The sources of the images: a change of any line rebuilds all of them.
@@ -35,15 +35,15 @@ const RECIPES: &[&str] = &[
     include_str!("layer.rs"),
     include_str!("native.rs"),
     include_str!("payload.rs"),
-    include_str!("tape.rs"),
-    include_str!("torture.rs"),
-    include_str!("torture/case.rs"),
-    include_str!("torture/contents.rs"),
-    include_str!("torture/deletions.rs"),
-    include_str!("torture/links.rs"),
-    include_str!("torture/metadata.rs"),
-    include_str!("torture/names.rs"),
-    include_str!("torture/replacements.rs"),
+    include_str!("tar_entry.rs"),
+    include_str!("edge_cases.rs"),
+    include_str!("edge_cases/case.rs"),
+    include_str!("edge_cases/contents.rs"),
+    include_str!("edge_cases/deletions.rs"),
+    include_str!("edge_cases/links.rs"),
+    include_str!("edge_cases/metadata.rs"),
+    include_str!("edge_cases/names.rs"),
+    include_str!("edge_cases/replacements.rs"),
 ];
 
 /// Writes the archive of `blobs`, whose `reference` points to `target`.
@@ -71,7 +71,7 @@ pub(super) fn write(path: &Path, reference: &str, target: &Value, blobs: &Blobs)
     let write = |path: &Path| {
         let mut out = BufWriter::new(File::create(path)?);
         entries.iter().try_for_each(|entry| entry.write(&mut out))?;
-        tape::end(&mut out)?;
+        tar_entry::end(&mut out)?;
         out.flush()
     };
     let part = path.with_extension(format!("{}.part", std::process::id()));

@@ -16,7 +16,7 @@ use super::blobs::Blobs;
 use super::built::{Built, BuiltLayer, BuiltManifest};
 use super::layer::{Layer, digest};
 
-/// The time in every config: that of [`super::tape::EPOCH`].
+/// The time in every config: that of [`super::tar_entry::EPOCH`].
 const CREATED: &str = "2024-01-01T00:00:00Z";
 
 /// Something wrong in an image, for the tests of errors. Layers count from 0, the lowest.

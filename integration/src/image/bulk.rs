@@ -21,7 +21,7 @@ use super::builder::host_platform;
 use super::built::{Built, BuiltLayer};
 use super::layer::digest;
 use super::payload::Payload;
-use super::tape::{self, EPOCH, Entry};
+use super::tar_entry::{self, EPOCH, Entry};
 
 /// Programs and their libraries.
 const PROGRAMS: &[&str] = &[
@@ -187,7 +187,7 @@ impl Archive {
         let gzip = GzEncoder::new(blob, flate2::Compression::default());
         let mut tar = Hashed::new(gzip);
         fill(&mut tar)?;
-        tape::end(&mut tar)?;
+        tar_entry::end(&mut tar)?;
         let (gzip, diff_id, _) = tar.end();
         let (mut file, digest, size) = gzip.finish()?.end();
         file.write_all(&vec![0; padding(size)])?;
@@ -257,7 +257,7 @@ impl Archive {
         self.file("index.json", index.to_string().as_bytes())?;
         let layout = json!({ "imageLayoutVersion": "1.0.0" });
         self.file("oci-layout", layout.to_string().as_bytes())?;
-        tape::end(&mut self.0)?;
+        tar_entry::end(&mut self.0)?;
         Ok(Built {
             reference,
             index: None,

@@ -10,7 +10,7 @@ use super::builder::ImageBuilder;
 use super::built::Built;
 use super::layer::Layer;
 use super::payload::{MERGED, Payload};
-use super::tape::Entry;
+use super::tar_entry::Entry;
 use crate::tree::{Expected, Field};
 
 /// The line that a container of [`web`] prints: a word from each of its layers.

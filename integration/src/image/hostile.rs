@@ -17,7 +17,7 @@ use super::blobs::Blobs;
 use super::builder::host_platform;
 use super::built::{Built, BuiltLayer};
 use super::layer::{Compression, Format, Layer, digest};
-use super::tape::{self, Entry};
+use super::tar_entry::{self, Entry};
 
 /// Links on each way of [`long_ways`]. containerd follows 255.
 const LINKS: usize = 254;
@@ -120,7 +120,7 @@ fn packed(entries: impl Iterator<Item = Entry>) -> Result<Layer> {
         gzip.write_all(&bytes)?;
     }
     bytes.clear();
-    tape::end(&mut bytes)?;
+    tar_entry::end(&mut bytes)?;
     hash.update(&bytes);
     gzip.write_all(&bytes)?;
     let blob = gzip.finish()?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
-use super::tape::{self, EPOCH, Entry};
+use super::tar_entry::{self, EPOCH, Entry};
 use crate::debian;
 
 /// The format of a layer before compression.
@@ -125,7 +125,7 @@ impl Layer {
 
     /// The gzip layer of these entries.
     pub fn of<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Self> {
-        let tar = tape::pack(entries).context("cannot write a layer's tar")?;
+        let tar = tar_entry::pack(entries).context("cannot write a layer's tar")?;
         Self::new(&tar, Compression::Gzip)
     }
 }
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn every_compression_has_the_same_diff_id_and_its_own_media_type() {
-        let tar = tape::pack(&[Entry::file("a", "b")]).unwrap();
+        let tar = tar_entry::pack(&[Entry::file("a", "b")]).unwrap();
         let all = [
             Compression::None,
             Compression::Gzip,

@@ -10,7 +10,7 @@ use super::builder::{ImageBuilder, Index, host_platform};
 use super::built::Built;
 use super::catalog::busybox_payload;
 use super::layer::{Compression, Layer};
-use super::tape::{self, Entry};
+use super::tar_entry::{self, Entry};
 
 /// What one manifest of [`forms`] is. All have two layers, the second of which deletes a file of the
 /// first.
@@ -107,10 +107,10 @@ impl Form {
     fn tars(self) -> Result<[Vec<u8>; 2]> {
         let gone = Entry::file("etc/gone", "");
         let lower = match self.is_foreign() {
-            true => tape::pack(&[Entry::dir("./"), Entry::dir("etc"), gone])?,
+            true => tar_entry::pack(&[Entry::dir("./"), Entry::dir("etc"), gone])?,
             false => busybox_payload([gone])?.tar()?,
         };
-        let upper = tape::pack(&[
+        let upper = tar_entry::pack(&[
             Entry::dir("./"),
             Entry::dir("etc"),
             Entry::file("etc/message", format!("{}\n", self.name())),

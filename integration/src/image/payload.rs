@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use anyhow::{Context, Result};
 
 use super::layer::Layer;
-use super::tape::{self, Entry};
+use super::tar_entry::{self, Entry};
 use crate::debian::{self, Suite};
 
 /// Directories that Debian's packages still ship at the root, and that an installed system has
@@ -49,7 +49,7 @@ impl Payload {
 
     /// The tar of all entries.
     pub(super) fn tar(&self) -> io::Result<Vec<u8>> {
-        tape::pack(self.dirs.values().chain(&self.rest))
+        tar_entry::pack(self.dirs.values().chain(&self.rest))
     }
 
     fn read(&mut self, tar: &[u8]) -> Result<()> {

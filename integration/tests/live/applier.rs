@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
-    Built, Compression, Entry, ImageBuilder, Layer, ROOT_CLOCK, TORTURE_CLOCK, hello, shared_pair,
-    torture, web,
+    Built, Compression, EDGE_CASES_CLOCK, Entry, ImageBuilder, Layer, ROOT_CLOCK, edge_cases,
+    hello, shared_pair, web,
 };
 use resnap_integration::tree::{Expected, Field, Kind, Surprise, compare, surprises};
 
@@ -65,17 +65,17 @@ fn applier_writes_what_containerd_does(node: &Node) -> Result<()> {
         (web()?, ROOT_CLOCK.to_vec()),
         (left, ROOT_CLOCK.to_vec()),
         (right, ROOT_CLOCK.to_vec()),
-        (torture()?, torture_expected()),
+        (edge_cases()?, edge_cases_expected()),
     ] {
         let theirs = node.in_new_namespace();
         theirs.import(&image)?;
         theirs.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
         let theirs = theirs.tree("overlayfs", &image.reference)?;
         // The torture image hides all of its root, which an overlay does not heed and a copy does.
-        let is_torture = image.reference.contains("torture");
+        let is_edge_cases = image.reference.contains("torture");
         let targets = node
             .targets()
-            .filter(|name| !(is_torture && *name == "native"));
+            .filter(|name| !(is_edge_cases && *name == "native"));
         for snapshotter in targets {
             let ours = node.in_new_namespace();
             ours.import(&image)?;
@@ -118,8 +118,8 @@ fn applier_writes_what_containerd_does(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn torture_expected() -> Vec<Expected> {
-    let clock = TORTURE_CLOCK.iter().copied();
+fn edge_cases_expected() -> Vec<Expected> {
+    let clock = EDGE_CASES_CLOCK.iter().copied();
     clock.chain(KEPT.iter().copied()).collect()
 }
 
@@ -136,7 +136,7 @@ fn heavy(node: &Node, layers: u8, megabytes: usize) -> Result<Built> {
             })
             .collect();
         let path = format!("file{number}");
-        let tar = resnap_integration::image::tape::pack(&[Entry::file(path, noise)])?;
+        let tar = resnap_integration::image::tar_entry::pack(&[Entry::file(path, noise)])?;
         Layer::new(&tar, Compression::Gzip)
     });
     let archive = node.containerd.scratch().join(unique("heavy"));

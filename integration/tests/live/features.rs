@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
-    Built, Compression, Entry, Form, ImageBuilder, Index, Layer, digest, forms, tape,
+    Built, Compression, Entry, Form, ImageBuilder, Index, Layer, digest, forms, tar_entry,
 };
 use serde_json::{Value, json};
 
@@ -300,7 +300,7 @@ fn features_order_of_the_index_is_of_no_account(node: &Node) -> Result<()> {
 
 /// A small layer in both forms.
 fn small(text: &str) -> Result<[Layer; 2]> {
-    let tar = tape::pack(&[Entry::dir("./"), Entry::file("text", text)])?;
+    let tar = tar_entry::pack(&[Entry::dir("./"), Entry::file("text", text)])?;
     Ok([
         Layer::new(&tar, Compression::Gzip)?,
         Layer::erofs(&tar, Compression::None)?,

@@ -12,7 +12,7 @@ use std::io::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
 use flate2::write::GzEncoder;
-use resnap_integration::image::tape::{self, Entry};
+use resnap_integration::image::tar_entry::{self, Entry};
 use resnap_integration::image::{
     Built, HELLO_SAYS, ImageBuilder, Layer, digest, hello, host_platform,
 };
@@ -104,7 +104,7 @@ impl Blobs {
             Entry::file(format!("blobs/{}", digest.replace(':', "/")), bytes)
         }));
         let path = node.containerd.scratch().join(unique("hostile"));
-        File::create(&path)?.write_all(&tape::pack(&entries)?)?;
+        File::create(&path)?.write_all(&tar_entry::pack(&entries)?)?;
         let path = path.to_string_lossy();
         node.ctr(&["images", "import", "--all-platforms", "--no-unpack", &path])?;
         Ok(())
@@ -117,7 +117,7 @@ fn of(descriptor: &Value) -> String {
 }
 
 fn corrupt_layers(node: &Node) -> Result<()> {
-    let tar = tape::pack(&[Entry::dir("./"), Entry::file("name", "x".repeat(5000))])?;
+    let tar = tar_entry::pack(&[Entry::dir("./"), Entry::file("name", "x".repeat(5000))])?;
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(&tar)?;
     let whole = encoder.finish()?;
@@ -185,7 +185,7 @@ fn indexes_nested_too_deep(node: &Node) -> Result<()> {
 
 fn too_many_layers(node: &Node) -> Result<()> {
     let name = "docker.io/library/tall:1";
-    let tar = tape::pack(&[Entry::dir("./")])?;
+    let tar = tar_entry::pack(&[Entry::dir("./")])?;
     let layers = 4097;
     let mut blobs = Blobs::default();
     let layer = blobs.add("application/vnd.oci.image.layer.v1.tar", tar.clone());

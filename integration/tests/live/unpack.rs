@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
-    self, Built, BuiltLayer, Entry, HELLO_SAYS, ImageBuilder, Index, Layer, MANY_MAX, ROOT_CLOCK,
-    TORTURE_CLOCK, TORTURE_MKFS, TORTURE_SAYS, WEB_SAYS, hello, many, shared_pair, torture,
-    torture_mkfs, web,
+    self, Built, BuiltLayer, EDGE_CASES_CLOCK, EDGE_CASES_MKFS, EDGE_CASES_SAYS, Entry, HELLO_SAYS,
+    ImageBuilder, Index, Layer, MANY_MAX, ROOT_CLOCK, WEB_SAYS, edge_cases, edge_cases_mkfs, hello,
+    many, shared_pair, web,
 };
 use resnap_integration::tree::{Expected, compare, surprises};
 use serde_json::{Value, json};
@@ -145,7 +145,7 @@ fn every_layer_has_its_labels(node: &Node) -> Result<()> {
 /// Whatever snapshotter: what resnap makes is what containerd makes, deletions, links, odd names
 /// and all.
 fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
-    let image = torture()?;
+    let image = edge_cases()?;
     let pulled = Node {
         containerd: node.containerd.clone(),
         namespace: unique("pulled"),
@@ -158,11 +158,11 @@ fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
     node.assert_nothing_left("overlayfs")?;
     let ours = node.tree("overlayfs", &image.reference)?;
     let theirs = pulled.tree("overlayfs", &image.reference)?;
-    let surprises = surprises(&compare(&theirs, &ours), TORTURE_CLOCK);
+    let surprises = surprises(&compare(&theirs, &ours), EDGE_CASES_CLOCK);
     let report: Vec<String> = surprises.iter().map(ToString::to_string).collect();
     ensure!(report.is_empty(), "{}", report.join("\n"));
     let said = node.run("overlayfs", &image.reference)?;
-    ensure!(said == TORTURE_SAYS, "it says {said:?}");
+    ensure!(said == EDGE_CASES_SAYS, "it says {said:?}");
     Ok(())
 }
 
@@ -177,18 +177,18 @@ fn erofs_equals_overlayfs(node: &Node) -> Result<()> {
 }
 
 fn torture_on_erofs_equals_overlayfs(node: &Node) -> Result<()> {
-    let image = torture_mkfs()?;
+    let image = edge_cases_mkfs()?;
     node.import(&image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
     node.unpack_with_differ("containerd", "erofs", &image.reference)?;
     assert_labels(node, "erofs", &image, &[])?;
     node.assert_nothing_left("erofs")?;
-    let expected = [TORTURE_CLOCK, TORTURE_MKFS].concat();
+    let expected = [EDGE_CASES_CLOCK, EDGE_CASES_MKFS].concat();
     assert_same(
         node,
         ["overlayfs", "erofs"],
         &image,
-        TORTURE_SAYS,
+        EDGE_CASES_SAYS,
         &expected,
     )
 }

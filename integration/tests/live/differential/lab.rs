@@ -86,7 +86,7 @@ impl Lab {
         for image in images {
             let mut layers = Vec::new();
             for entries in image {
-                let tar = resnap_integration::image::tape::pack(entries)?;
+                let tar = resnap_integration::image::tar_entry::pack(entries)?;
                 let layer = Layer::new(&tar, Compression::None)?;
                 layers.push(Descriptor {
                     media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),

@@ -5,7 +5,7 @@
 
 use anyhow::{Result, ensure};
 use resnap_integration::image::{
-    Built, Compression, Entry, ImageBuilder, Layer, digest, hello, tape,
+    Built, Compression, Entry, ImageBuilder, Layer, digest, hello, tar_entry,
 };
 use serde_json::json;
 
@@ -50,8 +50,8 @@ fn a_digest_finds_a_tag(node: &Node) -> Result<()> {
 
 /// Imports the image with its layers compressed differently: its config is the same.
 fn twins(node: &Node) -> Result<[Built; 2]> {
-    let tars =
-        ["lower", "upper"].map(|name| tape::pack(&[Entry::dir("./"), Entry::file(name, name)]));
+    let tars = ["lower", "upper"]
+        .map(|name| tar_entry::pack(&[Entry::dir("./"), Entry::file(name, name)]));
     let [lower, upper] = tars;
     let (lower, upper) = (lower?, upper?);
     let image = |name: &str, compression| {

@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
-    Built, Compression, Entry, ImageBuilder, Layer, Part, digest, tape,
+    Built, Compression, Entry, ImageBuilder, Layer, Part, digest, tar_entry,
 };
 use serde_json::{Value, json};
 
@@ -31,7 +31,7 @@ fn builder(name: &str, compression: Compression) -> Result<(ImageBuilder, Vec<St
     let mut image =
         ImageBuilder::new(&format!("docker.io/library/{name}:1")).os_features(["erofs"]);
     for text in ["lower", "upper"] {
-        let tar = tape::pack(&[Entry::dir("./"), Entry::file(text, text)])?;
+        let tar = tar_entry::pack(&[Entry::dir("./"), Entry::file(text, text)])?;
         let layer = Layer::erofs(&tar, compression)?;
         diff_ids.push(layer.diff_id.clone());
         image = image.layer(layer);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use flate2::write::GzEncoder;
 use resnap_erofs::ErofsReader;
-use resnap_integration::image::tape::{self, Entry};
+use resnap_integration::image::tar_entry::{self, Entry};
 use resnap_integration::image::{Form, digest, forms};
 use serde_json::Value;
 
@@ -67,7 +67,7 @@ fn badly(kind: &'static str, says: &str) -> Ends {
 
 impl Case {
     fn tar(name: &'static str, entries: &[Entry], ends: Ends) -> Result<Self> {
-        let blob = tape::pack(entries)?;
+        let blob = tar_entry::pack(entries)?;
         Ok(Self {
             name,
             media_type: TAR,
@@ -223,10 +223,10 @@ fn absurd() -> Result<Vec<Case>> {
 
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     Entry::file("bomb", vec![0; LIMIT]).write(&mut encoder)?;
-    tape::end(&mut encoder)?;
+    tar_entry::end(&mut encoder)?;
     let bomb = encoder.finish()?;
 
-    let mut header = tape::pack(&[Entry::new(b'x', "pax"), Entry::file("file", "")])?;
+    let mut header = tar_entry::pack(&[Entry::new(b'x', "pax"), Entry::file("file", "")])?;
     header[124..136].copy_from_slice(b"40000000000\0");
     header[148..156].fill(b' ');
     let sum: u64 = header[..512].iter().map(|byte| u64::from(*byte)).sum();
@@ -256,7 +256,7 @@ fn absurd() -> Result<Vec<Case>> {
 /// Layers that were whole.
 fn damaged() -> Result<Vec<Case>> {
     let noise: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
-    let tar = tape::pack(&[Entry::file("noise", noise)])?;
+    let tar = tar_entry::pack(&[Entry::file("noise", noise)])?;
     let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(&tar)?;
     let packed = encoder.finish()?;
@@ -351,7 +351,7 @@ fn hostile_layers(node: &Node) -> Result<()> {
 
 fn import(node: &Node, cases: &[Case]) -> Result<()> {
     let mut blobs = Blobs::default();
-    let below = tape::pack(&[Entry::dir("./"), Entry::file("below", "")])?;
+    let below = tar_entry::pack(&[Entry::dir("./"), Entry::file("below", "")])?;
     let lower = blobs.add(TAR, below.clone());
     let mut targets = Vec::new();
     for case in cases {

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::super::tape::Entry;
+use super::super::tar_entry::Entry;
 use super::case::{Case, within};
 
 pub(super) const CASES: &[Case] = &[

@@ -28,14 +28,14 @@ use super::catalog::web_layers;
 use super::layer::Compression;
 
 pub use case::Case;
-pub use known::{TORTURE_CLOCK, TORTURE_MKFS};
+pub use known::{EDGE_CASES_CLOCK, EDGE_CASES_MKFS};
 pub use refused::REFUSED;
 
-/// The line that a container of [`torture`] prints.
-pub const TORTURE_SAYS: &str = "tortured";
+/// The line that a container of [`edge_cases`] prints.
+pub const EDGE_CASES_SAYS: &str = "tortured";
 
 /// The torture layers, from the lowest; the image has them on two layers of real programs.
-pub const TORTURE: [&[Case]; 7] = [
+pub const EDGE_CASES: [&[Case]; 7] = [
     names::CASES,
     metadata::CASES,
     contents::CASES,
@@ -56,13 +56,13 @@ const COMPRESSIONS: [Compression; 4] = [
     Compression::Zstd,
 ];
 
-/// `docker.io/library/torture:1`: the layers of [`TORTURE`] on a real base.
-pub fn torture() -> Result<Built> {
+/// `docker.io/library/edge_cases:1`: the layers of [`EDGE_CASES`] on a real base.
+pub fn edge_cases() -> Result<Built> {
     image("torture", |_| true)
 }
 
-/// `docker.io/library/torture-mkfs:1`: those of them that mkfs.erofs 1.8 takes.
-pub fn torture_mkfs() -> Result<Built> {
+/// `docker.io/library/edge_cases-mkfs:1`: those of them that mkfs.erofs 1.8 takes.
+pub fn edge_cases_mkfs() -> Result<Built> {
     image("torture-mkfs", |case| case.mkfs_fails.is_none())
 }
 
@@ -73,9 +73,9 @@ fn image(name: &str, keep: fn(&&Case) -> bool) -> Result<Built> {
             .cmd([
                 "/bin/sh",
                 "-c",
-                &format!("test -e /t/names && echo {TORTURE_SAYS}"),
+                &format!("test -e /t/names && echo {EDGE_CASES_SAYS}"),
             ]);
-        let cases = TORTURE.iter().copied().flatten().filter(keep);
+        let cases = EDGE_CASES.iter().copied().flatten().filter(keep);
         for (case, compression) in cases.zip(COMPRESSIONS.iter().cycle()) {
             image = image.layer(case.layer(*compression)?);
         }

@@ -3,7 +3,7 @@
 
 //! Modes, owners, times and extended attributes, and who states them.
 
-use super::super::tape::{Entry, pack};
+use super::super::tar_entry::{Entry, pack};
 use super::case::{Case, within};
 
 /// `CAP_NET_BIND_SERVICE` effective and permitted, revision 2, as the kernel stores it.

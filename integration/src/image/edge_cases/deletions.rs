@@ -3,7 +3,7 @@
 
 //! Whiteouts and opaque directories.
 
-use super::super::tape::{Entry, pack};
+use super::super::tar_entry::{Entry, pack};
 use super::case::{Case, within};
 
 pub(super) const CASES: &[Case] = &[

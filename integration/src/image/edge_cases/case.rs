@@ -8,7 +8,7 @@ use std::io;
 use anyhow::{Context, Result};
 
 use super::super::layer::{Compression, Layer};
-use super::super::tape::{self, Entry};
+use super::super::tar_entry::{self, Entry};
 
 /// A layer of the table: its name and the function that makes its tar.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +62,7 @@ pub(super) fn all_within(dir: &str, entries: Vec<Entry>) -> io::Result<Vec<u8>> 
         }
         all.push(entry);
     }
-    tape::pack(&all)
+    tar_entry::pack(&all)
 }
 
 /// `length` bytes that do not compress, always the same ones.

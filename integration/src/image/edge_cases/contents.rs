@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::super::tape::{Entry, pack};
+use super::super::tar_entry::{Entry, pack};
 use super::case::{Case, all_within, noise, within};
 
 pub(super) const CASES: &[Case] = &[

@@ -3,7 +3,7 @@
 
 //! Names: odd bytes, long ones, and the ways a tar can spell a path.
 
-use super::super::tape::{Entry, pack};
+use super::super::tar_entry::{Entry, pack};
 use super::case::{Case, all_within, within};
 
 pub(super) const CASES: &[Case] = &[

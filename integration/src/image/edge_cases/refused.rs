@@ -3,7 +3,7 @@
 
 //! Layers that containerd's walking differ refuses.
 
-use super::super::tape::{Entry, pack};
+use super::super::tar_entry::{Entry, pack};
 use super::case::{Case, noise, within};
 
 /// Layers that no containerd from 1.6 to 2.1 applies, on a lower layer with `etc/passwd`.

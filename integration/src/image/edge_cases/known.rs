@@ -5,8 +5,8 @@
 
 use crate::tree::{Expected, Field};
 
-/// The differences between any two unpacks of [`super::torture`] by containerd's walking differ.
-pub const TORTURE_CLOCK: &[Expected] = &[
+/// The differences between any two unpacks of [`super::edge_cases`] by containerd's walking differ.
+pub const EDGE_CASES_CLOCK: &[Expected] = &[
     clock("."),
     clock(".wh..wh.plnk"),
     clock("t"),
@@ -20,8 +20,8 @@ pub const TORTURE_CLOCK: &[Expected] = &[
 ];
 
 /// In what mkfs.erofs 1.8, run by containerd 2.1, differs from the walking differ on
-/// [`super::torture_mkfs`], besides [`TORTURE_CLOCK`].
-pub const TORTURE_MKFS: &[Expected] = &[
+/// [`super::edge_cases_mkfs`], besides [`EDGE_CASES_CLOCK`].
+pub const EDGE_CASES_MKFS: &[Expected] = &[
     unstated(".wh..wh.plnk", Field::Mode),
     unstated("t", Field::Mode),
     unstated("t/nowhere*", Field::Mode),

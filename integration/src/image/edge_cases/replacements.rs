@@ -3,7 +3,7 @@
 
 //! One type in the place of another, over layers and within one.
 
-use super::super::tape::{Entry, pack};
+use super::super::tar_entry::{Entry, pack};
 use super::case::{Case, within};
 
 pub(super) const CASES: &[Case] = &[
