@@ -35,6 +35,8 @@ bench: build ## Measure resnap on a real containerd, next to ctr; needs root
 test: NEEDS += mkfs.ext4:e2fsprogs
 test: build ## Run all tests; the live suite runs real containerds and needs root
 	cargo test --workspace --locked
+	@# Those that need root, without those that take minutes.
+	cargo test --locked -p resnap-applier -- --ignored --skip million --skip bombs
 
 check: NEEDS += systemd-analyze:systemd
 check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, documentation, layering, licences and examples

@@ -10,9 +10,10 @@ use std::time::Duration;
 use resnap_core::{SnapshotKey, SnapshotKind};
 use resnap_unpacker::{LayerOutcome, Owner};
 
-use crate::check::Checks;
+use crate::check::Check;
+use crate::runtime::runtime;
 use crate::scenario::{SNAPSHOTTERS, Scenario, Then};
-use crate::world::{NAMESPACE, World, engine, runtime};
+use crate::world::{NAMESPACE, World, engine};
 
 /// Ends all engines after this time; then others do what they were to do.
 pub(crate) fn check(scenario: &Scenario, after: Duration) {
@@ -59,7 +60,7 @@ pub(crate) fn check(scenario: &Scenario, after: Duration) {
         }
         let leases = world.simulated.leases(NAMESPACE);
         assert!(leases.is_empty(), "leases are left: {leases:?}");
-        Checks(&world).check(&ends).await;
+        Check::of(&world).all(&ends).await;
     });
 }
 

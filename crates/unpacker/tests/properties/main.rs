@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Properties of the engine that always hold: with random images, snapshotters, callers, containers,
-//! faults and crashes, on a simulated backend. `PROPTEST_CASES=10000` runs more cases.
+//! What holds of the engine whatever happens: random images, snapshotters, callers, containers,
+//! faults and crashes, on a simulated backend. `PROPTEST_CASES=10000` tries harder.
 
 // Test code: it fails by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod check;
 mod crash;
+mod runtime;
 mod scenario;
 mod world;
 
 use std::time::Duration;
 
-use check::Checks;
+use check::Check;
 use proptest::prelude::*;
+use runtime::runtime;
 use scenario::scenarios;
-use world::{World, runtime};
+use world::World;
 
 proptest! {
     // Rare meetings of several tasks and garbage collection take more than the usual 256.
@@ -28,7 +30,7 @@ proptest! {
         runtime().block_on(async {
             let world = World::new(&scenario).await;
             let ends = world.run().await;
-            Checks(&world).check(&ends).await;
+            Check::of(&world).all(&ends).await;
         });
     }
 }
@@ -36,15 +38,15 @@ proptest! {
 proptest! {
     #![proptest_config(config(1))]
 
-    /// For any number of callers and engines.
+    /// However many ask, and of however many engines.
     #[test]
     fn a_layer_is_made_once(scenario in scenarios()) {
         let scenario = scenario.calm();
         runtime().block_on(async {
             let world = World::new(&scenario).await;
             let ends = world.run().await;
-            Checks(&world).check(&ends).await;
-            Checks(&world).check_made_once(&ends);
+            Check::of(&world).all(&ends).await;
+            Check::of(&world).made_once(&ends);
         });
     }
 
@@ -55,13 +57,13 @@ proptest! {
             let world = World::new(&scenario).await;
             let before = world.all_snapshots();
             let ends = world.run().await;
-            Checks(&world).check_repaired(&ends, &before);
-            Checks(&world).check(&ends).await;
+            Check::of(&world).repaired(&ends, &before);
+            Check::of(&world).all(&ends).await;
         });
     }
 
     #[test]
-    fn orphans_are_taken_over(scenario in scenarios(), time in 0..300_u64) {
+    fn the_dead_are_taken_over(scenario in scenarios(), time in 0..300_u64) {
         crash::check(&scenario.calm(), Duration::from_millis(time));
     }
 }

@@ -272,7 +272,6 @@ fn caller(images: usize) -> impl Strategy<Value = Caller> {
 }
 
 fn fault() -> impl Strategy<Value = Fault> {
-    use Operation::*;
     let operation = select(Operation::ALL.to_vec());
     let kind = || {
         select(vec![
@@ -297,13 +296,25 @@ fn fault() -> impl Strategy<Value = Fault> {
         call,
         effect: match (operation, effect) {
             // Longer than leases live: they have to be succeeded.
-            (Apply, Effect::Delay(_)) => Effect::Delay(hours),
+            (Operation::Apply, Effect::Delay(_)) => Effect::Delay(hours),
             // This of what is there would be no fault but a lie.
-            (Prepare | Commit | Apply | AddResource | SetLabel, _) => effect,
+            (operation, _) if creates(operation) => effect,
             (_, Effect::Fail(Kind::NotFound)) => Effect::Fail(Kind::Unavailable),
             (_, Effect::LoseAnswer(Kind::NotFound)) => Effect::LoseAnswer(Kind::Unavailable),
             (_, Effect::Late(Kind::NotFound, delay)) => Effect::Late(Kind::Unavailable, delay),
             _ => effect,
         },
     })
+}
+
+/// Returns whether an operation creates something, so that NotFound says that what it stands on is gone.
+fn creates(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Prepare
+            | Operation::Commit
+            | Operation::Apply
+            | Operation::AddResource
+            | Operation::SetLabel
+    )
 }
