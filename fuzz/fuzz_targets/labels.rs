@@ -22,7 +22,7 @@ const NAMESPACE: &str = "k8s.io";
 /// Layers that are unpacked, and not only planned: the simulated backend takes its time.
 const MAX_UNPACKED: usize = 8;
 
-/// What is asked for, as far as lines have said it.
+/// The request, as far as the lines read so far describe it.
 struct Input {
     backend: Simulated,
     image: String,

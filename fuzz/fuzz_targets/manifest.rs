@@ -138,7 +138,7 @@ impl ContentReader for Store {
     }
 }
 
-/// That a plan says what the documents say.
+/// Checks that a plan agrees with the documents.
 fn compare(plan: &Plan, store: &Store) {
     let read = |digest| serde_json::from_slice(&store.documents[digest]).ok();
     let manifest: Option<Value> = read(&plan.manifest.digest);
@@ -172,7 +172,7 @@ fn compare(plan: &Plan, store: &Store) {
     );
 }
 
-/// That a plan is for what was asked for.
+/// Checks that a plan is for the requested platform.
 fn fits(plan: &Plan, request: &Request, store: &Store, profiles: &Profiles) {
     let not_taken = profiles.not_taken(&request.snapshotter, &plan.os_features);
     assert!(not_taken.is_empty(), "{not_taken:?}");

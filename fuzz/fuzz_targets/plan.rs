@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is promised of plans, and of errors instead of one.
+//! Checks of plans, and of the errors returned instead of one.
 
 use resnap_core::{ChainId, Digest, Kind, error_chain, labels};
 use resnap_unpacker::{Plan, UnpackError};

@@ -158,7 +158,7 @@ impl Tap {
     /// Ends the tap.
     ///
     /// # Errors
-    /// What went wrong in the tap itself or with its protocol, and what never happened of all that
+    /// Returns what went wrong in the tap itself or with its protocol, and what never happened of all that
     /// was asked for.
     pub fn finish(mut self) -> Result<()> {
         self.stop();

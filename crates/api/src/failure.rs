@@ -21,7 +21,7 @@ pub struct Failure {
     pub reason: String,
     /// The subject and the error, with all causes.
     pub message: String,
-    /// What to do about the error, if anything is known.
+    /// The next step for the user, if one is known.
     pub next_step: Option<String>,
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a user of the command line can do about an error.
+//! The next step for a user of the command line after an error.
 
 use resnap_core::Kind;
 use resnap_unpacker::{Fetch, UnpackError, name_in_title};

@@ -235,7 +235,7 @@ pub enum UnpackError {
         digest: Digest,
         /// The snapshotter.
         snapshotter: String,
-        /// What failed.
+        /// The error of the backend.
         source: Error,
     },
     /// The image's index, manifest or config cannot be used.
@@ -243,7 +243,7 @@ pub enum UnpackError {
     Documents {
         /// The image.
         image: String,
-        /// What failed.
+        /// The error of the backend.
         source: Error,
         /// The arguments for fetching missing content.
         fetch: Fetch,
@@ -253,7 +253,7 @@ pub enum UnpackError {
     Image {
         /// The image.
         image: String,
-        /// What failed.
+        /// The error of the backend.
         source: Error,
     },
     /// An operation that concerns no single image failed.

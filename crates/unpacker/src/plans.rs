@@ -34,7 +34,7 @@ const ERROR_BYTES: usize = 1024;
 /// other images with large documents.
 const TIME: Duration = Duration::from_secs(300);
 
-/// How long a failure is cached. It also bounds the effect of a failure that was mistaken for one
+/// The time for which a failure is cached. It also bounds the effect of a failure that was mistaken for one
 /// of the image.
 const FAILURE_TIME: Duration = Duration::from_secs(600);
 

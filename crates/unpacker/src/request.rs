@@ -15,7 +15,7 @@ use resnap_platforms::Platform;
 use crate::clock::Clock;
 use crate::observe::EngineObserver;
 
-/// How an engine works.
+/// The settings of an engine.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineSettings {

@@ -26,7 +26,7 @@ use state::{Entry, Hold, State};
 
 mod state;
 
-/// How long a job stays urgent after its last waiter has gone: several times kubelet's retry
+/// The time for which a job stays urgent after its last waiter has gone: several times kubelet's retry
 /// interval (11 to 15 s).
 const LINGER: Duration = Duration::from_secs(60);
 

@@ -41,7 +41,7 @@ impl Call {
         self.status.get().copied()
     }
 
-    /// What has passed so far; nothing, if the call came before [`Tap::keep`](super::Tap::keep).
+    /// The bytes that have passed so far; none if the call came before [`Tap::keep`](super::Tap::keep).
     pub fn exchange(&self) -> Exchange {
         let kept = self.exchange.as_ref().map(|kept| lock(kept).clone());
         kept.unwrap_or_default()

@@ -55,7 +55,7 @@ fn message_end(head: &[u8]) -> Option<usize> {
 /// `from` ended; answers with its trailers.
 ///
 /// # Errors
-/// What ended either stream early; `to` is left as it is then.
+/// The reason why a stream ended early; `to` is left as it is then.
 pub(super) async fn pump(
     head: Bytes,
     mut from: RecvStream,

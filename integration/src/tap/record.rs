@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a tap's connections and its owner share: the calls so far, the rules for those to come,
+//! State shared by a tap's connections and its owner: the calls so far, the rules for those to come,
 //! and what went wrong.
 
 use std::sync::{Mutex, MutexGuard};

@@ -79,7 +79,7 @@ impl Setup {
         Ok(command)
     }
 
-    /// That the next run finds so many layers and makes the rest, all with their labels, and that
+    /// Checks that the next run finds this many layers and makes the rest, all with their labels, and that
     /// then nothing is left.
     fn goes_on_from(&self, existed: usize, snapshotter: &str) -> Result<()> {
         let report = report(run_to_end(&mut self.unpack(snapshotter)?)?)?;

@@ -10,7 +10,7 @@
 //!     cargo test -p resnap-integration --test live -- random_tars
 //! ```
 //!
-//! What is unlike containerd on purpose is told by [`excuse`] and [`TAKEN`], and shown case by case by
+//! Differences from containerd that are made on purpose are listed in [`excuse`] and [`TAKEN`], and shown case by case by
 //! [`table`].
 
 mod lab;
@@ -55,7 +55,7 @@ const OTHERS_EACH: u64 = 4;
 /// Faults that are told.
 const TOLD: usize = 20;
 
-/// What containerd says of layers that it refuses and resnap takes: the image spec lets whiteouts be
+/// Errors of containerd for layers that it refuses and resnap takes: the image spec lets whiteouts be
 /// in any order, and a layer that only one of both takes is not two trees.
 const TAKEN: &[&str] = &[
     // A whiteout of what the layer has, or has a whiteout of.

@@ -104,7 +104,7 @@ impl Node {
         Ok(report.clone())
     }
 
-    /// What containerd does for a pull or a first container: unpacks what is missing, without
+    /// Does what containerd does for a pull or a first container: unpacks what is missing, without
     /// the labels of the CRI. The `ctr` of containerd 1.6 does so for overlayfs, whatever it is told.
     pub(crate) fn unpack_by_containerd(&self, snapshotter: &str, image: &str) -> Result<()> {
         // There is no `ctr images unpack` on every version, and mounting an image unpacks it.

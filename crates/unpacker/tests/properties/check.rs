@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is looked at, at the end.
+//! The checks at the end of a run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -131,7 +131,7 @@ impl<'a> Check<'a> {
         assert_eq!(info.parent, parent.map(SnapshotKey::from), "{snapshot:?}");
     }
 
-    /// What containers stand on stays, but for labels that are set where it stands.
+    /// Checks that the snapshots of containers are unchanged, except for labels set in place.
     fn check_contained(&self) {
         let all = self.world.all_snapshots();
         for ((name, key), before) in &self.world.contained {
@@ -175,7 +175,7 @@ impl<'a> Check<'a> {
         })
     }
 
-    /// What was reported as ready is there.
+    /// Checks that everything that was reported as ready exists.
     fn check_ready(&self, ends: &[End]) {
         let there = self.world.all_snapshots();
         for End { caller, result } in ends {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What holds of the engine whatever happens: random images, snapshotters, callers, containers,
+//! Properties of the engine that always hold: random images, snapshotters, callers, containers,
 //! faults and crashes, on a simulated backend. `PROPTEST_CASES=10000` tries harder.
 
 // Test code: it fails by panicking.

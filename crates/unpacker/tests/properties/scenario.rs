@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a run is made of, at random.
+//! The random parts of a run.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -25,11 +25,11 @@ const PREPARE_TRIES: usize = 3;
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
     pub(crate) images: Vec<Vec<Layer>>,
-    /// Of [`SNAPSHOTTERS`].
+    /// Indices into [`SNAPSHOTTERS`].
     pub(crate) behaviours: [Behaviour; 3],
-    /// How many engines there are, which know of each other.
+    /// The number of engines, which coordinate with each other.
     pub(crate) engines: usize,
-    /// How long their leases live.
+    /// The lifetime of their leases.
     pub(crate) lifetime: Duration,
     pub(crate) chains: Vec<Chain>,
     pub(crate) faults: Vec<Fault>,
@@ -78,7 +78,7 @@ pub(crate) struct Caller {
     pub(crate) then: Then,
 }
 
-/// What a caller does with its job.
+/// The behaviour of a caller.
 #[derive(Debug, Clone)]
 pub(crate) enum Then {
     /// Waits for its end.

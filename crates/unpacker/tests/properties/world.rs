@@ -41,13 +41,13 @@ pub(crate) struct World<'a> {
     pub(crate) simulated: Simulated,
     pub(crate) engines: Vec<Engine>,
     pub(crate) profiles: Profiles,
-    /// Where the engines know of each other.
+    /// The runtime directory that the engines share.
     pub(crate) dir: TempDir,
-    /// Of each image.
+    /// One per image.
     pub(crate) plans: Vec<std::sync::Arc<Plan>>,
     /// The labels that a layer's snapshot may have.
     pub(crate) labels: BTreeMap<SnapshotKey, BTreeSet<Labels>>,
-    /// What containers stand on.
+    /// The snapshots of containers.
     pub(crate) contained: AllSnapshots,
 }
 
@@ -190,7 +190,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// What there is on all snapshotters.
+    /// All snapshots on all snapshotters.
     pub(crate) fn all_snapshots(&self) -> AllSnapshots {
         let of = |name| self.simulated.snapshots(NAMESPACE, name).into_iter();
         let all = SNAPSHOTTERS

@@ -22,7 +22,7 @@ use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "apply";
 
-/// Where containerd's files are, and how often all is measured there: a disk takes its time.
+/// Places for containerd's files, with the number of rounds in each; a disk is slow.
 const PLACES: [(&str, Option<&str>, usize); 2] = [("tmpfs", Some("6g"), 3), ("disk", None, 1)];
 
 /// As the configuration has them; the first is what the others are compared with.

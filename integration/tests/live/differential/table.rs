@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What is unlike containerd's differ on `overlayfs` on purpose, and what is like it and might not be:
+//! Differences from containerd's differ on `overlayfs` that are made on purpose, and behaviour that is the same:
 //! each row is held against a containerd.
 
 use resnap_integration::image::Entry;

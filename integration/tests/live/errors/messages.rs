@@ -166,7 +166,7 @@ fn warm(node: &Node, arguments: &[&str]) -> Result<CommandOutput> {
     node.resnap(&[&on, arguments].concat())
 }
 
-/// What is no image for this machine is passed over by who takes all, and told of.
+/// Checks that commands for all images skip those for other machines, and say so.
 fn warm_passes_over_what_is_no_image(node: &Node) -> Result<()> {
     let hello = hello()?;
     node.import(&hello)?;

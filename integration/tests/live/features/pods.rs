@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What of an image in several forms a pod on erofs gets: that is containerd's choice, since its
+//! The form of an image that a pod on erofs gets: this is containerd's choice, since its
 //! Prepare is on the layers of the manifest that it chose. That is the plain one, or with an old
 //! containerd/platforms the first that the index lists; what is ready beside that does not change it.
 

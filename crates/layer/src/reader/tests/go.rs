@@ -38,7 +38,7 @@ mod random;
 
 const TABLE: &str = include_str!("go.tsv");
 
-/// Where fields of a header are.
+/// The positions of the fields of a header.
 const FIELDS: [(&str, usize); 18] = [
     ("mode", 100),
     ("uid", 108),
@@ -206,7 +206,7 @@ fn shown(entry: &Entry, data: &Data) -> String {
     )
 }
 
-/// What a stream is here, or the name of the fault.
+/// Returns how this crate reads a stream, or the name of the fault.
 fn ours(stream: &[u8]) -> Result<String, &'static str> {
     let entries = read(stream).map_err(|error| name(&error.fault))?;
     let entries: Vec<String> = entries
@@ -244,7 +244,7 @@ fn name(fault: &Fault) -> &'static str {
     }
 }
 
-/// What there is to say against how a stream is read here, when Go answers so.
+/// Returns the objection to how this crate reads a stream, given Go's answer.
 fn difference(stream: &[u8], go: &str) -> Result<&'static str, String> {
     match (ours(stream), go) {
         (Err(_), "error") => Ok(""),
@@ -298,7 +298,7 @@ fn table() {
     assert!(count >= 500);
 }
 
-/// What Go answers to streams.
+/// Returns Go's answers to streams.
 fn ask(streams: impl Iterator<Item = Vec<u8>> + Send) -> Vec<String> {
     let program = std::env::var("RESNAP_GO_TAR").expect("RESNAP_GO_TAR is not set");
     let mut child = Command::new(program)

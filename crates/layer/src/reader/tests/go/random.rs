@@ -12,7 +12,7 @@ struct Random {
     is_wild: bool,
 }
 
-/// What is often taken, and what seldom is.
+/// Values that are taken often, and values that are taken seldom.
 struct Choices(&'static [&'static str], &'static [&'static str]);
 
 impl Random {
