@@ -32,6 +32,7 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
+    Containerd: a_cold_plan_reads_each_document_once,
     Containerd: requests_of_one_process_unpack_once,
     Containerd: processes_unpack_once,
     Containerd: images_that_share_layers_unpack_them_once,
@@ -235,6 +236,19 @@ fn run_processes<'a>(
     let locks = std::fs::read_dir(&*dir)?.count();
     ensure!(locks == 0, "{locks} locks are left");
     tap.finish()
+}
+
+fn a_cold_plan_reads_each_document_once(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    let works = Works::new(node, |_, _| {})?;
+    let request = Request::new(&image.reference, ON);
+    works.runtime.block_on(works.engine.plan(&request))?;
+    let documents = 2 + usize::from(image.index.is_some());
+    counts(&works.tap, Method::CONTENT_READ, documents)?;
+    // The next plan of it reads nothing.
+    works.runtime.block_on(works.engine.plan(&request))?;
+    counts(&works.tap, Method::CONTENT_READ, documents)
 }
 
 fn processes_unpack_once(node: &Node) -> Result<()> {

@@ -39,7 +39,7 @@ fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
     let row = |word: &str| table.lines().find(|line| line.contains(word));
     let (dead, alive) = (row("overlayfs"), row("native"));
     ensure!(
-        dead.is_some_and(|row| row.contains(" dead ") && row.contains(&setup.image.reference)),
+        dead.is_some_and(|row| row.contains(" orphaned ") && row.contains(&setup.image.reference)),
         "{table}"
     );
     ensure!(

@@ -316,8 +316,8 @@ fn images() -> Result<Vec<Case>> {
             ..case("image", &good, &good, "")
         },
         case("image-cut", cut, cut, "is an EROFS image of"),
-        case("image-short", b"short", b"short", "no EROFS image"),
-        case("image-nameless", &nameless, &nameless, "no EROFS image"),
+        case("image-short", b"short", b"short", "not an EROFS image"),
+        case("image-nameless", &nameless, &nameless, "not an EROFS image"),
         Case {
             ends: badly("Unimplemented", "features that are not known: 0x8000"),
             ..case("image-features", &unknown, &unknown, "")
