@@ -37,6 +37,7 @@ test: build ## Run all tests; the live suite runs real containerds and needs roo
 	cargo test --workspace --locked
 	@# Those that need root, without those that take minutes.
 	cargo test --locked -p resnap-applier -- --ignored --skip million --skip bombs
+	cargo test --locked -p resnap --features otlp --bin resnap traces
 
 check: NEEDS += systemd-analyze:systemd
 check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, documentation, layering, licences and examples

@@ -7,8 +7,10 @@ use std::env;
 use std::io::{self, IsTerminal as _};
 
 use anyhow::{Result, bail};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, fmt, registry};
 
 /// The environment variable that selects what is logged.
 const FILTER: &str = "RESNAP_LOG";
@@ -43,13 +45,21 @@ pub(crate) fn init() -> Result<LogFormat> {
     let wanted = env::var(FILTER).unwrap_or_default();
     let filter = EnvFilter::try_new(directives(&wanted)).unwrap_or_else(|_| EnvFilter::new("warn"));
     let format = LogFormat::parse(&env::var(FORMAT).unwrap_or_default());
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    match format {
-        Ok(LogFormat::Json) => subscriber.json().with_ansi(false).init(),
-        _ => subscriber.with_ansi(io::stderr().is_terminal()).init(),
-    }
+    let lines = fmt::layer().with_writer(io::stderr);
+    let lines = match format {
+        Ok(LogFormat::Json) => lines.json().with_ansi(false).boxed(),
+        _ => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+    };
+    let subscriber = registry().with(lines.with_filter(filter));
+    #[cfg(feature = "otlp")]
+    let (subscriber, format) = {
+        let (traces, format) = match crate::traces::layer() {
+            Ok(traces) => (traces, format),
+            Err(error) => (None, format.and(Err(error))),
+        };
+        (subscriber.with(traces), format)
+    };
+    subscriber.init();
     format
 }
 

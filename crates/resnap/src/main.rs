@@ -16,6 +16,8 @@ mod logging;
 mod output;
 mod progress;
 mod timeline;
+#[cfg(feature = "otlp")]
+mod traces;
 mod warm;
 
 use std::process::ExitCode;
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
     let mut output = Output::new(arguments.common.json, format);
     let ended = logging.and_then(|_| run(arguments, &matches, &mut output));
     let status = ended.unwrap_or_else(|error| output.error(&error, None));
+    #[cfg(feature = "otlp")]
+    traces::flush();
     ExitCode::from(status as u8)
 }
 
