@@ -116,6 +116,9 @@ fn general(config: &Config) -> Vec<Row> {
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())
         }),
+        Row::of("prewarm_jobs", &config.prewarm_jobs, |jobs| {
+            Some(jobs.to_string())
+        }),
     ]
 }
 

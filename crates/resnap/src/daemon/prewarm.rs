@@ -64,7 +64,7 @@ async fn follow(config: &Config, engine: &Engine, rules: &Arc<[Rule]>) -> Result
                 }
                 let batch = std::mem::take(&mut pending);
                 let (engine, rules) = (engine.clone(), Arc::clone(rules));
-                let at_once = config.prewarm_jobs;
+                let at_once = config.prewarm_jobs.value;
                 running.spawn(async move { work(&engine, &rules, batch, pick, at_once).await });
             }
         }
