@@ -11,7 +11,7 @@ pub struct Tree {
     /// The node at each path; names in Linux are bytes.
     pub nodes: BTreeMap<Vec<u8>, Node>,
     /// Names that are listed with nothing behind them: so overlayfs shows a whiteout in a directory
-    /// that no other layer has. [`compare`] does not look at them.
+    /// that no other layer has. The comparison does not look at them.
     pub ghosts: BTreeSet<Vec<u8>>,
 }
 
