@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What containerd's CRI says: the snapshotters of runtime handlers and of pods, and the sandbox
+//! Discovery through containerd's CRI: the snapshotters of runtime handlers and of pods, and the sandbox
 //! image.
 
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What happens before a request is forwarded, and after containerd failed to unpack its image.
+//! The preparation of requests: before they are forwarded, and after containerd failed to unpack an image.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

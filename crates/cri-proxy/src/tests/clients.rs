@@ -8,6 +8,8 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
 use resnap_core::Kind;
 use tokio::net::UnixStream;
 
@@ -15,21 +17,18 @@ use super::messages::{container, pod};
 use super::node::{CREATE_CONTAINER, DEADLINE, Node, RUN_POD_SANDBOX, VERSION, begin, call, ended};
 use super::service::Service;
 
+/// Begins a CreateContainer on nydus, whose request has this many bytes and waits for its image.
+async fn create(client: &SendRequest<Bytes>, bytes: usize) -> (ResponseFuture, SendStream<Bytes>) {
+    begin(client, CREATE_CONTAINER, container("nydus", bytes), true).await
+}
+
 #[tokio::test]
 async fn pods_start_while_large_requests_wait_for_their_images() {
     let node = Node::start(Service::default());
     let client = node.client().await;
     let mut waiting = Vec::new();
     for _ in 0..4 {
-        waiting.push(
-            begin(
-                &client,
-                CREATE_CONTAINER,
-                container("nydus", 1_048_000),
-                true,
-            )
-            .await,
-        );
+        waiting.push(create(&client, 1_048_000).await);
     }
     node.asked(4).await;
     for (path, body) in [
@@ -41,15 +40,7 @@ async fn pods_start_while_large_requests_wait_for_their_images() {
         assert_eq!(call(&client, path, body).await.0, Ok(()), "{path}");
     }
     // A fifth one is held as well.
-    waiting.push(
-        begin(
-            &client,
-            CREATE_CONTAINER,
-            container("nydus", 1_048_000),
-            true,
-        )
-        .await,
-    );
+    waiting.push(create(&client, 1_048_000).await);
     node.asked(5).await;
     assert_eq!(node.containerd.count("CreateContainer"), 2);
 }
@@ -63,15 +54,7 @@ async fn past_the_limit_the_largest_is_answered_early() {
     node.asked(1).await;
     let mut waiting = Vec::new();
     for count in 2..18 {
-        waiting.push(
-            begin(
-                &client,
-                CREATE_CONTAINER,
-                container("nydus", 4_000_000),
-                true,
-            )
-            .await,
-        );
+        waiting.push(create(&client, 4_000_000).await);
         node.asked(count).await;
     }
     let (outcome, text) = ended(largest).await;
@@ -100,7 +83,7 @@ async fn without_budget_only_requests_that_must_be_inspected_are_refused() {
     let (refused, small, on_erofs, plain, any) = tokio::join!(
         call(&client, CREATE_CONTAINER, container("nydus", large)),
         async {
-            let small = begin(&client, CREATE_CONTAINER, container("nydus", 20_000), true).await;
+            let small = create(&client, 20_000).await;
             node.asked(1).await;
             small
         },
@@ -127,7 +110,7 @@ async fn a_client_that_connects_while_calls_end_is_served() {
         ..Service::default()
     });
     let client = node.client().await;
-    let (response, _to) = begin(&client, CREATE_CONTAINER, container("nydus", 10), true).await;
+    let (response, _to) = create(&client, 10).await;
     node.asked(1).await;
     node.stop.send_replace(true);
     // At once, and also after the thread of the first clients has stopped accepting.
@@ -154,7 +137,7 @@ async fn planning_delays_no_other_call() {
         ..Service::default()
     });
     let client = node.client().await;
-    let (response, _to) = begin(&client, CREATE_CONTAINER, container("nydus", 10), true).await;
+    let (response, _to) = create(&client, 10).await;
     node.asked(1).await;
     let version = call(&node.client().await, VERSION, container("", 0)).await;
     assert_eq!(version.0, Ok(()));
