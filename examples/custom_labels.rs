@@ -53,10 +53,8 @@ async fn main() -> Result<()> {
     let ports = Client::connect(socket).await?.ports();
     let engine = Engine::new(ports.clone(), namespace, EngineSettings::default())?;
     let number_layers: Wrapper = Arc::new(|inner| Arc::new(NumberLayers { inner }));
-    let request = Request {
-        wrappers: vec![number_layers],
-        ..Request::new(image, snapshotter)
-    };
+    let mut request = Request::new(image).on(snapshotter);
+    request.wrappers.push(number_layers);
     let report = engine.unpack(request).report().await?;
 
     // A layer that was there before keeps the labels it has.

@@ -25,20 +25,22 @@ struct Shim {
     ports: Ports,
     scope: Scope,
     engine: Engine,
+    snapshotter: String,
 }
 
 impl Shim {
-    async fn create_container(&self, id: &str, request: &Request) -> Result<Vec<Mount>> {
-        match self.root_file_system(id, request).await {
+    async fn create_container(&self, id: &str, image: &str) -> Result<Vec<Mount>> {
+        let request = Request::new(image).on(&self.snapshotter);
+        match self.root_file_system(id, &request).await {
             Err(error) if error.downcast_ref().is_some_and(Error::is_not_found) => {
-                println!("{} is not on {} yet", request.image, request.snapshotter);
+                println!("{image} is not on {} yet", self.snapshotter);
                 let job = self.engine.unpack(request.clone());
                 let mut events = job.events();
                 while let Some(event) = events.next().await {
                     println!("layer {}/{}: {:?}", event.layer, event.layers, event.phase);
                 }
                 job.await?;
-                self.root_file_system(id, request).await
+                self.root_file_system(id, &request).await
             }
             created => created,
         }
@@ -48,7 +50,7 @@ impl Shim {
     /// container's record does.
     async fn root_file_system(&self, id: &str, request: &Request) -> Result<Vec<Mount>> {
         let plan = self.engine.plan(request).await?;
-        let snapshotter = self.ports.snapshotters.snapshotter(&request.snapshotter);
+        let snapshotter = self.ports.snapshotters.snapshotter(&self.snapshotter);
         let (key, labels) = (SnapshotKey::from(id.to_owned()), Labels::new());
         let mounts = snapshotter.prepare(&self.scope, &key, plan.top(), &labels);
         Ok(mounts.await?)
@@ -73,9 +75,9 @@ async fn main() -> Result<()> {
         engine: Engine::new(ports.clone(), namespace, EngineSettings::default())?,
         scope: scope.leased(lease.clone()),
         ports,
+        snapshotter: snapshotter.clone(),
     };
-    let request = Request::new(image, snapshotter);
-    let created = shim.create_container("embedded", &request).await;
+    let created = shim.create_container("embedded", image).await;
     let ended = shim.ports.leases.delete(&scope, &lease).await;
     for mount in created.context("create container")? {
         println!("{} on / ({})", mount.source, mount.options.join(","));

@@ -11,11 +11,11 @@ mod plan;
 use libfuzzer_sys::fuzz_target;
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{
-    Digest, LeaseId, ManifestPreference, Platform, Scope, SnapshotKey, SnapshotKind, labels, major_minor,
-    media_type,
+    Digest, LeaseId, ManifestPreference, Platform, Scope, SnapshotKey, SnapshotKind, labels,
+    major_minor, media_type,
 };
 use resnap_platforms::Matcher;
-use resnap_unpacker::{Engine, Owner, Request, EngineSettings, UnpackError};
+use resnap_unpacker::{Engine, EngineSettings, Owner, Request, UnpackError};
 
 const NAMESPACE: &str = "k8s.io";
 
@@ -171,9 +171,9 @@ fn verify_error(error: &UnpackError, request: &Request) {
         ),
         "{error:?}"
     );
-    let names = [&request.image, &request.snapshotter];
+    let mut names = request.snapshotter.iter().chain([&request.image]);
     // Names are the user's own.
-    if !names.iter().any(|name| name.contains(char::is_control)) {
+    if !names.any(|name| name.contains(char::is_control)) {
         plan::verify_error(error);
     }
 }
@@ -194,10 +194,8 @@ async fn unpack(input: Input) {
     backend.add_snapshotter(&snapshotter, input.behaviour);
     let settings = EngineSettings::default();
     let engine = Engine::new(backend.ports(), NAMESPACE, settings).expect("an engine");
-    let request = Request {
-        user_reference: input.written,
-        ..Request::new(&name, &snapshotter)
-    };
+    let mut request = Request::new(&name).on(&snapshotter);
+    request.user_reference = input.written;
 
     if image.layers.len() > MAX_UNPACKED {
         match engine.plan(&request).await {

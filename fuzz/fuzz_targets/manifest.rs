@@ -22,7 +22,7 @@ use resnap_core::{
     ManifestPreference, Ports, Profiles, Result, Scope, erofs_layer, media_type,
 };
 use resnap_platforms::{Matcher, Platform};
-use resnap_unpacker::{Engine, Plan, Request, EngineSettings};
+use resnap_unpacker::{Engine, EngineSettings, Plan, Request};
 use serde_json::Value;
 
 const NAME: &str = "docker.io/library/web:1";
@@ -174,7 +174,8 @@ fn compare(plan: &Plan, store: &Store) {
 
 /// Checks that a plan is for the requested platform.
 fn fits(plan: &Plan, request: &Request, store: &Store, profiles: &Profiles) {
-    let not_taken = profiles.not_taken(&request.snapshotter, &plan.os_features);
+    let snapshotter = request.snapshotter.as_deref().expect("a snapshotter");
+    let not_taken = profiles.not_taken(snapshotter, &plan.os_features);
     assert!(not_taken.is_empty(), "{not_taken:?}");
     let is_index = media_type::is_index(&store.target.media_type);
     if !is_index && request.platform.is_none() {
@@ -182,7 +183,7 @@ fn fits(plan: &Plan, request: &Request, store: &Store, profiles: &Profiles) {
     }
     let offered = Platform {
         os_features: profiles
-            .get(&request.snapshotter)
+            .get(snapshotter)
             .os_features
             .iter()
             .cloned()
@@ -216,13 +217,15 @@ async fn run(input: &[u8]) {
         ("erofs", ManifestPreference::First, None),
         ("erofs", ManifestPreference::Best, None),
         ("nydus", ManifestPreference::Best, None),
-        ("erofs", ManifestPreference::Best, Some("linux(+erofs)/arm64")),
+        (
+            "erofs",
+            ManifestPreference::Best,
+            Some("linux(+erofs)/arm64"),
+        ),
     ] {
-        let request = Request {
-            pick,
-            platform: platform.map(|text| text.parse().expect("a platform")),
-            ..Request::new(NAME, snapshotter)
-        };
+        let mut request = Request::new(NAME).on(snapshotter);
+        request.pick = pick;
+        request.platform = platform.map(|text| text.parse().expect("a platform"));
         let plan = match engine.plan(&request).await {
             Ok(plan) => plan,
             Err(error) => {

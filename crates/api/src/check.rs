@@ -68,14 +68,13 @@ impl TryFrom<v1::LayerCheck> for LayerCheck {
     fn try_from(layer: v1::LayerCheck) -> Result<Self, Malformed> {
         let snapshots = layer.snapshots.into_iter();
         let snapshots = snapshots.map(|(name, state)| Ok((name, state.try_into()?)));
-        Ok(Self {
-            digest: digest(layer.digest)?,
-            diff_id: DiffId(digest(layer.diff_id)?),
-            chain_id: ChainId::from_trusted(digest(layer.chain_id)?),
-            bytes: layer.bytes,
-            blob: layer.blob,
-            snapshots: snapshots.collect::<Result<_, _>>()?,
-        })
+        let diff_id = DiffId(digest(layer.diff_id)?);
+        let chain_id = ChainId::from_trusted(digest(layer.chain_id)?);
+        let mut converted = Self::new(digest(layer.digest)?, diff_id, chain_id);
+        converted.bytes = layer.bytes;
+        converted.blob = layer.blob;
+        converted.snapshots = snapshots.collect::<Result<_, _>>()?;
+        Ok(converted)
     }
 }
 
@@ -106,23 +105,17 @@ impl TryFrom<v1::CheckResponse> for Check {
 
     fn try_from(check: v1::CheckResponse) -> Result<Self, Malformed> {
         let verdict = |(name, verdict): (String, v1::Readiness)| {
-            let readiness = Readiness {
-                ready: verdict.ready,
-                needs_labels: verdict.needs_labels,
-            };
+            let readiness = Readiness::new(verdict.ready, verdict.needs_labels);
             (name, readiness)
         };
         let layers = check.layers.into_iter().map(LayerCheck::try_from);
-        Ok(Self {
-            image: check.image,
-            reference: check.reference,
-            platform: check.platform,
-            manifest: digest(check.manifest)?,
-            config: digest(check.config)?,
-            layers: layers.collect::<Result<_, _>>()?,
-            snapshotters: check.snapshotters.into_iter().map(verdict).collect(),
-            warnings: check.warnings,
-        })
+        let (manifest, config) = (digest(check.manifest)?, digest(check.config)?);
+        let mut converted = Self::new(check.image, check.platform, manifest, config);
+        converted.reference = check.reference;
+        converted.layers = layers.collect::<Result<_, _>>()?;
+        converted.snapshotters = check.snapshotters.into_iter().map(verdict).collect();
+        converted.warnings = check.warnings;
+        Ok(converted)
     }
 }
 
@@ -146,30 +139,18 @@ mod tests {
             },
         ];
         let names = ["erofs", "native", "nydus", "overlayfs", "soci"].map(str::to_owned);
-        let check = Check {
-            image: "web".to_owned(),
-            reference: Some("docker.io/library/web:1".to_owned()),
-            platform: "linux/amd64".to_owned(),
-            manifest: digest.clone(),
-            config: digest.clone(),
-            layers: vec![LayerCheck {
-                digest: digest.clone(),
-                diff_id: DiffId(digest.clone()),
-                chain_id: ChainId::from_trusted(digest.clone()),
-                bytes: 7,
-                blob: true,
-                snapshots: names.iter().cloned().zip(states).collect(),
-            }],
-            snapshotters: [(
-                names[0].clone(),
-                Readiness {
-                    ready: true,
-                    needs_labels: Some("so".to_owned()),
-                },
-            )]
-            .into(),
-            warnings: vec!["beware".to_owned()],
-        };
+        let chain_id = ChainId::from_trusted(digest.clone());
+        let mut layer = LayerCheck::new(digest.clone(), DiffId(digest.clone()), chain_id);
+        layer.bytes = 7;
+        layer.blob = true;
+        layer.snapshots = names.iter().cloned().zip(states).collect();
+        let platform = "linux/amd64".to_owned();
+        let mut check = Check::new("web".to_owned(), platform, digest.clone(), digest);
+        check.reference = Some("docker.io/library/web:1".to_owned());
+        check.layers = vec![layer];
+        let readiness = Readiness::new(true, Some("so".to_owned()));
+        check.snapshotters = [(names[0].clone(), readiness)].into();
+        check.warnings = vec!["beware".to_owned()];
         let message = v1::CheckResponse::from(check.clone());
         assert_eq!(Check::try_from(message), Ok(check));
     }

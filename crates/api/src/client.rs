@@ -72,7 +72,7 @@ impl DaemonClient {
     pub async fn unpack(&self, request: &Request) -> Result<UnpackStream, Failure> {
         let request = v1::UnpackRequest {
             image: request.image.clone(),
-            snapshotter: request.snapshotter.clone(),
+            snapshotter: request.snapshotter.clone().unwrap_or_default(),
             platform: platform(request),
             repair: request.repair,
             user_reference: request.user_reference.clone().unwrap_or_default(),
@@ -91,7 +91,7 @@ impl DaemonClient {
         let request = v1::CheckRequest {
             image: request.image.clone(),
             platform: platform(request),
-            snapshotter: request.snapshotter.clone(),
+            snapshotter: request.snapshotter.clone().unwrap_or_default(),
         };
         let answer = self.0.clone().check(request).await;
         let check = answer.map_err(|status| failure(&status))?.into_inner();

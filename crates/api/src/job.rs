@@ -63,25 +63,21 @@ impl TryFrom<v1::Job> for JobStatus {
 
     fn try_from(job: v1::Job) -> Result<Self, Malformed> {
         let started = job.started.map(SystemTime::try_from);
-        Ok(Self {
-            state: job.state().try_into()?,
-            id: job.id,
-            image: job.image,
-            snapshotter: job.snapshotter,
-            platform: job.platform,
-            origin: job.origin,
-            started: started
-                .and_then(Result::ok)
-                .ok_or(Malformed("time of a job"))?,
-            layers: size(job.layers),
-            ready_layers: size(job.ready_layers),
-            bytes: job.bytes,
-            ready_bytes: job.ready_bytes,
-            read_bytes: job.read_bytes,
-            waiters: size(job.waiters),
-            waits_for: job.waits_for,
-            failure: job.failure.map(Into::into),
-        })
+        let started = started.and_then(Result::ok);
+        let started = started.ok_or(Malformed("time of a job"))?;
+        let state = job.state().try_into()?;
+        let mut converted = Self::new(job.id, job.image, job.snapshotter, state, started);
+        converted.platform = job.platform;
+        converted.origin = job.origin;
+        converted.layers = size(job.layers);
+        converted.ready_layers = size(job.ready_layers);
+        converted.bytes = job.bytes;
+        converted.ready_bytes = job.ready_bytes;
+        converted.read_bytes = job.read_bytes;
+        converted.waiters = size(job.waiters);
+        converted.waits_for = job.waits_for;
+        converted.failure = job.failure.map(Into::into);
+        Ok(converted)
     }
 }
 
@@ -98,28 +94,28 @@ mod tests {
     fn a_job_survives_its_message() {
         for number in 1..=5 {
             let state = v1::JobState::try_from(number).unwrap();
-            let job = JobStatus {
-                id: 7,
-                image: "web".to_owned(),
-                snapshotter: "erofs".to_owned(),
-                platform: "linux/amd64".to_owned(),
-                origin: "cri".to_owned(),
-                state: state.try_into().unwrap(),
-                started: SystemTime::UNIX_EPOCH + Duration::from_nanos(1_234_567_890_123),
-                layers: 3,
-                ready_layers: 1,
-                bytes: 300,
-                ready_bytes: 100,
-                read_bytes: 150,
-                waiters: 2,
-                waits_for: Some("process 7".to_owned()),
-                failure: (number == 4).then(|| Failure {
-                    kind: Kind::NotFound,
-                    reason: "MISSING_BLOB".to_owned(),
-                    message: "gone".to_owned(),
-                    next_step: None,
-                }),
-            };
+            let mut job = JobStatus::new(
+                7,
+                "web".to_owned(),
+                "erofs".to_owned(),
+                state.try_into().unwrap(),
+                SystemTime::UNIX_EPOCH + Duration::from_nanos(1_234_567_890_123),
+            );
+            job.platform = "linux/amd64".to_owned();
+            job.origin = "cri".to_owned();
+            job.layers = 3;
+            job.ready_layers = 1;
+            job.bytes = 300;
+            job.ready_bytes = 100;
+            job.read_bytes = 150;
+            job.waiters = 2;
+            job.waits_for = Some("process 7".to_owned());
+            job.failure = (number == 4).then(|| Failure {
+                kind: Kind::NotFound,
+                reason: "MISSING_BLOB".to_owned(),
+                message: "gone".to_owned(),
+                next_step: None,
+            });
             assert_eq!(JobStatus::try_from(v1::Job::from(job.clone())), Ok(job));
         }
         assert!(JobStatus::try_from(v1::Job::default()).is_err());

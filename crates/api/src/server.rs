@@ -10,11 +10,12 @@ use std::time::Duration;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use resnap_core::{Kind, Platform, error_chain};
-use resnap_unpacker::{Engine, Event, Job, JobStatus, JobWatch, UnpackError};
+use resnap_unpacker::{Engine, Event, Job, JobStatus, UnpackError};
 use tokio::net::UnixListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
@@ -46,7 +47,7 @@ pub async fn serve(
     listener: UnixListener,
     engine: Engine,
     info: Info,
-    stop: watch::Receiver<bool>,
+    stop: CancellationToken,
     grace: Duration,
 ) -> Result<(), String> {
     let (health, health_server) = tonic_health::server::health_reporter();
@@ -65,10 +66,10 @@ pub async fn serve(
         .add_service(api)
         .serve_with_incoming_shutdown(
             UnixListenerStream::new(listener).map_ok(Accepted::new),
-            stopped(stop.clone()),
+            stop.clone().cancelled_owned(),
         );
     let over = async {
-        stopped(stop).await;
+        stop.cancelled().await;
         if timeout(grace, calls.acquire_many(MAX_CALLS)).await.is_err() {
             tracing::warn!("calls of the API were cut off: they took longer than {grace:?}");
             return;
@@ -81,15 +82,10 @@ pub async fn serve(
     }
 }
 
-async fn stopped(mut stop: watch::Receiver<bool>) {
-    // The sender is dropped only when the process ends.
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
 struct Api {
     engine: Engine,
     info: Info,
-    stop: watch::Receiver<bool>,
+    stop: CancellationToken,
     /// Each call that is waited for at the end holds a permit.
     calls: Arc<Semaphore>,
 }
@@ -103,7 +99,7 @@ impl Api {
 
     /// Returns a permit for a call, held until it ends.
     fn call(&self) -> Result<OwnedSemaphorePermit, Status> {
-        if *self.stop.borrow() {
+        if self.stop.is_cancelled() {
             return Err(stopping());
         }
         let call = Arc::clone(&self.calls).try_acquire_owned();
@@ -121,7 +117,7 @@ fn message(engine: &Engine, job: JobStatus) -> v1::Job {
     job.map_failure(failure).into()
 }
 
-/// Builds a request from its fields; an empty platform is none.
+/// Builds a request from its fields; an empty snapshotter or platform is none.
 fn request(
     image: String,
     snapshotter: String,
@@ -129,11 +125,11 @@ fn request(
 ) -> Result<resnap_unpacker::Request, Status> {
     let platform = (!platform.is_empty()).then(|| platform.parse::<Platform>());
     let platform = platform.transpose();
-    Ok(resnap_unpacker::Request {
-        platform: platform.map_err(|error| Status::invalid_argument(error_chain(&error)))?,
-        origin: ORIGIN.to_owned(),
-        ..resnap_unpacker::Request::new(image, snapshotter)
-    })
+    let mut request = resnap_unpacker::Request::new(image);
+    request.snapshotter = Some(snapshotter).filter(|name| !name.is_empty());
+    request.platform = platform.map_err(|error| Status::invalid_argument(error_chain(&error)))?;
+    ORIGIN.clone_into(&mut request.origin);
+    Ok(request)
 }
 
 #[tonic::async_trait]
@@ -158,12 +154,10 @@ impl ResnapService for Api {
     ) -> Result<Response<Self::UnpackStream>, Status> {
         let call = self.call()?;
         let asked = asked.into_inner();
-        let user_reference = Some(asked.user_reference).filter(|text| !text.is_empty());
-        let job = self.engine.unpack(resnap_unpacker::Request {
-            repair: asked.repair,
-            user_reference,
-            ..request(asked.image, asked.snapshotter, &asked.platform)?
-        });
+        let mut request = request(asked.image, asked.snapshotter, &asked.platform)?;
+        request.repair = asked.repair;
+        request.user_reference = Some(asked.user_reference).filter(|text| !text.is_empty());
+        let job = self.engine.unpack(request);
         let engine = self.engine.clone();
         let steps = stream::unfold((Pending::Start(job), call), move |(pending, call)| {
             let engine = engine.clone();
@@ -207,10 +201,10 @@ impl ResnapService for Api {
         let (engine, stop) = (self.engine.clone(), self.stop.clone());
         let first = Some((engine.watch_jobs(), engine, stop));
         let changes = stream::unfold(first, |watch| async move {
-            let (mut watch, engine, stop): (JobWatch, _, _) = watch?;
+            let (mut watch, engine, stop): (BoxStream<'_, _>, _, _) = watch?;
             let changes = tokio::select! {
-                jobs = watch.next() => jobs,
-                () = stopped(stop.clone()) => return Some((Err(stopping()), None)),
+                jobs = watch.next() => jobs?,
+                () = stop.cancelled() => return Some((Err(stopping()), None)),
             };
             let jobs = changes.into_iter();
             let jobs = jobs.map(|job| message(&engine, job)).collect();

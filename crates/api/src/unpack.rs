@@ -89,19 +89,20 @@ impl TryFrom<v1::Event> for Event {
     type Error = Malformed;
 
     fn try_from(event: v1::Event) -> Result<Self, Malformed> {
-        Ok(Self {
-            phase: event.phase().try_into()?,
-            image: event.image,
-            snapshotter: event.snapshotter,
-            layer: size(event.layer),
-            layers: size(event.layers),
-            digest: digest(event.digest)?,
-            chain_id: ChainId::from_trusted(digest(event.chain_id)?),
-            bytes: event.bytes,
-            seconds: event.seconds,
-            waits_for: event.waits_for,
-            read: event.read,
-        })
+        let phase = event.phase().try_into()?;
+        let mut converted = Self::new(
+            event.image,
+            event.snapshotter,
+            (size(event.layer), size(event.layers)),
+            digest(event.digest)?,
+            ChainId::from_trusted(digest(event.chain_id)?),
+            phase,
+        );
+        converted.bytes = event.bytes;
+        converted.seconds = event.seconds;
+        converted.waits_for = event.waits_for;
+        converted.read = event.read;
+        Ok(converted)
     }
 }
 
@@ -156,21 +157,17 @@ impl TryFrom<v1::StageTime> for StageTime {
     type Error = Malformed;
 
     fn try_from(time: v1::StageTime) -> Result<Self, Malformed> {
-        Ok(Self {
-            stage: match time.stage() {
-                v1::Stage::Wait => Stage::Wait,
-                v1::Stage::Read => Stage::Read,
-                v1::Stage::Inflate => Stage::Inflate,
-                v1::Stage::Hash => Stage::Hash,
-                v1::Stage::Write => Stage::Write,
-                v1::Stage::Place => Stage::Place,
-                v1::Stage::Commit => Stage::Commit,
-                v1::Stage::Unspecified => return Err(Malformed("stage")),
-            },
-            start: time.start,
-            end: time.end,
-            busy: time.busy,
-        })
+        let stage = match time.stage() {
+            v1::Stage::Wait => Stage::Wait,
+            v1::Stage::Read => Stage::Read,
+            v1::Stage::Inflate => Stage::Inflate,
+            v1::Stage::Hash => Stage::Hash,
+            v1::Stage::Write => Stage::Write,
+            v1::Stage::Place => Stage::Place,
+            v1::Stage::Commit => Stage::Commit,
+            v1::Stage::Unspecified => return Err(Malformed("stage")),
+        };
+        Ok(Self::new(stage, time.start, time.end, time.busy))
     }
 }
 
@@ -193,15 +190,15 @@ impl TryFrom<v1::LayerReport> for LayerReport {
 
     fn try_from(layer: v1::LayerReport) -> Result<Self, Malformed> {
         let stages = layer.stages.iter().map(|time| StageTime::try_from(*time));
-        Ok(Self {
-            outcome: layer.outcome().try_into()?,
-            digest: digest(layer.digest)?,
-            diff_id: DiffId(digest(layer.diff_id)?),
-            chain_id: ChainId::from_trusted(digest(layer.chain_id)?),
-            bytes: layer.bytes,
-            seconds: layer.seconds,
-            stages: stages.collect::<Result<_, _>>()?,
-        })
+        let stages = stages.collect::<Result<_, _>>()?;
+        let outcome = layer.outcome().try_into()?;
+        let diff_id = DiffId(digest(layer.diff_id)?);
+        let chain_id = ChainId::from_trusted(digest(layer.chain_id)?);
+        let mut converted = Self::new(digest(layer.digest)?, diff_id, chain_id, outcome);
+        converted.bytes = layer.bytes;
+        converted.seconds = layer.seconds;
+        converted.stages = stages;
+        Ok(converted)
     }
 }
 
@@ -227,17 +224,18 @@ impl TryFrom<v1::Report> for Report {
     fn try_from(report: v1::Report) -> Result<Self, Malformed> {
         let layers = report.layers.into_iter().map(LayerReport::try_from);
         let chain_id = report.chain_id.map(digest).transpose()?;
-        Ok(Self {
-            image: report.image,
-            reference: report.reference,
-            snapshotter: report.snapshotter,
-            platform: report.platform,
-            manifest: digest(report.manifest)?,
-            config: digest(report.config)?,
-            chain_id: chain_id.map(ChainId::from_trusted),
-            layers: layers.collect::<Result<_, _>>()?,
-            seconds: report.seconds,
-        })
+        let mut converted = Self::new(
+            report.image,
+            report.snapshotter,
+            report.platform,
+            digest(report.manifest)?,
+            digest(report.config)?,
+        );
+        converted.reference = report.reference;
+        converted.chain_id = chain_id.map(ChainId::from_trusted);
+        converted.layers = layers.collect::<Result<_, _>>()?;
+        converted.seconds = report.seconds;
+        Ok(converted)
     }
 }
 
@@ -254,19 +252,18 @@ mod tests {
         let chain_id = ChainId::from_trusted(digest.clone());
         for number in 1..=11 {
             let phase = v1::Phase::try_from(number).unwrap();
-            let event = Event {
-                image: "web".to_owned(),
-                snapshotter: "erofs".to_owned(),
-                phase: phase.try_into().unwrap(),
-                layer: 1,
-                layers: 2,
-                digest: digest.clone(),
-                chain_id: chain_id.clone(),
-                bytes: u64::MAX,
-                seconds: 0.1,
-                waits_for: (number == 3).then(|| "process 7".to_owned()),
-                read: (number == 11).then_some(7),
-            };
+            let mut event = Event::new(
+                "web".to_owned(),
+                "erofs".to_owned(),
+                (1, 2),
+                digest.clone(),
+                chain_id.clone(),
+                phase.try_into().unwrap(),
+            );
+            event.bytes = u64::MAX;
+            event.seconds = 0.1;
+            event.waits_for = (number == 3).then(|| "process 7".to_owned());
+            event.read = (number == 11).then_some(7);
             assert_eq!(v1::Phase::from(event.phase), phase);
             let bytes = v1::Event::from(event.clone()).encode_to_vec();
             let back = v1::Event::decode(&*bytes).unwrap();
@@ -274,37 +271,36 @@ mod tests {
         }
         let layers = (1..=5).map(|number| {
             let outcome = v1::LayerOutcome::try_from(number).unwrap();
-            LayerReport {
-                digest: digest.clone(),
-                diff_id: DiffId(digest.clone()),
-                chain_id: chain_id.clone(),
-                bytes: 7,
-                outcome: outcome.try_into().unwrap(),
-                seconds: 0.1,
-                stages: (1..=7)
-                    .map(|stage| {
-                        let time = v1::StageTime {
-                            stage,
-                            start: 0.1,
-                            end: 0.5,
-                            busy: 0.3,
-                        };
-                        time.try_into().unwrap()
-                    })
-                    .collect(),
-            }
+            let mut layer = LayerReport::new(
+                digest.clone(),
+                DiffId(digest.clone()),
+                chain_id.clone(),
+                outcome.try_into().unwrap(),
+            );
+            layer.bytes = 7;
+            layer.seconds = 0.1;
+            let stages = (1..=7).map(|stage| {
+                let time = v1::StageTime {
+                    stage,
+                    start: 0.1,
+                    end: 0.5,
+                    busy: 0.3,
+                };
+                StageTime::try_from(time).unwrap()
+            });
+            layer.stages = stages.collect();
+            layer
         });
-        let report = Report {
-            image: "web".to_owned(),
-            reference: None,
-            snapshotter: "erofs".to_owned(),
-            platform: "linux/amd64".to_owned(),
-            manifest: digest.clone(),
-            config: digest.clone(),
-            chain_id: Some(chain_id.clone()),
-            layers: layers.collect(),
-            seconds: 1.5,
-        };
+        let mut report = Report::new(
+            "web".to_owned(),
+            "erofs".to_owned(),
+            "linux/amd64".to_owned(),
+            digest.clone(),
+            digest.clone(),
+        );
+        report.chain_id = Some(chain_id.clone());
+        report.layers = layers.collect();
+        report.seconds = 1.5;
         let message = v1::Report::from(report.clone());
         assert_eq!(Report::try_from(message), Ok(report));
     }

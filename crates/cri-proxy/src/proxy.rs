@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use resnap_core::UnpackService;
 use tokio::net::UnixListener;
-use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
 use crate::clients::Clients;
@@ -59,7 +59,7 @@ impl Proxy {
         self.0.client_thread.responds().await;
     }
 
-    /// Serves clients until `stop` is true. Then waits up to `grace` for their calls to end, answers
+    /// Serves clients until `stop` is cancelled. Then waits up to `grace` for their calls to end, answers
     /// the others with an error, and returns. Clients that connect meanwhile are served as well,
     /// until the last of those calls has ended. Dropping the future cuts all connections.
     ///
@@ -71,13 +71,13 @@ impl Proxy {
     pub async fn serve(
         &self,
         listener: UnixListener,
-        mut stop: watch::Receiver<bool>,
+        stop: CancellationToken,
         grace: Duration,
     ) -> io::Result<()> {
         let clients = Clients::start(Arc::clone(&self.0))?;
         tokio::select! {
             never = accept(&listener, &clients) => match never {},
-            _ = stop.wait_for(|stop| *stop) => {}
+            () = stop.cancelled() => {}
         }
         let stopped = Instant::now();
         // A client that connects now is served until the end, or by the next proxy at this socket.

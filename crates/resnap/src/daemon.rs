@@ -19,7 +19,7 @@ use anyhow::Result;
 use resnap_core::{Kind, SnapshotterInfo, error_chain};
 use resnap_unpacker::{Engine, UnpackError};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::connect;
@@ -39,11 +39,11 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     let (listener, mut cri) = Socket::listen(sockets.take("cri"), path, 0o660).await?;
     let path = &config.api_socket.value;
     let (api_listener, mut api) = Socket::listen(sockets.take("api"), path, api::MODE).await?;
-    let mut stopped = signals()?;
+    let stopped = signals()?;
     let metrics = serve_metrics(config).await?;
     let engine = tokio::select! {
         engine = connected(config, metrics.clone()) => engine?,
-        _ = stopped.wait_for(|stopped| *stopped) => return Ok(ExitStatus::Done),
+        () = stopped.cancelled() => return Ok(ExitStatus::Done),
     };
     let proxy = connect::proxy(config, engine.clone(), metrics.map(|metrics| metrics as _));
     let proxy = serving.get_or_init(|| proxy);
@@ -55,7 +55,7 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     let serve_api = api::serve(config, api_listener, engine.clone(), stopped.clone(), GRACE);
     let serve_cri = proxy.serve(listener, stopped.clone(), GRACE);
     let hand_over = async {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
+        stopped.cancelled().await;
         cri.hand_over();
         api.hand_over();
         std::future::pending::<Infallible>().await
@@ -80,9 +80,10 @@ async fn serve_metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
     Ok(Some(metrics))
 }
 
-/// Returns a flag that is set on the first signal.
-fn signals() -> Result<watch::Receiver<bool>> {
-    let (stop, stopped) = watch::channel(false);
+/// Returns a token that is cancelled on the first signal.
+fn signals() -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::spawn(async move {
@@ -91,8 +92,7 @@ fn signals() -> Result<watch::Receiver<bool>> {
             _ = terminate.recv() => {}
         }
         systemd::stopping();
-        // The receivers live for as long as the daemon serves.
-        let _ = stop.send(true);
+        stop.cancel();
     });
     Ok(stopped)
 }

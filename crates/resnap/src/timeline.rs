@@ -132,35 +132,25 @@ mod tests {
     #[test]
     fn each_stage_is_a_bar() {
         let digest = Digest::sha256(b"layer");
-        let time = |stage, start, end, busy| StageTime {
-            stage,
-            start,
-            end,
-            busy,
-        };
-        let layer = LayerReport {
-            digest: digest.clone(),
-            diff_id: DiffId(digest.clone()),
-            chain_id: ChainId::from_trusted(digest.clone()),
-            bytes: 1000,
-            outcome: LayerOutcome::Applied,
-            seconds: 2.0,
-            stages: vec![
-                time(Stage::Read, 0.0, 1.0, 0.5),
-                time(Stage::Commit, 1.0, 2.0, 1.0),
-            ],
-        };
-        let report = Report {
-            image: "<web>&\u{1b}".to_owned(),
-            reference: None,
-            snapshotter: "erofs".to_owned(),
-            platform: "linux/amd64".to_owned(),
-            manifest: digest.clone(),
-            config: digest,
-            chain_id: None,
-            layers: vec![layer],
-            seconds: 2.0,
-        };
+        let mut layer = LayerReport::new(
+            digest.clone(),
+            DiffId(digest.clone()),
+            ChainId::from_trusted(digest.clone()),
+            LayerOutcome::Applied,
+        );
+        layer.stages = vec![
+            StageTime::new(Stage::Read, 0.0, 1.0, 0.5),
+            StageTime::new(Stage::Commit, 1.0, 2.0, 1.0),
+        ];
+        let mut report = Report::new(
+            "<web>&\u{1b}".to_owned(),
+            "erofs".to_owned(),
+            "linux/amd64".to_owned(),
+            digest.clone(),
+            digest,
+        );
+        report.layers = vec![layer];
+        report.seconds = 2.0;
         let picture = svg(&report);
         assert!(picture.contains("&lt;web&gt;&amp;\u{fffd} on erofs"));
         assert!(picture.contains("read: 0.000 to 1.000 s, 0.500 s at work"));

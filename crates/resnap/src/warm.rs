@@ -151,13 +151,11 @@ pub(crate) async fn warm(
     mut on_event: impl FnMut(&Event),
 ) -> Result<Warmed, UnpackError> {
     let need = engine.profiles().need(snapshotter);
-    let request = Request {
-        background: true,
-        pick,
-        origin: "prewarm".to_owned(),
-        repair: need.is_some_and(|need| need.repair_label.is_some()),
-        ..Request::new(image, snapshotter)
-    };
+    let mut request = Request::new(image).on(snapshotter);
+    request.background = true;
+    request.pick = pick;
+    "prewarm".clone_into(&mut request.origin);
+    request.repair = need.is_some_and(|need| need.repair_label.is_some());
     let plan = match engine.plan(&request).await {
         Err(error) if is_permanent(&error) => return Ok(Warmed::Skipped(error)),
         plan => plan?,

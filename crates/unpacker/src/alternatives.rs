@@ -23,9 +23,9 @@ pub(crate) async fn complete_plan(
     backend: &Backend,
     planner: &Planner,
     request: &Request,
+    snapshotter: &str,
     planned: Result<Arc<Plan>, UnpackError>,
 ) -> Result<Arc<Plan>, UnpackError> {
-    let snapshotter = &request.snapshotter;
     let (image, missing) = match &planned {
         Ok(plan) if plan.image.id.is_none() => return planned,
         Ok(plan) => match first_missing(backend, plan, snapshotter).await? {
@@ -42,7 +42,7 @@ pub(crate) async fn complete_plan(
     let Some(id) = image.id.clone() else {
         return planned;
     };
-    match another(backend, planner, request, &image, &id, missing).await? {
+    match another(backend, planner, request, snapshotter, &image, missing).await? {
         Ok(plan) => Ok(plan),
         Err(incomplete) if incomplete.len() == 1 => planned,
         Err(incomplete) => Err(UnpackError::Incomplete {
@@ -53,14 +53,14 @@ pub(crate) async fn complete_plan(
     }
 }
 
-/// Returns the plan of a complete image with this ID, or the descriptions of the incomplete ones,
+/// Returns the plan of a complete image with the same ID as `image`, or the descriptions of the incomplete ones,
 /// of which `image` is the first.
 async fn another(
     backend: &Backend,
     planner: &Planner,
     request: &Request,
+    snapshotter: &str,
     image: &ResolvedImage,
-    id: &Digest,
     missing: String,
 ) -> Result<Result<Arc<Plan>, Vec<String>>, UnpackError> {
     let mut seen = HashSet::from([image.target.digest.clone()]);
@@ -72,7 +72,7 @@ async fn another(
         if incomplete.len() == MAX_IMAGES || seen.contains(&other.target.digest) {
             continue;
         }
-        if image::image_id(ports, scope, &other).await?.as_ref() != Some(id) {
+        if image::image_id(ports, scope, &other).await? != image.id {
             continue;
         }
         seen.insert(other.target.digest.clone());
@@ -83,7 +83,7 @@ async fn another(
         let Ok(plan) = planner.plan(&another).await else {
             continue;
         };
-        match first_missing(backend, &plan, &request.snapshotter).await? {
+        match first_missing(backend, &plan, snapshotter).await? {
             None => return Ok(Ok(plan)),
             Some(missing) => incomplete.push(describe(&plan, &missing)),
         }

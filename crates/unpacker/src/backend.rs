@@ -3,6 +3,7 @@
 
 //! The backend of an engine: the ports, and the look-ups that several modules need.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use resnap_core::{
@@ -10,7 +11,7 @@ use resnap_core::{
     Snapshotter,
 };
 
-use crate::UnpackError;
+use crate::{Request, UnpackError};
 
 /// One containerd namespace, reached through the ports.
 #[derive(Debug)]
@@ -43,6 +44,13 @@ impl Backend {
     pub(crate) fn needs_labels(&self, snapshotter: &str, index: usize, count: usize) -> bool {
         let need = self.profiles.need(snapshotter);
         need.is_some_and(|need| need.covers(index, count))
+    }
+
+    /// Returns the OS features of the snapshotter that `request` names; none if it names none.
+    pub(crate) fn features(&self, request: &Request) -> BTreeSet<String> {
+        let snapshotter = request.snapshotter.as_deref();
+        let profile = snapshotter.map(|name| self.profiles.get(name));
+        profile.map_or_else(BTreeSet::new, |profile| profile.os_features.clone())
     }
 
     /// Checks that `name` is a snapshotter that works.

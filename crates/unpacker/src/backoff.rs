@@ -144,7 +144,7 @@ mod tests {
     async fn ask(engine: &Engine, image: &str, by_itself: bool) -> Result<Report, UnpackError> {
         let request = Request {
             by_itself,
-            ..Request::new(image, "erofs")
+            ..Request::new(image).on("erofs")
         };
         engine.unpack(request).report().await
     }

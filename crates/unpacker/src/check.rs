@@ -15,6 +15,7 @@ use crate::{Plan, UnpackError, warnings};
 
 /// The readiness of an image on some snapshotters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Check {
     /// The image's name in the store.
     pub image: String,
@@ -34,8 +35,25 @@ pub struct Check {
     pub warnings: Vec<String>,
 }
 
+impl Check {
+    /// Returns the check of an image without reference, layers, snapshotters and warnings.
+    pub fn new(image: String, platform: String, manifest: Digest, config: Digest) -> Self {
+        Self {
+            image,
+            reference: None,
+            platform,
+            manifest,
+            config,
+            layers: Vec::new(),
+            snapshotters: BTreeMap::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
 /// The readiness on a snapshotter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Readiness {
     /// Whether a container can start.
     pub ready: bool,
@@ -43,8 +61,19 @@ pub struct Readiness {
     pub needs_labels: Option<String>,
 }
 
+impl Readiness {
+    /// Returns the readiness on a snapshotter that needs labels for the given reason, if any.
+    pub fn new(ready: bool, needs_labels: Option<String>) -> Self {
+        Self {
+            ready,
+            needs_labels,
+        }
+    }
+}
+
 /// The state of one layer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LayerCheck {
     /// The blob.
     pub digest: Digest,
@@ -58,6 +87,20 @@ pub struct LayerCheck {
     pub blob: bool,
     /// The state of its snapshot on each snapshotter.
     pub snapshots: BTreeMap<String, LayerState>,
+}
+
+impl LayerCheck {
+    /// Returns the check of a layer of unknown size, whose blob and snapshots are missing.
+    pub fn new(digest: Digest, diff_id: DiffId, chain_id: ChainId) -> Self {
+        Self {
+            digest,
+            diff_id,
+            chain_id,
+            bytes: 0,
+            blob: false,
+            snapshots: BTreeMap::new(),
+        }
+    }
 }
 
 /// The state of a layer on a snapshotter.
@@ -276,7 +319,7 @@ mod tests {
         let layers = ["base", "middle", "top"].map(SimulatedLayer::new);
         backend.add_image("k8s.io", "web", &SimulatedImage::new(layers));
         let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
-        let plan = engine.plan(&Request::new("web", "nydus")).await.unwrap();
+        let plan = engine.plan(&Request::new("web").on("nydus")).await.unwrap();
         let is_remote = || async { engine.is_remote(&plan, "nydus").await.unwrap() };
         assert!(!is_remote().await);
         let remote = "containerd.io/snapshot/nydus-proxy-mode".to_owned();

@@ -34,16 +34,16 @@ pub(crate) async fn select(
         return cacheable(backend, image, &Matcher::only(platform)).await;
     }
     let plain = host_matcher(&image.target);
-    let features = &backend.profiles.get(&request.snapshotter).os_features;
-    match request.pick {
-        ManifestPreference::First => first(backend, image, request, plain).await,
-        ManifestPreference::Best
+    let features = backend.features(request);
+    match (request.pick, &request.snapshotter) {
+        (ManifestPreference::First, _) => first(backend, image, request, plain).await,
+        (ManifestPreference::Best, Some(snapshotter))
             if !features.is_empty() && !media_type::is_manifest(&image.target.media_type) =>
         {
-            let native = Matcher::only(&host_with_features(features.iter().cloned()));
-            best(backend, image, &request.snapshotter, &native, &plain).await
+            let native = Matcher::only(&host_with_features(features));
+            best(backend, image, snapshotter, &native, &plain).await
         }
-        ManifestPreference::Best | ManifestPreference::Plain => {
+        (ManifestPreference::Best | ManifestPreference::Plain, _) => {
             cacheable(backend, image, &plain).await
         }
     }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use futures::stream::BoxStream;
 use resnap_core::{Ports, Profiles, Scope, SnapshotterInfo};
 use tracing::Instrument as _;
 
@@ -22,8 +23,9 @@ use crate::run::Runner;
 use crate::running::Waiter;
 use crate::slots::Slots;
 use crate::support::require_reference;
+use crate::watch::watch_jobs;
 use crate::{
-    Check, Configuration, EngineSettings, Job, JobStatus, JobWatch, LeaseStatus, Plan, Request,
+    Check, Configuration, EngineSettings, Job, JobStatus, LeaseStatus, Plan, Request,
     ResolvedImage, UnpackError, check, orphans,
 };
 
@@ -104,11 +106,12 @@ impl Engine {
 
     /// Joins the running job for a request, or starts one.
     async fn join_or_start(&self, mut request: Request) -> Result<Waiter, UnpackError> {
-        pick_target(&self.backend, &self.configurations, &mut request).await?;
-        let plan = self.planner.plan(&request).await;
-        let plan = complete_plan(&self.backend, &self.planner, &request, plan).await?;
-        require_reference(&self.backend, &plan, &request.snapshotter)?;
-        let waiter = self.registry.join_or_start(plan, request)?;
+        let (backend, planner) = (&self.backend, &self.planner);
+        let snapshotter = pick_target(backend, &self.configurations, &mut request).await?;
+        let plan = planner.plan(&request).await;
+        let plan = complete_plan(backend, planner, &request, &snapshotter, plan).await?;
+        require_reference(backend, &plan, &snapshotter)?;
+        let waiter = self.registry.join_or_start(plan, request, snapshotter)?;
         if !waiter.joined {
             let (job, spec) = (Arc::clone(&waiter.job), &waiter.job.spec);
             let (pod, snapshotter) = (spec.pod.as_deref(), &spec.snapshotter);
@@ -148,12 +151,12 @@ impl Engine {
     /// # Errors
     /// As for [`Engine::plan`] and [`Engine::require_snapshotter`].
     pub async fn check_image(&self, request: &Request) -> Result<Check, UnpackError> {
-        let name = &request.snapshotter;
-        let snapshotters = if name.is_empty() {
-            self.working_snapshotters().await?
-        } else {
-            self.require_snapshotter(name).await?;
-            vec![name.clone()]
+        let snapshotters = match &request.snapshotter {
+            None => self.working_snapshotters().await?,
+            Some(name) => {
+                self.require_snapshotter(name).await?;
+                vec![name.clone()]
+            }
         };
         let plan = self.plan(request).await?;
         self.check(&plan, &snapshotters).await
@@ -201,9 +204,11 @@ impl Engine {
         self.registry.running()
     }
 
-    /// Returns a subscription to the jobs, which reports them as they start, change and end.
-    pub fn watch_jobs(&self) -> JobWatch {
-        JobWatch::new(Arc::clone(&self.registry))
+    /// Returns the running jobs, which may be none, and then the current status of jobs that changed,
+    /// and once more of a job that has ended. The stream does not end. A slow reader misses
+    /// intermediate states; it misses the end of a job only if 64 others have ended after it.
+    pub fn watch_jobs(&self) -> BoxStream<'static, Vec<JobStatus>> {
+        watch_jobs(Arc::clone(&self.registry))
     }
 
     /// Cancels a running job for all waiters, as [`Canceller::cancel`] does, and waits until it has

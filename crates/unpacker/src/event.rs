@@ -8,6 +8,7 @@ use serde::Serialize;
 
 /// An event of a layer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Event {
     /// The image as the caller wrote it.
     pub image: String,
@@ -34,6 +35,33 @@ pub struct Event {
     /// The bytes of the layer's blob that have been read, in [`Phase::Progress`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read: Option<u64>,
+}
+
+impl Event {
+    /// Returns the event that layer number `layer` of `layers` entered `phase`, without size, time,
+    /// progress and what it waits for.
+    pub fn new(
+        image: String,
+        snapshotter: String,
+        (layer, layers): (usize, usize),
+        digest: Digest,
+        chain_id: ChainId,
+        phase: Phase,
+    ) -> Self {
+        Self {
+            image,
+            snapshotter,
+            phase,
+            layer,
+            layers,
+            digest,
+            chain_id,
+            bytes: 0,
+            seconds: 0.0,
+            waits_for: None,
+            read: None,
+        }
+    }
 }
 
 /// A phase of a layer.
@@ -112,6 +140,7 @@ impl From<LayerOutcome> for Phase {
 
 /// One layer of a [`Report`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LayerReport {
     /// The layer's blob.
     pub digest: Digest,
@@ -131,8 +160,24 @@ pub struct LayerReport {
     pub stages: Vec<StageTime>,
 }
 
+impl LayerReport {
+    /// Returns the report of a layer without size, time and stages.
+    pub fn new(digest: Digest, diff_id: DiffId, chain_id: ChainId, outcome: LayerOutcome) -> Self {
+        Self {
+            digest,
+            diff_id,
+            chain_id,
+            bytes: 0,
+            outcome,
+            seconds: 0.0,
+            stages: Vec::new(),
+        }
+    }
+}
+
 /// The times of a stage of a layer, in seconds since the job started.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct StageTime {
     /// The stage.
     pub stage: Stage,
@@ -144,8 +189,21 @@ pub struct StageTime {
     pub busy: f64,
 }
 
+impl StageTime {
+    /// Returns the times of a stage that starts and ends at these times and works `busy` seconds.
+    pub fn new(stage: Stage, start: f64, end: f64, busy: f64) -> Self {
+        Self {
+            stage,
+            start,
+            end,
+            busy,
+        }
+    }
+}
+
 /// The report of a successful job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The image as the caller wrote it.
     pub image: String,
@@ -168,6 +226,27 @@ pub struct Report {
 }
 
 impl Report {
+    /// Returns the report of an image without reference, layers and time.
+    pub fn new(
+        image: String,
+        snapshotter: String,
+        platform: String,
+        manifest: Digest,
+        config: Digest,
+    ) -> Self {
+        Self {
+            image,
+            reference: None,
+            snapshotter,
+            platform,
+            manifest,
+            config,
+            chain_id: None,
+            layers: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+
     /// Returns the number of layers with this outcome.
     pub fn count(&self, outcome: LayerOutcome) -> usize {
         self.layers

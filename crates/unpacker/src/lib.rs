@@ -35,7 +35,7 @@
 //! backend.add_image("k8s.io", "docker.io/library/web:1", &image);
 //! let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default())?;
 //!
-//! let request = Request::new("web:1", "erofs");
+//! let request = Request::new("web:1").on("erofs");
 //! let plan = engine.plan(&request).await?;
 //! assert!(!engine.is_ready(&plan, "erofs").await?);
 //! let report = engine.unpack(request).await?;
@@ -104,7 +104,6 @@ pub use progress::Progress;
 pub use request::{Configuration, EngineSettings, Request};
 pub use status::{JobState, JobStatus};
 pub use title::name_in_title;
-pub use watch::JobWatch;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

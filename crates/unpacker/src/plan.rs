@@ -318,7 +318,7 @@ mod tests {
         });
         ports.content = counting.clone();
         let engine = Engine::new(ports, "k8s.io", EngineSettings::default()).unwrap();
-        let plan = engine.plan(&Request::new("web", "")).await.unwrap();
+        let plan = engine.plan(&Request::new("web")).await.unwrap();
         let opened = counting.opened.lock().unwrap().clone();
         for document in [&plan.manifest.digest, &plan.config.digest] {
             let times = opened.iter().filter(|digest| *digest == document).count();
@@ -335,9 +335,9 @@ mod tests {
             backend.add_image("k8s.io", name, &image);
         }
         let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
-        let plan = engine.plan(&Request::new("tall", "")).await.unwrap();
+        let plan = engine.plan(&Request::new("tall")).await.unwrap();
         assert_eq!(plan.layers.len(), MAX_LAYERS);
-        let error = engine.plan(&Request::new("too-tall", "")).await;
+        let error = engine.plan(&Request::new("too-tall")).await;
         assert_eq!(error.unwrap_err().kind(), Kind::InvalidArgument);
     }
 }

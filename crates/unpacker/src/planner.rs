@@ -56,7 +56,6 @@ impl Planner {
         if !request.wrappers.is_empty() {
             return None;
         }
-        let profile = self.backend.profiles.get(&request.snapshotter);
         Some(PlanKey {
             name: image.name.clone(),
             reference: image.reference.clone(),
@@ -64,7 +63,7 @@ impl Planner {
             platform: request.platform.clone(),
             pick: request.pick,
             features: match request.pick {
-                ManifestPreference::Best => profile.os_features.clone(),
+                ManifestPreference::Best => self.backend.features(request),
                 ManifestPreference::Plain | ManifestPreference::First => BTreeSet::new(),
             },
             asked_by: (request.pick == ManifestPreference::First).then(|| request.image.clone()),

@@ -257,7 +257,7 @@ mod tests {
     }
 
     async fn kind(engine: &Engine, image: &str) -> Kind {
-        let plan = engine.plan(&Request::new(image, "")).await;
+        let plan = engine.plan(&Request::new(image)).await;
         plan.unwrap_err().kind()
     }
 
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(kind(&engine, "web").await, Kind::ResourceExhausted);
         tokio::time::sleep(FAILURE_TIME).await;
         assert_eq!(kind(&engine, "web").await, Kind::DeadlineExceeded);
-        assert!(engine.plan(&Request::new("web", "")).await.is_ok());
+        assert!(engine.plan(&Request::new("web")).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -313,7 +313,7 @@ mod tests {
             backend.add_image("k8s.io", name, &image);
         }
         let engine = engine(&backend);
-        engine.plan(&Request::new("a", "")).await.unwrap();
+        engine.plan(&Request::new("a")).await.unwrap();
         let reads = backend.calls(Operation::OpenContent);
         backend.set_faults([1, 2].map(|call| Fault {
             operation: Operation::OpenContent,
@@ -323,7 +323,7 @@ mod tests {
         let start = Instant::now();
         let asks = |name: &'static str| {
             let engine = engine.clone();
-            tokio::spawn(async move { engine.plan(&Request::new(name, "")).await })
+            tokio::spawn(async move { engine.plan(&Request::new(name)).await })
         };
         let all: Vec<_> = ["b", "c", "b", "c", "b", "c"]
             .map(asks)
@@ -357,7 +357,7 @@ mod tests {
             for (name, image) in [("tall", &tall), ("wordy", &wordy), ("usual", &usual)] {
                 let name = format!("{name}-{number}");
                 backend.add_image("k8s.io", &name, image);
-                planner.plan(&Request::new(&name, "")).await.unwrap();
+                planner.plan(&Request::new(&name)).await.unwrap();
                 let cached = planner.cache().cached();
                 let texts = cached.values().map(|entry| format!("{:?}", entry.result));
                 let bytes: usize = texts.map(|text| text.len()).sum();

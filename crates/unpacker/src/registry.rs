@@ -67,19 +67,20 @@ impl JobRegistry {
         &self,
         plan: Arc<Plan>,
         request: Request,
+        snapshotter: String,
     ) -> Result<Waiter, UnpackError> {
-        let (snapshotter, background) = (&request.snapshotter, request.background);
+        let background = request.background;
         let mut jobs = self.jobs();
         let mut running = jobs.running.iter();
-        if let Some(job) = running.find(|job| job.matches(&plan, snapshotter, request.repair)) {
+        if let Some(job) = running.find(|job| job.matches(&plan, &snapshotter, request.repair)) {
             self.notify_observer(&EngineEvent::Joined);
             return Ok(Waiter::new(job, true, background, request.pod.as_deref()));
         }
         require_room(jobs.running.iter().map(|job| &*job.spec.plan), &plan)?;
         if background || request.by_itself {
-            jobs.backoff.require_elapsed(&plan, snapshotter)?;
+            jobs.backoff.require_elapsed(&plan, &snapshotter)?;
         } else {
-            jobs.backoff.forget(&plan, snapshotter);
+            jobs.backoff.forget(&plan, &snapshotter);
         }
         jobs.last_id += 1;
         let id = jobs.last_id;
@@ -89,7 +90,7 @@ impl JobRegistry {
             title: title(&plan.image, request.user_reference.as_deref()),
             pod: request.pod,
             plan,
-            snapshotter: request.snapshotter,
+            snapshotter,
             repair: request.repair,
             origin: request.origin,
             started: self.clock.now(),

@@ -94,11 +94,12 @@ pub(crate) fn host_with_features(features: impl IntoIterator<Item = String>) -> 
 
 /// A request to make an image ready.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Request {
     /// An exact name, a Docker name, or an image ID or a prefix of one.
     pub image: String,
-    /// The snapshotter; if empty, it is picked by [`EngineSettings::configurations`].
-    pub snapshotter: String,
+    /// The snapshotter; `None` to pick it by [`EngineSettings::configurations`].
+    pub snapshotter: Option<String>,
     /// The platform; `None` for this machine's.
     pub platform: Option<Platform>,
     /// The reference that the user wrote, used if the store knows the image by its ID only.
@@ -140,11 +141,11 @@ impl fmt::Debug for Request {
 }
 
 impl Request {
-    /// Returns a request for `image` on `snapshotter`, for this machine's platform.
-    pub fn new(image: impl Into<String>, snapshotter: impl Into<String>) -> Self {
+    /// Returns a request for `image`, for this machine's platform.
+    pub fn new(image: impl Into<String>) -> Self {
         Self {
             image: image.into(),
-            snapshotter: snapshotter.into(),
+            snapshotter: None,
             platform: None,
             user_reference: None,
             repair: false,
@@ -154,6 +155,15 @@ impl Request {
             origin: String::new(),
             pod: None,
             wrappers: Vec::new(),
+        }
+    }
+
+    /// Returns this request for the snapshotter of this name.
+    #[must_use]
+    pub fn on(self, snapshotter: impl Into<String>) -> Self {
+        Self {
+            snapshotter: Some(snapshotter.into()),
+            ..self
         }
     }
 

@@ -55,7 +55,7 @@ mod tests {
         let image = SimulatedImage::new([SimulatedLayer::new("a")]);
         backend.add_image("k8s.io", "web", &image);
         let engine = Engine::new(backend.ports(), "k8s.io", EngineSettings::default()).unwrap();
-        let plan = engine.plan(&Request::new("web", "")).await.unwrap();
+        let plan = engine.plan(&Request::new("web")).await.unwrap();
         let mut large = (*plan).clone();
         let annotation = ("annotation".to_owned(), "x".repeat(4 * LARGE));
         large.layers[0].descriptor.annotations.extend([annotation]);

@@ -12,6 +12,7 @@ use crate::{Configuration, Request, ResolvedImage, UnpackError, image};
 /// A request completed by one of the unpack configurations.
 struct Candidate {
     request: Request,
+    snapshotter: String,
     optional: bool,
     /// Whether the snapshotter is loaded.
     works: bool,
@@ -20,47 +21,46 @@ struct Candidate {
 }
 
 /// Completes `request` with a snapshotter and a platform if it names no snapshotter: those of the
-/// first configuration that the image and this containerd support.
+/// first configuration that the image and this containerd support. Returns the snapshotter.
 pub(crate) async fn pick_target(
     backend: &Backend,
     configurations: &[Configuration],
     request: &mut Request,
-) -> Result<(), UnpackError> {
-    if !request.snapshotter.is_empty() {
-        return Ok(());
+) -> Result<String, UnpackError> {
+    if let Some(snapshotter) = &request.snapshotter {
+        return Ok(snapshotter.clone());
     }
     let candidates = candidates(backend, configurations, request).await?;
     let image = image::resolve(&backend.ports, &backend.scope, &request.image).await?;
     let is_platform_named = request.platform.is_some();
     for candidate in candidates.iter().filter(|candidate| candidate.supports) {
-        let target = &candidate.request;
+        let (target, snapshotter) = (&candidate.request, &candidate.snapshotter);
         if !candidate.works {
             if !candidate.optional {
-                backend.require_snapshotter(&target.snapshotter).await?;
+                backend.require_snapshotter(snapshotter).await?;
             }
         } else if is_platform_named || has_platform(backend, &image, target).await {
             *request = target.clone();
-            return Ok(());
+            return Ok(snapshotter.clone());
         }
     }
     let mut skipped = candidates.iter();
     let skipped = skipped.find(|candidate| candidate.supports && !candidate.works);
     if let (true, Some(skipped)) = (is_platform_named, skipped) {
-        let snapshotter = &skipped.request.snapshotter;
-        backend.require_snapshotter(snapshotter).await?;
+        backend.require_snapshotter(&skipped.snapshotter).await?;
     }
     let first = candidates.into_iter().find(|candidate| candidate.works);
-    let Some(Candidate { request: first, .. }) = first else {
+    let Some(first) = first else {
         return Err(no_candidate(request));
     };
     // Planning reports why the image does not fit.
     let platform = request.platform.take();
-    *request = first;
+    *request = first.request;
     if media_type::is_manifest(&image.target.media_type) {
         // The platform was chosen when the image was pulled.
         request.platform = platform;
     }
-    Ok(())
+    Ok(first.snapshotter)
 }
 
 async fn candidates(
@@ -75,10 +75,10 @@ async fn candidates(
         let platform = platform.unwrap_or(&configuration.platform);
         Candidate {
             request: Request {
-                snapshotter: name.clone(),
                 platform: Some(platform.clone()),
-                ..request.clone()
+                ..request.clone().on(name)
             },
+            snapshotter: name.clone(),
             optional: configuration.optional,
             works: loaded
                 .iter()

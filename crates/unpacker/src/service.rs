@@ -23,9 +23,9 @@ impl UnpackService for Engine {
             origin: "cri".to_owned(),
             user_reference: want.reference.map(str::to_owned),
             pod: want.pod.map(str::to_owned),
-            ..Request::new(want.image, want.snapshotter)
+            ..Request::new(want.image).on(want.snapshotter)
         };
-        match is_ready(self, &request).await {
+        match is_ready(self, &request, want.snapshotter).await {
             Ok(true) => return Ok(()),
             Err(UnpackError::NoSuchImage { .. }) => return Err(NotReady::Unknown),
             // The job finds the exact reason, and repairs what it can.
@@ -50,16 +50,20 @@ impl UnpackService for Engine {
 
     async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, NotReady> {
         let not_ready = |error| not_ready(image, &error);
-        let plan = self.plan(&Request::new(image, snapshotter)).await;
+        let plan = self.plan(&Request::new(image).on(snapshotter)).await;
         let plan = plan.map_err(not_ready)?;
         let is_remote = Self::is_remote(self, &plan, snapshotter).await;
         is_remote.map_err(not_ready)
     }
 }
 
-async fn is_ready(engine: &Engine, request: &Request) -> Result<bool, UnpackError> {
+async fn is_ready(
+    engine: &Engine,
+    request: &Request,
+    snapshotter: &str,
+) -> Result<bool, UnpackError> {
     let plan = engine.plan(request).await?;
-    engine.is_ready(&plan, &request.snapshotter).await
+    engine.is_ready(&plan, snapshotter).await
 }
 
 fn not_ready(image: &str, error: &UnpackError) -> NotReady {

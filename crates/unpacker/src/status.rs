@@ -28,6 +28,7 @@ pub enum JobState {
 
 /// A job at one moment. `F` is the form of the error: that of the engine, or one for display.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct JobStatus<F = UnpackError> {
     /// The number of the job, unique within the engine.
     pub id: u64,
@@ -65,6 +66,33 @@ pub struct JobStatus<F = UnpackError> {
 }
 
 impl<F> JobStatus<F> {
+    /// Returns the status of a job that has done nothing yet, without platform and origin.
+    pub fn new(
+        id: u64,
+        image: String,
+        snapshotter: String,
+        state: JobState,
+        started: SystemTime,
+    ) -> Self {
+        Self {
+            id,
+            image,
+            snapshotter,
+            platform: String::new(),
+            origin: String::new(),
+            state,
+            started,
+            layers: 0,
+            ready_layers: 0,
+            bytes: 0,
+            ready_bytes: 0,
+            read_bytes: 0,
+            waiters: 0,
+            waits_for: None,
+            failure: None,
+        }
+    }
+
     /// Returns the progress in percent, 0 to 100, as
     /// [`Progress::percent`](crate::Progress::percent).
     pub fn percent(&self) -> u8 {

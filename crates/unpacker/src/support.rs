@@ -20,11 +20,14 @@ pub(crate) async fn require_support(
     plan: &Plan,
     request: &Request,
 ) -> Result<(), UnpackError> {
-    let (profiles, snapshotter) = (&backend.profiles, &request.snapshotter);
+    let Some(snapshotter) = &request.snapshotter else {
+        return Ok(());
+    };
+    let profiles = &backend.profiles;
     let requested = request.platform.iter();
     let requested = requested.flat_map(|platform| &platform.os_features);
     let needed: BTreeSet<String> = plan.os_features.iter().chain(requested).cloned().collect();
-    if snapshotter.is_empty() || profiles.not_taken(snapshotter, &needed).is_empty() {
+    if profiles.not_taken(snapshotter, &needed).is_empty() {
         return Ok(());
     }
     let supports = |name: &&str| profiles.not_taken(name, &needed).is_empty();

@@ -6,34 +6,36 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use tokio::sync::watch;
 
 use crate::JobStatus;
 use crate::registry::JobRegistry;
 
-/// A subscription to the jobs of an engine.
-#[derive(Debug)]
-pub struct JobWatch {
+/// See [`Engine::watch_jobs`](crate::Engine::watch_jobs).
+pub(crate) fn watch_jobs(registry: Arc<JobRegistry>) -> BoxStream<'static, Vec<JobStatus>> {
+    let watch = JobWatch {
+        changed: registry.subscribe(),
+        registry,
+        last_sent: None,
+    };
+    let changes = stream::unfold(watch, async |mut watch| {
+        let changes = watch.next().await;
+        Some((changes, watch))
+    });
+    changes.boxed()
+}
+
+struct JobWatch {
     registry: Arc<JobRegistry>,
     changed: watch::Receiver<()>,
-    /// The status of each job that was returned last; `None` before the first call.
+    /// The status of each job that was returned last; `None` before the first.
     last_sent: Option<HashMap<u64, JobStatus>>,
 }
 
 impl JobWatch {
-    pub(crate) fn new(registry: Arc<JobRegistry>) -> Self {
-        Self {
-            changed: registry.subscribe(),
-            registry,
-            last_sent: None,
-        }
-    }
-
-    /// Returns the running jobs, which may be none, on the first call. Later calls wait for a change
-    /// and return the current status of the jobs that changed, and once more of a job that has
-    /// ended. A slow caller misses intermediate states; it misses the end of a job only if 64 others
-    /// have ended after it. Cancel-safe.
-    pub async fn next(&mut self) -> Vec<JobStatus> {
+    async fn next(&mut self) -> Vec<JobStatus> {
         loop {
             self.changed.mark_unchanged();
             if let Some(changes) = self.changes() {
@@ -102,10 +104,9 @@ mod tests {
     }
 
     fn ask(engine: &Engine, origin: &str) -> Job {
-        engine.unpack(Request {
-            origin: origin.to_owned(),
-            ..Request::new("web", "erofs")
-        })
+        let mut request = Request::new("web").on("erofs");
+        origin.clone_into(&mut request.origin);
+        engine.unpack(request)
     }
 
     /// Jobs as they can be compared.
@@ -116,9 +117,12 @@ mod tests {
     }
 
     /// Waits for a status for which `is_so` holds.
-    async fn until(watch: &mut JobWatch, is_so: impl Fn(&JobStatus) -> bool) -> JobStatus {
+    async fn until(
+        watch: &mut BoxStream<'static, Vec<JobStatus>>,
+        is_so: impl Fn(&JobStatus) -> bool,
+    ) -> JobStatus {
         loop {
-            let changes = watch.next().await;
+            let changes = watch.next().await.unwrap();
             if let Some(job) = changes.into_iter().find(&is_so) {
                 return job;
             }
@@ -129,7 +133,7 @@ mod tests {
     async fn a_job_is_seen_from_its_begin_to_its_end() {
         let engine = stuck();
         let mut watch = engine.watch_jobs();
-        assert_eq!(shown(watch.next().await), []);
+        assert_eq!(shown(watch.next().await.unwrap()), []);
         let first = ask(&engine, "cri");
         let half = until(&mut watch, |job| job.ready_layers == 1).await;
         assert_eq!((half.id, &*half.origin, half.layers), (1, "cri", 2));
@@ -137,7 +141,7 @@ mod tests {
         let half = shown([half]);
         assert_eq!(shown(engine.jobs()), half);
         // Who comes later sees it at once.
-        assert_eq!(shown(engine.watch_jobs().next().await), half);
+        assert_eq!(shown(engine.watch_jobs().next().await.unwrap()), half);
 
         let second = ask(&engine, "api");
         let started = second.started().await.unwrap();
@@ -161,7 +165,7 @@ mod tests {
         // The next one, of which only the end is seen.
         let report = ask(&engine, "api").report().await.unwrap();
         assert_eq!(report.layers.len(), 2);
-        let changes = watch.next().await;
+        let changes = watch.next().await.unwrap();
         let (id, state) = (changes[0].id, changes[0].state);
         assert_eq!((id, state, changes.len()), (2, JobState::Done, 1));
         assert_eq!(changes[0].percent(), 100);

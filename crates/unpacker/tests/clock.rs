@@ -39,7 +39,7 @@ async fn a_clock_that_is_set_makes_no_lease_that_has_expired() {
     let engine = Engine::new(simulated.ports(), "ns", settings).unwrap();
     seconds.store(1_010_000, Ordering::SeqCst);
 
-    let job = engine.unpack(Request::new("web", "sn"));
+    let job = engine.unpack(Request::new("web").on("sn"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(engine.jobs()[0].started, at(1_010_000));
     let expiry = |seconds| humantime::format_rfc3339_seconds(at(seconds)).to_string();

@@ -63,11 +63,10 @@ async fn a_line_when_it_begins_and_one_when_it_ends() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let engine = Engine::new(simulated.ports(), "k8s.io", EngineSettings::default()).unwrap();
     let ask = || {
-        engine.unpack(Request {
-            user_reference: Some("docker.io/library/web:1".to_owned()),
-            pod: Some("shop/front".to_owned()),
-            ..Request::new(&id, "erofs")
-        })
+        let mut request = Request::new(&id).on("erofs");
+        request.user_reference = Some("docker.io/library/web:1".to_owned());
+        request.pod = Some("shop/front".to_owned());
+        engine.unpack(request)
     };
     let title = format!("docker.io/library/web:1 ({id})");
     let job = ["erofs", "shop/front", &title, "layers=3", "bytes="];

@@ -39,10 +39,9 @@ fn engine() -> Engine {
 }
 
 fn job(engine: &Engine, name: &str, background: bool) -> Job {
-    engine.unpack(Request {
-        background,
-        ..Request::new(name, "sn")
-    })
+    let mut request = Request::new(name).on("sn");
+    request.background = background;
+    engine.unpack(request)
 }
 
 /// Returns when the first layer began to be written, and when all was done.

@@ -77,13 +77,13 @@ fn engine() -> Engine {
 #[tokio::test(start_paused = true)]
 async fn a_job_moves_through_a_large_layer() {
     let engine = engine();
-    let job = engine.unpack(Request::new("web", "sn"));
+    let job = engine.unpack(Request::new("web").on("sn"));
     let mut events = job.events();
     let mut watch = engine.watch_jobs();
     let watching = tokio::spawn(async move {
         let mut told = 0;
         loop {
-            let news = watch.next().await;
+            let news = watch.next().await.unwrap();
             told += news.len();
             if news.iter().any(|job| job.ready_layers == 2) {
                 return told;
@@ -112,9 +112,9 @@ async fn a_job_moves_through_a_large_layer() {
 #[tokio::test(start_paused = true)]
 async fn who_joins_late_is_told_the_latest_only() {
     let engine = engine();
-    let _first = engine.unpack(Request::new("web", "sn"));
+    let _first = engine.unpack(Request::new("web").on("sn"));
     tokio::time::sleep(Duration::from_secs(150)).await;
-    let mut late = engine.unpack(Request::new("web", "sn")).events();
+    let mut late = engine.unpack(Request::new("web").on("sn")).events();
     let (mut events, mut far) = (0, Progress::default());
     while far.percent() < 74 {
         far.record(&late.next().await.unwrap());

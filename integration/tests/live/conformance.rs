@@ -87,7 +87,7 @@ fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
         let socket = node.containerd.socket().to_string_lossy();
         let ports = Client::connect(&socket).await?.ports();
         let engine = Engine::new(ports.clone(), &node.namespace, EngineSettings::default())?;
-        let plan = engine.plan(&Request::new(&image.reference, "")).await?;
+        let plan = engine.plan(&Request::new(&image.reference)).await?;
         let layers = plan.layers.clone().into_iter();
         let collector = Node {
             containerd: Arc::clone(&node.containerd),

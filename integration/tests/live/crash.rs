@@ -140,7 +140,7 @@ impl Setup {
             settings.lease_lifetime = lifetime;
         }
         let engine = Engine::new(client.ports(), &self.node.namespace, settings)?;
-        Ok((engine, Request::new(&self.image.reference, snapshotter)))
+        Ok((engine, Request::new(&self.image.reference).on(snapshotter)))
     }
 }
 

@@ -16,7 +16,7 @@ use resnap_integration::image::hello;
 use resnap_integration::tap::{Method, Point, Tap};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use crate::node::{Node, unique};
@@ -105,7 +105,8 @@ fn proxy_ends_with_an_answer_to_each(node: &Node) -> Result<()> {
         let _entered = runtime.enter();
         UnixListener::bind(&socket)?
     };
-    let (stop, stopped) = watch::channel(false);
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
     let proxy = Proxy::new(
         node.containerd.socket(),
         Arc::new(Endless),
@@ -120,7 +121,7 @@ fn proxy_ends_with_an_answer_to_each(node: &Node) -> Result<()> {
     let front = front(&socket)?;
     std::thread::scope(|scope| {
         let creates = creates(scope, node, &front, &sandbox)?;
-        stop.send_replace(true);
+        stop.cancel();
         for create in creates {
             let created = create.join().map_err(|_| anyhow!("a client panicked"))?;
             let error = created.err().context("it was created")?;

@@ -76,7 +76,7 @@ impl Works {
 
     fn unpack(&self, image: &str) -> Job {
         let _entered = self.runtime.enter();
-        self.engine.unpack(Request::new(image, ON))
+        self.engine.unpack(Request::new(image).on(ON))
     }
 
     fn end(&self, jobs: impl IntoIterator<Item = Job>) -> Vec<Result<Report, UnpackError>> {
@@ -97,7 +97,7 @@ impl Works {
 
     fn is_ready(&self, image: &str) -> Result<bool> {
         self.runtime.block_on(async {
-            let plan = self.engine.plan(&Request::new(image, ON)).await?;
+            let plan = self.engine.plan(&Request::new(image).on(ON)).await?;
             Ok(self.engine.is_ready(&plan, ON).await?)
         })
     }
@@ -242,7 +242,7 @@ fn a_cold_plan_reads_each_document_once(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let works = Works::new(node, |_, _| {})?;
-    let request = Request::new(&image.reference, ON);
+    let request = Request::new(&image.reference).on(ON);
     works.runtime.block_on(works.engine.plan(&request))?;
     let documents = 2 + usize::from(image.index.is_some());
     counts(&works.tap, Method::CONTENT_READ, documents)?;

@@ -59,7 +59,7 @@ async fn calls_that_do_not_end_get_an_error_when_the_proxy_stops() {
     let (waiting, _to) = begin(&client, CREATE_CONTAINER, container("nydus", 10), true).await;
     let (stream, _to) = begin(&client, EVENTS, container("", 0), true).await;
     node.asked(1).await;
-    node.stop.send_replace(true);
+    node.stop.cancel();
     for response in [waiting, stream] {
         let (outcome, _) = ended(response).await;
         assert_eq!(outcome, Err(Kind::Unavailable));
@@ -77,7 +77,7 @@ async fn a_call_that_ends_in_the_grace_period_gets_its_response() {
     let client = node.client().await;
     let (response, _to) = begin(&client, CREATE_CONTAINER, container("nydus", 10), true).await;
     node.asked(1).await;
-    node.stop.send_replace(true);
+    node.stop.cancel();
     assert_eq!(ended(response).await, (Ok(()), String::new()));
     let served = tokio::time::timeout(DEADLINE / 2, node.served).await;
     served.unwrap().unwrap().unwrap();

@@ -112,7 +112,7 @@ async fn a_client_that_connects_while_calls_end_is_served() {
     let client = node.client().await;
     let (response, _to) = create(&client, 10).await;
     node.asked(1).await;
-    node.stop.send_replace(true);
+    node.stop.cancel();
     // At once, and also after the thread of the first clients has stopped accepting.
     for wait in [0, 1500] {
         tokio::time::sleep(Duration::from_millis(wait)).await;
@@ -169,7 +169,7 @@ async fn a_proxy_that_hangs_is_not_alive() {
 
     // Without clients it does not count as hanging.
     drop(client);
-    node.stop.send_replace(true);
+    node.stop.cancel();
     node.served.await.unwrap().unwrap();
     tokio::time::timeout(DEADLINE, node.proxy.alive())
         .await

@@ -14,8 +14,8 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
 use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::sync::CancellationToken;
 
 use super::containerd::Containerd;
 use super::service::Service;
@@ -36,7 +36,7 @@ pub(super) struct Node {
     pub(super) service: Arc<Service>,
     pub(super) containerd: Arc<Containerd>,
     containerd_task: AbortHandle,
-    pub(super) stop: watch::Sender<bool>,
+    pub(super) stop: CancellationToken,
     pub(super) served: JoinHandle<io::Result<()>>,
     dir: TempDir,
 }
@@ -58,7 +58,8 @@ impl Node {
             None,
         );
         let listener = UnixListener::bind(dir.path().join("proxy")).unwrap();
-        let (stop, stopped) = watch::channel(false);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
         let serving = proxy.clone();
         let serve = async move { serving.serve(listener, stopped, grace).await };
         let served = tokio::spawn(serve);

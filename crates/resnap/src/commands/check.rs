@@ -19,10 +19,9 @@ pub(crate) async fn run(
 ) -> Result<ExitStatus> {
     let mut checks = Vec::new();
     for image in arguments.images {
-        let request = Request {
-            platform: arguments.platform.clone(),
-            ..Request::new(image, arguments.snapshotter.clone().unwrap_or_default())
-        };
+        let mut request = Request::new(image);
+        request.snapshotter.clone_from(&arguments.snapshotter);
+        request.platform.clone_from(&arguments.platform);
         checks.push(executor.check(&request).await?);
     }
     output.documents(&checks, show)?;

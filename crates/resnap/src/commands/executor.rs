@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use resnap_api::{DaemonClient, Failure, UnpackStep};
 use resnap_core::Kind;
 use resnap_unpacker::{Check, Engine, Event, JobRef, Report, Request};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::daemon_client;
 use crate::config::Config;
@@ -45,12 +45,12 @@ impl Executor {
         })
     }
 
-    /// Unpacks one image, and passes each event of the job to `on_event`. Once `stop` is true, the job
+    /// Unpacks one image, and passes each event of the job to `on_event`. Once `stop` is cancelled, the job
     /// is cancelled; a job of the daemon only if it has no other waiters.
     pub(crate) async fn unpack(
         &self,
         request: Request,
-        stop: watch::Receiver<bool>,
+        stop: CancellationToken,
         on_event: impl Fn(Event),
     ) -> Result<Report, Failure> {
         match self {
@@ -63,7 +63,7 @@ impl Executor {
 async fn unpack_locally(
     engine: &Engine,
     request: Request,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
     on_event: impl Fn(Event),
 ) -> Result<Report, Failure> {
     let job = engine.unpack(request);
@@ -76,7 +76,7 @@ async fn unpack_locally(
                 Some(event) => on_event(event),
                 None => break,
             },
-            () = stopped(&mut stop), if !cancelled => {
+            () = stop.cancelled(), if !cancelled => {
                 cancelled = true;
                 canceller.cancel();
             }
@@ -89,7 +89,7 @@ async fn unpack_locally(
 async fn unpack_in_daemon(
     client: &DaemonClient,
     request: &Request,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
     on_event: impl Fn(Event),
 ) -> Result<Report, Failure> {
     let mut steps = client.unpack(request).await?;
@@ -102,21 +102,13 @@ async fn unpack_in_daemon(
                 UnpackStep::Event(event) => on_event(event),
                 UnpackStep::Report(report) => return Ok(report),
             },
-            () = stopped(&mut stop), if started.is_some() && !cancelled => {
+            () = stop.cancelled(), if started.is_some() && !cancelled => {
                 cancelled = true;
                 if let Some(job) = started {
                     leave(client, job, request).await?;
                 }
             }
         }
-    }
-}
-
-/// Waits until the user stops the command.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        // The sender is gone, so no signal can arrive any more.
-        std::future::pending::<()>().await;
     }
 }
 
@@ -133,13 +125,13 @@ async fn leave(client: &DaemonClient, job: JobRef, request: &Request) -> Result<
             Err(failure) => return Err(failure),
         }
     }
-    let Request {
-        image, snapshotter, ..
-    } = request;
+    let image = &request.image;
+    let snapshotter = request.snapshotter.iter();
+    let target: String = snapshotter.map(|name| format!(" for {name}")).collect();
     Err(Failure {
         kind: Kind::Cancelled,
         reason: Failure::CANCELLED.to_owned(),
-        message: format!("unpacking image {image} for {snapshotter} goes on, for others"),
+        message: format!("unpacking image {image}{target} goes on, for others"),
         next_step: Some(format!("`resnap cancel {id}` ends it for all")),
     })
 }

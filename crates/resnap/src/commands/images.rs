@@ -81,7 +81,7 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
         ready: BTreeMap::new(),
         problem: None,
     };
-    let plan = match engine.plan(&Request::new(&row.image, "")).await {
+    let plan = match engine.plan(&Request::new(&row.image)).await {
         Ok(plan) => plan,
         // One broken image must not hide the others.
         Err(error) => {
@@ -115,6 +115,6 @@ async fn is_ready(
     if engine.profiles().get(snapshotter).os_features.is_empty() {
         return engine.is_ready(plan, snapshotter).await;
     }
-    let own = engine.plan(&Request::new(image, snapshotter)).await?;
+    let own = engine.plan(&Request::new(image).on(snapshotter)).await?;
     engine.is_ready(&own, snapshotter).await
 }

@@ -9,8 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use resnap_api::Failure;
 use resnap_unpacker::{Event, LayerOutcome, Report, Request};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::executor::Executor;
 use crate::args::UnpackArguments;
@@ -32,11 +33,10 @@ pub(crate) async fn run(
     let mut progress = (!output.is_json()).then(|| Progress::new(images.len()));
     let (sender, mut updates) = mpsc::unbounded_channel();
     for (number, image) in images.iter().enumerate() {
-        let request = Request {
-            platform: arguments.platform.clone(),
-            repair: arguments.repair,
-            ..Request::new(image, arguments.snapshotter.as_deref().unwrap_or_default())
-        };
+        let mut request = Request::new(image);
+        request.snapshotter.clone_from(&arguments.snapshotter);
+        request.platform.clone_from(&arguments.platform);
+        request.repair = arguments.repair;
         let (executor, sender, stop) = (executor.clone(), sender.clone(), stop.clone());
         tokio::spawn(async move {
             let send = |update| {
@@ -65,7 +65,7 @@ pub(crate) async fn run(
                 let image = images.get(number).map(String::as_str);
                 worst = worst.max(match print(*result, image, output)? {
                     // Another client cancelled the daemon's job.
-                    ExitStatus::Cancelled if !*stop.borrow() => ExitStatus::Failed,
+                    ExitStatus::Cancelled if !stop.is_cancelled() => ExitStatus::Failed,
                     status => status,
                 });
             }
@@ -96,12 +96,13 @@ enum Update {
     End(Box<Result<Report, Failure>>),
 }
 
-/// Listens for signals. The first sets the returned flag, so that running jobs are cancelled and cleaned
+/// Listens for signals. The first cancels the returned token, so that running jobs are cancelled and cleaned
 /// up. The second ends the process without waiting for that.
-fn listen() -> Result<(JoinHandle<()>, watch::Receiver<bool>)> {
+fn listen() -> Result<(JoinHandle<()>, CancellationToken)> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let (stop, stopped) = watch::channel(false);
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
     let listening = tokio::spawn(async move {
         for is_first in [true, false] {
             tokio::select! {
@@ -111,8 +112,7 @@ fn listen() -> Result<(JoinHandle<()>, watch::Receiver<bool>)> {
             if !is_first {
                 std::process::exit(ExitStatus::Cancelled as i32);
             }
-            // The receivers are gone once all images are done.
-            let _ = stop.send(true);
+            stop.cancel();
         }
     });
     Ok((listening, stopped))

@@ -9,19 +9,19 @@ use anyhow::{Result, anyhow};
 use resnap_api::Info;
 use resnap_unpacker::Engine;
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
 /// The mode of the socket: only root may start or cancel jobs.
 pub(super) const MODE: u32 = 0o600;
 
-/// Serves the API until `stop` is true, and then until the last call has ended or `grace` has passed.
+/// Serves the API until `stop` is cancelled, and then until the last call has ended or `grace` has passed.
 pub(super) async fn serve(
     config: &Config,
     listener: UnixListener,
     engine: Engine,
-    stop: watch::Receiver<bool>,
+    stop: CancellationToken,
     grace: Duration,
 ) -> Result<()> {
     let info = Info {

@@ -82,7 +82,7 @@ async fn the_order_of_an_index_is_of_no_account() {
         ] {
             let request = Request {
                 platform: asked.as_deref().map(platform),
-                ..Request::new("image", snapshotter)
+                ..Request::new("image").on(snapshotter)
             };
             let plan = engine.plan(&request).await.unwrap();
             assert_eq!(
@@ -114,7 +114,7 @@ async fn for_containers_it_is_what_containerd_takes() {
     ] {
         let request = Request {
             pick,
-            ..Request::new(&name, "erofs")
+            ..Request::new(&name).on("erofs")
         };
         // The second time it is remembered.
         for _ in 0..2 {
@@ -195,7 +195,7 @@ async fn the_first_configuration_that_fits_is_taken() {
         };
         let request = Request {
             platform: asked.map(|feature| platform(&with(feature))),
-            ..Request::new(image, "")
+            ..Request::new(image)
         };
         let ended = engine(&backend, settings).unpack(request).report().await;
         let went = ended.as_ref().map(|report| report.snapshotter.as_str());
@@ -212,7 +212,7 @@ async fn what_nobody_takes_is_named() {
     let (_, odd) = entry(&with("odd"));
     backend.add_image(NAMESPACE, "odd", &odd);
     let mut settings = EngineSettings::default();
-    let request = Request::new("odd", "overlayfs");
+    let request = Request::new("odd").on("overlayfs");
     let error = engine(&backend, settings.clone()).plan(&request).await;
     let (platform, config) = (with("odd"), &odd.config.digest);
     let says = format!(
@@ -229,7 +229,7 @@ async fn what_nobody_takes_is_named() {
         error.to_string().ends_with("it is supported by mine"),
         "{error}"
     );
-    engine.plan(&Request::new("odd", "mine")).await.unwrap();
+    engine.plan(&Request::new("odd").on("mine")).await.unwrap();
 }
 
 #[tokio::test]
@@ -248,7 +248,7 @@ async fn an_index_of_many_entries_is_warned_of_in_little_time() {
     let engine = engine(&backend, EngineSettings::default());
     let begin = std::time::Instant::now();
     let check = engine
-        .check_image(&Request::new("image", "overlayfs"))
+        .check_image(&Request::new("image").on("overlayfs"))
         .await;
     assert!(begin.elapsed() < std::time::Duration::from_secs(20));
     let warnings = check.unwrap().warnings;
@@ -263,7 +263,7 @@ async fn a_label_that_is_too_long_is_named_as_text() {
     let backend = backend(&["overlayfs"]);
     backend.add_image(NAMESPACE, "image", &SimulatedImage::new([layer]));
     let engine = engine(&backend, EngineSettings::default());
-    let error = engine.plan(&Request::new("image", "overlayfs")).await;
+    let error = engine.plan(&Request::new("image").on("overlayfs")).await;
     let text = error.unwrap_err().to_string();
     assert!(!text.contains(char::is_control), "{text:?}");
 }

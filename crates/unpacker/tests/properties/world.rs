@@ -75,7 +75,7 @@ impl<'a> World<'a> {
                     simulated.remove_blob(NAMESPACE, &simulated_layer.descriptor.digest);
                 }
             }
-            let request = Request::new(image_name(index), "");
+            let request = Request::new(image_name(index));
             let plan = engines[0].plan(&request).await.unwrap();
             for layer in &plan.layers {
                 let known = labels.entry(SnapshotKey::from(&layer.chain_id));
@@ -241,10 +241,9 @@ impl<'a> World<'a> {
 
     async fn serve(&self, caller: &Caller) -> Option<End> {
         tokio::time::sleep(caller.comes).await;
-        let request = Request {
-            repair: caller.repair,
-            ..Request::new(image_name(caller.image), SNAPSHOTTERS[caller.snapshotter])
-        };
+        let snapshotter = SNAPSHOTTERS[caller.snapshotter];
+        let mut request = Request::new(image_name(caller.image)).on(snapshotter);
+        request.repair = caller.repair;
         let job = self.engines[caller.engine % self.engines.len()].unpack(request);
         let canceller = job.canceller();
         let patience = async {
