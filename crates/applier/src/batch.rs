@@ -238,7 +238,7 @@ impl StagedBatch {
     ) -> (HashMap<usize, PendingBuild>, Vec<BuildTask>) {
         let (mut builds, mut tasks) = (HashMap::new(), Vec::new());
         for (index, layer) in self.context.batch.layers.iter().enumerate().skip(first) {
-            let Ok((format, compression)) = format_of(layer) else {
+            let Ok((format, compression)) = format_of(&layer.descriptor) else {
                 continue;
             };
             let Ok(form) = target.form(format) else {

@@ -72,6 +72,7 @@ impl BatchContext {
 
     pub(crate) fn layer(&self, index: usize) -> Result<&Descriptor, Error> {
         let layer = self.batch.layers.get(index);
+        let layer = layer.map(|layer| &layer.descriptor);
         layer.ok_or_else(|| Error::Unsupported(format!("no layer {index}")))
     }
 

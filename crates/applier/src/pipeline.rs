@@ -317,7 +317,11 @@ fn hash(chunks: &Receiver<Chunk>) -> (Meter, Applied) {
         size += chunk.len() as u64;
     }
     let diff_id = Digest::from_sha256(hasher.finalize().into());
-    (meter, Applied { diff_id, size })
+    let applied = Applied {
+        diff_id: Some(diff_id),
+        size,
+    };
+    (meter, applied)
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ impl Client {
             images: connection.clone(),
             content: connection.clone(),
             labeler: connection.clone(),
+            writer: connection.clone(),
             snapshotters: connection.clone(),
             applier: connection.clone(),
             leases: connection.clone(),

@@ -41,9 +41,9 @@ impl Applier for Connection {
         let answer = answer.map_err(|status| error("apply layer", subject(), status))?;
         let applied = answer.into_inner().applied.unwrap_or_default();
         Ok(Applied {
-            diff_id: applied.digest.parse().map_err(|error| {
+            diff_id: Some(applied.digest.parse().map_err(|error| {
                 Error::new(Kind::Internal, "apply layer", subject()).with_source(error)
-            })?,
+            })?),
             size: u64::try_from(applied.size).unwrap_or(0),
         })
     }

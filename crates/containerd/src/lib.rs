@@ -18,6 +18,7 @@ mod content;
 mod diff;
 mod events;
 mod images;
+mod ingest;
 mod introspection;
 mod leases;
 mod mounts;

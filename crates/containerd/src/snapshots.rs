@@ -4,12 +4,13 @@
 //! Snapshots (containerd `api/services/snapshots/v1/snapshots.proto`).
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, Info, Kind as KindMessage, ListSnapshotsRequest, PrepareSnapshotRequest,
-    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest,
+    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, ViewSnapshotRequest,
 };
 use prost_types::FieldMask;
 use resnap_core::{
@@ -85,6 +86,22 @@ impl Snapshotter for Remote {
         let answer = self
             .client
             .call("prepare snapshot", self.subject(key), call)
+            .await?;
+        Ok(answer.mounts.into_iter().map(from_message).collect())
+    }
+
+    async fn view(&self, scope: &Scope, key: &SnapshotKey, parent: &ChainId) -> Result<Vec<Mount>> {
+        let message = ViewSnapshotRequest {
+            snapshotter: self.name.clone(),
+            key: key.as_str().to_owned(),
+            parent: parent.to_string(),
+            ..ViewSnapshotRequest::default()
+        };
+        let mut client = self.snapshots();
+        let call = client.view(request(scope, message)?);
+        let answer = self
+            .client
+            .call("view snapshot", self.subject(parent), call)
             .await?;
         Ok(answer.mounts.into_iter().map(from_message).collect())
     }
@@ -179,5 +196,9 @@ fn info(info: Info) -> Option<SnapshotInfo> {
         parent: (!info.parent.is_empty()).then(|| info.parent.into()),
         kind,
         labels: info.labels.into_iter().collect(),
+        created: info
+            .created_at
+            .and_then(|time| SystemTime::try_from(time).ok())
+            .unwrap_or(SystemTime::UNIX_EPOCH),
     })
 }

@@ -5,19 +5,20 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::{Descriptor, Digest, Mount, Result, Scope};
+use crate::{Descriptor, Digest, Error, Kind, Mount, Result, Scope, SnapshotInfo};
 
 /// The result of an Apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
-    /// The digest of the uncompressed tar that was written.
-    pub diff_id: Digest,
+    /// The digest of the uncompressed tar that was written; `None` for a [`LayerCopy`].
+    pub diff_id: Option<Digest>,
     /// Its size in bytes.
     pub size: u64,
 }
@@ -35,11 +36,62 @@ pub trait Applier: Send + Sync {
         sync_fs: bool,
     ) -> Result<Applied>;
 
+    /// Checks that layers of a chain can be copied. The layers are those at these indexes of the chain,
+    /// the base being 0.
+    ///
+    /// # Errors
+    /// [`Kind::Unimplemented`](crate::Kind::Unimplemented) if the applier cannot copy layers of this
+    /// snapshotter; [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) if a copy would not
+    /// be the layer, with the reason.
+    async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
+        let _ = layers;
+        Err(cannot_copy(chain))
+    }
+
     /// Starts writing several layers. Returns `None` if the applier has no better way than one layer
     /// after the other; see [`in_batch`]. It must be called within a tokio runtime.
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
         let _ = batch;
         None
+    }
+}
+
+/// A view of a chain of snapshots of one snapshotter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainView {
+    /// The snapshotter.
+    pub snapshotter: String,
+    /// The mounts of a view of the top snapshot.
+    pub mounts: Vec<Mount>,
+    /// The committed snapshots, the base first.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// A layer that is copied from a snapshot of another snapshotter. Its diff ID cannot be computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerCopy {
+    /// The chain, which is held by a lease until the batch ends.
+    pub chain: Arc<ChainView>,
+    /// The index of the snapshot in the chain, the base being 0.
+    pub index: usize,
+}
+
+/// A layer of a [`Batch`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchLayer {
+    /// The blob.
+    pub descriptor: Descriptor,
+    /// The snapshot that it is copied from, instead of its blob.
+    pub copy: Option<LayerCopy>,
+}
+
+impl From<Descriptor> for BatchLayer {
+    /// Returns a layer that is written from its blob.
+    fn from(descriptor: Descriptor) -> Self {
+        Self {
+            descriptor,
+            copy: None,
+        }
     }
 }
 
@@ -51,7 +103,7 @@ pub struct Batch {
     /// The target snapshotter.
     pub snapshotter: String,
     /// The layers, each on top of the one before.
-    pub layers: Vec<Descriptor>,
+    pub layers: Vec<BatchLayer>,
     /// Whether each layer is flushed to disk when it is applied.
     pub sync_fs: bool,
     /// Decides when layers are written, and receives progress.
@@ -75,7 +127,8 @@ impl fmt::Debug for Batch {
 pub trait BatchApplier: Send + Sync {
     /// Writes the layer at `index` through the mounts of its active snapshot. The layers before it must
     /// be committed, by any client. A layer may be skipped, and may be applied again to another
-    /// snapshot. [`Kind::NotFound`](crate::Kind::NotFound) if the blob does not exist.
+    /// snapshot. [`Kind::NotFound`](crate::Kind::NotFound) if the blob does not exist. A layer that
+    /// cannot be copied is refused as by [`Applier::inspect`]; its snapshot must be removed then.
     async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied>;
 
     /// Stops all work and waits for it: afterwards nothing is written to a snapshot any more, and layers
@@ -169,6 +222,11 @@ pub fn in_batch(applier: &Arc<dyn Applier>, batch: Batch) -> Arc<dyn BatchApplie
     })
 }
 
+fn cannot_copy(chain: &ChainView) -> Error {
+    Error::new(Kind::Unimplemented, "copy layers of", &*chain.snapshotter)
+        .with_source("this applier writes layers from their blobs only")
+}
+
 /// Applies one layer after the other.
 struct Sequential {
     applier: Arc<dyn Applier>,
@@ -187,6 +245,10 @@ impl BatchApplier for Sequential {
         let _permit = monitor.admit(index).await;
         let start = Instant::now();
         let layer = &layers[index];
+        if let Some(copy) = &layer.copy {
+            return Err(cannot_copy(&copy.chain));
+        }
+        let layer = &layer.descriptor;
         let applied = self.applier.apply(scope, layer, mounts, *sync_fs).await;
         monitor.record_stage(index, Stage::Write, StageTiming::since(start));
         applied

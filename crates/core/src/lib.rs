@@ -29,11 +29,13 @@ mod read;
 mod scope;
 mod service;
 mod snapshot;
+mod source;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use apply::{
-    Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, Stage, StageTiming, in_batch,
+    Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, ChainView,
+    LayerCopy, Stage, StageTiming, in_batch,
 };
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
@@ -41,9 +43,9 @@ pub use error::{Error, Kind, Result, error_chain};
 pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{
-    ByteStream, Container, Containers, ContentInfo, ContentLabeler, ContentReader, Image, Images,
-    Introspection, LargeReadPermit, LeaseInfo, Leases, Ports, Resource, Snapshotter,
-    SnapshotterInfo, Snapshotters, Work,
+    ByteStream, Container, Containers, ContentInfo, ContentLabeler, ContentReader, ContentWriter,
+    Image, Images, Ingest, Introspection, LargeReadPermit, LeaseInfo, Leases, Ports, Resource,
+    Snapshotter, SnapshotterInfo, Snapshotters, Work,
 };
 pub use profile::{EROFS_FEATURE, LabelRequirement, LabeledLayers, Profile, Profiles, Volumes};
 pub use read::{LargeRead, read_verified, work_on};
@@ -53,6 +55,7 @@ pub use service::{
     EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
 };
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};
+pub use source::{BlobSource, MissingBlob};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

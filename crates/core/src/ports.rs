@@ -88,6 +88,36 @@ pub trait ContentLabeler: Send + Sync {
     -> Result<()>;
 }
 
+/// Writes blobs to the content store.
+#[async_trait]
+pub trait ContentWriter: Send + Sync {
+    /// Opens the ingest of this name exclusively, and creates it if there is none. A blob of
+    /// `descriptor` is to be written. [`Kind::AlreadyExists`](crate::Kind::AlreadyExists) if the blob
+    /// exists; [`Kind::Unavailable`](crate::Kind::Unavailable) while another client writes to the
+    /// ingest. Dropping the ingest ends the writing; its bytes stay for the next client.
+    async fn ingest(
+        &self,
+        scope: &Scope,
+        name: &str,
+        descriptor: &Descriptor,
+    ) -> Result<Box<dyn Ingest>>;
+    /// Removes an ingest and its bytes; [`Kind::NotFound`](crate::Kind::NotFound) if there is none.
+    async fn abort(&self, scope: &Scope, name: &str) -> Result<()>;
+}
+
+/// An ingest that is being written.
+#[async_trait]
+pub trait Ingest: Send {
+    /// Returns the number of bytes written so far, also by earlier clients.
+    fn offset(&self) -> u64;
+    /// Appends bytes.
+    async fn write(&mut self, bytes: Bytes) -> Result<()>;
+    /// Makes a blob of the ingest if size and digest are those of the descriptor, with these labels.
+    /// [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) if they are not;
+    /// [`Kind::AlreadyExists`](crate::Kind::AlreadyExists) if the blob exists by now.
+    async fn commit(self: Box<Self>, labels: &Labels) -> Result<()>;
+}
+
 /// One snapshotter (containerd `core/snapshots/snapshotter.go`).
 #[async_trait]
 pub trait Snapshotter: Send + Sync {
@@ -103,6 +133,9 @@ pub trait Snapshotter: Send + Sync {
         parent: Option<&ChainId>,
         labels: &Labels,
     ) -> Result<Vec<Mount>>;
+    /// Creates a view of the committed snapshot `parent`.
+    /// [`Kind::AlreadyExists`](crate::Kind::AlreadyExists) if `key` is taken.
+    async fn view(&self, scope: &Scope, key: &SnapshotKey, parent: &ChainId) -> Result<Vec<Mount>>;
     /// Commits the active snapshot `key` as `name`, with the parent that Prepare set.
     /// [`Kind::AlreadyExists`](crate::Kind::AlreadyExists) if `name` exists.
     async fn commit(
@@ -223,6 +256,8 @@ pub struct Ports {
     pub content: Arc<dyn ContentReader>,
     /// Labels of blobs.
     pub labeler: Arc<dyn ContentLabeler>,
+    /// Writes blobs.
+    pub writer: Arc<dyn ContentWriter>,
     /// Snapshotters.
     pub snapshotters: Arc<dyn Snapshotters>,
     /// The differ.

@@ -4,6 +4,7 @@
 //! Snapshots (containerd `core/snapshots/snapshotter.go`).
 
 use std::fmt;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -73,4 +74,6 @@ pub struct SnapshotInfo {
     pub kind: SnapshotKind,
     /// Its labels.
     pub labels: Labels,
+    /// The time of creation, or of the commit.
+    pub created: SystemTime,
 }

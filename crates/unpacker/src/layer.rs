@@ -209,14 +209,17 @@ impl MissingLayer<'_> {
                 return Err(self.failed(error));
             }
         };
-        if applied.diff_id == layer.diff_id.0 {
+        let Some(computed) = applied
+            .diff_id
+            .filter(|computed| *computed != layer.diff_id.0)
+        else {
             return Ok(());
-        }
+        };
         Err(UnpackError::WrongDiffId {
             image: job.spec.title.clone(),
             digest: layer.descriptor.digest.clone(),
             expected: layer.diff_id.0.clone(),
-            computed: applied.diff_id,
+            computed,
         })
     }
 }

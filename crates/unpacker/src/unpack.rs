@@ -70,7 +70,9 @@ fn missing_layers(chain: &Chain, first: usize) -> MissingLayers {
     let batch = Batch {
         scope: backend.scope.clone(),
         snapshotter: spec.snapshotter.clone(),
-        layers: layers.map(|layer| layer.descriptor.clone()).collect(),
+        layers: layers
+            .map(|layer| layer.descriptor.clone().into())
+            .collect(),
         sync_fs: backend.profiles.get(&spec.snapshotter).sync_fs,
         monitor: Arc::new(JobMonitor::new(Arc::clone(&chain.job), first)),
     };

@@ -52,10 +52,12 @@ impl BatchApplier for Slow {
         let _admission = monitor.admit(index).await;
         let layer = &layers[index];
         for thousandth in 0..1000 {
-            monitor.read(index, layer.size * thousandth / 1000);
+            monitor.read(index, layer.descriptor.size * thousandth / 1000);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        self.inner.apply(scope, layer, mounts, false).await
+        self.inner
+            .apply(scope, &layer.descriptor, mounts, false)
+            .await
     }
 
     async fn end(&self) {}

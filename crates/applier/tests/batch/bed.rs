@@ -208,7 +208,7 @@ impl Bed {
         let batch = Batch {
             scope: Scope::new("default"),
             snapshotter: "overlayfs".to_owned(),
-            layers: layers.to_vec(),
+            layers: layers.iter().cloned().map(Into::into).collect(),
             sync_fs,
             monitor: Arc::clone(&self.monitor),
         };
@@ -309,7 +309,7 @@ impl resnap_core::Applier for Backend {
             std::future::pending().await
         }
         Ok(Applied {
-            diff_id: layer.digest.clone(),
+            diff_id: Some(layer.digest.clone()),
             size: 0,
         })
     }

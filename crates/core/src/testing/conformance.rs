@@ -16,7 +16,7 @@ mod given;
 mod leases;
 mod snapshots;
 
-pub use content::{applier, content, images};
+pub use content::{applier, content, images, ingests};
 pub use garbage::garbage;
 pub use given::Given;
 pub use leases::leases;
@@ -28,6 +28,7 @@ use crate::Scope;
 pub async fn all(given: &Given) {
     images(given).await;
     content(given).await;
+    ingests(given).await;
     introspection(given).await;
     containers(given).await;
     applier(given).await;

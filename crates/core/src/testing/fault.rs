@@ -19,12 +19,22 @@ pub enum Operation {
     ContentInfo,
     /// [`ContentReader::open`](crate::ContentReader::open).
     OpenContent,
+    /// [`ContentWriter::ingest`](crate::ContentWriter::ingest).
+    OpenIngest,
+    /// [`Ingest::write`](crate::Ingest::write).
+    WriteIngest,
+    /// [`Ingest::commit`](crate::Ingest::commit).
+    CommitIngest,
+    /// [`ContentWriter::abort`](crate::ContentWriter::abort).
+    AbortIngest,
     /// [`ContentLabeler::set_label`](crate::ContentLabeler::set_label).
     SetLabel,
     /// [`Snapshotter::stat`](crate::Snapshotter::stat).
     Stat,
     /// [`Snapshotter::prepare`](crate::Snapshotter::prepare).
     Prepare,
+    /// [`Snapshotter::view`](crate::Snapshotter::view).
+    View,
     /// [`Snapshotter::commit`](crate::Snapshotter::commit).
     Commit,
     /// [`Snapshotter::remove`](crate::Snapshotter::remove).
@@ -53,14 +63,19 @@ pub enum Operation {
 
 impl Operation {
     /// All operations.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 24] = [
         Self::GetImage,
         Self::ListImages,
         Self::ContentInfo,
         Self::OpenContent,
+        Self::OpenIngest,
+        Self::WriteIngest,
+        Self::CommitIngest,
+        Self::AbortIngest,
         Self::SetLabel,
         Self::Stat,
         Self::Prepare,
+        Self::View,
         Self::Commit,
         Self::Remove,
         Self::Apply,

@@ -5,6 +5,7 @@
 
 mod behaviour;
 mod garbage;
+mod ingest;
 mod ports;
 mod snapshots;
 mod state;
@@ -86,6 +87,7 @@ impl Simulated {
             images: this.clone(),
             content: this.clone(),
             labeler: this.clone(),
+            writer: this.clone(),
             snapshotters: this.clone(),
             applier: this.clone(),
             leases: this.clone(),

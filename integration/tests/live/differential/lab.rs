@@ -115,7 +115,7 @@ impl Lab {
         let batch = Batch {
             scope: self.scope.clone(),
             snapshotter: snapshotter.to_owned(),
-            layers: layers.to_vec(),
+            layers: layers.iter().cloned().map(Into::into).collect(),
             sync_fs: false,
             monitor: Arc::new(NoopMonitor),
         };
@@ -155,7 +155,9 @@ impl Lab {
             let parent = chain.names.last();
             let mounts = snapshotter.prepare(scope, &key, parent, &labels).await?;
             match batch.apply(scope, index, &mounts).await {
-                Ok(Applied { diff_id, .. }) => ensure!(diff_id == layer.digest, "{diff_id}"),
+                Ok(Applied { diff_id, .. }) => {
+                    ensure!(diff_id.as_ref() == Some(&layer.digest), "{diff_id:?}")
+                }
                 Err(error) => {
                     snapshotter.remove(scope, &key).await?;
                     return Ok(Some((index, resnap_core::error_chain(&error))));

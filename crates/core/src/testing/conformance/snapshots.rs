@@ -12,6 +12,7 @@ pub async fn snapshots(given: &Given) {
     active(given, &scope).await;
     committed(given, &scope).await;
     taken(given, &scope).await;
+    viewed(given, &scope).await;
     labelled(given, &scope).await;
     children(given, &scope).await;
     removal(given, &scope).await;
@@ -80,6 +81,19 @@ async fn taken(given: &Given, scope: &Scope) {
     let prepare = snapshotter.prepare(scope, &key("d"), None, &there).await;
     assert_kind(prepare, Kind::AlreadyExists);
     assert_eq!(given.kind(&key("d")).await, None);
+}
+
+async fn viewed(given: &Given, scope: &Scope) {
+    let snapshotter = given.snapshotter();
+    let view = || async { snapshotter.view(scope, &key("v"), &chain("b")).await };
+    assert!(!view().await.unwrap().is_empty());
+    let info = snapshotter.stat(scope, &key("v")).await.unwrap();
+    assert_eq!(info.kind, SnapshotKind::View);
+    assert_eq!(info.parent, Some(SnapshotKey::from(&chain("b"))));
+    assert_kind(view().await, Kind::AlreadyExists);
+    snapshotter.remove(scope, &key("v")).await.unwrap();
+    let missing = snapshotter.view(scope, &key("v"), &chain("nowhere")).await;
+    assert_kind(missing, Kind::NotFound);
 }
 
 async fn labelled(given: &Given, scope: &Scope) {

@@ -134,6 +134,16 @@ impl Snapshotter for SimulatedSnapshotter {
             .await
     }
 
+    async fn view(&self, scope: &Scope, key: &SnapshotKey, parent: &ChainId) -> Result<Vec<Mount>> {
+        let (scope, name, wanted) = (scope.clone(), self.name.clone(), key.clone());
+        let parent = SnapshotKey::from(parent);
+        self.simulated
+            .call(Operation::View, key.as_str(), move |state| {
+                snapshots::view(state, &scope, &name, &wanted, &parent)
+            })
+            .await
+    }
+
     async fn commit(
         &self,
         scope: &Scope,

@@ -3,6 +3,8 @@
 
 //! The rules of snapshots (containerd `core/metadata/snapshot.go`).
 
+use std::time::SystemTime;
+
 use super::behaviour::Behaviour;
 use super::state::{Snapshot, State, check_labels, not_found};
 use crate::testing::image::decompress;
@@ -126,6 +128,7 @@ pub(super) fn prepare(state: &mut State, prepare: Prepare) -> Result<Vec<Mount>>
         parent,
         labels,
         content,
+        created: SystemTime::now(),
     };
     let mut options = vec!["rw".to_owned()];
     let mut name = key;
@@ -163,6 +166,39 @@ pub(super) fn prepare(state: &mut State, prepare: Prepare) -> Result<Vec<Mount>>
         source: format!("{ROOT}{place}"),
         target: String::new(),
         options,
+    }])
+}
+
+pub(super) fn view(
+    state: &mut State,
+    scope: &Scope,
+    snapshotter: &str,
+    key: &SnapshotKey,
+    parent: &SnapshotKey,
+) -> Result<Vec<Mount>> {
+    behaviour(state, snapshotter)?;
+    let namespace = state.namespace(&scope.namespace);
+    let full = |key: &SnapshotKey| (snapshotter.to_owned(), key.clone());
+    if namespace.snapshots.contains_key(&full(key)) {
+        return Err(exists("view snapshot", key));
+    }
+    let below = namespace.snapshots.get(&full(parent));
+    let view = Snapshot {
+        kind: SnapshotKind::View,
+        parent: Some(parent.clone()),
+        labels: Labels::new(),
+        ..below
+            .ok_or_else(|| not_found("find parent", parent))?
+            .clone()
+    };
+    let source = format!("{ROOT}{}", view.place);
+    namespace.add_to_lease(scope, snapshotter, key)?;
+    namespace.snapshots.insert(full(key), view);
+    Ok(vec![Mount {
+        kind: "bind".to_owned(),
+        source,
+        target: String::new(),
+        options: vec!["ro".to_owned()],
     }])
 }
 
@@ -232,6 +268,7 @@ pub(super) fn unpack(
         parent,
         labels: commit.labels,
         content,
+        created: SystemTime::now(),
     });
     true
 }
@@ -276,7 +313,10 @@ pub(super) fn apply(
     let diff_id = Digest::sha256(tar);
     let size = tar.len() as u64;
     write(state, scope, mounts, DiffId(diff_id.clone()))?;
-    Ok(Applied { diff_id, size })
+    Ok(Applied {
+        diff_id: Some(diff_id),
+        size,
+    })
 }
 
 /// Writes through mounts in any state of the snapshot: mounts that outlive the Commit corrupt it.

@@ -38,6 +38,8 @@ pub(super) struct Namespace {
     /// By snapshotter and name.
     pub(super) snapshots: BTreeMap<(String, SnapshotKey), Snapshot>,
     pub(super) containers: Vec<Container>,
+    /// The bytes of ingests, and whether a client writes to them.
+    pub(super) ingests: BTreeMap<String, (Vec<u8>, bool)>,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,7 @@ pub(super) struct Snapshot {
     pub(super) parent: Option<SnapshotKey>,
     pub(super) labels: Labels,
     pub(super) content: Vec<DiffId>,
+    pub(super) created: SystemTime,
 }
 
 impl Snapshot {
@@ -64,6 +67,7 @@ impl Snapshot {
             parent: self.parent.clone(),
             kind: self.kind,
             labels: self.labels.clone(),
+            created: self.created,
         }
     }
 }

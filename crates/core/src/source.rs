@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Sources of blobs that are missing in the content store.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+use crate::{ByteStream, Descriptor, Result};
+
+/// A blob that is missing in the content store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingBlob {
+    /// Its descriptor in the manifest or index.
+    pub descriptor: Descriptor,
+    /// The reference by which the image can be pulled, such as `docker.io/library/web:1`.
+    pub reference: Option<String>,
+    /// The repositories that the blob's image was pulled from before, by the host of their registry
+    /// (the labels `containerd.io/distribution.source.HOST`).
+    pub repositories: BTreeMap<String, Vec<String>>,
+    /// The pod that needs the image, as `namespace/name`.
+    pub pod: Option<String>,
+}
+
+/// A source of blobs. It may be asked for several blobs concurrently.
+#[async_trait]
+pub trait BlobSource: Send + Sync {
+    /// Returns the name of the source as the configuration has it, such as `registry`.
+    fn name(&self) -> &'static str;
+
+    /// Opens a blob from byte `offset` on. The bytes are unchecked. Dropping the stream ends the
+    /// transfer.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`](crate::Kind::NotFound) if the source does not have the blob;
+    /// [`Kind::Unauthenticated`](crate::Kind::Unauthenticated) or
+    /// [`Kind::PermissionDenied`](crate::Kind::PermissionDenied) if it asks for other credentials;
+    /// [`Kind::Unavailable`](crate::Kind::Unavailable) or
+    /// [`Kind::DeadlineExceeded`](crate::Kind::DeadlineExceeded) if it does not answer, or the transfer
+    /// stalls. The stream ends at its first error.
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream>;
+}
