@@ -235,6 +235,7 @@ mod tests {
             digest: Digest::sha256(b""),
             snapshotter: "native".to_owned(),
             fetch: Fetch::new(fetch),
+            tried: Vec::new(),
         };
         let step = |fetch| next_step(&missing(fetch), "k8s.io").unwrap();
         let mut foreign = Fetch::new(Some("localhost:5000/a:1".to_owned()));

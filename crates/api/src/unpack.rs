@@ -40,6 +40,8 @@ impl From<Phase> for v1::Phase {
             Phase::Joined => Self::Joined,
             Phase::Failed => Self::Failed,
             Phase::Progress => Self::Progress,
+            Phase::Fetching => Self::Fetching,
+            Phase::Copied => Self::Copied,
             // A phase that this version of the protocol does not have.
             _ => Self::Unspecified,
         }
@@ -62,6 +64,8 @@ impl TryFrom<v1::Phase> for Phase {
             v1::Phase::Joined => Self::Joined,
             v1::Phase::Failed => Self::Failed,
             v1::Phase::Progress => Self::Progress,
+            v1::Phase::Fetching => Self::Fetching,
+            v1::Phase::Copied => Self::Copied,
             v1::Phase::Unspecified => return Err(Malformed("phase")),
         })
     }
@@ -114,6 +118,7 @@ impl From<LayerOutcome> for v1::LayerOutcome {
             LayerOutcome::Joined => Self::Joined,
             LayerOutcome::Staged => Self::Staged,
             LayerOutcome::Remote => Self::Remote,
+            LayerOutcome::Copied => Self::Copied,
         }
     }
 }
@@ -128,6 +133,7 @@ impl TryFrom<v1::LayerOutcome> for LayerOutcome {
             v1::LayerOutcome::Joined => Self::Joined,
             v1::LayerOutcome::Staged => Self::Staged,
             v1::LayerOutcome::Remote => Self::Remote,
+            v1::LayerOutcome::Copied => Self::Copied,
             v1::LayerOutcome::Unspecified => return Err(Malformed("outcome")),
         })
     }
@@ -143,6 +149,7 @@ impl From<StageTime> for v1::StageTime {
             Stage::Write => v1::Stage::Write,
             Stage::Place => v1::Stage::Place,
             Stage::Commit => v1::Stage::Commit,
+            Stage::Fetch => v1::Stage::Fetch,
         };
         Self {
             stage: stage.into(),
@@ -165,6 +172,7 @@ impl TryFrom<v1::StageTime> for StageTime {
             v1::Stage::Write => Stage::Write,
             v1::Stage::Place => Stage::Place,
             v1::Stage::Commit => Stage::Commit,
+            v1::Stage::Fetch => Stage::Fetch,
             v1::Stage::Unspecified => return Err(Malformed("stage")),
         };
         Ok(Self::new(stage, time.start, time.end, time.busy))
@@ -250,7 +258,7 @@ mod tests {
     fn events_and_reports_survive_their_messages() {
         let digest = Digest::sha256(b"layer");
         let chain_id = ChainId::from_trusted(digest.clone());
-        for number in 1..=11 {
+        for number in 1..=13 {
             let phase = v1::Phase::try_from(number).unwrap();
             let mut event = Event::new(
                 "web".to_owned(),
@@ -269,7 +277,7 @@ mod tests {
             let back = v1::Event::decode(&*bytes).unwrap();
             assert_eq!(Event::try_from(back), Ok(event));
         }
-        let layers = (1..=5).map(|number| {
+        let layers = (1..=6).map(|number| {
             let outcome = v1::LayerOutcome::try_from(number).unwrap();
             let mut layer = LayerReport::new(
                 digest.clone(),
@@ -279,7 +287,7 @@ mod tests {
             );
             layer.bytes = 7;
             layer.seconds = 0.1;
-            let stages = (1..=7).map(|stage| {
+            let stages = (1..=8).map(|stage| {
                 let time = v1::StageTime {
                     stage,
                     start: 0.1,

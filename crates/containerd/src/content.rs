@@ -3,9 +3,13 @@
 
 //! Content (containerd `api/services/content/v1/content.proto`).
 
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use containerd_client::services::v1::content_client::ContentClient;
-use containerd_client::services::v1::{Info, InfoRequest, ReadContentRequest, UpdateRequest};
+use containerd_client::services::v1::{
+    Info, InfoRequest, ListContentRequest, ReadContentRequest, UpdateRequest,
+};
 use futures::StreamExt as _;
 use prost_types::FieldMask;
 use resnap_core::{ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Result, Scope};
@@ -32,6 +36,32 @@ impl ContentReader for Connection {
             size: u64::try_from(info.size).unwrap_or(0),
             labels: info.labels.into_iter().collect(),
         })
+    }
+
+    async fn existing(&self, scope: &Scope, digests: &[Digest]) -> Result<HashSet<Digest>> {
+        let message = ListContentRequest {
+            filters: digests
+                .iter()
+                .map(|digest| format!("digest=={digest}"))
+                .collect(),
+        };
+        if message.filters.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let failed = |status| error("list content in", &*scope.namespace, status);
+        let mut client = client(self);
+        let list = async {
+            let answer = client.list(request(scope, message)?).await;
+            let mut answer = answer.map_err(failed)?.into_inner();
+            let mut existing = HashSet::new();
+            while let Some(piece) = answer.message().await.map_err(failed)? {
+                let digests = piece.info.into_iter();
+                existing.extend(digests.filter_map(|info| info.digest.parse().ok()));
+            }
+            Ok(existing)
+        };
+        self.in_time("list content in", &*scope.namespace, list)
+            .await
     }
 
     async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream> {

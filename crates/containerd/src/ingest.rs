@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
-    AbortRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    AbortRequest, StatusRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use futures::SinkExt as _;
 use futures::channel::mpsc;
@@ -56,6 +56,17 @@ impl ContentWriter for Connection {
         };
         ingest.offset = offset(&ingest.answer().await?);
         Ok(Box::new(ingest))
+    }
+
+    async fn written(&self, scope: &Scope, name: &str) -> Result<u64> {
+        let message = StatusRequest {
+            r#ref: name.to_owned(),
+        };
+        let mut client = ContentClient::new(self.channel.clone());
+        let call = client.status(request(scope, message)?);
+        let answer = self.call("look up ingest", name, call).await?;
+        let status = answer.status.unwrap_or_default();
+        Ok(u64::try_from(status.offset).unwrap_or(0))
     }
 
     async fn abort(&self, scope: &Scope, name: &str) -> Result<()> {

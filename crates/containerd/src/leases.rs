@@ -91,6 +91,7 @@ impl Leases for Connection {
 }
 
 const CONTENT: &str = "content";
+const INGESTS: &str = "ingests";
 /// The prefix of the type of a snapshot; the snapshotter's name follows.
 const SNAPSHOTS: &str = "snapshots/";
 
@@ -99,6 +100,10 @@ fn to_message(resource: &Resource) -> ResourceMessage {
         Resource::Content(digest) => ResourceMessage {
             id: digest.to_string(),
             r#type: CONTENT.to_owned(),
+        },
+        Resource::Ingest(name) => ResourceMessage {
+            id: name.clone(),
+            r#type: INGESTS.to_owned(),
         },
         Resource::Snapshot { snapshotter, key } => ResourceMessage {
             id: key.to_string(),
@@ -110,6 +115,9 @@ fn to_message(resource: &Resource) -> ResourceMessage {
 fn from_message(message: ResourceMessage) -> Option<Resource> {
     if message.r#type == CONTENT {
         return message.id.parse().ok().map(Resource::Content);
+    }
+    if message.r#type == INGESTS {
+        return Some(Resource::Ingest(message.id));
     }
     let snapshotter = message.r#type.strip_prefix(SNAPSHOTS)?.to_owned();
     let key = message.id.into();

@@ -36,6 +36,12 @@ pub trait Applier: Send + Sync {
         sync_fs: bool,
     ) -> Result<Applied>;
 
+    /// Returns whether layers of this snapshotter's snapshots may be copied.
+    fn can_copy_from(&self, snapshotter: &str) -> bool {
+        let _ = snapshotter;
+        false
+    }
+
     /// Checks that layers of a chain can be copied. The layers are those at these indexes of the chain,
     /// the base being 0.
     ///
@@ -175,6 +181,8 @@ impl fmt::Debug for ApplyPermit {
 pub enum Stage {
     /// Waiting for another unpack of the same layer, or for other layers to be written.
     Wait,
+    /// Fetching its blob.
+    Fetch,
     /// Reading its blob.
     Read,
     /// Decompressing it.

@@ -8,6 +8,7 @@
 //! and undone by name. No method retries.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -62,6 +63,18 @@ pub trait ContentReader: Send + Sync {
     /// that does not exist, the result or the stream's first item is
     /// [`Kind::NotFound`](crate::Kind::NotFound).
     async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream>;
+    /// Returns those of `digests` whose blobs exist. The default looks them up one after the other.
+    async fn existing(&self, scope: &Scope, digests: &[Digest]) -> Result<HashSet<Digest>> {
+        let mut existing = HashSet::new();
+        for digest in digests {
+            match self.info(scope, digest).await {
+                Ok(_) => _ = existing.insert(digest.clone()),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(existing)
+    }
     /// Does work on many bytes that were read, such as parsing them. The default does it in place; a
     /// wrapper of the port may move it elsewhere. See [`work_on`](crate::work_on).
     async fn work(&self, work: Work) {
@@ -101,6 +114,9 @@ pub trait ContentWriter: Send + Sync {
         name: &str,
         descriptor: &Descriptor,
     ) -> Result<Box<dyn Ingest>>;
+    /// Returns the number of bytes written to an ingest, also while another client writes to it;
+    /// [`Kind::NotFound`](crate::Kind::NotFound) if there is none.
+    async fn written(&self, scope: &Scope, name: &str) -> Result<u64>;
     /// Removes an ingest and its bytes; [`Kind::NotFound`](crate::Kind::NotFound) if there is none.
     async fn abort(&self, scope: &Scope, name: &str) -> Result<()>;
 }
@@ -165,6 +181,8 @@ pub trait Snapshotters: Send + Sync {
 pub enum Resource {
     /// A blob and everything it refers to.
     Content(Digest),
+    /// The ingest of this name.
+    Ingest(String),
     /// A snapshot and its ancestors.
     Snapshot {
         /// The snapshotter.

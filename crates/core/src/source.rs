@@ -29,6 +29,15 @@ pub trait BlobSource: Send + Sync {
     /// Returns the name of the source as the configuration has it, such as `registry`.
     fn name(&self) -> &'static str;
 
+    /// Returns whether the source has the blob. A source that would have to ask others returns true.
+    ///
+    /// # Errors
+    /// Those of [`BlobSource::open`].
+    async fn has(&self, blob: &MissingBlob) -> Result<bool> {
+        let _ = blob;
+        Ok(true)
+    }
+
     /// Opens a blob from byte `offset` on. The bytes are unchecked. Dropping the stream ends the
     /// transfer.
     ///

@@ -45,7 +45,7 @@ impl Progress {
             let is_shown = !matches!(
                 event.phase,
                 Phase::Planned | Phase::Prepared | Phase::Progress
-            );
+            ) && !(event.phase == Phase::Fetching && event.read.is_some());
             if is_shown {
                 // Progress is optional; standard error may be closed.
                 let _ = writeln!(io::stderr(), "{line}");
@@ -57,7 +57,9 @@ impl Progress {
         bars.total.set_position(bars.progress.read_bytes());
         match event.phase {
             Phase::Planned | Phase::Progress => {}
-            Phase::Prepared | Phase::Applying | Phase::Waiting => bars.layer.set_message(line),
+            Phase::Fetching | Phase::Prepared | Phase::Applying | Phase::Waiting => {
+                bars.layer.set_message(line)
+            }
             _ => {
                 // Progress is optional; the terminal may be gone.
                 let _ = terminal.println(line);
@@ -124,9 +126,11 @@ fn word(phase: Phase) -> &'static str {
         Phase::Planned => "planned",
         Phase::Existed => "already there",
         Phase::Waiting => "waiting for",
+        Phase::Fetching => "fetching",
         Phase::Prepared => "prepared",
         Phase::Applying => "unpacking",
         Phase::Committed => "unpacked",
+        Phase::Copied => "copied from another snapshotter",
         Phase::Staged => "staged",
         Phase::Remote => "remote, nothing to unpack",
         Phase::Joined => "unpacked by another process",

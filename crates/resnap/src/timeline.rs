@@ -19,8 +19,9 @@ const MARGIN: f64 = 16.0;
 
 /// The stages with their offset and height in a row, colour and name. Concurrent stages are drawn one
 /// above the other.
-const STAGES: [(Stage, f64, f64, &str, &str); 7] = [
+const STAGES: [(Stage, f64, f64, &str, &str); 8] = [
     (Stage::Wait, 17.0, 6.0, "#d5d5d5", "wait"),
+    (Stage::Fetch, 3.0, 39.0, "#b07aa1", "fetch"),
     (Stage::Read, 3.0, 9.0, "#4e79a7", "read"),
     (Stage::Inflate, 13.0, 9.0, "#f28e2b", "inflate"),
     (Stage::Hash, 23.0, 9.0, "#76b7b2", "hash"),

@@ -44,6 +44,8 @@ pub(crate) async fn complete_plan(
     };
     match another(backend, planner, request, snapshotter, &image, missing).await? {
         Ok(plan) => Ok(plan),
+        // One of the sources may have the rest.
+        Err(_) if !backend.sources.is_empty() => planned,
         Err(incomplete) if incomplete.len() == 1 => planned,
         Err(incomplete) => Err(UnpackError::Incomplete {
             id,

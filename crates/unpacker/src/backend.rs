@@ -11,6 +11,7 @@ use resnap_core::{
     Snapshotter,
 };
 
+use crate::sources::Source;
 use crate::{Request, UnpackError};
 
 /// One containerd namespace, reached through the ports.
@@ -19,6 +20,8 @@ pub(crate) struct Backend {
     pub(crate) ports: Ports,
     pub(crate) scope: Scope,
     pub(crate) profiles: Profiles,
+    /// The sources of missing layers, in order.
+    pub(crate) sources: Vec<Source>,
 }
 
 impl Backend {

@@ -89,6 +89,21 @@ impl Chain {
         self.find(layer).await
     }
 
+    /// Waits for the exclusive right to fetch the blob of the layer.
+    pub(crate) async fn lock_blob(&self, index: usize) -> Result<Lock, UnpackError> {
+        let digest = self.layers()[index].descriptor.digest.as_str();
+        let failed = |error| self.failed_layer(index, error);
+        let name = self.locks.name("", digest).await.map_err(failed)?;
+        let purpose = format!("{digest} of {}", self.job.spec.title);
+        let lock = self.locks.locks.lock(&name, &purpose, |holder| {
+            self.job.emit_waiting(index, holder);
+        });
+        lock.await.map_err(|error| {
+            let error = Error::new(Kind::FailedPrecondition, "lock", digest).with_source(error);
+            failed(error)
+        })
+    }
+
     /// Waits for the exclusive right to make the layer.
     pub(crate) async fn lock(&self, index: usize) -> Result<Exclusive, UnpackError> {
         let spec = &self.job.spec;
@@ -122,7 +137,8 @@ impl Chain {
         match backend.ports.content.info(&backend.scope, digest).await {
             Err(error) if error.is_not_found() => {
                 let (title, snapshotter) = (&spec.title, &spec.snapshotter);
-                Err(missing::blob(backend, &spec.plan, title, layer, snapshotter).await)
+                let tried = Vec::new();
+                Err(missing::blob(backend, &spec.plan, title, layer, snapshotter, tried).await)
             }
             _ => Ok(()),
         }

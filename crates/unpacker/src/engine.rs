@@ -62,6 +62,7 @@ impl Engine {
             ports,
             scope: Scope::new(namespace),
             profiles: settings.profiles,
+            sources: settings.sources,
         });
         let keeper = Arc::new(LeaseKeeper {
             backend: Arc::clone(&backend),

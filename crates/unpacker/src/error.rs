@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use resnap_core::{ChainId, Digest, Error, Kind, Platform, SnapshotKey, error_chain};
 
+use crate::sources::Tried;
+
 /// The reason why an image could not be unpacked or checked.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -147,7 +149,8 @@ pub enum UnpackError {
     },
     /// A layer's blob is missing, and the snapshotter needs it.
     #[error(
-        "layer {digest} of image {image} is not in the content store, and snapshotter {snapshotter} needs it"
+        "layer {digest} of image {image} is not in the content store, and snapshotter {snapshotter} needs it{}",
+        attempts(tried)
     )]
     MissingBlob {
         /// The image.
@@ -158,6 +161,8 @@ pub enum UnpackError {
         snapshotter: String,
         /// The arguments for fetching it.
         fetch: Fetch,
+        /// The sources that were tried.
+        tried: Vec<Tried>,
     },
     /// The blob of a foreign layer, which registries do not serve, is missing.
     #[error(
@@ -376,6 +381,13 @@ fn there(tags: &[(String, Digest)]) -> String {
         format!("{separator}{name} is {digest}")
     });
     tags.collect()
+}
+
+fn attempts(tried: &[Tried]) -> String {
+    let tried = tried
+        .iter()
+        .map(|Tried { source, error, .. }| format!("; {source}: {}", error_chain(error)));
+    tried.collect()
 }
 
 fn places(urls: &[String]) -> String {

@@ -32,7 +32,8 @@ pub struct Event {
     /// The process or job that the layer waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
-    /// The bytes of the layer's blob that have been read, in [`Phase::Progress`].
+    /// The bytes of the layer's blob that have been read, in [`Phase::Progress`], or fetched, in
+    /// [`Phase::Fetching`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read: Option<u64>,
 }
@@ -75,6 +76,8 @@ pub enum Phase {
     Existed,
     /// The job waits for another job or process that makes the layer.
     Waiting,
+    /// The layer's blob is being fetched ([`Event::read`]).
+    Fetching,
     /// The layer has an active snapshot.
     Prepared,
     /// The content is being written to the snapshot, or to staging before the snapshot is prepared.
@@ -84,6 +87,8 @@ pub enum Phase {
     Progress,
     /// The layer was written and committed.
     Committed,
+    /// The layer was copied from another snapshotter and committed.
+    Copied,
     /// The snapshotter had the content; the layer was committed without being written.
     Staged,
     /// The snapshotter needs no content for the layer.
@@ -99,9 +104,15 @@ impl Phase {
     /// exactly one such phase.
     pub fn is_ready(self) -> bool {
         match self {
-            Self::Existed | Self::Committed | Self::Staged | Self::Remote | Self::Joined => true,
+            Self::Existed
+            | Self::Committed
+            | Self::Copied
+            | Self::Staged
+            | Self::Remote
+            | Self::Joined => true,
             Self::Planned
             | Self::Waiting
+            | Self::Fetching
             | Self::Prepared
             | Self::Applying
             | Self::Progress
@@ -116,6 +127,8 @@ impl Phase {
 pub enum LayerOutcome {
     /// This job wrote the layer.
     Applied,
+    /// This job copied the layer from another snapshotter, without proof that it is the image's.
+    Copied,
     /// The layer existed before.
     Existed,
     /// Another job or client committed the layer meanwhile.
@@ -130,6 +143,7 @@ impl From<LayerOutcome> for Phase {
     fn from(outcome: LayerOutcome) -> Self {
         match outcome {
             LayerOutcome::Applied => Self::Committed,
+            LayerOutcome::Copied => Self::Copied,
             LayerOutcome::Existed => Self::Existed,
             LayerOutcome::Joined => Self::Joined,
             LayerOutcome::Staged => Self::Staged,

@@ -7,19 +7,26 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use resnap_core::{BatchApplier, Error, Mount, SnapshotInfo, SnapshotKey, Stage, StageTiming};
+use resnap_core::{
+    Applied, Batch, BatchApplier, BatchLayer, Error, Mount, Scope, SnapshotInfo, SnapshotKey,
+    Stage, StageTiming, in_batch,
+};
 use uuid::Uuid;
 
 use crate::UnpackError;
 use crate::backoff::is_limit;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::event::{LayerOutcome, Phase};
+use crate::monitor::JobMonitor;
 use crate::plan::PlannedLayer;
+use crate::sources::COPIED_FROM;
+use crate::supply::Supply;
 
 /// The missing layers of a chain, from `first` on.
 pub(crate) struct MissingLayers {
     pub(crate) first: usize,
     pub(crate) batch: Arc<dyn BatchApplier>,
+    pub(crate) supply: Arc<Supply>,
 }
 
 /// A missing layer of a chain.
@@ -32,6 +39,8 @@ pub(crate) struct MissingLayer<'a> {
 /// The result of an attempt to make a layer.
 enum Attempt {
     Ready(LayerOutcome),
+    /// The content comes from another source now; try again with a new key.
+    OtherSource,
     /// The snapshotter and containerd's metadata disagree about the snapshot; try again with a new
     /// key.
     Retry,
@@ -45,14 +54,18 @@ impl MissingLayer<'_> {
         let started = Instant::now();
         let _lock = chain.lock(self.index).await?;
         job.record_stage(self.index, Stage::Wait, StageTiming::since(started));
-        for _ in 0..ATTEMPTS {
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
             job.check_cancelled()?;
             // The previous holder of the lock may have made the layer.
             if chain.find(layer).await?.is_some() && self.adopt().await?.is_some() {
                 return self.joined().await;
             }
-            if let Attempt::Ready(outcome) = self.prepare().await? {
-                return Ok(outcome);
+            match self.prepare().await? {
+                Attempt::Ready(outcome) => return Ok(outcome),
+                // There are only so many sources.
+                Attempt::OtherSource => {}
+                Attempt::Retry => attempts += 1,
             }
         }
         Err(UnpackError::Disagreement {
@@ -128,8 +141,15 @@ impl MissingLayer<'_> {
         let outcome = if mounts.last().is_some_and(Mount::is_read_only) {
             LayerOutcome::Staged
         } else {
-            self.apply(mounts).await?;
-            LayerOutcome::Applied
+            if !self.apply(mounts).await? {
+                let removed = self.chain.lease.remove_active().await;
+                removed.map_err(|error| self.failed(error.into_source()))?;
+                return Ok(Attempt::OtherSource);
+            }
+            match self.batch.supply.copied_from(self.index) {
+                Some(_) => LayerOutcome::Copied,
+                None => LayerOutcome::Applied,
+            }
         };
         self.chain.job.check_cancelled()?;
         match self.commit(key).await? {
@@ -148,8 +168,11 @@ impl MissingLayer<'_> {
         let scope = chain.lease.scope().await;
         let scope = scope.map_err(|error| self.failed(error))?;
         let started = Instant::now();
-        let (name, labels) = (&layer.chain_id, &layer.labels);
-        let committed = chain.snapshotter.commit(&scope, name, key, labels).await;
+        let (name, mut labels) = (&layer.chain_id, layer.labels.clone());
+        if let Some(origin) = self.batch.supply.copied_from(self.index) {
+            labels.insert(COPIED_FROM.to_owned(), origin);
+        }
+        let committed = chain.snapshotter.commit(&scope, name, key, &labels).await;
         let timing = StageTiming::since(started);
         chain.job.record_stage(self.index, Stage::Commit, timing);
         Ok(committed)
@@ -187,13 +210,20 @@ impl MissingLayer<'_> {
         }
     }
 
-    async fn apply(&self, mounts: &[Mount]) -> Result<(), UnpackError> {
+    /// Writes the layer. Returns false if its content has to come from another source.
+    async fn apply(&self, mounts: &[Mount]) -> Result<bool, UnpackError> {
         let (chain, job, layer) = (self.chain, &self.chain.job, self.layer());
+        let supply = &self.batch.supply;
         let work = async {
             // Cloned, as the lease must be renewed during a long Apply, which adds nothing to it.
             let scope = chain.lease.scope().await?.clone();
-            let MissingLayers { first, batch } = self.batch;
-            batch.apply(&scope, self.index - first, mounts).await
+            match supply.replacement(chain, self.index) {
+                None => {
+                    let index = self.index - self.batch.first;
+                    self.batch.batch.apply(&scope, index, mounts).await
+                }
+                Some(layer) => self.apply_alone(&scope, layer, mounts).await,
+            }
         };
         let applied = tokio::select! {
             applied = work => applied,
@@ -202,7 +232,13 @@ impl MissingLayer<'_> {
         let applied = match applied {
             Ok(applied) => applied,
             Err(error) => {
-                chain.require_blob(layer).await?;
+                let other = tokio::select! {
+                    other = supply.fall_back(chain, self.index, &error) => other?,
+                    () = job.cancelled() => return Err(job.cancelled_error()),
+                };
+                if other {
+                    return Ok(false);
+                }
                 if is_limit(&error) {
                     job.set_at_limit();
                 }
@@ -213,7 +249,7 @@ impl MissingLayer<'_> {
             .diff_id
             .filter(|computed| *computed != layer.diff_id.0)
         else {
-            return Ok(());
+            return Ok(true);
         };
         Err(UnpackError::WrongDiffId {
             image: job.spec.title.clone(),
@@ -221,5 +257,31 @@ impl MissingLayer<'_> {
             expected: layer.diff_id.0.clone(),
             computed,
         })
+    }
+
+    /// Writes the layer in a batch of its own.
+    async fn apply_alone(
+        &self,
+        scope: &Scope,
+        layer: BatchLayer,
+        mounts: &[Mount],
+    ) -> Result<Applied, Error> {
+        let (chain, spec) = (self.chain, &self.chain.job.spec);
+        let monitor = JobMonitor::new(
+            Arc::clone(&chain.job),
+            self.index,
+            Arc::clone(&self.batch.supply),
+        );
+        let batch = Batch {
+            scope: chain.backend.scope.clone(),
+            snapshotter: spec.snapshotter.clone(),
+            layers: vec![layer],
+            sync_fs: chain.backend.profiles.get(&spec.snapshotter).sync_fs,
+            monitor: Arc::new(monitor),
+        };
+        let batch = in_batch(&chain.backend.ports.applier, batch);
+        let applied = batch.apply(scope, 0, mounts).await;
+        batch.end().await;
+        applied
     }
 }

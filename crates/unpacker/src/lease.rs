@@ -178,14 +178,19 @@ impl JobLease {
     /// Adds a snapshot that another client made to the lease. It may have been garbage collected
     /// before, so the caller has to look it up again.
     pub(crate) async fn add_snapshot(&self, key: SnapshotKey) -> Result<()> {
+        let snapshotter = self.snapshotter.clone();
+        self.add(&Resource::Snapshot { snapshotter, key }).await
+    }
+
+    /// Adds a resource that another client made to the lease. It may have been garbage collected
+    /// before, so the caller has to look it up again.
+    pub(crate) async fn add(&self, resource: &Resource) -> Result<()> {
         let scope = self.scope().await?;
         let Some(lease) = &scope.lease else {
             return Ok(());
         };
-        let snapshotter = self.snapshotter.clone();
-        let resource = Resource::Snapshot { snapshotter, key };
         let leases = &self.keeper.backend.ports.leases;
-        leases.add_resource(&scope, lease, &resource).await
+        leases.add_resource(&scope, lease, resource).await
     }
 
     /// Records the key of the active snapshot before Prepare is sent: if the reply is lost,

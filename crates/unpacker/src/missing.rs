@@ -8,6 +8,7 @@ use resnap_handler_wrapper::layer_urls;
 
 use crate::backend::Backend;
 use crate::plan::PlannedLayer;
+use crate::sources::Tried;
 use crate::{Plan, UnpackError};
 
 /// Returns the error for a layer whose blob is missing and needed.
@@ -17,6 +18,7 @@ pub(crate) async fn blob(
     title: &str,
     layer: &PlannedLayer,
     snapshotter: &str,
+    tried: Vec<Tried>,
 ) -> UnpackError {
     let digest = layer.descriptor.digest.clone();
     let (image, snapshotter) = (title.to_owned(), snapshotter.to_owned());
@@ -36,6 +38,7 @@ pub(crate) async fn blob(
         digest,
         snapshotter,
         fetch: plan.image.fetch(plan.manifest.platform.as_ref()),
+        tried,
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::Phase;
 use crate::running::RunningJob;
+use crate::supply::Supply;
 
 /// The shortest time between two progress events of a layer.
 const PACE: Duration = Duration::from_millis(100);
@@ -20,16 +21,18 @@ const PACE: Duration = Duration::from_millis(100);
 pub(crate) struct JobMonitor {
     job: Arc<RunningJob>,
     first: usize,
+    supply: Arc<Supply>,
     /// When the last progress event of each layer was emitted, at first the start.
     last_sent: Mutex<Vec<Instant>>,
 }
 
 impl JobMonitor {
-    pub(crate) fn new(job: Arc<RunningJob>, first: usize) -> Self {
+    pub(crate) fn new(job: Arc<RunningJob>, first: usize, supply: Arc<Supply>) -> Self {
         let layers = job.spec.plan.layers.len().saturating_sub(first);
         Self {
             job,
             first,
+            supply,
             last_sent: Mutex::new(vec![Instant::now(); layers]),
         }
     }
@@ -53,6 +56,7 @@ impl JobMonitor {
 #[async_trait]
 impl ApplyMonitor for JobMonitor {
     async fn admit(&self, index: usize) -> ApplyPermit {
+        self.supply.ready(self.first + index).await;
         let started = std::time::Instant::now();
         let slot = self.job.spec.share.slot().await;
         self.record_stage(index, Stage::Wait, StageTiming::since(started));

@@ -349,6 +349,7 @@ mod tests {
         let wordy = SimulatedImage::new([wordy]);
         let usual = SimulatedImage::new([layer]);
         let planner = Planner::new(Arc::new(Backend {
+            sources: Vec::new(),
             ports: backend.ports(),
             scope: Scope::new("k8s.io"),
             profiles: Profiles::default(),

@@ -14,6 +14,7 @@ use resnap_platforms::Platform;
 
 use crate::clock::Clock;
 use crate::observe::EngineObserver;
+use crate::sources::Source;
 
 /// The settings of an engine.
 #[derive(Debug, Clone)]
@@ -33,6 +34,8 @@ pub struct EngineSettings {
     /// The unpack configurations, tried in order when a request names no snapshotter. The default
     /// is [`Configuration::defaults`] for overlayfs.
     pub configurations: Vec<Configuration>,
+    /// The sources of layers whose blobs are missing, tried in order. The default is none.
+    pub sources: Vec<Source>,
     /// The clock by which the backend expires leases.
     pub clock: Clock,
     /// The receiver of the events of all jobs.
@@ -47,6 +50,7 @@ impl Default for EngineSettings {
             lease_lifetime: Duration::from_secs(3600),
             profiles: Profiles::default(),
             configurations: Configuration::defaults("overlayfs"),
+            sources: Vec::new(),
             clock: Clock::default(),
             observer: None,
         }

@@ -186,6 +186,11 @@ impl RunningJob {
         self.push_event(index, Phase::Progress, None, Some(bytes));
     }
 
+    /// Emits the event that `bytes` of the layer's blob have been fetched.
+    pub(crate) fn emit_fetching(&self, index: usize, bytes: u64) {
+        self.push_event(index, Phase::Fetching, None, Some(bytes));
+    }
+
     fn push_event(&self, index: usize, phase: Phase, waits_for: Option<String>, read: Option<u64>) {
         let layer = &self.spec.plan.layers[index];
         self.events().push(Event {

@@ -19,6 +19,7 @@ use crate::monitor::JobMonitor;
 use crate::orphans::take_over;
 use crate::plan::PlannedLayer;
 use crate::repair::repair;
+use crate::supply::Supply;
 
 /// Unpacks the chain, protects it from garbage collection by a label of the config blob, and
 /// returns the reports of its layers.
@@ -50,10 +51,14 @@ pub(crate) async fn unpack(
     }
     take_over_orphans(chain, keeper, top).await;
     let mut reports = report_existing(chain, present);
-    let missing = missing_layers(chain, present);
-    let made = make_missing(chain, &missing, &mut reports).await;
+    let missing = missing_layers(chain, present).await?;
+    let made = tokio::select! {
+        made = make_missing(chain, &missing, &mut reports) => made,
+        never = missing.supply.fetch_planned(chain) => match never {},
+    };
     // Before the snapshot that a failed layer is being written to is removed.
     missing.batch.end().await;
+    missing.supply.end(chain).await;
     made?;
     root(chain).await?;
     if chain.has_waited() {
@@ -64,22 +69,25 @@ pub(crate) async fn unpack(
     Ok(reports)
 }
 
-fn missing_layers(chain: &Chain, first: usize) -> MissingLayers {
+async fn missing_layers(chain: &Chain, first: usize) -> Result<MissingLayers, UnpackError> {
     let (backend, spec) = (&chain.backend, &chain.job.spec);
-    let layers = chain.layers().iter().skip(first);
+    let supply = Arc::new(Supply::plan(chain, first).await?);
     let batch = Batch {
         scope: backend.scope.clone(),
         snapshotter: spec.snapshotter.clone(),
-        layers: layers
-            .map(|layer| layer.descriptor.clone().into())
-            .collect(),
+        layers: supply.batch_layers(chain),
         sync_fs: backend.profiles.get(&spec.snapshotter).sync_fs,
-        monitor: Arc::new(JobMonitor::new(Arc::clone(&chain.job), first)),
+        monitor: Arc::new(JobMonitor::new(
+            Arc::clone(&chain.job),
+            first,
+            Arc::clone(&supply),
+        )),
     };
-    MissingLayers {
+    Ok(MissingLayers {
         first,
         batch: in_batch(&backend.ports.applier, batch),
-    }
+        supply,
+    })
 }
 
 async fn make_missing(

@@ -64,6 +64,11 @@ pub struct SimulatedImage {
 }
 
 impl SimulatedImage {
+    /// Returns the bytes of one of the image's blobs.
+    pub fn blob(&self, digest: &Digest) -> Option<&[u8]> {
+        self.blobs.get(digest).map(|(bytes, _)| &**bytes)
+    }
+
     /// Creates an image of these layers.
     pub fn new(layers: impl IntoIterator<Item = SimulatedLayer>) -> Self {
         Self::of(&Platform::host(), layers)

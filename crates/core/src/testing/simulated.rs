@@ -170,6 +170,19 @@ impl Simulated {
         self.state().namespace(namespace).blobs.remove(digest);
     }
 
+    /// Returns whether a blob exists.
+    pub fn has_blob(&self, namespace: &str, digest: &Digest) -> bool {
+        let mut state = self.state();
+        state.namespace(namespace).blobs.contains_key(digest)
+    }
+
+    /// Returns the names of the ingests that were not committed.
+    pub fn ingests(&self, namespace: &str) -> Vec<String> {
+        let mut state = self.state();
+        let ingests = &state.namespace(namespace).ingests;
+        ingests.keys().cloned().collect()
+    }
+
     /// Sets the faults of the following calls, and resets the counters.
     pub fn set_faults(&self, faults: impl IntoIterator<Item = Fault>) {
         let mut state = self.state();

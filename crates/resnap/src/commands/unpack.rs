@@ -121,6 +121,7 @@ fn listen() -> Result<(JoinHandle<()>, CancellationToken)> {
 fn summary(report: &Report) -> String {
     let parts = [
         (LayerOutcome::Applied, "applied"),
+        (LayerOutcome::Copied, "copied from another snapshotter"),
         (LayerOutcome::Existed, "already there"),
         (LayerOutcome::Staged, "staged"),
         (LayerOutcome::Remote, "remote"),

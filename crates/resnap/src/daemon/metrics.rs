@@ -150,6 +150,7 @@ impl Metrics {
         for phase in [
             Phase::Existed,
             Phase::Committed,
+            Phase::Copied,
             Phase::Staged,
             Phase::Remote,
             Phase::Joined,
@@ -249,6 +250,7 @@ fn layer_outcome(phase: Phase) -> Option<&'static str> {
     Some(match phase {
         Phase::Existed => "existed",
         Phase::Committed => "applied",
+        Phase::Copied => "copied",
         Phase::Staged => "staged",
         Phase::Remote => "remote",
         Phase::Joined => "joined",

@@ -3,6 +3,7 @@
 
 //! Images, blobs, and blobs written to snapshots.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -88,7 +89,11 @@ pub async fn ingests(given: &Given) {
     let mut ingest = open().await.unwrap();
     assert_eq!(ingest.offset(), 0);
     assert_kind(open().await.map(drop), Kind::Unavailable);
+    let existing = [descriptor.digest.clone(), given.layers[0].0.digest.clone()];
+    let found = content.existing(&scope, &existing).await.unwrap();
+    assert_eq!(found, HashSet::from([given.layers[0].0.digest.clone()]));
     ingest.write(bytes.slice(..half)).await.unwrap();
+    assert_eq!(writer.written(&scope, &name).await.unwrap(), half as u64);
     drop(ingest);
     let mut ingest = reopen(open).await;
     assert_eq!(ingest.offset(), half as u64, "it goes on where it was");
@@ -115,6 +120,7 @@ pub async fn ingests(given: &Given) {
     drop(reopen(open).await);
     until_aborted(given, &scope, &name).await;
     assert_kind(writer.abort(&scope, &name).await, Kind::NotFound);
+    assert_kind(writer.written(&scope, &name).await, Kind::NotFound);
     let missing = content.info(&scope, &descriptor.digest).await;
     assert_kind(missing, Kind::NotFound);
     given.end_lease(&lease).await;

@@ -21,6 +21,10 @@ enum Node {
 pub(super) fn collect(state: &mut State, now: SystemTime) {
     for namespace in state.namespaces.values_mut() {
         namespace.leases.retain(|_, lease| !has_expired(lease, now));
+        let leases = &namespace.leases;
+        namespace
+            .ingests
+            .retain(|name, _| leases.values().any(|lease| lease.ingests.contains(name)));
         let used = used(namespace);
         namespace
             .blobs

@@ -26,6 +26,9 @@ impl ContentWriter for Simulated {
                 if namespace.blobs.contains_key(&digest) {
                     return Err(Error::new(Kind::AlreadyExists, "open ingest", ingest));
                 }
+                if let Some(lease) = &wanted.lease {
+                    namespace.lease(lease)?.ingests.insert(ingest.clone());
+                }
                 let entry = namespace.ingests.entry(ingest.clone()).or_default();
                 if std::mem::replace(&mut entry.1, true) {
                     let error = Error::new(Kind::Unavailable, "open ingest", ingest);
@@ -41,6 +44,13 @@ impl ContentWriter for Simulated {
             descriptor: descriptor.clone(),
             offset,
         }))
+    }
+
+    async fn written(&self, scope: &Scope, name: &str) -> Result<u64> {
+        let state = &mut self.state();
+        let ingest = state.namespace(&scope.namespace).ingests.get(name);
+        let (bytes, _) = ingest.ok_or_else(|| not_found("look up ingest", name))?;
+        Ok(bytes.len() as u64)
     }
 
     async fn abort(&self, scope: &Scope, name: &str) -> Result<()> {

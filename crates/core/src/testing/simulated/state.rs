@@ -47,6 +47,7 @@ pub(super) struct Lease {
     pub(super) created: SystemTime,
     pub(super) labels: Labels,
     pub(super) content: BTreeSet<Digest>,
+    pub(super) ingests: BTreeSet<String>,
     pub(super) snapshots: BTreeSet<(String, SnapshotKey)>,
 }
 
@@ -174,6 +175,7 @@ impl Namespace {
             created,
             labels,
             content: BTreeSet::new(),
+            ingests: BTreeSet::new(),
             snapshots: BTreeSet::new(),
         };
         self.leases.insert(Arc::clone(&id.0), lease);
@@ -224,14 +226,17 @@ impl Lease {
     pub(super) fn add(&mut self, resource: Resource) {
         match resource {
             Resource::Content(digest) => self.content.insert(digest),
+            Resource::Ingest(name) => self.ingests.insert(name),
             Resource::Snapshot { snapshotter, key } => self.snapshots.insert((snapshotter, key)),
         };
     }
 
     pub(super) fn resources(&self) -> Vec<Resource> {
         let content = self.content.iter().cloned().map(Resource::Content);
+        let ingests = self.ingests.iter().cloned().map(Resource::Ingest);
         let snapshots = self.snapshots.iter().cloned();
         content
+            .chain(ingests)
             .chain(snapshots.map(|(snapshotter, key)| Resource::Snapshot { snapshotter, key }))
             .collect()
     }

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Fetching a blob from a source into the content store, once for all jobs and processes.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use resnap_core::{BlobSource, Error, Ingest, Kind, Labels, MissingBlob, Resource, Result};
+use tokio::time::{Instant, sleep};
+
+use crate::chain::Chain;
+use crate::lease::undo;
+
+/// The prefix of the label with the repositories that a blob was pulled from; the registry's host
+/// follows (containerd `pkg/labels/labels.go`).
+pub(crate) const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
+
+/// The pause between looks at an ingest that another client writes.
+const POLL: Duration = Duration::from_millis(200);
+
+/// The longest time without progress of another client that writes the blob.
+const STALL: Duration = Duration::from_secs(60);
+
+/// The shortest time between two progress events.
+const PACE: Duration = Duration::from_millis(100);
+
+/// Returns the name of a blob's ingest: containerd's own, so that a pull and a job wait for each
+/// other, and each goes on where the other has stopped (containerd `core/remotes/handlers.go`,
+/// `MakeRefKey`).
+fn ingest_name(blob: &MissingBlob) -> String {
+    format!("layer-{}", blob.descriptor.digest)
+}
+
+/// Fetches the blob of the layer at `index` under the lease of the job, unless it exists by now.
+pub(crate) async fn fetch(
+    chain: &Chain,
+    index: usize,
+    source: &dyn BlobSource,
+    blob: &MissingBlob,
+) -> Result<()> {
+    let name = ingest_name(blob);
+    let fetched = write(chain, index, source, blob, &name).await;
+    if fetched.is_err() {
+        // Nothing partial stays, unless another client is writing it.
+        abort(chain, &name).await;
+    }
+    fetched
+}
+
+/// Removes what was fetched of a blob, unless another client is writing it.
+pub(crate) async fn abort_fetch(chain: &Chain, blob: &MissingBlob) {
+    abort(chain, &ingest_name(blob)).await;
+}
+
+async fn abort(chain: &Chain, name: &str) {
+    let (writer, scope) = (&chain.backend.ports.writer, &chain.backend.scope);
+    if let Err(error) = undo(|| writer.abort(scope, name)).await {
+        tracing::debug!(%error, name, "the ingest goes with the lease");
+    }
+}
+
+async fn write(
+    chain: &Chain,
+    index: usize,
+    source: &dyn BlobSource,
+    blob: &MissingBlob,
+    name: &str,
+) -> Result<()> {
+    let digest = &blob.descriptor.digest;
+    let Some(mut ingest) = open(chain, blob, name).await? else {
+        return Ok(());
+    };
+    let size = blob.descriptor.size;
+    let mut last_sent = Instant::now();
+    if ingest.offset() < size {
+        let mut stream = source.open(blob, ingest.offset()).await?;
+        while let Some(piece) = stream.next().await {
+            let piece = piece?;
+            if piece.len() as u64 > size.saturating_sub(ingest.offset()) {
+                let error = Error::new(Kind::DataLoss, "fetch", digest.as_str());
+                return Err(error.with_source(format!("there are more than its {size} bytes")));
+            }
+            ingest.write(piece).await?;
+            if last_sent.elapsed() >= PACE {
+                last_sent = Instant::now();
+                chain.job.emit_fetching(index, ingest.offset());
+            }
+        }
+    }
+    if ingest.offset() != size {
+        let error = Error::new(Kind::DataLoss, "fetch", digest.as_str());
+        let bytes = ingest.offset();
+        return Err(error.with_source(format!("there are {bytes} bytes instead of {size}")));
+    }
+    commit(chain, ingest, blob, name).await
+}
+
+/// Opens the ingest, and waits for another client that writes it; `None` if the blob exists by now.
+async fn open(chain: &Chain, blob: &MissingBlob, name: &str) -> Result<Option<Box<dyn Ingest>>> {
+    let (writer, digest) = (&chain.backend.ports.writer, &blob.descriptor.digest);
+    let mut progress = (None, Instant::now());
+    loop {
+        let scope = chain.lease.scope().await?.clone();
+        match writer.ingest(&scope, name, &blob.descriptor).await {
+            Ok(ingest) => return Ok(Some(ingest)),
+            Err(error) if error.is_already_exists() => match adopt(chain, blob).await? {
+                true => return Ok(None),
+                false => {}
+            },
+            Err(error) if error.kind() == Kind::Unavailable => {
+                let written = writer.written(&scope, name).await.ok();
+                if written != progress.0 {
+                    progress = (written, Instant::now());
+                }
+                if progress.1.elapsed() > STALL {
+                    return Err(Error::new(Kind::DeadlineExceeded, "fetch", digest.as_str())
+                        .with_source(error));
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Adds a blob that another client wrote to the lease. Returns whether it exists.
+pub(crate) async fn adopt(chain: &Chain, blob: &MissingBlob) -> Result<bool> {
+    let (ports, digest) = (&chain.backend.ports, &blob.descriptor.digest);
+    chain.lease.add(&Resource::Content(digest.clone())).await?;
+    match ports.content.info(&chain.backend.scope, digest).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn commit(
+    chain: &Chain,
+    ingest: Box<dyn Ingest>,
+    blob: &MissingBlob,
+    name: &str,
+) -> Result<()> {
+    let repositories = blob.repositories.iter();
+    let labels: Labels = repositories
+        .map(|(host, names)| (format!("{DISTRIBUTION_SOURCE}{host}"), names.join(",")))
+        .collect();
+    let mut committed = ingest.commit(&labels).await;
+    if committed.as_ref().is_err_and(Error::is_not_found) {
+        // The lease under which the ingest was opened has been renewed since.
+        if let Some(again) = open(chain, blob, name).await? {
+            committed = again.commit(&labels).await;
+        }
+    }
+    match committed {
+        Err(error) if error.is_already_exists() => adopt(chain, blob).await.map(drop),
+        Err(error) if error.kind() == Kind::FailedPrecondition => {
+            let digest = blob.descriptor.digest.as_str();
+            Err(Error::new(Kind::DataLoss, "fetch", digest).with_source(error))
+        }
+        committed => committed,
+    }
+}

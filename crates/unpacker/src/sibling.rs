@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The chain of the same image on another snapshotter, from which layers are copied.
+
+use std::sync::Arc;
+
+use resnap_core::{ChainId, ChainView, Error, Kind, LayerCopy, SnapshotInfo, SnapshotKey};
+use uuid::Uuid;
+
+use crate::chain::Chain;
+use crate::lease::undo;
+use crate::sources::COPIED_FROM;
+
+/// A chain on another snapshotter, and the view that names the directories of its layers.
+pub(crate) struct Sibling {
+    view: Arc<ChainView>,
+    key: SnapshotKey,
+}
+
+impl Sibling {
+    /// Finds the snapshotter that has the most of the chain's layers, and creates a view of them
+    /// under the lease of the job: without a lease, garbage collection removes the view.
+    pub(crate) async fn find(chain: &Chain) -> Result<Self, Error> {
+        let spec = &chain.job.spec;
+        let ports = &chain.backend.ports;
+        let all = ports.introspection.snapshotters().await?;
+        let others = all.into_iter().filter(|other| {
+            other.failure.is_none()
+                && other.name != spec.snapshotter
+                && ports.applier.can_copy_from(&other.name)
+        });
+        let mut best: Option<(String, Vec<SnapshotInfo>)> = None;
+        for other in others {
+            let found = committed(chain, &other.name).await?;
+            let most = best.as_ref().map_or(0, |(_, found)| found.len());
+            if found.len() > most {
+                best = Some((other.name, found));
+            }
+        }
+        let Some((snapshotter, snapshots)) = best else {
+            let none = Error::new(Kind::NotFound, "copy layers from", "another snapshotter");
+            return Err(none.with_source("none has them in a form that can be copied"));
+        };
+        let top = &chain.layers()[snapshots.len() - 1].chain_id;
+        let unique = Uuid::new_v4().simple().to_string();
+        // The name of an extraction, so that it is removed with those of a process that was killed.
+        let key = SnapshotKey::extraction(&unique, top);
+        let scope = chain.lease.scope().await?.clone();
+        let mounts = chain.backend.snapshotter(&snapshotter);
+        let mounts = mounts.view(&scope, &key, top).await?;
+        Ok(Self {
+            view: Arc::new(ChainView {
+                snapshotter,
+                mounts,
+                snapshots,
+            }),
+            key,
+        })
+    }
+
+    /// Returns the copy of the layer at `index`, if it can be made.
+    pub(crate) async fn copy(&self, chain: &Chain, index: usize) -> Result<LayerCopy, Error> {
+        let snapshotter = &self.view.snapshotter;
+        if index >= self.view.snapshots.len() {
+            let missing = Error::new(Kind::NotFound, "copy from", &**snapshotter);
+            return Err(missing.with_source("it does not have the layer"));
+        }
+        let applier = &chain.backend.ports.applier;
+        applier.inspect(&self.view, index..index + 1).await?;
+        Ok(LayerCopy {
+            chain: Arc::clone(&self.view),
+            index,
+        })
+    }
+
+    /// Removes the view. If that fails, it goes with the lease.
+    pub(crate) async fn end(&self, chain: &Chain) {
+        let backend = &chain.backend;
+        let snapshotter = backend.snapshotter(&self.view.snapshotter);
+        if let Err(error) = undo(|| snapshotter.remove(&backend.scope, &self.key)).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "the view of another snapshotter goes with the lease");
+        }
+    }
+}
+
+/// Returns the name of the snapshotter that a copied layer was taken from at first.
+pub(crate) fn origin(copy: &LayerCopy) -> &str {
+    let snapshot = copy.chain.snapshots.get(copy.index);
+    let label = snapshot.and_then(|snapshot| snapshot.labels.get(COPIED_FROM));
+    label.map_or(&*copy.chain.snapshotter, String::as_str)
+}
+
+/// Returns the committed snapshots of the chain on a snapshotter, from the base to the highest.
+async fn committed(chain: &Chain, snapshotter: &str) -> Result<Vec<SnapshotInfo>, Error> {
+    let backend = &chain.backend;
+    let snapshotter = backend.snapshotter(snapshotter);
+    let find = async |chain_id: &ChainId| backend.committed(&*snapshotter, chain_id).await;
+    let mut found = Vec::new();
+    // The parents of a committed snapshot exist.
+    for layer in chain.layers().iter().rev() {
+        match find(&layer.chain_id).await? {
+            Some(info) => found.push(info),
+            None if found.is_empty() => {}
+            None => return Ok(Vec::new()),
+        }
+    }
+    found.reverse();
+    Ok(found)
+}

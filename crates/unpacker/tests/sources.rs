@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Layers whose blobs are missing are got from sources.
+
+// Test code: it fails by panicking.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
+use resnap_core::{BlobSource, ByteStream, Digest, Error, Kind, MissingBlob, Result};
+use resnap_unpacker::{
+    Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,
+};
+
+const NAMESPACE: &str = "k8s.io";
+
+/// A source in memory that records what it is asked for.
+#[derive(Default)]
+struct Memory {
+    blobs: Mutex<BTreeMap<Digest, Vec<u8>>>,
+    opened: Mutex<Vec<(MissingBlob, u64)>>,
+}
+
+impl Memory {
+    fn opened(&self) -> Vec<Digest> {
+        let opened = self.opened.lock().unwrap();
+        let digests = opened
+            .iter()
+            .map(|(blob, _)| blob.descriptor.digest.clone());
+        digests.collect()
+    }
+}
+
+#[async_trait]
+impl BlobSource for Memory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
+        self.opened.lock().unwrap().push((blob.clone(), offset));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let blobs = self.blobs.lock().unwrap();
+        let bytes = blobs.get(&blob.descriptor.digest).ok_or_else(|| {
+            Error::new(Kind::NotFound, "find", blob.descriptor.digest.as_str())
+                .with_source("it is not in memory")
+        })?;
+        let rest = bytes[usize::try_from(offset).unwrap()..].to_vec();
+        let pieces: Vec<Result<Bytes>> = rest
+            .chunks(16)
+            .map(|piece| Ok(Bytes::copy_from_slice(piece)))
+            .collect();
+        Ok(futures::stream::iter(pieces).boxed())
+    }
+}
+
+/// An image whose blobs of the layers at `missing` are in the source only.
+fn discarded(missing: &[usize]) -> (Simulated, Arc<Memory>, SimulatedImage) {
+    let backend = Simulated::new();
+    backend.add_snapshotter("erofs", Behaviour::Ordinary);
+    backend.add_snapshotter("nydus", Behaviour::Remote);
+    let layers = ["a", "b", "c"].map(SimulatedLayer::new);
+    let image = SimulatedImage::new(layers);
+    backend.add_image(NAMESPACE, "docker.io/library/web:1", &image);
+    let source = Memory::default();
+    for index in missing {
+        let digest = &image.layers[*index].descriptor.digest;
+        let bytes = image.blob(digest).unwrap().to_vec();
+        let mut blobs = source.blobs.lock().unwrap();
+        blobs.insert(digest.clone(), bytes);
+        backend.remove_blob(NAMESPACE, digest);
+    }
+    (backend, Arc::new(source), image)
+}
+
+fn engine(backend: &Simulated, source: &Arc<Memory>) -> Engine {
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(Arc::clone(source) as _)];
+    Engine::new(backend.ports(), NAMESPACE, settings).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_needed_and_missing_layers_are_fetched() {
+    let (backend, source, image) = discarded(&[0, 2]);
+    let engine = engine(&backend, &source);
+    let job = engine.unpack(Request::new("web:1").on("erofs"));
+    let events: Vec<Event> = job.events().collect().await;
+    let report = job.await.unwrap();
+    assert_eq!(report.count(LayerOutcome::Applied), 3);
+    let digest = |index: usize| image.layers[index].descriptor.digest.clone();
+    let opened: BTreeSet<Digest> = source.opened().into_iter().collect();
+    assert_eq!(opened, BTreeSet::from([digest(0), digest(2)]));
+    let fetching = |event: &&Event| event.phase == Phase::Fetching;
+    assert!(
+        events
+            .iter()
+            .any(|event| fetching(&event) && event.layer == 1)
+    );
+    assert!(
+        !events
+            .iter()
+            .any(|event| fetching(&event) && event.layer == 2)
+    );
+    let (blob, _) = source.opened.lock().unwrap()[0].clone();
+    assert_eq!(blob.reference.as_deref(), Some("docker.io/library/web:1"));
+
+    backend.collect_garbage();
+    let plan = engine.plan(&Request::new("web:1")).await.unwrap();
+    assert!(engine.is_ready(&plan, "erofs").await.unwrap());
+    assert!(backend.leases(NAMESPACE).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshotter_that_needs_no_content_fetches_none() {
+    let (backend, source, _) = discarded(&[0, 1, 2]);
+    let engine = engine(&backend, &source);
+    let report = engine.unpack(Request::new("web:1").on("nydus")).await;
+    assert_eq!(report.unwrap().count(LayerOutcome::Remote), 3);
+    assert_eq!(source.opened(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_fetch_a_blob_once() {
+    let (backend, source, _) = discarded(&[0, 1, 2]);
+    backend.add_snapshotter("native", Behaviour::Ordinary);
+    let (one, two) = (engine(&backend, &source), engine(&backend, &source));
+    let jobs = [
+        one.unpack(Request::new("web:1").on("erofs")),
+        one.unpack(Request::new("web:1").on("native")),
+        two.unpack(Request::new("web:1").on("native")),
+    ];
+    for job in jobs {
+        job.await.unwrap();
+    }
+    let mut opened = source.opened();
+    opened.sort();
+    let all = opened.len();
+    opened.dedup();
+    assert_eq!((opened.len(), all), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_bytes_fail_and_leave_nothing() {
+    let (backend, source, image) = discarded(&[1]);
+    let digest = &image.layers[1].descriptor.digest;
+    for change in [
+        |bytes: &mut Vec<u8>| bytes[3] ^= 1,
+        |bytes: &mut Vec<u8>| bytes.truncate(7),
+        |bytes: &mut Vec<u8>| bytes.push(0),
+        |bytes: &mut Vec<u8>| bytes.clear(),
+    ] {
+        let mut wrong = image.blob(digest).unwrap().to_vec();
+        change(&mut wrong);
+        source.blobs.lock().unwrap().insert(digest.clone(), wrong);
+        let error = engine(&backend, &source)
+            .unpack(Request::new("web:1").on("erofs"))
+            .await
+            .unwrap_err();
+        let UnpackError::MissingBlob { tried, .. } = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(tried.len(), 1, "{tried:?}");
+        assert_eq!(tried[0].error.kind(), Kind::DataLoss);
+        assert!(error.to_string().contains("memory: "), "{error}");
+        assert_eq!(backend.ingests(NAMESPACE), Vec::<String>::new());
+        assert!(!backend.has_blob(NAMESPACE, digest));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_names_each_source_and_its_reason() {
+    let (backend, source, image) = discarded(&[1]);
+    source.blobs.lock().unwrap().clear();
+    let error = engine(&backend, &source)
+        .unpack(Request::new("web:1").on("erofs"))
+        .await
+        .unwrap_err();
+    let text = error.to_string();
+    let digest = &image.layers[1].descriptor.digest;
+    for part in [digest.as_str(), "erofs", "memory: ", "it is not in memory"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(error.kind(), Kind::NotFound);
+}
