@@ -4,7 +4,7 @@
 //! The daemon's own API, and the commands that use it.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -479,7 +479,13 @@ fn api_daemon_stops_after_its_calls(node: &Node) -> Result<()> {
     let stopping = std::thread::spawn(move || served.stop());
     // It takes nobody any more.
     eventually("it stops", DEADLINE, || {
-        Ok(std::os::unix::net::UnixStream::connect(&socket).is_err())
+        let connection = std::os::unix::net::UnixStream::connect(&socket);
+        Ok(connection.is_err_and(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            )
+        }))
     })?;
     ensure!(!stopping.is_finished(), "it does not wait for its calls");
     held.release();

@@ -198,7 +198,9 @@ fn metrics_count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
     let held = tap.hold(Method::APPLY, 2, Point::Before);
     for (answers, joined) in [(1.0, 0.0), (2.0, 1.0)] {
         let created = hurried.create_container(&sandbox, "slow", &image, &[]);
-        ensure!(created.is_err(), "created without its image");
+        let error = created.err().context("created without its image")?;
+        let status = error.downcast_ref::<Status>().context("no status")?;
+        ensure!(status.code() == Code::DeadlineExceeded, "{status:?}");
         let (_, now) = metrics(address)?;
         let values = [
             (IN_FLIGHT, 1.0),
