@@ -272,7 +272,7 @@ mod tests {
         let reads = backend.calls(Operation::OpenContent);
         assert_eq!(kind(&engine, "tall").await, Kind::InvalidArgument);
         assert_eq!(backend.calls(Operation::OpenContent), reads);
-        // Of another name it is another image.
+        // The same content under another name is another image.
         backend.add_image("k8s.io", "again", &tall);
         assert_eq!(kind(&engine, "again").await, Kind::InvalidArgument);
         assert!(backend.calls(Operation::OpenContent) > reads);

@@ -136,7 +136,7 @@ mod tests {
         assert_eq!((half.state, half.waiters), (JobState::Running, 1));
         let half = shown([half]);
         assert_eq!(shown(engine.jobs()), half);
-        // Who comes later sees it at once.
+        // A later watcher gets the current state at once.
         assert_eq!(shown(engine.watch_jobs().next().await), half);
 
         let second = ask(&engine, "api");

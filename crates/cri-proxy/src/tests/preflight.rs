@@ -274,7 +274,7 @@ async fn a_request_whose_sandbox_is_unknown_is_forwarded() {
 
 #[tokio::test(start_paused = true)]
 async fn a_missing_sandbox_image_is_pulled_once() {
-    // Of two pods that start together, one makes containerd pull.
+    // Two pods start at the same time, and only one makes containerd pull.
     let bed = Bed::answering([unknown(), unknown(), Answer::Ready, Answer::Ready]);
     let (first, second) = (pod("nydus"), pod("nydus"));
     let results = tokio::join!(bed.before(&first), bed.before(&second));

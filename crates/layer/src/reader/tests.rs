@@ -178,7 +178,7 @@ fn long_names() {
 
     let (entry, _) = one(Tar::default().with(b'0', "name", b"", &[(345, b"prefix")]));
     assert_eq!(entry.path, b"prefix/name");
-    // Where GNU has times, Go before 1.8 wrote prefixes.
+    // Go before 1.8 wrote prefixes to the fields that hold times in the GNU format.
     for (times, path) in [
         (&b"00000001747\0"[..], "name"),
         (b"prefix\0", "prefix/name"),

@@ -162,7 +162,7 @@ async fn who_stops_waiting_leaves_no_place() {
 async fn the_images_of_one_tenant_leave_others_their_turn() {
     let slots = Slots::new(2);
     let shares: Vec<Share> = (0..8).map(|job| slots.share(job)).collect();
-    // Of one tenant as many as may be at work, and more.
+    // One tenant has more jobs than slots.
     let hostile: Vec<Urgency> = shares[..6]
         .iter()
         .map(|share| share.mark_urgent(Some("a/pod")))
