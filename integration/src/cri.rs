@@ -242,11 +242,11 @@ impl Cri {
             timeout: 10,
         };
         let answer: m::ExecSyncResponse = self.call("ExecSync", request)?;
-        let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+        let output = String::from_utf8_lossy(&answer.stdout).into_owned();
         if answer.exit_code != 0 {
-            bail!("{command:?} ended with {}: {said}", answer.exit_code);
+            bail!("{command:?} ended with {}: {output}", answer.exit_code);
         }
-        Ok(said)
+        Ok(output)
     }
 
     /// Polls until the container has ended, then reads its log.

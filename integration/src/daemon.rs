@@ -135,7 +135,7 @@ impl Containerd {
         command: &[&str],
     ) -> Result<String> {
         let id = container_id()?;
-        // Of a process that ends at once, `ctr` may lose what comes through its pipes.
+        // `ctr` may lose output in its pipes if the process exits immediately.
         let log = self.scratch().join(&id);
         let log_uri = format!("file://{}", log.display());
         let on = ["--snapshotter", snapshotter, "--log-uri", &log_uri];
@@ -147,14 +147,14 @@ impl Containerd {
                 .args(command),
         );
         // A container that was not started wrote nothing.
-        let said = fs::read_to_string(&log).unwrap_or_default();
+        let output = fs::read_to_string(&log).unwrap_or_default();
         ran.with_context(|| {
             format!(
-                "run {image} on {snapshotter} of {}; it wrote {said:?}",
+                "run {image} on {snapshotter} of {}; it wrote {output:?}",
                 self.name()
             )
         })?;
-        Ok(said)
+        Ok(output)
     }
 
     /// Calls `look` with the root of a container of an image, as its first process finds it;

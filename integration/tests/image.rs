@@ -105,7 +105,7 @@ fn paths_of_real_images_take_few_lookups() {
 }
 
 #[test]
-fn the_torture_table_is_long_and_has_no_name_twice() {
+fn edge_cases_are_many_and_have_unique_names() {
     let cases: Vec<_> = EDGE_CASES
         .iter()
         .copied()

@@ -204,9 +204,9 @@ impl Processes {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let ended = child.try_wait()?;
-            if ended.is_some() || Instant::now() > deadline {
-                let why = match ended {
+            let status = child.try_wait()?;
+            if status.is_some() || Instant::now() > deadline {
+                let why = match status {
                     Some(status) => format!("ended by itself: {status}"),
                     None => format!("does not answer after {START:?}"),
                 };

@@ -78,9 +78,9 @@ impl Dist {
     }
 
     fn open(bin: PathBuf, tools: PathBuf) -> Result<Self> {
-        let said = output(Command::new(bin.join("containerd")).arg("--version"))?;
-        let version = parse_version(&said)
-            .with_context(|| format!("{bin:?}/containerd --version has no version: {said}"))?;
+        let text = output(Command::new(bin.join("containerd")).arg("--version"))?;
+        let version = parse_version(&text)
+            .with_context(|| format!("{bin:?}/containerd --version has no version: {text}"))?;
         for program in ["containerd-shim-runc-v2", "ctr"] {
             if !bin.join(program).is_file() {
                 bail!("{bin:?} has no {program}");
@@ -95,8 +95,8 @@ impl Dist {
 }
 
 /// The version in `containerd github.com/containerd/containerd 1.6.20~ds1 ...`.
-fn parse_version(said: &str) -> Option<(u32, u32, u32)> {
-    said.split_whitespace().find_map(|word| {
+fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
+    text.split_whitespace().find_map(|word| {
         let word = word.trim_start_matches('v');
         let mut numbers = word.splitn(3, '.').map(|part| {
             let end = part.find(|c: char| !c.is_ascii_digit());
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn versions_are_read_as_the_packages_write_them() {
-        for (said, version) in [
+        for (text, version) in [
             (
                 "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u1",
                 (1, 6, 20),
@@ -287,7 +287,7 @@ mod tests {
                 (2, 4, 0),
             ),
         ] {
-            assert_eq!(parse_version(said), Some(version), "{said}");
+            assert_eq!(parse_version(text), Some(version), "{text}");
         }
         assert_eq!(parse_version("containerd"), None);
     }

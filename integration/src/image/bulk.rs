@@ -3,9 +3,9 @@
 
 //! Images that are large, in entries or in bytes, for measuring.
 //!
-//! What is in their files are the bytes of real programs and scripts from Debian's packages, again
-//! and again from other places: they compress as these do, since gzip looks back 32 KiB. A layer goes
-//! straight to the archive while it is made, so an image takes no more memory than its material.
+//! The files consist of bytes of real programs and scripts from Debian packages, repeated from different
+//! offsets. They compress as well as the originals, since the window of gzip is 32 KiB. Layers are written
+//! directly to the archive, so an image needs no more memory than its source material.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};

@@ -189,8 +189,8 @@ pub(super) fn web_layers(count: usize) -> Result<Vec<Layer>> {
         .collect()
 }
 
-/// What a container needs and no package ships: the links of the merged `/usr`, mount points
-/// and the two databases of names.
+/// Returns the entries that a container needs and no package contains: the links of the merged `/usr`,
+/// mount points and the two databases of names.
 fn system() -> Vec<Entry> {
     let merged = MERGED.map(|dir| Entry::symlink(dir, format!("usr/{dir}")));
     let dirs = [

@@ -96,7 +96,7 @@ impl Layer {
         fs::write(&from, tar).context("cannot write a layer's tar")?;
         let mut mkfs = Command::new(debian::tools()?.join("mkfs.erofs"));
         mkfs.args(["--tar=f", "--aufs", "--quiet", "-Enoinline_data", "-b4096"])
-            // Of its own it takes a random UUID and the clock's time.
+            // The defaults are a random UUID and the current time.
             .args(["-U", "00000000-0000-4000-8000-000000000000", "--mkfs-time"])
             .arg(format!("-T{EPOCH}"))
             .args([&to, &from]);

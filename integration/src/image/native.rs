@@ -12,7 +12,7 @@ use super::catalog::busybox_payload;
 use super::layer::{Compression, Layer};
 use super::tar_entry::{self, Entry};
 
-/// What one manifest of [`forms`] is. All have two layers, the second of which deletes a file of the
+/// The form of a manifest of [`forms`]. All have two layers, the second of which deletes a file of the
 /// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {

@@ -135,12 +135,12 @@ impl Entry {
 
     /// The modification time in whole seconds, as a PAX record may say.
     pub fn seconds(&self) -> i64 {
-        let said = self.pax.iter().rfind(|(key, _)| key == b"mtime");
-        let said = said.and_then(|(_, value)| {
+        let stated = self.pax.iter().rfind(|(key, _)| key == b"mtime");
+        let stated = stated.and_then(|(_, value)| {
             let whole = value.split(|byte| *byte == b'.').next()?;
             str::from_utf8(whole).ok()?.parse().ok()
         });
-        said.unwrap_or(self.mtime)
+        stated.unwrap_or(self.mtime)
     }
 
     /// Sets the device number.

@@ -33,7 +33,7 @@ fn an_image_has_many_names(node: &Node) -> Result<()> {
     let hex = image.config.trim_start_matches("sha256:");
     let digest = format!("docker.io/library/hello@{}", image.manifest);
     node.ctr(&["images", "tag", &image.reference, &digest])?;
-    // Of a tag and a digest the digest counts, as for the CRI.
+    // If a name has a tag and a digest, the digest is used, as in the CRI.
     let check = node.resnap(&["check", "--json", &format!("hello:1@{}", image.manifest)])?;
     ensure!(check.json()?[0]["image"] == json!(digest));
     for name in [
@@ -54,11 +54,11 @@ fn an_image_has_many_names(node: &Node) -> Result<()> {
     let ids = [&image, &left, &right].map(|image| image.config.replace("sha256:", ""));
     for digit in "0123456789abcdef".chars() {
         let fits = ids.iter().filter(|id| id.starts_with(digit)).count();
-        let ended = node.resnap(&["check", "--json", &digit.to_string()])?;
+        let output = node.resnap(&["check", "--json", &digit.to_string()])?;
         match fits {
-            1 => drop(ended.json()?),
-            0 => ensure!(ended.error()?["kind"] == "NotFound"),
-            _ => ensure!(ended.error()?["kind"] == "InvalidArgument"),
+            1 => drop(output.json()?),
+            0 => ensure!(output.error()?["kind"] == "NotFound"),
+            _ => ensure!(output.error()?["kind"] == "InvalidArgument"),
         }
     }
     // A name is taken for a name before it is taken for the start of an ID.
@@ -85,7 +85,7 @@ fn unpack_tells_programs_each_step(node: &Node) -> Result<()> {
     };
     for (index, layer) in image.layers.iter().enumerate() {
         let steps = told(index as u64 + 1);
-        // How far it is is told as time passes.
+        // The number of progress events depends on time.
         let steps: Vec<&str> = steps.filter(|step| *step != "progress").collect();
         ensure!(
             steps == ["planned", "prepared", "applying", "committed"],
@@ -239,11 +239,11 @@ fn wrong_usage_ends_with_2(node: &Node) -> Result<()> {
         &["nosuch"],
         &[],
     ] {
-        let ended = node.resnap(wrong)?;
-        ensure!(ended.code == Some(2), "{wrong:?}: {ended:?}");
+        let output = node.resnap(wrong)?;
+        ensure!(output.code == Some(2), "{wrong:?}: {output:?}");
         ensure!(
-            ended.stderr.contains("Usage") || ended.stderr.contains("--help"),
-            "{ended:?}"
+            output.stderr.contains("Usage") || output.stderr.contains("--help"),
+            "{output:?}"
         );
     }
     // Without a containerd, as when a package is built.

@@ -156,8 +156,8 @@ fn files(dir: &Path) -> Result<Vec<String>> {
 }
 
 /// The report of an unpack that ended well.
-fn report(ended: CommandOutput) -> Result<Value> {
-    let mut lines = ended.json_lines()?;
+fn report(output: CommandOutput) -> Result<Value> {
+    let mut lines = output.json_lines()?;
     let last = lines.last_mut().context("nothing was printed")?;
     Ok(last["report"].take())
 }
@@ -172,17 +172,17 @@ fn start(command: &mut Command) -> Result<Child> {
 }
 
 /// Waits for a process and returns its status; one that does not end is killed.
-fn ended(child: &mut Child) -> Result<ExitStatus> {
+fn wait_for_exit(child: &mut Child) -> Result<ExitStatus> {
     let mut status = None;
-    let ended = eventually("the process ends", DEADLINE, || {
+    let exited = eventually("the process ends", DEADLINE, || {
         status = child.try_wait()?;
         Ok(status.is_some())
     });
-    if ended.is_err() {
+    if exited.is_err() {
         child.kill()?;
         child.wait()?;
     }
-    ended?;
+    exited?;
     status.context("no status")
 }
 

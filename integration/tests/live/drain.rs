@@ -60,8 +60,8 @@ fn proxy_ends_when_all_are_served(node: &Node) -> Result<()> {
             let created = create.join().map_err(|_| anyhow!("a client panicked"))?;
             created.context("one was not served")?;
         }
-        let ended = served.process.wait()?;
-        ensure!(ended.success(), "resnap serve ended with {ended}");
+        let status = served.process.wait()?;
+        ensure!(status.success(), "resnap serve ended with {status}");
         Ok(asked.elapsed())
     })?;
     ensure!(took < GRACE, "it took {took:?}");

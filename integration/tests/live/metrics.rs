@@ -264,7 +264,7 @@ fn metrics_healthz_tells_of_containerd(node: &Node) -> Result<()> {
     ensure!(becomes(200)? == "ok\n");
     served.stop()?;
 
-    // Who is there and says nothing is not well.
+    // A server that never answers is not healthy.
     let silent = node.containerd.socket().with_file_name(unique("silent"));
     let _listener = UnixListener::bind(&silent)?;
     let (served, address) = self::served(node, &silent)?;

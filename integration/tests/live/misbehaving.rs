@@ -46,7 +46,7 @@ fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
         client.write_all(garbage)?;
         ends(client).with_context(|| format!("nothing is said to {garbage:02x?}"))?;
     }
-    // What is looked into, and so has to come soon.
+    // The proxy inspects these requests, so they have a time limit.
     let looked_at = &large[..(4 << 20) - 5];
     halves(&served, looked_at)?;
     let more = memory(&served)?.saturating_sub(idle);
@@ -56,8 +56,8 @@ fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
         let mut client = connect()?;
         let beginning = Frames::begin();
         // Some have not even said all of that, or nothing.
-        let said = [beginning.len(), beginning.len(), 10, 0][number % 4];
-        client.write_all(&beginning.bytes()[..said])?;
+        let count = [beginning.len(), beginning.len(), 10, 0][number % 4];
+        client.write_all(&beginning.bytes()[..count])?;
         kept.push(client);
     }
     for _ in 0..MANY {
@@ -85,7 +85,7 @@ fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
     for _ in 0..200 {
         polite.status()?;
     }
-    // What is on its way arrives.
+    // Data in transit has to arrive first.
     std::thread::sleep(Duration::from_millis(500));
     let more = memory(&served)?.saturating_sub(idle);
     ensure!(more < MEMORY, "{more} KiB more than the {idle} of before");

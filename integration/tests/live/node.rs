@@ -97,8 +97,8 @@ impl Node {
 
     /// Unpacks an image with resnap and returns the report.
     pub(crate) fn unpack(&self, snapshotter: &str, image: &str) -> Result<Value> {
-        let ended = self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?;
-        let lines = ended.json_lines()?;
+        let output = self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?;
+        let lines = output.json_lines()?;
         let last = lines.last().context("unpack printed nothing")?;
         let report = last.get("report").context("the last line has no report")?;
         Ok(report.clone())
@@ -131,10 +131,10 @@ impl Node {
 
     /// Returns the output of a container of the image.
     pub(crate) fn run(&self, snapshotter: &str, image: &str) -> Result<String> {
-        let said = self
+        let output = self
             .containerd
             .run(&self.namespace, snapshotter, image, &[]);
-        Ok(said?.trim().to_owned())
+        Ok(output?.trim().to_owned())
     }
 
     /// The labels of a snapshot.

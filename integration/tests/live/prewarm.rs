@@ -79,7 +79,7 @@ fn prewarm_follows_its_rules(node: &Node) -> Result<()> {
     };
     let becomes_ready =
         |image: &str| eventually(&format!("{image} is ready"), DEADLINE, || ready(image));
-    // What was there, what comes, and what nobody wants.
+    // An existing image, a new one, and one that matches no pattern.
     becomes_ready(&left.reference)?;
     node.import(&right)?;
     node.import(&hello)?;

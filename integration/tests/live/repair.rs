@@ -115,12 +115,12 @@ fn repair_spares_a_running_container(node: &Node) -> Result<()> {
         })?;
         assert_repaired(node, snapshotter, &image.reference, 3)?;
         assert_labels(node, snapshotter, &image, &[])?;
-        let said = node.run(snapshotter, &image.reference)?;
-        ensure!(said == HELLO_SAYS, "it says {said:?}");
-        // What is whole is not made again, nor is it in anybody's way.
+        let output = node.run(snapshotter, &image.reference)?;
+        ensure!(output == HELLO_SAYS, "it says {output:?}");
+        // Complete layers are not unpacked again, even while they are mounted.
         containerd.look_into(&node.namespace, snapshotter, &image.reference, |_| {
-            let ended = repair(node, snapshotter, &image.reference)?;
-            let lines = ended.json_lines()?;
+            let output = repair(node, snapshotter, &image.reference)?;
+            let lines = output.json_lines()?;
             let report: &Value = &lines.last().context("nothing was printed")?["report"];
             ensure!(outcomes(report)?.get("existed") == Some(&3), "{report}");
             Ok(())
@@ -151,11 +151,11 @@ fn repair_spares_another_image(node: &Node) -> Result<()> {
 
 fn repair_tells_what_containerd_cannot_remove(node: &Node) -> Result<()> {
     let (one, other) = pair(node)?;
-    // What garbage collection removes, containerd still counts.
+    // containerd still counts children that garbage collection has removed.
     node.ctr(&["images", "rm", "--sync", &other.reference])?;
     let says = [&*one.reference, &*one.layers[1].chain_id, "overlayfs"];
-    let ended = repair(node, "overlayfs", &one.reference)?;
-    assert_error(ended, "FailedPrecondition", &says, "images rm --sync")?;
+    let output = repair(node, "overlayfs", &one.reference)?;
+    assert_error(output, "FailedPrecondition", &says, "images rm --sync")?;
     node.assert_nothing_left("overlayfs")?;
     // The next step works.
     node.ctr(&["images", "rm", "--sync", &one.reference])?;

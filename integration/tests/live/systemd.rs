@@ -61,13 +61,16 @@ impl Manager {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
             let message = self.hear()?;
-            if message.lines().any(|said| said.starts_with(line)) {
+            if message
+                .lines()
+                .any(|message_line| message_line.starts_with(line))
+            {
                 return Ok(());
             }
             let expected = message.starts_with(meanwhile) || message == "WATCHDOG=1\n";
             ensure!(expected, "heard {message:?} before {line}");
         }
-        bail!("{line} was not said")
+        bail!("{line} was not received")
     }
 }
 
@@ -170,8 +173,8 @@ fn systemd_hands_sockets_over(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What of the unit's hardening there is without systemd: everything is read-only but the runtime
-/// directory, and no capability is left.
+/// The hardening of the unit as far as it is possible without systemd: everything but the runtime directory is
+/// read-only, and there are no capabilities.
 const CONFINE: &str = r#"set -e
 dir=$1
 shift
@@ -188,7 +191,7 @@ fn systemd_may_confine_it(node: &Node) -> Result<()> {
         "NoNewPrivileges=yes\n",
         "ProtectSystem=strict\n",
         "RuntimeDirectory=resnap\n",
-        // Of all that is on the node it is the one to go if it takes too much.
+        // If it exceeds its memory, only this service is killed.
         "MemoryMax=1G\n",
         "TasksMax=1024\n",
         "OOMScoreAdjust=-500\n",
@@ -237,8 +240,8 @@ fn systemd_may_confine_it(node: &Node) -> Result<()> {
     ensure!(writable.is_empty(), "still writable: {writable:#?}");
 
     let sandbox = cri.run_pod_sandbox("erofs", "confined")?;
-    let said = cri.run(&sandbox, "container", &hello()?.reference, &[])?;
-    ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+    let exit = cri.run(&sandbox, "container", &hello()?.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     cri.remove_all()?;
     drop(cri);
     served.stop()

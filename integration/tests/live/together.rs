@@ -147,8 +147,8 @@ fn requests_of_one_process_unpack_once(node: &Node) -> Result<()> {
         ensure!(works.is_ready(name)?, "{name} is not ready");
     }
     node.assert_nothing_left(ON)?;
-    let said = node.run(ON, &other)?;
-    ensure!(said == HELLO_SAYS, "it says {said:?}");
+    let output = node.run(ON, &other)?;
+    ensure!(output == HELLO_SAYS, "it says {output:?}");
     works.tap.finish()
 }
 
@@ -286,8 +286,8 @@ fn images_that_share_layers_unpack_them_once(node: &Node) -> Result<()> {
 
     run_processes(&elsewhere, [names, names].concat(), layers)?;
     for (node, image, says) in [(node, &left, "left"), (&elsewhere, &right, "right")] {
-        let said = node.run(ON, &image.reference)?;
-        ensure!(said == says, "{} says {said:?}", image.reference);
+        let output = node.run(ON, &image.reference)?;
+        ensure!(output == says, "{} says {output:?}", image.reference);
     }
     Ok(())
 }
@@ -426,7 +426,7 @@ fn cancel_stops_a_job_for_all(node: &Node) -> Result<()> {
     let jobs = [(); 3].map(|()| works.unpack(&image.reference));
     for job in &jobs {
         let mut events = job.events();
-        // Who comes late is told all from the start.
+        // Later callers get all events from the start.
         for event in &told {
             let heard = works.next(&mut events)?;
             ensure!(heard == *event, "{heard:?} instead of {event:?}");

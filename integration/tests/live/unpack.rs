@@ -23,7 +23,7 @@ live_tests! {
     Containerd: every_layer_has_its_labels,
     Containerd: the_tree_is_that_of_a_pull,
     Erofs: erofs_equals_overlayfs,
-    Erofs: torture_on_erofs_equals_overlayfs,
+    Erofs: edge_cases_on_erofs_equal_overlayfs,
     Containerd: many_layers_fit_into_labels,
     Containerd: what_is_there_is_not_made_again,
     Containerd: shared_layers_are_made_once,
@@ -124,8 +124,8 @@ fn assert_same(
         report.join("\n")
     );
     for snapshotter in [left, right] {
-        let said = node.run(snapshotter, &image.reference)?;
-        ensure!(said == says, "from {snapshotter} it says {said:?}");
+        let output = node.run(snapshotter, &image.reference)?;
+        ensure!(output == says, "from {snapshotter} it says {output:?}");
     }
     Ok(())
 }
@@ -137,8 +137,8 @@ fn every_layer_has_its_labels(node: &Node) -> Result<()> {
     ensure!(outcomes(&report)? == all("applied", 3), "{report}");
     assert_labels(node, "native", &image, &[])?;
     node.assert_nothing_left("native")?;
-    let said = node.run("native", &image.reference)?;
-    ensure!(said == HELLO_SAYS, "it says {said:?}");
+    let output = node.run("native", &image.reference)?;
+    ensure!(output == HELLO_SAYS, "it says {output:?}");
     Ok(())
 }
 
@@ -156,13 +156,13 @@ fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
     pulled.unpack_by_containerd("overlayfs", &image.reference)?;
     node.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
     node.assert_nothing_left("overlayfs")?;
-    let ours = node.tree("overlayfs", &image.reference)?;
-    let theirs = pulled.tree("overlayfs", &image.reference)?;
-    let surprises = surprises(&compare(&theirs, &ours), EDGE_CASES_CLOCK);
+    let unpacked_tree = node.tree("overlayfs", &image.reference)?;
+    let pulled_tree = pulled.tree("overlayfs", &image.reference)?;
+    let surprises = surprises(&compare(&pulled_tree, &unpacked_tree), EDGE_CASES_CLOCK);
     let report: Vec<String> = surprises.iter().map(ToString::to_string).collect();
     ensure!(report.is_empty(), "{}", report.join("\n"));
-    let said = node.run("overlayfs", &image.reference)?;
-    ensure!(said == EDGE_CASES_SAYS, "it says {said:?}");
+    let output = node.run("overlayfs", &image.reference)?;
+    ensure!(output == EDGE_CASES_SAYS, "it says {output:?}");
     Ok(())
 }
 
@@ -176,7 +176,7 @@ fn erofs_equals_overlayfs(node: &Node) -> Result<()> {
     assert_same(node, ["overlayfs", "erofs"], &image, WEB_SAYS, ROOT_CLOCK)
 }
 
-fn torture_on_erofs_equals_overlayfs(node: &Node) -> Result<()> {
+fn edge_cases_on_erofs_equal_overlayfs(node: &Node) -> Result<()> {
     let image = edge_cases_mkfs()?;
     node.import(&image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
@@ -204,8 +204,8 @@ fn many_layers_fit_into_labels(node: &Node) -> Result<()> {
         named.count() < MANY_MAX,
         "all layers fit: this tests nothing"
     );
-    let said = node.run("overlayfs", &image.reference)?;
-    ensure!(said == MANY_MAX.to_string(), "it says {said:?}");
+    let output = node.run("overlayfs", &image.reference)?;
+    ensure!(output == MANY_MAX.to_string(), "it says {output:?}");
     node.assert_nothing_left("overlayfs")
 }
 
@@ -215,10 +215,10 @@ fn what_is_there_is_not_made_again(node: &Node) -> Result<()> {
     node.unpack("native", &image.reference)?;
     let again = node.unpack("native", &image.reference)?;
     ensure!(outcomes(&again)? == all("existed", 3), "{again}");
-    // What somebody else unpacked without labels does for a snapshotter that needs none.
+    // Layers that another client unpacked without labels are enough for a snapshotter that needs none.
     node.unpack_by_containerd("overlayfs", &image.reference)?;
-    let theirs = node.unpack("overlayfs", &image.reference)?;
-    ensure!(outcomes(&theirs)? == all("existed", 3), "{theirs}");
+    let report = node.unpack("overlayfs", &image.reference)?;
+    ensure!(outcomes(&report)? == all("existed", 3), "{report}");
     node.assert_nothing_left("native")?;
     node.assert_nothing_left("overlayfs")
 }
@@ -325,10 +325,10 @@ fn docker_media_types_and_platforms(node: &Node) -> Result<()> {
         let dir = at.to_string_lossy();
         let on = ["--snapshotter", "native", "--platform", &platform];
         node.ctr(&[&["images", "mount"], &on[..], &[reference, &dir]].concat())?;
-        let said = std::fs::read_to_string(at.join("says"));
+        let output = std::fs::read_to_string(at.join("says"));
         node.ctr(&["images", "unmount", "--snapshotter", "native", "--rm", &dir])?;
-        let said = said?;
-        ensure!(said == says, "{platform} says {said:?}");
+        let output = output?;
+        ensure!(output == says, "{platform} says {output:?}");
     }
     let check = ["check", "--json", reference, "--platform", &abroad];
     let check = node.resnap(&check)?.json()?;

@@ -114,7 +114,7 @@ impl Setup {
     ) -> Result<()> {
         let on = ["snapshots", "--snapshotter", snapshotter];
         let mut removed = Ok(());
-        // What nothing holds any more once the top is gone, a garbage collection may remove first.
+        // After the top is removed, garbage collection may remove others first.
         for _ in 0..=image.layers.len() {
             let table = output(self.containerd.ctr(namespace).args(on).arg("ls"))?;
             let keys: BTreeSet<&str> = table.split_whitespace().collect();
@@ -254,12 +254,12 @@ pub(crate) fn time_all(commands: &mut [Command]) -> Result<Duration> {
         .iter_mut()
         .map(|command| command.spawn().context("start a program"))
         .collect();
-    let ended: Vec<_> = children?
+    let statuses: Vec<_> = children?
         .into_iter()
         .map(|mut child| child.wait())
         .collect();
     let time = start.elapsed();
-    for (status, command) in ended.into_iter().zip(commands) {
+    for (status, command) in statuses.into_iter().zip(commands) {
         let status = status?;
         ensure!(status.success(), "{command:?}: {status}");
     }

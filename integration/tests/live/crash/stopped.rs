@@ -11,7 +11,7 @@ use resnap_integration::tap::{Action, Method, Side};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::{Setup, ended, start};
+use super::{Setup, start, wait_for_exit};
 use crate::command::run_to_end;
 use crate::node::Node;
 use crate::suite::live_tests;
@@ -73,7 +73,7 @@ fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
     setup.has(1, 1, "native")?;
 
     held.release();
-    ensure!(ended(&mut living)?.success());
+    ensure!(wait_for_exit(&mut living)?.success());
     setup.is_whole("native")?;
     setup.tap.finish()
 }
@@ -91,7 +91,7 @@ fn crash_by_signal_is_orderly(node: &Node) -> Result<()> {
         held.wait()?;
         setup.has(1, 1, snapshotter)?;
         signal(&resnap, number)?;
-        let status = ended(&mut resnap)?;
+        let status = wait_for_exit(&mut resnap)?;
         ensure!(status.code() == Some(130), "{number:?}: {status}");
         setup.node.collect_garbage()?;
         setup.has(0, 1, snapshotter)?;
@@ -114,7 +114,7 @@ fn crash_by_two_signals_is_at_once(node: &Node) -> Result<()> {
     removing.wait()?;
     ensure!(resnap.try_wait()?.is_none(), "it does not wait for that");
     signal(&resnap, Signal::INT)?;
-    let status = ended(&mut resnap)?;
+    let status = wait_for_exit(&mut resnap)?;
     ensure!(status.code() == Some(130), "{status}");
     setup.has(1, 1, "native")?;
     setup.goes_on_from(1, "native")?;

@@ -85,7 +85,7 @@ fn entry(random: &mut Random, known: &mut Known) -> Entry {
             })
         }
         52..62 => {
-            // What is in it may be written to.
+            // Later entries may be below it.
             is_directory = random.percent(50);
             Entry::symlink(&written, target(random))
         }

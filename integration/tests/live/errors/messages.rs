@@ -46,8 +46,8 @@ fn a_missing_document_is_named(node: &Node) -> Result<()> {
             &*image.reference,
             &*format!("read {what} {digest}: it is not in the content store"),
         ];
-        let ended = unpack(node, &image.reference, "native")?;
-        assert_error(ended, "NotFound", &says, &fetch)?;
+        let output = unpack(node, &image.reference, "native")?;
+        assert_error(output, "NotFound", &says, &fetch)?;
     }
     // Nothing can be fetched by an ID.
     node.import(&image)?;
@@ -76,7 +76,7 @@ fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
     node.import(&image)?;
     node.ctr(&["content", "rm", &image.layers[0].digest])?;
     let platform = format!("{os}/{foreign}");
-    let ended = node.resnap(&[
+    let output = node.resnap(&[
         "unpack",
         "--json",
         &image.reference,
@@ -86,7 +86,7 @@ fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
         &platform,
     ])?;
     let fetch = format!("content fetch --platform '{platform}' {}`", image.reference);
-    assert_error(ended, "NotFound", &[&image.layers[0].digest], &fetch)
+    assert_error(output, "NotFound", &[&image.layers[0].digest], &fetch)
 }
 
 /// A layer that registries do not hand out is called that.
@@ -123,8 +123,8 @@ fn a_foreign_layer_is_called_that(node: &Node) -> Result<()> {
             where_,
         ];
         let next = format!("content ingest --expected-digest {digest}");
-        let ended = unpack(node, &image.reference, "native")?;
-        assert_error(ended, "NotFound", &says, &next)?;
+        let output = unpack(node, &image.reference, "native")?;
+        assert_error(output, "NotFound", &says, &next)?;
     }
     node.assert_nothing_left("native")
 }
@@ -197,21 +197,21 @@ fn warm_passes_over_what_is_no_image(node: &Node) -> Result<()> {
             ensure!(!problem.contains(&image.reference), "{row}");
         }
     }
-    // Who names one wants it.
+    // An image that is named explicitly is not skipped.
     for image in [&chart, &signature, &foreign] {
-        let ended = warm(node, &[&image.reference, "--dry-run", "--json"])?;
-        ensure!(ended.code == Some(2), "{ended:?}");
-        let rows: Value = serde_json::from_str(&ended.stdout)?;
+        let output = warm(node, &[&image.reference, "--dry-run", "--json"])?;
+        ensure!(output.code == Some(2), "{output:?}");
+        let rows: Value = serde_json::from_str(&output.stdout)?;
         ensure!(rows[0]["state"] == "failed", "{rows}");
     }
     for (image, why) in [
         (&chart, "is no container image: the type of its config"),
         (&signature, "is no container image: the type of its layers"),
     ] {
-        let ended = unpack(node, &image.reference, "native")?;
+        let output = unpack(node, &image.reference, "native")?;
         let says = [&*image.reference, why];
         assert_error(
-            ended,
+            output,
             "InvalidArgument",
             &says,
             "nothing of it is to be unpacked",

@@ -136,25 +136,25 @@ fn features_the_erofs_image_format_has_parts_that_are_not_taken(node: &Node) -> 
             says,
             "not supported",
         ];
-        let ended = unpack(node, &image.reference, "erofs")?;
-        assert_error(ended, "Unimplemented", &says, "build it without")?;
+        let output = unpack(node, &image.reference, "erofs")?;
+        assert_error(output, "Unimplemented", &says, "build it without")?;
     }
     let other = digest(b"another");
     let (image, _) = builder("disagrees", Compression::None)?;
     let image = write(node, image.annotate_layer(1, UNCOMPRESSED, &other))?;
     let diff_id = &image.layers[1].diff_id;
-    let ended = unpack(node, &image.reference, "erofs")?;
+    let output = unpack(node, &image.reference, "erofs")?;
     assert_error(
-        ended,
+        output,
         "InvalidArgument",
         &[&other, diff_id],
         "build it again",
     )?;
     let (image, _) = builder("silent", Compression::Zstd)?;
     let image = write(node, image.edit(Part::Config, without_diff_ids))?;
-    let ended = unpack(node, &image.reference, "erofs")?;
+    let output = unpack(node, &image.reference, "erofs")?;
     let says = [&*image.layers[0].digest, "says its diff ID"];
-    assert_error(ended, "InvalidArgument", &says, "build it again")?;
+    assert_error(output, "InvalidArgument", &says, "build it again")?;
     ensure!(node.snapshots("erofs")?.is_empty());
     node.assert_nothing_left("erofs")
         .context("something is left")

@@ -96,8 +96,8 @@ fn pods_start_beside_large_requests_that_wait(node: &Node) -> Result<()> {
             let created = client.join().map_err(|_| anyhow!("a client panicked"))?;
             created.context("one that waits")?;
         }
-        let said = ordinary.context("the ordinary pod")?;
-        ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+        let exit = ordinary.context("the ordinary pod")?;
+        ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
         Ok(())
     })?;
     cri.remove_all()?;
@@ -124,7 +124,7 @@ fn a_layer_of_long_ways_is_cancelled_at_once(node: &Node) -> Result<()> {
     for _ in 0..TRIES {
         let caller = unpack(&through, &image, ON)?;
         eventually("its ways are gone", DEADLINE, || {
-            // What is staged comes and goes while it is listed.
+            // Staged files may be removed during the listing.
             Ok(holds(&node.snapshotter_root(ON), "L253").unwrap_or(false))
         })?;
         let job = through.job("it runs", |job| job["state"] == "running")?;
@@ -163,7 +163,7 @@ fn images_of_long_ways_leave_others_their_turn(node: &Node) -> Result<()> {
         return Err(error.context(format!("the jobs are {jobs:#?}")));
     }
     caller.report()?;
-    // Nothing of theirs stays.
+    // All their objects are removed.
     for job in through.jobs()? {
         through.resnap(&["cancel", &job["id"].to_string()])?;
     }

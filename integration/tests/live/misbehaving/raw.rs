@@ -45,10 +45,10 @@ pub(super) fn connect(socket: &Path) -> Result<UnixStream> {
 
 /// Checks that the other side closes the connection.
 pub(super) fn ends(mut stream: UnixStream) -> Result<()> {
-    let mut said = Vec::new();
-    match stream.read_to_end(&mut said) {
+    let mut received = Vec::new();
+    match stream.read_to_end(&mut received) {
         Ok(_) => Ok(()),
-        // With something of ours unread.
+        // The other side has unread data.
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
         Err(error) => Err(error.into()),
     }

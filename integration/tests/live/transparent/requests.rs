@@ -8,8 +8,8 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 const RUNTIME: &str = "/runtime.v1.RuntimeService/";
 const IMAGE: &str = "/runtime.v1.ImageService/";
 
-/// What a request has besides fields that no version knows. It is about what is not there, so that
-/// nothing is done to anybody.
+/// The content of a request besides fields that no version knows. It names objects that do not exist, so that
+/// the request has no effect.
 #[derive(Clone, Copy)]
 enum Known {
     Nothing,

@@ -110,7 +110,7 @@ fn odd_with_more_than_layers(node: &Node) -> Result<()> {
     node.unpack("native", &image.reference)?;
     let snapshots = node.snapshots("native")?;
     ensure!(snapshots.len() == image.layers.len(), "{snapshots:?}");
-    // What is told of the layers above holds layers only.
+    // The label with the layers above contains layers only.
     assert_labels(node, "native", &image, &[])?;
     let layers = node
         .resnap(&["check", "--json", &image.reference])?
@@ -177,19 +177,19 @@ fn odd_of_more_layers_than_are_mounted(node: &Node) -> Result<()> {
         anyhow::Ok(image)
     };
     let on = ["--snapshotter", "overlayfs"];
-    let ended = |image: &Built| {
+    let warnings = |image: &Built| {
         let check = [&["check", "--json", &*image.reference], &on[..]].concat();
-        let ended = node.resnap(&check)?;
-        let check: Value = serde_json::from_str(&ended.stdout).context("no answer")?;
+        let output = node.resnap(&check)?;
+        let check: Value = serde_json::from_str(&output.stdout).context("no answer")?;
         anyhow::Ok(serde_json::from_value::<Vec<String>>(
             check[0]["warnings"].clone(),
         )?)
     };
-    let told = ended(&image(501)?)?;
+    let told = warnings(&image(501)?)?;
     ensure!(warns(&told, &["overlayfs", "501", "500"]), "{told:?}");
-    let told = ended(&image(490)?)?;
+    let told = warnings(&image(490)?)?;
     ensure!(warns(&told, &["overlayfs", "490", "4096"]), "{told:?}");
-    let told = ended(&image(100)?)?;
+    let told = warnings(&image(100)?)?;
     ensure!(told.is_empty(), "{told:?}");
     Ok(())
 }

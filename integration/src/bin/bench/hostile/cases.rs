@@ -224,7 +224,7 @@ fn configs(tenants: &Tenants) -> Result<Begin> {
             let (cri, sandbox) = (tenants.cri()?, tenants.hostile.clone());
             harm.clients.push(std::thread::spawn(move || {
                 for _ in 0..TRIES {
-                    // That it cannot be unpacked is what it is for.
+                    // The image is meant to be refused.
                     let _ = cri.create_container(&sandbox, "hostile", &image.reference, &[]);
                 }
             }));
