@@ -139,7 +139,7 @@ fn equal_images_are_equal_bytes() {
 }
 
 #[test]
-fn a_manifest_says_what_the_builder_was_told() {
+fn manifests_have_the_settings_of_the_builder() {
     let (built, blobs, _dir) = written(
         sample()
             .cmd(["/bin/a", "b"])

@@ -104,7 +104,7 @@ fn it_installs_once_updates_and_removes_all() {
 }
 
 #[test]
-fn kubelet_is_never_left_with_nobody() {
+fn kubelet_always_has_a_runtime() {
     let node = Node::new();
     // Whatever of the installation fails, kubelet stays where it was.
     for step in [RELOAD, RESTART, ENABLE, ASK] {

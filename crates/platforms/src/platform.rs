@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_formatted_parses_back() {
+    fn formatted_platforms_parse_back() {
         for os_version in ["", "6.1", "1+2", "é\n", "*"] {
             for features in [
                 &[][..],

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn one_holds_and_others_learn_who() {
+    fn others_learn_the_holder() {
         let (dir, first, second) = two();
         assert_eq!(first.identity(), second.identity());
         let lock = first.try_lock("a", "web on erofs").unwrap().unwrap();

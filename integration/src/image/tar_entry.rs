@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_library_reads_what_is_written() {
+    fn the_tar_crate_reads_the_entries() {
         let long = "d/".repeat(80) + "file";
         let entries = [
             Entry::dir("d/").mode(0o700).owner(1000, 3_000_000_000),

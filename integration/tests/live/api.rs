@@ -31,11 +31,11 @@ use crate::served::Served;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: api_tells_what_a_process_tells,
+    Containerd: api_and_process_have_the_same_output,
     ErofsHandler: api_joins_commands_and_pods,
-    Containerd: api_cancels_for_all,
+    Containerd: api_cancels_a_job_for_all_callers,
     Containerd: api_signals_spare_the_jobs_of_others,
-    Containerd: api_is_for_root_and_one_daemon,
+    Containerd: api_socket_is_for_root_and_one_daemon,
     Containerd: api_daemon_is_killed_and_the_next_goes_on,
     Containerd: api_daemon_stops_after_its_calls,
 }
@@ -183,7 +183,7 @@ fn told(node: &Node, output: CommandOutput) -> Result<(Option<i32>, String, Stri
     ))
 }
 
-fn api_tells_what_a_process_tells(node: &Node) -> Result<()> {
+fn api_and_process_have_the_same_output(node: &Node) -> Result<()> {
     let alone = Node {
         containerd: Arc::clone(&node.containerd),
         namespace: unique("alone"),
@@ -293,7 +293,7 @@ fn api_joins_commands_and_pods(node: &Node) -> Result<()> {
     node.assert_nothing_left("erofs")
 }
 
-fn api_cancels_for_all(node: &Node) -> Result<()> {
+fn api_cancels_a_job_for_all_callers(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     let through = Through::start(node)?;
     let held = through.tap.hold(Method::APPLY, 2, Point::Before);
@@ -369,7 +369,7 @@ fn api_signals_spare_the_jobs_of_others(node: &Node) -> Result<()> {
     node.assert_nothing_left(ON)
 }
 
-fn api_is_for_root_and_one_daemon(node: &Node) -> Result<()> {
+fn api_socket_is_for_root_and_one_daemon(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     // Nobody serves yet.
     let nobody = node.resnap(&["jobs", "--json"])?.error()?;

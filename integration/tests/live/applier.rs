@@ -22,9 +22,9 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
-    Alone: applier_writes_what_containerd_does,
+    Alone: applier_writes_the_same_trees_as_containerd,
     Alone: applier_builds_several_layers_at_once,
-    Alone: applier_killed_leaves_what_the_next_clears,
+    Alone: applier_files_of_a_killed_process_are_removed,
 }
 
 /// The intended differences from the walking differ on the image of edge cases, besides its times.
@@ -57,7 +57,7 @@ const fn kept(path: &'static str, field: Field, reason: &'static str) -> Expecte
     }
 }
 
-fn applier_writes_what_containerd_does(node: &Node) -> Result<()> {
+fn applier_writes_the_same_trees_as_containerd(node: &Node) -> Result<()> {
     let (left, right) = shared_pair()?;
     let mut faults = Vec::new();
     for (image, expected) in [
@@ -171,7 +171,7 @@ fn applier_builds_several_layers_at_once(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn applier_killed_leaves_what_the_next_clears(node: &Node) -> Result<()> {
+fn applier_files_of_a_killed_process_are_removed(node: &Node) -> Result<()> {
     let image = heavy(node, 4, 24)?;
     for snapshotter in node.targets().filter(|name| *name != "native") {
         let mut process = node

@@ -15,16 +15,16 @@ use crate::node::{Node, host_platform};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: an_image_has_many_names,
-    Containerd: unpack_tells_programs_each_step,
-    Containerd: unpack_tells_people_each_layer,
-    Containerd: check_tells_layer_by_layer,
-    Containerd: images_tells_what_is_ready_where,
-    Containerd: snapshotters_tells_all_of_them,
+    Containerd: an_image_is_found_by_all_its_names,
+    Containerd: unpack_json_lists_each_step,
+    Containerd: unpack_prints_each_layer,
+    Containerd: check_lists_each_layer,
+    Containerd: images_lists_where_images_are_ready,
+    Containerd: snapshotters_lists_all,
     Containerd: wrong_usage_ends_with_2,
 }
 
-fn an_image_has_many_names(node: &Node) -> Result<()> {
+fn an_image_is_found_by_all_its_names(node: &Node) -> Result<()> {
     let image = hello()?;
     let (left, right) = shared_pair()?;
     for image in [&image, &left, &right] {
@@ -73,7 +73,7 @@ fn an_image_has_many_names(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn unpack_tells_programs_each_step(node: &Node) -> Result<()> {
+fn unpack_json_lists_each_step(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let unpack = ["unpack", "--json", "hello:1", "--snapshotter", "native"];
@@ -106,7 +106,7 @@ fn unpack_tells_programs_each_step(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn unpack_tells_people_each_layer(node: &Node) -> Result<()> {
+fn unpack_prints_each_layer(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let unpack = ["unpack", "hello:1", "--snapshotter", "native"];
@@ -129,7 +129,7 @@ fn unpack_tells_people_each_layer(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn check_tells_layer_by_layer(node: &Node) -> Result<()> {
+fn check_lists_each_layer(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
@@ -178,7 +178,7 @@ fn check_tells_layer_by_layer(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn images_tells_what_is_ready_where(node: &Node) -> Result<()> {
+fn images_lists_where_images_are_ready(node: &Node) -> Result<()> {
     let (image, (left, _)) = (hello()?, shared_pair()?);
     node.import(&image)?;
     node.import(&left)?;
@@ -204,7 +204,7 @@ fn images_tells_what_is_ready_where(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn snapshotters_tells_all_of_them(node: &Node) -> Result<()> {
+fn snapshotters_lists_all(node: &Node) -> Result<()> {
     let rows = node.resnap(&["snapshotters", "--json"])?.json()?;
     let rows = rows.as_array().context("no array")?;
     let working = rows.iter().filter(|row| row["working"] == json!(true));

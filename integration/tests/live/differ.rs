@@ -21,7 +21,7 @@ live_tests! {
     Containerd: layers_change_those_below_on_overlayfs,
     Erofs: layers_change_those_below_by_the_erofs_differ,
     WalkingOnly: layers_change_those_below_by_walking_alone,
-    Containerd: differ_is_told_to_sync,
+    Containerd: differ_gets_sync_fs,
 }
 
 fn layers_change_those_below_on_overlayfs(node: &Node) -> Result<()> {
@@ -134,7 +134,7 @@ fn faults(tree: &Tree) -> Vec<(Change, String)> {
     faults
 }
 
-fn differ_is_told_to_sync(node: &Node) -> Result<()> {
+fn differ_gets_sync_fs(node: &Node) -> Result<()> {
     for sync_fs in [true, false] {
         let image = image(node)?;
         let config = node.containerd.scratch().join(unique("sync"));

@@ -35,9 +35,9 @@ use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Alone: random_tars_are_the_same_trees,
-    Alone: what_differs_from_containerd_is_in_the_table,
-    Alone: by_containerd_the_tree_is_containerds,
+    Alone: random_tars_give_the_same_trees,
+    Alone: differences_from_containerd_are_in_the_table,
+    Alone: differ_containerd_writes_the_tree_of_ctr,
 }
 
 /// Tars of a run by itself.
@@ -100,7 +100,7 @@ fn number(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-fn random_tars_are_the_same_trees(node: &Node) -> Result<()> {
+fn random_tars_give_the_same_trees(node: &Node) -> Result<()> {
     let wanted = number("RESNAP_TEST_TARS", TARS)?;
     // Each containerd has others.
     let (major, minor, _) = node.containerd.version();
@@ -379,7 +379,7 @@ fn remakes(tars: &[Vec<Entry>], path: &[u8]) -> bool {
     })
 }
 
-fn what_differs_from_containerd_is_in_the_table(node: &Node) -> Result<()> {
+fn differences_from_containerd_are_in_the_table(node: &Node) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -485,7 +485,7 @@ fn differing(containerd: &Tree, resnap: &Tree) -> Vec<(String, Field)> {
 
 /// Unpacks the lowest layer of [`hello`], which has the programs, and on it the layers that the differs write
 /// differently.
-fn by_containerd_the_tree_is_containerds(node: &Node) -> Result<()> {
+fn differ_containerd_writes_the_tree_of_ctr(node: &Node) -> Result<()> {
     let hello = hello()?;
     let mut programs = Vec::new();
     GzDecoder::new(&*hello.blob(&hello.layers[0].digest)?).read_to_end(&mut programs)?;

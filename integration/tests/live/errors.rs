@@ -25,8 +25,8 @@ live_tests! {
     Containerd: missing_blob,
     Containerd: wrong_diff_id,
     Containerd: layers_and_diff_ids_differ,
-    Containerd: one_failure_keeps_no_other_image,
-    Containerd: nobody_listens,
+    Containerd: one_failure_does_not_stop_other_images,
+    Containerd: no_daemon_listens,
     Containerd: permission_denied,
 }
 
@@ -186,7 +186,7 @@ fn layers_and_diff_ids_differ(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn one_failure_keeps_no_other_image(node: &Node) -> Result<()> {
+fn one_failure_does_not_stop_other_images(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let unpack = [
@@ -205,7 +205,7 @@ fn one_failure_keeps_no_other_image(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn nobody_listens(node: &Node) -> Result<()> {
+fn no_daemon_listens(node: &Node) -> Result<()> {
     let socket = node.containerd.scratch().join("nobody.sock");
     let socket = socket.to_string_lossy();
     let output = run_to_end(resnap()?.args(["--address", &socket, "images", "--json"]))?;

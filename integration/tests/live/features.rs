@@ -27,9 +27,9 @@ use crate::unpack::assert_labels;
 live_tests! {
     Erofs: features_each_snapshotter_gets_its_form,
     Erofs: features_a_platform_chooses_the_snapshotter,
-    Erofs: features_what_is_not_on_the_node_is_not_chosen,
+    Erofs: features_missing_content_is_not_chosen,
     Containerd: features_configurations_are_tried_in_order,
-    Erofs: features_order_of_the_index_is_of_no_account,
+    Erofs: features_do_not_depend_on_the_order_of_the_index,
     Erofs: features_config_and_index_disagree,
     Erofs: features_of_both_kinds_in_one_image,
     Erofs: features_of_compressed_images,
@@ -194,7 +194,7 @@ fn features_a_platform_chooses_the_snapshotter(node: &Node) -> Result<()> {
     node.assert_nothing_left("erofs")
 }
 
-fn features_what_is_not_on_the_node_is_not_chosen(node: &Node) -> Result<()> {
+fn features_missing_content_is_not_chosen(node: &Node) -> Result<()> {
     let image = forms(&USUAL)?;
     let native = image.entry(2);
     let on = |snapshotter: &str| unpack(node, &image, &["--snapshotter", snapshotter]);
@@ -277,7 +277,7 @@ fn features_configurations_are_tried_in_order(node: &Node) -> Result<()> {
     node.assert_nothing_left("overlayfs")
 }
 
-fn features_order_of_the_index_is_of_no_account(node: &Node) -> Result<()> {
+fn features_do_not_depend_on_the_order_of_the_index(node: &Node) -> Result<()> {
     let [a, b, c] = USUAL;
     for order in [
         [a, b, c],

@@ -31,8 +31,8 @@ live_tests! {
     Containerd: indexes_nested_too_deep,
     Containerd: too_many_layers,
     Containerd: damaged_blobs,
-    Containerd: control_characters_stay_off_terminals,
-    Containerd: a_layer_that_is_there_and_is_not,
+    Containerd: control_characters_are_not_printed,
+    Containerd: a_snapshotter_with_contradictory_answers,
 }
 
 const ON: &str = "native";
@@ -239,7 +239,7 @@ fn damaged_blobs(node: &Node) -> Result<()> {
     node.assert_nothing_left(ON)
 }
 
-fn control_characters_stay_off_terminals(node: &Node) -> Result<()> {
+fn control_characters_are_not_printed(node: &Node) -> Result<()> {
     let name = "docker.io/library/loud:1";
     let mut blobs = Blobs::default();
     let mut image = blobs.add_image(&[], &[]);
@@ -276,7 +276,7 @@ fn control_characters_stay_off_terminals(node: &Node) -> Result<()> {
     node.assert_nothing_left(ON)
 }
 
-fn a_layer_that_is_there_and_is_not(node: &Node) -> Result<()> {
+fn a_snapshotter_with_contradictory_answers(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let exists = || Action::Fail(Status::already_exists("says the snapshotter"));

@@ -20,7 +20,7 @@ use crate::suite::live_tests;
 use raw::{DEADLINE, Frames, connect, ends};
 
 live_tests! {
-    Containerd: proxy_bears_rude_clients,
+    Containerd: proxy_survives_misbehaving_clients,
 }
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
@@ -33,7 +33,7 @@ const MEMORY: u64 = 64 << 10;
 const IDLE: usize = 2000;
 const MANY: usize = 32;
 
-fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
+fn proxy_survives_misbehaving_clients(node: &Node) -> Result<()> {
     let large = vec![7; (16 << 20) - 5];
     let blob = request(node, &large)?;
     let served = Served::start(node)?;

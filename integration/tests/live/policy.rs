@@ -21,10 +21,10 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
-    NydusHandler: policy_poisoned_node,
+    NydusHandler: policy_repairs_pods_with_layers_of_the_host,
     NydusHandler: policy_sandbox_image_is_pulled,
     NydusHandler: policy_unlabelled_is_as_configured,
-    Alone: policy_tries_again_what_containerd_could_not_unpack,
+    Alone: policy_retries_images_that_containerd_could_not_unpack,
     Alone: policy_always,
 }
 
@@ -54,7 +54,7 @@ fn status(error: &anyhow::Error) -> Result<&Status> {
     error.downcast_ref().context("no status")
 }
 
-fn policy_poisoned_node(node: &Node) -> Result<()> {
+fn policy_repairs_pods_with_layers_of_the_host(node: &Node) -> Result<()> {
     pulled(node)?;
     furnish_guest(node)?;
     let (left, _) = shared_pair()?;
@@ -187,7 +187,7 @@ fn policy_unlabelled_is_as_configured(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn policy_tries_again_what_containerd_could_not_unpack(node: &Node) -> Result<()> {
+fn policy_retries_images_that_containerd_could_not_unpack(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let tap = node.containerd.tap()?;

@@ -21,9 +21,9 @@ live_tests! {
     ErofsHandler: proxy_pod_on_erofs,
     NydusHandler: proxy_pod_on_nydus,
     ErofsHandler: proxy_answers_before_the_deadline,
-    ErofsHandler: proxy_unpacks_once_for_a_herd,
+    ErofsHandler: proxy_unpacks_once_for_many_pods,
     ErofsHandler: proxy_survives_restarts,
-    ErofsHandler: proxy_forwards_what_it_does_not_know,
+    ErofsHandler: proxy_forwards_unknown_requests,
 }
 
 pub(crate) const CREATE_CONTAINER: Method =
@@ -113,7 +113,7 @@ fn proxy_answers_before_the_deadline(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn proxy_unpacks_once_for_a_herd(node: &Node) -> Result<()> {
+fn proxy_unpacks_once_for_many_pods(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let tap = node.containerd.tap()?;
@@ -195,7 +195,7 @@ fn proxy_survives_restarts(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn proxy_forwards_what_it_does_not_know(node: &Node) -> Result<()> {
+fn proxy_forwards_unknown_requests(node: &Node) -> Result<()> {
     pulled(node)?;
     let served = Served::start(node)?;
     let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;

@@ -17,9 +17,9 @@ use crate::suite::live_tests;
 use crate::unpack::{assert_labels, expected_labels, outcomes};
 
 live_tests! {
-    Containerd: repair_spares_a_running_container,
-    Containerd: repair_spares_another_image,
-    Containerd: repair_tells_what_containerd_cannot_remove,
+    Containerd: repair_keeps_a_running_container,
+    Containerd: repair_keeps_another_image,
+    Containerd: repair_reports_snapshots_that_containerd_cannot_remove,
 }
 
 /// Puts an image on the node and has containerd unpack it, as a pull without the CRI does.
@@ -102,7 +102,7 @@ fn assert_repaired(node: &Node, snapshotter: &str, image: &str, applied: usize) 
     node.assert_nothing_left(snapshotter)
 }
 
-fn repair_spares_a_running_container(node: &Node) -> Result<()> {
+fn repair_keeps_a_running_container(node: &Node) -> Result<()> {
     let image = hello()?;
     for snapshotter in ["overlayfs", "native"] {
         pull(node, snapshotter, &image)?;
@@ -130,7 +130,7 @@ fn repair_spares_a_running_container(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn repair_spares_another_image(node: &Node) -> Result<()> {
+fn repair_keeps_another_image(node: &Node) -> Result<()> {
     let (left, right) = pair(node)?;
     let user = format!("snapshot {}", right.chain_id());
     assert_refused(node, "overlayfs", &left.reference, &user)?;
@@ -149,7 +149,7 @@ fn repair_spares_another_image(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn repair_tells_what_containerd_cannot_remove(node: &Node) -> Result<()> {
+fn repair_reports_snapshots_that_containerd_cannot_remove(node: &Node) -> Result<()> {
     let (one, other) = pair(node)?;
     // containerd still counts children that garbage collection has removed.
     node.ctr(&["images", "rm", "--sync", &other.reference])?;

@@ -27,8 +27,8 @@ use crate::suite::live_tests;
 live_tests! {
     Containerd: sockets_are_closed_to_others,
     Containerd: sockets_in_an_open_directory_are_refused,
-    Containerd: sockets_of_a_busy_process_are_not_taken,
-    Containerd: sockets_of_a_killed_process_are_taken,
+    Containerd: sockets_of_a_busy_process_are_not_replaced,
+    Containerd: sockets_of_a_killed_process_are_replaced,
     Containerd: sockets_of_others_are_not_removed,
     ErofsHandler: sockets_are_handed_over_while_calls_end,
 }
@@ -113,7 +113,7 @@ fn sockets_in_an_open_directory_are_refused(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn sockets_of_a_busy_process_are_not_taken(node: &Node) -> Result<()> {
+fn sockets_of_a_busy_process_are_not_replaced(node: &Node) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -143,7 +143,7 @@ fn sockets_of_a_busy_process_are_not_taken(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn sockets_of_a_killed_process_are_taken(node: &Node) -> Result<()> {
+fn sockets_of_a_killed_process_are_replaced(node: &Node) -> Result<()> {
     let backend = node.containerd.socket();
     let mut first = Served::start(node)?;
     let inode = inode_after(&first.socket, None)?;

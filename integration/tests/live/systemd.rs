@@ -20,10 +20,10 @@ use crate::served::Served;
 use crate::suite::live_tests;
 
 live_tests! {
-    Alone: systemd_is_told,
-    Alone: systemd_is_told_before_containerd_is_there,
-    Containerd: systemd_hands_sockets_over,
-    ErofsHandler: systemd_may_confine_it,
+    Alone: systemd_is_notified,
+    Alone: systemd_is_notified_before_containerd_runs,
+    Containerd: systemd_passes_sockets,
+    ErofsHandler: systemd_hardening_allows_all_work,
 }
 
 /// A service manager that receives notifications.
@@ -74,7 +74,7 @@ impl Manager {
     }
 }
 
-fn systemd_is_told(node: &Node) -> Result<()> {
+fn systemd_is_notified(node: &Node) -> Result<()> {
     let manager = Manager::listen(node)?;
     let served = manager.start(node)?;
     manager.wait_for("READY=1", "STATUS=")?;
@@ -95,7 +95,7 @@ fn systemd_is_told(node: &Node) -> Result<()> {
     manager.wait_for("STOPPING=1", "WATCHDOG=1")
 }
 
-fn systemd_is_told_before_containerd_is_there(node: &Node) -> Result<()> {
+fn systemd_is_notified_before_containerd_runs(node: &Node) -> Result<()> {
     node.containerd.kill()?;
     let manager = Manager::listen(node)?;
     let served = manager.start(node)?;
@@ -135,7 +135,7 @@ fn activated(node: &Node, socket: &UnixListener, name: &str) -> Result<Command> 
     Ok(shell)
 }
 
-fn systemd_hands_sockets_over(node: &Node) -> Result<()> {
+fn systemd_passes_sockets(node: &Node) -> Result<()> {
     let dir = node.containerd.socket().with_file_name(unique("a"));
     std::fs::create_dir(&dir)?;
     let path = dir.join("elsewhere.sock");
@@ -184,7 +184,7 @@ while read -r _ _ _ _ at _; do
 done </proc/self/mountinfo
 exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@""#;
 
-fn systemd_may_confine_it(node: &Node) -> Result<()> {
+fn systemd_hardening_allows_all_work(node: &Node) -> Result<()> {
     let unit = include_str!("../../../examples/systemd/resnap.service");
     for line in [
         "CapabilityBoundingSet=\n",

@@ -31,7 +31,7 @@ live_tests! {
     Containerd: tap_lets_a_call_hang,
     Containerd: tap_kills_the_client,
     Alone: tap_kills_containerd,
-    Containerd: tap_tells_what_never_happened,
+    Containerd: tap_reports_actions_that_never_happened,
 }
 
 /// The error of resnap when a connection is missing or lost.
@@ -277,7 +277,7 @@ fn tap_kills_containerd(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn tap_tells_what_never_happened(node: &Node) -> Result<()> {
+fn tap_reports_actions_that_never_happened(node: &Node) -> Result<()> {
     let (image, tap) = tapped(node)?;
     tap.on(Method::PREPARE, 5, Point::During, Action::Hang);
     run_to_end(&mut unpack(node, &tap, &image)?)?.ok()?;

@@ -38,8 +38,8 @@ live_tests! {
     Containerd: images_that_share_layers_unpack_them_once,
     Containerd: a_job_outlives_its_callers,
     Containerd: a_panic_fails_a_job_once,
-    Containerd: cancel_stops_a_job_for_all,
-    Containerd: no_more_layers_at_once_than_set,
+    Containerd: cancel_stops_a_job_for_all_callers,
+    Containerd: layers_at_once_are_limited,
 }
 
 const CALLERS: usize = 16;
@@ -408,7 +408,7 @@ fn assert_one_layer_kept(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn cancel_stops_a_job_for_all(node: &Node) -> Result<()> {
+fn cancel_stops_a_job_for_all_callers(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let works = Works::new(node, |_, _| {})?;
@@ -485,7 +485,7 @@ impl Applier for Pairs {
     }
 }
 
-fn no_more_layers_at_once_than_set(node: &Node) -> Result<()> {
+fn layers_at_once_are_limited(node: &Node) -> Result<()> {
     let mut names = Vec::new();
     for number in 0..6 {
         let name = format!("docker.io/library/one-layer:{number}");

@@ -21,16 +21,16 @@ use crate::suite::live_tests;
 
 live_tests! {
     Containerd: every_layer_has_its_labels,
-    Containerd: the_tree_is_that_of_a_pull,
+    Containerd: the_tree_equals_that_of_a_pull,
     Erofs: erofs_equals_overlayfs,
     Erofs: edge_cases_on_erofs_equal_overlayfs,
     Containerd: many_layers_fit_into_labels,
-    Containerd: what_is_there_is_not_made_again,
+    Containerd: existing_layers_are_not_unpacked_again,
     Containerd: shared_layers_are_made_once,
     Containerd: garbage_collection_follows_the_image,
     Containerd: docker_media_types_and_platforms,
-    Containerd: a_single_manifest_is_taken,
-    Containerd: annotations_become_labels_if_meant_to,
+    Containerd: a_single_manifest_is_accepted,
+    Containerd: annotations_for_snapshotters_become_labels,
 }
 
 /// The labels that a layer has to have, and no others.
@@ -144,7 +144,7 @@ fn every_layer_has_its_labels(node: &Node) -> Result<()> {
 
 /// Whatever snapshotter: what resnap makes is what containerd makes, deletions, links, odd names
 /// and all.
-fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
+fn the_tree_equals_that_of_a_pull(node: &Node) -> Result<()> {
     let image = edge_cases()?;
     let pulled = Node {
         containerd: node.containerd.clone(),
@@ -209,7 +209,7 @@ fn many_layers_fit_into_labels(node: &Node) -> Result<()> {
     node.assert_nothing_left("overlayfs")
 }
 
-fn what_is_there_is_not_made_again(node: &Node) -> Result<()> {
+fn existing_layers_are_not_unpacked_again(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     node.unpack("native", &image.reference)?;
@@ -267,7 +267,7 @@ fn garbage_collection_follows_the_image(node: &Node) -> Result<()> {
 }
 
 /// An image of one platform was chosen by whoever pulled it, whatever its config says.
-fn a_single_manifest_is_taken(node: &Node) -> Result<()> {
+fn a_single_manifest_is_accepted(node: &Node) -> Result<()> {
     let archive = node.containerd.scratch().join(unique("single"));
     let image = ImageBuilder::new("docker.io/library/single:1")
         .platform("linux", "s390x")
@@ -336,7 +336,7 @@ fn docker_media_types_and_platforms(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn annotations_become_labels_if_meant_to(node: &Node) -> Result<()> {
+fn annotations_for_snapshotters_become_labels(node: &Node) -> Result<()> {
     let own = "containerd.io/snapshot/example.com.note";
     let archive = node.containerd.scratch().join(unique("annotated"));
     let image = ImageBuilder::new("docker.io/library/annotated:1")

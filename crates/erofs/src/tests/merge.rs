@@ -100,7 +100,7 @@ fn images(layers: &[&[Item]]) -> Vec<ErofsReader<Vec<u8>>> {
 }
 
 #[test]
-fn a_stack_is_what_overlayfs_shows() {
+fn stacks_show_the_same_as_overlayfs() {
     let mut images = images(&[
         &[
             directory("./", 0o711),

@@ -291,7 +291,7 @@ fn links_on_the_way_are_followed_inside() {
 }
 
 #[test]
-fn what_is_refused() {
+fn malformed_layers_are_refused() {
     for (items, expected) in [
         (
             vec![link(typeflag::HARD_LINK, "a", "b")],
@@ -576,7 +576,7 @@ fn the_same_layer_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_hard_link_changes_what_it_names() {
+fn hard_links_change_their_target() {
     let xattr = |name: &str, value: &[u8]| (name.to_owned(), value.to_vec());
     let image = image(&[
         Item {
@@ -624,7 +624,7 @@ fn a_deleted_directory_of_whiteouts_is_gone() {
 }
 
 #[test]
-fn the_lowest_layer_deletes_what_it_has() {
+fn the_lowest_layer_deletes_its_own_entries() {
     let stream = layer(&[
         file("w", b""),
         file(".wh.w", b""),

@@ -330,7 +330,7 @@ fn ends() {
 }
 
 #[test]
-fn what_is_refused() {
+fn malformed_layers_are_refused() {
     let long = "x/".repeat(2048);
     let cases: Vec<(Tar, &str)> = vec![
         (
@@ -419,7 +419,7 @@ fn what_is_refused() {
 }
 
 #[test]
-fn what_readers_disagree_about_is_refused() {
+fn ambiguous_archives_are_refused() {
     let global =
         |tar: Tar, name| tar.with(b'g', name, &crate::testing::record("comment", b"x"), &[]);
     let link = |target| Tar::default().link(b'1', "a", target);
@@ -549,7 +549,7 @@ fn small_data_comes_whole_however_it_is_read() {
 }
 
 #[test]
-fn what_the_tar_crate_writes() {
+fn archives_of_the_tar_crate_are_read() {
     let mut builder = tar::Builder::new(Vec::new());
     for path in [
         "plain",

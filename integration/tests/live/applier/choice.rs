@@ -16,7 +16,7 @@ use crate::suite::live_tests;
 
 live_tests! {
     Containerd: applier_leaves_the_rest_to_containerd,
-    Containerd: applier_is_sent_blobs_out_of_reach,
+    Containerd: applier_reads_unreachable_blobs_through_containerd,
 }
 
 /// Layers that a stream processor of the suite's containerds reads: each byte is one more.
@@ -141,7 +141,7 @@ fn applier_leaves_the_rest_to_containerd(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn applier_is_sent_blobs_out_of_reach(node: &Node) -> Result<()> {
+fn applier_reads_unreachable_blobs_through_containerd(node: &Node) -> Result<()> {
     let image = hello()?;
     let tap = node.containerd.tap()?;
     let content = node

@@ -17,13 +17,13 @@ use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: crash_leaves_a_lease_that_is_told_dead,
-    Containerd: crash_by_signal_is_orderly,
-    Containerd: crash_by_two_signals_is_at_once,
+    Containerd: crash_leaves_a_lease_that_is_listed_as_orphaned,
+    Containerd: crash_one_signal_stops_in_order,
+    Containerd: crash_two_signals_stop_at_once,
 }
 
 /// One job runs on one snapshotter; another was killed on another snapshotter.
-fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
+fn crash_leaves_a_lease_that_is_listed_as_orphaned(node: &Node) -> Result<()> {
     let setup = Setup::new(node)?;
     setup
         .tap
@@ -83,7 +83,7 @@ fn signal(child: &Child, signal: Signal) -> Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-fn crash_by_signal_is_orderly(node: &Node) -> Result<()> {
+fn crash_one_signal_stops_in_order(node: &Node) -> Result<()> {
     for (number, snapshotter) in [(Signal::INT, "native"), (Signal::TERM, "overlayfs")] {
         let setup = Setup::new(node)?;
         let held = setup.tap.hold(Method::APPLY, 2, During);
@@ -104,7 +104,7 @@ fn crash_by_signal_is_orderly(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn crash_by_two_signals_is_at_once(node: &Node) -> Result<()> {
+fn crash_two_signals_stop_at_once(node: &Node) -> Result<()> {
     let setup = Setup::new(node)?;
     let applying = setup.tap.hold(Method::APPLY, 2, During);
     let removing = setup.tap.hold(Method::REMOVE, 1, Before);

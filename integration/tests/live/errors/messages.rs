@@ -17,8 +17,8 @@ use crate::suite::live_tests;
 live_tests! {
     Containerd: a_missing_document_is_named,
     Containerd: another_platform_is_fetched_by_name,
-    Containerd: a_foreign_layer_is_called_that,
-    Containerd: warm_passes_over_what_is_no_image,
+    Containerd: foreign_layers_are_named_in_the_error,
+    Containerd: warm_skips_other_artifacts,
     Containerd: lists_show_the_reason,
 }
 
@@ -90,7 +90,7 @@ fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
 }
 
 /// A layer that registries do not hand out is called that.
-fn a_foreign_layer_is_called_that(node: &Node) -> Result<()> {
+fn foreign_layers_are_named_in_the_error(node: &Node) -> Result<()> {
     const URL: &str = "ftp://layers.example.com/windows.tar.gz";
     let image = |name: &str, edit: fn(&mut Value)| {
         let archive = node.containerd.scratch().join(unique("foreign"));
@@ -167,7 +167,7 @@ fn warm(node: &Node, arguments: &[&str]) -> Result<CommandOutput> {
 }
 
 /// Checks that commands for all images skip those for other machines, and say so.
-fn warm_passes_over_what_is_no_image(node: &Node) -> Result<()> {
+fn warm_skips_other_artifacts(node: &Node) -> Result<()> {
     let hello = hello()?;
     node.import(&hello)?;
     let [chart, signature, foreign] = strangers(node)?;

@@ -15,7 +15,7 @@ use crate::suite::live_tests;
 
 live_tests! {
     Containerd: a_digest_finds_a_tag,
-    Containerd: an_id_takes_what_is_complete,
+    Containerd: an_id_selects_the_complete_image,
 }
 
 /// A reference with a digest finds the image that is there under a tag.
@@ -70,7 +70,7 @@ fn twins(node: &Node) -> Result<[Built; 2]> {
 
 /// An ID names a config, which may be reached by several manifests: one that is all there is
 /// taken.
-fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
+fn an_id_selects_the_complete_image(node: &Node) -> Result<()> {
     let [gzip, zstd] = twins(node)?;
     ensure!(gzip.config == zstd.config && gzip.manifest != zstd.manifest);
     // As the CRI keeps it.

@@ -17,8 +17,8 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
-    Erofs: features_the_erofs_image_format_is_taken,
-    Erofs: features_the_erofs_image_format_has_parts_that_are_not_taken,
+    Erofs: features_the_erofs_image_format_is_supported,
+    Erofs: features_unsupported_parts_of_the_erofs_image_format,
 }
 
 const ROLE: &str = "org.erofs.role";
@@ -68,7 +68,7 @@ fn warnings(node: &Node, image: &Built) -> Result<String> {
 
 /// The layers are taken as those of containerd's own type are, with diff IDs from the config or
 /// their own.
-fn features_the_erofs_image_format_is_taken(node: &Node) -> Result<()> {
+fn features_the_erofs_image_format_is_supported(node: &Node) -> Result<()> {
     let (image, _) = builder("raw", Compression::None)?;
     let raw = write(node, image)?;
     assert_only_on_erofs(node, &raw, &raw, &[])?;
@@ -102,7 +102,7 @@ fn features_the_erofs_image_format_is_taken(node: &Node) -> Result<()> {
 }
 
 /// Parts that are not supported are named before anything is done.
-fn features_the_erofs_image_format_has_parts_that_are_not_taken(node: &Node) -> Result<()> {
+fn features_unsupported_parts_of_the_erofs_image_format(node: &Node) -> Result<()> {
     let index: fn(&mut Value) = |manifest| {
         manifest["layers"][0]["mediaType"] = json!("application/vnd.erofs.chunk-index.v1");
     };

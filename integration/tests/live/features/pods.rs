@@ -16,13 +16,13 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
-    ErofsHandler: features_pods_get_what_containerd_takes,
+    ErofsHandler: features_pods_get_the_manifest_that_containerd_selects,
     ErofsHandler: features_pods_of_an_index_in_the_wrong_order,
 }
 
 const WRONG: [Form; 3] = [Form::Erofs, Form::Foreign, Form::Plain];
 
-fn features_pods_get_what_containerd_takes(node: &Node) -> Result<()> {
+fn features_pods_get_the_manifest_that_containerd_selects(node: &Node) -> Result<()> {
     let (usual, wrong) = (forms(&USUAL)?, forms(&WRONG)?);
     let native = usual.entry(2);
     for image in [&pause()?, &usual, &wrong] {

@@ -13,7 +13,7 @@ use crate::node::{Node, host_platform, unique};
 use crate::suite::live_tests;
 
 live_tests! {
-    Nydus: features_are_refused_before_anything_is_done,
+    Nydus: features_are_refused_before_any_work,
 }
 
 /// The OS feature of an image in Nydus' own format.
@@ -44,7 +44,7 @@ impl Behind<'_> {
     }
 }
 
-fn features_are_refused_before_anything_is_done(node: &Node) -> Result<()> {
+fn features_are_refused_before_any_work(node: &Node) -> Result<()> {
     let behind = Behind {
         node,
         tap: node.containerd.tap()?,
