@@ -49,7 +49,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// The CRI's ID, which is also the container's in the namespace `k8s.io`.
+    /// Returns the CRI's ID, which is also the container's in the namespace `k8s.io`.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -63,7 +63,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// The CRI's ID, which is also the container's in the namespace `k8s.io`.
+    /// Returns the CRI's ID, which is also the container's in the namespace `k8s.io`.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -106,7 +106,7 @@ impl Cri {
         Ok(this)
     }
 
-    /// The same with another limit to each call, which goes along as its deadline.
+    /// Returns the same with another limit to each call, which goes along as its deadline.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;

@@ -247,7 +247,7 @@ fn check(built: &Built) -> Blobs {
     blobs
 }
 
-/// The files of an archive, those below `blobs/` by the digest that their content has.
+/// Returns the files of an archive, those below `blobs/` by the digest that their content has.
 fn blobs(archive: &Path) -> Blobs {
     let mut found = Blobs::new();
     for entry in tar::Archive::new(File::open(archive).unwrap())

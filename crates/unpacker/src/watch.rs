@@ -87,7 +87,7 @@ mod tests {
     use super::*;
     use crate::{Engine, EngineSettings, Job, JobState, Request, UnpackError};
 
-    /// An engine whose second layer never gets written.
+    /// Returns an engine whose second layer never gets written.
     fn stuck() -> Engine {
         let backend = Simulated::new();
         backend.add_snapshotter("erofs", Behaviour::Ordinary);

@@ -93,7 +93,7 @@ async fn alone_it_does_not_wait() {
     assert!(began < SECOND && done < 3 * SECOND);
 }
 
-/// An engine that writes one layer at a time, each of which takes ten seconds but those of the
+/// Returns an engine that writes one layer at a time, each of which takes ten seconds but those of the
 /// image "small", and `hogs` of images with twenty layers.
 fn busy_engine(hogs: usize) -> Engine {
     let simulated = Simulated::new();

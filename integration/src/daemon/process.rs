@@ -96,7 +96,7 @@ impl Process {
     }
 }
 
-/// All that run; zombies are left out, they end with their parent.
+/// Returns all processes, except for zombies, which end with their parent.
 fn processes() -> Result<Vec<Process>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc").context("list /proc")?.flatten() {
@@ -157,7 +157,7 @@ pub(super) fn list(dir: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
-/// The mount points at or below `dir`, in the order they were mounted.
+/// Returns the mount points at or below `dir`, in the order they were mounted.
 pub(super) fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));

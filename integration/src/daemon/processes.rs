@@ -102,7 +102,7 @@ impl Processes {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// The process of containerd, of which the caller is in charge then.
+    /// Returns the process of containerd, of which the caller is in charge then.
     pub(super) fn take(&self) -> Option<Child> {
         let lock = self.containerd.lock();
         lock.unwrap_or_else(PoisonError::into_inner).take()
@@ -243,7 +243,7 @@ impl Processes {
     }
 }
 
-/// The working snapshotters in what `ctr plugins ls` prints: type, ID,
+/// Returns the working snapshotters in what `ctr plugins ls` prints: type, ID,
 /// platforms and status.
 fn working_snapshotters(plugins: &str) -> BTreeSet<String> {
     plugins

@@ -54,12 +54,12 @@ pub struct Dist {
 }
 
 impl Dist {
-    /// The folder with `containerd`, `containerd-shim-runc-v2` and `ctr`.
+    /// Returns the folder with `containerd`, `containerd-shim-runc-v2` and `ctr`.
     pub fn bin(&self) -> &Path {
         &self.bin
     }
 
-    /// The folder with the programs that all containerds share: `runc`,
+    /// Returns the folder with the programs that all containerds share: `runc`,
     /// `containerd-nydus-grpc`, `nydus-overlayfs`, `mkfs.erofs`, `fsck.erofs`,
     /// `dump.erofs`, a static `busybox`, `docker-registry` and the shim of containerd 1.7.
     pub fn tools(&self) -> &Path {
@@ -94,7 +94,7 @@ impl Dist {
     }
 }
 
-/// The version in `containerd github.com/containerd/containerd 1.6.20~ds1 ...`.
+/// Returns the version in `containerd github.com/containerd/containerd 1.6.20~ds1 ...`.
 fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     text.split_whitespace().find_map(|word| {
         let word = word.trim_start_matches('v');
@@ -114,12 +114,12 @@ pub struct Provisioned {
 }
 
 impl Provisioned {
-    /// The containerds to test with, oldest first.
+    /// Returns the containerds to test with, oldest first.
     pub fn containerds(&self) -> &[Dist] {
         &self.containerds
     }
 
-    /// The containerd whose version begins so: `containerd(1, 7)`.
+    /// Returns the containerd whose version begins so: `containerd(1, 7)`.
     pub fn containerd(&self, major: u32, minor: u32) -> Result<&Dist> {
         self.containerds
             .iter()
@@ -130,7 +130,7 @@ impl Provisioned {
             })
     }
 
-    /// The newest containerd that is here.
+    /// Returns the newest containerd that is here.
     pub fn newest(&self) -> Result<&Dist> {
         self.containerds.last().context("no containerd is here")
     }
@@ -241,7 +241,7 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The libc's program loader, whose name differs by architecture.
+/// Returns the libc's program loader, whose name differs by architecture.
 fn loader(lib: &Path) -> Result<PathBuf> {
     fs::read_dir(lib)
         .with_context(|| format!("list {lib:?}"))?

@@ -141,7 +141,7 @@ fn large(name: &str, layers: &[&[usize]]) -> Result<Built> {
     })
 }
 
-/// An image whose layers `fill` writes, made of the files of `packages`.
+/// Returns an image whose layers `fill` writes, made of the files of `packages`.
 fn bulk(
     name: &str,
     packages: &[&str],
@@ -274,7 +274,7 @@ fn blob_path(digest: &str) -> String {
     format!("blobs/{}", digest.replace(':', "/"))
 }
 
-/// The header of a file whose bytes come later.
+/// Returns the header of a file whose bytes come later.
 fn header(path: &str, size: u64, mode: u32) -> io::Result<[u8; 512]> {
     let mut header = tar::Header::new_ustar();
     header.set_path(path)?;

@@ -31,7 +31,7 @@ impl CommandOutput {
             .collect()
     }
 
-    /// The error that a command ended with, as it tells it to programs: kind, message and next
+    /// Returns the error that a command ended with, as it tells it to programs: kind, message and next
     /// step. All three were told to people as well.
     pub(crate) fn error(self) -> Result<Value> {
         ensure!(self.code == Some(2), "want exit code 2: {self:#?}");

@@ -123,7 +123,7 @@ impl Setup {
         Ok((count("Active"), count("Committed")))
     }
 
-    /// An engine in this process, through the tap, and what is asked of it.
+    /// Returns an engine in this process, through the tap, and what is asked of it.
     async fn engine(
         &self,
         snapshotter: &str,
@@ -144,7 +144,7 @@ impl Setup {
     }
 }
 
-/// The names in a directory, which need not be there.
+/// Returns the names in a directory, or none if it does not exist.
 fn files(dir: &Path) -> Result<Vec<String>> {
     if !dir.exists() {
         return Ok(Vec::new());
@@ -155,7 +155,7 @@ fn files(dir: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
-/// The report of an unpack that ended well.
+/// Returns the report of an unpack that ended well.
 fn report(output: CommandOutput) -> Result<Value> {
     let mut lines = output.json_lines()?;
     let last = lines.last_mut().context("nothing was printed")?;
@@ -193,7 +193,7 @@ fn until_said(stream: impl std::io::Read, text: &str) -> Result<()> {
             return Ok(());
         }
     }
-    anyhow::bail!("it ended without saying {text:?}")
+    anyhow::bail!("it exited without {text:?}")
 }
 
 fn runtime() -> Result<Runtime> {

@@ -64,7 +64,7 @@ enum Change {
     Unstated,
 }
 
-/// The lowest layer of [`hello`], which has the programs, and two on it: what is to be changed, and
+/// Returns the lowest layer of [`hello`], which has the programs, and two on it: what is to be changed, and
 /// the changes.
 fn image(node: &Node) -> Result<Built> {
     let hello = hello()?;

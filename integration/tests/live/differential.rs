@@ -291,7 +291,7 @@ fn is_in_group(tars: &[Vec<Entry>]) -> bool {
     entries.any(|entry| entry.typeflag == b'5' && entry.permissions() & 0o2000 != 0)
 }
 
-/// Whether a symbolic link, a whiteout or an opaque marker may hide what lower layers have at a path.
+/// Returns whether a symbolic link, a whiteout or an opaque marker may hide what lower layers have at a path.
 fn hides(tars: &[Vec<Entry>], path: &[u8]) -> bool {
     tars.iter().flatten().any(|entry| {
         let own = cleaned(&entry.path);
@@ -330,7 +330,7 @@ fn has_link(tars: &[Vec<Entry>], path: &str) -> bool {
     links.any(|link| is_in(path.as_bytes(), cleaned(&link.path).as_bytes()))
 }
 
-/// Whether a layer may write through a symbolic link of a lower one, which a copy follows and an overlay
+/// Returns whether a layer may write through a symbolic link of a lower one, which a copy follows and an overlay
 /// replaces.
 fn follows(tars: &[Vec<Entry>]) -> bool {
     let links = |tar: &&Vec<Entry>| tar.iter().any(|entry| entry.typeflag == b'2');
@@ -342,7 +342,7 @@ fn is_in(path: &[u8], top: &[u8]) -> bool {
     path == top || path.starts_with(&[top, b"/"].concat())
 }
 
-/// A path as text, without what says nothing.
+/// Returns a path as text, without redundant components.
 fn cleaned(path: &[u8]) -> String {
     let mut names = Vec::new();
     for name in path.split(|byte| *byte == b'/') {
@@ -355,14 +355,14 @@ fn cleaned(path: &[u8]) -> String {
     names.join("/")
 }
 
-/// Whether it is the time of a directory that a layer states: containerd sets it in the end, of what is
+/// Returns whether it is the time of a directory that a layer states: containerd sets it in the end, of what is
 /// at its path by then.
 fn is_of_directory(tars: &Tars, mtime: i64) -> bool {
     let mut entries = tars.iter().flatten();
     entries.any(|entry| entry.typeflag == b'5' && entry.seconds().max(0) == mtime)
 }
 
-/// Whether a layer deletes a directory and makes one again, and the path is in it.
+/// Returns whether a layer deletes a directory and makes one again, and the path is in it.
 fn remakes(tars: &[Vec<Entry>], path: &[u8]) -> bool {
     tars.iter().any(|tar| {
         let whiteouts = tar.iter().enumerate().filter(|(_, entry)| {

@@ -135,7 +135,7 @@ fn proxy_answers_all_calls_when_it_stops(node: &Node) -> Result<()> {
     front.finish()
 }
 
-/// A tap that tells how many calls have come.
+/// Returns a tap that tells how many calls have come.
 fn front(socket: &std::path::Path) -> Result<Tap> {
     Tap::start(&socket.with_file_name(unique("f")), socket)
 }

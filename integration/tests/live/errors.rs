@@ -124,7 +124,7 @@ fn known_by_id_only(node: &Node) -> Result<()> {
     node.assert_nothing_left("native")
 }
 
-/// An image of two layers with something wrong about the layer `index`.
+/// Returns an image of two layers with something wrong about the layer `index`.
 fn faulty(node: &Node, fault: Fault) -> Result<Built> {
     let file = |name: &str| Layer::of(&[Entry::dir("./"), Entry::file(name, unique(name))]);
     let archive = node.containerd.scratch().join(unique("faulty"));

@@ -85,7 +85,7 @@ fn assert_chosen(node: &Node, reference: &str, snapshotter: &str, image: &Built)
     Ok(())
 }
 
-/// The bytes of each layer's file in its snapshot on erofs, from the lowest.
+/// Returns the bytes of each layer's file in its snapshot on erofs, from the lowest.
 fn layer_files(node: &Node, image: &Built) -> Result<Vec<Vec<u8>>> {
     let snapshots = node
         .containerd
@@ -298,7 +298,7 @@ fn features_do_not_depend_on_the_order_of_the_index(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A small layer in both forms.
+/// Returns a small layer in both forms.
 fn small(text: &str) -> Result<[Layer; 2]> {
     let tar = tar_entry::pack(&[Entry::dir("./"), Entry::file("text", text)])?;
     Ok([

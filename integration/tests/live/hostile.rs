@@ -57,7 +57,7 @@ impl Blobs {
         self.add(media_type, value.to_string().into_bytes())
     }
 
-    /// An image of these layers, for this machine.
+    /// Returns an image of these layers, for this machine.
     pub(crate) fn add_image(&mut self, layers: &[Value], diff_ids: &[String]) -> Value {
         let config = self.add_config(diff_ids);
         let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
@@ -111,7 +111,7 @@ impl Blobs {
     }
 }
 
-/// The digest of a descriptor.
+/// Returns the digest of a descriptor.
 fn of(descriptor: &Value) -> String {
     descriptor["digest"].as_str().unwrap_or_default().to_owned()
 }
@@ -198,7 +198,7 @@ fn too_many_layers(node: &Node) -> Result<()> {
     node.assert_nothing_left(ON)
 }
 
-/// An image with blobs that no other test has.
+/// Returns an image with blobs that no other test has.
 fn own(node: &Node) -> Result<Built> {
     let archive = node.containerd.scratch().join(unique("own"));
     let file = Entry::file("name", &node.namespace);

@@ -34,7 +34,7 @@ live_tests! {
     Containerd: metrics_refuse_malformed_requests,
 }
 
-/// A daemon and where it tells.
+/// Returns a daemon and the address of its metrics.
 fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
     // Free a moment ago; the daemon says so if it is not any more.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -61,7 +61,7 @@ fn exchange(address: SocketAddr, request: &str) -> Result<String> {
     Ok(answer)
 }
 
-/// The status line's number, the head and the body of the answer to a GET.
+/// Returns the status line's number, the head and the body of the answer to a GET.
 fn get(address: SocketAddr, path: &str) -> Result<(u16, String, String)> {
     let answer = exchange(
         address,

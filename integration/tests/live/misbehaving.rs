@@ -44,7 +44,7 @@ fn proxy_survives_misbehaving_clients(node: &Node) -> Result<()> {
     for garbage in raw::GARBAGE {
         let mut client = connect()?;
         client.write_all(garbage)?;
-        ends(client).with_context(|| format!("nothing is said to {garbage:02x?}"))?;
+        ends(client).with_context(|| format!("no answer to {garbage:02x?}"))?;
     }
     // The proxy inspects these requests, so they have a time limit.
     let looked_at = &large[..(4 << 20) - 5];

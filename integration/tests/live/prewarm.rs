@@ -18,7 +18,7 @@ live_tests! {
     Alone: prewarm_follows_its_rules,
 }
 
-/// The states that `resnap warm` prints, by image.
+/// Returns the states that `resnap warm` prints, by image.
 fn states(document: &Value) -> Vec<(&str, &str)> {
     let rows = document.as_array().into_iter().flatten();
     rows.map(|row| {

@@ -48,7 +48,7 @@ struct PrepareRequest {
     labels: std::collections::HashMap<String, String>,
 }
 
-/// A node with an image, and a tap in front of its containerd.
+/// Returns a node with an image, and a tap in front of its containerd.
 fn tapped(node: &Node) -> Result<(Built, Tap)> {
     let image = hello()?;
     node.import(&image)?;

@@ -33,7 +33,7 @@ live_tests! {
     Containerd: annotations_for_snapshotters_become_labels,
 }
 
-/// The labels that a layer has to have, and no others.
+/// Returns the labels that a layer has to have, and no others.
 pub(crate) fn expected_labels(image: &Built, index: usize) -> BTreeMap<String, String> {
     let layer = &image.layers[index];
     let cri = |name| format!("containerd.io/snapshot/cri.{name}");
@@ -58,7 +58,7 @@ pub(crate) fn expected_labels(image: &Built, index: usize) -> BTreeMap<String, S
     labels
 }
 
-/// The digests of as many layers, the lowest first, as fit into a label with its key.
+/// Returns the digests of as many layers, the lowest first, as fit into a label with its key.
 fn image_layers(layers: &[BuiltLayer]) -> String {
     let room = 4096 - "containerd.io/snapshot/cri.image-layers".len();
     // A digest is of 71 bytes, and a comma stands between two.

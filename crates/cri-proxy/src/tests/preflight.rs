@@ -115,7 +115,7 @@ fn image(name: &str) -> ImageSpec {
     }
 }
 
-/// A request for a container of `some:1`.
+/// Returns a request for a container of `some:1`.
 fn container(sandbox: &str, volumes: &[&str]) -> CriRequest {
     let mounts = volumes.iter().map(|name| Mount {
         image: Some(image(name)),
@@ -160,7 +160,7 @@ fn failed() -> Answer {
     Answer::NotReady(NotReady::Failed(error))
 }
 
-/// The error of containerd for an image that it could not unpack.
+/// Returns the error of containerd for an image that it could not unpack.
 fn unpack_failed() -> Status {
     let text = "failed to create containerd container: error unpacking image: not found";
     Status::new(Kind::NotFound, text)

@@ -21,7 +21,7 @@ fn platform(text: &str) -> Platform {
     text.parse().unwrap()
 }
 
-/// An image that says of itself what the index says of it.
+/// Returns an image of this platform, and the platform.
 fn entry(text: &str) -> (Platform, SimulatedImage) {
     let platform = platform(text);
     let image = SimulatedImage::of(&platform, [SimulatedLayer::new(text)]);
@@ -40,7 +40,7 @@ fn engine(backend: &Simulated, settings: EngineSettings) -> Engine {
     Engine::new(backend.ports(), NAMESPACE, settings).unwrap()
 }
 
-/// All orders of these.
+/// Returns all permutations.
 fn permutations<T: Clone>(all: &[T]) -> Vec<Vec<T>> {
     let Some((first, rest)) = all.split_first() else {
         return vec![Vec::new()];

@@ -9,7 +9,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A slot that is there at once.
+/// Returns a slot if one is free.
 fn now(share: &Share) -> Option<Slot> {
     share.slot().now_or_never()
 }

@@ -44,7 +44,7 @@ struct ReadContentRequest {
     digest: String,
 }
 
-/// The image [`hello`] with its second layer in another way.
+/// Returns the image [`hello`] with its second layer in another way.
 fn changed(
     node: &Node,
     hello: &Built,
@@ -68,7 +68,7 @@ fn changed(
     Ok(name)
 }
 
-/// The media types of what containerd was asked to apply.
+/// Returns the media types of what containerd was asked to apply.
 fn applied(tap: &Tap) -> Result<Vec<String>> {
     let calls = tap.calls().into_iter();
     let calls = calls.filter(|call| Method::APPLY.is(&call.path));

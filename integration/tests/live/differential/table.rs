@@ -93,7 +93,7 @@ fn file(path: &str) -> Entry {
 const LIST: &[u8] = b"\x02\0\0\0\
     \x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff";
 
-/// A directory `d` with a file `d/x`.
+/// Returns a directory `d` with a file `d/x`.
 fn below() -> Vec<Entry> {
     vec![Entry::dir("d"), file("d/x")]
 }

@@ -22,7 +22,7 @@ live_tests! {
     Containerd: lists_show_the_reason,
 }
 
-/// A layer with one file of these words.
+/// Returns a layer with one file of these words.
 fn layer(text: &str) -> Result<Layer> {
     Layer::of(&[Entry::dir("./"), Entry::file("text", text)])
 }
@@ -129,7 +129,7 @@ fn foreign_layers_are_named_in_the_error(node: &Node) -> Result<()> {
     node.assert_nothing_left("native")
 }
 
-/// A chart, a signature, and an image of elsewhere, which no snapshotter here is for.
+/// Returns a chart, a signature, and an image of elsewhere, which no snapshotter here is for.
 fn strangers(node: &Node) -> Result<[Built; 3]> {
     let scratch = node.containerd.scratch();
     let chart = ImageBuilder::new("docker.io/charts/chart:1")

@@ -93,7 +93,7 @@ impl Canary {
         Ok(Self(dir))
     }
 
-    /// The path without its first slash.
+    /// Returns the path without its first slash.
     fn below_root(&self, name: &str) -> String {
         let path = self.0.join(name).display().to_string();
         path.trim_start_matches('/').to_owned()

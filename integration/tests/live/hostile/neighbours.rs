@@ -240,7 +240,7 @@ fn bounded(node: &Node, on: &str, layer: Layer) -> Result<()> {
     node.assert_nothing_left(on)
 }
 
-/// The most memory that a process has had.
+/// Returns the most memory that a process has had.
 fn peak_kib(process: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -72,7 +72,7 @@ impl Frames {
             .frame(WINDOW_UPDATE, 0, 0, &more)
     }
 
-    /// The headers of a call.
+    /// Returns the headers of a call.
     pub(super) fn headers(self, stream: u32, path: &str, namespace: &str) -> Self {
         let mut block = block(path);
         field(&mut block, "containerd-namespace", namespace);

@@ -11,7 +11,7 @@ use crate::testing::{Item, RECORD, compare, layers};
 
 const CASES: u32 = 200;
 
-/// A directory.
+/// Returns a directory.
 fn directory(path: &str, mode: u32) -> Item {
     Item {
         kind: typeflag::DIRECTORY,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Those who harm.
+//! The hostile cases.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};

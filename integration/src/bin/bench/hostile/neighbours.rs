@@ -53,7 +53,7 @@ impl Client {
         Ok(Self { stop, thread })
     }
 
-    /// The time of each call.
+    /// Returns the time of each call.
     pub(super) fn end(self) -> Result<Vec<Duration>> {
         self.stop.store(true, Ordering::Relaxed);
         let joined = self.thread.join();
@@ -84,7 +84,7 @@ async fn calls(wire: &Wire, stop: &AtomicBool) -> Result<Vec<Duration>> {
     Ok(samples)
 }
 
-/// Has a container created of an image, and tells what became of it.
+/// Creates a container of an image, and returns the result.
 pub(super) fn container(
     socket: &Path,
     logs: &Path,
