@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The resnap Authors
 
-# Validates the examples that are no programs. Arguments: a folder for copies, and a Python
-# that has kubernetes-validate.
+# Validates the systemd units and Kubernetes manifests. Arguments: a directory for copies, and a Python
+# interpreter with kubernetes-validate.
 set -eu
 cd "$(dirname "$0")"
 
@@ -14,15 +14,15 @@ mkdir -p "$copies/kubelet.service.d" "$copies/resnap.service.d"
 cp systemd/*.service systemd/*.socket "$copies"
 cp systemd/10-resnap.conf "$copies/kubelet.service.d"
 cp systemd/20-write-layers.conf "$copies/resnap.service.d"
-# Neither program is on this machine, nor the services next to it.
+# This machine has neither the programs nor the other services, and systemd-analyze requires both.
 sed -i s,/usr/local/bin/resnap,/bin/true, "$copies/resnap.service"
 for name in containerd kubelet; do
 	printf '[Service]\nExecStart=/bin/true\n' >"$copies/$name.service"
 done
-# It exits with 0 after some complaints.
-if ! said=$(systemd-analyze verify --man=no "$copies"/*.service "$copies"/*.socket 2>&1) ||
-	[ "$said" ]; then
-	echo "$said" >&2
+# systemd-analyze exits with 0 after some warnings.
+if ! output=$(systemd-analyze verify --man=no "$copies"/*.service "$copies"/*.socket 2>&1) ||
+	[ "$output" ]; then
+	echo "$output" >&2
 	exit 1
 fi
 

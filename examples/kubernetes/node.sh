@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The resnap Authors
 
-# Installs resnap on the node that is mounted at $NODE, or removes it, by the node's own systemd.
-# However often it is run, and wherever it was stopped, it ends in the same state.
+# Installs resnap on the node whose root directory is mounted at $NODE, or removes it, with the node's
+# systemd. It is idempotent: it can be run again at any time, also after an interruption.
 set -eu
 
 NODE=${NODE:-/node}
@@ -13,10 +13,10 @@ DROP_IN=$UNITS/kubelet.service.d/10-resnap.conf
 
 on_node() { nsenter --target 1 --mount --uts --ipc --net -- "$@"; }
 
-# Notes that a service is to be restarted; a reboot does so as well.
-note() { : >"$NODE/run/resnap-restart-$1"; }
+# Marks a service for a restart. The mark is below /run, because a reboot also restarts the service.
+mark_restart() { : >"$NODE/run/resnap-restart-$1"; }
 
-restart_if_noted() {
+restart_if_marked() {
 	if [ -e "$NODE/run/resnap-restart-$1" ]; then
 		on_node systemctl daemon-reload
 		on_node systemctl restart "$1.service"
@@ -24,10 +24,10 @@ restart_if_noted() {
 	fi
 }
 
-# Puts a file in its place for a service, unless it is there already.
-put() {
+# Installs a file of a service, unless the same file is there already.
+install_file() {
 	if cmp -s "$FILES/$1" "$2"; then return; fi
-	note "$4"
+	mark_restart "$4"
 	mkdir -p "${2%/*}"
 	install -m "$3" "$FILES/$1" "$2.new"
 	mv "$2.new" "$2"
@@ -35,22 +35,22 @@ put() {
 
 case ${1:-} in
 install)
-	put resnap "$NODE/usr/local/bin/resnap" 755 resnap
-	put resnap.service "$UNITS/resnap.service" 644 resnap
-	restart_if_noted resnap
+	install_file resnap "$NODE/usr/local/bin/resnap" 755 resnap
+	install_file resnap.service "$UNITS/resnap.service" 644 resnap
+	restart_if_marked resnap
 	on_node systemctl enable --now resnap.service
-	# Only a resnap through which containerd answers gets kubelet.
+	# kubelet is switched over only after containerd answered through resnap.
 	on_node /usr/local/bin/resnap --address /run/resnap/cri.sock snapshotters
-	put 10-resnap.conf "$DROP_IN" 644 kubelet
-	restart_if_noted kubelet
+	install_file 10-resnap.conf "$DROP_IN" 644 kubelet
+	restart_if_marked kubelet
 	;;
 remove)
-	# kubelet first: it must never look for one who is gone.
+	# kubelet comes first, so that it never uses the socket of a removed service.
 	if [ -e "$DROP_IN" ]; then
-		note kubelet
+		mark_restart kubelet
 		rm "$DROP_IN"
 	fi
-	restart_if_noted kubelet
+	restart_if_marked kubelet
 	if [ -e "$UNITS/resnap.service" ]; then
 		on_node systemctl disable --now resnap.service
 		rm "$UNITS/resnap.service"

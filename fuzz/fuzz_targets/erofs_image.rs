@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Reading images: whatever the bytes are, no panic and a bounded amount of work.
+//! Reads arbitrary bytes as an EROFS image. There must be no panic, and the amount of work is bounded.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let mut todo: Vec<_> = image.root().into_iter().collect();
-    // Directories may have loops.
+    // Directories may form loops.
     for _ in 0..100 {
         let Some(node) = todo.pop() else {
             break;

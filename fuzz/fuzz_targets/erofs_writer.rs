@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Writing images: what is written can be read in full, and nothing else is in it.
+//! Writes layers as EROFS images. The whole image must be readable, and contain nothing else.
 #![no_main]
 
-mod mend;
+mod checksums;
 
 use std::io::{Cursor, Seek, SeekFrom, Write};
 
@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use resnap_erofs::{ErofsReader, Memory, NoLower, Writer};
 use resnap_layer::Layer;
 
-/// Fails where a sparse file would take more memory than there is.
+/// A target in memory. Writes beyond 16 MiB fail, as sparse files can be arbitrarily large.
 struct Target(Cursor<Vec<u8>>);
 
 impl Write for Target {
@@ -35,7 +35,7 @@ impl Seek for Target {
 }
 
 fuzz_target!(|stream: &[u8]| {
-    let stream = mend::mend(stream);
+    let stream = checksums::correct(stream);
     let mut layer = Layer::new(&stream[..], resnap_layer::Limits::default());
     let target = Target(Cursor::new(Vec::new()));
     let image = Writer::new(target, Box::new(Memory::new(1 << 30))).and_then(|mut writer| {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Names, digests, platforms and annotations: into labels, through a whole unpack, and back.
+//! Unpacks images with arbitrary names, digests, platforms and annotations, and checks the labels.
 //!
-//! An input is lines of a word and a text. `*N` at the end of a text stands for the text so often.
+//! Each line of an input is a keyword and a text. `*N` at the end of a text repeats it N times.
 #![no_main]
 
 mod plan;
@@ -19,10 +19,11 @@ use resnap_unpacker::{Engine, EngineSettings, Owner, Request, UnpackError};
 
 const NAMESPACE: &str = "k8s.io";
 
-/// Layers that are unpacked, and not only planned: the simulated backend takes its time.
+/// The maximum number of layers of an image that is unpacked. Images with more are only planned, as the
+/// simulated backend is slow.
 const MAX_UNPACKED: usize = 8;
 
-/// The request, as far as the lines read so far describe it.
+/// The request that the lines read so far describe.
 struct Input {
     backend: Simulated,
     image: String,
@@ -53,7 +54,7 @@ impl Input {
             "image" if !text.is_empty() => self.image = text,
             "written" => self.written = Some(text),
             "id" => self.by_id = true,
-            // containerd's configuration names it, and no image.
+            // The name comes from containerd's configuration, not from an image.
             "snapshotter" if (1..100).contains(&text.len()) => self.snapshotter = text,
             "remote" => self.behaviour = Behaviour::Remote,
             "staged" => self.behaviour = Behaviour::Staged,
@@ -69,7 +70,7 @@ impl Input {
                 let label = [(label.0.to_owned(), label.1.to_owned())].into();
                 let id = LeaseId(format!("lease-{}", self.leases).into());
                 let (scope, leases) = (Scope::new(NAMESPACE), self.backend.ports().leases);
-                // What is too long for containerd is not there.
+                // containerd refuses labels that are too long.
                 if leases.create(&scope, &id, &label).await.is_ok() {
                     self.leases += 1;
                 }
@@ -103,7 +104,7 @@ impl Input {
     }
 }
 
-/// A platform as a specifier or as JSON: what is told of it can be read again.
+/// Parses a platform from a specifier or JSON, and checks that its text forms can be parsed again.
 fn platform(text: &str) {
     let specifier = text.parse::<Platform>();
     let platform = match specifier.clone() {
@@ -149,11 +150,12 @@ async fn run(input: &[u8]) {
     let mut input = Input::new();
     for line in text.split('\n') {
         let (word, text) = line.split_once(' ').unwrap_or((line, ""));
-        let often = text.rsplit_once('*');
-        let often = often.and_then(|(text, often)| Some((text, often.parse::<u16>().ok()?)));
-        let text = match often {
-            Some((text, often)) if text.len() * usize::from(often) <= 20_000 => {
-                text.repeat(often.into())
+        let repeated = text.rsplit_once('*');
+        let repeated =
+            repeated.and_then(|(text, count)| Some((text, count.parse::<u16>().ok()?)));
+        let text = match repeated {
+            Some((text, count)) if text.len() * usize::from(count) <= 20_000 => {
+                text.repeat(count.into())
             }
             _ => text.to_owned(),
         };
@@ -162,7 +164,7 @@ async fn run(input: &[u8]) {
     unpack(input).await;
 }
 
-/// Fails unless the error is about what a label cannot hold.
+/// Checks that the error is about a value that does not fit in a label.
 fn verify_error(error: &UnpackError, request: &Request) {
     assert!(
         matches!(
@@ -172,7 +174,7 @@ fn verify_error(error: &UnpackError, request: &Request) {
         "{error:?}"
     );
     let mut names = request.snapshotter.iter().chain([&request.image]);
-    // Names are the user's own.
+    // Names are input of the user, and are shown as they are.
     if !names.any(|name| name.contains(char::is_control)) {
         plan::verify_error(error);
     }
@@ -204,14 +206,14 @@ async fn unpack(input: Input) {
         }
         return;
     }
-    let ended = engine.unpack(request.clone()).report().await;
+    let report = engine.unpack(request.clone()).report().await;
     let leases = engine.leases().await.expect("leases");
-    let strangers = |owner: &Owner| matches!(owner, Owner::Elsewhere);
-    assert!(leases.iter().all(|lease| strangers(&lease.owner)));
+    let is_foreign = |owner: &Owner| matches!(owner, Owner::Elsewhere);
+    assert!(leases.iter().all(|lease| is_foreign(&lease.owner)));
     assert!(engine.sweep().await.expect("nothing").is_empty());
     assert_eq!(backend.leases(NAMESPACE).len(), input.leases);
     let snapshots = || backend.snapshots(NAMESPACE, &snapshotter);
-    if let Err(error) = ended {
+    if let Err(error) = report {
         assert!(snapshots().is_empty());
         verify_error(&error, &request);
         return;
@@ -219,7 +221,7 @@ async fn unpack(input: Input) {
 
     let plan = engine.plan(&request).await.expect("a plan");
     plan::verify(&plan);
-    // What nobody refers to is gone then.
+    // It removes all snapshots without a reference.
     backend.collect_garbage();
     let snapshots = snapshots();
     assert_eq!(snapshots.len(), plan.layers.len());

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! From the documents of an image to a plan: index, manifests and configs, whatever is in them.
+//! Plans images from arbitrary indexes, manifests and configs.
 //!
-//! An input is documents with lines `---` between, the leaves first; the image is the last one. In
-//! a document, `$a` is the SHA-256 of the first one, `$b` that of the second, and so on, `$A` and
-//! `$B` their SHA-512; beyond those that come before it, they are of blobs that are nowhere.
+//! An input is a sequence of documents, separated by lines `---`. Leaves come first, and the last document
+//! is the image. In a document, `$a` stands for the SHA-256 digest of the first document, `$b` for that of
+//! the second, and so on; `$A` and `$B` for their SHA-512 digests. Letters of the same or later documents
+//! stand for digests of missing blobs.
 #![no_main]
 
 mod plan;
@@ -27,7 +28,7 @@ use serde_json::Value;
 
 const NAME: &str = "docker.io/library/web:1";
 
-/// An image store with one image, and its documents.
+/// An image store with one image and its documents.
 struct Store {
     target: Descriptor,
     documents: BTreeMap<Digest, Vec<u8>>,
@@ -40,7 +41,7 @@ impl Store {
         loop {
             let separator = b"\n---\n";
             let end = rest.windows(separator.len()).position(|at| at == separator);
-            let document = filled_in(&rest[..end.unwrap_or(rest.len())], &documents);
+            let document = substitute(&rest[..end.unwrap_or(rest.len())], &documents);
             documents.push(document);
             match end {
                 Some(end) => rest = &rest[end + separator.len()..],
@@ -86,8 +87,8 @@ fn sha512(bytes: &[u8]) -> Digest {
     any.same_algorithm(bytes)
 }
 
-/// Puts digests in the places of what stands for them.
-fn filled_in(document: &[u8], before: &[Vec<u8>]) -> Vec<u8> {
+/// Replaces placeholders such as `$a` by digests.
+fn substitute(document: &[u8], before: &[Vec<u8>]) -> Vec<u8> {
     let mut filled = Vec::with_capacity(document.len());
     let mut bytes = document.iter();
     while let Some(&byte) = bytes.next() {
@@ -98,9 +99,9 @@ fn filled_in(document: &[u8], before: &[Vec<u8>]) -> Vec<u8> {
         };
         bytes.next();
         let lower = letter.to_ascii_lowercase();
-        let nowhere = [lower];
+        let missing = [lower];
         let blob = before.get(usize::from(lower - b'a'));
-        let blob = blob.map_or(&nowhere[..], Vec::as_slice);
+        let blob = blob.map_or(&missing[..], Vec::as_slice);
         let digest = if letter.is_ascii_lowercase() {
             Digest::sha256(blob)
         } else {
@@ -143,7 +144,7 @@ fn compare(plan: &Plan, store: &Store) {
     let read = |digest| serde_json::from_slice(&store.documents[digest]).ok();
     let manifest: Option<Value> = read(&plan.manifest.digest);
     let config: Option<Value> = read(&plan.config.digest);
-    // What cannot be read in full is in a field that nobody needs.
+    // resnap ignores invalid values in fields that it does not use.
     let (Some(manifest), Some(config)) = (manifest, config) else {
         return;
     };
@@ -161,7 +162,7 @@ fn compare(plan: &Plan, store: &Store) {
     let diff_ids: Vec<&Value> = diff_ids.into_iter().flatten().collect();
     let mut planned = plan.layers.iter();
     if diff_ids.is_empty() {
-        // Layers of the EROFS image format may say their own.
+        // The annotations of layers of the EROFS image format can state diff IDs.
         assert!(planned.all(|layer| erofs_layer::is_of_format(&layer.descriptor.media_type)));
         return;
     }
@@ -173,7 +174,7 @@ fn compare(plan: &Plan, store: &Store) {
 }
 
 /// Checks that a plan is for the requested platform.
-fn fits(plan: &Plan, request: &Request, store: &Store, profiles: &Profiles) {
+fn check_platform(plan: &Plan, request: &Request, store: &Store, profiles: &Profiles) {
     let snapshotter = request.snapshotter.as_deref().expect("a snapshotter");
     let not_taken = profiles.not_taken(snapshotter, &plan.os_features);
     assert!(not_taken.is_empty(), "{not_taken:?}");
@@ -235,7 +236,7 @@ async fn run(input: &[u8]) {
         };
         plan::verify(&plan);
         compare(&plan, &store);
-        fits(&plan, &request, &store, engine.profiles());
+        check_platform(&plan, &request, &store, engine.profiles());
         assert_eq!(engine.plan(&request).await.expect("the plan again"), plan);
         let check = engine.check_image(&request).await.expect("a check");
         assert_eq!(check.layers.len(), plan.layers.len());

@@ -6,7 +6,10 @@
 use resnap_core::{ChainId, Digest, Kind, error_chain, labels};
 use resnap_unpacker::{Plan, UnpackError};
 
-/// Fails unless snapshots and labels are what they have to be, computed anew.
+/// Checks the snapshots and labels of a plan against a second computation.
+///
+/// # Panics
+/// They differ.
 pub fn verify(plan: &Plan) {
     assert_eq!(plan.platform, plan.platform.normalized());
     let layers = plan.layers.iter();
@@ -53,7 +56,10 @@ pub fn verify(plan: &Plan) {
     }
 }
 
-/// Fails unless the error blames the image, in a text that can be told and logged.
+/// Checks that the error is the fault of the image, and that its text is short and printable.
+///
+/// # Panics
+/// It is not.
 pub fn verify_error(error: &UnpackError) {
     let text = error_chain(error);
     assert!(text.len() < 16 << 10, "{} bytes", text.len());

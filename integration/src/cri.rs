@@ -49,7 +49,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// The CRI's ID, which is also the container's in the namespace `k8s.io`.
+    /// Returns the CRI's ID, which is also the container's in the namespace `k8s.io`.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -63,7 +63,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// The CRI's ID, which is also the container's in the namespace `k8s.io`.
+    /// Returns the CRI's ID, which is also the container's in the namespace `k8s.io`.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -106,7 +106,7 @@ impl Cri {
         Ok(this)
     }
 
-    /// The same with another limit to each call, which goes along as its deadline.
+    /// Returns the same with another limit to each call, which goes along as its deadline.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -242,11 +242,11 @@ impl Cri {
             timeout: 10,
         };
         let answer: m::ExecSyncResponse = self.call("ExecSync", request)?;
-        let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+        let output = String::from_utf8_lossy(&answer.stdout).into_owned();
         if answer.exit_code != 0 {
-            bail!("{command:?} ended with {}: {said}", answer.exit_code);
+            bail!("{command:?} ended with {}: {output}", answer.exit_code);
         }
-        Ok(said)
+        Ok(output)
     }
 
     /// Polls until the container has ended, then reads its log.

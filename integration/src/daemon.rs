@@ -65,22 +65,22 @@ impl Containerd {
         Ok(this)
     }
 
-    /// The name of the release, such as `containerd 1.7.24`.
+    /// Returns the name of the release, such as `containerd 1.7.24`.
     pub fn name(&self) -> String {
         self.processes.dist.name()
     }
 
-    /// The programs of this release.
+    /// Returns the programs of this release.
     pub fn dist(&self) -> &Dist {
         &self.processes.dist
     }
 
-    /// The version that the daemon's program reports.
+    /// Returns the version that the daemon's program reports.
     pub fn version(&self) -> (u32, u32, u32) {
         self.processes.dist.version()
     }
 
-    /// The socket of containerd and its CRI.
+    /// Returns the socket of containerd and its CRI.
     pub fn socket(&self) -> &Path {
         &self.processes.socket
     }
@@ -94,7 +94,7 @@ impl Containerd {
         )
     }
 
-    /// The process ID of containerd while it runs.
+    /// Returns the process ID of containerd while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.processes.pid()
     }
@@ -104,23 +104,23 @@ impl Containerd {
         self.processes.root.join("root")
     }
 
-    /// A folder for the test's own files (logs of pods, bundles), removed with
+    /// Returns a folder for the test's own files (logs of pods, bundles), removed with
     /// the daemon.
     pub fn scratch(&self) -> PathBuf {
         self.processes.scratch()
     }
 
-    /// The tree that pods on the `nydus` handler see; tests may add to it.
+    /// Returns the tree that pods on the `nydus` handler see; tests may add to it.
     pub fn guest_root(&self) -> PathBuf {
         self.processes.guest_root()
     }
 
-    /// The snapshotters that the daemon reports as working.
+    /// Returns the snapshotters that the daemon reports as working.
     pub fn snapshotters(&self) -> &BTreeSet<String> {
         &self.snapshotters
     }
 
-    /// Whether there is a working erofs snapshotter.
+    /// Returns whether there is a working erofs snapshotter.
     pub fn has_erofs(&self) -> bool {
         self.snapshotters.contains("erofs")
     }
@@ -135,7 +135,7 @@ impl Containerd {
         command: &[&str],
     ) -> Result<String> {
         let id = container_id()?;
-        // Of a process that ends at once, `ctr` may lose what comes through its pipes.
+        // `ctr` may lose output in its pipes if the process exits immediately.
         let log = self.scratch().join(&id);
         let log_uri = format!("file://{}", log.display());
         let on = ["--snapshotter", snapshotter, "--log-uri", &log_uri];
@@ -147,14 +147,14 @@ impl Containerd {
                 .args(command),
         );
         // A container that was not started wrote nothing.
-        let said = fs::read_to_string(&log).unwrap_or_default();
+        let output = fs::read_to_string(&log).unwrap_or_default();
         ran.with_context(|| {
             format!(
-                "run {image} on {snapshotter} of {}; it wrote {said:?}",
+                "run {image} on {snapshotter} of {}; it wrote {output:?}",
                 self.name()
             )
         })?;
-        Ok(said)
+        Ok(output)
     }
 
     /// Calls `look` with the root of a container of an image, as its first process finds it;

@@ -104,7 +104,7 @@ impl Tap {
         Ok(this)
     }
 
-    /// The socket for clients.
+    /// Returns the socket for clients.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -131,7 +131,7 @@ impl Tap {
         calls.map(|call| u64::from(method.is(&call.path))).sum()
     }
 
-    /// The calls of every method, by full path.
+    /// Returns the calls of every method, by full path.
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts = BTreeMap::new();
         for call in self.calls() {
@@ -140,7 +140,7 @@ impl Tap {
         counts
     }
 
-    /// All calls, in the order they came.
+    /// Returns all calls, in the order they came.
     pub fn calls(&self) -> Vec<Call> {
         self.shared.calls()
     }

@@ -7,9 +7,9 @@
 //! [`compare`] gives the differences of two trees, and [`surprises`] holds them against a table
 //! of those that are known.
 //!
-//! What counts: type, mode, owner, group, size and SHA-256 of a regular file, target of a
+//! Compared are type, mode, owner, group, size and SHA-256 of a regular file, target of a
 //! symbolic link, device number, modification time in nanoseconds, which paths are one inode,
-//! and the extended attributes of all namespaces that root can read. What does not: access and
+//! and the extended attributes of all namespaces that root can read. Ignored are access and
 //! change time, inode numbers, size and link count of directories, and the attributes
 //! `trusted.overlay.*`, in which overlayfs keeps its own books.
 //!

@@ -58,7 +58,7 @@ impl Wire {
         Ok(Self(connection))
     }
 
-    /// The beginning of a request to a method with its full path; headers can be added.
+    /// Returns the beginning of a request to a method with its full path; headers can be added.
     pub fn to(path: &str) -> request::Builder {
         Request::post(format!("http://localhost{path}"))
             .header("content-type", "application/grpc")
@@ -98,7 +98,7 @@ impl Wire {
     }
 }
 
-/// A message with its prefix.
+/// Returns a message with its prefix.
 pub fn frame(message: &[u8]) -> Bytes {
     let mut framed = BytesMut::with_capacity(5 + message.len());
     framed.put_u8(0);

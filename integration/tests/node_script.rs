@@ -104,7 +104,7 @@ fn it_installs_once_updates_and_removes_all() {
 }
 
 #[test]
-fn kubelet_is_never_left_with_nobody() {
+fn kubelet_always_has_a_runtime() {
     let node = Node::new();
     // Whatever of the installation fails, kubelet stays where it was.
     for step in [RELOAD, RESTART, ENABLE, ASK] {
@@ -113,7 +113,7 @@ fn kubelet_is_never_left_with_nobody() {
         assert_eq!(ran.last().map(String::as_str), Some(step));
         assert!(!node.path(DROP_IN).exists(), "{step}");
     }
-    // What is in place and was not taken up yet is taken up later.
+    // After an interruption, the next run restarts services for files that are already installed.
     let (_, content) = node.run("install", RESTART_KUBELET);
     assert!(!content);
     let (ran, content) = node.run("install", NOTHING);

@@ -127,7 +127,7 @@ fn a_mount_point_is_an_error() {
     );
 }
 
-/// A tree with one of everything, each time the same.
+/// Returns a tree with one of everything, each time the same.
 fn sample() -> TempDir {
     assert!(
         rustix::process::geteuid().is_root(),

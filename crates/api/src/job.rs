@@ -118,6 +118,7 @@ mod tests {
             });
             assert_eq!(JobStatus::try_from(v1::Job::from(job.clone())), Ok(job));
         }
-        assert!(JobStatus::try_from(v1::Job::default()).is_err());
+        let unspecified = JobStatus::try_from(v1::Job::default());
+        assert_eq!(unspecified, Err(Malformed("state of a job")));
     }
 }

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_registry_has_is_not_to_be_fetched() {
+    fn blobs_without_a_registry_are_not_fetched() {
         let missing = |fetch| UnpackError::MissingBlob {
             image: "web".to_owned(),
             digest: Digest::sha256(b""),

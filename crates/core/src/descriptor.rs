@@ -64,10 +64,15 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_digest_is_refused() {
-        let json = r#"{"digest":"sha256:../../etc/passwd","size":3}"#;
-        assert!(serde_json::from_str::<Descriptor>(json).is_err());
-        let json = format!(r#"{{"digest":"sha256:{}","size":-1}}"#, "a".repeat(64));
-        assert!(serde_json::from_str::<Descriptor>(&json).is_err());
+    fn a_bad_digest_and_a_negative_size_are_refused() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (digest, size, reason) in [
+            ("sha256:../../etc/passwd", 3, "is not a digest"),
+            (&digest, -1, "invalid value: integer `-1`, expected u64"),
+        ] {
+            let json = format!(r#"{{"digest":"{digest}","size":{size}}}"#);
+            let error = serde_json::from_str::<Descriptor>(&json).unwrap_err();
+            assert!(error.to_string().contains(reason), "{error}");
+        }
     }
 }

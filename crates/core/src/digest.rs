@@ -236,7 +236,8 @@ mod tests {
             &format!("sha512:{}", "a".repeat(64)),
             &format!("{long} "),
         ] {
-            assert!(bad.parse::<Digest>().is_err(), "{bad:?} passed");
+            let error = InvalidDigest(bad.to_owned());
+            assert_eq!(bad.parse::<Digest>(), Err(error));
         }
         assert!(
             "é".repeat(500)

@@ -124,6 +124,10 @@ mod tests {
             let found = diff_id(&layer(media_type, annotations)).unwrap();
             assert_eq!(found.as_ref().map(|id| &id.0), digest, "{media_type}");
         }
-        assert!(diff_id(&layer(raw, &[(UNCOMPRESSED_DIGEST, "sha256:x")])).is_err());
+        let error = diff_id(&layer(raw, &[(UNCOMPRESSED_DIGEST, "sha256:x")])).unwrap_err();
+        assert_eq!(
+            error,
+            "its org.erofs.uncompressed-digest \"sha256:x\" is no digest"
+        );
     }
 }

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_for_a_choice_counts_and_not_what_is_claimed() {
+    fn limits_count_bytes_read_instead_of_stated_sizes() {
         let mut store = Store::default();
         let padding = "x".repeat(MAX_DOCUMENT_BYTES / 2);
         let config = format!(r#"{{"os":"odd","architecture":"odd","padding":"{padding}"}}"#);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn small_documents_wait_for_no_admission() {
+    fn small_documents_need_no_admission() {
         let mut store = Store::default();
         let config = r#"{"os":"linux","architecture":"amd64","padding":"x"}"#;
         let config = store.add(media_type::OCI_CONFIG, config);

@@ -49,7 +49,7 @@
 //! |---|---|---|---|
 //! | type `7`; GNU sparse files (type `S`) | files (`kinds`, `sparse`) | containerd refuses | they have only one meaning |
 //! | the root as a directory | an entry (`root`) | containerd skips it | its mode and owner belong to the image |
-//! | an extension header, then `g` | [`Fault::Ambiguous`] (`what_readers_disagree_about_is_refused`) | Go drops the extension, others keep it | no program writes it |
+//! | an extension header, then `g` | [`Fault::Ambiguous`] (`ambiguous_archives_are_refused`) | Go drops the extension, others keep it | no program writes it |
 //! | `g` after an entry, in a directory, or named as a whiteout | as above | containerd creates its parents and removes what is there, others ignore it | no program writes it |
 //! | a hard link through `..`, or with `/` at its end | as above | containerd follows links in the path | no program writes it |
 //! | extension headers, and no entry | [`Fault::Truncated`] (`ends`) | ignored | something is missing |
@@ -59,7 +59,7 @@
 //! | sparse maps with signs or of other sizes than their data, in files that are not read | [`Fault::Sparse`] (`table`) | ignored | no program writes it |
 //! | an attribute without a name, a NUL in `GNU.sparse.name`, no target, in ignored entries | [`Fault::Name`] (`table`) | ignored | no program writes it |
 //! | an unknown type, in an ignored entry | [`Fault::Type`] (`table`) | ignored | no program writes it |
-//! | over [`Limits`] | [`Fault::Limit`] (`what_is_refused`) | other limits, or none | memory |
+//! | over [`Limits`] | [`Fault::Limit`] (`malformed_layers_are_refused`) | other limits, or none | memory |
 //!
 //! # Hostile streams
 //!

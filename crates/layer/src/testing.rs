@@ -3,6 +3,26 @@
 
 //! A builder of layers for tests, byte for byte.
 
+/// Types of entries (`typeflag` in POSIX `pax`).
+pub mod typeflag {
+    /// A regular file.
+    pub const REGULAR: u8 = b'0';
+    /// A hard link.
+    pub const HARD_LINK: u8 = b'1';
+    /// A symbolic link.
+    pub const SYMLINK: u8 = b'2';
+    /// A character device.
+    pub const CHARACTER: u8 = b'3';
+    /// A block device.
+    pub const BLOCK: u8 = b'4';
+    /// A directory.
+    pub const DIRECTORY: u8 = b'5';
+    /// A FIFO.
+    pub const FIFO: u8 = b'6';
+    /// A contiguous file.
+    pub const CONTIGUOUS: u8 = b'7';
+}
+
 /// A tar stream under construction.
 #[derive(Debug, Clone, Default)]
 pub struct Tar {
@@ -52,6 +72,16 @@ pub fn binary(value: i64) -> Vec<u8> {
     bytes
 }
 
+/// Returns a number as a field of 8 or 12 bytes: in octal if it fits, else in base-256.
+fn number(value: u64, width: usize) -> Vec<u8> {
+    if value >> (3 * (width - 1)) == 0 {
+        return octal(value, width);
+    }
+    let mut bytes = u128::from(value).to_be_bytes()[16 - width..].to_vec();
+    bytes[0] |= 0x80;
+    bytes
+}
+
 /// Returns a header in POSIX format with `changes` at offsets, and a valid checksum.
 pub fn header(
     kind: u8,
@@ -74,11 +104,11 @@ fn header_with(
         block[offset..offset + bytes.len()].copy_from_slice(bytes);
     };
     put(0, name.as_ref());
-    put(100, &octal(metadata.mode.into(), 8));
-    put(108, &octal(metadata.uid.into(), 8));
-    put(116, &octal(metadata.gid.into(), 8));
-    put(124, &octal(size, 12));
-    put(136, &octal(metadata.mtime, 12));
+    put(100, &number(metadata.mode.into(), 8));
+    put(108, &number(metadata.uid.into(), 8));
+    put(116, &number(metadata.gid.into(), 8));
+    put(124, &number(size, 12));
+    put(136, &number(metadata.mtime, 12));
     put(148, b"        ");
     put(156, &[kind]);
     put(257, b"ustar\x0000");
@@ -147,25 +177,25 @@ impl Tar {
     /// Adds a file.
     #[must_use]
     pub fn file(self, name: impl AsRef<[u8]>, data: impl AsRef<[u8]>) -> Self {
-        self.with(b'0', name, data.as_ref(), &[])
+        self.with(typeflag::REGULAR, name, data.as_ref(), &[])
     }
 
     /// Adds a directory.
     #[must_use]
     pub fn directory(self, name: impl AsRef<[u8]>) -> Self {
-        self.with(b'5', name, b"", &[])
+        self.with(typeflag::DIRECTORY, name, b"", &[])
     }
 
     /// Adds a symbolic link.
     #[must_use]
     pub fn symlink(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
-        self.link(b'2', name, target)
+        self.link(typeflag::SYMLINK, name, target)
     }
 
     /// Adds a hard link.
     #[must_use]
     pub fn hardlink(self, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
-        self.link(b'1', name, target)
+        self.link(typeflag::HARD_LINK, name, target)
     }
 
     /// Adds an extended header with these records.

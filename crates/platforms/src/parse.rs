@@ -236,9 +236,18 @@ mod tests {
     #[test]
     fn long_strings_end_soon() {
         let host = host("amd64", "");
-        for unit in ["(", "%", "/", "+a", "a", "(+", "\u{130}"] {
+        for (unit, error) in [
+            ("(", ParseError::OperatingSystem as fn(String) -> ParseError),
+            ("%", ParseError::OperatingSystem),
+            ("/", ParseError::OperatingSystem),
+            ("+a", ParseError::OperatingSystem),
+            ("a", ParseError::Unknown),
+            ("(+", ParseError::OperatingSystem),
+            ("\u{130}", ParseError::OperatingSystem),
+        ] {
             let long = unit.repeat(300_000);
-            assert!(parse_with_default(&long, &host).is_err());
+            let parsed = parse_with_default(&long, &host);
+            assert!(parsed == Err(error(long.clone())), "{unit:?}");
             drop(parse_with_default(&format!("linux({long})"), &host));
         }
         let many = format!("linux({})", "+a".repeat(300_000));

@@ -204,8 +204,17 @@ mod tests {
         assert_eq!("10%".parse::<Floor>().unwrap().bytes_of(1000), 100);
         assert_eq!("1 KiB".parse::<Floor>().unwrap().bytes_of(5), 1024);
         assert_eq!("20GiB".parse::<Floor>().unwrap().bytes_of(5), 20 << 30);
-        for wrong in ["", "%", "101%", "-1%", "much"] {
-            assert!(wrong.parse::<Floor>().is_err(), "{wrong:?}");
+        let no_percentage = "is not a percentage, such as 10%";
+        let neither = "is neither a percentage, such as 10%, nor a size, such as 20GiB";
+        for (wrong, reason) in [
+            ("", neither),
+            ("%", no_percentage),
+            ("101%", no_percentage),
+            ("-1%", no_percentage),
+            ("much", neither),
+        ] {
+            let error = wrong.parse::<Floor>().unwrap_err();
+            assert_eq!(error.to_string(), format!("{wrong:?} {reason}"));
         }
     }
 }

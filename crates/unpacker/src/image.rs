@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_a_registry_can_be_fetched() {
+    fn names_with_a_registry_can_be_fetched() {
         let fetch = |reference: Option<&str>, platform: Option<&str>| {
             let image = ResolvedImage {
                 name: "a".to_owned(),

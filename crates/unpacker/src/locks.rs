@@ -272,6 +272,8 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt as _;
 
+    use rustix::io::Errno;
+
     use super::*;
 
     fn two() -> (tempfile::TempDir, Locks, Locks) {
@@ -281,14 +283,17 @@ mod tests {
     }
 
     #[test]
-    fn one_holds_and_others_learn_who() {
+    fn others_learn_the_holder() {
         let (dir, first, second) = two();
         assert_eq!(first.identity(), second.identity());
         let lock = first.try_lock("a", "web on erofs").unwrap().unwrap();
         let own = format!("process {} (web on erofs)", std::process::id());
         assert_eq!(second.try_lock("a", "").unwrap().unwrap_err(), own);
         assert_eq!(second.holder("a").unwrap(), Some(own));
-        assert!(first.try_lock("a", "").unwrap().is_err());
+        assert_eq!(
+            first.try_lock("a", "").unwrap().unwrap_err(),
+            "another job of this process"
+        );
         assert!(second.try_lock("b", "").unwrap().is_ok());
         drop(lock);
         assert!(second.try_lock("a", "").unwrap().is_ok());
@@ -339,8 +344,11 @@ mod tests {
         let target = dir.path().join("target");
         fs::write(&target, "precious").unwrap();
         std::os::unix::fs::symlink(&target, dir.path().join("a.lock")).unwrap();
-        assert!(locks.try_lock("a", "").is_err());
-        assert!(locks.holder("a").is_err());
+        let symlink = Some(Errno::LOOP.raw_os_error());
+        let error = locks.try_lock("a", "").unwrap_err();
+        assert_eq!(error.raw_os_error(), symlink, "{error}");
+        let error = locks.holder("a").unwrap_err();
+        assert_eq!(error.raw_os_error(), symlink, "{error}");
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
         // The name is free again once the link is gone.
         fs::remove_file(dir.path().join("a.lock")).unwrap();

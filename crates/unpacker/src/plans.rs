@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_fails_by_its_documents_is_not_read_again_for_a_while() {
+    async fn failures_of_documents_are_cached() {
         let backend = Simulated::new();
         let layer = SimulatedLayer::new("the same again");
         let tall = SimulatedImage::new(vec![layer; MAX_LAYERS + 1]);
@@ -272,7 +272,7 @@ mod tests {
         let reads = backend.calls(Operation::OpenContent);
         assert_eq!(kind(&engine, "tall").await, Kind::InvalidArgument);
         assert_eq!(backend.calls(Operation::OpenContent), reads);
-        // Of another name it is another image.
+        // The same content under another name is another image.
         backend.add_image("k8s.io", "again", &tall);
         assert_eq!(kind(&engine, "again").await, Kind::InvalidArgument);
         assert!(backend.calls(Operation::OpenContent) > reads);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_missing_or_hangs_is_read_again() {
+    async fn other_failures_are_not_cached() {
         let backend = Simulated::new();
         let image = SimulatedImage::new([SimulatedLayer::new("a")]);
         backend.add_image("k8s.io", "web", &image);
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_plan_is_made_once_for_all_who_ask() {
+    async fn concurrent_requests_share_a_plan() {
         let backend = Simulated::new();
         for name in ["a", "b", "c"] {
             let image = SimulatedImage::new([SimulatedLayer::new(name)]);

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bare_id_stands_behind_what_the_user_wrote() {
+    fn titles_have_the_bare_id_after_the_reference() {
         let id = Digest::sha256(b"config").to_string();
         let image = |name: &str, reference: Option<&str>| ResolvedImage {
             name: name.to_owned(),

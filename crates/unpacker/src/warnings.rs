@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_mounted_is_warned_of() {
+    fn images_that_cannot_be_mounted_cause_warnings() {
         let root = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs";
         let long = format!("/{}", "x".repeat(1900));
         for (snapshotter, root, layers, says) in [

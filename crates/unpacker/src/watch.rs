@@ -89,7 +89,7 @@ mod tests {
     use super::*;
     use crate::{Engine, EngineSettings, Job, JobState, Request, UnpackError};
 
-    /// An engine whose second layer never gets written.
+    /// Returns an engine whose second layer never gets written.
     fn stuck() -> Engine {
         let backend = Simulated::new();
         backend.add_snapshotter("erofs", Behaviour::Ordinary);
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!((half.state, half.waiters), (JobState::Running, 1));
         let half = shown([half]);
         assert_eq!(shown(engine.jobs()), half);
-        // Who comes later sees it at once.
+        // A later watcher gets the current state at once.
         assert_eq!(shown(engine.watch_jobs().next().await.unwrap()), half);
 
         let second = ask(&engine, "api");

@@ -89,7 +89,7 @@ async fn a_line_when_it_begins_and_one_when_it_ends() {
     let running = ask();
     running.started().await.unwrap();
     assert_eq!(engine.jobs()[0].image, title);
-    // Who asked by the ID is answered by it.
+    // The report has the ID, as the request was by ID.
     assert_eq!(running.report().await.unwrap().image, id);
     let told = lines.take();
     assert_eq!(told.len(), 2, "{told:#?}");

@@ -71,7 +71,7 @@ async fn a_job_that_nobody_waits_for_stands_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_joins_it_does_not_wait_for_others() {
+async fn joined_jobs_do_not_wait_for_others() {
     let (engine, start) = (engine(), Instant::now());
     let urgent = tokio::spawn(times(job(&engine, "urgent", false), start));
     tokio::time::sleep(SECOND / 10).await;
@@ -92,7 +92,7 @@ async fn alone_it_does_not_wait() {
     assert!(began < SECOND && done < 3 * SECOND);
 }
 
-/// An engine that writes one layer at a time, each of which takes ten seconds but those of the
+/// Returns an engine that writes one layer at a time, each of which takes ten seconds but those of the
 /// image "small", and `hogs` of images with twenty layers.
 fn busy_engine(hogs: usize) -> Engine {
     let simulated = Simulated::new();
@@ -126,7 +126,7 @@ async fn a_small_image_waits_for_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_waits_for_any_more_gives_way() {
+async fn abandoned_jobs_yield_to_others() {
     let engine = busy_engine(3);
     // Their callers leave at once.
     (0..3).for_each(|hog| drop(job(&engine, &format!("hog-{hog}"), false)));
@@ -142,7 +142,7 @@ async fn what_nobody_waits_for_any_more_gives_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_is_not_kept_by_who_waits_for_its_layer() {
+async fn waiting_for_a_layer_does_not_keep_its_job() {
     let simulated = Simulated::new();
     simulated.add_snapshotter("sn", Behaviour::Ordinary);
     for name in ["idle", "urgent"] {

@@ -112,7 +112,7 @@ async fn a_job_moves_through_a_large_layer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_joins_late_is_told_the_latest_only() {
+async fn late_callers_get_the_latest_event_only() {
     let engine = engine();
     let _first = engine.unpack(Request::new("web").on("sn"));
     tokio::time::sleep(Duration::from_secs(150)).await;

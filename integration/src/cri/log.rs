@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// The text of a log in the CRI's format, `TIME STREAM TAG TEXT`, in which a
+/// Returns the text of a log in the CRI's format, `TIME STREAM TAG TEXT`, in which a
 /// tag of `P` says that the line goes on.
 pub(super) fn read_log(path: &Path) -> Result<String> {
     let log = fs::read(path).with_context(|| format!("read the container's log {path:?}"))?;

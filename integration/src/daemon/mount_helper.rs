@@ -73,7 +73,7 @@ pub(super) fn make_guest(guest: &Path, busybox: &Path) -> Result<()> {
     write_program(&guest.join("pause"), pause)
 }
 
-/// The calls so far, oldest first. A shim repeats a call of which it missed the
+/// Returns the calls so far, oldest first. A shim repeats a call of which it missed the
 /// end; those count once.
 pub(super) fn read_calls(calls: &Path) -> Result<Vec<MountHelperCall>> {
     let mut dirs: Vec<_> = fs::read_dir(calls)

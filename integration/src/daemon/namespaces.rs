@@ -70,25 +70,25 @@ pub fn in_private_namespaces() -> Result<()> {
 /// have room for 4096 bytes, and the longest stack of the tests has dozens of paths in them.
 const SHORT: &str = "/run/resnap-data";
 
-/// The folder of this run, by its short path.
+/// Returns the folder of this run, by its short path.
 pub(super) fn run_dir() -> Result<PathBuf> {
     claimed().map(|_| SHORT.into())
 }
 
-/// A name of this run that no other one has.
+/// Returns a name of this run that no other one has.
 pub(super) fn run_name() -> Result<String> {
     let run = claimed()?;
     Ok(run.file_name().unwrap_or_default().display().to_string())
 }
 
-/// The folder of this run where it lies.
+/// Returns the folder of this run where it lies.
 fn claimed() -> Result<PathBuf> {
     std::env::var_os(RUN).map(PathBuf::from).with_context(|| {
         "daemons are started in private namespaces only: call in_private_namespaces() first in main"
     })
 }
 
-/// A folder that no other run uses, and the lock that says so.
+/// Returns a folder that no other run uses, and the lock that says so.
 fn claim_run_dir() -> Result<(PathBuf, File)> {
     let runs = debian::target_dir().join("run");
     let _lock = debian::lock(&runs)?;

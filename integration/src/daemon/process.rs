@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Ending processes and mounts, and nothing that is not ours.
+//! Termination of processes and removal of mounts that belong to a daemon of the suite.
 //!
 //! The suite has a PID namespace of its own, so `/proc` lists only processes
 //! that it started.
@@ -56,24 +56,24 @@ pub(super) fn kill_shims(socket: &Path) -> Result<()> {
     let deadline = Instant::now() + GRACE;
     loop {
         let all = processes()?;
-        let mut ours: Vec<u32> = all
+        let mut pids: Vec<u32> = all
             .iter()
             .filter(|process| process.is_shim_of(socket))
             .map(|process| process.pid)
             .collect();
         let mut next = 0;
-        while let Some(&parent) = ours.get(next) {
+        while let Some(&parent) = pids.get(next) {
             let children = all.iter().filter(|process| process.parent == parent);
-            ours.extend(children.map(|process| process.pid));
+            pids.extend(children.map(|process| process.pid));
             next += 1;
         }
-        if ours.is_empty() {
+        if pids.is_empty() {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("shims of {socket:?} do not end: {ours:?}");
+            bail!("shims of {socket:?} do not end: {pids:?}");
         }
-        for pid in ours {
+        for pid in pids {
             signal(pid, Signal::KILL);
         }
         std::thread::sleep(POLL);
@@ -96,7 +96,7 @@ impl Process {
     }
 }
 
-/// All that run; zombies are left out, they end with their parent.
+/// Returns all processes, except for zombies, which end with their parent.
 fn processes() -> Result<Vec<Process>> {
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc").context("list /proc")?.flatten() {
@@ -157,7 +157,7 @@ pub(super) fn list(dir: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
-/// The mount points at or below `dir`, in the order they were mounted.
+/// Returns the mount points at or below `dir`, in the order they were mounted.
 pub(super) fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));

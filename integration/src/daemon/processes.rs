@@ -102,7 +102,7 @@ impl Processes {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// The process of containerd, of which the caller is in charge then.
+    /// Returns the process of containerd, of which the caller is in charge then.
     pub(super) fn take(&self) -> Option<Child> {
         let lock = self.containerd.lock();
         lock.unwrap_or_else(PoisonError::into_inner).take()
@@ -204,9 +204,9 @@ impl Processes {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let ended = child.try_wait()?;
-            if ended.is_some() || Instant::now() > deadline {
-                let why = match ended {
+            let status = child.try_wait()?;
+            if status.is_some() || Instant::now() > deadline {
+                let why = match status {
                     Some(status) => format!("ended by itself: {status}"),
                     None => format!("does not answer after {START:?}"),
                 };
@@ -243,7 +243,7 @@ impl Processes {
     }
 }
 
-/// The working snapshotters in what `ctr plugins ls` prints: type, ID,
+/// Returns the working snapshotters in what `ctr plugins ls` prints: type, ID,
 /// platforms and status.
 fn working_snapshotters(plugins: &str) -> BTreeSet<String> {
     plugins

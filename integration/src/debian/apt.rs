@@ -91,7 +91,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("write {path:?}"))
 }
 
-/// The site of Debian's main archive in the system's own sources.
+/// Returns the site of Debian's main archive in the system's own sources.
 fn mirror() -> Result<String> {
     let sites = output(Command::new("apt-get").args([
         "indextargets",

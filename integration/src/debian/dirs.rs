@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The directory of all files of the suite: `integration/` in cargo's target
+/// Returns the directory of all files of the suite: `integration/` in cargo's target
 /// directory.
 pub fn target_dir() -> PathBuf {
     let workspace = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));

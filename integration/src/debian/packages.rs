@@ -15,14 +15,14 @@ use super::command::run;
 use super::dirs::{lock, target_dir};
 use super::suite::Suite;
 
-/// The package's `.deb`, downloaded when it is not there yet.
+/// Returns the package's `.deb`, downloaded when it is not there yet.
 pub fn deb(name: &str, suite: Suite) -> Result<PathBuf> {
     debs(&[name], suite)?
         .pop()
         .with_context(|| format!("{name} of {} was not downloaded", suite.name()))
 }
 
-/// The packages' `.deb`s in the order of `names`; those not there yet are
+/// Returns the packages' `.deb`s in the order of `names`; those not there yet are
 /// downloaded by one run of apt.
 pub fn debs(names: &[&str], suite: Suite) -> Result<Vec<PathBuf>> {
     let dir = target_dir().join("debs").join(suite.name());
@@ -59,7 +59,7 @@ pub fn unpack(deb: &Path, prefix: &Path) -> Result<()> {
     run(Command::new("dpkg-deb").arg("-x").arg(deb).arg(prefix))
 }
 
-/// The package's files as a tar stream, as `dpkg-deb --fsys-tarfile` writes it.
+/// Returns the package's files as a tar stream, as `dpkg-deb --fsys-tarfile` writes it.
 pub fn tar(deb: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut reader = tar_reader(deb)?;

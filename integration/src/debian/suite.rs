@@ -17,7 +17,7 @@ pub enum Suite {
 impl Suite {
     pub(super) const ALL: [Self; 3] = [Self::Bookworm, Self::Trixie, Self::Forky];
 
-    /// The name in a sources file and of the folder below `debs/`.
+    /// Returns the name in a sources file and of the folder below `debs/`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Bookworm => "bookworm",

@@ -54,12 +54,12 @@ pub struct Dist {
 }
 
 impl Dist {
-    /// The folder with `containerd`, `containerd-shim-runc-v2` and `ctr`.
+    /// Returns the folder with `containerd`, `containerd-shim-runc-v2` and `ctr`.
     pub fn bin(&self) -> &Path {
         &self.bin
     }
 
-    /// The folder with the programs that all containerds share: `runc`,
+    /// Returns the folder with the programs that all containerds share: `runc`,
     /// `containerd-nydus-grpc`, `nydus-overlayfs`, `mkfs.erofs`, `fsck.erofs`,
     /// `dump.erofs`, a static `busybox`, `docker-registry` and the shim of containerd 1.7.
     pub fn tools(&self) -> &Path {
@@ -78,9 +78,9 @@ impl Dist {
     }
 
     fn open(bin: PathBuf, tools: PathBuf) -> Result<Self> {
-        let said = output(Command::new(bin.join("containerd")).arg("--version"))?;
-        let version = parse_version(&said)
-            .with_context(|| format!("{bin:?}/containerd --version has no version: {said}"))?;
+        let text = output(Command::new(bin.join("containerd")).arg("--version"))?;
+        let version = parse_version(&text)
+            .with_context(|| format!("{bin:?}/containerd --version has no version: {text}"))?;
         for program in ["containerd-shim-runc-v2", "ctr"] {
             if !bin.join(program).is_file() {
                 bail!("{bin:?} has no {program}");
@@ -94,9 +94,9 @@ impl Dist {
     }
 }
 
-/// The version in `containerd github.com/containerd/containerd 1.6.20~ds1 ...`.
-fn parse_version(said: &str) -> Option<(u32, u32, u32)> {
-    said.split_whitespace().find_map(|word| {
+/// Returns the version in `containerd github.com/containerd/containerd 1.6.20~ds1 ...`.
+fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
+    text.split_whitespace().find_map(|word| {
         let word = word.trim_start_matches('v');
         let mut numbers = word.splitn(3, '.').map(|part| {
             let end = part.find(|c: char| !c.is_ascii_digit());
@@ -114,12 +114,12 @@ pub struct Provisioned {
 }
 
 impl Provisioned {
-    /// The containerds to test with, oldest first.
+    /// Returns the containerds to test with, oldest first.
     pub fn containerds(&self) -> &[Dist] {
         &self.containerds
     }
 
-    /// The containerd whose version begins so: `containerd(1, 7)`.
+    /// Returns the containerd whose version begins so: `containerd(1, 7)`.
     pub fn containerd(&self, major: u32, minor: u32) -> Result<&Dist> {
         self.containerds
             .iter()
@@ -130,7 +130,7 @@ impl Provisioned {
             })
     }
 
-    /// The newest containerd that is here.
+    /// Returns the newest containerd that is here.
     pub fn newest(&self) -> Result<&Dist> {
         self.containerds.last().context("no containerd is here")
     }
@@ -241,7 +241,7 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The libc's program loader, whose name differs by architecture.
+/// Returns the libc's program loader, whose name differs by architecture.
 fn loader(lib: &Path) -> Result<PathBuf> {
     fs::read_dir(lib)
         .with_context(|| format!("list {lib:?}"))?
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn versions_are_read_as_the_packages_write_them() {
-        for (said, version) in [
+        for (text, version) in [
             (
                 "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u1",
                 (1, 6, 20),
@@ -287,7 +287,7 @@ mod tests {
                 (2, 4, 0),
             ),
         ] {
-            assert_eq!(parse_version(said), Some(version), "{said}");
+            assert_eq!(parse_version(text), Some(version), "{text}");
         }
         assert_eq!(parse_version("containerd"), None);
     }

@@ -80,7 +80,7 @@ pub(super) fn write(path: &Path, reference: &str, target: &Value, blobs: &Blobs)
         .with_context(|| format!("cannot write the image archive {}", path.display()))
 }
 
-/// The image `name` of the cache, built by `build` at the path it is given if it is not there.
+/// Returns the image `name` of the cache, built by `build` at the path it is given if it is not there.
 pub(super) fn cached(name: &str, build: impl FnOnce(&Path) -> Result<Built>) -> Result<Built> {
     let dir = debian::target_dir().join("images").join(name);
     let _lock = debian::lock(&dir)?;

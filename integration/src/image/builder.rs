@@ -62,7 +62,7 @@ pub enum Part {
 }
 
 impl ImageBuilder {
-    /// An image without layers, for the platform of this machine.
+    /// Returns an image without layers, for the platform of this machine.
     pub fn new(reference: &str) -> Self {
         let (os, architecture) = host_platform();
         Self {
@@ -276,7 +276,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// An index without manifests.
+    /// Returns an index without manifests.
     pub fn new(reference: &str) -> Self {
         Self {
             reference: reference.to_owned(),
@@ -324,7 +324,7 @@ impl Index {
     }
 }
 
-/// The operating system and architecture of this machine, in Go's words.
+/// Returns the operating system and architecture of this machine, in Go's words.
 pub fn host_platform() -> (&'static str, &'static str) {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -54,17 +54,17 @@ pub struct Built {
 }
 
 impl Built {
-    /// The digest that the name points to.
+    /// Returns the digest that the name points to.
     pub fn target(&self) -> &str {
         self.index.as_deref().unwrap_or(&self.manifest)
     }
 
-    /// The chain ID of the whole image, empty without layers.
+    /// Returns the chain ID of the whole image, empty without layers.
     pub fn chain_id(&self) -> &str {
         self.layers.last().map_or("", |layer| &layer.chain_id)
     }
 
-    /// The bytes of a blob.
+    /// Returns the bytes of a blob.
     ///
     /// # Errors
     /// If it is not in the archive.
@@ -82,7 +82,7 @@ impl Built {
         bail!("{digest} is not in {:?}", self.archive)
     }
 
-    /// The same with the manifest at `index` of the index in the place of the first.
+    /// Returns the same with the manifest at `index` of the index in the place of the first.
     ///
     /// # Panics
     /// If there are not so many.

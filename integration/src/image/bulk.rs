@@ -3,9 +3,9 @@
 
 //! Images that are large, in entries or in bytes, for measuring.
 //!
-//! What is in their files are the bytes of real programs and scripts from Debian's packages, again
-//! and again from other places: they compress as these do, since gzip looks back 32 KiB. A layer goes
-//! straight to the archive while it is made, so an image takes no more memory than its material.
+//! The files consist of bytes of real programs and scripts from Debian packages, repeated from different
+//! offsets. They compress as well as the originals, since the window of gzip is 32 KiB. Layers are written
+//! directly to the archive, so an image needs no more memory than its source material.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
@@ -141,7 +141,7 @@ fn large(name: &str, layers: &[&[usize]]) -> Result<Built> {
     })
 }
 
-/// An image whose layers `fill` writes, made of the files of `packages`.
+/// Returns an image whose layers `fill` writes, made of the files of `packages`.
 fn bulk(
     name: &str,
     packages: &[&str],
@@ -274,7 +274,7 @@ fn blob_path(digest: &str) -> String {
     format!("blobs/{}", digest.replace(':', "/"))
 }
 
-/// The header of a file whose bytes come later.
+/// Returns the header of a file whose bytes come later.
 fn header(path: &str, size: u64, mode: u32) -> io::Result<[u8; 512]> {
     let mut header = tar::Header::new_ustar();
     header.set_path(path)?;

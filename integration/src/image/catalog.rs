@@ -170,7 +170,7 @@ pub fn many(n: usize) -> Result<Built> {
     })
 }
 
-/// The lowest `count` layers of [`web`].
+/// Returns the lowest `count` layers of [`web`].
 pub(super) fn web_layers(count: usize) -> Result<Vec<Layer>> {
     let payload = |(index, packages): (usize, &&[&str])| {
         let payload = Payload::debian(packages)?;
@@ -189,8 +189,8 @@ pub(super) fn web_layers(count: usize) -> Result<Vec<Layer>> {
         .collect()
 }
 
-/// What a container needs and no package ships: the links of the merged `/usr`, mount points
-/// and the two databases of names.
+/// Returns the entries that a container needs and no package contains: the links of the merged `/usr`,
+/// mount points and the two databases of names.
 fn system() -> Vec<Entry> {
     let merged = MERGED.map(|dir| Entry::symlink(dir, format!("usr/{dir}")));
     let dirs = [
@@ -225,12 +225,12 @@ pub fn beside_hello() -> Result<Built> {
     })
 }
 
-/// The statically linked busybox with the links that its commands are found by.
+/// Returns the statically linked busybox with the links that its commands are found by.
 fn busybox<const N: usize>(more: [Entry; N]) -> Result<Layer> {
     busybox_payload(more)?.layer()
 }
 
-/// The same as a tree.
+/// Returns the same as a tree.
 pub(super) fn busybox_payload<const N: usize>(more: [Entry; N]) -> Result<Payload> {
     let links = [
         "sh", "cat", "ls", "sleep", "echo", "true", "wc", "stat", "id", "mount",
@@ -241,7 +241,7 @@ pub(super) fn busybox_payload<const N: usize>(more: [Entry; N]) -> Result<Payloa
         .with(more))
 }
 
-/// The layer on top of [`web`]: a page and a program added, a file replaced, a file deleted and
+/// Returns the layer on top of [`web`]: a page and a program added, a file replaced, a file deleted and
 /// a directory deleted.
 fn top(heading: &str) -> Result<Layer> {
     let page = format!("<!doctype html>\n<title>web</title>\n<h1>{heading}</h1>\n");

@@ -32,9 +32,9 @@ pub use known::{EDGE_CASES_CLOCK, EDGE_CASES_MKFS};
 pub use refused::REFUSED;
 
 /// The line that a container of [`edge_cases`] prints.
-pub const EDGE_CASES_SAYS: &str = "tortured";
+pub const EDGE_CASES_SAYS: &str = "edge cases";
 
-/// The torture layers, from the lowest; the image has them on two layers of real programs.
+/// The layers of edge cases, from the lowest. The image has them on two layers of real programs.
 pub const EDGE_CASES: [&[Case]; 7] = [
     names::CASES,
     metadata::CASES,
@@ -58,12 +58,12 @@ const COMPRESSIONS: [Compression; 4] = [
 
 /// `docker.io/library/edge_cases:1`: the layers of [`EDGE_CASES`] on a real base.
 pub fn edge_cases() -> Result<Built> {
-    image("torture", |_| true)
+    image("edge-cases", |_| true)
 }
 
 /// `docker.io/library/edge_cases-mkfs:1`: those of them that mkfs.erofs 1.8 takes.
 pub fn edge_cases_mkfs() -> Result<Built> {
-    image("torture-mkfs", |case| case.mkfs_fails.is_none())
+    image("edge-cases-mkfs", |case| case.mkfs_fails.is_none())
 }
 
 fn image(name: &str, keep: fn(&&Case) -> bool) -> Result<Built> {

@@ -29,7 +29,7 @@ const DETOURS: usize = 15;
 /// The size of a document that resnap still reads.
 const DOCUMENT_BYTES: usize = 8 << 20;
 
-/// A layer whose `entries` are headers only, each of them behind a way of 7900 names: a chain of
+/// Returns a layer whose `entries` are headers only, each of them behind a way of 7900 names: a chain of
 /// symbolic links with detours. It has two such ways in turns, so that no entry is in the directory
 /// of the one before. Layers with other names have other bytes.
 pub fn long_ways(name: &str, entries: usize) -> Result<Layer> {
@@ -46,7 +46,7 @@ pub fn long_ways(name: &str, entries: usize) -> Result<Layer> {
     packed(dirs.into_iter().chain(links).chain(ways))
 }
 
-/// A layer of directories with an extended attribute `key` of `bytes` bytes each. All values differ.
+/// Returns a layer of directories with an extended attribute `key` of `bytes` bytes each. All values differ.
 pub fn attributes(key: &str, bytes: usize, directories: usize) -> Result<Layer> {
     packed((0..directories).map(|number| {
         let number = number.to_string();
@@ -108,7 +108,7 @@ pub fn nested_config(reference: &str, path: &Path) -> Result<Built> {
     })
 }
 
-/// The layer of these entries, as small as gzip makes it. Its tar is never in memory as a whole.
+/// Returns the layer of these entries, as small as gzip makes it. Its tar is never in memory as a whole.
 fn packed(entries: impl Iterator<Item = Entry>) -> Result<Layer> {
     let mut hash = Sha256::new();
     let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::best());

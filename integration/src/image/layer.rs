@@ -25,7 +25,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The media type of a layer of this format, in OCI's words or Docker's; those of EROFS are
+    /// Returns the media type of a layer of this format, in OCI's words or Docker's; those of EROFS are
     /// containerd's.
     fn media_type(self, compression: Compression, docker: bool) -> String {
         let (base, dot) = match (self, docker) {
@@ -83,12 +83,12 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// The layer of an uncompressed tar.
+    /// Returns the layer of an uncompressed tar.
     pub fn new(tar: &[u8], compression: Compression) -> Result<Self> {
         Self::of_bytes(tar, Format::Tar, compression)
     }
 
-    /// The layer of the EROFS image that mkfs.erofs makes of a tar, as containerd's differ does.
+    /// Returns the layer of the EROFS image that mkfs.erofs makes of a tar, as containerd's differ does.
     /// The same tar gives the same image.
     pub fn erofs(tar: &[u8], compression: Compression) -> Result<Self> {
         let dir = tempfile::tempdir().context("cannot make a directory for an EROFS image")?;
@@ -96,7 +96,7 @@ impl Layer {
         fs::write(&from, tar).context("cannot write a layer's tar")?;
         let mut mkfs = Command::new(debian::tools()?.join("mkfs.erofs"));
         mkfs.args(["--tar=f", "--aufs", "--quiet", "-Enoinline_data", "-b4096"])
-            // Of its own it takes a random UUID and the clock's time.
+            // The defaults are a random UUID and the current time.
             .args(["-U", "00000000-0000-4000-8000-000000000000", "--mkfs-time"])
             .arg(format!("-T{EPOCH}"))
             .args([&to, &from]);
@@ -123,7 +123,7 @@ impl Layer {
         self.format.media_type(self.compression, docker)
     }
 
-    /// The gzip layer of these entries.
+    /// Returns the gzip layer of these entries.
     pub fn of<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Result<Self> {
         let tar = tar_entry::pack(entries).context("cannot write a layer's tar")?;
         Self::new(&tar, Compression::Gzip)

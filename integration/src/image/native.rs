@@ -12,7 +12,7 @@ use super::catalog::busybox_payload;
 use super::layer::{Compression, Layer};
 use super::tar_entry::{self, Entry};
 
-/// What one manifest of [`forms`] is. All have two layers, the second of which deletes a file of the
+/// The form of a manifest of [`forms`]. All have two layers, the second of which deletes a file of the
 /// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -30,7 +30,7 @@ pub enum Form {
     ForeignErofs,
 }
 
-/// An image in these forms, in this order: an index, or for a single form just its manifest.
+/// Returns an image in these forms, in this order: an index, or for a single form just its manifest.
 /// A container of a form that is for this machine prints its [`Form::name`].
 pub fn forms(forms: &[Form]) -> Result<Built> {
     let names: Vec<&str> = forms.iter().map(|form| form.name()).collect();
@@ -48,7 +48,7 @@ pub fn forms(forms: &[Form]) -> Result<Built> {
     })
 }
 
-/// An architecture in Go's words that this machine does not have.
+/// Returns an architecture in Go's words that this machine does not have.
 pub fn foreign_architecture() -> &'static str {
     match host_platform().1 {
         "arm64" => "amd64",
@@ -57,7 +57,7 @@ pub fn foreign_architecture() -> &'static str {
 }
 
 impl Form {
-    /// A word for it.
+    /// Returns a word for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",

@@ -25,7 +25,7 @@ pub(super) struct Payload {
 }
 
 impl Payload {
-    /// The files of these packages of bookworm; of two files of one name the first stays.
+    /// Returns the files of these packages of bookworm; of two files of one name the first stays.
     pub(super) fn debian(names: &[&str]) -> Result<Self> {
         let mut payload = Self::default();
         for deb in debian::debs(names, Suite::Bookworm)? {
@@ -42,12 +42,12 @@ impl Payload {
         self
     }
 
-    /// The gzip layer of all entries.
+    /// Returns the gzip layer of all entries.
     pub(super) fn layer(&self) -> Result<Layer> {
         Layer::of(self.dirs.values().chain(&self.rest))
     }
 
-    /// The tar of all entries.
+    /// Returns the tar of all entries.
     pub(super) fn tar(&self) -> io::Result<Vec<u8>> {
         tar_entry::pack(self.dirs.values().chain(&self.rest))
     }
@@ -87,7 +87,7 @@ impl Payload {
     }
 }
 
-/// The path without `./` or `/` before it and `/` behind it, and below `usr` if it is merged.
+/// Returns the path without `./` or `/` before it and `/` behind it, and below `usr` if it is merged.
 fn merged(path: &[u8]) -> Vec<u8> {
     let path = path.strip_prefix(b".").unwrap_or(path);
     let path = path.strip_prefix(b"/").unwrap_or(path);

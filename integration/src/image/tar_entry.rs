@@ -39,7 +39,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// An entry of any type, mode 0644, root's, of [`EPOCH`].
+    /// Returns an entry of any type, mode 0644, root's, of [`EPOCH`].
     pub fn new(typeflag: u8, path: impl AsRef<[u8]>) -> Self {
         Self {
             path: path.as_ref().to_vec(),
@@ -57,44 +57,44 @@ impl Entry {
         }
     }
 
-    /// A directory of mode 0755.
+    /// Returns a directory of mode 0755.
     pub fn dir(path: impl AsRef<[u8]>) -> Self {
         Self::new(b'5', path).mode(0o755)
     }
 
-    /// A regular file of mode 0644.
+    /// Returns a regular file of mode 0644.
     pub fn file(path: impl AsRef<[u8]>, data: impl AsRef<[u8]>) -> Self {
         let mut entry = Self::new(b'0', path);
         entry.data = data.as_ref().to_vec();
         entry
     }
 
-    /// A symbolic link.
+    /// Returns a symbolic link.
     pub fn symlink(path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         Self::new(b'2', path).mode(0o777).link(target)
     }
 
-    /// A hard link to an earlier entry.
+    /// Returns a hard link to an earlier entry.
     pub fn hardlink(path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
         Self::new(b'1', path).link(target)
     }
 
-    /// A character device.
+    /// Returns a character device.
     pub fn char_device(path: impl AsRef<[u8]>, major: u32, minor: u32) -> Self {
         Self::new(b'3', path).device(major, minor)
     }
 
-    /// A block device.
+    /// Returns a block device.
     pub fn block_device(path: impl AsRef<[u8]>, major: u32, minor: u32) -> Self {
         Self::new(b'4', path).device(major, minor)
     }
 
-    /// A named pipe.
+    /// Returns a named pipe.
     pub fn fifo(path: impl AsRef<[u8]>) -> Self {
         Self::new(b'6', path)
     }
 
-    /// The whiteout that deletes `path` of the layers below: `dir/.wh.name`.
+    /// Returns the whiteout that deletes `path` of the layers below: `dir/.wh.name`.
     pub fn whiteout(path: impl AsRef<[u8]>) -> Self {
         let path = path.as_ref();
         let name = path
@@ -104,7 +104,7 @@ impl Entry {
         Self::file([&path[..name], b".wh.", &path[name..]].concat(), "")
     }
 
-    /// The marker that hides all that lower layers hold in the directory `path`.
+    /// Returns the marker that hides all that lower layers hold in the directory `path`.
     pub fn opaque(path: impl AsRef<[u8]>) -> Self {
         Self::file([path.as_ref(), b"/.wh..wh..opq"].concat(), "")
     }
@@ -128,19 +128,19 @@ impl Entry {
         self
     }
 
-    /// The permission bits.
+    /// Returns the permission bits.
     pub fn permissions(&self) -> u32 {
         self.mode
     }
 
-    /// The modification time in whole seconds, as a PAX record may say.
+    /// Returns the modification time in whole seconds, as a PAX record may say.
     pub fn seconds(&self) -> i64 {
-        let said = self.pax.iter().rfind(|(key, _)| key == b"mtime");
-        let said = said.and_then(|(_, value)| {
+        let stated = self.pax.iter().rfind(|(key, _)| key == b"mtime");
+        let stated = stated.and_then(|(_, value)| {
             let whole = value.split(|byte| *byte == b'.').next()?;
             str::from_utf8(whole).ok()?.parse().ok()
         });
-        said.unwrap_or(self.mtime)
+        stated.unwrap_or(self.mtime)
     }
 
     /// Sets the device number.
@@ -205,7 +205,7 @@ impl Entry {
         self.write_member(out)
     }
 
-    /// The header and the padded content.
+    /// Returns the header and the padded content.
     fn write_member(&self, out: &mut impl Write) -> io::Result<()> {
         out.write_all(&self.header())?;
         out.write_all(&self.data)?;
@@ -242,7 +242,7 @@ impl Entry {
     }
 }
 
-/// The archive of `entries`, with its two zero blocks.
+/// Returns the archive of `entries`, with its two zero blocks.
 pub fn pack<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     for entry in entries {
@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_library_reads_what_is_written() {
+    fn the_tar_crate_reads_the_entries() {
         let long = "d/".repeat(80) + "file";
         let entries = [
             Entry::dir("d/").mode(0o700).owner(1000, 3_000_000_000),

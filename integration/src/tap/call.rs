@@ -36,12 +36,12 @@ impl Call {
         }
     }
 
-    /// The status of the answer; `None` before it is sent.
+    /// Returns the status of the answer; `None` before it is sent.
     pub fn status(&self) -> Option<Code> {
         self.status.get().copied()
     }
 
-    /// The bytes that have passed so far; none if the call came before [`Tap::keep`](super::Tap::keep).
+    /// Returns the bytes that have passed so far; none if the call came before [`Tap::keep`](super::Tap::keep).
     pub fn exchange(&self) -> Exchange {
         let kept = self.exchange.as_ref().map(|kept| lock(kept).clone());
         kept.unwrap_or_default()
@@ -54,7 +54,7 @@ impl Call {
         }
     }
 
-    /// The first message of the request.
+    /// Returns the first message of the request.
     ///
     /// # Errors
     /// If it is no such message, compressed, or too long to be kept.

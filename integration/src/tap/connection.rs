@@ -38,8 +38,8 @@ pub(super) async fn accept(listener: UnixListener, backend: PathBuf, shared: Arc
                 }
                 Err(error) => return shared.problem(format!("no more clients: {error}")),
             },
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
+            Some(result) = connections.join_next() => {
+                if let Err(error) = result {
                     shared.problem(format!("a connection's task: {error}"));
                 }
             }
@@ -90,8 +90,8 @@ async fn serve(client: UnixStream, backend: PathBuf, shared: Arc<Shared>) {
             // Nothing may be written any more after a cut.
             biased;
             () = link.cut.notified() => return,
-            ended = &mut backend => {
-                ended.unwrap_or_else(|error| note(&shared, Side::Backend, &error));
+            result = &mut backend => {
+                result.unwrap_or_else(|error| note(&shared, Side::Backend, &error));
                 break;
             }
             next = client.accept() => match next {
@@ -101,8 +101,8 @@ async fn serve(client: UnixStream, backend: PathBuf, shared: Arc<Shared>) {
                 Some(Err(error)) => return note(&shared, Side::Client, &error),
                 None => return,
             },
-            Some(ended) = calls.join_next() => {
-                if let Err(error) = ended {
+            Some(result) = calls.join_next() => {
+                if let Err(error) = result {
                     shared.problem(format!("a call's task: {error}"));
                 }
             }

@@ -169,7 +169,7 @@ impl Asked<'_> {
         let (send, sent) = oneshot::channel();
         let call = self.call.clone();
         self.upload.spawn(async move {
-            // What ends it early ends the reply too, which tells.
+            // An early end of the request also ends the reply, which reports it.
             let pumped = pump(head, body, &mut to, &call, Way::Request).await;
             if pumped.is_ok() {
                 let _ = send.send(());

@@ -41,12 +41,12 @@ impl Method {
     /// Ends a lease.
     pub const LEASE_DELETE: Self = Self::new("/containerd.services.leases.v1.Leases/Delete");
 
-    /// The method of this full path: `/package.Service/Method`.
+    /// Returns the method of this full path: `/package.Service/Method`.
     pub const fn new(path: &'static str) -> Self {
         Self(path)
     }
 
-    /// Whether a call of `path` is one of this method.
+    /// Returns whether a call of `path` is one of this method.
     pub fn is(self, path: &str) -> bool {
         self == Self::ANY || self.0 == path
     }

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_not_expected_is_a_surprise() {
+    fn only_unexpected_differences_are_surprises() {
         let found = [
             difference(b"a", Field::Mode, "0644".into(), "0755".into()),
             difference(b"b", Field::Mode, "0644".into(), "0755".into()),

@@ -4,7 +4,7 @@
 //! The daemon's own API, and the commands that use it.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,11 +31,11 @@ use crate::served::Served;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: api_tells_what_a_process_tells,
+    Containerd: api_and_process_have_the_same_output,
     ErofsHandler: api_joins_commands_and_pods,
-    Containerd: api_cancels_for_all,
+    Containerd: api_cancels_a_job_for_all_callers,
     Containerd: api_signals_spare_the_jobs_of_others,
-    Containerd: api_is_for_root_and_one_daemon,
+    Containerd: api_socket_is_for_root_and_one_daemon,
     Containerd: api_daemon_is_killed_and_the_next_goes_on,
     Containerd: api_daemon_stops_after_its_calls,
 }
@@ -131,11 +131,11 @@ impl Running {
     }
 
     pub(crate) fn end(self) -> Result<CommandOutput> {
-        let ended = self.0.wait_with_output()?;
+        let output = self.0.wait_with_output()?;
         Ok(CommandOutput {
-            code: ended.status.code(),
-            stdout: String::from_utf8(ended.stdout)?,
-            stderr: String::from_utf8(ended.stderr)?,
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout)?,
+            stderr: String::from_utf8(output.stderr)?,
         })
     }
 
@@ -153,7 +153,7 @@ fn applied(report: &Value) -> usize {
 }
 
 /// Returns the output without its times and its namespace, which differ each time.
-fn told(node: &Node, ended: CommandOutput) -> Result<(Option<i32>, String, String)> {
+fn told(node: &Node, output: CommandOutput) -> Result<(Option<i32>, String, String)> {
     let timeless = |text: &str| {
         let text = text.replace(&node.namespace, "NAMESPACE");
         let lines = text.lines().map(|line| {
@@ -176,10 +176,14 @@ fn told(node: &Node, ended: CommandOutput) -> Result<(Option<i32>, String, Strin
         lines.sort();
         lines.join("\n")
     };
-    Ok((ended.code, timeless(&ended.stdout), timeless(&ended.stderr)))
+    Ok((
+        output.code,
+        timeless(&output.stdout),
+        timeless(&output.stderr),
+    ))
 }
 
-fn api_tells_what_a_process_tells(node: &Node) -> Result<()> {
+fn api_and_process_have_the_same_output(node: &Node) -> Result<()> {
     let alone = Node {
         containerd: Arc::clone(&node.containerd),
         namespace: unique("alone"),
@@ -225,9 +229,9 @@ fn api_tells_what_a_process_tells(node: &Node) -> Result<()> {
         "{seen:#?}"
     );
     ensure!(saw(&["failed", "nosuch"]), "{seen:#?}");
-    let ended = watch.end()?;
-    ensure!(ended.code == Some(2), "{ended:?}");
-    ensure!(ended.stderr.contains("the daemon stops"), "{ended:?}");
+    let output = watch.end()?;
+    ensure!(output.code == Some(2), "{output:?}");
+    ensure!(output.stderr.contains("the daemon stops"), "{output:?}");
     node.assert_nothing_left(ON)?;
     tap.finish()
 }
@@ -289,7 +293,7 @@ fn api_joins_commands_and_pods(node: &Node) -> Result<()> {
     node.assert_nothing_left("erofs")
 }
 
-fn api_cancels_for_all(node: &Node) -> Result<()> {
+fn api_cancels_a_job_for_all_callers(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     let through = Through::start(node)?;
     let held = through.tap.hold(Method::APPLY, 2, Point::Before);
@@ -303,8 +307,8 @@ fn api_cancels_for_all(node: &Node) -> Result<()> {
     ensure!(cancelled == want, "{cancelled:?}");
     for caller in callers {
         // Not by a signal to them.
-        let ended = caller.end()?;
-        let error = ended.error()?;
+        let output = caller.end()?;
+        let error = output.error()?;
         ensure!(error["kind"] == "Cancelled", "{error}");
     }
     ensure!(through.jobs()?.is_empty());
@@ -329,9 +333,9 @@ fn api_signals_spare_the_jobs_of_others(node: &Node) -> Result<()> {
     let through = Through::start(node)?;
     let left = |running: Running| {
         running.interrupt()?;
-        let ended = running.end()?;
-        ensure!(ended.code == Some(130), "{ended:?}");
-        Ok(ended)
+        let output = running.end()?;
+        ensure!(output.code == Some(130), "{output:?}");
+        Ok(output)
     };
 
     // Whoever began it goes, and another waits; then that one goes, who did not begin it.
@@ -341,8 +345,8 @@ fn api_signals_spare_the_jobs_of_others(node: &Node) -> Result<()> {
     let second = through.unpack()?;
     through.job("two wait", |job| job["waiters"] == 2)?;
     for (running, others) in [(first, 1), (second, 0)] {
-        let ended = left(running)?;
-        ensure!(ended.stderr.contains("goes on, for others"), "{ended:?}");
+        let output = left(running)?;
+        ensure!(output.stderr.contains("goes on, for others"), "{output:?}");
         let job = through.job("one is gone", |job| job["waiters"] == others)?;
         ensure!(job["state"] == "running", "{job}");
     }
@@ -351,21 +355,21 @@ fn api_signals_spare_the_jobs_of_others(node: &Node) -> Result<()> {
     let report = through.unpack()?.report()?;
     ensure!(applied(&report) == 0, "{report}");
 
-    // Who is alone with what they began ends it.
+    // The only caller of a job cancels it when it leaves.
     node.ctr(&["images", "rm", "--sync", &hello()?.reference])?;
     node.import(&hello()?)?;
     let held = through.tap.hold(Method::APPLY, 1, Point::Before);
     let alone = through.unpack()?;
     held.wait()?;
-    let ended = left(alone)?;
-    ensure!(ended.stderr.contains("was cancelled"), "{ended:?}");
+    let output = left(alone)?;
+    ensure!(output.stderr.contains("was cancelled"), "{output:?}");
     ensure!(through.jobs()?.is_empty());
     held.release();
     through.end()?;
     node.assert_nothing_left(ON)
 }
 
-fn api_is_for_root_and_one_daemon(node: &Node) -> Result<()> {
+fn api_socket_is_for_root_and_one_daemon(node: &Node) -> Result<()> {
     node.import(&hello()?)?;
     // Nobody serves yet.
     let nobody = node.resnap(&["jobs", "--json"])?.error()?;
@@ -473,13 +477,19 @@ fn api_daemon_stops_after_its_calls(node: &Node) -> Result<()> {
     let caller = through.unpack()?;
     held.wait()?;
     let socket = through.served.dir.join("api.sock");
-    // Who only holds a connection is not waited for.
+    // The daemon does not wait for connections without calls.
     let _idle = std::os::unix::net::UnixStream::connect(&socket)?;
     let Through { tap, served, .. } = through;
     let stopping = std::thread::spawn(move || served.stop());
-    // It takes nobody any more.
+    // It accepts no new connections.
     eventually("it stops", DEADLINE, || {
-        Ok(std::os::unix::net::UnixStream::connect(&socket).is_err())
+        let connection = std::os::unix::net::UnixStream::connect(&socket);
+        Ok(connection.is_err_and(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::NotFound
+            )
+        }))
     })?;
     ensure!(!stopping.is_finished(), "it does not wait for its calls");
     held.release();

@@ -22,12 +22,12 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
-    Alone: applier_writes_what_containerd_does,
+    Alone: applier_writes_the_same_trees_as_containerd,
     Alone: applier_builds_several_layers_at_once,
-    Alone: applier_killed_leaves_what_the_next_clears,
+    Alone: applier_files_of_a_killed_process_are_removed,
 }
 
-/// The intended differences from the walking differ on the torture image, besides its times.
+/// The intended differences from the walking differ on the image of edge cases, besides its times.
 const KEPT: &[Expected] = &[
     kept(
         "t/before-1970/*",
@@ -57,7 +57,7 @@ const fn kept(path: &'static str, field: Field, reason: &'static str) -> Expecte
     }
 }
 
-fn applier_writes_what_containerd_does(node: &Node) -> Result<()> {
+fn applier_writes_the_same_trees_as_containerd(node: &Node) -> Result<()> {
     let (left, right) = shared_pair()?;
     let mut faults = Vec::new();
     for (image, expected) in [
@@ -67,26 +67,27 @@ fn applier_writes_what_containerd_does(node: &Node) -> Result<()> {
         (right, ROOT_CLOCK.to_vec()),
         (edge_cases()?, edge_cases_expected()),
     ] {
-        let theirs = node.in_new_namespace();
-        theirs.import(&image)?;
-        theirs.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
-        let theirs = theirs.tree("overlayfs", &image.reference)?;
-        // The torture image hides all of its root, which an overlay does not heed and a copy does.
-        let is_edge_cases = image.reference.contains("torture");
+        let containerd = node.in_new_namespace();
+        containerd.import(&image)?;
+        containerd.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
+        let containerd = containerd.tree("overlayfs", &image.reference)?;
+        // The image of edge cases hides all of its root, which overlayfs ignores and a copy does not.
+        let is_edge_cases = image.reference.contains("edge-cases");
         let targets = node
             .targets()
             .filter(|name| !(is_edge_cases && *name == "native"));
         for snapshotter in targets {
-            let ours = node.in_new_namespace();
-            ours.import(&image)?;
-            ours.unpack_with_differ("resnap", snapshotter, &image.reference)
+            let resnap = node.in_new_namespace();
+            resnap.import(&image)?;
+            resnap
+                .unpack_with_differ("resnap", snapshotter, &image.reference)
                 .with_context(|| format!("{} on {snapshotter}", image.reference))?;
-            assert_labels(&ours, snapshotter, &image, &[])?;
-            ours.assert_nothing_left(snapshotter)?;
-            let staged = ours.staged(snapshotter)?;
+            assert_labels(&resnap, snapshotter, &image, &[])?;
+            resnap.assert_nothing_left(snapshotter)?;
+            let staged = resnap.staged(snapshotter)?;
             ensure!(staged.is_empty(), "{staged:?} are left");
-            let tree = ours.tree(snapshotter, &image.reference)?;
-            let mut differences = compare(&theirs, &tree);
+            let tree = resnap.tree(snapshotter, &image.reference)?;
+            let mut differences = compare(&containerd, &tree);
             if snapshotter == "native" {
                 // Its copies of directories have new times, whoever writes the layers.
                 let nodes = &tree.nodes;
@@ -170,7 +171,7 @@ fn applier_builds_several_layers_at_once(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn applier_killed_leaves_what_the_next_clears(node: &Node) -> Result<()> {
+fn applier_files_of_a_killed_process_are_removed(node: &Node) -> Result<()> {
     let image = heavy(node, 4, 24)?;
     for snapshotter in node.targets().filter(|name| *name != "native") {
         let mut process = node

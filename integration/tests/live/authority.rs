@@ -15,7 +15,7 @@ use crate::served::Served;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: authority_of_any_kind_is_taken,
+    Containerd: authority_of_any_kind_is_accepted,
 }
 
 /// Calls a method twice for each authority, on one connection each, and prints what comes of it.
@@ -35,7 +35,7 @@ for authority in [None, "localhost", "/run/x.sock", "unix:/run/x.sock", "a b", "
             print(authority, "->", answer)
 "#;
 
-fn authority_of_any_kind_is_taken(node: &Node) -> Result<()> {
+fn authority_of_any_kind_is_accepted(node: &Node) -> Result<()> {
     let served = Served::start(node)?;
     let api = served.dir.join("api.sock");
     for socket in [&served.socket, &api] {

@@ -15,16 +15,16 @@ use crate::node::{Node, host_platform};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: an_image_has_many_names,
-    Containerd: unpack_tells_programs_each_step,
-    Containerd: unpack_tells_people_each_layer,
-    Containerd: check_tells_layer_by_layer,
-    Containerd: images_tells_what_is_ready_where,
-    Containerd: snapshotters_tells_all_of_them,
+    Containerd: an_image_is_found_by_all_its_names,
+    Containerd: unpack_json_lists_each_step,
+    Containerd: unpack_prints_each_layer,
+    Containerd: check_lists_each_layer,
+    Containerd: images_lists_where_images_are_ready,
+    Containerd: snapshotters_lists_all,
     Containerd: wrong_usage_ends_with_2,
 }
 
-fn an_image_has_many_names(node: &Node) -> Result<()> {
+fn an_image_is_found_by_all_its_names(node: &Node) -> Result<()> {
     let image = hello()?;
     let (left, right) = shared_pair()?;
     for image in [&image, &left, &right] {
@@ -33,7 +33,7 @@ fn an_image_has_many_names(node: &Node) -> Result<()> {
     let hex = image.config.trim_start_matches("sha256:");
     let digest = format!("docker.io/library/hello@{}", image.manifest);
     node.ctr(&["images", "tag", &image.reference, &digest])?;
-    // Of a tag and a digest the digest counts, as for the CRI.
+    // If a name has a tag and a digest, the digest is used, as in the CRI.
     let check = node.resnap(&["check", "--json", &format!("hello:1@{}", image.manifest)])?;
     ensure!(check.json()?[0]["image"] == json!(digest));
     for name in [
@@ -54,11 +54,11 @@ fn an_image_has_many_names(node: &Node) -> Result<()> {
     let ids = [&image, &left, &right].map(|image| image.config.replace("sha256:", ""));
     for digit in "0123456789abcdef".chars() {
         let fits = ids.iter().filter(|id| id.starts_with(digit)).count();
-        let ended = node.resnap(&["check", "--json", &digit.to_string()])?;
+        let output = node.resnap(&["check", "--json", &digit.to_string()])?;
         match fits {
-            1 => drop(ended.json()?),
-            0 => ensure!(ended.error()?["kind"] == "NotFound"),
-            _ => ensure!(ended.error()?["kind"] == "InvalidArgument"),
+            1 => drop(output.json()?),
+            0 => ensure!(output.error()?["kind"] == "NotFound"),
+            _ => ensure!(output.error()?["kind"] == "InvalidArgument"),
         }
     }
     // A name is taken for a name before it is taken for the start of an ID.
@@ -73,7 +73,7 @@ fn an_image_has_many_names(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn unpack_tells_programs_each_step(node: &Node) -> Result<()> {
+fn unpack_json_lists_each_step(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let unpack = ["unpack", "--json", "hello:1", "--snapshotter", "native"];
@@ -85,7 +85,7 @@ fn unpack_tells_programs_each_step(node: &Node) -> Result<()> {
     };
     for (index, layer) in image.layers.iter().enumerate() {
         let steps = told(index as u64 + 1);
-        // How far it is is told as time passes.
+        // The number of progress events depends on time.
         let steps: Vec<&str> = steps.filter(|step| *step != "progress").collect();
         ensure!(
             steps == ["planned", "prepared", "applying", "committed"],
@@ -106,7 +106,7 @@ fn unpack_tells_programs_each_step(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn unpack_tells_people_each_layer(node: &Node) -> Result<()> {
+fn unpack_prints_each_layer(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let unpack = ["unpack", "hello:1", "--snapshotter", "native"];
@@ -129,7 +129,7 @@ fn unpack_tells_people_each_layer(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn check_tells_layer_by_layer(node: &Node) -> Result<()> {
+fn check_lists_each_layer(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
@@ -178,7 +178,7 @@ fn check_tells_layer_by_layer(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn images_tells_what_is_ready_where(node: &Node) -> Result<()> {
+fn images_lists_where_images_are_ready(node: &Node) -> Result<()> {
     let (image, (left, _)) = (hello()?, shared_pair()?);
     node.import(&image)?;
     node.import(&left)?;
@@ -204,7 +204,7 @@ fn images_tells_what_is_ready_where(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn snapshotters_tells_all_of_them(node: &Node) -> Result<()> {
+fn snapshotters_lists_all(node: &Node) -> Result<()> {
     let rows = node.resnap(&["snapshotters", "--json"])?.json()?;
     let rows = rows.as_array().context("no array")?;
     let working = rows.iter().filter(|row| row["working"] == json!(true));
@@ -239,11 +239,11 @@ fn wrong_usage_ends_with_2(node: &Node) -> Result<()> {
         &["nosuch"],
         &[],
     ] {
-        let ended = node.resnap(wrong)?;
-        ensure!(ended.code == Some(2), "{wrong:?}: {ended:?}");
+        let output = node.resnap(wrong)?;
+        ensure!(output.code == Some(2), "{wrong:?}: {output:?}");
         ensure!(
-            ended.stderr.contains("Usage") || ended.stderr.contains("--help"),
-            "{ended:?}"
+            output.stderr.contains("Usage") || output.stderr.contains("--help"),
+            "{output:?}"
         );
     }
     // Without a containerd, as when a package is built.

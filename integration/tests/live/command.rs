@@ -31,7 +31,7 @@ impl CommandOutput {
             .collect()
     }
 
-    /// The error that a command ended with, as it tells it to programs: kind, message and next
+    /// Returns the error that a command ended with, as it tells it to programs: kind, message and next
     /// step. All three were told to people as well.
     pub(crate) fn error(self) -> Result<Value> {
         ensure!(self.code == Some(2), "want exit code 2: {self:#?}");
@@ -78,12 +78,12 @@ pub(crate) fn resnap() -> Result<Command> {
 
 /// Runs a command to its end.
 pub(crate) fn run_to_end(command: &mut Command) -> Result<CommandOutput> {
-    let ended = command
+    let output = command
         .output()
         .with_context(|| format!("run {command:?}"))?;
     Ok(CommandOutput {
-        code: ended.status.code(),
-        stdout: String::from_utf8(ended.stdout)?,
-        stderr: String::from_utf8(ended.stderr)?,
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout)?,
+        stderr: String::from_utf8(output.stderr)?,
     })
 }

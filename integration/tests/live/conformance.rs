@@ -22,7 +22,7 @@ live_tests! {
     Containerd: conformance_of_overlayfs,
     Containerd: conformance_of_native,
     Erofs: conformance_of_erofs,
-    Containerd: reads_that_wait_stop_no_others,
+    Containerd: stalled_reads_do_not_block_others,
 }
 
 fn conformance_of_overlayfs(node: &Node) -> Result<()> {
@@ -42,7 +42,7 @@ const WAITING: usize = 16;
 
 /// Keeps streams of a large blob open without reading them, as layers do that wait for memory, and
 /// reads another blob over the same connection.
-fn reads_that_wait_stop_no_others(node: &Node) -> Result<()> {
+fn stalled_reads_do_not_block_others(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let ctr = || node.containerd.ctr(&node.namespace);

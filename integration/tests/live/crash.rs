@@ -123,7 +123,7 @@ impl Setup {
         Ok((count("Active"), count("Committed")))
     }
 
-    /// An engine in this process, through the tap, and what is asked of it.
+    /// Returns an engine in this process, through the tap, and what is asked of it.
     async fn engine(
         &self,
         snapshotter: &str,
@@ -144,7 +144,7 @@ impl Setup {
     }
 }
 
-/// The names in a directory, which need not be there.
+/// Returns the names in a directory, or none if it does not exist.
 fn files(dir: &Path) -> Result<Vec<String>> {
     if !dir.exists() {
         return Ok(Vec::new());
@@ -155,9 +155,9 @@ fn files(dir: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
-/// The report of an unpack that ended well.
-fn report(ended: CommandOutput) -> Result<Value> {
-    let mut lines = ended.json_lines()?;
+/// Returns the report of an unpack that ended well.
+fn report(output: CommandOutput) -> Result<Value> {
+    let mut lines = output.json_lines()?;
     let last = lines.last_mut().context("nothing was printed")?;
     Ok(last["report"].take())
 }
@@ -172,17 +172,17 @@ fn start(command: &mut Command) -> Result<Child> {
 }
 
 /// Waits for a process and returns its status; one that does not end is killed.
-fn ended(child: &mut Child) -> Result<ExitStatus> {
+fn wait_for_exit(child: &mut Child) -> Result<ExitStatus> {
     let mut status = None;
-    let ended = eventually("the process ends", DEADLINE, || {
+    let exited = eventually("the process ends", DEADLINE, || {
         status = child.try_wait()?;
         Ok(status.is_some())
     });
-    if ended.is_err() {
+    if exited.is_err() {
         child.kill()?;
         child.wait()?;
     }
-    ended?;
+    exited?;
     status.context("no status")
 }
 
@@ -193,7 +193,7 @@ fn until_said(stream: impl std::io::Read, text: &str) -> Result<()> {
             return Ok(());
         }
     }
-    anyhow::bail!("it ended without saying {text:?}")
+    anyhow::bail!("it exited without {text:?}")
 }
 
 fn runtime() -> Result<Runtime> {

@@ -21,7 +21,7 @@ live_tests! {
     Containerd: layers_change_those_below_on_overlayfs,
     Erofs: layers_change_those_below_by_the_erofs_differ,
     WalkingOnly: layers_change_those_below_by_walking_alone,
-    Containerd: differ_is_told_to_sync,
+    Containerd: differ_gets_sync_fs,
 }
 
 fn layers_change_those_below_on_overlayfs(node: &Node) -> Result<()> {
@@ -64,7 +64,7 @@ enum Change {
     Unstated,
 }
 
-/// The lowest layer of [`hello`], which has the programs, and two on it: what is to be changed, and
+/// Returns the lowest layer of [`hello`], which has the programs, and two on it: what is to be changed, and
 /// the changes.
 fn image(node: &Node) -> Result<Built> {
     let hello = hello()?;
@@ -134,7 +134,7 @@ fn faults(tree: &Tree) -> Vec<(Change, String)> {
     faults
 }
 
-fn differ_is_told_to_sync(node: &Node) -> Result<()> {
+fn differ_gets_sync_fs(node: &Node) -> Result<()> {
     for sync_fs in [true, false] {
         let image = image(node)?;
         let config = node.containerd.scratch().join(unique("sync"));
@@ -146,11 +146,11 @@ fn differ_is_told_to_sync(node: &Node) -> Result<()> {
         let mut command = node.tapped_command(&tap)?;
         command.env("RESNAP_CONFIG", config);
         command.args(["unpack", &image.reference, "--snapshotter", "native"]);
-        let ended = std::thread::spawn(move || run_to_end(&mut command));
+        let caller = std::thread::spawn(move || run_to_end(&mut command));
         let request: ApplyRequest = applied.wait()?.decode()?;
         applied.release();
-        let ended = ended.join().ok().context("the test panicked")??;
-        ended.ok()?;
+        let output = caller.join().ok().context("the test panicked")??;
+        output.ok()?;
         tap.finish()?;
         let told = request.sync_fs;
         ensure!(told == sync_fs, "sync_fs is {told}, not {sync_fs}");
@@ -185,7 +185,7 @@ fn changes_those_below(
     let applied = tap.hold(Method::APPLY, 1, Point::After);
     let mut command = node.tapped_command(&tap)?;
     command.args(["unpack", &image.reference, "--snapshotter", snapshotter]);
-    let ended = std::thread::spawn(move || run_to_end(&mut command));
+    let caller = std::thread::spawn(move || run_to_end(&mut command));
     let request: ApplyRequest = applied.wait()?.decode()?;
     let source = &request.mounts.first().context("no mount")?.source;
     let snapshot = Path::new(source).parent().context("no snapshot")?;
@@ -194,9 +194,9 @@ fn changes_those_below(
         false => Differ::Walking,
     };
     applied.release();
-    let ended = ended.join().ok().context("the test panicked")??;
+    let output = caller.join().ok().context("the test panicked")??;
     ensure!(writer == differ, "{writer:?} wrote to {source}");
-    ended.ok()?;
+    output.ok()?;
     tap.finish()?;
     node.assert_nothing_left(snapshotter)?;
     assert_labels(node, snapshotter, &image, &[])?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Random layers by containerd's differ and by ours: the trees are the same.
+//! Random layers, unpacked by containerd's differ and by resnap's, which must create the same trees.
 //!
 //! A run on three containerds has 2100 tars, 700 for each, always the same. For more on each, or others:
 //!
@@ -29,15 +29,15 @@ use resnap_integration::image::{Compression, Entry, ImageBuilder, Layer, hello};
 use resnap_integration::tree::{Difference, Field, Kind, Tree, compare};
 
 use self::lab::{Lab, Writer};
-use self::table::{Native, Ours, ROWS, Row, Theirs};
+use self::table::{ContainerdResult, Native, ROWS, ResnapResult, Row};
 use self::tars::{Tars, image, show};
 use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Alone: random_tars_are_the_same_trees,
-    Alone: what_differs_from_containerd_is_in_the_table,
-    Alone: by_containerd_the_tree_is_containerds,
+    Alone: random_tars_give_the_same_trees,
+    Alone: differences_from_containerd_are_in_the_table,
+    Alone: differ_containerd_writes_the_tree_of_ctr,
 }
 
 /// Tars of a run by itself.
@@ -71,7 +71,7 @@ const TAKEN: &[&str] = &[
 
 /// The errors of resnap for layers that containerd takes and resnap refuses.
 const REFUSED: &[&str] = &[
-    // Who reads a layer by its text and who goes by its links do not mean the same.
+    // Resolved as text and through links, such a path has two meanings.
     "what a hard link through `..` means",
     // The way through a symbolic link that goes up from where another one leads, which containerd
     // resolves by its text.
@@ -100,7 +100,7 @@ fn number(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-fn random_tars_are_the_same_trees(node: &Node) -> Result<()> {
+fn random_tars_give_the_same_trees(node: &Node) -> Result<()> {
     let wanted = number("RESNAP_TEST_TARS", TARS)?;
     // Each containerd has others.
     let (major, minor, _) = node.containerd.version();
@@ -168,11 +168,11 @@ impl Judge<'_> {
             tars: layers.len() as u64,
             ..Count::default()
         };
-        let theirs = self
+        let containerd = self
             .lab
             .unpack(Writer::Containerd, "overlayfs", layers)
             .await?;
-        let taken = theirs
+        let taken = containerd
             .refusal
             .as_ref()
             .map_or(layers.len(), |(index, _)| *index);
@@ -185,35 +185,35 @@ impl Judge<'_> {
         }
         let mut faults = Vec::new();
         for snapshotter in snapshotters {
-            let ours = self
+            let resnap = self
                 .lab
                 .unpack(Writer::Resnap, snapshotter, &layers[..taken])
                 .await?;
-            if let Some((_, reason)) = &ours.refusal
+            if let Some((_, reason)) = &resnap.refusal
                 && (REFUSED.iter().any(|text| reason.contains(text))
                     || (reason.contains("is not a directory") && leaves_a_file(tars)))
             {
                 count.refused_by_resnap += 1;
                 continue;
             }
-            if let Some(refusal) = &ours.refusal {
+            if let Some(refusal) = &resnap.refusal {
                 faults.push(format!("{snapshotter}: refused: {refusal:?}"));
                 continue;
             }
-            let found = compare(&theirs.tree, &ours.tree)
+            let found = compare(&containerd.tree, &resnap.tree)
                 .into_iter()
                 .filter(|difference| {
-                    excuse(self.start, snapshotter, tars, &theirs.tree, difference).is_none()
+                    excuse(self.start, snapshotter, tars, &containerd.tree, difference).is_none()
                 });
             faults.extend(found.map(|difference| format!("{snapshotter}: {difference}")));
-            let ghosts = ours.tree.ghosts.iter().map(|path| path.escape_ascii());
+            let ghosts = resnap.tree.ghosts.iter().map(|path| path.escape_ascii());
             faults.extend(ghosts.map(|path| format!("{snapshotter}: {path} is a ghost")));
-            if let Some((index, reason)) = &theirs.refusal {
-                let ours = self
+            if let Some((index, reason)) = &containerd.refusal {
+                let resnap = self
                     .lab
                     .unpack(Writer::Resnap, snapshotter, &layers[..=*index])
                     .await?;
-                match ours.refusal {
+                match resnap.refusal {
                     Some(_) => count.refused_by_both += 1,
                     None if is_taken(reason) => {
                         count.refused_by_containerd += 1;
@@ -237,11 +237,11 @@ fn excuse(
     start: i64,
     snapshotter: &str,
     tars: &Tars,
-    theirs: &Tree,
+    containerd: &Tree,
     difference: &Difference,
 ) -> Option<&'static str> {
     let path = &difference.path[..];
-    let node = theirs.nodes.get(path);
+    let node = containerd.nodes.get(path);
     let is_directory = node.is_some_and(|node| node.kind == Kind::Directory);
     let mtime = node.map_or(0, |node| node.mtime.0);
     let is_copy = snapshotter == "native";
@@ -269,7 +269,7 @@ fn excuse(
         Field::Links if is_marked(&tars[0]) && hides(&tars[..1], difference.right.as_bytes()) => {
             Some("a name below such a directory of the lowest layer")
         }
-        Field::Links if theirs.nodes.keys().any(|path| remakes(tars, path)) => {
+        Field::Links if containerd.nodes.keys().any(|path| remakes(tars, path)) => {
             Some("a name that is below such a directory")
         }
         _ if remakes(tars, path) => {
@@ -291,7 +291,7 @@ fn is_in_group(tars: &[Vec<Entry>]) -> bool {
     entries.any(|entry| entry.typeflag == b'5' && entry.permissions() & 0o2000 != 0)
 }
 
-/// Whether a symbolic link, a whiteout or an opaque marker may hide what lower layers have at a path.
+/// Returns whether a symbolic link, a whiteout or an opaque marker may hide what lower layers have at a path.
 fn hides(tars: &[Vec<Entry>], path: &[u8]) -> bool {
     tars.iter().flatten().any(|entry| {
         let own = cleaned(&entry.path);
@@ -330,7 +330,7 @@ fn has_link(tars: &[Vec<Entry>], path: &str) -> bool {
     links.any(|link| is_in(path.as_bytes(), cleaned(&link.path).as_bytes()))
 }
 
-/// Whether a layer may write through a symbolic link of a lower one, which a copy follows and an overlay
+/// Returns whether a layer may write through a symbolic link of a lower one, which a copy follows and an overlay
 /// replaces.
 fn follows(tars: &[Vec<Entry>]) -> bool {
     let links = |tar: &&Vec<Entry>| tar.iter().any(|entry| entry.typeflag == b'2');
@@ -342,7 +342,7 @@ fn is_in(path: &[u8], top: &[u8]) -> bool {
     path == top || path.starts_with(&[top, b"/"].concat())
 }
 
-/// A path as text, without what says nothing.
+/// Returns a path as text, without redundant components.
 fn cleaned(path: &[u8]) -> String {
     let mut names = Vec::new();
     for name in path.split(|byte| *byte == b'/') {
@@ -355,14 +355,14 @@ fn cleaned(path: &[u8]) -> String {
     names.join("/")
 }
 
-/// Whether it is the time of a directory that a layer states: containerd sets it in the end, of what is
+/// Returns whether it is the time of a directory that a layer states: containerd sets it in the end, of what is
 /// at its path by then.
 fn is_of_directory(tars: &Tars, mtime: i64) -> bool {
     let mut entries = tars.iter().flatten();
     entries.any(|entry| entry.typeflag == b'5' && entry.seconds().max(0) == mtime)
 }
 
-/// Whether a layer deletes a directory and makes one again, and the path is in it.
+/// Returns whether a layer deletes a directory and makes one again, and the path is in it.
 fn remakes(tars: &[Vec<Entry>], path: &[u8]) -> bool {
     tars.iter().any(|tar| {
         let whiteouts = tar.iter().enumerate().filter(|(_, entry)| {
@@ -379,7 +379,7 @@ fn remakes(tars: &[Vec<Entry>], path: &[u8]) -> bool {
     })
 }
 
-fn what_differs_from_containerd_is_in_the_table(node: &Node) -> Result<()> {
+fn differences_from_containerd_are_in_the_table(node: &Node) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -408,15 +408,17 @@ async fn is_as_the_row(
     layers: &[Descriptor],
 ) -> Result<Vec<String>> {
     let last = layers.len() - 1;
-    let theirs = lab.unpack(Writer::Containerd, "overlayfs", layers).await?;
-    let ours = lab.unpack(Writer::Resnap, "overlayfs", layers).await?;
+    let containerd = lab.unpack(Writer::Containerd, "overlayfs", layers).await?;
+    let resnap = lab.unpack(Writer::Resnap, "overlayfs", layers).await?;
     let mut faults = Vec::new();
-    let mut differs = differing(&theirs.tree, &ours.tree);
-    match (&row.theirs, &theirs.refusal) {
-        (Theirs::Refuses(text), Some((at, reason))) if *at == last && reason.contains(text) => {
+    let mut differs = differing(&containerd.tree, &resnap.tree);
+    match (&row.containerd, &containerd.refusal) {
+        (ContainerdResult::Refuses(text), Some((at, reason)))
+            if *at == last && reason.contains(text) =>
+        {
             differs.clear();
         }
-        (Theirs::Differs(fields), None) => {
+        (ContainerdResult::Differs(fields), None) => {
             let expected = fields
                 .iter()
                 .map(|(path, field)| ((*path).to_owned(), *field));
@@ -426,35 +428,37 @@ async fn is_as_the_row(
                 faults.push(format!("containerd's differs in {found:?}"));
             }
         }
-        (Theirs::Lists(names), None) => {
-            let ghosts = theirs
+        (ContainerdResult::Lists(names), None) => {
+            let ghosts = containerd
                 .tree
                 .ghosts
                 .iter()
                 .map(|path| path.escape_ascii().to_string());
             if ghosts.collect::<Vec<_>>() != *names {
-                faults.push(format!("containerd lists {:?}", theirs.tree.ghosts));
+                faults.push(format!("containerd lists {:?}", containerd.tree.ghosts));
             }
         }
-        (Theirs::Takes, None) => {}
-        _ => faults.push(format!("containerd: {:?}", theirs.refusal)),
+        (ContainerdResult::Takes, None) => {}
+        _ => faults.push(format!("containerd: {:?}", containerd.refusal)),
     }
-    let is_refused = matches!(row.ours, Ours::Refuses(_));
+    let is_refused = matches!(row.resnap, ResnapResult::Refuses(_));
     if !differs.is_empty() && !is_refused {
         faults.push(format!("differs from containerd's: {differs:?}"));
     }
     for snapshotter in node.targets() {
         let found = lab.unpack(Writer::Resnap, snapshotter, layers).await?;
-        let fault = match (&row.native, &row.ours, &found.refusal) {
+        let fault = match (&row.native, &row.resnap, &found.refusal) {
             (Native::Follows, ..) if snapshotter == "native" => continue,
             (Native::Refuses(text), _, Some((at, reason))) if snapshotter == "native" => {
                 *at != last || !reason.contains(text)
             }
-            (_, Ours::Refuses(text), Some((at, reason))) => *at != last || !reason.contains(text),
-            (_, Ours::Has(paths), None) => {
+            (_, ResnapResult::Refuses(text), Some((at, reason))) => {
+                *at != last || !reason.contains(text)
+            }
+            (_, ResnapResult::Has(paths), None) => {
                 let all = found.tree.nodes.keys().filter(|path| *path != b".");
                 let all: Vec<_> = all.map(|path| path.escape_ascii().to_string()).collect();
-                let others = compare(&ours.tree, &found.tree)
+                let others = compare(&resnap.tree, &found.tree)
                     .into_iter()
                     .filter(|difference| {
                         snapshotter != "native" || difference.field != Field::Mtime
@@ -471,16 +475,17 @@ async fn is_as_the_row(
 }
 
 /// Returns the differences of two trees, except for the root's time.
-fn differing(theirs: &Tree, ours: &Tree) -> Vec<(String, Field)> {
-    let found = compare(theirs, ours).into_iter();
+fn differing(containerd: &Tree, resnap: &Tree) -> Vec<(String, Field)> {
+    let found = compare(containerd, resnap).into_iter();
     let found = found.map(|found| (found.path.escape_ascii().to_string(), found.field));
     found
         .filter(|found| *found != (".".to_owned(), Field::Mtime))
         .collect()
 }
 
-/// The lowest layer of [`hello`], which has the programs, and on it layers that ours writes otherwise.
-fn by_containerd_the_tree_is_containerds(node: &Node) -> Result<()> {
+/// Unpacks the lowest layer of [`hello`], which has the programs, and on it the layers that the differs write
+/// differently.
+fn differ_containerd_writes_the_tree_of_ctr(node: &Node) -> Result<()> {
     let hello = hello()?;
     let mut programs = Vec::new();
     GzDecoder::new(&*hello.blob(&hello.layers[0].digest)?).read_to_end(&mut programs)?;
@@ -488,7 +493,7 @@ fn by_containerd_the_tree_is_containerds(node: &Node) -> Result<()> {
         .layer(Layer::new(&programs, Compression::Gzip)?);
     let rows = ROWS
         .iter()
-        .filter(|row| matches!(row.theirs, Theirs::Differs(_)));
+        .filter(|row| matches!(row.containerd, ContainerdResult::Differs(_)));
     for (number, row) in rows.enumerate() {
         for mut entries in (row.layers)() {
             for entry in &mut entries {
@@ -509,13 +514,13 @@ fn by_containerd_the_tree_is_containerds(node: &Node) -> Result<()> {
         }
         node.tree("overlayfs", &image.reference)
     });
-    let [theirs, ours] = trees;
-    let (theirs, ours) = (theirs?, ours?);
-    let differs = differing(&theirs, &ours).into_iter();
+    let [by_ctr, by_resnap] = trees;
+    let (by_ctr, by_resnap) = (by_ctr?, by_resnap?);
+    let differs = differing(&by_ctr, &by_resnap).into_iter();
     let differs: Vec<_> = differs
         .filter(|(_, field)| *field != Field::Mtime)
         .collect();
     ensure!(differs.is_empty(), "{differs:?}");
-    ensure!(theirs.ghosts == ours.ghosts, "{:?}", ours.ghosts);
+    ensure!(by_ctr.ghosts == by_resnap.ghosts, "{:?}", by_resnap.ghosts);
     Ok(())
 }

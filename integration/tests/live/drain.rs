@@ -26,8 +26,8 @@ use crate::served::Served;
 use crate::suite::live_tests;
 
 live_tests! {
-    ErofsHandler: proxy_ends_when_all_are_served,
-    ErofsHandler: proxy_ends_with_an_answer_to_each,
+    ErofsHandler: proxy_stops_after_all_calls,
+    ErofsHandler: proxy_answers_all_calls_when_it_stops,
 }
 
 const CLIENTS: usize = 32;
@@ -35,7 +35,7 @@ const CLIENTS: usize = 32;
 /// The grace period of `resnap serve`.
 const GRACE: Duration = Duration::from_secs(30);
 
-fn proxy_ends_when_all_are_served(node: &Node) -> Result<()> {
+fn proxy_stops_after_all_calls(node: &Node) -> Result<()> {
     pulled(node)?;
     let back = node.containerd.tap()?;
     let mut served = Served::before(node, back.socket())?;
@@ -60,8 +60,8 @@ fn proxy_ends_when_all_are_served(node: &Node) -> Result<()> {
             let created = create.join().map_err(|_| anyhow!("a client panicked"))?;
             created.context("one was not served")?;
         }
-        let ended = served.process.wait()?;
-        ensure!(ended.success(), "resnap serve ended with {ended}");
+        let status = served.process.wait()?;
+        ensure!(status.success(), "resnap serve ended with {status}");
         Ok(asked.elapsed())
     })?;
     ensure!(took < GRACE, "it took {took:?}");
@@ -92,7 +92,7 @@ impl UnpackService for Endless {
 }
 
 /// The work takes longer than the grace, which is short here.
-fn proxy_ends_with_an_answer_to_each(node: &Node) -> Result<()> {
+fn proxy_answers_all_calls_when_it_stops(node: &Node) -> Result<()> {
     pulled(node)?;
     let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
     let sandbox = direct.run_pod_sandbox("erofs", "pod")?;
@@ -136,7 +136,7 @@ fn proxy_ends_with_an_answer_to_each(node: &Node) -> Result<()> {
     front.finish()
 }
 
-/// A tap that tells how many calls have come.
+/// Returns a tap that tells how many calls have come.
 fn front(socket: &std::path::Path) -> Result<Tap> {
     Tap::start(&socket.with_file_name(unique("f")), socket)
 }

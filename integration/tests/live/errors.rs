@@ -25,19 +25,19 @@ live_tests! {
     Containerd: missing_blob,
     Containerd: wrong_diff_id,
     Containerd: layers_and_diff_ids_differ,
-    Containerd: one_failure_keeps_no_other_image,
-    Containerd: nobody_listens,
+    Containerd: one_failure_does_not_stop_other_images,
+    Containerd: no_daemon_listens,
     Containerd: permission_denied,
 }
 
 /// Checks the kind of an error, and that it contains all these words and the next step.
 pub(crate) fn assert_error(
-    ended: CommandOutput,
+    output: CommandOutput,
     kind: &str,
     says: &[&str],
     next_step: &str,
 ) -> Result<()> {
-    let error = ended.error()?;
+    let error = output.error()?;
     ensure!(error["kind"] == kind, "want the kind {kind}: {error}");
     let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
     for word in says {
@@ -60,8 +60,8 @@ pub(crate) fn unpack(node: &Node, image: &str, snapshotter: &str) -> Result<Comm
 
 fn no_such_image(node: &Node) -> Result<()> {
     let says = ["no image", "docker.io/library/nobody:1", &node.namespace];
-    let ended = unpack(node, "docker.io/library/nobody:1", "native")?;
-    assert_error(ended, "NotFound", &says, "resnap images")?;
+    let output = unpack(node, "docker.io/library/nobody:1", "native")?;
+    assert_error(output, "NotFound", &says, "resnap images")?;
     node.assert_nothing_left("native")
 }
 
@@ -96,7 +96,7 @@ fn no_such_snapshotter(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     for command in ["unpack", "check"] {
-        let ended = node.resnap(&[
+        let output = node.resnap(&[
             command,
             "--json",
             &image.reference,
@@ -104,7 +104,7 @@ fn no_such_snapshotter(node: &Node) -> Result<()> {
             "nosuch",
         ])?;
         let says = ["\"nosuch\"", "overlayfs", "native"];
-        assert_error(ended, "FailedPrecondition", &says, "resnap snapshotters")?;
+        assert_error(output, "FailedPrecondition", &says, "resnap snapshotters")?;
     }
     node.assert_nothing_left("native")
 }
@@ -116,15 +116,15 @@ fn known_by_id_only(node: &Node) -> Result<()> {
     node.ctr(&["images", "tag", "--force", &image.reference, &image.config])?;
     node.ctr(&["images", "rm", &image.reference])?;
     let says = [image.config.as_str(), "ID only", "nydus"];
-    let ended = unpack(node, &image.config, "nydus")?;
-    assert_error(ended, "FailedPrecondition", &says, "images tag")?;
+    let output = unpack(node, &image.config, "nydus")?;
+    assert_error(output, "FailedPrecondition", &says, "images tag")?;
     node.assert_nothing_left("nydus")?;
-    // Who needs no reference works without one.
+    // A snapshotter that needs no reference works without one.
     node.unpack("native", &image.config)?;
     node.assert_nothing_left("native")
 }
 
-/// An image of two layers with something wrong about the layer `index`.
+/// Returns an image of two layers with something wrong about the layer `index`.
 fn faulty(node: &Node, fault: Fault) -> Result<Built> {
     let file = |name: &str| Layer::of(&[Entry::dir("./"), Entry::file(name, unique(name))]);
     let archive = node.containerd.scratch().join(unique("faulty"));
@@ -144,8 +144,8 @@ fn missing_blob(node: &Node) -> Result<()> {
     let base = &image.layers[0];
     node.ctr(&["content", "rm", &base.digest])?;
     let says = [&*image.reference, &*base.digest, "native"];
-    let ended = unpack(node, &image.reference, "native")?;
-    assert_error(ended, "NotFound", &says, "content fetch")?;
+    let output = unpack(node, &image.reference, "native")?;
+    assert_error(output, "NotFound", &says, "content fetch")?;
     node.assert_nothing_left("native")?;
     let check = node.resnap(&["check", &image.reference])?.ok()?;
     ensure!(check.contains("missing"), "{check}");
@@ -156,9 +156,9 @@ fn wrong_diff_id(node: &Node) -> Result<()> {
     for index in [0, 1] {
         let image = faulty(node, Fault::WrongDiffId(index))?;
         let layer = &image.layers[index];
-        let ended = unpack(node, &image.reference, "native")?;
+        let output = unpack(node, &image.reference, "native")?;
         let says = [&*image.reference, &*layer.digest, &*layer.diff_id];
-        assert_error(ended, "DataLoss", &says, "pull it again")?;
+        assert_error(output, "DataLoss", &says, "pull it again")?;
         node.assert_no_active_snapshot("native")?;
         let committed = node.snapshots("native")?;
         ensure!(!committed.contains_key(&layer.chain_id), "{committed:#?}");
@@ -179,14 +179,14 @@ fn layers_and_diff_ids_differ(node: &Node) -> Result<()> {
     ] {
         let image = faulty(node, fault)?;
         let says = [&*image.reference, &*image.manifest, "2 layers", diff_ids];
-        let ended = unpack(node, &image.reference, "native")?;
-        assert_error(ended, "InvalidArgument", &says, "build it again")?;
+        let output = unpack(node, &image.reference, "native")?;
+        assert_error(output, "InvalidArgument", &says, "build it again")?;
         node.assert_nothing_left("native")?;
     }
     Ok(())
 }
 
-fn one_failure_keeps_no_other_image(node: &Node) -> Result<()> {
+fn one_failure_does_not_stop_other_images(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let unpack = [
@@ -196,21 +196,21 @@ fn one_failure_keeps_no_other_image(node: &Node) -> Result<()> {
         "--snapshotter",
         "native",
     ];
-    let ended = node.resnap(&unpack)?;
-    ensure!(ended.code == Some(2), "{ended:?}");
-    ensure!(ended.stderr.contains("no image \"nobody\""), "{ended:?}");
-    ensure!(ended.stdout.contains(&image.reference), "{ended:?}");
+    let output = node.resnap(&unpack)?;
+    ensure!(output.code == Some(2), "{output:?}");
+    ensure!(output.stderr.contains("no image \"nobody\""), "{output:?}");
+    ensure!(output.stdout.contains(&image.reference), "{output:?}");
     let check = ["check", &image.reference, "--snapshotter", "native"];
     node.resnap(&check)?.ok()?;
     Ok(())
 }
 
-fn nobody_listens(node: &Node) -> Result<()> {
+fn no_daemon_listens(node: &Node) -> Result<()> {
     let socket = node.containerd.scratch().join("nobody.sock");
     let socket = socket.to_string_lossy();
-    let ended = run_to_end(resnap()?.args(["--address", &socket, "images", "--json"]))?;
+    let output = run_to_end(resnap()?.args(["--address", &socket, "images", "--json"]))?;
     assert_error(
-        ended,
+        output,
         "Unavailable",
         &[&socket, "No such file"],
         "CONTAINERD_ADDRESS",

@@ -27,9 +27,9 @@ use crate::unpack::assert_labels;
 live_tests! {
     Erofs: features_each_snapshotter_gets_its_form,
     Erofs: features_a_platform_chooses_the_snapshotter,
-    Erofs: features_what_is_not_on_the_node_is_not_chosen,
+    Erofs: features_missing_content_is_not_chosen,
     Containerd: features_configurations_are_tried_in_order,
-    Erofs: features_order_of_the_index_is_of_no_account,
+    Erofs: features_do_not_depend_on_the_order_of_the_index,
     Erofs: features_config_and_index_disagree,
     Erofs: features_of_both_kinds_in_one_image,
     Erofs: features_of_compressed_images,
@@ -63,8 +63,8 @@ fn unpack_configured(node: &Node, image: &Built, config: &str) -> Result<Command
 }
 
 /// Checks that the image was unpacked on this snapshotter by the first manifest of `image`.
-fn assert_went(ended: CommandOutput, snapshotter: &str, image: &Built) -> Result<()> {
-    let lines = ended.json_lines()?;
+fn assert_went(output: CommandOutput, snapshotter: &str, image: &Built) -> Result<()> {
+    let lines = output.json_lines()?;
     let report = lines.last().context("unpack printed nothing")?["report"].clone();
     ensure!(report["snapshotter"] == json!(snapshotter), "{report}");
     ensure!(report["manifest"] == json!(image.manifest), "{report}");
@@ -74,10 +74,10 @@ fn assert_went(ended: CommandOutput, snapshotter: &str, image: &Built) -> Result
 /// Checks that `check` reports this manifest for a snapshotter.
 fn assert_chosen(node: &Node, reference: &str, snapshotter: &str, image: &Built) -> Result<()> {
     let check = ["check", "--json", reference, "--snapshotter", snapshotter];
-    let ended = node.resnap(&check)?;
+    let output = node.resnap(&check)?;
     // Whether it is ready is another question.
-    ensure!(matches!(ended.code, Some(0 | 1)), "{ended:?}");
-    let check: Value = serde_json::from_str(&ended.stdout)?;
+    ensure!(matches!(output.code, Some(0 | 1)), "{output:?}");
+    let check: Value = serde_json::from_str(&output.stdout)?;
     ensure!(
         check[0]["manifest"] == json!(image.manifest),
         "{reference} on {snapshotter}: {check}"
@@ -85,7 +85,7 @@ fn assert_chosen(node: &Node, reference: &str, snapshotter: &str, image: &Built)
     Ok(())
 }
 
-/// The bytes of each layer's file in its snapshot on erofs, from the lowest.
+/// Returns the bytes of each layer's file in its snapshot on erofs, from the lowest.
 fn layer_files(node: &Node, image: &Built) -> Result<Vec<Vec<u8>>> {
     let snapshots = node
         .containerd
@@ -141,8 +141,8 @@ fn features_each_snapshotter_gets_its_form(node: &Node) -> Result<()> {
         let check = ["check", &image.reference, "--snapshotter", snapshotter];
         node.resnap(&check)?.ok()?;
         if snapshotter == "overlayfs" {
-            let said = node.run(snapshotter, &image.reference)?;
-            ensure!(said == name, "from {snapshotter} it says {said:?}");
+            let output = node.run(snapshotter, &image.reference)?;
+            ensure!(output == name, "from {snapshotter} it says {output:?}");
         }
     }
     assert_copied(node, &native)?;
@@ -156,8 +156,8 @@ fn features_each_snapshotter_gets_its_form(node: &Node) -> Result<()> {
     ensure!(alone.chain_id() == native.chain_id(), "{alone:?}");
     node.import(&alone)?;
     let before = node.snapshots("erofs")?;
-    let said = node.run("erofs", &alone.reference)?;
-    ensure!(said == "erofs", "it says {said:?}");
+    let output = node.run("erofs", &alone.reference)?;
+    ensure!(output == "erofs", "it says {output:?}");
     ensure!(node.snapshots("erofs")? == before, "{before:?}");
     Ok(())
 }
@@ -175,7 +175,7 @@ fn features_a_platform_chooses_the_snapshotter(node: &Node) -> Result<()> {
         &native,
     )?;
     assert_went(via(&["--platform", &plain])?, "overlayfs", &image)?;
-    // Who says so gets the plain one converted.
+    // On request, the plain one is converted.
     assert_went(
         via(&["--platform", &plain, "--snapshotter", "erofs"])?,
         "erofs",
@@ -194,7 +194,7 @@ fn features_a_platform_chooses_the_snapshotter(node: &Node) -> Result<()> {
     node.assert_nothing_left("erofs")
 }
 
-fn features_what_is_not_on_the_node_is_not_chosen(node: &Node) -> Result<()> {
+fn features_missing_content_is_not_chosen(node: &Node) -> Result<()> {
     let image = forms(&USUAL)?;
     let native = image.entry(2);
     let on = |snapshotter: &str| unpack(node, &image, &["--snapshotter", snapshotter]);
@@ -203,12 +203,12 @@ fn features_what_is_not_on_the_node_is_not_chosen(node: &Node) -> Result<()> {
         node.import(&image)?;
         node.ctr(&["content", "rm", missing])?;
         assert_went(on("erofs")?, "erofs", &image)?;
-        // Who names it is told.
+        // An explicit request for it fails.
         assert_error(named()?, "NotFound", &[missing], "pull it again")?;
     }
-    let said = node.run("erofs", &image.reference)?;
+    let output = node.run("erofs", &image.reference)?;
     let first = "plain";
-    ensure!(said == first, "it says {said:?}");
+    ensure!(output == first, "it says {output:?}");
     // Once it is unpacked its layers are needed no more.
     node.import(&image)?;
     assert_went(on("erofs")?, "erofs", &native)?;
@@ -249,35 +249,35 @@ fn features_configurations_are_tried_in_order(node: &Node) -> Result<()> {
     }
     // EROFS first, where that is there.
     let first = configuration(&[(erofs, "erofs", true), (plain, "overlayfs", false)]);
-    let ended = unpack_configured(node, &image, &first)?;
+    let output = unpack_configured(node, &image, &first)?;
     if has_erofs {
-        assert_went(ended, "erofs", &native)?;
+        assert_went(output, "erofs", &native)?;
     } else {
-        assert_went(ended, "overlayfs", &image)?;
+        assert_went(output, "overlayfs", &image)?;
     }
     assert_went(unpack_configured(node, &only, &first)?, "overlayfs", &only)?;
     let must = configuration(&[(erofs, "erofs", false), (plain, "overlayfs", false)]);
-    let ended = unpack_configured(node, &image, &must)?;
+    let output = unpack_configured(node, &image, &must)?;
     if has_erofs {
-        assert_went(ended, "erofs", &native)?;
+        assert_went(output, "erofs", &native)?;
     } else {
         let says = ["no snapshotter \"erofs\"", "overlayfs"];
-        assert_error(ended, "FailedPrecondition", &says, "resnap snapshotters")?;
+        assert_error(output, "FailedPrecondition", &says, "resnap snapshotters")?;
         // Nor is it there for who names the platform.
-        let ended = unpack(node, &image, &["--platform", erofs])?;
-        assert_error(ended, "FailedPrecondition", &says, "resnap snapshotters")?;
+        let output = unpack(node, &image, &["--platform", erofs])?;
+        assert_error(output, "FailedPrecondition", &says, "resnap snapshotters")?;
     }
     // Nobody knows what that is.
-    let ended = unpack(node, &image, &["--platform", &with_feature("nosuch")])?;
+    let output = unpack(node, &image, &["--platform", &with_feature("nosuch")])?;
     let says = [
         &*with_feature("nosuch"),
         "no snapshotter is known to take OS feature \"nosuch\"",
     ];
-    assert_error(ended, "FailedPrecondition", &says, "--platform")?;
+    assert_error(output, "FailedPrecondition", &says, "--platform")?;
     node.assert_nothing_left("overlayfs")
 }
 
-fn features_order_of_the_index_is_of_no_account(node: &Node) -> Result<()> {
+fn features_do_not_depend_on_the_order_of_the_index(node: &Node) -> Result<()> {
     let [a, b, c] = USUAL;
     for order in [
         [a, b, c],
@@ -298,7 +298,7 @@ fn features_order_of_the_index_is_of_no_account(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A small layer in both forms.
+/// Returns a small layer in both forms.
 fn small(text: &str) -> Result<[Layer; 2]> {
     let tar = tar_entry::pack(&[Entry::dir("./"), Entry::file("text", text)])?;
     Ok([
@@ -319,8 +319,8 @@ fn assert_only_on_erofs(node: &Node, image: &Built, chosen: &Built, how: &[&str]
         ),
         "it is supported by erofs",
     ];
-    let ended = unpack(node, image, &on("overlayfs"))?;
-    assert_error(ended, "FailedPrecondition", &says, "--snapshotter erofs")?;
+    let output = unpack(node, image, &on("overlayfs"))?;
+    assert_error(output, "FailedPrecondition", &says, "--snapshotter erofs")?;
     assert_went(unpack(node, image, &on("erofs"))?, "erofs", chosen)?;
     assert_copied(node, chosen)?;
     let leases = node.leases()?;
@@ -340,7 +340,7 @@ fn features_config_and_index_disagree(node: &Node) -> Result<()> {
         anyhow::Ok(ImageBuilder::new("").layer(layer))
     };
 
-    // Of a single manifest only the config tells.
+    // For a single manifest, the platform is in the config only.
     let alone = forms(&[Form::Erofs])?;
     node.import(&alone)?;
     assert_only_on_erofs(node, &alone, &alone, &[])?;
@@ -382,20 +382,20 @@ fn features_config_and_index_disagree(node: &Node) -> Result<()> {
 fn features_of_both_kinds_in_one_image(node: &Node) -> Result<()> {
     let image = forms(&[Form::Mixed])?;
     node.import(&image)?;
-    let ended = unpack(node, &image, &["--snapshotter", "overlayfs"])?;
+    let output = unpack(node, &image, &["--snapshotter", "overlayfs"])?;
     let says = [&*format!(
         "snapshotter overlayfs does not support platform {} of image {} (config {})",
         erofs_platform(),
         image.reference,
         image.config
     )];
-    assert_error(ended, "FailedPrecondition", &says, "--snapshotter erofs")?;
+    assert_error(output, "FailedPrecondition", &says, "--snapshotter erofs")?;
     ensure!(node.snapshots("overlayfs")?.is_empty());
     node.unpack("erofs", &image.reference)?;
     assert_labels(node, "erofs", &image, &[])?;
     node.assert_nothing_left("erofs")?;
-    let said = node.run("erofs", &image.reference)?;
-    ensure!(said == "mixed", "it says {said:?}");
+    let output = node.run("erofs", &image.reference)?;
+    ensure!(output == "mixed", "it says {output:?}");
     Ok(())
 }
 
@@ -412,7 +412,7 @@ fn features_check_warns_of_an_index(node: &Node) -> Result<()> {
     for order in [
         &USUAL[..],
         &[Form::Erofs, Form::Foreign, Form::Plain],
-        // Of another architecture, and alone.
+        // For another architecture, and without alternatives.
         &[Form::ForeignErofs, Form::Plain],
         &[Form::Erofs],
     ] {
@@ -441,7 +441,7 @@ fn features_check_warns_of_an_index(node: &Node) -> Result<()> {
         ensure!(told.len() == 1 && told[0].starts_with(&says), "{told:?}");
     }
     ensure!(warned.len() == 2, "{warned:?}");
-    // What it warns of.
+    // This is the behavior that the warning is about.
     let wrong = forms(&[Form::Erofs, Form::Foreign, Form::Plain])?;
     let unpacked = node.unpack_by_containerd("overlayfs", &wrong.reference);
     let takes_first = node.containerd.version() < (2, 0, 0);
@@ -471,7 +471,7 @@ fn features_of_compressed_images(node: &Node) -> Result<()> {
     node.assert_nothing_left("erofs")?;
     let alone = forms(&[Form::ErofsZstd])?;
     node.import(&alone)?;
-    let said = node.run("erofs", &alone.reference)?;
-    ensure!(said == "zstd", "it says {said:?}");
+    let output = node.run("erofs", &alone.reference)?;
+    ensure!(output == "zstd", "it says {output:?}");
     assert_only_on_erofs(node, &alone, &alone, &[])
 }

@@ -31,8 +31,8 @@ live_tests! {
     Containerd: indexes_nested_too_deep,
     Containerd: too_many_layers,
     Containerd: damaged_blobs,
-    Containerd: control_characters_stay_off_terminals,
-    Containerd: a_layer_that_is_there_and_is_not,
+    Containerd: control_characters_are_not_printed,
+    Containerd: a_snapshotter_with_contradictory_answers,
 }
 
 const ON: &str = "native";
@@ -57,7 +57,7 @@ impl Blobs {
         self.add(media_type, value.to_string().into_bytes())
     }
 
-    /// An image of these layers, for this machine.
+    /// Returns an image of these layers, for this machine.
     pub(crate) fn add_image(&mut self, layers: &[Value], diff_ids: &[String]) -> Value {
         let config = self.add_config(diff_ids);
         let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
@@ -111,7 +111,7 @@ impl Blobs {
     }
 }
 
-/// The digest of a descriptor.
+/// Returns the digest of a descriptor.
 fn of(descriptor: &Value) -> String {
     descriptor["digest"].as_str().unwrap_or_default().to_owned()
 }
@@ -137,9 +137,9 @@ fn corrupt_layers(node: &Node) -> Result<()> {
         let says = says.map(str::to_owned);
         let target = blobs.add_image(&[layer], &[digest(&tar)]);
         blobs.import(node, name, target)?;
-        let ended = unpack(node, name, ON)?;
-        let kind = ended.kind()?;
-        assert_error(ended, &kind, &says.each_ref().map(String::as_str), "again")?;
+        let output = unpack(node, name, ON)?;
+        let kind = output.kind()?;
+        assert_error(output, &kind, &says.each_ref().map(String::as_str), "again")?;
         node.assert_nothing_left(ON)?;
     }
     Ok(())
@@ -157,8 +157,8 @@ fn too_large_a_manifest(node: &Node) -> Result<()> {
     let digest = of(&target);
     blobs.import(node, name, target)?;
     let says = [name, &digest, "8388609 bytes", "at most 8388608"];
-    let ended = unpack(node, name, ON)?;
-    assert_error(ended, "ResourceExhausted", &says, "build it again")?;
+    let output = unpack(node, name, ON)?;
+    assert_error(output, "ResourceExhausted", &says, "build it again")?;
     node.assert_nothing_left(ON)
 }
 
@@ -171,12 +171,12 @@ fn indexes_nested_too_deep(node: &Node) -> Result<()> {
             target = blobs.add_index(&target);
         }
         blobs.import(node, name, target)?;
-        let ended = unpack(node, name, ON)?;
+        let output = unpack(node, name, ON)?;
         if fits {
-            ended.ok()?;
+            output.ok()?;
         } else {
             let says = [name, "nested more than 8 deep"];
-            assert_error(ended, "ResourceExhausted", &says, "build it again")?;
+            assert_error(output, "ResourceExhausted", &says, "build it again")?;
         }
         node.assert_nothing_left(ON)?;
     }
@@ -193,12 +193,12 @@ fn too_many_layers(node: &Node) -> Result<()> {
     let manifest = of(&target);
     blobs.import(node, name, target)?;
     let says = [name, &manifest, "4097 layers", "at most 4096"];
-    let ended = unpack(node, name, ON)?;
-    assert_error(ended, "InvalidArgument", &says, "build it again")?;
+    let output = unpack(node, name, ON)?;
+    assert_error(output, "InvalidArgument", &says, "build it again")?;
     node.assert_nothing_left(ON)
 }
 
-/// An image with blobs that no other test has.
+/// Returns an image with blobs that no other test has.
 fn own(node: &Node) -> Result<Built> {
     let archive = node.containerd.scratch().join(unique("own"));
     let file = Entry::file("name", &node.namespace);
@@ -229,9 +229,9 @@ fn damaged_blobs(node: &Node) -> Result<()> {
             bad.truncate(good.len());
         }
         std::fs::write(&path, &bad)?;
-        let ended = unpack(node, &image.reference, ON)?;
+        let output = unpack(node, &image.reference, ON)?;
         let says = [&*image.reference, digest, "bytes have the digest"];
-        assert_error(ended, "DataLoss", &says, "content rm")?;
+        assert_error(output, "DataLoss", &says, "content rm")?;
         node.assert_nothing_left(ON)?;
         std::fs::write(&path, good)?;
     }
@@ -239,7 +239,7 @@ fn damaged_blobs(node: &Node) -> Result<()> {
     node.assert_nothing_left(ON)
 }
 
-fn control_characters_stay_off_terminals(node: &Node) -> Result<()> {
+fn control_characters_are_not_printed(node: &Node) -> Result<()> {
     let name = "docker.io/library/loud:1";
     let mut blobs = Blobs::default();
     let mut image = blobs.add_image(&[], &[]);
@@ -253,8 +253,8 @@ fn control_characters_stay_off_terminals(node: &Node) -> Result<()> {
         &["check", name],
         &["images"],
     ] {
-        let ended = node.resnap(arguments)?;
-        let text = [ended.stdout, ended.stderr].concat();
+        let output = node.resnap(arguments)?;
+        let text = [output.stdout, output.stderr].concat();
         // A table shows the start of it only.
         let shown = text.contains("evil") || arguments == ["images"];
         ensure!(shown, "{text:?}");
@@ -263,8 +263,12 @@ fn control_characters_stay_off_terminals(node: &Node) -> Result<()> {
         ensure!(!forged, "{text:?}");
     }
     // Nor off those that a program writes to.
-    let ended = node.resnap(&["unpack", "--json", name, "--snapshotter", ON])?;
-    let last = ended.stdout.lines().last().context("nothing was printed")?;
+    let output = node.resnap(&["unpack", "--json", name, "--snapshotter", ON])?;
+    let last = output
+        .stdout
+        .lines()
+        .last()
+        .context("nothing was printed")?;
     let error: Value = serde_json::from_str(last)?;
     let message = error["error"]["message"].as_str().unwrap_or_default();
     let is_safe = message.contains("evil") && !message.contains(harmful);
@@ -272,7 +276,7 @@ fn control_characters_stay_off_terminals(node: &Node) -> Result<()> {
     node.assert_nothing_left(ON)
 }
 
-fn a_layer_that_is_there_and_is_not(node: &Node) -> Result<()> {
+fn a_snapshotter_with_contradictory_answers(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let exists = || Action::Fail(Status::already_exists("says the snapshotter"));
@@ -286,9 +290,9 @@ fn a_layer_that_is_there_and_is_not(node: &Node) -> Result<()> {
             .env("CONTAINERD_ADDRESS", tap.socket())
             .args(["unpack", "--json", &image.reference])
             .args(["--snapshotter", ON]);
-        let ended = run_to_end(&mut command)?;
+        let output = run_to_end(&mut command)?;
         tap.finish()?;
-        Ok::<_, anyhow::Error>(ended)
+        Ok::<_, anyhow::Error>(output)
     };
     let base = &image.layers[0].chain_id;
     let says = [&*image.reference, base, ON, "no such snapshot"];
@@ -297,7 +301,7 @@ fn a_layer_that_is_there_and_is_not(node: &Node) -> Result<()> {
     // A garbage collection between two calls may look like that.
     answered(2)?.ok()?;
     node.assert_nothing_left(ON)?;
-    let said = node.run(ON, &image.reference)?;
-    ensure!(said == HELLO_SAYS, "it says {said:?}");
+    let output = node.run(ON, &image.reference)?;
+    ensure!(output == HELLO_SAYS, "it says {output:?}");
     Ok(())
 }

@@ -27,14 +27,14 @@ use crate::suite::live_tests;
 use exposition::Samples;
 
 live_tests! {
-    ErofsHandler: metrics_count_what_was_done,
-    ErofsHandler: metrics_count_what_goes_on_and_wrong,
-    Alone: metrics_healthz_tells_of_containerd,
-    Containerd: metrics_keep_healthz_free,
-    Containerd: metrics_bear_strangers,
+    ErofsHandler: metrics_count_completed_work,
+    ErofsHandler: metrics_count_running_and_failed_work,
+    Alone: metrics_healthz_reports_containerd,
+    Containerd: metrics_healthz_answers_under_load,
+    Containerd: metrics_refuse_malformed_requests,
 }
 
-/// A daemon and where it tells.
+/// Returns a daemon and the address of its metrics.
 fn served(node: &Node, backend: &Path) -> Result<(Served, SocketAddr)> {
     // Free a moment ago; the daemon says so if it is not any more.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -61,7 +61,7 @@ fn exchange(address: SocketAddr, request: &str) -> Result<String> {
     Ok(answer)
 }
 
-/// The status line's number, the head and the body of the answer to a GET.
+/// Returns the status line's number, the head and the body of the answer to a GET.
 fn get(address: SocketAddr, path: &str) -> Result<(u16, String, String)> {
     let answer = exchange(
         address,
@@ -94,7 +94,7 @@ fn want(samples: &Samples, values: &[(&str, f64)]) -> Result<()> {
     Ok(())
 }
 
-fn metrics_count_what_was_done(node: &Node) -> Result<()> {
+fn metrics_count_completed_work(node: &Node) -> Result<()> {
     pulled(node)?;
     let (served, address) = served(node, node.containerd.socket())?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
@@ -178,7 +178,7 @@ fn metrics_count_what_was_done(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn metrics_count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
+fn metrics_count_running_and_failed_work(node: &Node) -> Result<()> {
     const IN_FLIGHT: &str = "resnap_unpacks_in_flight";
     const JOINED: &str = "resnap_unpacks_joined_total";
     const ANSWERS: &str = "resnap_cri_deadline_answers_total";
@@ -198,7 +198,9 @@ fn metrics_count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
     let held = tap.hold(Method::APPLY, 2, Point::Before);
     for (answers, joined) in [(1.0, 0.0), (2.0, 1.0)] {
         let created = hurried.create_container(&sandbox, "slow", &image, &[]);
-        ensure!(created.is_err(), "created without its image");
+        let error = created.err().context("created without its image")?;
+        let status = error.downcast_ref::<Status>().context("no status")?;
+        ensure!(status.code() == Code::DeadlineExceeded, "{status:?}");
         let (_, now) = metrics(address)?;
         let values = [
             (IN_FLIGHT, 1.0),
@@ -243,7 +245,7 @@ fn metrics_count_what_goes_on_and_wrong(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn metrics_healthz_tells_of_containerd(node: &Node) -> Result<()> {
+fn metrics_healthz_reports_containerd(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     let becomes = |want: u16| {
         let mut last = String::new();
@@ -262,7 +264,7 @@ fn metrics_healthz_tells_of_containerd(node: &Node) -> Result<()> {
     ensure!(becomes(200)? == "ok\n");
     served.stop()?;
 
-    // Who is there and says nothing is not well.
+    // A server that never answers is not healthy.
     let silent = node.containerd.socket().with_file_name(unique("silent"));
     let _listener = UnixListener::bind(&silent)?;
     let (served, address) = self::served(node, &silent)?;
@@ -274,7 +276,7 @@ fn metrics_healthz_tells_of_containerd(node: &Node) -> Result<()> {
     served.stop()
 }
 
-fn metrics_bear_strangers(node: &Node) -> Result<()> {
+fn metrics_refuse_malformed_requests(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     ensure!(get(address, "/healthz")?.0 == 200);
     for path in ["/", "/metrics/", "/metrics2", "/../metrics"] {
@@ -314,7 +316,7 @@ fn metrics_bear_strangers(node: &Node) -> Result<()> {
 }
 
 /// As any process of the node can do: connections are opened again and again, and say little.
-fn metrics_keep_healthz_free(node: &Node) -> Result<()> {
+fn metrics_healthz_answers_under_load(node: &Node) -> Result<()> {
     let (served, address) = served(node, node.containerd.socket())?;
     ensure!(get(address, "/healthz")?.0 == 200);
     let stop = AtomicBool::new(false);

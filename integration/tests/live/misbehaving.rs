@@ -20,7 +20,7 @@ use crate::suite::live_tests;
 use raw::{DEADLINE, Frames, connect, ends};
 
 live_tests! {
-    Containerd: proxy_bears_rude_clients,
+    Containerd: proxy_survives_misbehaving_clients,
 }
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";
@@ -33,7 +33,7 @@ const MEMORY: u64 = 64 << 10;
 const IDLE: usize = 2000;
 const MANY: usize = 32;
 
-fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
+fn proxy_survives_misbehaving_clients(node: &Node) -> Result<()> {
     let large = vec![7; (16 << 20) - 5];
     let blob = request(node, &large)?;
     let served = Served::start(node)?;
@@ -44,9 +44,9 @@ fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
     for garbage in raw::GARBAGE {
         let mut client = connect()?;
         client.write_all(garbage)?;
-        ends(client).with_context(|| format!("nothing is said to {garbage:02x?}"))?;
+        ends(client).with_context(|| format!("no answer to {garbage:02x?}"))?;
     }
-    // What is looked into, and so has to come soon.
+    // The proxy inspects these requests, so they have a time limit.
     let looked_at = &large[..(4 << 20) - 5];
     halves(&served, looked_at)?;
     let more = memory(&served)?.saturating_sub(idle);
@@ -56,8 +56,8 @@ fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
         let mut client = connect()?;
         let beginning = Frames::begin();
         // Some have not even said all of that, or nothing.
-        let said = [beginning.len(), beginning.len(), 10, 0][number % 4];
-        client.write_all(&beginning.bytes()[..said])?;
+        let count = [beginning.len(), beginning.len(), 10, 0][number % 4];
+        client.write_all(&beginning.bytes()[..count])?;
         kept.push(client);
     }
     for _ in 0..MANY {
@@ -85,7 +85,7 @@ fn proxy_bears_rude_clients(node: &Node) -> Result<()> {
     for _ in 0..200 {
         polite.status()?;
     }
-    // What is on its way arrives.
+    // Data in transit has to arrive first.
     std::thread::sleep(Duration::from_millis(500));
     let more = memory(&served)?.saturating_sub(idle);
     ensure!(more < MEMORY, "{more} KiB more than the {idle} of before");

@@ -97,8 +97,8 @@ impl Node {
 
     /// Unpacks an image with resnap and returns the report.
     pub(crate) fn unpack(&self, snapshotter: &str, image: &str) -> Result<Value> {
-        let ended = self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?;
-        let lines = ended.json_lines()?;
+        let output = self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?;
+        let lines = output.json_lines()?;
         let last = lines.last().context("unpack printed nothing")?;
         let report = last.get("report").context("the last line has no report")?;
         Ok(report.clone())
@@ -131,13 +131,13 @@ impl Node {
 
     /// Returns the output of a container of the image.
     pub(crate) fn run(&self, snapshotter: &str, image: &str) -> Result<String> {
-        let said = self
+        let output = self
             .containerd
             .run(&self.namespace, snapshotter, image, &[]);
-        Ok(said?.trim().to_owned())
+        Ok(output?.trim().to_owned())
     }
 
-    /// The labels of a snapshot.
+    /// Returns the labels of a snapshot.
     pub(crate) fn labels(&self, snapshotter: &str, key: &str) -> Result<BTreeMap<String, String>> {
         let text = self.ctr(&["snapshots", "--snapshotter", snapshotter, "info", key])?;
         let mut info: Value = serde_json::from_str(&text)?;
@@ -159,7 +159,7 @@ impl Node {
         .collect()
     }
 
-    /// The leases of the namespace.
+    /// Returns the leases of the namespace.
     pub(crate) fn leases(&self) -> Result<Vec<String>> {
         let leases = self.ctr(&["leases", "ls", "-q"])?;
         Ok(leases.lines().map(str::to_owned).collect())
@@ -229,13 +229,13 @@ pub(crate) fn differ_config(differ: &str) -> String {
         .concat()
 }
 
-/// The platform of this machine, such as `linux/amd64`.
+/// Returns the platform of this machine, such as `linux/amd64`.
 pub(crate) fn host_platform() -> String {
     let (os, architecture) = image::host_platform();
     format!("{os}/{architecture}")
 }
 
-/// A name that no other test of this run uses.
+/// Returns a name that no other test of this run uses.
 pub(crate) fn unique(stem: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     format!("{stem}-{}", NEXT.fetch_add(1, Ordering::Relaxed))

@@ -67,8 +67,8 @@ fn nydus_pulls_in_the_guest(node: &Node) -> Result<()> {
     };
     let sandbox = cri.run_pod_sandbox(handler, "guest-pull")?;
     assert_pulled(&node.containerd.mount_helper_calls()?, &[&pause])?;
-    let said = cri.run(&sandbox, "labelled", &image.reference, &[])?;
-    ensure!(said.output.trim() == GUEST_SAYS, "{said:?}");
+    let exit = cri.run(&sandbox, "labelled", &image.reference, &[])?;
+    ensure!(exit.output.trim() == GUEST_SAYS, "{exit:?}");
     assert_pulled(&node.containerd.mount_helper_calls()?, &[&pause, &image])?;
 
     without_resnap(node, &cri, &sandbox, &other)?;
@@ -135,14 +135,14 @@ fn top(image: &Built) -> &str {
 /// Without labels the container has the host's content, and nothing is pulled in the guest.
 fn without_resnap(node: &Node, cri: &Cri, sandbox: &Sandbox, image: &Built) -> Result<()> {
     let before = node.containerd.mount_helper_calls()?.len();
-    let said = cri.run(sandbox, "unlabelled", &image.reference, &[])?;
+    let exit = cri.run(sandbox, "unlabelled", &image.reference, &[])?;
     let calls = node.containerd.mount_helper_calls()?.len() - before;
     if node.containerd.version() >= MENDED {
-        ensure!(said.output.trim() == GUEST_SAYS && calls > 0, "{said:?}");
+        ensure!(exit.output.trim() == GUEST_SAYS && calls > 0, "{exit:?}");
         return Ok(());
     }
-    ensure!(said.output.trim() == "left" && calls == 0, "{said:?}");
-    // What is there then must not be taken for ready.
+    ensure!(exit.output.trim() == "left" && calls == 0, "{exit:?}");
+    // The snapshots of that time must not count as ready.
     let unpack = [
         "unpack",
         "--json",
@@ -179,8 +179,8 @@ fn without_resnap(node: &Node, cri: &Cri, sandbox: &Sandbox, image: &Built) -> R
         cri.wait(&using)?.output.trim() == "left",
         "the old one changed"
     );
-    let said = cri.run(sandbox, "mended", &image.reference, &[])?;
-    ensure!(said.output.trim() == GUEST_SAYS, "{said:?}");
+    let exit = cri.run(sandbox, "mended", &image.reference, &[])?;
+    ensure!(exit.output.trim() == GUEST_SAYS, "{exit:?}");
     let calls = node.containerd.mount_helper_calls()?;
     assert_pulled(&calls[before..], &[image])?;
     Ok(())

@@ -21,10 +21,10 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
-    NydusHandler: policy_poisoned_node,
+    NydusHandler: policy_repairs_pods_with_layers_of_the_host,
     NydusHandler: policy_sandbox_image_is_pulled,
     NydusHandler: policy_unlabelled_is_as_configured,
-    Alone: policy_tries_again_what_containerd_could_not_unpack,
+    Alone: policy_retries_images_that_containerd_could_not_unpack,
     Alone: policy_always,
 }
 
@@ -54,7 +54,7 @@ fn status(error: &anyhow::Error) -> Result<&Status> {
     error.downcast_ref().context("no status")
 }
 
-fn policy_poisoned_node(node: &Node) -> Result<()> {
+fn policy_repairs_pods_with_layers_of_the_host(node: &Node) -> Result<()> {
     pulled(node)?;
     furnish_guest(node)?;
     let (left, _) = shared_pair()?;
@@ -78,19 +78,19 @@ fn policy_poisoned_node(node: &Node) -> Result<()> {
     let served = Served::start(node)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let new = cri.run_pod_sandbox("nydus", "new")?;
-    let said = cri.run(&new, "same", &left.reference, &["/bin/cat", "/etc/side"])?;
-    ensure!(said.output.trim() == GUEST_SAYS, "{said:?}");
+    let exit = cri.run(&new, "same", &left.reference, &["/bin/cat", "/etc/side"])?;
+    ensure!(exit.output.trim() == GUEST_SAYS, "{exit:?}");
     for image in [&left, &pause()?] {
         ensure!(is_remote(node, image)?, "{}", image.reference);
     }
     // One more in the old pod, and the old one goes on as it began.
-    let said = cri.run(&old, "added", &left.reference, &["/bin/cat", "/etc/side"])?;
-    ensure!(said.output.trim() == GUEST_SAYS, "{said:?}");
+    let exit = cri.run(&old, "added", &left.reference, &["/bin/cat", "/etc/side"])?;
+    ensure!(exit.output.trim() == GUEST_SAYS, "{exit:?}");
     let go = ["/bin/sh", "-c", ": > /tmp/go"];
     cri.exec(&running, &go)?;
-    let said = cri.wait(&running)?;
+    let exit = cri.wait(&running)?;
     let before = if is_mended { GUEST_SAYS } else { "left" };
-    ensure!(said.output.trim() == before, "{said:?}");
+    ensure!(exit.output.trim() == before, "{exit:?}");
     cri.remove_all()?;
     drop((direct, cri));
     served.stop()?;
@@ -148,8 +148,8 @@ fn policy_unlabelled_is_as_configured(node: &Node) -> Result<()> {
             Served::configured(node, node.containerd.socket(), "cri.unlabelled = \"fail\"")?;
         let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
         let sandbox = cri.run_pod_sandbox("nydus", "pod")?;
-        let said = cri.run(&sandbox, "c", &hello()?.reference, &[])?;
-        ensure!(said.output.trim() == GUEST_SAYS, "{said:?}");
+        let exit = cri.run(&sandbox, "c", &hello()?.reference, &[])?;
+        ensure!(exit.output.trim() == GUEST_SAYS, "{exit:?}");
         cri.remove_all()?;
         drop(cri);
         return served.stop();
@@ -179,15 +179,15 @@ fn policy_unlabelled_is_as_configured(node: &Node) -> Result<()> {
     drop(cri);
     served.stop()?;
     let (served, cri) = with("forward")?;
-    let said = cri.run(&sandbox, "forward", &image.reference, &[])?;
-    ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+    let exit = cri.run(&sandbox, "forward", &image.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     ensure!(!is_remote(node, &image)?);
     direct.remove_all()?;
     drop((direct, cri));
     served.stop()
 }
 
-fn policy_tries_again_what_containerd_could_not_unpack(node: &Node) -> Result<()> {
+fn policy_retries_images_that_containerd_could_not_unpack(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let tap = node.containerd.tap()?;
@@ -210,10 +210,10 @@ fn policy_tries_again_what_containerd_could_not_unpack(node: &Node) -> Result<()
     held.wait()?;
     node.import(&image)?;
     held.release();
-    let said = caller
+    let exit = caller
         .join()
         .map_err(|_| anyhow!("the client panicked"))??;
-    ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     let calls = tap.calls();
     let creates = calls.iter().filter(|call| CREATE_CONTAINER.is(&call.path));
     let answers: Vec<Option<Code>> = creates.map(Call::status).collect();
@@ -257,8 +257,8 @@ fn policy_always(node: &Node) -> Result<()> {
     let served = Served::configured(node, node.containerd.socket(), "cri.always = true")?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let sandbox = cri.run_pod_sandbox("", "pod")?;
-    let said = cri.run(&sandbox, "c", &hello()?.reference, &[])?;
-    ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+    let exit = cri.run(&sandbox, "c", &hello()?.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     for image in [&hello()?, &pause()?] {
         assert_labels(node, "overlayfs", image, &[])?;
     }

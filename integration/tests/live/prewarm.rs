@@ -18,7 +18,7 @@ live_tests! {
     Alone: prewarm_follows_its_rules,
 }
 
-/// The states that `resnap warm` prints, by image.
+/// Returns the states that `resnap warm` prints, by image.
 fn states(document: &Value) -> Vec<(&str, &str)> {
     let rows = document.as_array().into_iter().flatten();
     rows.map(|row| {
@@ -79,7 +79,7 @@ fn prewarm_follows_its_rules(node: &Node) -> Result<()> {
     };
     let becomes_ready =
         |image: &str| eventually(&format!("{image} is ready"), DEADLINE, || ready(image));
-    // What was there, what comes, and what nobody wants.
+    // An existing image, a new one, and one that matches no pattern.
     becomes_ready(&left.reference)?;
     node.import(&right)?;
     node.import(&hello)?;

@@ -21,9 +21,9 @@ live_tests! {
     ErofsHandler: proxy_pod_on_erofs,
     NydusHandler: proxy_pod_on_nydus,
     ErofsHandler: proxy_answers_before_the_deadline,
-    ErofsHandler: proxy_unpacks_once_for_a_herd,
+    ErofsHandler: proxy_unpacks_once_for_many_pods,
     ErofsHandler: proxy_survives_restarts,
-    ErofsHandler: proxy_forwards_what_it_does_not_know,
+    ErofsHandler: proxy_forwards_unknown_requests,
 }
 
 pub(crate) const CREATE_CONTAINER: Method =
@@ -44,7 +44,7 @@ fn run(node: &Node, handler: &str) -> Result<String> {
     let served = Served::start(node)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let sandbox = cri.run_pod_sandbox(handler, "pod")?;
-    let said = cri.run(&sandbox, "container", &hello()?.reference, &[])?;
+    let exit = cri.run(&sandbox, "container", &hello()?.reference, &[])?;
     for image in [&hello()?, &pause()?] {
         let own = ["containerd.io/snapshot/nydus-proxy-mode"];
         assert_labels(node, handler, image, &own)?;
@@ -53,12 +53,12 @@ fn run(node: &Node, handler: &str) -> Result<String> {
     drop(cri);
     served.stop()?;
     node.assert_nothing_left(handler)?;
-    Ok(said.output.trim().to_owned())
+    Ok(exit.output.trim().to_owned())
 }
 
 fn proxy_pod_on_erofs(node: &Node) -> Result<()> {
-    let said = run(node, "erofs")?;
-    ensure!(said == HELLO_SAYS, "{said:?}");
+    let output = run(node, "erofs")?;
+    ensure!(output == HELLO_SAYS, "{output:?}");
     Ok(())
 }
 
@@ -66,8 +66,8 @@ fn proxy_pod_on_nydus(node: &Node) -> Result<()> {
     let guest = node.containerd.guest_root().join("etc");
     std::fs::create_dir_all(&guest)?;
     std::fs::write(guest.join("message"), "from the guest\n")?;
-    let said = run(node, "nydus")?;
-    ensure!(said == "from the guest", "{said:?}");
+    let output = run(node, "nydus")?;
+    ensure!(output == "from the guest", "{output:?}");
     Ok(())
 }
 
@@ -100,8 +100,8 @@ fn proxy_answers_before_the_deadline(node: &Node) -> Result<()> {
     );
     held.wait()?;
     held.release();
-    let said = cri.run(&sandbox, "c", &image.reference, &[])?;
-    ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+    let exit = cri.run(&sandbox, "c", &image.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     ensure!(
         tap.count(Method::APPLY) - before == 3,
         "unpacked more than once"
@@ -113,7 +113,7 @@ fn proxy_answers_before_the_deadline(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn proxy_unpacks_once_for_a_herd(node: &Node) -> Result<()> {
+fn proxy_unpacks_once_for_many_pods(node: &Node) -> Result<()> {
     pulled(node)?;
     let image = hello()?;
     let tap = node.containerd.tap()?;
@@ -180,8 +180,8 @@ fn proxy_survives_restarts(node: &Node) -> Result<()> {
     held.release();
     let served = served.again(node, tap.socket())?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
-    let said = cri.run(&sandbox, "c", &image.reference, &[])?;
-    ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+    let exit = cri.run(&sandbox, "c", &image.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     // The one that was torn, and no other, twice.
     ensure!(
         tap.count(Method::APPLY) - before == 4,
@@ -195,7 +195,7 @@ fn proxy_survives_restarts(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn proxy_forwards_what_it_does_not_know(node: &Node) -> Result<()> {
+fn proxy_forwards_unknown_requests(node: &Node) -> Result<()> {
     pulled(node)?;
     let served = Served::start(node)?;
     let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
@@ -210,8 +210,8 @@ fn proxy_forwards_what_it_does_not_know(node: &Node) -> Result<()> {
     ensure!(create(&direct)? == create(&proxied)?);
     // Handlers on the default snapshotter are nobody's business.
     let plain = proxied.run_pod_sandbox("", "plain")?;
-    let said = proxied.run(&plain, "c", &hello()?.reference, &[])?;
-    ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+    let exit = proxied.run(&plain, "c", &hello()?.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     let labels = node.labels("overlayfs", hello()?.chain_id())?;
     ensure!(
         labels.keys().all(|key| !key.contains("cri.")),

@@ -17,9 +17,9 @@ use crate::suite::live_tests;
 use crate::unpack::{assert_labels, expected_labels, outcomes};
 
 live_tests! {
-    Containerd: repair_spares_a_running_container,
-    Containerd: repair_spares_another_image,
-    Containerd: repair_tells_what_containerd_cannot_remove,
+    Containerd: repair_keeps_a_running_container,
+    Containerd: repair_keeps_another_image,
+    Containerd: repair_reports_snapshots_that_containerd_cannot_remove,
 }
 
 /// Puts an image on the node and has containerd unpack it, as a pull without the CRI does.
@@ -102,7 +102,7 @@ fn assert_repaired(node: &Node, snapshotter: &str, image: &str, applied: usize) 
     node.assert_nothing_left(snapshotter)
 }
 
-fn repair_spares_a_running_container(node: &Node) -> Result<()> {
+fn repair_keeps_a_running_container(node: &Node) -> Result<()> {
     let image = hello()?;
     for snapshotter in ["overlayfs", "native"] {
         pull(node, snapshotter, &image)?;
@@ -115,12 +115,12 @@ fn repair_spares_a_running_container(node: &Node) -> Result<()> {
         })?;
         assert_repaired(node, snapshotter, &image.reference, 3)?;
         assert_labels(node, snapshotter, &image, &[])?;
-        let said = node.run(snapshotter, &image.reference)?;
-        ensure!(said == HELLO_SAYS, "it says {said:?}");
-        // What is whole is not made again, nor is it in anybody's way.
+        let output = node.run(snapshotter, &image.reference)?;
+        ensure!(output == HELLO_SAYS, "it says {output:?}");
+        // Complete layers are not unpacked again, even while they are mounted.
         containerd.look_into(&node.namespace, snapshotter, &image.reference, |_| {
-            let ended = repair(node, snapshotter, &image.reference)?;
-            let lines = ended.json_lines()?;
+            let output = repair(node, snapshotter, &image.reference)?;
+            let lines = output.json_lines()?;
             let report: &Value = &lines.last().context("nothing was printed")?["report"];
             ensure!(outcomes(report)?.get("existed") == Some(&3), "{report}");
             Ok(())
@@ -130,7 +130,7 @@ fn repair_spares_a_running_container(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn repair_spares_another_image(node: &Node) -> Result<()> {
+fn repair_keeps_another_image(node: &Node) -> Result<()> {
     let (left, right) = pair(node)?;
     let user = format!("snapshot {}", right.chain_id());
     assert_refused(node, "overlayfs", &left.reference, &user)?;
@@ -149,13 +149,13 @@ fn repair_spares_another_image(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn repair_tells_what_containerd_cannot_remove(node: &Node) -> Result<()> {
+fn repair_reports_snapshots_that_containerd_cannot_remove(node: &Node) -> Result<()> {
     let (one, other) = pair(node)?;
-    // What garbage collection removes, containerd still counts.
+    // containerd still counts children that garbage collection has removed.
     node.ctr(&["images", "rm", "--sync", &other.reference])?;
     let says = [&*one.reference, &*one.layers[1].chain_id, "overlayfs"];
-    let ended = repair(node, "overlayfs", &one.reference)?;
-    assert_error(ended, "FailedPrecondition", &says, "images rm --sync")?;
+    let output = repair(node, "overlayfs", &one.reference)?;
+    assert_error(output, "FailedPrecondition", &says, "images rm --sync")?;
     node.assert_nothing_left("overlayfs")?;
     // The next step works.
     node.ctr(&["images", "rm", "--sync", &one.reference])?;

@@ -86,8 +86,8 @@ impl Served {
         if let Some(pid) = Pid::from_raw(pid) {
             kill_process(pid, Signal::TERM)?;
         }
-        let ended = self.process.wait()?;
-        ensure!(ended.success(), "resnap serve ended with {ended}");
+        let status = self.process.wait()?;
+        ensure!(status.success(), "resnap serve ended with {status}");
         Ok(())
     }
 }

@@ -27,8 +27,8 @@ use crate::suite::live_tests;
 live_tests! {
     Containerd: sockets_are_closed_to_others,
     Containerd: sockets_in_an_open_directory_are_refused,
-    Containerd: sockets_of_a_busy_process_are_not_taken,
-    Containerd: sockets_of_a_killed_process_are_taken,
+    Containerd: sockets_of_a_busy_process_are_not_replaced,
+    Containerd: sockets_of_a_killed_process_are_replaced,
     Containerd: sockets_of_others_are_not_removed,
     ErofsHandler: sockets_are_handed_over_while_calls_end,
 }
@@ -72,9 +72,9 @@ fn serve_by(node: &Node, words: &[&str]) -> Result<Command> {
 /// Returns the result of a `resnap serve` that must fail.
 fn refused(node: &Node, dir: &Path) -> Result<CommandOutput> {
     let mut command = serve_by(node, &["timeout", "20"])?;
-    let ended = run_to_end(command.env("RESNAP_RUNTIME_DIR", dir))?;
-    ensure!(ended.code == Some(2), "{ended:#?}");
-    Ok(ended)
+    let output = run_to_end(command.env("RESNAP_RUNTIME_DIR", dir))?;
+    ensure!(output.code == Some(2), "{output:#?}");
+    Ok(output)
 }
 
 fn sockets_are_closed_to_others(node: &Node) -> Result<()> {
@@ -98,22 +98,22 @@ fn sockets_in_an_open_directory_are_refused(node: &Node) -> Result<()> {
     fs::create_dir(&dir)?;
     for mode in [0o777, 0o770, 0o1777] {
         fs::set_permissions(&dir, Permissions::from_mode(mode))?;
-        let ended = refused(node, &dir)?;
+        let output = refused(node, &dir)?;
         for says in [&dir.display().to_string(), "others may write to it"] {
-            ensure!(ended.stderr.contains(says), "{ended:#?}");
+            ensure!(output.stderr.contains(says), "{output:#?}");
         }
         ensure!(fs::read_dir(&dir)?.next().is_none(), "it left something");
     }
     fs::set_permissions(&dir, Permissions::from_mode(0o755))?;
     std::os::unix::fs::chown(&dir, Some(1), Some(1))?;
-    let ended = refused(node, &dir)?;
+    let output = refused(node, &dir)?;
     for says in [&dir.display().to_string(), "it belongs to user 1"] {
-        ensure!(ended.stderr.contains(says), "{ended:#?}");
+        ensure!(output.stderr.contains(says), "{output:#?}");
     }
     Ok(())
 }
 
-fn sockets_of_a_busy_process_are_not_taken(node: &Node) -> Result<()> {
+fn sockets_of_a_busy_process_are_not_replaced(node: &Node) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -135,25 +135,25 @@ fn sockets_of_a_busy_process_are_not_taken(node: &Node) -> Result<()> {
         };
         ensure!(full.kind() == ErrorKind::WouldBlock, "{full}");
 
-        let ended = refused(node, &dir)?;
+        let output = refused(node, &dir)?;
         let says = format!("another process serves at {path:?}");
-        ensure!(ended.stderr.contains(&says), "{ended:#?}");
+        ensure!(output.stderr.contains(&says), "{output:#?}");
         ensure!(fs::metadata(&path)?.ino() == inode, "{path:?} was replaced");
     }
     Ok(())
 }
 
-fn sockets_of_a_killed_process_are_taken(node: &Node) -> Result<()> {
+fn sockets_of_a_killed_process_are_replaced(node: &Node) -> Result<()> {
     let backend = node.containerd.socket();
     let mut first = Served::start(node)?;
     let inode = inode_after(&first.socket, None)?;
     inode_after(&first.dir.join("api.sock"), None)?;
     first.kill()?;
-    // Where it was before it could serve, too.
+    // Leftovers of a process that was killed before it could serve are replaced, too.
     for name in ["cri.sock.new", "api.sock.new"] {
         drop(UnixListener::bind(first.dir.join(name))?);
     }
-    // Whose lock tells nothing, as of an older version.
+    // Older versions leave no owner file.
     fs::remove_file(first.dir.join("api.sock.owner"))?;
     let second = first.again(node, backend)?;
     inode_after(&second.socket, Some(inode))?;
@@ -196,7 +196,7 @@ fn sockets_are_handed_over_while_calls_end(node: &Node) -> Result<()> {
         let pid = i32::try_from(old.process.id())?;
         kill_process(Pid::from_raw(pid).context("no process")?, Signal::TERM)?;
         let new = successor(&old, node, inode)?;
-        // Who comes now is served, although the old one still has work.
+        // New clients are served although the old process still has calls.
         Cri::connect(&new.socket, &node.containerd.scratch())?;
         ensure!(old.process.try_wait()?.is_none(), "the old one has ended");
         held.release();
@@ -204,8 +204,8 @@ fn sockets_are_handed_over_while_calls_end(node: &Node) -> Result<()> {
         created.context("the old one did not serve its last call")?;
         anyhow::Ok(new)
     })?;
-    let ended = old.process.wait()?;
-    ensure!(ended.success(), "resnap serve ended with {ended}");
+    let status = old.process.wait()?;
+    ensure!(status.success(), "resnap serve ended with {status}");
     let after = Cri::connect(&new.socket, &node.containerd.scratch())?;
     after.remove_all()?;
     drop((cri, after));

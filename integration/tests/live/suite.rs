@@ -107,7 +107,7 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
             }
         }
     }
-    // What no daemon can show is not shown, and must not look so.
+    // A test that no daemon can run must not look as if it had passed.
     let homeless: Vec<&str> = tests
         .iter()
         .filter(|test| {

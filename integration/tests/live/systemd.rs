@@ -20,10 +20,10 @@ use crate::served::Served;
 use crate::suite::live_tests;
 
 live_tests! {
-    Alone: systemd_is_told,
-    Alone: systemd_is_told_before_containerd_is_there,
-    Containerd: systemd_hands_sockets_over,
-    ErofsHandler: systemd_may_confine_it,
+    Alone: systemd_is_notified,
+    Alone: systemd_is_notified_before_containerd_runs,
+    Containerd: systemd_passes_sockets,
+    ErofsHandler: systemd_hardening_allows_all_work,
 }
 
 /// A service manager that receives notifications.
@@ -61,17 +61,20 @@ impl Manager {
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
             let message = self.hear()?;
-            if message.lines().any(|said| said.starts_with(line)) {
+            if message
+                .lines()
+                .any(|message_line| message_line.starts_with(line))
+            {
                 return Ok(());
             }
             let expected = message.starts_with(meanwhile) || message == "WATCHDOG=1\n";
             ensure!(expected, "heard {message:?} before {line}");
         }
-        bail!("{line} was not said")
+        bail!("{line} was not received")
     }
 }
 
-fn systemd_is_told(node: &Node) -> Result<()> {
+fn systemd_is_notified(node: &Node) -> Result<()> {
     let manager = Manager::listen(node)?;
     let served = manager.start(node)?;
     manager.wait_for("READY=1", "STATUS=")?;
@@ -92,7 +95,7 @@ fn systemd_is_told(node: &Node) -> Result<()> {
     manager.wait_for("STOPPING=1", "WATCHDOG=1")
 }
 
-fn systemd_is_told_before_containerd_is_there(node: &Node) -> Result<()> {
+fn systemd_is_notified_before_containerd_runs(node: &Node) -> Result<()> {
     node.containerd.kill()?;
     let manager = Manager::listen(node)?;
     let served = manager.start(node)?;
@@ -132,7 +135,7 @@ fn activated(node: &Node, socket: &UnixListener, name: &str) -> Result<Command> 
     Ok(shell)
 }
 
-fn systemd_hands_sockets_over(node: &Node) -> Result<()> {
+fn systemd_passes_sockets(node: &Node) -> Result<()> {
     let dir = node.containerd.socket().with_file_name(unique("a"));
     std::fs::create_dir(&dir)?;
     let path = dir.join("elsewhere.sock");
@@ -170,8 +173,8 @@ fn systemd_hands_sockets_over(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// What of the unit's hardening there is without systemd: everything is read-only but the runtime
-/// directory, and no capability is left.
+/// The hardening of the unit as far as it is possible without systemd: everything but the runtime directory is
+/// read-only, and there are no capabilities.
 const CONFINE: &str = r#"set -e
 dir=$1
 shift
@@ -181,14 +184,14 @@ while read -r _ _ _ _ at _; do
 done </proc/self/mountinfo
 exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@""#;
 
-fn systemd_may_confine_it(node: &Node) -> Result<()> {
+fn systemd_hardening_allows_all_work(node: &Node) -> Result<()> {
     let unit = include_str!("../../../examples/systemd/resnap.service");
     for line in [
         "CapabilityBoundingSet=\n",
         "NoNewPrivileges=yes\n",
         "ProtectSystem=strict\n",
         "RuntimeDirectory=resnap\n",
-        // Of all that is on the node it is the one to go if it takes too much.
+        // If it exceeds its memory, only this service is killed.
         "MemoryMax=1G\n",
         "TasksMax=1024\n",
         "OOMScoreAdjust=-500\n",
@@ -237,8 +240,8 @@ fn systemd_may_confine_it(node: &Node) -> Result<()> {
     ensure!(writable.is_empty(), "still writable: {writable:#?}");
 
     let sandbox = cri.run_pod_sandbox("erofs", "confined")?;
-    let said = cri.run(&sandbox, "container", &hello()?.reference, &[])?;
-    ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+    let exit = cri.run(&sandbox, "container", &hello()?.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     cri.remove_all()?;
     drop(cri);
     served.stop()

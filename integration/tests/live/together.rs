@@ -38,8 +38,8 @@ live_tests! {
     Containerd: images_that_share_layers_unpack_them_once,
     Containerd: a_job_outlives_its_callers,
     Containerd: a_panic_fails_a_job_once,
-    Containerd: cancel_stops_a_job_for_all,
-    Containerd: no_more_layers_at_once_than_set,
+    Containerd: cancel_stops_a_job_for_all_callers,
+    Containerd: layers_at_once_are_limited,
 }
 
 const CALLERS: usize = 16;
@@ -147,8 +147,8 @@ fn requests_of_one_process_unpack_once(node: &Node) -> Result<()> {
         ensure!(works.is_ready(name)?, "{name} is not ready");
     }
     node.assert_nothing_left(ON)?;
-    let said = node.run(ON, &other)?;
-    ensure!(said == HELLO_SAYS, "it says {said:?}");
+    let output = node.run(ON, &other)?;
+    ensure!(output == HELLO_SAYS, "it says {output:?}");
     works.tap.finish()
 }
 
@@ -286,8 +286,8 @@ fn images_that_share_layers_unpack_them_once(node: &Node) -> Result<()> {
 
     run_processes(&elsewhere, [names, names].concat(), layers)?;
     for (node, image, says) in [(node, &left, "left"), (&elsewhere, &right, "right")] {
-        let said = node.run(ON, &image.reference)?;
-        ensure!(said == says, "{} says {said:?}", image.reference);
+        let output = node.run(ON, &image.reference)?;
+        ensure!(output == says, "{} says {output:?}", image.reference);
     }
     Ok(())
 }
@@ -408,7 +408,7 @@ fn assert_one_layer_kept(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn cancel_stops_a_job_for_all(node: &Node) -> Result<()> {
+fn cancel_stops_a_job_for_all_callers(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     let works = Works::new(node, |_, _| {})?;
@@ -426,7 +426,7 @@ fn cancel_stops_a_job_for_all(node: &Node) -> Result<()> {
     let jobs = [(); 3].map(|()| works.unpack(&image.reference));
     for job in &jobs {
         let mut events = job.events();
-        // Who comes late is told all from the start.
+        // Later callers get all events from the start.
         for event in &told {
             let heard = works.next(&mut events)?;
             ensure!(heard == *event, "{heard:?} instead of {event:?}");
@@ -485,7 +485,7 @@ impl Applier for Pairs {
     }
 }
 
-fn no_more_layers_at_once_than_set(node: &Node) -> Result<()> {
+fn layers_at_once_are_limited(node: &Node) -> Result<()> {
     let mut names = Vec::new();
     for number in 0..6 {
         let name = format!("docker.io/library/one-layer:{number}");

@@ -21,19 +21,19 @@ use crate::suite::live_tests;
 
 live_tests! {
     Containerd: every_layer_has_its_labels,
-    Containerd: the_tree_is_that_of_a_pull,
+    Containerd: the_tree_equals_that_of_a_pull,
     Erofs: erofs_equals_overlayfs,
-    Erofs: torture_on_erofs_equals_overlayfs,
+    Erofs: edge_cases_on_erofs_equal_overlayfs,
     Containerd: many_layers_fit_into_labels,
-    Containerd: what_is_there_is_not_made_again,
+    Containerd: existing_layers_are_not_unpacked_again,
     Containerd: shared_layers_are_made_once,
     Containerd: garbage_collection_follows_the_image,
     Containerd: docker_media_types_and_platforms,
-    Containerd: a_single_manifest_is_taken,
-    Containerd: annotations_become_labels_if_meant_to,
+    Containerd: a_single_manifest_is_accepted,
+    Containerd: annotations_for_snapshotters_become_labels,
 }
 
-/// The labels that a layer has to have, and no others.
+/// Returns the labels that a layer has to have, and no others.
 pub(crate) fn expected_labels(image: &Built, index: usize) -> BTreeMap<String, String> {
     let layer = &image.layers[index];
     let cri = |name| format!("containerd.io/snapshot/cri.{name}");
@@ -58,7 +58,7 @@ pub(crate) fn expected_labels(image: &Built, index: usize) -> BTreeMap<String, S
     labels
 }
 
-/// The digests of as many layers, the lowest first, as fit into a label with its key.
+/// Returns the digests of as many layers, the lowest first, as fit into a label with its key.
 fn image_layers(layers: &[BuiltLayer]) -> String {
     let room = 4096 - "containerd.io/snapshot/cri.image-layers".len();
     // A digest is of 71 bytes, and a comma stands between two.
@@ -124,8 +124,8 @@ fn assert_same(
         report.join("\n")
     );
     for snapshotter in [left, right] {
-        let said = node.run(snapshotter, &image.reference)?;
-        ensure!(said == says, "from {snapshotter} it says {said:?}");
+        let output = node.run(snapshotter, &image.reference)?;
+        ensure!(output == says, "from {snapshotter} it says {output:?}");
     }
     Ok(())
 }
@@ -137,14 +137,14 @@ fn every_layer_has_its_labels(node: &Node) -> Result<()> {
     ensure!(outcomes(&report)? == all("applied", 3), "{report}");
     assert_labels(node, "native", &image, &[])?;
     node.assert_nothing_left("native")?;
-    let said = node.run("native", &image.reference)?;
-    ensure!(said == HELLO_SAYS, "it says {said:?}");
+    let output = node.run("native", &image.reference)?;
+    ensure!(output == HELLO_SAYS, "it says {output:?}");
     Ok(())
 }
 
 /// Whatever snapshotter: what resnap makes is what containerd makes, deletions, links, odd names
 /// and all.
-fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
+fn the_tree_equals_that_of_a_pull(node: &Node) -> Result<()> {
     let image = edge_cases()?;
     let pulled = Node {
         containerd: node.containerd.clone(),
@@ -156,13 +156,13 @@ fn the_tree_is_that_of_a_pull(node: &Node) -> Result<()> {
     pulled.unpack_by_containerd("overlayfs", &image.reference)?;
     node.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
     node.assert_nothing_left("overlayfs")?;
-    let ours = node.tree("overlayfs", &image.reference)?;
-    let theirs = pulled.tree("overlayfs", &image.reference)?;
-    let surprises = surprises(&compare(&theirs, &ours), EDGE_CASES_CLOCK);
+    let unpacked_tree = node.tree("overlayfs", &image.reference)?;
+    let pulled_tree = pulled.tree("overlayfs", &image.reference)?;
+    let surprises = surprises(&compare(&pulled_tree, &unpacked_tree), EDGE_CASES_CLOCK);
     let report: Vec<String> = surprises.iter().map(ToString::to_string).collect();
     ensure!(report.is_empty(), "{}", report.join("\n"));
-    let said = node.run("overlayfs", &image.reference)?;
-    ensure!(said == EDGE_CASES_SAYS, "it says {said:?}");
+    let output = node.run("overlayfs", &image.reference)?;
+    ensure!(output == EDGE_CASES_SAYS, "it says {output:?}");
     Ok(())
 }
 
@@ -176,7 +176,7 @@ fn erofs_equals_overlayfs(node: &Node) -> Result<()> {
     assert_same(node, ["overlayfs", "erofs"], &image, WEB_SAYS, ROOT_CLOCK)
 }
 
-fn torture_on_erofs_equals_overlayfs(node: &Node) -> Result<()> {
+fn edge_cases_on_erofs_equal_overlayfs(node: &Node) -> Result<()> {
     let image = edge_cases_mkfs()?;
     node.import(&image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
@@ -204,21 +204,21 @@ fn many_layers_fit_into_labels(node: &Node) -> Result<()> {
         named.count() < MANY_MAX,
         "all layers fit: this tests nothing"
     );
-    let said = node.run("overlayfs", &image.reference)?;
-    ensure!(said == MANY_MAX.to_string(), "it says {said:?}");
+    let output = node.run("overlayfs", &image.reference)?;
+    ensure!(output == MANY_MAX.to_string(), "it says {output:?}");
     node.assert_nothing_left("overlayfs")
 }
 
-fn what_is_there_is_not_made_again(node: &Node) -> Result<()> {
+fn existing_layers_are_not_unpacked_again(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
     node.unpack("native", &image.reference)?;
     let again = node.unpack("native", &image.reference)?;
     ensure!(outcomes(&again)? == all("existed", 3), "{again}");
-    // What somebody else unpacked without labels does for a snapshotter that needs none.
+    // Layers that another client unpacked without labels are enough for a snapshotter that needs none.
     node.unpack_by_containerd("overlayfs", &image.reference)?;
-    let theirs = node.unpack("overlayfs", &image.reference)?;
-    ensure!(outcomes(&theirs)? == all("existed", 3), "{theirs}");
+    let report = node.unpack("overlayfs", &image.reference)?;
+    ensure!(outcomes(&report)? == all("existed", 3), "{report}");
     node.assert_nothing_left("native")?;
     node.assert_nothing_left("overlayfs")
 }
@@ -267,7 +267,7 @@ fn garbage_collection_follows_the_image(node: &Node) -> Result<()> {
 }
 
 /// An image of one platform was chosen by whoever pulled it, whatever its config says.
-fn a_single_manifest_is_taken(node: &Node) -> Result<()> {
+fn a_single_manifest_is_accepted(node: &Node) -> Result<()> {
     let archive = node.containerd.scratch().join(unique("single"));
     let image = ImageBuilder::new("docker.io/library/single:1")
         .platform("linux", "s390x")
@@ -325,10 +325,10 @@ fn docker_media_types_and_platforms(node: &Node) -> Result<()> {
         let dir = at.to_string_lossy();
         let on = ["--snapshotter", "native", "--platform", &platform];
         node.ctr(&[&["images", "mount"], &on[..], &[reference, &dir]].concat())?;
-        let said = std::fs::read_to_string(at.join("says"));
+        let output = std::fs::read_to_string(at.join("says"));
         node.ctr(&["images", "unmount", "--snapshotter", "native", "--rm", &dir])?;
-        let said = said?;
-        ensure!(said == says, "{platform} says {said:?}");
+        let output = output?;
+        ensure!(output == says, "{platform} says {output:?}");
     }
     let check = ["check", "--json", reference, "--platform", &abroad];
     let check = node.resnap(&check)?.json()?;
@@ -336,7 +336,7 @@ fn docker_media_types_and_platforms(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn annotations_become_labels_if_meant_to(node: &Node) -> Result<()> {
+fn annotations_for_snapshotters_become_labels(node: &Node) -> Result<()> {
     let own = "containerd.io/snapshot/example.com.note";
     let archive = node.containerd.scratch().join(unique("annotated"));
     let image = ImageBuilder::new("docker.io/library/annotated:1")

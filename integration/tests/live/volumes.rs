@@ -53,8 +53,8 @@ fn read(
 }
 
 /// Returns the code of an error.
-fn code(said: &Result<String, Status>) -> Option<Code> {
-    said.as_ref().err().map(Status::code)
+fn code(result: &Result<String, Status>) -> Option<Code> {
+    result.as_ref().err().map(Status::code)
 }
 
 fn volume_on_erofs(node: &Node) -> Result<()> {
@@ -65,20 +65,23 @@ fn volume_on_erofs(node: &Node) -> Result<()> {
     let served = Served::start(node)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
-    let said = read(&cri, &sandbox, "c", &left)?;
+    let result = read(&cri, &sandbox, "c", &left)?;
     let version = node.containerd.version();
     if version < MANAGED {
-        ensure!(said.as_deref().ok() == Some("left"), "{said:?}");
+        ensure!(result.as_deref().ok() == Some("left"), "{result:?}");
     } else {
         let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
         let sandbox = direct.run_pod_sandbox("erofs", "direct")?;
         let without = read(&direct, &sandbox, "d", &left)?;
-        ensure!(code(&said) == code(&without), "{said:?} is not {without:?}");
+        ensure!(
+            code(&result) == code(&without),
+            "{result:?} is not {without:?}"
+        );
         // Betas of 2.4 cannot, either.
-        let read = [&said, &without].map(|said| said.as_deref().ok());
-        let able = version >= MANAGED_VOLUMES && said.is_ok();
+        let read = [&result, &without].map(|result| result.as_deref().ok());
+        let able = version >= MANAGED_VOLUMES && result.is_ok();
         let expected = able.then_some("left");
-        ensure!(read == [expected; 2], "{said:?} and {without:?}");
+        ensure!(read == [expected; 2], "{result:?} and {without:?}");
     }
     if !(MANAGED..MANAGED_VOLUMES).contains(&version) {
         assert_labels(node, "erofs", &left, &[])?;
@@ -101,16 +104,19 @@ fn volume_on_nydus(node: &Node) -> Result<()> {
     let proxied = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
     let sandbox = proxied.run_pod_sandbox("nydus", "pod")?;
-    let said = read(&proxied, &sandbox, "proxied", &left)?;
+    let result = read(&proxied, &sandbox, "proxied", &left)?;
     let without = read(&direct, &sandbox, "direct", &right)?;
     if node.containerd.version() >= VOLUMES {
-        ensure!(said.as_deref().ok() == Some("left"), "{said:?}");
+        ensure!(result.as_deref().ok() == Some("left"), "{result:?}");
         ensure!(without.as_deref().ok() == Some("right"), "{without:?}");
     } else {
-        ensure!(code(&said) == code(&without), "{said:?} is not {without:?}");
+        ensure!(
+            code(&result) == code(&without),
+            "{result:?} is not {without:?}"
+        );
     }
 
-    // What a container has is remote, and would be an empty volume.
+    // The snapshots of a container are remote, and their mount would be an empty volume.
     let image = hello()?;
     let error = read(&proxied, &sandbox, "empty", &image)?;
     let status = error.err().context("an empty volume was mounted")?;
@@ -121,8 +127,8 @@ fn volume_on_nydus(node: &Node) -> Result<()> {
         "{status:?}"
     );
 
-    // Of an image that shares its base with that only the top would be there. None of it is on
-    // nydus as yet.
+    // With an image that shares its base with the other one, the volume would contain only the top layer.
+    // None of its layers is on nydus yet.
     let in_new_namespace = beside_hello()?;
     ensure!(in_new_namespace.layers[0].chain_id == image.layers[0].chain_id);
     node.import(&in_new_namespace)?;

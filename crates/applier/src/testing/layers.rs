@@ -3,17 +3,17 @@
 
 //! Layers made of arbitrary bytes. There are few names, so that entries affect each other.
 
-use tar::{Builder, EntryType, Header};
+use resnap_layer::testing::{Metadata, Tar, typeflag};
 
 /// An entry of a layer.
 #[derive(Debug, Clone)]
 pub struct Item {
-    pub(crate) kind: EntryType,
+    pub(crate) kind: u8,
     pub(crate) path: String,
     /// The target of a link.
     pub(crate) target: &'static str,
     pub(crate) mode: u32,
-    pub(crate) owner: (u64, u64),
+    pub(crate) owner: (u32, u32),
     /// Seconds and nanoseconds.
     pub(crate) mtime: (i64, u32),
     /// The bytes of a file.
@@ -64,21 +64,21 @@ const TARGETS: [&str; 10] = [
     "a", "b", "c", "a/b", "a/c", "b/a", "/b", "../a", "a/../b", ".",
 ];
 
-const KINDS: [EntryType; 14] = [
-    EntryType::Regular,
-    EntryType::Directory,
-    EntryType::Link,
-    EntryType::Symlink,
-    EntryType::Directory,
-    EntryType::Regular,
-    EntryType::Directory,
-    EntryType::Directory,
-    EntryType::Directory,
-    EntryType::Fifo,
-    EntryType::Char,
-    EntryType::Block,
-    EntryType::Continuous,
-    EntryType::Link,
+const KINDS: [u8; 14] = [
+    typeflag::REGULAR,
+    typeflag::DIRECTORY,
+    typeflag::HARD_LINK,
+    typeflag::SYMLINK,
+    typeflag::DIRECTORY,
+    typeflag::REGULAR,
+    typeflag::DIRECTORY,
+    typeflag::DIRECTORY,
+    typeflag::DIRECTORY,
+    typeflag::FIFO,
+    typeflag::CHARACTER,
+    typeflag::BLOCK,
+    typeflag::CONTIGUOUS,
+    typeflag::HARD_LINK,
 ];
 
 /// An access control list as Linux stores it: version 2, then tag, permissions and ID of each entry.
@@ -155,7 +155,7 @@ fn item(record: &[u8; RECORD]) -> Item {
     ] = *record;
     let name = pick(&NAMES, name);
     let kind = match name.starts_with(".wh.") {
-        true => EntryType::Regular,
+        true => typeflag::REGULAR,
         false => pick(&KINDS, kind & 0xf),
     };
     let xattrs = pick(&XATTRS, xattrs);
@@ -165,14 +165,14 @@ fn item(record: &[u8; RECORD]) -> Item {
         path: format!("{}{name}", pick(&PARENTS, parent)),
         target: pick(&TARGETS, target),
         mode: u32::from(u16::from_le_bytes([low, high])) & 0o7777,
-        owner: (uid.into(), u64::from(gid) << 16),
+        owner: (uid.into(), u32::from(gid) << 16),
         mtime: (i64::from(time) - 0x40, u32::from(time & 3) * 1001),
         size: match kind {
-            EntryType::Regular | EntryType::Continuous => 24 * usize::from(size),
+            typeflag::REGULAR | typeflag::CONTIGUOUS => 24 * usize::from(size),
             _ => 0,
         },
         device: (u32::from(device) & 1, 3 * (u32::from(device) & 1)),
-        xattrs: match is_default && kind != EntryType::Directory {
+        xattrs: match is_default && kind != typeflag::DIRECTORY {
             true => &[],
             false => xattrs,
         },
@@ -181,9 +181,16 @@ fn item(record: &[u8; RECORD]) -> Item {
 
 /// Returns a layer's archive.
 pub(super) fn archive(items: &[Item]) -> Vec<u8> {
-    let mut builder = Builder::new(Vec::new());
+    let mut tar = Tar::default();
     for item in items {
         let (seconds, nanoseconds) = item.mtime;
+        tar.metadata = Metadata {
+            mode: item.mode,
+            uid: item.owner.0,
+            gid: item.owner.1,
+            mtime: u64::try_from(seconds).unwrap_or_default(),
+            device: item.device,
+        };
         let mut extensions = Vec::new();
         if seconds < 0 || nanoseconds > 0 {
             let time = format!("{seconds}.{nanoseconds:09}");
@@ -192,23 +199,14 @@ pub(super) fn archive(items: &[Item]) -> Vec<u8> {
         for (name, value) in item.xattrs {
             extensions.push((format!("SCHILY.xattr.{name}"), value.to_vec()));
         }
-        let extensions = extensions.iter().map(|(key, value)| (&key[..], &value[..]));
-        builder.append_pax_extensions(extensions).unwrap();
-        let mut header = Header::new_ustar();
-        header.set_entry_type(item.kind);
-        header.as_old_mut().name[..item.path.len()].copy_from_slice(item.path.as_bytes());
-        if matches!(item.kind, EntryType::Link | EntryType::Symlink) {
-            header.set_link_name(item.target).unwrap();
+        if !extensions.is_empty() {
+            let records = extensions.iter().map(|(key, value)| (&key[..], &value[..]));
+            tar = tar.pax(&records.collect::<Vec<_>>());
         }
-        header.set_mode(item.mode);
-        header.set_uid(item.owner.0);
-        header.set_gid(item.owner.1);
-        header.set_mtime(u64::try_from(seconds).unwrap_or_default());
-        header.set_size(item.size as u64);
-        header.set_device_major(item.device.0).unwrap();
-        header.set_device_minor(item.device.1).unwrap();
-        header.set_cksum();
-        builder.append(&header, &vec![b'x'; item.size][..]).unwrap();
+        tar = match item.kind {
+            typeflag::HARD_LINK | typeflag::SYMLINK => tar.link(item.kind, &item.path, item.target),
+            kind => tar.with(kind, &item.path, &vec![b'x'; item.size], &[]),
+        };
     }
-    builder.into_inner().unwrap()
+    tar.end()
 }

@@ -65,18 +65,20 @@ pub(crate) fn block_on(task: impl Future<Output = ()>) {
     runtime.block_on(task);
 }
 
+/// The metadata of a file of root.
+pub(crate) const METADATA: Metadata = Metadata {
+    mode: 0o644,
+    uid: 0,
+    gid: 0,
+    mtime: 0,
+    device: (0, 0),
+};
+
 /// Returns an archive of files with their contents.
 pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let tar = Tar::new(Metadata {
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        mtime: 0,
-        device: (0, 0),
-    });
     let files = files.iter();
     files
-        .fold(tar, |tar, (path, data)| tar.file(path, data))
+        .fold(Tar::new(METADATA), |tar, (path, data)| tar.file(path, data))
         .end()
 }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use flate2::write::GzEncoder;
 use resnap_applier::ApplierSettings;
 use resnap_core::{Descriptor, Error, Kind, Scope, error_chain};
-use tar::EntryType;
+use resnap_layer::testing::{Metadata, Tar};
 use tokio::time::timeout;
 
-use crate::bed::{Bed, GZIP, TAR, block_on, elsewhere, tar};
+use crate::bed::{Bed, GZIP, METADATA, TAR, block_on, elsewhere, tar};
 use crate::many::peak;
 use crate::{layers, text};
 
@@ -22,14 +22,12 @@ const MIB: u64 = 1 << 20;
 /// MiB besides the memory of layers: for threads, and buffers of layers that are being written.
 const OVERHEAD: u64 = 48;
 
-fn header(kind: EntryType, size: usize) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_size(size as u64);
-    header.set_mode(0o755);
-    header.set_uid(0);
-    header.set_gid(0);
-    header
+/// Returns an empty layer whose entries are of root.
+fn empty() -> Tar {
+    Tar::new(Metadata {
+        mode: 0o755,
+        ..METADATA
+    })
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -40,21 +38,16 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// Returns a layer of directories with an extended attribute each: `own` values, or all the same.
 fn bomb(count: usize, name: &str, bytes: usize, own: bool) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
+    let mut tar = empty();
     let key = format!("SCHILY.xattr.{name}");
     for number in 0..count {
-        let value = match own {
+        let value: Vec<u8> = match own {
             true => number.to_string().bytes().cycle().take(bytes).collect(),
             false => vec![b'x'; bytes],
         };
-        builder
-            .append_pax_extensions([(&key[..], &value[..])])
-            .unwrap();
-        let mut header = header(EntryType::Directory, 0);
-        let path = format!("d{number}/");
-        builder.append_data(&mut header, path, &[][..]).unwrap();
+        tar = tar.pax(&[(&key, &value)]).directory(format!("d{number}/"));
     }
-    gzip(&builder.into_inner().unwrap())
+    gzip(&tar.end())
 }
 
 fn settings(memory: u64) -> ApplierSettings {
@@ -190,22 +183,17 @@ async fn layers_without_memory_ahead_are_written_in_their_turn() {
 
 /// Returns a layer with two chains of links, and directories at their ends in turns.
 fn links() -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
+    let mut tar = empty();
     for chain in 0..2 {
         for at in 0..254 {
-            let mut header = header(EntryType::Symlink, 0);
             let target = format!("{}L{chain}-{}", "a/../".repeat(15), at + 1);
-            builder
-                .append_link(&mut header, format!("L{chain}-{at}"), target)
-                .unwrap();
+            tar = tar.symlink(format!("L{chain}-{at}"), target);
         }
     }
     for number in 0..100_000 {
-        let mut header = header(EntryType::Directory, 0);
-        let path = format!("L{}-0/x", number % 2);
-        builder.append_data(&mut header, path, &[][..]).unwrap();
+        tar = tar.directory(format!("L{}-0/x", number % 2));
     }
-    gzip(&builder.into_inner().unwrap())
+    gzip(&tar.end())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,11 +4,13 @@
 //! Layers with very many entries take little memory.
 
 use std::fs;
+use std::io::Write as _;
 
 use flate2::write::GzEncoder;
 use resnap_core::Scope;
+use resnap_layer::testing::Tar;
 
-use crate::bed::{Bed, GZIP, elsewhere};
+use crate::bed::{Bed, GZIP, METADATA, elsewhere};
 
 /// Returns the peak memory of this process, in MiB.
 pub(crate) fn peak() -> u64 {
@@ -20,18 +22,15 @@ pub(crate) fn peak() -> u64 {
 
 /// Returns a layer of a million empty files in a thousand directories.
 fn million() -> Vec<u8> {
-    let encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    let mut builder = tar::Builder::new(encoder);
-    let mut header = tar::Header::new_ustar();
-    header.set_size(0);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    // One entry at a time: the archive in memory would count towards the peak.
     for number in 0..1_000_000 {
         let path = format!("d{}/file-{number}", number / 1000);
-        builder.append_data(&mut header, path, &[][..]).unwrap();
+        let entry = Tar::new(METADATA).file(path, "");
+        encoder.write_all(&entry.bytes).unwrap();
     }
-    builder.into_inner().unwrap().finish().unwrap()
+    encoder.write_all(&Tar::default().end()).unwrap();
+    encoder.finish().unwrap()
 }
 
 fn takes_less(is_image: bool, most: u64) {

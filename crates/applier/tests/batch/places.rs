@@ -9,8 +9,9 @@ use std::path::Path;
 
 use resnap_applier::Differ;
 use resnap_core::{Kind, Scope};
+use resnap_layer::testing::{Metadata, Tar, typeflag};
 
-use crate::bed::{Bed, TAR, block_on, elsewhere, run, tar};
+use crate::bed::{Bed, METADATA, TAR, block_on, elsewhere, run, tar};
 use crate::{layers, text};
 
 fn show(path: &Path) -> String {
@@ -82,25 +83,17 @@ fn a_user_namespace_gets_attributes_of_its_own() {
     }
     let bed = Bed::new();
     let lower = tar(&[("d/old", b""), ("o/old", b""), ("gone", b""), ("kept", b"")]);
-    let mut builder = tar::Builder::new(Vec::new());
-    for (kind, path) in [
-        (tar::EntryType::Regular, "d/new"),
-        (tar::EntryType::Regular, "o/new"),
-        (tar::EntryType::Regular, "o/.wh..wh..opq"),
-        (tar::EntryType::Regular, ".wh.gone"),
-        (tar::EntryType::Char, "device"),
-    ] {
-        let mut header = tar::Header::new_ustar();
-        header.set_entry_type(kind);
-        header.set_mode(0o644);
-        header.set_size(0);
-        header.set_device_major(1).unwrap();
-        header.set_device_minor(3).unwrap();
-        header.set_uid(0);
-        header.set_gid(0);
-        builder.append_data(&mut header, path, &[][..]).unwrap();
-    }
-    let layers = [lower, builder.into_inner().unwrap()].map(|tar| bed.layer(TAR, tar));
+    let upper = Tar::new(Metadata {
+        device: (1, 3),
+        ..METADATA
+    })
+    .file("d/new", "")
+    .file("o/new", "")
+    .file("o/.wh..wh..opq", "")
+    .file(".wh.gone", "")
+    .with(typeflag::CHARACTER, "device", b"", &[])
+    .end();
+    let layers = [lower, upper].map(|tar| bed.layer(TAR, tar));
     let mut placed = Vec::new();
     block_on(async {
         let batch = bed.batch(&layers);

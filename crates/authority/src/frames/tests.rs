@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::server;
+use h2::{Reason, server};
 use http::{HeaderMap, Request};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -251,25 +251,27 @@ fn malformed_frames_end_the_connection() {
         [frames, vec![0, 0, 0, 4, 0, 0, 0, 0, 0]].concat()
     };
     let good = frames_of(3, &Writer::default().write(&request(b"a", &[])), 100);
-    for broken in [
-        frames_of(3, b"\x80", 100),
-        frames_of(3, b"\xff\x80\x80\x01", 100),
-        cut(good),
-        [
-            &[0xff, 0, 0, HEADERS, END_HEADERS, 0, 0, 0, 3][..],
-            &[0; 0xff_0000],
-        ]
-        .concat(),
-        // Too many empty frames for one block.
-        {
-            let empty = [0, 0, 0, CONTINUATION, 0, 0, 0, 0, 3].repeat(MAX_BLOCK / 9 + 1);
-            [&[0, 0, 0, HEADERS, 0, 0, 0, 0, 3][..], &empty].concat()
-        },
+    let oversized = [
+        &[0xff, 0, 0, HEADERS, END_HEADERS, 0, 0, 0, 3][..],
+        &[0; 0xff_0000],
+    ];
+    let empty = [0, 0, 0, CONTINUATION, 0, 0, 0, 0, 3].repeat(MAX_BLOCK / 9 + 1);
+    let too_many = [&[0, 0, 0, HEADERS, 0, 0, 0, 0, 3][..], &empty];
+    for (broken, expected) in [
+        (frames_of(3, b"\x80", 100), Reason::PROTOCOL_ERROR),
+        (
+            frames_of(3, b"\xff\x80\x80\x01", 100),
+            Reason::PROTOCOL_ERROR,
+        ),
+        (cut(good), Reason::PROTOCOL_ERROR),
+        (oversized.concat(), Reason::FRAME_SIZE_ERROR),
+        (too_many.concat(), Reason::ENHANCE_YOUR_CALM),
     ] {
-        for before in [&[][..], &odd] {
+        // After a rewritten block, bytes that are malformed are replaced too.
+        for (before, expected) in [(&[][..], expected), (&odd, Reason::PROTOCOL_ERROR)] {
             let bytes = [&beginning(), before, &broken].concat();
-            let ended = read_to_the_end(bytes);
-            assert!(ended.is_err(), "{:x?}", &broken[..9]);
+            let reason = read_to_the_end(bytes).unwrap_err().reason();
+            assert_eq!(reason, Some(expected), "{:x?}", &broken[..9]);
         }
     }
 }

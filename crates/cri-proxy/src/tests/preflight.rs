@@ -115,7 +115,7 @@ fn image(name: &str) -> ImageSpec {
     }
 }
 
-/// A request for a container of `some:1`.
+/// Returns a request for a container of `some:1`.
 fn container(sandbox: &str, volumes: &[&str]) -> CriRequest {
     let mounts = volumes.iter().map(|name| Mount {
         image: Some(image(name)),
@@ -160,7 +160,7 @@ fn failed() -> Answer {
     Answer::NotReady(NotReady::Failed(error))
 }
 
-/// The error of containerd for an image that it could not unpack.
+/// Returns the error of containerd for an image that it could not unpack.
 fn unpack_failed() -> Status {
     let text = "failed to create containerd container: error unpacking image: not found";
     Status::new(Kind::NotFound, text)
@@ -274,7 +274,7 @@ async fn a_request_whose_sandbox_is_unknown_is_forwarded() {
 
 #[tokio::test(start_paused = true)]
 async fn a_missing_sandbox_image_is_pulled_once() {
-    // Of two pods that start together, one makes containerd pull.
+    // Two pods start at the same time, and only one makes containerd pull.
     let bed = Bed::answering([unknown(), unknown(), Answer::Ready, Answer::Ready]);
     let (first, second) = (pod("nydus"), pod("nydus"));
     let results = tokio::join!(bed.before(&first), bed.before(&second));

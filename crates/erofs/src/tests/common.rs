@@ -8,25 +8,25 @@ use std::io::Cursor;
 
 use crate::{ErofsReader, Error, Lower, Memory, NoLower, Node, Writer};
 use resnap_layer::Layer;
-use tar::{Builder, EntryType, Header};
+use resnap_layer::testing::{Metadata, Tar, typeflag};
 
 /// An entry of a layer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Item {
-    pub(crate) kind: Option<EntryType>,
+    pub(crate) kind: u8,
     pub(crate) path: String,
     pub(crate) data: Vec<u8>,
     pub(crate) link: String,
     pub(crate) mode: u32,
-    pub(crate) uid: u64,
+    pub(crate) uid: u32,
     pub(crate) mtime: String,
     pub(crate) xattrs: Vec<(String, Vec<u8>)>,
     pub(crate) device: (u32, u32),
 }
 
-pub(crate) fn item(kind: EntryType, path: &str) -> Item {
+pub(crate) fn item(kind: u8, path: &str) -> Item {
     Item {
-        kind: Some(kind),
+        kind,
         path: path.to_owned(),
         mode: 0o755,
         mtime: "1000".to_owned(),
@@ -37,7 +37,7 @@ pub(crate) fn item(kind: EntryType, path: &str) -> Item {
 pub(crate) fn directory(path: &str, mode: u32) -> Item {
     Item {
         mode,
-        ..item(EntryType::Directory, path)
+        ..item(typeflag::DIRECTORY, path)
     }
 }
 
@@ -45,11 +45,11 @@ pub(crate) fn file(path: &str, data: &[u8]) -> Item {
     Item {
         data: data.to_vec(),
         mode: 0o644,
-        ..item(EntryType::Regular, path)
+        ..item(typeflag::REGULAR, path)
     }
 }
 
-pub(crate) fn link(kind: EntryType, path: &str, target: &str) -> Item {
+pub(crate) fn link(kind: u8, path: &str, target: &str) -> Item {
     Item {
         link: target.to_owned(),
         ..item(kind, path)
@@ -58,8 +58,15 @@ pub(crate) fn link(kind: EntryType, path: &str, target: &str) -> Item {
 
 /// Returns items as a tar stream.
 pub(crate) fn layer(items: &[Item]) -> Vec<u8> {
-    let mut builder = Builder::new(Vec::new());
+    let mut tar = Tar::default();
     for item in items {
+        tar.metadata = Metadata {
+            mode: item.mode,
+            uid: item.uid,
+            gid: item.uid,
+            mtime: 0,
+            device: item.device,
+        };
         let names: Vec<String> = item
             .xattrs
             .iter()
@@ -75,20 +82,9 @@ pub(crate) fn layer(items: &[Item]) -> Vec<u8> {
         if !item.link.is_empty() {
             records.push(("linkpath", item.link.as_bytes()));
         }
-        builder.append_pax_extensions(records).unwrap();
-        let mut header = Header::new_ustar();
-        header.set_entry_type(item.kind.unwrap());
-        header.set_size(item.data.len() as u64);
-        header.set_mode(item.mode);
-        header.set_uid(item.uid);
-        header.set_gid(item.uid);
-        header.set_mtime(0);
-        header.set_device_major(item.device.0).unwrap();
-        header.set_device_minor(item.device.1).unwrap();
-        header.set_cksum();
-        builder.append(&header, &item.data[..]).unwrap();
+        tar = tar.pax(&records).with(item.kind, "", &item.data, &[]);
     }
-    builder.into_inner().unwrap()
+    tar.end()
 }
 
 pub(crate) fn write_on(stream: &[u8], lower: &mut dyn Lower) -> Result<Vec<u8>, Error> {

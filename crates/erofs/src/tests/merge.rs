@@ -8,7 +8,7 @@ use std::cell::Cell;
 use super::common::*;
 use crate::{ErofsReader, Stack};
 use resnap_layer::Metadata;
-use tar::EntryType::*;
+use resnap_layer::testing::typeflag;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
 const ORIGIN: &str = "trusted.overlay.origin";
@@ -18,7 +18,7 @@ fn whiteouts() {
     let image = image(&[
         file("a/.wh.gone", b""),
         file("b/.wh..wh..opq", b""),
-        item(Char, "c/device"),
+        item(typeflag::CHARACTER, "c/device"),
     ]);
     assert_eq!(paths(&image), ["a", "a/gone", "b", "c", "c/device"]);
     let whiteout = find(&image, "a/gone");
@@ -80,7 +80,7 @@ fn a_whiteout_stays_with_its_name() {
         directory("c", 0o755),
         file(".wh.d", b""),
         file("f", b""),
-        link(Link, "d", "f"),
+        link(typeflag::HARD_LINK, "d", "f"),
         directory("d", 0o755),
         file("e", b""),
         directory("e", 0o755),
@@ -100,7 +100,7 @@ fn images(layers: &[&[Item]]) -> Vec<ErofsReader<Vec<u8>>> {
 }
 
 #[test]
-fn a_stack_is_what_overlayfs_shows() {
+fn stacks_show_the_same_as_overlayfs() {
     let mut images = images(&[
         &[
             directory("./", 0o711),

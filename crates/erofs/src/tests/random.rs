@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::common::*;
 use crate::{ErofsReader, Stack};
 use proptest::prelude::*;
-use tar::EntryType;
+use resnap_layer::testing::typeflag;
 
 /// A file or directory of the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,25 +100,25 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
         model.deleted.insert(path.clone());
     }
     let old = model.things.get(&path).cloned();
-    let new = match (hidden, item.kind.unwrap(), old) {
+    let new = match (hidden, item.kind, old) {
         (Some(_), _, Some(Thing::Directory { mode, .. })) => Thing::Directory {
             mode,
             is_opaque: true,
         },
         (Some(_), _, Some(old)) => old,
         (Some(_), _, None) => Thing::Whiteout,
-        (_, EntryType::Directory, Some(Thing::Directory { is_opaque, .. })) => Thing::Directory {
+        (_, typeflag::DIRECTORY, Some(Thing::Directory { is_opaque, .. })) => Thing::Directory {
             mode: item.mode,
             is_opaque,
         },
-        (_, EntryType::Directory, _) => {
+        (_, typeflag::DIRECTORY, _) => {
             remove(model, &path);
             Thing::Directory {
                 mode: item.mode,
                 is_opaque: model.deleted.contains(&path),
             }
         }
-        (_, EntryType::Link, _) => match model.things.get(&item.link).cloned() {
+        (_, typeflag::HARD_LINK, _) => match model.things.get(&item.link).cloned() {
             Some(Thing::File(..)) if item.link.starts_with(&format!("{path}/")) => return None,
             Some(file @ Thing::File(..)) => {
                 remove(model, &path);
@@ -155,16 +155,16 @@ fn items() -> impl Strategy<Value = Vec<Item>> {
     let path = (parent, name).prop_map(|(parent, name)| format!("{parent}{name}"));
     let target = prop::sample::select(vec!["a", "b", "a/b", "a/c", "b/a", "!"]);
     let kind = prop::sample::select(vec![
-        EntryType::Regular,
-        EntryType::Regular,
-        EntryType::Directory,
-        EntryType::Directory,
-        EntryType::Link,
+        typeflag::REGULAR,
+        typeflag::REGULAR,
+        typeflag::DIRECTORY,
+        typeflag::DIRECTORY,
+        typeflag::HARD_LINK,
     ]);
     let item = (kind, path, target, 0..0o1000_u32, 0..9000_usize);
     let item = item.prop_map(|(kind, path, target, mode, size)| match kind {
-        EntryType::Regular => file(&path, &vec![b'x'; size]),
-        EntryType::Link => link(kind, &path, target),
+        typeflag::REGULAR => file(&path, &vec![b'x'; size]),
+        typeflag::HARD_LINK => link(kind, &path, target),
         _ => directory(&path, mode),
     });
     prop::collection::vec(item, 0..40)
@@ -229,12 +229,12 @@ fn sample() -> Vec<u8> {
             xattrs: vec![("user.a".to_owned(), b"value".to_vec())],
             ..directory("d", 0o755)
         },
-        link(EntryType::Symlink, "d/link", "target"),
+        link(typeflag::SYMLINK, "d/link", "target"),
         file("d/a/b/.wh.gone", b""),
     ];
     // Names that need more than one block.
     items.extend(
-        (0..20).map(|index| link(EntryType::Link, &format!("many/{index:0250}"), "d/link")),
+        (0..20).map(|index| link(typeflag::HARD_LINK, &format!("many/{index:0250}"), "d/link")),
     );
     write(&layer(&items)).unwrap()
 }

@@ -7,8 +7,8 @@ use std::io::Cursor;
 
 use super::common::*;
 use crate::{ErofsReader, Memory, NoLower, Writer};
+use resnap_layer::testing::{Tar, typeflag};
 use resnap_layer::{Layer, Time};
-use tar::EntryType::*;
 
 #[test]
 fn every_type() {
@@ -23,18 +23,18 @@ fn every_type() {
             mode: 0o644,
             uid: 70_000,
             mtime: "-1.25".to_owned(),
-            ..link(Link, "hard", "file")
+            ..link(typeflag::HARD_LINK, "hard", "file")
         },
-        link(Symlink, "soft", "over/there"),
+        link(typeflag::SYMLINK, "soft", "over/there"),
         Item {
             device: (8, 3),
-            ..item(Char, "character")
+            ..item(typeflag::CHARACTER, "character")
         },
         Item {
             device: (8, 0xf_ffff),
-            ..item(Block, "block")
+            ..item(typeflag::BLOCK, "block")
         },
-        item(Fifo, "fifo"),
+        item(typeflag::FIFO, "fifo"),
         directory("directory", 0o700),
     ]);
     let modes: Vec<_> = tree(&image).values().map(|node| node.mode).collect();
@@ -89,7 +89,7 @@ fn links_of_every_length() {
     let lengths = [1, 1983, 1984, 1985, 3968, 4031, 4032, 4033, 4095];
     let items: Vec<Item> = lengths
         .iter()
-        .map(|length| link(Symlink, &length.to_string(), &"t".repeat(*length)))
+        .map(|length| link(typeflag::SYMLINK, &length.to_string(), &"t".repeat(*length)))
         .collect();
     let image = image(&items);
     for length in lengths {
@@ -103,11 +103,11 @@ fn links_with_attributes_of_every_length() {
     let lengths = (3890..3940).chain([4000, 4096, 5000, 60_000]);
     let items = lengths.clone().map(|length| Item {
         xattrs: vec![("security.x".to_owned(), vec![b'x'; length])],
-        ..link(Symlink, &length.to_string(), &"t".repeat(100))
+        ..link(typeflag::SYMLINK, &length.to_string(), &"t".repeat(100))
     });
     let long = Item {
         xattrs: vec![("security.x".to_owned(), vec![b'x'; 100])],
-        ..link(Symlink, "long", &"t".repeat(4095))
+        ..link(typeflag::SYMLINK, "long", &"t".repeat(4095))
     };
     let items: Vec<Item> = items.chain([long, file("z", b"data")]).collect();
     let image = image(&items);
@@ -148,16 +148,8 @@ fn directories_of_many_sizes() {
 
 #[test]
 fn names_of_any_bytes() {
-    let stream = {
-        let mut builder = tar::Builder::new(Vec::new());
-        builder
-            .append_pax_extensions([("path", &b"\xff\xfe/\x01\n"[..])])
-            .unwrap();
-        let mut header = tar::Header::new_ustar();
-        header.set_cksum();
-        builder.append(&header, &b""[..]).unwrap();
-        builder.into_inner().unwrap()
-    };
+    let records = [("path", &b"\xff\xfe/\x01\n"[..])];
+    let stream = Tar::default().pax(&records).file("", "").end();
     let image = crate::ErofsReader::open(write(&stream).unwrap()).unwrap();
     assert!(image.lookup(b"\xff\xfe/\x01\n").unwrap().is_some());
 }
@@ -188,7 +180,7 @@ fn extended_attributes() {
         file("directory/file", b""),
         Item {
             xattrs: many.clone(),
-            ..link(Symlink, "link", "target")
+            ..link(typeflag::SYMLINK, "link", "target")
         },
     ]);
     assert_eq!(
@@ -221,10 +213,10 @@ fn the_last_entry_wins() {
         directory("again", 0o755),
         file("again/child", b""),
         file("first", b"survives"),
-        link(Link, "second", "first"),
+        link(typeflag::HARD_LINK, "second", "first"),
         file("first", b"new"),
-        link(Symlink, "self", "x"),
-        link(Link, "self", "self"),
+        link(typeflag::SYMLINK, "self", "x"),
+        link(typeflag::HARD_LINK, "self", "self"),
     ]);
     assert_eq!(
         paths(&image),
@@ -251,21 +243,25 @@ fn the_last_entry_wins() {
 #[test]
 fn links_on_the_way_are_followed_inside() {
     let image = image(&[
-        link(Symlink, "lib", "usr/lib"),
+        link(typeflag::SYMLINK, "lib", "usr/lib"),
         file("lib/a", b""),
-        link(Symlink, "out", "../../../etc"),
+        link(typeflag::SYMLINK, "out", "../../../etc"),
         file("out/b", b""),
-        link(Symlink, "usr/lib/back", "/out/../var/./x"),
+        link(typeflag::SYMLINK, "usr/lib/back", "/out/../var/./x"),
         file("lib/back/c", b""),
-        link(Link, "d", "lib/back/c"),
-        link(Symlink, "there", "missing/../else"),
+        link(typeflag::HARD_LINK, "d", "lib/back/c"),
+        link(typeflag::SYMLINK, "there", "missing/../else"),
         file("there/e", b""),
         Item {
             xattrs: vec![("security.x".to_owned(), vec![0; 5000])],
-            ..link(Symlink, "large", "else")
+            ..link(typeflag::SYMLINK, "large", "else")
         },
         file("large/f", b""),
-        link(Symlink, "long", &format!("{}else", "./".repeat(1500))),
+        link(
+            typeflag::SYMLINK,
+            "long",
+            &format!("{}else", "./".repeat(1500)),
+        ),
         file("long/g", b""),
     ]);
     assert_eq!(
@@ -295,35 +291,38 @@ fn links_on_the_way_are_followed_inside() {
 }
 
 #[test]
-fn what_is_refused() {
+fn malformed_layers_are_refused() {
     for (items, expected) in [
         (
-            vec![link(Link, "a", "b")],
+            vec![link(typeflag::HARD_LINK, "a", "b")],
             "add \"a\" to the EROFS image: its hard link's target \"b\" is not",
         ),
         (
-            vec![directory("d", 0o755), link(Link, "a", "d")],
+            vec![directory("d", 0o755), link(typeflag::HARD_LINK, "a", "d")],
             "target \"d\" is a directory",
         ),
-        (vec![link(Link, "a", "/")], "a hard link to the root"),
         (
-            vec![file(".wh.b", b""), link(Link, "a", "b")],
+            vec![link(typeflag::HARD_LINK, "a", "/")],
+            "a hard link to the root",
+        ),
+        (
+            vec![file(".wh.b", b""), link(typeflag::HARD_LINK, "a", "b")],
             "is not in the layer",
         ),
         // A hard link removes what is at its name before its target is looked up.
         (
-            vec![file("a/f", b""), link(Link, "a", "a/f")],
+            vec![file("a/f", b""), link(typeflag::HARD_LINK, "a", "a/f")],
             "add \"a\" to the EROFS image: its hard link's target \"a/f\" is not",
         ),
         (
-            vec![file("a/b/f", b""), link(Link, "a", "a/b/f")],
+            vec![file("a/b/f", b""), link(typeflag::HARD_LINK, "a", "a/b/f")],
             "target \"a/b/f\" is not in the layer",
         ),
         (
             vec![
                 file("b/f", b""),
-                link(Symlink, "a/s", "../b"),
-                link(Link, "a", "a/s/f"),
+                link(typeflag::SYMLINK, "a/s", "../b"),
+                link(typeflag::HARD_LINK, "a", "a/s/f"),
             ],
             "target \"a/s/f\" is not in the layer",
         ),
@@ -333,8 +332,8 @@ fn what_is_refused() {
         ),
         (
             vec![
-                link(Symlink, "a", "b"),
-                link(Symlink, "b", "a"),
+                link(typeflag::SYMLINK, "a", "b"),
+                link(typeflag::SYMLINK, "b", "a"),
                 file("a/c", b""),
             ],
             "more than 255 symbolic links",
@@ -342,7 +341,7 @@ fn what_is_refused() {
         (
             vec![Item {
                 device: (4096, 0),
-                ..item(Char, "a")
+                ..item(typeflag::CHARACTER, "a")
             }],
             "device number 4096:0 is not between",
         ),
@@ -404,11 +403,11 @@ fn memory_is_limited() {
     let deep = file(&"d/".repeat(1000), b"");
     expect(100_000, &[deep], &mut crate::NoLower);
     let links: Vec<Item> = (0..10)
-        .map(|at| link(Symlink, &at.to_string(), &"t".repeat(1000)))
+        .map(|at| link(typeflag::SYMLINK, &at.to_string(), &"t".repeat(1000)))
         .collect();
     expect(16_000, &links, &mut crate::NoLower);
     // Names of one inode.
-    let hard = |at| link(Link, &format!("h{at}"), "f");
+    let hard = |at| link(typeflag::HARD_LINK, &format!("h{at}"), "f");
     let names: Vec<Item> = [file("f", b"")]
         .into_iter()
         .chain((0..1000).map(hard))
@@ -547,14 +546,7 @@ fn holes_take_no_room_and_have_an_end() {
             ("GNU.sparse.numblocks", b"2"),
             ("GNU.sparse.map", b"0,1,99999999999,1"),
         ];
-        let mut builder = tar::Builder::new(Vec::new());
-        builder.append_pax_extensions(records).unwrap();
-        let mut header = tar::Header::new_ustar();
-        header.set_path("sparse").unwrap();
-        header.set_size(2);
-        header.set_cksum();
-        builder.append(&header, &b"xy"[..]).unwrap();
-        builder.into_inner().unwrap()
+        Tar::default().pax(&records).file("sparse", "xy").end()
     };
     let write = |size| {
         let stream = sparse(size);
@@ -584,7 +576,7 @@ fn the_same_layer_gives_the_same_bytes() {
 }
 
 #[test]
-fn a_hard_link_changes_what_it_names() {
+fn hard_links_change_their_target() {
     let xattr = |name: &str, value: &[u8]| (name.to_owned(), value.to_vec());
     let image = image(&[
         Item {
@@ -600,7 +592,7 @@ fn a_hard_link_changes_what_it_names() {
             uid: 7,
             mtime: "5".to_owned(),
             xattrs: vec![xattr("user.new", b"2")],
-            ..link(Link, "hard", "file")
+            ..link(typeflag::HARD_LINK, "hard", "file")
         },
     ]);
     let node = find(&image, "file");
@@ -632,7 +624,7 @@ fn a_deleted_directory_of_whiteouts_is_gone() {
 }
 
 #[test]
-fn the_lowest_layer_deletes_what_it_has() {
+fn the_lowest_layer_deletes_its_own_entries() {
     let stream = layer(&[
         file("w", b""),
         file(".wh.w", b""),
@@ -658,7 +650,7 @@ fn the_lowest_layer_deletes_what_it_has() {
 
 #[test]
 fn a_device_of_the_lowest_layer_is_no_whiteout() {
-    let stream = layer(&[item(Char, "c"), file("c/in", b"")]);
+    let stream = layer(&[item(typeflag::CHARACTER, "c"), file("c/in", b"")]);
     let mut layer = Layer::new(&stream[..], resnap_layer::Limits::default());
     let target = Cursor::new(Vec::new());
     let mut writer = Writer::new(target, Box::new(Memory::new(1 << 20)))
@@ -677,12 +669,14 @@ fn nothing_is_made_that_would_inherit() {
         ..directory("d", 0o755)
     };
     for path in ["d/file", "d/implied/link"] {
-        let text = refusal(&[listed.clone(), link(Symlink, path, "x")].map(|mut item| {
-            if item.path == "d/file" {
-                item.kind = Some(Fifo);
-            }
-            item
-        }));
+        let text = refusal(&[listed.clone(), link(typeflag::SYMLINK, path, "x")].map(
+            |mut item| {
+                if item.path == "d/file" {
+                    item.kind = typeflag::FIFO;
+                }
+                item
+            },
+        ));
         assert!(text.contains("default access control list"), "{text}");
     }
     // The directory itself, and children that come before the list, inherit nothing.

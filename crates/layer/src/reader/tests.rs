@@ -178,7 +178,7 @@ fn long_names() {
 
     let (entry, _) = one(Tar::default().with(b'0', "name", b"", &[(345, b"prefix")]));
     assert_eq!(entry.path, b"prefix/name");
-    // Where GNU has times, Go before 1.8 wrote prefixes.
+    // Go before 1.8 wrote prefixes to the fields that hold times in the GNU format.
     for (times, path) in [
         (&b"00000001747\0"[..], "name"),
         (b"prefix\0", "prefix/name"),
@@ -330,7 +330,7 @@ fn ends() {
 }
 
 #[test]
-fn what_is_refused() {
+fn malformed_layers_are_refused() {
     let long = "x/".repeat(2048);
     let cases: Vec<(Tar, &str)> = vec![
         (
@@ -419,7 +419,7 @@ fn what_is_refused() {
 }
 
 #[test]
-fn what_readers_disagree_about_is_refused() {
+fn ambiguous_archives_are_refused() {
     let global =
         |tar: Tar, name| tar.with(b'g', name, &crate::testing::record("comment", b"x"), &[]);
     let link = |target| Tar::default().link(b'1', "a", target);
@@ -549,7 +549,7 @@ fn small_data_comes_whole_however_it_is_read() {
 }
 
 #[test]
-fn what_the_tar_crate_writes() {
+fn archives_of_the_tar_crate_are_read() {
     let mut builder = tar::Builder::new(Vec::new());
     for path in [
         "plain",

@@ -21,7 +21,7 @@ fn platform(text: &str) -> Platform {
     text.parse().unwrap()
 }
 
-/// An image that says of itself what the index says of it.
+/// Returns an image of this platform, and the platform.
 fn entry(text: &str) -> (Platform, SimulatedImage) {
     let platform = platform(text);
     let image = SimulatedImage::of(&platform, [SimulatedLayer::new(text)]);
@@ -40,7 +40,7 @@ fn engine(backend: &Simulated, settings: EngineSettings) -> Engine {
     Engine::new(backend.ports(), NAMESPACE, settings).unwrap()
 }
 
-/// All orders of these.
+/// Returns all permutations.
 fn permutations<T: Clone>(all: &[T]) -> Vec<Vec<T>> {
     let Some((first, rest)) = all.split_first() else {
         return vec![Vec::new()];
@@ -94,7 +94,7 @@ async fn the_order_of_an_index_is_of_no_account() {
 }
 
 #[tokio::test]
-async fn for_containers_it_is_what_containerd_takes() {
+async fn containers_get_the_manifest_of_containerd() {
     let entries = [entry(&with("erofs")), entry(&host())];
     let [(_, native), (_, plain)] = &entries;
     let backend = Simulated::new();
@@ -207,7 +207,7 @@ async fn the_first_configuration_that_fits_is_taken() {
 }
 
 #[tokio::test]
-async fn what_nobody_takes_is_named() {
+async fn the_error_names_the_unsupported_feature() {
     let backend = backend(&["overlayfs", "mine"]);
     let (_, odd) = entry(&with("odd"));
     backend.add_image(NAMESPACE, "odd", &odd);

@@ -9,7 +9,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A slot that is there at once.
+/// Returns a slot if one is free.
 fn now(share: &Share) -> Option<Slot> {
     share.slot().now_or_never()
 }
@@ -29,7 +29,7 @@ async fn alone_a_job_gets_all_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_none_gets_one_beside_a_job_that_has_all() {
+async fn jobs_without_slots_get_one_beyond_the_limit() {
     let slots = Slots::new(2);
     let shares: Vec<Share> = (0..4).map(|job| slots.share(job)).collect();
     let waiters: Vec<Urgency> = shares.iter().map(|share| share.mark_urgent(None)).collect();
@@ -101,7 +101,7 @@ async fn a_job_is_urgent_for_a_while_after_its_last_waiter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_was_waited_for_takes_what_is_free_and_no_more() {
+async fn an_abandoned_job_takes_only_free_slots() {
     let slots = Slots::new(2);
     let [left, urgent] = [1, 2].map(|job| slots.share(job));
     drop(left.mark_urgent(None));
@@ -126,7 +126,7 @@ async fn one_that_was_waited_for_takes_what_is_free_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_holds_a_lock_is_as_urgent_as_who_waits_for_it() {
+async fn the_holder_of_a_lock_inherits_urgency() {
     let slots = Slots::new(1);
     let [holder, waiting, other] = [1, 2, 3].map(|job| slots.share(job));
     let waiter = waiting.mark_urgent(None);
@@ -144,7 +144,7 @@ async fn who_holds_a_lock_is_as_urgent_as_who_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_stops_waiting_leaves_no_place() {
+async fn cancelled_requests_leave_the_queue() {
     let slots = Slots::new(1);
     let [first, second] = [1, 2].map(|job| slots.share(job));
     let waiters = [first.mark_urgent(None), second.mark_urgent(None)];
@@ -159,10 +159,10 @@ async fn who_stops_waiting_leaves_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_images_of_one_tenant_leave_others_their_turn() {
+async fn the_images_of_one_tenant_do_not_block_others() {
     let slots = Slots::new(2);
     let shares: Vec<Share> = (0..8).map(|job| slots.share(job)).collect();
-    // Of one tenant as many as may be at work, and more.
+    // One tenant has more jobs than slots.
     let hostile: Vec<Urgency> = shares[..6]
         .iter()
         .map(|share| share.mark_urgent(Some("a/pod")))

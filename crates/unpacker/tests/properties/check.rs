@@ -16,7 +16,7 @@ use resnap_unpacker::{Report, UnpackError};
 use crate::scenario::{Caller, Layer, SNAPSHOTTERS, Then};
 use crate::world::{AllSnapshots, CONTAINER, End, NAMESPACE, World};
 
-/// Longer than any lease lives.
+/// A time after which all leases have expired.
 const EXPIRY: Duration = Duration::from_secs(2 * 3600);
 
 /// The checks of a world after its jobs have ended.
@@ -54,17 +54,17 @@ impl<'a> Check<'a> {
         self.world.simulated.collect_garbage();
         self.check_ready(ends);
         let left = self.world.simulated.leases(NAMESPACE);
-        assert!(left.is_empty(), "leases for ever: {left:?}");
+        assert!(left.is_empty(), "leases never expire: {left:?}");
         for snapshot in self.world.all_snapshots().values() {
             assert!(
                 snapshot.info.kind == SnapshotKind::Committed || is_container(snapshot),
-                "for ever: {snapshot:?}"
+                "never removed: {snapshot:?}"
             );
         }
     }
 
-    /// Nothing is made twice, where nothing is lost.
-    pub(crate) fn made_once(&self, ends: &[End]) {
+    /// Checks that all jobs succeed and each layer is applied once.
+    pub(crate) fn applied_once(&self, ends: &[End]) {
         for End { caller, result } in ends {
             assert!(result.is_ok(), "{caller:?}: {result:?}");
         }
@@ -82,11 +82,15 @@ impl<'a> Check<'a> {
         assert_eq!(self.world.simulated.calls(Operation::Apply), wanted.len());
     }
 
-    /// A repair does its work, or changes nothing and says why.
+    /// Checks that each repair succeeds, or changes nothing because a snapshot is in use.
     pub(crate) fn repaired(&self, ends: &[End], before: &AllSnapshots) {
         for end in ends {
             if let Err(UnpackError::InUse { .. }) = end.result {
-                assert_eq!(*before, self.world.all_snapshots(), "in use, and changed");
+                assert_eq!(
+                    *before,
+                    self.world.all_snapshots(),
+                    "changed in spite of its use"
+                );
             }
             let unlabelled = matches!(end.result, Err(UnpackError::Unlabelled { .. }));
             assert!(!unlabelled, "not repaired");
@@ -98,10 +102,11 @@ impl<'a> Check<'a> {
         assert_eq!(report.chain_id.as_ref(), plan.top());
         let reported: Vec<&ChainId> = report.layers.iter().map(|layer| &layer.chain_id).collect();
         let planned: Vec<&ChainId> = plan.layers.iter().map(|layer| &layer.chain_id).collect();
-        assert_eq!(reported, planned, "every layer is told of once, in order");
+        assert_eq!(reported, planned, "each layer is reported once, in order");
     }
 
-    /// A committed snapshot holds what its name says, and says so; active ones are gone.
+    /// Checks that a committed snapshot has the content and labels that belong to its name, and that there is
+    /// no active one.
     fn check_snapshot(&self, snapshot: &SimulatedSnapshot, fired: &[Fault]) {
         let info = &snapshot.info;
         if info.kind != SnapshotKind::Committed {
@@ -136,21 +141,21 @@ impl<'a> Check<'a> {
         let all = self.world.all_snapshots();
         for ((name, key), before) in &self.world.contained {
             let after = all.get(&(*name, key.clone()));
-            let after = after.unwrap_or_else(|| panic!("{key} went from under a container"));
-            let mendable = self
+            let after = after.unwrap_or_else(|| panic!("{key} of a container was removed"));
+            let is_repairable = self
                 .world
                 .profiles
                 .need(name)
                 .is_some_and(|need| need.repair_label.is_some());
             let mut same = before.clone();
-            if mendable {
+            if is_repairable {
                 same.info.labels.clone_from(&after.info.labels);
             }
-            assert_eq!(*after, same, "changed under a container");
+            assert_eq!(*after, same, "snapshot of a container was changed");
         }
     }
 
-    /// A lease is left only by a job that failed, and for the layers it made.
+    /// Checks that only failed jobs leave leases, each of which keeps a committed layer.
     fn check_leases(&self, ends: &[End], fired: &[Fault]) {
         let left = self.world.simulated.leases(NAMESPACE);
         if excuses_lease(fired) {
@@ -160,10 +165,13 @@ impl<'a> Check<'a> {
             .iter()
             .filter(|lease| !self.keeps_layers(lease))
             .collect();
-        assert!(idle.is_empty(), "leases are left for nothing: {idle:?}");
+        assert!(idle.is_empty(), "leases without layers are left: {idle:?}");
         let succeeded = ends.iter().filter(|end| end.result.is_ok()).count();
         let others = self.world.scenario.callers.len() - succeeded;
-        assert!(left.len() <= others, "of jobs that succeeded: {left:?}");
+        assert!(
+            left.len() <= others,
+            "leases of successful jobs are left: {left:?}"
+        );
     }
 
     fn keeps_layers(&self, lease: &SimulatedLease) -> bool {
@@ -177,7 +185,7 @@ impl<'a> Check<'a> {
 
     /// Checks that everything that was reported as ready exists.
     fn check_ready(&self, ends: &[End]) {
-        let there = self.world.all_snapshots();
+        let snapshots = self.world.all_snapshots();
         for End { caller, result } in ends {
             let gone = self.is_deleted(caller.image) || self.may_be_removed(caller.snapshotter);
             if result.is_err() || gone {
@@ -186,9 +194,9 @@ impl<'a> Check<'a> {
             let name = SNAPSHOTTERS[caller.snapshotter];
             let layers = &self.world.plans[caller.image].layers;
             for (index, layer) in layers.iter().enumerate() {
-                let snapshot = there.get(&(name, SnapshotKey::from(&layer.chain_id)));
+                let snapshot = snapshots.get(&(name, SnapshotKey::from(&layer.chain_id)));
                 let snapshot = snapshot.unwrap_or_else(|| {
-                    panic!("{} on {name} is not there: {caller:?}", layer.chain_id)
+                    panic!("{} on {name} is missing: {caller:?}", layer.chain_id)
                 });
                 assert_eq!(snapshot.info.kind, SnapshotKind::Committed);
                 let missing = labels::missing(&snapshot.info.labels);
@@ -199,7 +207,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Whether a repair may have removed what was ready without labels, and failed then.
+    /// Returns whether a repair may have removed snapshots without labels and failed afterwards.
     fn may_be_removed(&self, snapshotter: usize) -> bool {
         let mut callers = self.world.scenario.callers.iter();
         self.world
@@ -220,17 +228,17 @@ impl<'a> Check<'a> {
         deletion.is_some_and(|(deleted, _)| deleted == image)
     }
 
-    /// Whether a job could fail so.
+    /// Returns whether the scenario explains an error of a job.
     fn explains(&self, caller: &Caller, error: &UnpackError, fired: &[Fault]) -> bool {
         let layers = &self.world.scenario.images[caller.image];
-        // What only takes longer makes nothing fail.
+        // Delays alone cause no failure.
         let harmed = fired
             .iter()
             .any(|fault| !matches!(fault.effect, Effect::Delay(_)));
         if self.is_deleted(caller.image) && error.kind() == Kind::NotFound {
             return true;
         }
-        // A repair does not ask who has leased what it removes.
+        // A repair also removes snapshots in the leases of other jobs.
         if self.may_be_removed(caller.snapshotter) && error.kind() == Kind::NotFound {
             return true;
         }
@@ -252,16 +260,16 @@ impl<'a> Check<'a> {
             UnpackError::Disagreement { .. } => {
                 self.world.scenario.may_disagree(caller.snapshotter)
             }
-            // Undoing has a time limit of its own, which a delay can use up.
+            // A delay can exceed the separate time limit of the cleanup.
             UnpackError::Unclean { .. } => !fired.is_empty(),
             UnpackError::Broken { .. } => false,
             _ => harmed,
         }
     }
 
-    /// Whether somebody cancels this caller's job.
+    /// Returns whether a caller of the same job cancels it.
     fn is_cancelled(&self, caller: &Caller) -> bool {
-        let of = |caller: &Caller| {
+        let job = |caller: &Caller| {
             let engine = caller.engine % self.world.engines.len();
             (caller.image, caller.snapshotter, caller.repair, engine)
         };
@@ -269,7 +277,7 @@ impl<'a> Check<'a> {
             .scenario
             .callers
             .iter()
-            .any(|other| of(other) == of(caller) && matches!(other.then, Then::Cancels(_)))
+            .any(|other| job(other) == job(caller) && matches!(other.then, Then::Cancels(_)))
     }
 }
 
@@ -277,7 +285,7 @@ fn is_container(snapshot: &SimulatedSnapshot) -> bool {
     snapshot.info.key.as_str().starts_with(CONTAINER)
 }
 
-/// Whether undoing a Prepare was what went wrong, or a Prepare came after it was undone.
+/// Returns whether the removal of a snapshot failed, or a Prepare took effect after the removal.
 fn excuses_active(fired: &[Fault]) -> bool {
     fired
         .iter()
@@ -288,9 +296,9 @@ fn excuses_active(fired: &[Fault]) -> bool {
         })
 }
 
-/// Whether ending a lease was what went wrong, or it was made after it was ended, or nobody could
-/// tell whether there was something to keep: a lease that is left for its active snapshot may name
-/// layers that were gone when they were added.
+/// Returns whether the deletion of a lease failed, the lease was created after its deletion, or its
+/// resources were unknown. A lease that is left for an active snapshot may name layers that had already been
+/// removed when they were added.
 fn excuses_lease(fired: &[Fault]) -> bool {
     fired
         .iter()

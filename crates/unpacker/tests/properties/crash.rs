@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Engines that end at any moment, as by SIGKILL, and one that comes after them.
+//! Engines that are killed at any time, and engines that take over their work.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,23 +15,23 @@ use crate::runtime::runtime;
 use crate::scenario::{SNAPSHOTTERS, Scenario, Then};
 use crate::world::{NAMESPACE, World, engine};
 
-/// Ends all engines after this time; then others do what they were to do.
+/// Stops all engines after this time, and checks that new engines complete the same requests.
 pub(crate) fn check(scenario: &Scenario, after: Duration) {
     let first = runtime();
     let mut world = first.block_on(async {
         let world = World::new(scenario).await;
-        // Who ended before leaves nothing to take over.
+        // A run that is complete by then leaves nothing to take over.
         let _ = tokio::time::timeout(after, world.run()).await;
         world
     });
     let left = fs::read_dir(world.dir.path()).unwrap();
     let left: Vec<_> = left.map(|entry| entry.unwrap().path()).collect();
-    // Ends all tasks at once. Unlike a kill, it removes the files of their locks.
+    // This stops all tasks at once. Unlike a kill, it removes their lock files.
     drop(first);
     for file in left {
         fs::write(file, "process 1 (dead)").unwrap();
     }
-    // What engines committed is kept, for those who come after them.
+    // Leases keep the committed layers for the next engines.
     let committed = committed(&world);
     world.simulated.collect_garbage();
     assert_eq!(committed, self::committed(&world), "lost by the crash");
@@ -55,7 +55,7 @@ pub(crate) fn check(scenario: &Scenario, after: Duration) {
             for layer in &report.layers {
                 let key = (name, SnapshotKey::from(&layer.chain_id));
                 let again = layer.outcome == LayerOutcome::Applied && committed.contains(&key);
-                assert!(!again, "made twice: {layer:?}");
+                assert!(!again, "applied twice: {layer:?}");
             }
         }
         let leases = world.simulated.leases(NAMESPACE);

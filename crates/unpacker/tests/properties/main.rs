@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Properties of the engine that always hold: random images, snapshotters, callers, containers,
-//! faults and crashes, on a simulated backend. `PROPTEST_CASES=10000` tries harder.
+//! Invariants of the engine, checked on a simulated backend with random images, snapshotters, callers,
+//! containers, faults and crashes. `PROPTEST_CASES=10000` runs more cases.
 
-// Test code: it fails by panicking.
+// Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod check;
@@ -22,11 +22,11 @@ use scenario::scenarios;
 use world::World;
 
 proptest! {
-    // Rare meetings of several tasks and garbage collection take more than the usual 256.
+    // Some races of tasks with garbage collection are too rare for the default of 256 cases.
     #![proptest_config(config(8))]
 
     #[test]
-    fn whatever_happens(scenario in scenarios()) {
+    fn invariants_hold_in_random_scenarios(scenario in scenarios()) {
         runtime().block_on(async {
             let world = World::new(&scenario).await;
             let ends = world.run().await;
@@ -38,20 +38,19 @@ proptest! {
 proptest! {
     #![proptest_config(config(1))]
 
-    /// However many ask, and of however many engines.
     #[test]
-    fn a_layer_is_made_once(scenario in scenarios()) {
+    fn concurrent_jobs_apply_each_layer_once(scenario in scenarios()) {
         let scenario = scenario.calm();
         runtime().block_on(async {
             let world = World::new(&scenario).await;
             let ends = world.run().await;
             Check::of(&world).all(&ends).await;
-            Check::of(&world).made_once(&ends);
+            Check::of(&world).applied_once(&ends);
         });
     }
 
     #[test]
-    fn repair_changes_nothing_in_use(scenario in scenarios()) {
+    fn repair_does_not_change_snapshots_in_use(scenario in scenarios()) {
         let scenario = scenario.repair_alone();
         runtime().block_on(async {
             let world = World::new(&scenario).await;
@@ -63,12 +62,12 @@ proptest! {
     }
 
     #[test]
-    fn the_dead_are_taken_over(scenario in scenarios(), time in 0..300_u64) {
+    fn work_of_crashed_engines_is_taken_over(scenario in scenarios(), time in 0..300_u64) {
         crash::check(&scenario.calm(), Duration::from_millis(time));
     }
 }
 
-/// `share` eighths of the cases.
+/// Returns a configuration with `share` eighths of the cases.
 fn config(share: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok();
     let cases = cases.and_then(|text| text.parse().ok()).unwrap_or(2000);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The random parts of a run.
+//! The random scenarios.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -11,15 +11,14 @@ use proptest::sample::select;
 use resnap_core::Kind;
 use resnap_core::testing::{Behaviour, Effect, Fault, Operation, SimulatedImage, SimulatedLayer};
 
-/// The snapshotters: one that needs no labels, one that needs them on the top layer, and one that
-/// needs them on each.
+/// The snapshotters: without labels, with labels on the top layer, and with labels on each layer.
 pub(crate) const SNAPSHOTTERS: [&str; 3] = ["overlayfs", "nydus", "stargz"];
 
-/// Lives of leases. No fault but those of Apply delays a call for as long as a third of these.
+/// Lifetimes of leases. Only faults of Apply delay a call for a third of these or longer.
 const MINUTES: Duration = Duration::from_secs(300);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Prepares that the engine tries when a snapshotter lies.
+/// The number of times that the engine calls Prepare for a snapshotter whose answers are wrong.
 const PREPARE_TRIES: usize = 3;
 
 #[derive(Debug, Clone)]
@@ -36,38 +35,38 @@ pub(crate) struct Scenario {
     pub(crate) callers: Vec<Caller>,
     /// An image whose record is removed at this time.
     pub(crate) deletion: Option<(usize, Duration)>,
-    /// Garbage is collected all the time, with this pause between.
+    /// The pause between garbage collections; `None` for none.
     pub(crate) garbage: Option<Duration>,
-    /// Decides the order of what happens at once.
+    /// The seed for the order of simultaneous events.
     pub(crate) seed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layer {
     Whole(u8),
-    /// Its blob is not there any more.
+    /// Its blob is missing.
     Missing(u8),
-    /// The config says that it holds something else.
+    /// Its diff ID in the config is wrong.
     Mislabelled(u8),
 }
 
-/// Layers that somebody else unpacks.
+/// Layers that another client unpacks.
 #[derive(Debug, Clone)]
 pub(crate) struct Chain {
     pub(crate) image: usize,
     pub(crate) snapshotter: usize,
-    /// When; `None` is before everything else.
+    /// The time at which they are unpacked; `None` before the run.
     pub(crate) comes: Option<Duration>,
-    /// At most so many, from the base, and none above a layer that is not whole.
+    /// The maximum number of layers, from the base. Layers on a missing or mislabelled one are not unpacked.
     pub(crate) layers: usize,
     pub(crate) labelled: bool,
-    /// Whether the image keeps it from garbage collection.
+    /// Whether a label of the image keeps them from garbage collection.
     pub(crate) rooted: bool,
-    /// Whether a container stands on it, if it is there before everything else.
+    /// Whether a container uses them. Only for layers unpacked before the run.
     pub(crate) contained: bool,
 }
 
-/// Somebody who wants an image unpacked.
+/// A caller that unpacks an image.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) image: usize,
@@ -81,11 +80,11 @@ pub(crate) struct Caller {
 /// The behaviour of a caller.
 #[derive(Debug, Clone)]
 pub(crate) enum Then {
-    /// Waits for its end.
+    /// Waits for the end of the job.
     Waits,
-    /// Drops it after this time.
+    /// Drops the job after this time.
     Leaves(Duration),
-    /// Cancels it after this time, and waits for its end.
+    /// Cancels the job after this time, and waits for its end.
     Cancels(Duration),
 }
 
@@ -104,7 +103,7 @@ impl Scenario {
         SimulatedImage::new(self.images[index].iter().map(|layer| layer.simulated()))
     }
 
-    /// Nothing goes wrong, nobody else is there, and no job is cancelled.
+    /// Returns the scenario without faults, other clients and cancellations.
     pub(crate) fn calm(mut self) -> Self {
         for layer in self.images.iter_mut().flatten() {
             let (Layer::Whole(number) | Layer::Missing(number) | Layer::Mislabelled(number)) =
@@ -127,7 +126,7 @@ impl Scenario {
         self
     }
 
-    /// One who repairs what the others left, alone.
+    /// Returns the scenario with a single caller, which repairs the layers of other clients.
     pub(crate) fn repair_alone(mut self) -> Self {
         self.faults.clear();
         self.deletion = None;
@@ -146,15 +145,15 @@ impl Scenario {
         self
     }
 
-    /// Whether an Apply never ends, so that callers must cancel in the end.
+    /// Returns whether an Apply never ends, so that callers have to cancel it.
     pub(crate) fn hangs(&self) -> bool {
         let hang =
             |fault: &Fault| (fault.operation, fault.effect) == (Operation::Apply, Effect::Hang);
         self.faults.iter().any(hang)
     }
 
-    /// Whether a snapshotter may use up the engine's tries: by lying, or as what was there is
-    /// garbage a moment later.
+    /// Returns whether the engine may run out of tries on a snapshotter, because its answers are wrong or
+    /// snapshots are removed as garbage right after them.
     pub(crate) fn may_disagree(&self, snapshotter: usize) -> bool {
         match self.behaviours[snapshotter] {
             Behaviour::Lying(times) => times >= PREPARE_TRIES || self.garbage.is_some(),
@@ -295,9 +294,9 @@ fn fault() -> impl Strategy<Value = Fault> {
         operation,
         call,
         effect: match (operation, effect) {
-            // Longer than leases live: they have to be succeeded.
+            // Longer than the lifetime of leases, which have to be renewed.
             (Operation::Apply, Effect::Delay(_)) => Effect::Delay(hours),
-            // This of what is there would be no fault but a lie.
+            // NotFound for an object that exists would be a wrong answer instead of a fault.
             (operation, _) if creates(operation) => effect,
             (_, Effect::Fail(Kind::NotFound)) => Effect::Fail(Kind::Unavailable),
             (_, Effect::LoseAnswer(Kind::NotFound)) => Effect::LoseAnswer(Kind::Unavailable),
@@ -307,7 +306,8 @@ fn fault() -> impl Strategy<Value = Fault> {
     })
 }
 
-/// Returns whether an operation creates something, so that NotFound says that what it stands on is gone.
+/// Returns whether an operation creates or changes an object, so that NotFound is about an object that it
+/// depends on.
 fn creates(operation: Operation) -> bool {
     matches!(
         operation,

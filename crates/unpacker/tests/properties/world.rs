@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A scenario come to life.
+//! The execution of a scenario.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,22 +20,22 @@ use crate::scenario::{Caller, Chain, Layer, SNAPSHOTTERS, Scenario, Then, image_
 
 pub(crate) const NAMESPACE: &str = "k8s.io";
 
-/// The start of the names of containers and their snapshots.
+/// The prefix of the names of containers and their snapshots.
 pub(crate) const CONTAINER: &str = "container-";
 
-/// No jobs take so long together: a fault delays an Apply by an hour.
+/// A time limit for all jobs. One fault delays an Apply by about an hour.
 const LONG: Duration = Duration::from_secs(10 * 3600);
 
-/// When callers cancel jobs that an Apply without end keeps.
+/// The time after which callers cancel jobs with an Apply that never ends.
 const PATIENCE: Duration = Duration::from_secs(400);
 
-/// While things happen often, garbage is collected often.
+/// The time at the start of a run in which garbage is collected more often.
 const BUSY: Duration = Duration::from_secs(1);
 
 /// The snapshots of all snapshotters.
 pub(crate) type AllSnapshots = BTreeMap<(&'static str, SnapshotKey), SimulatedSnapshot>;
 
-/// A backend as a scenario wants it, and what may be there afterwards.
+/// The backend and engines of a scenario, and the expected content of the backend.
 pub(crate) struct World<'a> {
     pub(crate) scenario: &'a Scenario,
     pub(crate) simulated: Simulated,
@@ -60,7 +60,7 @@ pub(crate) struct End {
 impl<'a> World<'a> {
     pub(crate) async fn new(scenario: &'a Scenario) -> Self {
         let simulated = Simulated::new();
-        // Thousands of locks need no disk.
+        // In memory, as thousands of locks are slow on a disk.
         let memory = tempfile::tempdir_in("/dev/shm");
         let dir = memory.or_else(|_| tempfile::tempdir()).unwrap();
         let engines = (0..scenario.engines).map(|_| engine(&simulated, scenario, dir.path()));
@@ -99,7 +99,7 @@ impl<'a> World<'a> {
                 known.or_default().insert(Labels::new());
             }
         }
-        world.know_mended();
+        world.add_repaired_labels();
         for (name, behaviour) in SNAPSHOTTERS.into_iter().zip(scenario.behaviours) {
             world.simulated.add_snapshotter(name, behaviour);
         }
@@ -115,13 +115,13 @@ impl<'a> World<'a> {
         world
     }
 
-    /// A top layer without labels may be given them.
-    fn know_mended(&mut self) {
+    /// Adds the labels that a repair sets on a top layer.
+    fn add_repaired_labels(&mut self) {
         let profiles = &self.profiles;
-        let mended = SNAPSHOTTERS
+        let needs = SNAPSHOTTERS
             .into_iter()
             .filter_map(|name| profiles.need(name));
-        for (key, value) in mended.filter_map(|need| need.repair_label) {
+        for (key, value) in needs.filter_map(|need| need.repair_label) {
             for top in self.plans.iter().filter_map(|plan| plan.layers.last()) {
                 let mut labels = top.labels.clone();
                 labels.insert(key.to_owned(), value.to_owned());
@@ -131,7 +131,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Makes a chain as somebody else does; answers with its top.
+    /// Unpacks a chain as another client does, and returns its top layer.
     fn unpack_elsewhere(&self, chain: &Chain) -> Option<ChainId> {
         let name = SNAPSHOTTERS[chain.snapshotter];
         let plan = &self.plans[chain.image];
@@ -144,7 +144,7 @@ impl<'a> World<'a> {
                 .simulated
                 .unpack(NAMESPACE, name, parent, diff_id, labels);
             if !unpacked {
-                // Garbage collection was faster.
+                // Garbage collection removed the parent.
                 return top;
             }
             top = Some(layer.chain_id.clone());
@@ -166,7 +166,7 @@ impl<'a> World<'a> {
         planned.take(whole.min(chain.layers))
     }
 
-    /// Makes a container on a chain.
+    /// Creates a container on a chain.
     async fn contain(&mut self, chain: &Chain, top: &ChainId) {
         let name = SNAPSHOTTERS[chain.snapshotter];
         let id = format!("{CONTAINER}{}", self.contained.len());
@@ -190,7 +190,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// All snapshots on all snapshotters.
+    /// Returns all snapshots of all snapshotters.
     pub(crate) fn all_snapshots(&self) -> AllSnapshots {
         let of = |name| self.simulated.snapshots(NAMESPACE, name).into_iter();
         let all = SNAPSHOTTERS
@@ -200,7 +200,7 @@ impl<'a> World<'a> {
             .collect()
     }
 
-    /// Lets all callers come and go, and all jobs end.
+    /// Runs all callers, and waits for the end of all jobs.
     pub(crate) async fn run(&self) -> Vec<End> {
         let callers = &self.scenario.callers;
         let served = join_all(callers.iter().map(|caller| self.serve(caller)));
@@ -232,9 +232,9 @@ impl<'a> World<'a> {
         };
         let ends = tokio::select! {
             ends = tokio::time::timeout(LONG, all) => ends.expect("a job never ends").0,
-            () = collecting => unreachable!("garbage is collected for ever"),
+            () = collecting => unreachable!("garbage collection never ends"),
         };
-        // The jobs of those who left.
+        // Jobs without a caller may still be running.
         tokio::time::sleep(LONG).await;
         ends.into_iter().flatten().collect()
     }
@@ -277,14 +277,14 @@ impl<'a> World<'a> {
         };
         let result = tokio::select! {
             result = wait => result?,
-            () = patience => unreachable!("a caller waits for ever"),
+            () = patience => unreachable!("a caller never stops waiting"),
         };
         let caller = caller.clone();
         Some(End { caller, result })
     }
 }
 
-/// An engine that knows of the others of its world.
+/// Returns an engine that shares a runtime directory with the other engines.
 pub(crate) fn engine(simulated: &Simulated, scenario: &Scenario, dir: &Path) -> Engine {
     let mut settings = EngineSettings::default();
     settings.runtime_dir = Some(dir.to_owned());

@@ -90,7 +90,7 @@ fn image_rows(setup: &Setup, image: &Built, label: &str, rounds: usize) -> Resul
         }
     }
     let mut floors = Vec::new();
-    // What is read or loaded for the first time is not to be the first variant's.
+    // Warms up, so that cold caches do not count against the first variant.
     floor(setup, image)?;
     for _ in 0..rounds {
         floors.push(floor(setup, image)?);
@@ -181,7 +181,7 @@ impl Variant<'_> {
         let config = setup.containerd.scratch().join(format!("{differ}.toml"));
         let text = format!("[snapshotters.{snapshotter}]\ndiffer = \"{differ}\"\n");
         fs::write(&config, text).with_context(|| format!("write {config:?}"))?;
-        // What others wrote is not to be waited for.
+        // Otherwise the measurement would include writes of other variants.
         rustix::fs::sync();
         let daemon = setup
             .containerd

@@ -18,7 +18,7 @@ const MANY: usize = 16;
 
 pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let image = web()?;
-    // What is read or loaded for the first time is not to be the first variant's.
+    // Warms up, so that cold caches do not count against the first variant.
     unpack(setup, &image, "cold-first", 1)?;
     let mut samples = [1, MANY].map(|processes| (processes, Vec::new()));
     for round in 0..ROUNDS {

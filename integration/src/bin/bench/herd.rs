@@ -40,7 +40,7 @@ pub(crate) fn run(setup: &Setup) -> Result<Table> {
         // The CRI has a name of its own for it.
         setup.ctr(NAMESPACE, &["images", "rm", &image.config])?;
         setup.remove(NAMESPACE, &image)?;
-        // What is done for the first time is not meant.
+        // The first round only warms up.
         if round > 0 {
             one.push(alone);
             cold.push(first);

@@ -10,7 +10,7 @@
 //! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `hostile` and `apply` measure another build of resnap
 //! as well, in turns with this one.
 
-// What it prints is what it is for.
+// Printing is the purpose of this program.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod apply;
@@ -41,7 +41,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("cold", cold::run),
     ("herd", herd::run),
     ("proxy", proxy::run),
-    ("rude", misbehaving::run),
+    ("misbehaving", misbehaving::run),
     ("hostile", hostile::run),
     ("apply", apply::run),
 ];

@@ -20,7 +20,7 @@ const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const READ: &str = "/containerd.services.content.v1.Content/Read";
 
-const NAMESPACE: &str = "rude";
+const NAMESPACE: &str = "misbehaving";
 const CALLS: usize = 5000;
 const IDLE: usize = 2000;
 const SLOW: usize = 64;
@@ -33,22 +33,22 @@ pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let blob = largest
         .map(|layer| layer.digest.clone())
         .unwrap_or_default();
-    let runtime = || Builder::new_current_thread().enable_all().build();
+    let new_runtime = || Builder::new_current_thread().enable_all().build();
     // Nothing reads for the crowd while nothing drives its runtime.
-    let (ours, crowds) = (runtime()?, runtime()?);
-    let polite = ours.block_on(Wire::connect(&served.socket))?;
-    ours.block_on(calls(&polite))?;
-    let alone = row("alone", &served, &ours.block_on(calls(&polite))?)?;
-    let crowd = crowds.block_on(crowd(&served, &blob))?;
-    // What is on its way arrives.
+    let (runtime, crowd_runtime) = (new_runtime()?, new_runtime()?);
+    let client = runtime.block_on(Wire::connect(&served.socket))?;
+    runtime.block_on(calls(&client))?;
+    let alone = row("alone", &served, &runtime.block_on(calls(&client))?)?;
+    let crowd = crowd_runtime.block_on(crowd(&served, &blob))?;
+    // Data in transit has to arrive first.
     std::thread::sleep(Duration::from_millis(500));
-    let mut among = row("in the crowd", &served, &ours.block_on(calls(&polite))?)?;
+    let mut among = row("in the crowd", &served, &runtime.block_on(calls(&client))?)?;
     among.ratio = among.p99.zip(alone.p99).map(|(among, alone)| among / alone);
     drop(crowd);
     drop(served);
     setup.remove(NAMESPACE, &image)?;
     Ok(Table {
-        name: "rude",
+        name: "misbehaving",
         about: format!(
             "a client's calls through `resnap serve`, alone and with {IDLE} idle clients, {SLOW} that do\n             not read what they asked for and {SLOW} that do not end their requests. The ratio is of\n             the 99th percentiles; the memory is the proxy's, resident."
         ),
@@ -79,7 +79,7 @@ async fn crowd(served: &Served, blob: &str) -> Result<Crowd> {
             crowd.push((wire, Some((reply, to))));
         }
     }
-    // What they have said is written.
+    // The data has to be written first.
     tokio::time::sleep(Duration::from_millis(10)).await;
     Ok(crowd)
 }

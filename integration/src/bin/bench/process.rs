@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 /// The ticks of a second of CPU time in `/proc`, the same on every architecture.
 const TICKS: f64 = 100.0;
 
-/// A figure of a process in KiB, as its status names it.
+/// Returns a figure of a process in KiB, as its status names it.
 pub(crate) fn memory(process: u32, name: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let mut lines = status.lines();
@@ -20,7 +20,7 @@ pub(crate) fn memory(process: u32, name: &str) -> Result<u64> {
     Ok(figure.parse()?)
 }
 
-/// The CPU seconds of a process with its ended children, and those of its ended children alone.
+/// Returns the CPU seconds of a process with its ended children, and those of its ended children alone.
 pub(crate) fn cpu(process: u32) -> Result<(f64, f64)> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The name, which may hold anything, is in parentheses; after it the state is field 3.

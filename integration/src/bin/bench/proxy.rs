@@ -168,7 +168,7 @@ fn compare(
     let mut direct = Way::of(runtime, setup.containerd.socket(), clients)?;
     let mut proxied = Way::of(runtime, &served.socket, clients)?;
     for way in [&mut direct, &mut proxied] {
-        // What is done for the first time is not meant.
+        // The first round only warms up.
         way.round(runtime, subject, calls)?;
         way.forget();
     }
@@ -251,8 +251,8 @@ impl Way {
                     anyhow::Ok(samples)
                 });
             }
-            while let Some(ended) = clients.join_next().await {
-                self.samples.extend(ended.context("a client's task")??);
+            while let Some(client) = clients.join_next().await {
+                self.samples.extend(client.context("a client's task")??);
             }
             anyhow::Ok(())
         })?;

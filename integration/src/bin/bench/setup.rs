@@ -81,7 +81,7 @@ impl Setup {
         self.containerd.stop()
     }
 
-    /// Those of containerd that layers are unpacked for.
+    /// Returns the snapshotters that layers are unpacked for.
     pub(crate) fn snapshotters(&self) -> &'static [&'static str] {
         match self.containerd.has_erofs() {
             true => &["overlayfs", "erofs"],
@@ -89,7 +89,7 @@ impl Setup {
         }
     }
 
-    /// The snapshotter of cold unpacks: erofs where there is one.
+    /// Returns the snapshotter of cold unpacks: erofs where there is one.
     pub(crate) fn lazy(&self) -> &'static str {
         self.snapshotters().last().unwrap_or(&"overlayfs")
     }
@@ -114,7 +114,7 @@ impl Setup {
     ) -> Result<()> {
         let on = ["snapshots", "--snapshotter", snapshotter];
         let mut removed = Ok(());
-        // What nothing holds any more once the top is gone, a garbage collection may remove first.
+        // After the top is removed, garbage collection may remove others first.
         for _ in 0..=image.layers.len() {
             let table = output(self.containerd.ctr(namespace).args(on).arg("ls"))?;
             let keys: BTreeSet<&str> = table.split_whitespace().collect();
@@ -175,7 +175,7 @@ impl Resnap {
         Ok(Some(Self { program, suffix }))
     }
 
-    /// The name of a row of it.
+    /// Returns the name of a row of it.
     pub(crate) fn row(&self, variant: &str) -> String {
         format!("{variant}{}", self.suffix)
     }
@@ -223,12 +223,12 @@ impl Served {
         Ok(served)
     }
 
-    /// A figure of the process in KiB, as its status names it.
+    /// Returns a figure of the process in KiB, as its status names it.
     pub(crate) fn memory(&self, name: &str) -> Result<u64> {
         process::memory(self.process.id(), name)
     }
 
-    /// The CPU seconds that it has taken.
+    /// Returns the CPU seconds that it has taken.
     pub(crate) fn cpu(&self) -> Result<f64> {
         Ok(process::cpu(self.process.id())?.0)
     }
@@ -242,24 +242,24 @@ impl Drop for Served {
     }
 }
 
-/// The time that one process takes, from its start to its good end.
+/// Returns the time that one process takes, from its start to its good end.
 pub(crate) fn time(command: &mut Command) -> Result<Duration> {
     time_all(std::slice::from_mut(command))
 }
 
-/// The time until the last of these has ended well, all of them started at once.
+/// Returns the time until the last of these has ended well, all of them started at once.
 pub(crate) fn time_all(commands: &mut [Command]) -> Result<Duration> {
     let start = Instant::now();
     let children: Result<Vec<Child>> = commands
         .iter_mut()
         .map(|command| command.spawn().context("start a program"))
         .collect();
-    let ended: Vec<_> = children?
+    let statuses: Vec<_> = children?
         .into_iter()
         .map(|mut child| child.wait())
         .collect();
     let time = start.elapsed();
-    for (status, command) in ended.into_iter().zip(commands) {
+    for (status, command) in statuses.into_iter().zip(commands) {
         let status = status?;
         ensure!(status.success(), "{command:?}: {status}");
     }

@@ -54,40 +54,40 @@ fn image_rows(setup: &Setup, image: &Built) -> Result<Vec<Row>> {
         Ok(taken)
     };
     // Without the tap, which takes time of its own.
-    let (mut ours, mut others, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut resnap, mut others, mut ctr) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        ours.push(time(&mut unpack(socket))?);
+        resnap.push(time(&mut unpack(socket))?);
         if let Some(other) = &setup.other {
             let mut unpack = other.unpack(socket, NAMESPACE, SNAPSHOTTER, image);
             others.push(time(&mut unpack)?);
         }
-        theirs.push(mount(None)?);
+        ctr.push(mount(None)?);
     }
     let tap = setup.containerd.tap()?;
     time(&mut unpack(tap.socket()))?;
-    let our_calls = tap.counts();
+    let resnap_calls = tap.counts();
     tap.reset();
     mount(Some(&tap.socket().to_string_lossy()))?;
-    let their_calls = tap.counts();
+    let ctr_calls = tap.counts();
     tap.finish()?;
     setup.remove(NAMESPACE, image)?;
     let layers = image.layers.len();
     let name = format!("{layers} layers: resnap unpack");
-    let mut ours = Row {
-        calls: our_calls,
-        ..Row::timed(setup.resnap.row(&name), &ours)
+    let mut resnap = Row {
+        calls: resnap_calls,
+        ..Row::timed(setup.resnap.row(&name), &resnap)
     };
-    let theirs = Row {
-        calls: their_calls,
-        ..Row::timed(format!("{layers} layers: ctr images mount"), &theirs)
+    let ctr = Row {
+        calls: ctr_calls,
+        ..Row::timed(format!("{layers} layers: ctr images mount"), &ctr)
     };
-    let theirs = theirs.against(&ours);
+    let ctr = ctr.against(&resnap);
     let other = setup.other.as_ref();
     let other = other.map(|other| Row::timed(other.row(&name), &others));
     if let Some(other) = &other {
-        ours = ours.beside(other);
+        resnap = resnap.beside(other);
     }
-    Ok([Some(ours), other, Some(theirs)]
+    Ok([Some(resnap), other, Some(ctr)]
         .into_iter()
         .flatten()
         .collect())

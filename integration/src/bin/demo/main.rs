@@ -6,7 +6,7 @@
 //! The program runs twice: the outer one starts the inner one, which makes private namespaces and
 //! plays the demo there, and looks from the outside whether anything was left behind.
 
-// What it prints is what it is for.
+// Printing is the purpose of this program.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod leftovers;
@@ -176,11 +176,11 @@ impl Demo {
         say("A container runs from erofs, and says a word from each of its six layers.");
         let image = &self.web.reference;
         let arguments = ["run", "--rm", "--snapshotter", "erofs", image, id];
-        let said = output(&mut self.ctr_command(&arguments))?;
-        print!("{said}");
+        let output = output(&mut self.ctr_command(&arguments))?;
+        print!("{output}");
         ensure!(
-            said.trim() == WEB_SAYS,
-            "the container on erofs said {said:?}, not {WEB_SAYS:?}"
+            output.trim() == WEB_SAYS,
+            "the container on erofs printed {output:?}, not {WEB_SAYS:?}"
         );
         self.end_step();
         Ok(())

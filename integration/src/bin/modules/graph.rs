@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The graph of a crate's files.
+//! The dependency graph of a crate's files.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 
 use crate::names::Dependencies;
 
-/// Which file depends on which.
+/// The dependencies between files.
 pub(crate) struct Graph(Dependencies);
 
-/// One dependency of a ring.
+/// A dependency that is part of a cycle.
 #[derive(Debug)]
 pub(crate) struct Step {
     pub(crate) from: PathBuf,
@@ -30,43 +30,43 @@ impl Graph {
         self.0.len()
     }
 
-    /// Returns a shortest ring for each group of files that depend on each other.
-    pub(crate) fn rings(&self) -> Vec<Vec<Step>> {
-        let mut rings = Vec::new();
+    /// Returns a shortest cycle of each strongly connected component.
+    pub(crate) fn cycles(&self) -> Vec<Vec<Step>> {
+        let mut cycles = Vec::new();
         let mut done = BTreeSet::new();
         for file in self.0.keys() {
             if done.contains(file) {
                 continue;
             }
-            let Some(ring) = self.ring(file) else {
+            let Some(cycle) = self.cycle(file) else {
                 continue;
             };
-            let group = self.reached(file);
-            let back = group
+            let component = self.reachable(file);
+            let members = component
                 .iter()
-                .filter(|other| self.reached(other).contains(file));
-            done.extend(back.cloned());
-            rings.push(ring);
+                .filter(|other| self.reachable(other).contains(file));
+            done.extend(members.cloned());
+            cycles.push(cycle);
         }
-        rings
+        cycles
     }
 
-    /// Returns the files that a file depends on, directly or through others.
-    fn reached(&self, file: &PathBuf) -> BTreeSet<PathBuf> {
-        let mut reached = BTreeSet::new();
+    /// Returns the direct and transitive dependencies of a file.
+    fn reachable(&self, file: &PathBuf) -> BTreeSet<PathBuf> {
+        let mut reachable = BTreeSet::new();
         let mut queue = VecDeque::from([file]);
         while let Some(next) = queue.pop_front() {
             for to in self.0.get(next).into_iter().flat_map(BTreeMap::keys) {
-                if reached.insert(to.clone()) {
+                if reachable.insert(to.clone()) {
                     queue.push_back(to);
                 }
             }
         }
-        reached
+        reachable
     }
 
-    /// Returns a shortest ring through a file.
-    fn ring(&self, file: &PathBuf) -> Option<Vec<Step>> {
+    /// Returns a shortest cycle through a file.
+    fn cycle(&self, file: &PathBuf) -> Option<Vec<Step>> {
         let mut before: BTreeMap<&PathBuf, &PathBuf> = BTreeMap::new();
         let mut queue = VecDeque::from([file]);
         while let Some(next) = queue.pop_front() {

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Checks that no two files of a crate depend on each other, directly or through others.
+//! Checks that the files of a crate have no cyclic dependencies.
 //!
-//! A file depends on another one if it names an item that is defined there, by a `use` or by a path;
-//! re-exports are followed to the definition. An inherent `impl` of a type in another file than the type's
-//! makes each of the two depend on the other, as calls of its methods do not show where they lead. Items
-//! for tests only (`#[cfg(test)]`) do not count, nor do the re-exports of a crate's root.
+//! A file depends on the file that defines an item if it names the item in a `use` or a path. Re-exports are
+//! followed to the definition. If an inherent `impl` is in another file than its type, each of the two files
+//! depends on the other, because a method call does not name the file of the method. Items for tests
+//! (`#[cfg(test)]`) and the re-exports of the crate root are ignored.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a program")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line program"
+)]
 
 mod graph;
 mod names;
@@ -25,22 +29,22 @@ use crate::source::Source;
 fn main() -> Result<ExitCode> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     let workspace = workspace.context("the package is in no workspace")?;
-    let (mut files, mut rings) = (0, 0);
+    let (mut files, mut cycles) = (0, 0);
     for root in roots(workspace)? {
         let graph = graph(&root)?;
         files += graph.files();
-        for ring in graph.rings() {
-            rings += 1;
-            eprintln!("these files depend on each other:");
-            for step in ring {
+        for cycle in graph.cycles() {
+            cycles += 1;
+            eprintln!("cyclic dependencies:");
+            for step in cycle {
                 let from = step.from.strip_prefix(workspace).unwrap_or(&step.from);
                 let to = step.to.strip_prefix(workspace).unwrap_or(&step.to);
                 eprintln!("  {} -> {} ({})", from.display(), to.display(), step.name);
             }
         }
     }
-    println!("{files} files, {rings} rings");
-    Ok(if rings == 0 {
+    println!("{files} files, {cycles} cycles");
+    Ok(if cycles == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -90,8 +94,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns the rings of a crate with these files, as the names of the files on each.
-    fn rings(files: &[(&str, &str)]) -> Vec<Vec<String>> {
+    /// Returns the cycles of a crate with these files, as sorted names of files.
+    fn cycles(files: &[(&str, &str)]) -> Vec<Vec<String>> {
         let directory = tempfile::tempdir().unwrap();
         for (name, text) in files {
             let path = directory.path().join(name);
@@ -104,18 +108,18 @@ mod tests {
             let path = path.strip_prefix(directory.path()).unwrap();
             path.display().to_string()
         };
-        let rings = graph.rings().into_iter();
-        let mut rings: Vec<Vec<String>> = rings
-            .map(|ring| ring.iter().map(|step| name(&step.from)).collect())
+        let cycles = graph.cycles().into_iter();
+        let mut cycles: Vec<Vec<String>> = cycles
+            .map(|cycle| cycle.iter().map(|step| name(&step.from)).collect())
             .collect();
-        rings.iter_mut().for_each(|ring| ring.sort());
-        rings
+        cycles.iter_mut().for_each(|cycle| cycle.sort());
+        cycles
     }
 
     const ROOT: (&str, &str) = ("lib.rs", "mod a; mod b; mod c; pub use c::C;");
 
     #[test]
-    fn one_way_is_no_ring() {
+    fn acyclic_dependencies_are_accepted() {
         let files = [
             ROOT,
             ("a.rs", "use crate::b::B; pub struct A(B);"),
@@ -125,14 +129,14 @@ mod tests {
                 "pub struct C; impl C { pub fn new() -> Self { C } }",
             ),
         ];
-        assert!(rings(&files).is_empty());
+        assert!(cycles(&files).is_empty());
     }
 
     #[test]
-    fn a_planted_ring_is_found() {
+    fn cycles_are_found_through_all_kinds_of_paths() {
         let a = ("a.rs", "use crate::b::B; pub struct A(B);");
         let b = ("b.rs", "use crate::c; pub struct B(c::C);");
-        // By a `use`, by a path in code, in a type, and in a macro.
+        // Through a `use`, and paths in code, in a type and in a macro.
         for c in [
             "use super::a::A; pub struct C(Vec<A>);",
             "pub struct C; fn f() { drop(crate::a::A::new()); }",
@@ -140,7 +144,7 @@ mod tests {
             "pub struct C; fn f() { println!(\"{}\", crate::a::A::NAME); }",
             "use crate::a; pub struct C; fn f(a: &a::A) {}",
         ] {
-            let found = rings(&[ROOT, a, b, ("c.rs", c)]);
+            let found = cycles(&[ROOT, a, b, ("c.rs", c)]);
             assert_eq!(found, [["a.rs", "b.rs", "c.rs"]], "{c}");
         }
     }
@@ -153,36 +157,36 @@ mod tests {
             ("b.rs", "use crate::C; pub struct B(C);"),
             ("c.rs", "use crate::a::B; pub struct C(Vec<B>);"),
         ];
-        assert_eq!(rings(&files), [["b.rs", "c.rs"]]);
+        assert_eq!(cycles(&files), [["b.rs", "c.rs"]]);
     }
 
     #[test]
-    fn an_impl_elsewhere_is_a_ring() {
+    fn an_inherent_impl_in_another_file_is_a_cycle() {
         let files = [
             ROOT,
             ("a.rs", "pub struct A;"),
             ("b.rs", "use crate::a::A; impl A { fn f(&self) {} }"),
-            // That of a trait is none.
+            // An `impl` of a trait is not a cycle.
             (
                 "c.rs",
                 "use crate::a::A; pub struct C; impl From<A> for C { fn from(_: A) -> C { C } }",
             ),
         ];
-        assert_eq!(rings(&files), [["a.rs", "b.rs"]]);
+        assert_eq!(cycles(&files), [["a.rs", "b.rs"]]);
     }
 
     #[test]
-    fn children_and_parents_are_files_as_others_are() {
+    fn cycles_of_parent_and_child_modules_are_found() {
         let files = [
             ("lib.rs", "mod a;"),
             ("a.rs", "mod b; pub struct A; fn f() { b::g() }"),
             ("a/b.rs", "use super::A; pub fn g() -> A { A }"),
         ];
-        assert_eq!(rings(&files), [["a.rs", "a/b.rs"]]);
+        assert_eq!(cycles(&files), [["a.rs", "a/b.rs"]]);
     }
 
     #[test]
-    fn tests_do_not_count() {
+    fn tests_are_ignored() {
         let files = [
             ("lib.rs", "mod a; mod b;"),
             (
@@ -191,6 +195,6 @@ mod tests {
             ),
             ("b.rs", "use crate::a::A; pub struct B(A);"),
         ];
-        assert!(rings(&files).is_empty());
+        assert!(cycles(&files).is_empty());
     }
 }

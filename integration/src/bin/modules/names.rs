@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The names by which files depend on each other.
+//! The dependencies between files, found by the names of items.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,10 +12,10 @@ use syn::{Item, ItemImpl, ItemUse, Macro, Type};
 
 use crate::source::{Module, ModulePath, Source};
 
-/// The files on which each file depends, with an item that shows it.
+/// The dependencies of each file, with an item that it names in each of them.
 pub(crate) type Dependencies = BTreeMap<PathBuf, BTreeMap<PathBuf, String>>;
 
-/// More re-exports than any name goes through.
+/// The maximum number of steps in resolving a name.
 const MAX_STEPS: usize = 32;
 
 /// Returns the dependencies of a crate's files.
@@ -87,7 +87,7 @@ impl Names<'_> {
 
 impl<'ast> Visit<'ast> for Names<'_> {
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        // What a crate's root re-exports is for others.
+        // Re-exports of the crate root are for other crates.
         if self.path.is_empty() && !matches!(item.vis, syn::Visibility::Inherited) {
             return;
         }
@@ -133,8 +133,8 @@ impl<'ast> Visit<'ast> for Names<'_> {
     }
 }
 
-/// Returns the file that defines the item that `names` stand for in the module `path`; `None` for an item
-/// of another crate, and for a module.
+/// Returns the file that defines the item that `names` refer to in the module `path`, or `None` for a module
+/// or an item of another crate.
 fn file(source: &Source, path: &[String], names: &[String], steps: usize) -> Option<PathBuf> {
     let steps = steps.checked_sub(1)?;
     let (first, rest) = names.split_first()?;
@@ -150,7 +150,7 @@ fn file(source: &Source, path: &[String], names: &[String], steps: usize) -> Opt
     below(source, path, names, steps)
 }
 
-/// The same for names that are not relative to other modules than `path`.
+/// Returns the same for names that are relative to `path` itself.
 fn below(source: &Source, path: &[String], names: &[String], steps: usize) -> Option<PathBuf> {
     let module = source.0.get(path)?;
     let (first, rest) = names.split_first()?;
@@ -166,7 +166,7 @@ fn below(source: &Source, path: &[String], names: &[String], steps: usize) -> Op
         return Some(module.file.clone());
     }
     if let Some(import) = module.imports.get(first) {
-        // A name that is imported from another crate under its own name leads back here.
+        // An import of an item under the name of its crate would be resolved to itself.
         if import.first() == Some(first) {
             return None;
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The modules of a crate, read from its files.
+//! The modules of a crate, parsed from its files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use syn::{Attribute, Item, ItemMod, Meta, UseTree};
 
-/// The names of a module's path from the crate's root on.
+/// The path of a module from the crate root.
 pub(crate) type ModulePath = Vec<String>;
 
 /// All modules of a crate.
@@ -20,11 +20,11 @@ pub(crate) struct Source(pub(crate) BTreeMap<ModulePath, Module>);
 pub(crate) struct Module {
     pub(crate) file: PathBuf,
     pub(crate) items: Vec<Item>,
-    /// The names that it defines.
+    /// The names of its items.
     pub(crate) defines: Vec<String>,
-    /// The names that it imports, with their paths.
+    /// The imported names and their paths.
     pub(crate) imports: BTreeMap<String, Vec<String>>,
-    /// The paths all names of which it imports.
+    /// The paths of its glob imports.
     pub(crate) globs: Vec<Vec<String>>,
 }
 
@@ -100,7 +100,7 @@ impl Source {
     }
 }
 
-/// Returns the attributes of an item that can be for tests only.
+/// Returns the attributes of an item that can be limited to tests.
 fn attributes(item: &Item) -> &[Attribute] {
     match item {
         Item::Const(item) => &item.attrs,

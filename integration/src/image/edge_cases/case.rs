@@ -35,14 +35,14 @@ impl Case {
         self
     }
 
-    /// The layer of this case.
+    /// Returns the layer of this case.
     pub fn layer(&self, compression: Compression) -> Result<Layer> {
         let tar = (self.tar)().with_context(|| format!("cannot write the layer {}", self.name))?;
         Layer::new(&tar, compression)
     }
 }
 
-/// The tar of `entries` with their paths, and the targets of hard links, taken from `dir`, which
+/// Returns the tar of `entries` with their paths, and the targets of hard links, taken from `dir`, which
 /// is stated before them with its parents.
 pub(super) fn within<const N: usize>(dir: &str, entries: [Entry; N]) -> io::Result<Vec<u8>> {
     all_within(dir, entries.to_vec())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The differences between two unpackings of the torture images that are no fault of ours.
+//! The expected differences between two unpackings of the images of edge cases.
 
 use crate::tree::{Expected, Field};
 

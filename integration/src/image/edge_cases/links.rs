@@ -129,7 +129,7 @@ pub(super) const CASES: &[Case] = &[
     }),
 ];
 
-/// A directory, a symbolic link `to` it, and a file whose path goes through the link.
+/// Returns a directory, a symbolic link `to` it, and a file whose path goes through the link.
 fn through(dir: &str, to: &str) -> io::Result<Vec<u8>> {
     let link = Entry::symlink("link", to);
     within(

@@ -113,7 +113,7 @@ pub(super) const CASES: &[Case] = &[
     }),
 ];
 
-/// A file whose path needs more than the 100 and 155 bytes of a header, and links to it.
+/// Returns a file whose path needs more than the 100 and 155 bytes of a header, and links to it.
 fn deep(root: &str, style: fn(Entry) -> Entry) -> std::io::Result<Vec<u8>> {
     let mut dir = String::new();
     let mut entries = Vec::new();

@@ -109,7 +109,7 @@ pub(super) const CASES: &[Case] = &[
             Entry::dir("usr/bin"),
             Entry::symlink("usr/bin/ls", "busybox"),
             Entry::dir("etc"),
-            Entry::file("etc/debian_version", "tortured\n"),
+            Entry::file("etc/debian_version", "edge cases\n"),
         ])
     }),
 ];

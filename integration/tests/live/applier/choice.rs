@@ -16,7 +16,7 @@ use crate::suite::live_tests;
 
 live_tests! {
     Containerd: applier_leaves_the_rest_to_containerd,
-    Containerd: applier_is_sent_blobs_out_of_reach,
+    Containerd: applier_reads_unreachable_blobs_through_containerd,
 }
 
 /// Layers that a stream processor of the suite's containerds reads: each byte is one more.
@@ -44,7 +44,7 @@ struct ReadContentRequest {
     digest: String,
 }
 
-/// The image [`hello`] with its second layer in another way.
+/// Returns the image [`hello`] with its second layer in another way.
 fn changed(
     node: &Node,
     hello: &Built,
@@ -68,7 +68,7 @@ fn changed(
     Ok(name)
 }
 
-/// The media types of what containerd was asked to apply.
+/// Returns the media types of what containerd was asked to apply.
 fn applied(tap: &Tap) -> Result<Vec<String>> {
     let calls = tap.calls().into_iter();
     let calls = calls.filter(|call| Method::APPLY.is(&call.path));
@@ -107,24 +107,31 @@ fn applier_leaves_the_rest_to_containerd(node: &Node) -> Result<()> {
         let left = applied(&tap)?;
         ensure!(left == [SHIFTED], "containerd applied {left:?}");
         let container = &node.containerd;
-        let said = container.run(&node.namespace, snapshotter, &name, &look)?;
-        ensure!(said.trim() == HELLO_SAYS, "on {snapshotter}: {said:?}");
+        let output = container.run(&node.namespace, snapshotter, &name, &look)?;
+        ensure!(output.trim() == HELLO_SAYS, "on {snapshotter}: {output:?}");
         node.assert_nothing_left(snapshotter)?;
     }
     let fails = |differ: &str| -> Result<(String, Vec<String>)> {
         let on = node.in_new_namespace();
         let image = changed(&on, &hello, ENCRYPTED, |blob| blob)?;
         tap.reset();
-        let ended = run_to_end(&mut unpack(&on, &tap, differ, &image, "overlayfs")?)?;
-        ensure!(ended.code == Some(2), "want exit code 2: {ended:#?}");
-        let said = ended.stdout.lines().last().context("nothing was printed")?;
-        let said = said.replace(&image, "IMAGE");
+        let output = run_to_end(&mut unpack(&on, &tap, differ, &image, "overlayfs")?)?;
+        ensure!(output.code == Some(2), "want exit code 2: {output:#?}");
+        let last = output
+            .stdout
+            .lines()
+            .last()
+            .context("nothing was printed")?;
+        let last = last.replace(&image, "IMAGE");
         on.assert_no_active_snapshot("overlayfs")?;
-        Ok((said, applied(&tap)?))
+        Ok((last, applied(&tap)?))
     };
-    let (theirs, _) = fails("containerd")?;
-    let (ours, left) = fails("auto")?;
-    ensure!(ours == theirs, "{ours}\nwant {theirs}");
+    let (by_containerd, _) = fails("containerd")?;
+    let (by_default, left) = fails("auto")?;
+    ensure!(
+        by_default == by_containerd,
+        "{by_default}\nwant {by_containerd}"
+    );
     ensure!(left == [ENCRYPTED], "containerd applied {left:?}");
     let (error, left) = fails("resnap")?;
     for word in ["FailedPrecondition", ENCRYPTED, "differ ="] {
@@ -134,7 +141,7 @@ fn applier_leaves_the_rest_to_containerd(node: &Node) -> Result<()> {
     tap.finish()
 }
 
-fn applier_is_sent_blobs_out_of_reach(node: &Node) -> Result<()> {
+fn applier_reads_unreachable_blobs_through_containerd(node: &Node) -> Result<()> {
     let image = hello()?;
     let tap = node.containerd.tap()?;
     let content = node
@@ -174,8 +181,8 @@ fn applier_is_sent_blobs_out_of_reach(node: &Node) -> Result<()> {
                 let was_sent = sent.contains(&layer.digest);
                 ensure!(was_sent == is_hidden, "{} on {snapshotter}", layer.digest);
             }
-            let said = on.run(snapshotter, &image.reference)?;
-            ensure!(said == HELLO_SAYS, "on {snapshotter} it says {said:?}");
+            let output = on.run(snapshotter, &image.reference)?;
+            ensure!(output == HELLO_SAYS, "on {snapshotter} it says {output:?}");
             on.assert_nothing_left(snapshotter)?;
         }
     }

@@ -15,13 +15,13 @@ use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: crash_expiry_of_a_lease_is_forestalled,
+    Containerd: crash_leases_are_renewed_before_expiry,
 }
 
 /// A lease's life, cut to whole seconds; it is succeeded after a third of it.
 const LIFETIME: Duration = Duration::from_secs(4);
 
-fn crash_expiry_of_a_lease_is_forestalled(node: &Node) -> Result<()> {
+fn crash_leases_are_renewed_before_expiry(node: &Node) -> Result<()> {
     let setup = Setup::new(node)?;
     let held = setup.tap.hold(Method::APPLY, 2, During);
     let runtime = runtime()?;

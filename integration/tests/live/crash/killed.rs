@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_integration::tap::Point::{After, Before, During};
 use resnap_integration::tap::{Action, Method, Point, Side};
 
-use super::{Setup, ended, start, until_said};
+use super::{Setup, start, until_said, wait_for_exit};
 use crate::command::run_to_end;
 use crate::node::Node;
 use crate::suite::live_tests;
@@ -57,7 +57,7 @@ fn killed_at(node: &Node, case: Case) -> Result<()> {
     setup.tap.on(method, nth, point, Action::Kill(Side::Client));
     let killed = run_to_end(&mut setup.tapped(snapshotter)?)?;
     ensure!(killed.code.is_none(), "{killed:#?} instead of a kill");
-    // What the dead run made is worth its time: its lease keeps it.
+    // The lease keeps the layers of the killed run.
     setup.node.collect_garbage()?;
     setup.has(active, committed, snapshotter)?;
     setup.goes_on_from(committed, snapshotter)?;
@@ -82,7 +82,7 @@ fn crash_of_one_process_and_the_other_goes_on(node: &Node) -> Result<()> {
     ensure!(other.count(Method::PREPARE) == 0, "it does not wait");
     first.kill()?;
     ensure!(first.wait()?.signal() == Some(9));
-    ensure!(ended(&mut second)?.success());
+    ensure!(wait_for_exit(&mut second)?.success());
     // Every layer was written once, save the one that was torn.
     let applies = [&setup.tap, &other].map(|tap| tap.count(Method::APPLY));
     ensure!(applies == [2, 2], "{applies:?}");

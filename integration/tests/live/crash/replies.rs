@@ -40,12 +40,12 @@ fn crash_lost_replies(node: &Node) -> Result<()> {
         let setup = Setup::new(node)?;
         setup.tap.on(method, nth, point, Action::Cut);
         let context = || format!("cut {point:?} {nth} of {method}");
-        let ended = run_to_end(&mut setup.tapped("native")?)?;
+        let output = run_to_end(&mut setup.tapped("native")?)?;
         if ends_well {
-            ended.ok().with_context(context)?;
+            output.ok().with_context(context)?;
             setup.assert_nothing_left("native").with_context(context)?;
         } else {
-            let error = ended.error().with_context(context)?;
+            let error = output.error().with_context(context)?;
             let message = error["message"].as_str().unwrap_or_default();
             ensure!(
                 error["kind"] == "Unavailable" && message.contains(&setup.image.reference),

@@ -10,7 +10,7 @@ use resnap_core::Kind;
 use resnap_integration::tap::Method;
 use resnap_integration::tap::Point::During;
 
-use super::{Setup, ended, runtime, start};
+use super::{Setup, runtime, start, wait_for_exit};
 use crate::node::Node;
 use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
@@ -38,7 +38,7 @@ fn crash_of_containerd_under_a_run(node: &Node) -> Result<()> {
         }
         node.containerd.restart()?;
         let back = Instant::now();
-        let status = ended(&mut resnap)?;
+        let status = wait_for_exit(&mut resnap)?;
         ensure!(back.elapsed() < RETURN);
         ensure!(matches!(status.code(), Some(0 | 2)), "{status}");
         let (_, committed) = setup.snapshots(snapshotter)?;

@@ -11,19 +11,19 @@ use resnap_integration::tap::{Action, Method, Side};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::{Setup, ended, start};
+use super::{Setup, start, wait_for_exit};
 use crate::command::run_to_end;
 use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: crash_leaves_a_lease_that_is_told_dead,
-    Containerd: crash_by_signal_is_orderly,
-    Containerd: crash_by_two_signals_is_at_once,
+    Containerd: crash_leaves_a_lease_that_is_listed_as_orphaned,
+    Containerd: crash_one_signal_stops_in_order,
+    Containerd: crash_two_signals_stop_at_once,
 }
 
 /// One job runs on one snapshotter; another was killed on another snapshotter.
-fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
+fn crash_leaves_a_lease_that_is_listed_as_orphaned(node: &Node) -> Result<()> {
     let setup = Setup::new(node)?;
     setup
         .tap
@@ -73,7 +73,7 @@ fn crash_leaves_a_lease_that_is_told_dead(node: &Node) -> Result<()> {
     setup.has(1, 1, "native")?;
 
     held.release();
-    ensure!(ended(&mut living)?.success());
+    ensure!(wait_for_exit(&mut living)?.success());
     setup.is_whole("native")?;
     setup.tap.finish()
 }
@@ -83,7 +83,7 @@ fn signal(child: &Child, signal: Signal) -> Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-fn crash_by_signal_is_orderly(node: &Node) -> Result<()> {
+fn crash_one_signal_stops_in_order(node: &Node) -> Result<()> {
     for (number, snapshotter) in [(Signal::INT, "native"), (Signal::TERM, "overlayfs")] {
         let setup = Setup::new(node)?;
         let held = setup.tap.hold(Method::APPLY, 2, During);
@@ -91,7 +91,7 @@ fn crash_by_signal_is_orderly(node: &Node) -> Result<()> {
         held.wait()?;
         setup.has(1, 1, snapshotter)?;
         signal(&resnap, number)?;
-        let status = ended(&mut resnap)?;
+        let status = wait_for_exit(&mut resnap)?;
         ensure!(status.code() == Some(130), "{number:?}: {status}");
         setup.node.collect_garbage()?;
         setup.has(0, 1, snapshotter)?;
@@ -104,7 +104,7 @@ fn crash_by_signal_is_orderly(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn crash_by_two_signals_is_at_once(node: &Node) -> Result<()> {
+fn crash_two_signals_stop_at_once(node: &Node) -> Result<()> {
     let setup = Setup::new(node)?;
     let applying = setup.tap.hold(Method::APPLY, 2, During);
     let removing = setup.tap.hold(Method::REMOVE, 1, Before);
@@ -114,7 +114,7 @@ fn crash_by_two_signals_is_at_once(node: &Node) -> Result<()> {
     removing.wait()?;
     ensure!(resnap.try_wait()?.is_none(), "it does not wait for that");
     signal(&resnap, Signal::INT)?;
-    let status = ended(&mut resnap)?;
+    let status = wait_for_exit(&mut resnap)?;
     ensure!(status.code() == Some(130), "{status}");
     setup.has(1, 1, "native")?;
     setup.goes_on_from(1, "native")?;

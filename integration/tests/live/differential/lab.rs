@@ -45,7 +45,7 @@ pub(crate) struct Outcome {
 /// A containerd's snapshotters, and what is written to them.
 pub(crate) struct Lab {
     ports: Ports,
-    ours: InProcessApplier,
+    resnap: InProcessApplier,
     scope: Scope,
     dir: PathBuf,
     next: AtomicU64,
@@ -71,7 +71,7 @@ impl Lab {
         let dir = node.containerd.scratch().join(unique("lab"));
         std::fs::create_dir_all(dir.join("empty"))?;
         Ok(Self {
-            ours: InProcessApplier::new(&ports, settings),
+            resnap: InProcessApplier::new(&ports, settings),
             ports,
             scope: Scope::new(&node.namespace),
             dir,
@@ -121,7 +121,7 @@ impl Lab {
         };
         let batch = match writer {
             Writer::Containerd => resnap_core::in_batch(&self.ports.applier, batch),
-            Writer::Resnap => self.ours.batch(&batch).context("resnap writes none")?,
+            Writer::Resnap => self.resnap.batch(&batch).context("resnap writes none")?,
         };
         let mut chain = Chain {
             snapshotter: self.ports.snapshotters.snapshotter(snapshotter),

@@ -15,13 +15,13 @@ pub(crate) struct Row {
     /// Why resnap does so.
     pub(crate) why: &'static str,
     pub(crate) layers: fn() -> Tars,
-    pub(crate) theirs: Theirs,
-    pub(crate) ours: Ours,
+    pub(crate) containerd: ContainerdResult,
+    pub(crate) resnap: ResnapResult,
     pub(crate) native: Native,
 }
 
-/// The result of containerd.
-pub(crate) enum Theirs {
+/// The expected result of containerd.
+pub(crate) enum ContainerdResult {
     /// The same, or what resnap refuses.
     Takes,
     /// It refuses the last layer with this error.
@@ -32,8 +32,8 @@ pub(crate) enum Theirs {
     Lists(&'static [&'static str]),
 }
 
-/// The result of resnap.
-pub(crate) enum Ours {
+/// The expected result of resnap.
+pub(crate) enum ResnapResult {
     /// There are these paths.
     Has(&'static [&'static str]),
     /// It refuses the last layer with this error.
@@ -50,9 +50,9 @@ pub(crate) enum Native {
     Follows,
 }
 
+use ContainerdResult::{Differs, Lists, Refuses, Takes};
 use Native::{Follows, Same};
-use Ours::Has;
-use Theirs::{Differs, Lists, Refuses, Takes};
+use ResnapResult::Has;
 
 const SPEC: &str = "image spec: whiteouts are about lower layers, wherever they stand";
 const ONE_SIDED: &str = "an honest layer, and a tree that no containerd has otherwise";
@@ -61,15 +61,15 @@ const fn row(
     what: &'static str,
     why: &'static str,
     layers: fn() -> Tars,
-    theirs: Theirs,
-    ours: Ours,
+    containerd: ContainerdResult,
+    resnap: ResnapResult,
 ) -> Row {
     Row {
         what,
         why,
         layers,
-        theirs,
-        ours,
+        containerd,
+        resnap,
         native: Same,
     }
 }
@@ -93,7 +93,7 @@ fn file(path: &str) -> Entry {
 const LIST: &[u8] = b"\x02\0\0\0\
     \x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\x05\0\xff\xff\xff\xff";
 
-/// A directory `d` with a file `d/x`.
+/// Returns a directory `d` with a file `d/x`.
 fn below() -> Vec<Entry> {
     vec![Entry::dir("d"), file("d/x")]
 }
@@ -258,7 +258,7 @@ pub(crate) const ROWS: &[Row] = &[
             ]]
         },
         Takes,
-        Ours::Refuses("through `..`"),
+        ResnapResult::Refuses("through `..`"),
     ),
     row(
         "a sparse file of the old GNU type",
@@ -367,6 +367,6 @@ pub(crate) const ROWS: &[Row] = &[
             vec![vec![dir, file("d/x")]]
         },
         Takes,
-        Ours::Refuses("default access control list"),
+        ResnapResult::Refuses("default access control list"),
     ),
 ];

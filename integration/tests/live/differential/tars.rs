@@ -36,7 +36,7 @@ impl Random {
     }
 }
 
-/// The image of this number.
+/// Returns the image of this number.
 pub(crate) fn image(number: u64) -> Tars {
     let mut random = Random(number);
     let layers = 1 + random.below(5);
@@ -52,7 +52,7 @@ fn tar(random: &mut Random) -> Vec<Entry> {
     (0..count).map(|_| entry(random, &mut known)).collect()
 }
 
-/// A path, mostly one that makes sense: in no file, and known only if `again`.
+/// Returns a path, mostly one that makes sense: in no file, and known only if `again`.
 fn pick(random: &mut Random, known: &Known, again: bool) -> String {
     for _ in 0..20 {
         let path = path(random);
@@ -85,7 +85,7 @@ fn entry(random: &mut Random, known: &mut Known) -> Entry {
             })
         }
         52..62 => {
-            // What is in it may be written to.
+            // Later entries may be below it.
             is_directory = random.percent(50);
             Entry::symlink(&written, target(random))
         }
@@ -203,7 +203,7 @@ fn meta(random: &mut Random, entry: Entry) -> Entry {
     entry
 }
 
-/// A layer as text, an entry a line.
+/// Returns a layer as text, an entry a line.
 pub(crate) fn show(tars: &Tars) -> String {
     let mut text = String::new();
     for (index, tar) in tars.iter().enumerate() {

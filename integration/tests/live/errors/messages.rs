@@ -17,12 +17,12 @@ use crate::suite::live_tests;
 live_tests! {
     Containerd: a_missing_document_is_named,
     Containerd: another_platform_is_fetched_by_name,
-    Containerd: a_foreign_layer_is_called_that,
-    Containerd: warm_passes_over_what_is_no_image,
+    Containerd: foreign_layers_are_named_in_the_error,
+    Containerd: warm_skips_other_artifacts,
     Containerd: lists_show_the_reason,
 }
 
-/// A layer with one file of these words.
+/// Returns a layer with one file of these words.
 fn layer(text: &str) -> Result<Layer> {
     Layer::of(&[Entry::dir("./"), Entry::file("text", text)])
 }
@@ -46,8 +46,8 @@ fn a_missing_document_is_named(node: &Node) -> Result<()> {
             &*image.reference,
             &*format!("read {what} {digest}: it is not in the content store"),
         ];
-        let ended = unpack(node, &image.reference, "native")?;
-        assert_error(ended, "NotFound", &says, &fetch)?;
+        let output = unpack(node, &image.reference, "native")?;
+        assert_error(output, "NotFound", &says, &fetch)?;
     }
     // Nothing can be fetched by an ID.
     node.import(&image)?;
@@ -76,7 +76,7 @@ fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
     node.import(&image)?;
     node.ctr(&["content", "rm", &image.layers[0].digest])?;
     let platform = format!("{os}/{foreign}");
-    let ended = node.resnap(&[
+    let output = node.resnap(&[
         "unpack",
         "--json",
         &image.reference,
@@ -86,11 +86,11 @@ fn another_platform_is_fetched_by_name(node: &Node) -> Result<()> {
         &platform,
     ])?;
     let fetch = format!("content fetch --platform '{platform}' {}`", image.reference);
-    assert_error(ended, "NotFound", &[&image.layers[0].digest], &fetch)
+    assert_error(output, "NotFound", &[&image.layers[0].digest], &fetch)
 }
 
 /// A layer that registries do not hand out is called that.
-fn a_foreign_layer_is_called_that(node: &Node) -> Result<()> {
+fn foreign_layers_are_named_in_the_error(node: &Node) -> Result<()> {
     const URL: &str = "ftp://layers.example.com/windows.tar.gz";
     let image = |name: &str, edit: fn(&mut Value)| {
         let archive = node.containerd.scratch().join(unique("foreign"));
@@ -123,13 +123,13 @@ fn a_foreign_layer_is_called_that(node: &Node) -> Result<()> {
             where_,
         ];
         let next = format!("content ingest --expected-digest {digest}");
-        let ended = unpack(node, &image.reference, "native")?;
-        assert_error(ended, "NotFound", &says, &next)?;
+        let output = unpack(node, &image.reference, "native")?;
+        assert_error(output, "NotFound", &says, &next)?;
     }
     node.assert_nothing_left("native")
 }
 
-/// A chart, a signature, and an image of elsewhere, which no snapshotter here is for.
+/// Returns a chart, a signature, and an image of elsewhere, which no snapshotter here is for.
 fn strangers(node: &Node) -> Result<[Built; 3]> {
     let scratch = node.containerd.scratch();
     let chart = ImageBuilder::new("docker.io/charts/chart:1")
@@ -167,7 +167,7 @@ fn warm(node: &Node, arguments: &[&str]) -> Result<CommandOutput> {
 }
 
 /// Checks that commands for all images skip those for other machines, and say so.
-fn warm_passes_over_what_is_no_image(node: &Node) -> Result<()> {
+fn warm_skips_other_artifacts(node: &Node) -> Result<()> {
     let hello = hello()?;
     node.import(&hello)?;
     let [chart, signature, foreign] = strangers(node)?;
@@ -197,21 +197,21 @@ fn warm_passes_over_what_is_no_image(node: &Node) -> Result<()> {
             ensure!(!problem.contains(&image.reference), "{row}");
         }
     }
-    // Who names one wants it.
+    // An image that is named explicitly is not skipped.
     for image in [&chart, &signature, &foreign] {
-        let ended = warm(node, &[&image.reference, "--dry-run", "--json"])?;
-        ensure!(ended.code == Some(2), "{ended:?}");
-        let rows: Value = serde_json::from_str(&ended.stdout)?;
+        let output = warm(node, &[&image.reference, "--dry-run", "--json"])?;
+        ensure!(output.code == Some(2), "{output:?}");
+        let rows: Value = serde_json::from_str(&output.stdout)?;
         ensure!(rows[0]["state"] == "failed", "{rows}");
     }
     for (image, why) in [
         (&chart, "is no container image: the type of its config"),
         (&signature, "is no container image: the type of its layers"),
     ] {
-        let ended = unpack(node, &image.reference, "native")?;
+        let output = unpack(node, &image.reference, "native")?;
         let says = [&*image.reference, why];
         assert_error(
-            ended,
+            output,
             "InvalidArgument",
             &says,
             "nothing of it is to be unpacked",

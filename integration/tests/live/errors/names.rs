@@ -15,7 +15,7 @@ use crate::suite::live_tests;
 
 live_tests! {
     Containerd: a_digest_finds_a_tag,
-    Containerd: an_id_takes_what_is_complete,
+    Containerd: an_id_selects_the_complete_image,
 }
 
 /// A reference with a digest finds the image that is there under a tag.
@@ -36,12 +36,12 @@ fn a_digest_finds_a_tag(node: &Node) -> Result<()> {
     for name in [format!("hello:1@{other}"), format!("hello@{other}")] {
         let is = format!("{} is {target}", image.reference);
         let says = [&*format!("no image {name:?}"), &*is];
-        let ended = unpack(node, &name, "native")?;
-        assert_error(ended, "NotFound", &says, "name one of these tags")?;
+        let output = unpack(node, &name, "native")?;
+        assert_error(output, "NotFound", &says, "name one of these tags")?;
     }
-    // Of another repository with the same content nothing is said.
-    let ended = unpack(node, &format!("other@{target}"), "native")?;
-    let error = ended.error()?;
+    // The message does not mention another repository with the same content.
+    let output = unpack(node, &format!("other@{target}"), "native")?;
+    let error = output.error()?;
     let message = error["message"].as_str().unwrap_or_default();
     ensure!(error["kind"] == "NotFound", "{error}");
     ensure!(!message.contains(&image.reference), "{error}");
@@ -70,7 +70,7 @@ fn twins(node: &Node) -> Result<[Built; 2]> {
 
 /// An ID names a config, which may be reached by several manifests: one that is all there is
 /// taken.
-fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
+fn an_id_selects_the_complete_image(node: &Node) -> Result<()> {
     let [gzip, zstd] = twins(node)?;
     ensure!(gzip.config == zstd.config && gzip.manifest != zstd.manifest);
     // As the CRI keeps it.
@@ -82,7 +82,7 @@ fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
         let report = node.unpack("native", id)?;
         ensure!(report["manifest"] == json!(zstd.manifest), "{report}");
         ensure!(report["reference"] == json!(zstd.reference), "{report}");
-        // What is below it garbage collection may take or leave.
+        // Garbage collection may remove the layers below.
         let remove = [
             "snapshots",
             "--snapshotter",
@@ -92,14 +92,14 @@ fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
         ];
         node.ctr(&remove)?;
     }
-    // Who names one gets that.
-    let ended = unpack(node, &gzip.reference, "native")?;
-    assert_error(ended, "NotFound", &[missing], "content fetch")?;
-    // Where the other lacks something, too, both are told.
+    // An explicit name is not replaced by the other one.
+    let output = unpack(node, &gzip.reference, "native")?;
+    assert_error(output, "NotFound", &[missing], "content fetch")?;
+    // If both lack a blob, both are reported.
     let also = &zstd.layers[1].digest;
     node.ctr(&["content", "rm", also])?;
     for id in [&gzip.config, &hex[..12]] {
-        let ended = unpack(node, id, "native")?;
+        let output = unpack(node, id, "native")?;
         let says = [
             &*gzip.reference,
             &*gzip.manifest,
@@ -108,7 +108,7 @@ fn an_id_takes_what_is_complete(node: &Node) -> Result<()> {
             &*zstd.manifest,
             also,
         ];
-        assert_error(ended, "NotFound", &says, "content fetch")?;
+        assert_error(output, "NotFound", &says, "content fetch")?;
     }
     node.assert_no_active_snapshot("native")
 }

@@ -17,8 +17,8 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
-    Erofs: features_the_erofs_image_format_is_taken,
-    Erofs: features_the_erofs_image_format_has_parts_that_are_not_taken,
+    Erofs: features_the_erofs_image_format_is_supported,
+    Erofs: features_unsupported_parts_of_the_erofs_image_format,
 }
 
 const ROLE: &str = "org.erofs.role";
@@ -68,7 +68,7 @@ fn warnings(node: &Node, image: &Built) -> Result<String> {
 
 /// The layers are taken as those of containerd's own type are, with diff IDs from the config or
 /// their own.
-fn features_the_erofs_image_format_is_taken(node: &Node) -> Result<()> {
+fn features_the_erofs_image_format_is_supported(node: &Node) -> Result<()> {
     let (image, _) = builder("raw", Compression::None)?;
     let raw = write(node, image)?;
     assert_only_on_erofs(node, &raw, &raw, &[])?;
@@ -102,7 +102,7 @@ fn features_the_erofs_image_format_is_taken(node: &Node) -> Result<()> {
 }
 
 /// Parts that are not supported are named before anything is done.
-fn features_the_erofs_image_format_has_parts_that_are_not_taken(node: &Node) -> Result<()> {
+fn features_unsupported_parts_of_the_erofs_image_format(node: &Node) -> Result<()> {
     let index: fn(&mut Value) = |manifest| {
         manifest["layers"][0]["mediaType"] = json!("application/vnd.erofs.chunk-index.v1");
     };
@@ -136,25 +136,25 @@ fn features_the_erofs_image_format_has_parts_that_are_not_taken(node: &Node) -> 
             says,
             "not supported",
         ];
-        let ended = unpack(node, &image.reference, "erofs")?;
-        assert_error(ended, "Unimplemented", &says, "build it without")?;
+        let output = unpack(node, &image.reference, "erofs")?;
+        assert_error(output, "Unimplemented", &says, "build it without")?;
     }
     let other = digest(b"another");
     let (image, _) = builder("disagrees", Compression::None)?;
     let image = write(node, image.annotate_layer(1, UNCOMPRESSED, &other))?;
     let diff_id = &image.layers[1].diff_id;
-    let ended = unpack(node, &image.reference, "erofs")?;
+    let output = unpack(node, &image.reference, "erofs")?;
     assert_error(
-        ended,
+        output,
         "InvalidArgument",
         &[&other, diff_id],
         "build it again",
     )?;
     let (image, _) = builder("silent", Compression::Zstd)?;
     let image = write(node, image.edit(Part::Config, without_diff_ids))?;
-    let ended = unpack(node, &image.reference, "erofs")?;
+    let output = unpack(node, &image.reference, "erofs")?;
     let says = [&*image.layers[0].digest, "says its diff ID"];
-    assert_error(ended, "InvalidArgument", &says, "build it again")?;
+    assert_error(output, "InvalidArgument", &says, "build it again")?;
     ensure!(node.snapshots("erofs")?.is_empty());
     node.assert_nothing_left("erofs")
         .context("something is left")

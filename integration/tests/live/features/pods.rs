@@ -16,13 +16,13 @@ use crate::suite::live_tests;
 use crate::unpack::assert_labels;
 
 live_tests! {
-    ErofsHandler: features_pods_get_what_containerd_takes,
+    ErofsHandler: features_pods_get_the_manifest_that_containerd_selects,
     ErofsHandler: features_pods_of_an_index_in_the_wrong_order,
 }
 
 const WRONG: [Form; 3] = [Form::Erofs, Form::Foreign, Form::Plain];
 
-fn features_pods_get_what_containerd_takes(node: &Node) -> Result<()> {
+fn features_pods_get_the_manifest_that_containerd_selects(node: &Node) -> Result<()> {
     let (usual, wrong) = (forms(&USUAL)?, forms(&WRONG)?);
     let native = usual.entry(2);
     for image in [&pause()?, &usual, &wrong] {
@@ -32,16 +32,16 @@ fn features_pods_get_what_containerd_takes(node: &Node) -> Result<()> {
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
     let run = |name: &str, image: &Built| -> Result<String> {
-        let said = cri.run(&sandbox, name, &image.reference, &[])?;
-        Ok(said.output.trim().to_owned())
+        let exit = cri.run(&sandbox, name, &image.reference, &[])?;
+        Ok(exit.output.trim().to_owned())
     };
 
     // For want of the native layers no pod fails.
     for layer in &native.layers {
         node.ctr(&["content", "rm", &layer.digest])?;
     }
-    let said = run("usual", &usual)?;
-    ensure!(said == "plain", "it says {said:?}");
+    let output = run("usual", &usual)?;
+    ensure!(output == "plain", "it says {output:?}");
     assert_labels(node, "erofs", &usual, &[])?;
     let snapshots = node.snapshots("erofs")?;
     ensure!(!snapshots.contains_key(native.chain_id()), "{snapshots:?}");
@@ -51,8 +51,8 @@ fn features_pods_get_what_containerd_takes(node: &Node) -> Result<()> {
     node.unpack("erofs", &usual.reference)?;
     let snapshots = node.snapshots("erofs")?;
     ensure!(snapshots.contains_key(native.chain_id()), "{snapshots:?}");
-    let said = run("again", &usual)?;
-    ensure!(said == "plain", "it says {said:?}");
+    let output = run("again", &usual)?;
+    ensure!(output == "plain", "it says {output:?}");
     cri.remove_all()?;
     drop(cri);
     served.stop()?;
@@ -72,8 +72,8 @@ fn features_pods_of_an_index_in_the_wrong_order(node: &Node) -> Result<()> {
     let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
     // As kubelet names it, and as people do.
     for (name, named) in [("by-id", &plain.config), ("by-name", &image.reference)] {
-        let said = cri.run(&sandbox, name, named, &[])?;
-        ensure!(said.output.trim() == "plain", "{name}: {said:?}");
+        let exit = cri.run(&sandbox, name, named, &[])?;
+        ensure!(exit.output.trim() == "plain", "{name}: {exit:?}");
         assert_labels(node, "erofs", &plain, &[])?;
         let snapshots = node.snapshots("erofs")?;
         let is_native = snapshots.contains_key(image.chain_id());

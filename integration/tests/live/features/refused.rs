@@ -13,7 +13,7 @@ use crate::node::{Node, host_platform, unique};
 use crate::suite::live_tests;
 
 live_tests! {
-    Nydus: features_are_refused_before_anything_is_done,
+    Nydus: features_are_refused_before_any_work,
 }
 
 /// The OS feature of an image in Nydus' own format.
@@ -37,14 +37,14 @@ impl Behind<'_> {
         for command in ["unpack", "check"] {
             let error = self.ask(command, image, arguments)?.error()?;
             let keys = ["kind", "message", "next_step"];
-            let said = keys.map(|key| error[key].as_str().unwrap_or_default().to_owned());
-            ensure!(said == want, "{said:#?}\nwant {want:#?}");
+            let fields = keys.map(|key| error[key].as_str().unwrap_or_default().to_owned());
+            ensure!(fields == want, "{fields:#?}\nwant {want:#?}");
         }
         Ok(())
     }
 }
 
-fn features_are_refused_before_anything_is_done(node: &Node) -> Result<()> {
+fn features_are_refused_before_any_work(node: &Node) -> Result<()> {
     let behind = Behind {
         node,
         tap: node.containerd.tap()?,
@@ -88,7 +88,7 @@ fn features_are_refused_before_anything_is_done(node: &Node) -> Result<()> {
     let want = ["FailedPrecondition", &message, &next];
     behind.assert_says(&image, &on_overlayfs, want)?;
 
-    // Of another architecture, on whatever.
+    // For another architecture, on any snapshotter.
     let foreign_erofs = foreign.replace('/', "(+erofs)/");
     let mut has = [foreign.as_str(), foreign_erofs.as_str()];
     has.sort_unstable();
@@ -140,8 +140,8 @@ fn nydus_takes_its_own(behind: &Behind<'_>) -> Result<()> {
         .write(&node.containerd.scratch().join(unique("nydusified")))?;
     node.import(&image)?;
     for (snapshotter, form) in [("nydus", 1), ("overlayfs", 0)] {
-        let ended = unpack(node, &image, &["--snapshotter", snapshotter])?;
-        assert_went(ended, snapshotter, &image.entry(form))?;
+        let output = unpack(node, &image, &["--snapshotter", snapshotter])?;
+        assert_went(output, snapshotter, &image.entry(form))?;
     }
     let (platform, plain) = (with_feature(NYDUS), host_platform());
     let (reference, config) = (&image.reference, &image.entry(1).config);
@@ -150,14 +150,14 @@ fn nydus_takes_its_own(behind: &Behind<'_>) -> Result<()> {
          {config}); it is supported by nydus; of this image erofs takes {plain}"
     );
     let next = format!("take --snapshotter nydus, or --platform '{plain}'");
-    let ended = behind.ask(
+    let output = behind.ask(
         "unpack",
         &image,
         &["--snapshotter", "erofs", "--platform", &platform],
     )?;
-    let error = ended.error()?;
-    let said = error["message"].as_str().context("no message")?;
-    ensure!(said == message, "{said}\nwant {message}");
+    let error = output.error()?;
+    let text = error["message"].as_str().context("no message")?;
+    ensure!(text == message, "{text}\nwant {message}");
     ensure!(error["next_step"] == next.as_str(), "{error}");
     Ok(())
 }

@@ -31,8 +31,8 @@ const EROFS: &str = "application/vnd.erofs.layer.v1";
 
 /// The limit of a layer's decompressed size.
 const LIMIT: usize = 64 << 20;
-/// What the process may take for all these images at once, of which none needs much. Bytes that a
-/// header claims, or that a bomb has, are more.
+/// The limit of the process's memory for all of these images at once. The sizes that headers claim and bombs
+/// have are larger.
 const MEMORY_KIB: u64 = 48 << 10;
 const TIB: u64 = 1 << 40;
 /// An overlay attribute that shows the files of another directory.
@@ -93,7 +93,7 @@ impl Canary {
         Ok(Self(dir))
     }
 
-    /// The path without its first slash.
+    /// Returns the path without its first slash.
     fn below_root(&self, name: &str) -> String {
         let path = self.0.join(name).display().to_string();
         path.trim_start_matches('/').to_owned()
@@ -357,7 +357,7 @@ fn import(node: &Node, cases: &[Case]) -> Result<()> {
     for case in cases {
         let layer = blobs.add(case.media_type, case.blob.clone());
         let (mut layers, mut diff_ids) = (vec![layer], vec![case.diff_id.clone()]);
-        // What is good is kept for a next try.
+        // Good layers are kept for the next try.
         if let Ends::Well { .. } = case.ends {
             layers.insert(0, lower.clone());
             diff_ids.insert(0, digest(&below));

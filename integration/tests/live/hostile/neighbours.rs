@@ -21,9 +21,9 @@ use crate::suite::live_tests;
 
 live_tests! {
     ErofsHandler: pods_start_beside_large_requests_that_wait,
-    Alone: a_layer_of_long_ways_is_cancelled_at_once,
-    Alone: images_of_long_ways_leave_others_their_turn,
-    Alone: images_of_large_configs_leave_others_their_turn,
+    Alone: a_layer_of_long_symlink_chains_is_cancelled_at_once,
+    Alone: images_of_long_symlink_chains_do_not_block_others,
+    Alone: images_of_large_configs_do_not_block_others,
     Alone: layers_built_ahead_share_one_memory_budget,
 }
 
@@ -96,8 +96,8 @@ fn pods_start_beside_large_requests_that_wait(node: &Node) -> Result<()> {
             let created = client.join().map_err(|_| anyhow!("a client panicked"))?;
             created.context("one that waits")?;
         }
-        let said = ordinary.context("the ordinary pod")?;
-        ensure!(said.output.trim() == HELLO_SAYS, "{said:?}");
+        let exit = ordinary.context("the ordinary pod")?;
+        ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
         Ok(())
     })?;
     cri.remove_all()?;
@@ -118,13 +118,13 @@ fn holds(dir: &Path, name: &str) -> Result<bool> {
     Ok(false)
 }
 
-fn a_layer_of_long_ways_is_cancelled_at_once(node: &Node) -> Result<()> {
+fn a_layer_of_long_symlink_chains_is_cancelled_at_once(node: &Node) -> Result<()> {
     let image = import(node, "ways", vec![long_ways("L", WAYS)?])?;
     let through = Through::start_by("resnap", node)?;
     for _ in 0..TRIES {
         let caller = unpack(&through, &image, ON)?;
         eventually("its ways are gone", DEADLINE, || {
-            // What is staged comes and goes while it is listed.
+            // Staged files may be removed during the listing.
             Ok(holds(&node.snapshotter_root(ON), "L253").unwrap_or(false))
         })?;
         let job = through.job("it runs", |job| job["state"] == "running")?;
@@ -140,7 +140,7 @@ fn a_layer_of_long_ways_is_cancelled_at_once(node: &Node) -> Result<()> {
     node.assert_no_active_snapshot(ON)
 }
 
-fn images_of_long_ways_leave_others_their_turn(node: &Node) -> Result<()> {
+fn images_of_long_symlink_chains_do_not_block_others(node: &Node) -> Result<()> {
     let ways = |image: &str| -> Result<Built> {
         let layers = (0..4).map(|layer| long_ways(&format!("{image}-{layer}-"), WAYS));
         import(node, image, layers.collect::<Result<_>>()?)
@@ -163,7 +163,7 @@ fn images_of_long_ways_leave_others_their_turn(node: &Node) -> Result<()> {
         return Err(error.context(format!("the jobs are {jobs:#?}")));
     }
     caller.report()?;
-    // Nothing of theirs stays.
+    // All their objects are removed.
     for job in through.jobs()? {
         through.resnap(&["cancel", &job["id"].to_string()])?;
     }
@@ -177,7 +177,7 @@ fn images_of_long_ways_leave_others_their_turn(node: &Node) -> Result<()> {
 /// The number of configs that would fill the window of a connection to containerd if all were read at once.
 const CONFIGS: usize = 12;
 
-fn images_of_large_configs_leave_others_their_turn(node: &Node) -> Result<()> {
+fn images_of_large_configs_do_not_block_others(node: &Node) -> Result<()> {
     let mut hostile = Vec::new();
     for number in 0..CONFIGS {
         let name = format!("docker.io/library/config-{number}:1");
@@ -240,7 +240,7 @@ fn bounded(node: &Node, on: &str, layer: Layer) -> Result<()> {
     node.assert_nothing_left(on)
 }
 
-/// The most memory that a process has had.
+/// Returns the most memory that a process has had.
 fn peak_kib(process: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -45,10 +45,10 @@ pub(super) fn connect(socket: &Path) -> Result<UnixStream> {
 
 /// Checks that the other side closes the connection.
 pub(super) fn ends(mut stream: UnixStream) -> Result<()> {
-    let mut said = Vec::new();
-    match stream.read_to_end(&mut said) {
+    let mut received = Vec::new();
+    match stream.read_to_end(&mut received) {
         Ok(_) => Ok(()),
-        // With something of ours unread.
+        // The other side has unread data.
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -72,7 +72,7 @@ impl Frames {
             .frame(WINDOW_UPDATE, 0, 0, &more)
     }
 
-    /// The headers of a call.
+    /// Returns the headers of a call.
     pub(super) fn headers(self, stream: u32, path: &str, namespace: &str) -> Self {
         let mut block = block(path);
         field(&mut block, "containerd-namespace", namespace);

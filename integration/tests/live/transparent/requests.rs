@@ -8,8 +8,8 @@ use prost::encoding::{WireType, encode_key, encode_varint};
 const RUNTIME: &str = "/runtime.v1.RuntimeService/";
 const IMAGE: &str = "/runtime.v1.ImageService/";
 
-/// What a request has besides fields that no version knows. It is about what is not there, so that
-/// nothing is done to anybody.
+/// The content of a request besides fields that no version knows. It names objects that do not exist, so that
+/// the request has no effect.
 #[derive(Clone, Copy)]
 enum Known {
     Nothing,
@@ -69,7 +69,7 @@ const IMAGE_METHODS: [(&str, Known); 6] = [
     ("ImageFsInfo", Known::Nothing),
 ];
 
-/// The full paths of all methods, each with a message.
+/// Returns the full paths of all methods, each with a message.
 pub(super) fn all() -> Vec<(String, Vec<u8>)> {
     let runtime = RUNTIME_METHODS.map(|method| (RUNTIME, method));
     let image = IMAGE_METHODS.map(|method| (IMAGE, method));
@@ -80,12 +80,12 @@ pub(super) fn all() -> Vec<(String, Vec<u8>)> {
     .collect()
 }
 
-/// A request for a container in a pod that is not there.
+/// Returns a request for a container in a pod that is not there.
 pub(super) fn create_container() -> Vec<u8> {
     message(Known::Container, 1)
 }
 
-/// A message of this many bytes that is one field which nobody knows.
+/// Returns a message of this many bytes that is one field which nobody knows.
 pub(super) fn large(length: usize) -> Vec<u8> {
     let mut message = Vec::new();
     // With three bytes of a key and four of a length.

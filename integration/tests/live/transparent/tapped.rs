@@ -143,7 +143,7 @@ impl TappedProxy {
         let left = Some(End::Reset(Reason::CANCEL));
         let pair = self.last_pair(|pair| pair.1.request.end == left);
         let (front, mut back) = pair.context("nobody told containerd that the client left")?;
-        // What was on its way to the client when it left came to nobody.
+        // Data in transit when the client disconnected was lost.
         back.reply.body.truncate(front.reply.body.len());
         ensure!(front == back, "differs: {}", differ(&front, &back));
         Ok(())

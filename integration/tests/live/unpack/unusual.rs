@@ -15,10 +15,10 @@ use crate::suite::live_tests;
 use super::assert_labels;
 
 live_tests! {
-    Containerd: odd_of_any_config_type,
-    Containerd: odd_with_more_than_layers,
-    Containerd: odd_of_another_platform_than_listed,
-    Containerd: odd_of_more_layers_than_are_mounted,
+    Containerd: odd_config_types,
+    Containerd: odd_entries_beside_the_layers,
+    Containerd: odd_platform_differs_from_the_index,
+    Containerd: odd_more_layers_than_can_be_mounted,
 }
 
 fn layer(text: &str) -> Result<Layer> {
@@ -41,7 +41,7 @@ fn assert_taken(node: &Node, image: &Built) -> Result<()> {
 }
 
 /// Old pushes have no type for the config, and others have one of their own.
-fn odd_of_any_config_type(node: &Node) -> Result<()> {
+fn odd_config_types(node: &Node) -> Result<()> {
     for (name, edit) in [
         (
             "octets",
@@ -81,7 +81,7 @@ fn odd_of_any_config_type(node: &Node) -> Result<()> {
 }
 
 /// Entries beside the layers are ignored.
-fn odd_with_more_than_layers(node: &Node) -> Result<()> {
+fn odd_entries_beside_the_layers(node: &Node) -> Result<()> {
     let image = ImageBuilder::new("docker.io/library/notes:1")
         .docker()
         .layer(layer("lower")?)
@@ -110,7 +110,7 @@ fn odd_with_more_than_layers(node: &Node) -> Result<()> {
     node.unpack("native", &image.reference)?;
     let snapshots = node.snapshots("native")?;
     ensure!(snapshots.len() == image.layers.len(), "{snapshots:?}");
-    // What is told of the layers above holds layers only.
+    // The label with the layers above contains layers only.
     assert_labels(node, "native", &image, &[])?;
     let layers = node
         .resnap(&["check", "--json", &image.reference])?
@@ -132,7 +132,7 @@ fn warns(warnings: &[String], words: &[&str]) -> bool {
 }
 
 /// If config and index disagree, the index is used and `check` warns.
-fn odd_of_another_platform_than_listed(node: &Node) -> Result<()> {
+fn odd_platform_differs_from_the_index(node: &Node) -> Result<()> {
     let (os, host) = host_platform();
     let image = |name: &str, architecture: &str, edit: fn(&mut Value)| {
         let image = Index::new(&format!("docker.io/library/{name}:1"))
@@ -166,7 +166,7 @@ fn odd_of_another_platform_than_listed(node: &Node) -> Result<()> {
 }
 
 /// `check` warns of images that neither containerd nor the kernel can mount.
-fn odd_of_more_layers_than_are_mounted(node: &Node) -> Result<()> {
+fn odd_more_layers_than_can_be_mounted(node: &Node) -> Result<()> {
     let image = |layers: usize| {
         let name = format!("docker.io/library/tall:{layers}");
         let tall = (0..layers).map(|number| layer(&number.to_string()));
@@ -177,19 +177,19 @@ fn odd_of_more_layers_than_are_mounted(node: &Node) -> Result<()> {
         anyhow::Ok(image)
     };
     let on = ["--snapshotter", "overlayfs"];
-    let ended = |image: &Built| {
+    let warnings = |image: &Built| {
         let check = [&["check", "--json", &*image.reference], &on[..]].concat();
-        let ended = node.resnap(&check)?;
-        let check: Value = serde_json::from_str(&ended.stdout).context("no answer")?;
+        let output = node.resnap(&check)?;
+        let check: Value = serde_json::from_str(&output.stdout).context("no answer")?;
         anyhow::Ok(serde_json::from_value::<Vec<String>>(
             check[0]["warnings"].clone(),
         )?)
     };
-    let told = ended(&image(501)?)?;
+    let told = warnings(&image(501)?)?;
     ensure!(warns(&told, &["overlayfs", "501", "500"]), "{told:?}");
-    let told = ended(&image(490)?)?;
+    let told = warnings(&image(490)?)?;
     ensure!(warns(&told, &["overlayfs", "490", "4096"]), "{told:?}");
-    let told = ended(&image(100)?)?;
+    let told = warnings(&image(100)?)?;
     ensure!(told.is_empty(), "{told:?}");
     Ok(())
 }

@@ -132,7 +132,10 @@ fn cancellation_is_checked_for_each_entry() {
         kind: EntryKind::Whiteout,
         ..directory("d", 0)
     };
-    second.write_entry(&whiteout).unwrap_err();
+    let fault = second.write_entry(&whiteout).unwrap_err();
+    let path = whiteout.path;
+    let error = Error::Entry { path, fault }.unwrap_stop_reason();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
     assert!(full.at("d/e/file").exists());
 }
 

@@ -5,15 +5,16 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use resnap_layer::testing::typeflag;
 
 use crate::testing::{Item, RECORD, compare, layers};
 
 const CASES: u32 = 200;
 
-/// A directory.
+/// Returns a directory.
 fn directory(path: &str, mode: u32) -> Item {
     Item {
-        kind: tar::EntryType::Directory,
+        kind: typeflag::DIRECTORY,
         path: path.to_owned(),
         target: "",
         mode,
@@ -37,7 +38,7 @@ fn below() -> Vec<Vec<Item>> {
         directory("a-/b", 0o1777),
     ];
     let opaque = Item {
-        kind: tar::EntryType::Regular,
+        kind: typeflag::REGULAR,
         ..directory("b/.wh..wh..opq", 0)
     };
     let top = vec![directory("a/b", 0o700), directory("b", 0o711), opaque];

@@ -158,7 +158,7 @@ fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
     })
 }
 
-/// An entry as the program in Go writes it.
+/// Returns an entry as the program in Go writes it.
 fn shown(entry: &Entry, data: &Data) -> String {
     let (kind, detail) = match &entry.kind {
         EntryKind::Whiteout => {

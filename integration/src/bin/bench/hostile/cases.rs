@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Those who harm.
+//! The hostile cases.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -224,7 +224,7 @@ fn configs(tenants: &Tenants) -> Result<Begin> {
             let (cri, sandbox) = (tenants.cri()?, tenants.hostile.clone());
             harm.clients.push(std::thread::spawn(move || {
                 for _ in 0..TRIES {
-                    // That it cannot be unpacked is what it is for.
+                    // The image is meant to be refused.
                     let _ = cri.create_container(&sandbox, "hostile", &image.reference, &[]);
                 }
             }));

@@ -53,11 +53,11 @@ impl Client {
         Ok(Self { stop, thread })
     }
 
-    /// The time of each call.
+    /// Returns the time of each call.
     pub(super) fn end(self) -> Result<Vec<Duration>> {
         self.stop.store(true, Ordering::Relaxed);
-        let ended = self.thread.join();
-        ended.map_err(|_| anyhow!("the other client panicked"))?
+        let joined = self.thread.join();
+        joined.map_err(|_| anyhow!("the other client panicked"))?
     }
 }
 
@@ -78,13 +78,13 @@ async fn calls(wire: &Wire, stop: &AtomicBool) -> Result<Vec<Duration>> {
         });
     }
     let mut samples = Vec::with_capacity(calls.len());
-    while let Some(ended) = calls.join_next().await {
-        samples.push(ended.context("a call's task")??);
+    while let Some(call) = calls.join_next().await {
+        samples.push(call.context("a call's task")??);
     }
     Ok(samples)
 }
 
-/// Has a container created of an image, and tells what became of it.
+/// Creates a container of an image, and returns the result.
 pub(super) fn container(
     socket: &Path,
     logs: &Path,

@@ -43,7 +43,7 @@ pub(super) struct Harm {
 }
 
 impl Harm {
-    /// Whether all is done that was asked for, or all that is left waits.
+    /// Returns whether all requests are done, or all others wait.
     pub(super) fn is_over(&self, tenants: &Tenants) -> Result<bool> {
         let asks = || self.clients.iter().any(|client| !client.is_finished());
         Ok(self.held.is_some() || (!asks() && tenants.jobs()?.is_empty()))
@@ -93,7 +93,7 @@ impl Tenants {
         client(&self.setup, &self.resnap, self.tap.as_ref(), &self.dir)
     }
 
-    /// A client of `resnap serve` for the CRI.
+    /// Returns a client of `resnap serve` for the CRI.
     pub(super) fn cri(&self) -> Result<Cri> {
         Cri::connect(&self.served.socket, &self.setup.containerd.scratch())
     }
@@ -103,7 +103,7 @@ impl Tenants {
         self.setup.containerd.scratch().join(format!("{name}.tar"))
     }
 
-    /// The images that are being unpacked.
+    /// Returns the images that are being unpacked.
     pub(super) fn jobs(&self) -> Result<Vec<Value>> {
         let listed = self.resnap().args(["jobs", "--json"]).output()?;
         ensure!(listed.status.success(), "{listed:?}");

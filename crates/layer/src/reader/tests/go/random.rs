@@ -262,7 +262,7 @@ fn sparse(random: &mut Random) -> String {
     }
 }
 
-/// A header with its data.
+/// Returns a header with its data.
 fn header(random: &mut Random) -> String {
     let kind = random.text(&TYPES);
     let data = match kind {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Makes the checksums of tar headers right, so that what is behind them is reached.
+//! Corrects the checksums of tar headers, so that the parser gets past them.
 
-/// A copy of `stream` in which every block that says it is a header has a right checksum.
-pub fn mend(stream: &[u8]) -> Vec<u8> {
+/// Returns a copy of `stream` in which every block with the magic of a header has a correct checksum.
+pub fn correct(stream: &[u8]) -> Vec<u8> {
     let mut stream = stream.to_vec();
     for block in stream.chunks_exact_mut(512) {
         if block[257..262] != *b"ustar" {
