@@ -12,7 +12,10 @@ use crate::{Malformed, digest, v1};
 impl From<LayerState> for v1::LayerState {
     fn from(state: LayerState) -> Self {
         let state = match state {
-            LayerState::Committed { labels } => {
+            LayerState::Committed {
+                labels,
+                copied_from,
+            } => {
                 let (reference, missing_labels) = match labels {
                     LabelState::Complete(reference) => (Some(reference), Vec::new()),
                     LabelState::Missing(missing) => (None, missing),
@@ -20,6 +23,7 @@ impl From<LayerState> for v1::LayerState {
                 State::Committed(v1::Committed {
                     reference,
                     missing_labels,
+                    copied_from,
                 })
             }
             LayerState::Missing => State::Missing(v1::Missing {}),
@@ -39,6 +43,7 @@ impl TryFrom<v1::LayerState> for LayerState {
                     Some(reference) => LabelState::Complete(reference),
                     None => LabelState::Missing(committed.missing_labels),
                 },
+                copied_from: committed.copied_from,
             },
             State::Missing(v1::Missing {}) => Self::Missing,
             State::Unknown(reason) => Self::Unknown { reason },
@@ -128,7 +133,10 @@ mod tests {
     #[test]
     fn a_check_survives_its_message() {
         let digest = Digest::sha256(b"layer");
-        let committed = |labels| LayerState::Committed { labels };
+        let committed = |labels| LayerState::Committed {
+            labels,
+            copied_from: Some("overlayfs".to_owned()),
+        };
         let states = [
             committed(LabelState::Complete("docker.io/library/web:1".to_owned())),
             committed(LabelState::Missing(vec!["a".to_owned()])),

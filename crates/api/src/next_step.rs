@@ -96,7 +96,7 @@ fn image_step(error: &UnpackError) -> Option<String> {
 fn content_step(error: &UnpackError, namespace: &str) -> Option<String> {
     Some(match error {
         UnpackError::MissingBlob { fetch, .. } => format!(
-            "{}; containerd's discard_unpacked_layers removes layers",
+            "{}, or add an archive of the image (`resnap unpack --from FILE`); containerd's discard_unpacked_layers removes layers",
             fetch_step(fetch, namespace)
         ),
         UnpackError::MissingForeignBlob { digest, .. } => format!(

@@ -119,8 +119,12 @@ pub(crate) struct UnpackArguments {
     /// layers, if they are not in use, and unpack them again
     #[arg(long)]
     pub(crate) repair: bool,
-    /// Draw the stages of each layer over time (wait, read, inflate, hash, write, commit) as SVG; the
-    /// report of --json has the same data
+    /// Take missing layers from this OCI layout, OCI archive or `docker save` archive, or from those in
+    /// this directory, before other sources; may be repeated. The image is unpacked in this process
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) from: Vec<PathBuf>,
+    /// Draw the stages of each layer over time (wait, fetch, read, inflate, hash, write, commit) as SVG;
+    /// the report of --json has the same data
     #[arg(long, value_name = "FILE")]
     pub(crate) timeline: Option<PathBuf>,
     /// The platform, such as linux/arm64 or 'linux(+erofs)/amd64'. The default is that of this machine,

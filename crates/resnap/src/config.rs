@@ -12,7 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ArgMatches;
 use resnap_applier::{ApplierSettings, Differ, MEMORY, STALL};
 use resnap_containerd::DEFAULT_ADDRESS;
@@ -22,10 +22,13 @@ use resnap_unpacker::Configuration;
 
 use crate::args::{Common, ServeArguments};
 
-pub(crate) use file::Rule;
 use file::{File, UnpackSection};
+pub(crate) use file::{Rule, SiblingWord, SourceName};
 use setting::Overrides;
 pub(crate) use setting::{Setting, Source};
+
+/// The default directory of archives.
+const ARCHIVES: &str = "/var/lib/resnap/archives";
 
 /// The configuration.
 #[derive(Debug)]
@@ -54,6 +57,11 @@ pub(crate) struct Config {
     /// The three settings above and the differs of the snapshotters.
     pub(crate) applier: ApplierSettings,
     pub(crate) profiles: Profiles,
+    /// The sources of layers whose blobs are missing, in order.
+    pub(crate) sources: Setting<Vec<SourceName>>,
+    pub(crate) sibling: Setting<SiblingWord>,
+    /// Archives and OCI layouts, and directories of them.
+    pub(crate) archives: Setting<Vec<PathBuf>>,
     /// The names of the profiles that the file changes.
     changed_profiles: Vec<String>,
 }
@@ -131,8 +139,31 @@ impl Config {
             stall,
             applier,
             profiles,
+            sources: Setting::of_file(
+                file.sources.order,
+                vec![SourceName::Archive, SourceName::Sibling],
+            ),
+            sibling: Setting::of_file(file.sources.sibling, SiblingWord::WhenMissing),
+            archives: Setting::of_file(file.sources.archives, vec![ARCHIVES.into()]),
             changed_profiles,
         })
+    }
+
+    /// Makes these archives the first source of missing layers.
+    ///
+    /// # Errors
+    /// One of them does not exist.
+    pub(crate) fn prepend_archives(&mut self, paths: &[PathBuf]) -> Result<()> {
+        for path in paths {
+            path.metadata()
+                .with_context(|| format!("--from {path:?}"))?;
+        }
+        let archives = &mut self.archives.value;
+        archives.splice(0..0, paths.iter().cloned());
+        let sources = &mut self.sources.value;
+        sources.retain(|source| *source != SourceName::Archive);
+        sources.insert(0, SourceName::Archive);
+        Ok(())
     }
 
     /// Returns the path of containerd's socket.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use resnap_applier::InProcessApplier;
+use resnap_archive::ArchiveSource;
 use resnap_containerd::Client;
 use resnap_core::ManifestPreference;
 use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
-use resnap_unpacker::{Engine, EngineObserver, EngineSettings, UnpackError};
+use resnap_unpacker::{Engine, EngineObserver, EngineSettings, Source, UnpackError};
 
-use crate::config::Config;
+use crate::config::{Config, SiblingWord, SourceName};
 
 /// Returns an engine for read-only commands. It takes no locks.
 pub(crate) async fn engine(config: &Config) -> Result<Engine> {
@@ -39,12 +40,30 @@ pub(crate) async fn observed_engine(
 async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine> {
     settings.profiles = config.profiles.clone();
     settings.configurations.clone_from(&config.unpack.value);
+    settings.sources = sources(config);
     let client = Client::connect(&config.address.value)
         .await
         .map_err(UnpackError::from)?;
     let mut ports = client.ports();
     ports.applier = Arc::new(InProcessApplier::new(&ports, config.applier.clone()));
     Ok(Engine::new(ports, &config.namespace.value, settings)?)
+}
+
+/// Returns the sources of layers whose blobs are missing, in order.
+fn sources(config: &Config) -> Vec<Source> {
+    let sources = config.sources.value.iter().filter_map(|name| match name {
+        SourceName::Archive => {
+            let source = ArchiveSource::new(&config.archives.value);
+            Some(Source::Blobs(Arc::new(source)))
+        }
+        SourceName::Sibling => match config.sibling.value {
+            SiblingWord::Never => None,
+            word => Some(Source::Sibling {
+                always: word == SiblingWord::Always,
+            }),
+        },
+    });
+    sources.collect()
 }
 
 /// Returns the preference by which this containerd chooses manifests for containers.

@@ -60,7 +60,7 @@ fn run(
         Command::Serve(serve) | Command::Config(ConfigCommand::Explain(serve)) => Some(serve),
         _ => None,
     };
-    let config = Config::load(&common, serve, matches)?;
+    let mut config = Config::load(&common, serve, matches)?;
     output.set_namespace(&config.namespace.value);
     let sockets = match &command {
         Command::Serve(_) => Sockets::handed_over()?,
@@ -72,7 +72,13 @@ fn run(
     runtime.block_on(async {
         match command {
             Command::Unpack(arguments) => {
-                let executor = Executor::find(&config, working_engine(&config)).await?;
+                let executor = match arguments.from.is_empty() {
+                    true => Executor::find(&config, working_engine(&config)).await?,
+                    false => {
+                        config.prepend_archives(&arguments.from)?;
+                        Executor::Local(working_engine(&config).await?)
+                    }
+                };
                 unpack::run(&executor, arguments, output).await
             }
             Command::Serve(_) => daemon::run(&config, sockets).await,

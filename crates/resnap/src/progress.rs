@@ -42,10 +42,11 @@ impl Progress {
         let line = printable(&line).into_owned();
         let (Some(terminal), Some(Some(bars))) = (&self.terminal, self.images.get_mut(number))
         else {
-            let is_shown = !matches!(
-                event.phase,
-                Phase::Planned | Phase::Prepared | Phase::Progress
-            ) && !(event.phase == Phase::Fetching && event.read.is_some());
+            let is_shown = match event.phase {
+                Phase::Planned | Phase::Prepared | Phase::Progress => false,
+                Phase::Fetching => event.read.is_none(),
+                _ => true,
+            };
             if is_shown {
                 // Progress is optional; standard error may be closed.
                 let _ = writeln!(io::stderr(), "{line}");

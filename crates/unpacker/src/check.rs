@@ -11,6 +11,7 @@ use resnap_core::{
 use serde::Serialize;
 
 use crate::backend::Backend;
+use crate::sources::COPIED_FROM;
 use crate::{Plan, UnpackError, warnings};
 
 /// The readiness of an image on some snapshotters.
@@ -111,6 +112,10 @@ pub enum LayerState {
     Committed {
         /// The state of its labels.
         labels: LabelState,
+        /// The snapshotter that the layer was copied from, if it was not made from its blob
+        /// ([`COPIED_FROM`]).
+        #[serde(skip_serializing_if = "Option::is_none")]
+        copied_from: Option<String>,
     },
     /// The layer has no committed snapshot.
     Missing,
@@ -142,7 +147,10 @@ impl LayerState {
             Some(reference) if missing.is_empty() => LabelState::Complete(reference.clone()),
             _ => LabelState::Missing(missing.into_iter().map(str::to_owned).collect()),
         };
-        Self::Committed { labels }
+        Self::Committed {
+            labels,
+            copied_from: info.labels.get(COPIED_FROM).cloned(),
+        }
     }
 
     /// Returns whether a container can stand on the layer.
@@ -151,9 +159,11 @@ impl LayerState {
             Self::Missing | Self::Unknown { .. } => false,
             Self::Committed {
                 labels: LabelState::Complete(_),
+                ..
             } => true,
             Self::Committed {
                 labels: LabelState::Missing(_),
+                ..
             } => !needs_labels,
         }
     }

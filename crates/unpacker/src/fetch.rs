@@ -104,10 +104,11 @@ async fn open(chain: &Chain, blob: &MissingBlob, name: &str) -> Result<Option<Bo
         let scope = chain.lease.scope().await?.clone();
         match writer.ingest(&scope, name, &blob.descriptor).await {
             Ok(ingest) => return Ok(Some(ingest)),
-            Err(error) if error.is_already_exists() => match adopt(chain, blob).await? {
-                true => return Ok(None),
-                false => {}
-            },
+            Err(error) if error.is_already_exists() => {
+                if adopt(chain, blob).await? {
+                    return Ok(None);
+                }
+            }
             Err(error) if error.kind() == Kind::Unavailable => {
                 let written = writer.written(&scope, name).await.ok();
                 if written != progress.0 {

@@ -27,6 +27,7 @@ mod features;
 mod hostile;
 mod metrics;
 mod misbehaving;
+mod missing;
 mod node;
 mod nydus;
 mod policy;
@@ -82,6 +83,7 @@ fn tests() -> Vec<Test> {
         proxy::TESTS,
         repair::TESTS,
         misbehaving::TESTS,
+        missing::TESTS,
         sockets::TESTS,
         systemd::TESTS,
         tap::TESTS,

@@ -90,21 +90,27 @@ fn describe(state: &LayerState, table: &Table) -> (&'static str, String) {
         LayerState::Missing => ("missing", "-".to_owned()),
         LayerState::Unknown { reason } => ("unknown", table.cut(reason, 72)),
         LayerState::Committed {
-            labels: LabelState::Complete(reference),
-        } => ("committed", format!("complete, of {reference}")),
-        LayerState::Committed {
-            labels: LabelState::Missing(missing),
-        } if missing.len() == NEEDED.len() => ("committed", "none".to_owned()),
-        LayerState::Committed {
-            labels: LabelState::Missing(missing),
+            labels,
+            copied_from,
         } => {
+            let mut text = labels_text(labels);
+            if let Some(snapshotter) = copied_from {
+                text += &format!("; copied from {snapshotter}");
+            }
+            ("committed", text)
+        }
+    }
+}
+
+fn labels_text(labels: &LabelState) -> String {
+    match labels {
+        LabelState::Complete(reference) => format!("complete, of {reference}"),
+        LabelState::Missing(missing) if missing.len() == NEEDED.len() => "none".to_owned(),
+        LabelState::Missing(missing) => {
             let names = missing
                 .iter()
                 .map(|label| label.rsplit('/').next().unwrap_or(label));
-            (
-                "committed",
-                format!("missing: {}", names.collect::<Vec<_>>().join(", ")),
-            )
+            format!("missing: {}", names.collect::<Vec<_>>().join(", "))
         }
     }
 }

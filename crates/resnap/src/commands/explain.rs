@@ -112,6 +112,16 @@ fn general(config: &Config) -> Vec<Row> {
         Row::of("stall", &config.stall, |stall| {
             Some(stall.as_secs().to_string())
         }),
+        Row::of("sources.order", &config.sources, |sources| {
+            let names = sources.iter().map(|source| source.as_str());
+            Some(names.collect::<Vec<_>>().join(", "))
+        }),
+        Row::of("sources.sibling", &config.sibling, |word| {
+            Some(word.as_str().to_owned())
+        }),
+        Row::of("sources.archives", &config.archives, |paths| {
+            Some(paths.iter().filter_map(path).collect::<Vec<_>>().join(", "))
+        }),
         Row::of("api.socket", &config.api_socket, path),
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())

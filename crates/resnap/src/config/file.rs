@@ -38,6 +38,7 @@ pub(super) struct File {
     pub(super) cri: CriSection,
     pub(super) api: ApiSection,
     pub(super) metrics: MetricsSection,
+    pub(super) sources: SourcesSection,
     pub(super) snapshotters: BTreeMap<String, SnapshotterSection>,
     pub(super) unpack: Option<Vec<UnpackSection>>,
     pub(super) prewarm: Vec<Rule>,
@@ -91,6 +92,51 @@ pub(super) struct ApiSection {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MetricsSection {
     pub(super) address: Option<SocketAddr>,
+}
+
+/// The sources of layers whose blobs are missing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SourcesSection {
+    pub(super) order: Option<Vec<SourceName>>,
+    pub(super) sibling: Option<SiblingWord>,
+    pub(super) archives: Option<Vec<PathBuf>>,
+}
+
+/// The name of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SourceName {
+    Archive,
+    Sibling,
+}
+
+impl SourceName {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Archive => "archive",
+            Self::Sibling => "sibling",
+        }
+    }
+}
+
+/// When layers are copied from another snapshotter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SiblingWord {
+    WhenMissing,
+    Always,
+    Never,
+}
+
+impl SiblingWord {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::WhenMissing => "when-missing",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
 }
 
 /// A rule for images that are unpacked in advance.

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A source of missing blobs on disk: OCI layouts, OCI archives and `docker save` archives.
+//!
+//! An archive is indexed once, and again when its size or time of modification has changed. Compressed
+//! archives are not read: a blob in them has no place of its own.
+
+mod index;
+mod source;
+
+pub use source::ArchiveSource;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

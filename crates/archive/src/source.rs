@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The blob source.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use resnap_core::{BlobSource, ByteStream, Digest, Error, Kind, MissingBlob, Result};
+use tokio::task::spawn_blocking;
+
+use crate::index::{Index, index};
+
+/// The size of the pieces of a blob.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// `O_NONBLOCK`: a FIFO in the place of a file must not block.
+const NON_BLOCKING: i32 = 0o4000;
+
+/// The blobs in OCI layouts, OCI archives and `docker save` archives. Clones share the indexes of the
+/// archives.
+#[derive(Debug, Clone)]
+pub struct ArchiveSource {
+    paths: Arc<[PathBuf]>,
+    indexes: Arc<Mutex<HashMap<PathBuf, Indexed>>>,
+}
+
+/// The version of an archive: its inode, size and time of modification.
+type Version = (u64, u64, i64, i64);
+
+/// The index of a version of an archive.
+type Indexed = (Version, Arc<Index>);
+
+/// A file that has a blob.
+struct Found {
+    file: File,
+    offset: u64,
+    size: u64,
+}
+
+impl ArchiveSource {
+    /// Returns the source of the blobs at these paths. Each is an archive, an OCI layout, or a directory
+    /// of archives and layouts. Paths may come and go; one that does not exist has no blobs.
+    pub fn new(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        Self {
+            paths: paths.into_iter().map(Into::into).collect(),
+            indexes: Arc::default(),
+        }
+    }
+
+    async fn find(&self, blob: &MissingBlob) -> Result<Option<Found>> {
+        let digest = blob.descriptor.digest.clone();
+        let (this, wanted) = (self.clone(), digest.clone());
+        let found = spawn_blocking(move || this.find_blocking(&wanted));
+        let found = found.await.map_err(io::Error::other);
+        found
+            .and_then(|found| found)
+            .map_err(|error| failed(digest.as_str(), error))
+    }
+
+    fn find_blocking(&self, digest: &Digest) -> io::Result<Option<Found>> {
+        for path in self.candidates() {
+            let found = match path.is_dir() {
+                true => in_layout(&path, digest),
+                false => self.in_archive(&path, digest),
+            };
+            match found {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                // One bad file must not hide the others.
+                Err(error) => tracing::debug!(?path, %error, "the archive cannot be read"),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the archives and layouts.
+    fn candidates(&self) -> Vec<PathBuf> {
+        let mut candidates = Vec::new();
+        for path in &*self.paths {
+            match path.read_dir() {
+                Ok(entries) if !is_layout(path) => {
+                    let mut inside: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+                    inside.retain(|path| path.is_file() || is_layout(path));
+                    inside.sort();
+                    candidates.extend(inside);
+                }
+                _ => candidates.push(path.clone()),
+            }
+        }
+        candidates
+    }
+
+    fn in_archive(&self, path: &Path, digest: &Digest) -> io::Result<Option<Found>> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let metadata = file.metadata()?;
+        let version = (
+            metadata.ino(),
+            metadata.size(),
+            metadata.mtime(),
+            metadata.mtime_nsec(),
+        );
+        let known = {
+            let indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+            indexes.get(path).cloned()
+        };
+        let index = match known {
+            Some((known, index)) if known == version => index,
+            _ => {
+                let index = Arc::new(index(path)?);
+                let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+                indexes.insert(path.to_owned(), (version, Arc::clone(&index)));
+                index
+            }
+        };
+        Ok(index.get(digest).map(|place| Found {
+            file,
+            offset: place.offset,
+            size: place.size,
+        }))
+    }
+}
+
+fn is_layout(path: &Path) -> bool {
+    path.join("oci-layout").is_file()
+}
+
+fn in_layout(path: &Path, digest: &Digest) -> io::Result<Option<Found>> {
+    let parts = digest.as_str().split(':');
+    let path = parts.fold(path.join("blobs"), |path, part| path.join(part));
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(NON_BLOCKING)
+        .open(path);
+    let file = match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file().then(|| Found {
+        size: metadata.size(),
+        file,
+        offset: 0,
+    }))
+}
+
+fn failed(subject: &str, error: io::Error) -> Error {
+    Error::new(Kind::Unavailable, "read from an archive", subject).with_source(error)
+}
+
+#[async_trait]
+impl BlobSource for ArchiveSource {
+    fn name(&self) -> &'static str {
+        "archive"
+    }
+
+    async fn has(&self, blob: &MissingBlob) -> Result<bool> {
+        Ok(self.find(blob).await?.is_some())
+    }
+
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
+        let subject = blob.descriptor.digest.to_string();
+        let Some(found) = self.find(blob).await? else {
+            let paths: Vec<_> = self.paths.iter().map(|path| path.display()).collect();
+            let error = Error::new(Kind::NotFound, "find in an archive", subject);
+            return Err(error.with_source(format!("no archive in {paths:?} has it")));
+        };
+        let Found {
+            mut file,
+            offset: start,
+            size,
+        } = found;
+        let sought = file.seek(SeekFrom::Start(start.saturating_add(offset)));
+        sought.map_err(|error| failed(&subject, error))?;
+        let rest = size.saturating_sub(offset);
+        let pieces = stream::unfold(Some((file, rest)), move |state| {
+            let subject = subject.clone();
+            async move {
+                let (file, rest) = state.filter(|(_, rest)| *rest > 0)?;
+                let read = spawn_blocking(move || read_piece(file, rest)).await;
+                let read = read.map_err(io::Error::other).and_then(|read| read);
+                Some(match read {
+                    Ok((piece, file)) => {
+                        let rest = rest - piece.len() as u64;
+                        (Ok(piece), Some((file, rest)))
+                    }
+                    Err(error) => (Err(failed(&subject, error)), None),
+                })
+            }
+        });
+        Ok(pieces.boxed())
+    }
+}
+
+fn read_piece(mut file: File, rest: u64) -> io::Result<(Bytes, File)> {
+    let length = usize::try_from(rest).map_or(PIECE_BYTES, |rest| rest.min(PIECE_BYTES));
+    let mut piece = vec![0; length];
+    file.read_exact(&mut piece)?;
+    Ok((piece.into(), file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use resnap_core::Descriptor;
+
+    use super::*;
+
+    fn blob(bytes: &[u8]) -> MissingBlob {
+        MissingBlob {
+            descriptor: Descriptor {
+                media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+                digest: Digest::sha256(bytes),
+                size: bytes.len() as u64,
+                annotations: Default::default(),
+                platform: None,
+            },
+            reference: None,
+            repositories: Default::default(),
+            pod: None,
+        }
+    }
+
+    async fn read(source: &ArchiveSource, blob: &MissingBlob, offset: u64) -> Result<Vec<u8>> {
+        let mut stream = source.open(blob, offset).await?;
+        let mut bytes = Vec::new();
+        while let Some(piece) = stream.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        Ok(bytes)
+    }
+
+    fn add(archive: &mut tar::Builder<File>, name: &str, bytes: &[u8]) {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    }
+
+    fn archive(path: &Path, files: &[(&str, &[u8])]) {
+        let mut archive = tar::Builder::new(File::create(path).unwrap());
+        for (name, bytes) in files {
+            add(&mut archive, name, bytes);
+        }
+        archive.finish().unwrap();
+    }
+
+    #[tokio::test]
+    async fn layouts_and_archives_are_read_from_any_offset() {
+        let dir = tempfile::tempdir().unwrap();
+        let large = vec![7; PIECE_BYTES + 5];
+        let blobs: [&[u8]; 3] = [b"in a layout", &large, b"saved"];
+        let [in_layout, in_archive, saved] = blobs.map(blob);
+        let encoded = |blob: &MissingBlob| blob.descriptor.digest.encoded().to_owned();
+
+        let layout = dir.path().join("layout/blobs/sha256");
+        fs::create_dir_all(&layout).unwrap();
+        fs::write(dir.path().join("layout/oci-layout"), "{}").unwrap();
+        fs::write(layout.join(encoded(&in_layout)), blobs[0]).unwrap();
+        let name = format!("./blobs/sha256/{}", encoded(&in_archive));
+        archive(&dir.path().join("oci.tar"), &[(&name, blobs[1])]);
+        let config = format!(
+            r#"{{"rootfs":{{"diff_ids":["{}"]}}}}"#,
+            saved.descriptor.digest
+        );
+        archive(
+            &dir.path().join("saved.tar"),
+            &[
+                ("abc/layer.tar", blobs[2]),
+                ("c.json", config.as_bytes()),
+                (
+                    "manifest.json",
+                    br#"[{"Config":"c.json","Layers":["abc/layer.tar"]}]"#,
+                ),
+            ],
+        );
+        fs::write(dir.path().join("other.txt"), "no archive").unwrap();
+
+        let source = ArchiveSource::new([dir.path()]);
+        for (bytes, blob) in blobs.iter().zip([in_layout, in_archive, saved]) {
+            assert!(source.has(&blob).await.unwrap());
+            for offset in [0, 3, bytes.len()] {
+                let read = read(&source, &blob, offset as u64).await.unwrap();
+                assert_eq!(read, bytes[offset..]);
+            }
+        }
+        let missing = blob(b"nowhere");
+        assert!(!source.has(&missing).await.unwrap());
+        let error = read(&source, &missing, 0).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn an_archive_that_changes_is_indexed_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("oci.tar");
+        let source = ArchiveSource::new([&path]);
+        let (first, second) = (blob(b"first"), blob(b"the second"));
+        assert!(!source.has(&first).await.unwrap());
+        for (bytes, blob) in [(&b"first"[..], &first), (b"the second", &second)] {
+            let name = format!("blobs/sha256/{}", blob.descriptor.digest.encoded());
+            archive(&path, &[(&name, bytes), ("padding", bytes)]);
+            assert!(source.has(blob).await.unwrap());
+        }
+        assert!(!source.has(&first).await.unwrap());
+    }
+}
