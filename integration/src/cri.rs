@@ -159,6 +159,21 @@ impl Cri {
         Ok(Sandbox { id, config })
     }
 
+    /// `PullImage` with these credentials, a user and a password. Returns the image's ID.
+    pub fn pull_image(&self, image: &str, credentials: Option<(&str, &str)>) -> Result<String> {
+        let request = m::PullImageRequest {
+            image: Some(m::ImageSpec {
+                image: image.to_owned(),
+            }),
+            auth: credentials.map(|(username, password)| m::AuthConfig {
+                username: username.to_owned(),
+                password: password.to_owned(),
+            }),
+        };
+        let answer: m::Id = self.call_service("ImageService", "PullImage", request)?;
+        Ok(answer.id)
+    }
+
     /// `PodSandboxStatus(verbose)`: the answer's `info`.
     pub fn pod_sandbox_status(
         &self,
@@ -307,7 +322,15 @@ impl Cri {
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{method}"))?;
+        self.call_service("RuntimeService", method, request)
+    }
+
+    fn call_service<Q, A>(&self, service: &str, method: &str, request: Q) -> Result<A>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let path = PathAndQuery::try_from(format!("/runtime.v1.{service}/{method}"))?;
         let mut grpc =
             tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(16 << 20);
         let mut request = Request::new(request);

@@ -13,6 +13,15 @@ use anyhow::{Context, Result, bail};
 
 use crate::debian::Dist;
 
+/// The user and password of a private registry.
+pub const CREDENTIALS: (&str, &str) = ("user", "secret");
+
+/// The credentials as `htpasswd -B` writes them.
+const HTPASSWD: &str = "user:$2b$04$wcXgpF7/3i9RGSIZHj4eUeC7celYNOtEJ0JiSCo9djDI3FqmmgYOe\n";
+
+/// The file with the registry's access log.
+const LOG: &str = "access.log";
+
 /// The time that the registry has to answer after its start.
 const START: Duration = Duration::from_secs(10);
 
@@ -27,20 +36,37 @@ pub struct Registry {
 impl Registry {
     /// Starts one that keeps its blobs in `dir`, which is made.
     pub fn start(dist: &Dist, dir: &Path) -> Result<Self> {
+        Self::start_with(dist, dir, false)
+    }
+
+    /// Starts one that serves [`CREDENTIALS`] only.
+    pub fn start_private(dist: &Dist, dir: &Path) -> Result<Self> {
+        Self::start_with(dist, dir, true)
+    }
+
+    fn start_with(dist: &Dist, dir: &Path, is_private: bool) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("create {dir:?}"))?;
         // Free now, and nobody else on this loopback device looks for one.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let config = dir.join("config.yml");
-        let text = format!(
+        let mut text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
             dir.join("data").display()
         );
+        if is_private {
+            let passwords = dir.join("htpasswd");
+            fs::write(&passwords, HTPASSWD)?;
+            text += &format!(
+                "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+                passwords.display()
+            );
+        }
         fs::write(&config, text).with_context(|| format!("write {config:?}"))?;
         let child = Command::new(dist.tools().join("docker-registry"))
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(fs::File::create(dir.join(LOG))?)
             .stderr(Stdio::null())
             .spawn()
             .context("start docker-registry")?;
@@ -60,6 +86,23 @@ impl Registry {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(this)
+    }
+
+    /// Returns the requests so far, such as `GET /v2/web/blobs/sha256:…`, with the status of each.
+    pub fn requests(&self) -> Result<Vec<(String, u16)>> {
+        let log = fs::read_to_string(self.dir.join(LOG))?;
+        let lines = log.lines().filter_map(|line| {
+            let mut parts = line.split('"').skip(1);
+            let request = parts.next()?.strip_suffix(" HTTP/1.1")?;
+            let status = parts.next()?.split_whitespace().next()?;
+            Some((request.to_owned(), status.parse().ok()?))
+        });
+        Ok(lines.collect())
+    }
+
+    /// Returns the host and port.
+    pub fn host(&self) -> String {
+        format!("localhost:{}", self.address.port())
     }
 
     /// The reference of an image here; containerd takes registries by this name without TLS.

@@ -116,7 +116,8 @@ pub(crate) struct UnpackArguments {
     #[arg(long, short)]
     pub(crate) snapshotter: Option<String>,
     /// Repair layers that another client unpacked without labels: set the labels (nydus), or remove the
-    /// layers, if they are not in use, and unpack them again
+    /// layers, if they are not in use, and unpack them again. Layers that were copied from another
+    /// snapshotter are replaced from their blobs in the same way
     #[arg(long)]
     pub(crate) repair: bool,
     /// Take missing layers from this OCI layout, OCI archive or `docker save` archive, or from those in

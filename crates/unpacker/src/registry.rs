@@ -91,6 +91,8 @@ impl JobRegistry {
             pod: request.pod,
             plan,
             snapshotter,
+            // A person may want the proof that copies lack; a pod wants to start.
+            replace_copies: request.repair && !request.by_itself && !background,
             repair: request.repair,
             origin: request.origin,
             started: self.clock.now(),

@@ -3,11 +3,12 @@
 
 //! Repair of a chain that another client unpacked without labels.
 
-use resnap_core::{Kind, Labels, SnapshotKey, labels};
+use resnap_core::{Kind, Labels, SnapshotInfo, SnapshotKey, labels};
 
 use crate::UnpackError;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::plan::PlannedLayer;
+use crate::sources::COPIED_FROM;
 
 /// The result of an attempt to remove layers.
 enum Removal {
@@ -45,7 +46,7 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
             break;
         };
         present = index + 1;
-        if lowest.is_none() && !labels::missing(&info.labels).is_empty() {
+        if lowest.is_none() && needs_repair(chain, &info) {
             lowest = Some(index);
         }
     }
@@ -62,7 +63,7 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
         // While the lowest layer is the old one, so are those above: a layer that another repair
         // made meanwhile must not be removed.
         let old = chain.find(&layers[lowest]).await?;
-        if old.is_none_or(|info| labels::missing(&info.labels).is_empty()) {
+        if old.is_none_or(|info| !needs_repair(chain, &info)) {
             return Ok(Removal::Retry(None));
         }
         if let Some(obstacle) = remove(chain, index).await? {
@@ -70,6 +71,12 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
         }
     }
     Ok(Removal::Done)
+}
+
+/// Returns whether a layer lacks labels, or is a copy to be replaced.
+fn needs_repair(chain: &Chain, info: &SnapshotInfo) -> bool {
+    let is_copy = info.labels.contains_key(COPIED_FROM);
+    !labels::missing(&info.labels).is_empty() || chain.job.spec.replace_copies && is_copy
 }
 
 /// Removes a layer; returns the error if containerd refuses because of a child.

@@ -110,7 +110,8 @@ pub struct Request {
     pub user_reference: Option<String>,
     /// Whether layers that are present without labels are repaired: by setting the labels where
     /// that suffices (nydus in proxy mode), otherwise by removing the layers and unpacking them
-    /// again.
+    /// again. Unless [`Request::background`] or [`Request::by_itself`] is set, layers that were
+    /// copied from another snapshotter are replaced as well.
     pub repair: bool,
     /// Whether nobody waits for the job: its layers are written only while no job with waiters has
     /// work to do. The job becomes urgent when a request without this flag joins it.

@@ -30,6 +30,8 @@ pub(crate) struct JobSpec {
     pub(crate) pod: Option<String>,
     pub(crate) snapshotter: String,
     pub(crate) repair: bool,
+    /// Whether a repair also replaces layers that were copied from another snapshotter.
+    pub(crate) replace_copies: bool,
     pub(crate) origin: String,
     /// The time of day when the job started.
     pub(crate) started: SystemTime,

@@ -139,6 +139,7 @@ impl Supply {
                         Err(error) => self.add_tried(index, source.name(), error),
                     }
                 }
+                Source::Sibling { .. } if chain.job.spec.replace_copies => {}
                 Source::Sibling { .. } => {
                     let sibling = self.sibling.get_or_init(|| Sibling::find(chain)).await;
                     let copy = match sibling {

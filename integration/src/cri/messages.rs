@@ -85,6 +85,22 @@ pub(super) struct ImageSpec {
     pub(super) image: String,
 }
 
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AuthConfig {
+    #[prost(string, tag = "1")]
+    pub(super) username: String,
+    #[prost(string, tag = "2")]
+    pub(super) password: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<ImageSpec>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) auth: Option<AuthConfig>,
+}
+
 /// `ContainerMetadata`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ContainerMetadata {

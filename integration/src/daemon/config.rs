@@ -88,12 +88,14 @@ state = "{root}"
 [{cri}.containerd]
   snapshotter = "{}"
   disable_snapshot_annotations = {}
+  discard_unpacked_layers = {}
 {}"#,
             self.options.pause_image,
             self.root.display(),
             if nydus_only { "nydus" } else { "overlayfs" },
             // As nydus wants it; containerd labels what it pulls then.
             !self.options.nydus,
+            self.options.discard_layers,
             self.runtimes(cri),
         )
     }
@@ -107,6 +109,7 @@ state = "{root}"
 [{images}]
   snapshotter = "overlayfs"
   disable_snapshot_annotations = {}
+  discard_unpacked_layers = {}
 [{images}.pinned_images]
   sandbox = "{}"
 [{runtime}]
@@ -116,6 +119,7 @@ state = "{root}"
   conf_dir = "{}/cni"
 {}"#,
             !self.options.nydus,
+            self.options.discard_layers,
             self.options.pause_image,
             self.root.display(),
             self.runtimes(runtime),

@@ -15,6 +15,8 @@ pub struct Options {
     pub diff_order: Option<&'static [&'static str]>,
     /// The CRI's sandbox image.
     pub pause_image: String,
+    /// Whether the CRI discards the layers of an image once it has unpacked them.
+    pub discard_layers: bool,
     /// Puts all of its files on a tmpfs of this size, such as `6g`.
     pub tmpfs: Option<&'static str>,
 }
@@ -25,6 +27,7 @@ impl Default for Options {
             nydus: false,
             diff_order: None,
             pause_image: "docker.io/library/pause:1".to_owned(),
+            discard_layers: false,
             tmpfs: None,
         }
     }
