@@ -53,6 +53,8 @@
 mod below;
 mod chain;
 mod fault;
+mod item;
+mod listing;
 mod metadata;
 mod stated;
 mod stream;

@@ -104,7 +104,7 @@ fn directories(mounts: &[Mount]) -> Result<Vec<&str>, CopyFault> {
             true => option.starts_with(*refused),
             false => **option == *refused,
         };
-        REFUSED.iter().any(|refused| matches(refused))
+        REFUSED.iter().any(matches)
     };
     if let Some(option) = options.iter().find(is_refused) {
         return refuse(format!("the view has the mount option {option:?}"));

@@ -12,8 +12,9 @@ use resnap_layer::Extent;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
+use super::item::{Item, ItemKind};
 use super::tar::{BLOCK, MAP, Size, header, map};
-use super::walk::{Item, ItemKind, Walk};
+use super::walk::Walk;
 use crate::copy_fault::EntryFault;
 use crate::error::StreamError;
 use crate::inode::mtime;

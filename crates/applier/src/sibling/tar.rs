@@ -6,7 +6,7 @@
 use resnap_layer::path::{join, split};
 use resnap_layer::{EntryKind, Extent, Time};
 
-use super::walk::{Item, ItemKind};
+use super::item::{Item, ItemKind};
 
 /// Bytes of a block.
 pub(super) const BLOCK: usize = 512;

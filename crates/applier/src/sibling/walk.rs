@@ -10,12 +10,14 @@ use std::os::fd::OwnedFd;
 
 use resnap_layer::path::join;
 use resnap_layer::{EntryKind, Limits, Metadata};
-use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::below::Below;
 use super::chain::ChainLayer;
 use super::fault::Fault;
+use super::item::{Item, ItemKind};
+use super::listing::{Listing, NAME};
 use super::metadata::MetadataReader;
 use super::stated::{State, Time, state};
 use crate::beneath::open_beneath;
@@ -24,26 +26,6 @@ use crate::error::StreamError;
 use crate::guard::Guard;
 use crate::inode::{is_whiteout, mtime};
 use crate::xattr::has_default_acl;
-
-/// Bytes that a name or path takes besides its own.
-const NAME: u64 = 96;
-
-/// A file, directory or marker of a layer.
-#[derive(Debug)]
-pub(super) struct Item {
-    pub(super) path: Vec<u8>,
-    pub(super) kind: ItemKind,
-    pub(super) metadata: Metadata,
-}
-
-/// The type of an item.
-#[derive(Debug, PartialEq)]
-pub(super) enum ItemKind {
-    /// A file, which [`Walk::open`] opens.
-    File { size: u64, may_have_holes: bool },
-    /// All others.
-    Other(EntryKind),
-}
 
 /// A step of the walk.
 enum Step {
@@ -188,7 +170,7 @@ impl Walk {
         let stat = fs::fstat(&fd)?;
         self.is_mounted(&stat)?;
         let (own, is_opaque) = self.reader.read(&fd, b".", &stat)?;
-        let (files, directories) = self.list(&fd)?;
+        let Listing { files, directories } = Listing::read(&fd, self.count, &self.guard)?;
 
         self.guard.count_lookup(parents.len())?;
         let merged = self.below.merge(parents, &path)?;
@@ -246,39 +228,6 @@ impl Walk {
         let names = files.into_iter().rev().collect();
         self.current = Some(Current { fd, path, names });
         Ok(())
-    }
-
-    /// Returns the names of the files and those of the directories in a directory, in order. Sockets are
-    /// left out: no layer has them.
-    fn list(&mut self, fd: &OwnedFd) -> Result<(Vec<Vec<u8>>, Vec<Vec<u8>>), Fault> {
-        let (mut files, mut directories) = (Vec::new(), Vec::new());
-        for entry in Dir::read_from(fd)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..") {
-                continue;
-            }
-            if self.count + files.len() + directories.len() > Limits::default().entries {
-                return Err(EntryFault::Count(Limits::default().entries).into());
-            }
-            let kind = match entry.file_type() {
-                FileType::Unknown => {
-                    let stat = fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                    FileType::from_raw_mode(stat.st_mode)
-                }
-                kind => kind,
-            };
-            let names = match kind {
-                FileType::Socket => continue,
-                FileType::Directory => &mut directories,
-                _ => &mut files,
-            };
-            self.guard.take_memory(NAME + name.len() as u64)?;
-            names.push(name.to_vec());
-        }
-        files.sort_unstable();
-        directories.sort_unstable();
-        Ok((files, directories))
     }
 
     /// Returns the file of this name in the current directory.
