@@ -3,15 +3,19 @@
 
 //! The implementation of the applier port.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use resnap_core::{Applied, Batch, BatchApplier, Descriptor, Mount, Ports, Result, Scope};
+use resnap_core::{
+    Applied, Batch, BatchApplier, ChainView, Descriptor, Mount, Ports, Result, Scope,
+};
 
 use crate::batch::StagedBatch;
 use crate::memory::MemoryBudget;
 use crate::settings::{ApplierSettings, Differ};
 use crate::shared::Shared;
+use crate::sibling;
 
 /// The snapshotters whose layers are written in this process by default.
 const KNOWN: [&str; 3] = ["erofs", "native", "overlayfs"];
@@ -56,6 +60,14 @@ impl resnap_core::Applier for InProcessApplier {
         shared
             .apply_with_fallback(scope, layer, mounts, sync_fs)
             .await
+    }
+
+    async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
+        let inspected = sibling::inspect(&self.0, chain, layers).await;
+        inspected.map_err(|error| {
+            resnap_core::Error::new(error.kind(), "copy layers of", &*chain.snapshotter)
+                .with_source(error)
+        })
     }
 
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {

@@ -22,7 +22,8 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::build::{Built, Placement};
-use crate::context::{BatchContext, BuildRequest, format_of};
+use crate::context::{BatchContext, BuildRequest};
+use crate::copy_fault::CopyFault;
 use crate::erofs;
 use crate::error::Error;
 use crate::memory::StopReason;
@@ -114,7 +115,7 @@ impl StagedBatch {
     async fn apply_in_process(&self, index: usize, mounts: &[Mount]) -> Result<Applied, Error> {
         let context = &self.context;
         let layer = context.layer(index)?;
-        let (format, compression) = format_of(layer)?;
+        let (format, compression) = context.format(index)?;
         let root = self.root.get_or_try_init(|| context.root()).await?;
         let facts = SnapshotFacts {
             root,
@@ -237,8 +238,8 @@ impl StagedBatch {
         staging: &Staging,
     ) -> (HashMap<usize, PendingBuild>, Vec<BuildTask>) {
         let (mut builds, mut tasks) = (HashMap::new(), Vec::new());
-        for (index, layer) in self.context.batch.layers.iter().enumerate().skip(first) {
-            let Ok((format, compression)) = format_of(&layer.descriptor) else {
+        for index in first..self.context.batch.layers.len() {
+            let Ok((format, compression)) = self.context.format(index) else {
                 continue;
             };
             let Ok(form) = target.form(format) else {
@@ -302,6 +303,14 @@ impl BatchApplier for StagedBatch {
             let error = PortError::new(Kind::InvalidArgument, "apply layer", index.to_string());
             return Err(error.with_source("the batch has no such layer"));
         };
+        if self.context.copy(index).is_some() {
+            // containerd's differ would write it from its blob, which may not exist.
+            let error = match error {
+                Error::Unsupported(reason) => CopyFault::Target(reason).into(),
+                error => error,
+            };
+            return Err(error.into_core(layer));
+        }
         match error {
             Error::Unsupported(reason) if self.differ == Differ::Auto => {
                 tracing::debug!(reason, digest = %layer.digest, "the layer is left to containerd");

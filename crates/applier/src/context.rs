@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use resnap_core::media_type::{self, Compression, Format};
-use resnap_core::{ApplyPermit, Batch, Descriptor};
+use resnap_core::{ApplyPermit, Batch, Descriptor, LayerCopy};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -24,8 +24,10 @@ use crate::guard::Guard;
 use crate::memory::ImageMemory;
 use crate::pipeline::Work;
 use crate::shared::Shared;
-use crate::source;
+use crate::sibling;
+use crate::source::{self, Source};
 use crate::target::LayerForm;
+use crate::user_namespace::is_user_namespace;
 use crate::xattr::XattrNamespace;
 
 /// The time that abandoned work gets to end.
@@ -76,30 +78,19 @@ impl BatchContext {
         layer.ok_or_else(|| Error::Unsupported(format!("no layer {index}")))
     }
 
+    /// Returns the snapshot that a layer is copied from, if it is.
+    pub(crate) fn copy(&self, index: usize) -> Option<&LayerCopy> {
+        self.batch.layers.get(index)?.copy.as_ref()
+    }
+
     /// Returns the root of the snapshotter.
     pub(crate) async fn root(&self) -> Result<PathBuf, Error> {
-        let name = &self.batch.snapshotter;
-        let all = self.shared.introspection.snapshotters().await?;
-        let mut found = all
-            .into_iter()
-            .filter(|snapshotter| snapshotter.name == *name);
-        if let Some(root) = found.next().and_then(|found| found.root) {
-            return Ok(PathBuf::from(root));
-        }
-        // Before containerd 1.7 some snapshotters do not report their root. This is the default; if it is
-        // wrong, the mounts are not inside it and the layer is left to containerd.
-        let content = self.content_root().await?;
-        let root = content.and_then(Path::parent);
-        let root = root.map(|root| root.join(format!("io.containerd.snapshotter.v1.{name}")));
-        root.ok_or_else(|| Error::Unsupported(format!("the root of {name} is not known")))
+        self.shared.root(&self.batch.snapshotter).await
     }
 
     /// Returns the root of the content store.
     async fn content_root(&self) -> Result<Option<&Path>, Error> {
-        let ask = || async {
-            let root = self.shared.introspection.content_root().await?;
-            Ok::<_, resnap_core::Error>(root.map(PathBuf::from))
-        };
+        let ask = || self.shared.content_root();
         Ok(self.content_root.get_or_try_init(ask).await?.as_deref())
     }
 
@@ -148,10 +139,10 @@ impl BatchContext {
             ..
         } = request;
         let (layer, shared) = (self.layer(index)?, &self.shared);
-        let root = self.content_root().await?;
-        let scope = &self.batch.scope;
+        let copy = self.copy(index).cloned();
+        let copy_of = copy.as_ref().map(|_| layer.size);
         let source = tokio::select! {
-            source = source::open(&*shared.content, root, scope, layer, &guard) => source?,
+            source = self.source(layer, copy, &guard) => source?,
             () = self.cancellation.cancelled() => return Err(Error::Cancelled),
             () = guard.progress.abandoned() => return Err(Error::Cancelled),
         };
@@ -161,6 +152,7 @@ impl BatchContext {
             limit: shared.settings.limit(layer),
             guard,
             monitor: Arc::clone(&self.batch.monitor),
+            copy_of,
         };
         let namespace = self.namespace;
         let built = spawn_blocking(move || {
@@ -169,18 +161,41 @@ impl BatchContext {
         });
         built.await.map_err(|_| Error::Panicked("writes"))?
     }
+
+    /// Opens the blob of a layer, or the snapshot that it is copied from.
+    async fn source(
+        &self,
+        layer: &Descriptor,
+        copy: Option<LayerCopy>,
+        guard: &Guard,
+    ) -> Result<Source, Error> {
+        let shared = &self.shared;
+        let Some(copy) = copy else {
+            let (root, scope) = (self.content_root().await?, &self.batch.scope);
+            return Ok(source::open(&*shared.content, root, scope, layer, guard).await?);
+        };
+        let root = sibling::root(shared, &copy.chain.snapshotter).await?;
+        let guard = guard.clone();
+        let opened = spawn_blocking(move || sibling::open(&copy, &root, &guard));
+        let opened = opened.await.map_err(|_| Error::Panicked("reads"))??;
+        Ok(Source::Copy(Box::new(opened)))
+    }
+
+    /// Returns the format and compression in which a layer is read.
+    pub(crate) fn format(&self, index: usize) -> Result<(Format, Compression), Error> {
+        let (format, compression) = format_of(self.layer(index)?)?;
+        match (self.copy(index), format) {
+            (None, _) => Ok((format, compression)),
+            (Some(_), Format::Tar) => Ok((Format::Tar, Compression::None)),
+            (Some(_), _) => Err(Error::Unsupported(
+                "layers of other formats than tar are not copied".to_owned(),
+            )),
+        }
+    }
 }
 
 /// Returns the format and compression of a layer by its media type.
-pub(crate) fn format_of(layer: &Descriptor) -> Result<(Format, Compression), Error> {
+fn format_of(layer: &Descriptor) -> Result<(Format, Compression), Error> {
     let kind = &layer.media_type;
     media_type::layer(kind).ok_or_else(|| Error::Unsupported(format!("layers of type {kind}")))
-}
-
-/// Returns whether this process is in a user namespace that does not have all users
-/// (`user_namespaces(7)`).
-fn is_user_namespace() -> bool {
-    let map = std::fs::read_to_string(Path::new("/proc/self/uid_map")).unwrap_or_default();
-    let numbers: Vec<&str> = map.split_whitespace().collect();
-    !map.is_empty() && numbers != ["0", "0", "4294967295"]
 }

@@ -11,6 +11,7 @@ use resnap_erofs::ImageError;
 use resnap_layer::resolve;
 use rustix::io::Errno;
 
+use crate::copy_fault::CopyFault;
 use crate::memory::StopReason;
 
 /// The reason why a layer was not written.
@@ -19,6 +20,9 @@ pub(crate) enum Error {
     /// This process cannot write the layer. The fallback is tried; an error only if there is none.
     #[error("resnap cannot write it, and no other differ is allowed (differ = \"resnap\"): {0}")]
     Unsupported(String),
+    /// The layer cannot be copied from another snapshotter.
+    #[error(transparent)]
+    Copy(#[from] CopyFault),
     /// The batch has ended.
     #[error("it was cancelled")]
     Cancelled,
@@ -148,6 +152,7 @@ impl Error {
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Unsupported(_) => Kind::FailedPrecondition,
+            Self::Copy(fault) => fault.kind(),
             Self::Cancelled => Kind::Cancelled,
             Self::Stalled(_) => Kind::DeadlineExceeded,
             Self::Backend(error) => error.kind(),
@@ -318,6 +323,12 @@ pub(crate) enum StreamError {
     Stopped(StopReason),
     #[error(transparent)]
     Backend(resnap_core::Error),
+    /// The layer cannot be copied.
+    #[error(transparent)]
+    Copy(CopyFault),
+    /// A file of a layer that is copied cannot be read.
+    #[error("read \"{}\" of the snapshot that is copied", String::from_utf8_lossy(.0).escape_debug())]
+    Source(Vec<u8>, #[source] io::Error),
 }
 
 impl StreamError {
@@ -326,6 +337,8 @@ impl StreamError {
             Self::Cancelled => Kind::Cancelled,
             Self::Limit(_) | Self::Stopped(_) => Kind::ResourceExhausted,
             Self::Backend(error) => error.kind(),
+            Self::Copy(fault) => fault.kind(),
+            Self::Source(_, error) => kind_of_io_error(error),
         }
     }
 }

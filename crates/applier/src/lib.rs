@@ -29,6 +29,14 @@
 //! The directory of a batch is locked (`flock`) while its process lives. A batch removes its directory when
 //! it ends, and when it starts those that no process holds, as [`clear`] does.
 //!
+//! # Copies
+//!
+//! A layer whose blob is missing can be copied from a committed chain of `overlayfs`
+//! ([`BatchLayer::copy`](resnap_core::BatchLayer)): its directory is read as a tar stream, and written as that of
+//! a blob is. The diff ID is not known then. What a directory does not tell of a blob is in a table in
+//! `src/sibling.rs`, with what is refused; a chain that was made without its parents is, for example. A copy is
+//! never left to the fallback.
+//!
 //! # What is left to the fallback
 //!
 //! - Layers of media types other than those of OCI and Docker (plain, gzip or zstd) and native EROFS.
@@ -87,6 +95,7 @@
 //! | removing the content of an opaque directory (`native`) | each directory once in a layer | removing a file |
 //! | looking up a directory that the layer does not state in a layer below | 512 for each entry of the layer and 2^22 | `overlayfs`: opening it by its path; EROFS: a search in its directory, and reading its attributes |
 //! | reading the attributes of an inode of an EROFS image | 256 KiB | a read |
+//! | reading a file of a snapshot that is copied | 4 million | opening it, and reading its attributes |
 //! | watching a snapshot that containerd's differ writes | 10^6 files, for a twentieth of the time | `stat` |
 //!
 //! These limits are tested by `links_that_only_take_time_are_refused_soon` for lookups,
@@ -99,6 +108,7 @@ mod batch;
 mod beneath;
 mod build;
 mod context;
+mod copy_fault;
 mod erofs;
 mod error;
 mod extract;
@@ -111,11 +121,13 @@ mod progress;
 mod remove;
 mod settings;
 mod shared;
+mod sibling;
 mod source;
 mod staging;
 mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod user_namespace;
 mod watch;
 mod whiteout;
 mod xattr;

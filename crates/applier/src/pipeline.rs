@@ -39,7 +39,12 @@ pub(crate) struct Work {
     pub(crate) limit: u64,
     pub(crate) guard: Guard,
     pub(crate) monitor: Arc<dyn ApplyMonitor>,
+    /// The size of the blob, if the source is a copy of the layer. A copy has another digest.
+    pub(crate) copy_of: Option<u64>,
 }
+
+/// The bytes of a copy that count as two bytes of its blob, as long as its size is not known.
+const COPIED_PER_TWO: u64 = 5;
 
 /// A measurement of the time that a stage is busy.
 #[derive(Debug, Default)]
@@ -87,7 +92,7 @@ pub(crate) fn run<T>(
             .context("start a thread")?;
         let hasher = thread::Builder::new()
             .name("hash".to_owned())
-            .spawn_scoped(scope, move || hash(&to_hash))
+            .spawn_scoped(scope, move || hash(&to_hash, work.copy_of.is_none()))
             .context("start a thread")?;
         let mut stream = Stream {
             chunks,
@@ -179,7 +184,12 @@ impl Read for Counted<'_> {
         let count = self.meter.borrow_mut().time(|| self.source.read(buffer))?;
         self.count += count as u64;
         self.work.guard.progress.advance();
-        self.work.monitor.read(self.work.index, self.count);
+        let of_blob = match self.work.copy_of {
+            None => self.count,
+            Some(size) if count == 0 && !buffer.is_empty() => size,
+            Some(size) => size.min(self.count.saturating_mul(2) / COPIED_PER_TWO),
+        };
+        self.work.monitor.read(self.work.index, of_blob);
         Ok(count)
     }
 }
@@ -307,18 +317,19 @@ fn fill(decoder: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, (usize, io::
     Ok(count)
 }
 
-/// Hashes the decompressed blob.
-fn hash(chunks: &Receiver<Chunk>) -> (Meter, Applied) {
+/// Hashes the decompressed blob, or only counts its bytes.
+fn hash(chunks: &Receiver<Chunk>, is_hashed: bool) -> (Meter, Applied) {
     let mut meter = Meter::default();
     let mut hasher = Sha256::new();
     let mut size = 0;
     for chunk in chunks {
-        meter.time(|| hasher.update(&*chunk));
+        if is_hashed {
+            meter.time(|| hasher.update(&*chunk));
+        }
         size += chunk.len() as u64;
     }
-    let diff_id = Digest::from_sha256(hasher.finalize().into());
     let applied = Applied {
-        diff_id: Some(diff_id),
+        diff_id: is_hashed.then(|| Digest::from_sha256(hasher.finalize().into())),
         size,
     };
     (meter, applied)

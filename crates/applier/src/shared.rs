@@ -3,12 +3,14 @@
 
 //! State that all batches of an applier share.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use resnap_core::{
     Applied, Applier, ContentReader, Descriptor, Introspection, Mount, Result, Scope,
 };
 
+use crate::error::Error;
 use crate::memory::MemoryBudget;
 use crate::settings::ApplierSettings;
 use crate::watch;
@@ -23,6 +25,29 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Returns the root of a snapshotter.
+    pub(crate) async fn root(&self, name: &str) -> std::result::Result<PathBuf, Error> {
+        let all = self.introspection.snapshotters().await?;
+        let mut found = all
+            .into_iter()
+            .filter(|snapshotter| snapshotter.name == name);
+        if let Some(root) = found.next().and_then(|found| found.root) {
+            return Ok(PathBuf::from(root));
+        }
+        // Before containerd 1.7 some snapshotters do not report their root. This is the default; if it is
+        // wrong, the mounts are not inside it and the layer is left to containerd.
+        let content = self.content_root().await?;
+        let root = content.as_deref().and_then(Path::parent);
+        let root = root.map(|root| root.join(format!("io.containerd.snapshotter.v1.{name}")));
+        root.ok_or_else(|| Error::Unsupported(format!("the root of {name} is not known")))
+    }
+
+    /// Returns the root of the content store.
+    pub(crate) async fn content_root(&self) -> std::result::Result<Option<PathBuf>, Error> {
+        let root = self.introspection.content_root().await?;
+        Ok(root.map(PathBuf::from))
+    }
+
     /// Applies a layer with the fallback, and gives up if that makes no progress.
     pub(crate) async fn apply_with_fallback(
         &self,

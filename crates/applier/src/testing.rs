@@ -6,10 +6,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub(crate) mod copies;
 mod layers;
-mod tree;
+pub(crate) mod tree;
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,8 +42,8 @@ pub fn compare(layers: &[Vec<Item>], within: &Path) {
         let stream = layers::archive(items);
         let directory = root.path().join(number.to_string());
         fs::create_dir(&directory).unwrap();
-        let extracted = extract(&stream, &directory, &directories);
-        let written = write(&stream, &directory.with_extension("erofs"), &images);
+        let extracted = extract(&stream[..], &directory, &directories);
+        let written = write(&stream[..], &directory.with_extension("erofs"), &images);
         let image = match (extracted, written) {
             (Ok(()), Ok(image)) => image,
             (Err(extracted), Err(written)) => {
@@ -65,8 +67,24 @@ pub fn compare(layers: &[Vec<Item>], within: &Path) {
     }
 }
 
+/// Writes layers to the snapshots of a chain. Checks that a copy of each is written as the layer is, to
+/// directories and to EROFS images. Layers that are refused are left out with all above them.
+///
+/// # Panics
+///
+/// The results differ.
+pub fn compare_copies(layers: &[Vec<Item>], within: &Path) {
+    let mut chain = copies::Chain::new(within);
+    for items in layers {
+        if !chain.add(&layers::archive(items)) {
+            break;
+        }
+    }
+    chain.check();
+}
+
 /// Writes a layer to a directory. `below` are the directories of the lower layers, the topmost first.
-fn extract(stream: &[u8], directory: &Path, below: &[PathBuf]) -> Result<(), Error> {
+pub(crate) fn extract(stream: impl Read, directory: &Path, below: &[PathBuf]) -> Result<(), Error> {
     let mode = match below {
         [] => WhiteoutMode::Base,
         _ => WhiteoutMode::Upper,
@@ -84,7 +102,7 @@ fn extract(stream: &[u8], directory: &Path, below: &[PathBuf]) -> Result<(), Err
 }
 
 /// Writes a layer to an image. `below` are the images of the lower layers, the topmost first.
-fn write(stream: &[u8], path: &Path, below: &[Parent]) -> Result<Parent, Error> {
+pub(crate) fn write(stream: impl Read, path: &Path, below: &[Parent]) -> Result<Parent, Error> {
     let guard = Guard::from(CancellationToken::new());
     let mut layer = Layer::new(stream, Limits::default());
     let writer = erofs::write(path, &mut layer, below.is_empty(), &guard)?;

@@ -17,7 +17,7 @@ const ORIGIN: &str = "trusted.overlay.origin";
 
 /// A file, directory or other inode at a path. Two whiteouts are always equal.
 #[derive(Debug, PartialEq)]
-pub(super) enum Thing {
+pub(crate) enum Thing {
     Whiteout,
     Inode {
         mode: u32,
@@ -34,7 +34,7 @@ pub(super) enum Thing {
 
 type Xattrs = BTreeMap<String, Vec<u8>>;
 
-pub(super) type Tree = BTreeMap<String, Thing>;
+pub(crate) type Tree = BTreeMap<String, Thing>;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -65,7 +65,7 @@ fn unmark(tree: &mut Tree) {
 }
 
 /// Returns the differences between two trees, by path.
-pub(super) fn differences<'a>(
+pub(crate) fn differences<'a>(
     one: &'a Tree,
     other: &'a Tree,
 ) -> BTreeMap<&'a str, (Option<&'a Thing>, Option<&'a Thing>)> {
@@ -75,7 +75,7 @@ pub(super) fn differences<'a>(
 }
 
 /// Returns the tree below a directory.
-pub(super) fn on_disk(root: &Path) -> Tree {
+pub(crate) fn on_disk(root: &Path) -> Tree {
     let mut paths = vec![String::new()];
     let mut at = 0;
     while let Some(path) = paths.get(at).cloned() {
@@ -138,7 +138,7 @@ fn xattrs(path: &Path) -> io::Result<Xattrs> {
 }
 
 /// Returns the tree of an image.
-pub(super) fn in_image<R: ReadAt>(image: &ErofsReader<R>) -> Tree {
+pub(crate) fn in_image<R: ReadAt>(image: &ErofsReader<R>) -> Tree {
     let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
     let mut todo = vec![(String::new(), image.root().unwrap())];
     while let Some((path, node)) = todo.pop() {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,8 +17,9 @@ use futures::StreamExt as _;
 use resnap_applier::{ApplierSettings, Differ, InProcessApplier};
 use resnap_core::testing::{NoopMonitor, Simulated};
 use resnap_core::{
-    Applied, ApplyMonitor, Batch, BatchApplier, ByteStream, ContentInfo, ContentReader, Descriptor,
-    Digest, Error, Introspection, Kind, Mount, Ports, Result, Scope, SnapshotterInfo,
+    Applied, ApplyMonitor, Batch, BatchApplier, BatchLayer, ByteStream, ChainView, ContentInfo,
+    ContentReader, Descriptor, Digest, Error, Introspection, Kind, Mount, Ports, Result, Scope,
+    SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotterInfo,
 };
 use resnap_layer::testing::{Metadata, Tar};
 use tempfile::TempDir;
@@ -199,22 +200,65 @@ impl Bed {
         layers: &[Descriptor],
         sync_fs: bool,
     ) -> Arc<dyn BatchApplier> {
+        let layers = layers.iter().cloned().map(Into::into).collect();
+        self.batch_of(settings, layers, sync_fs)
+    }
+
+    pub(crate) fn batch_of(
+        &self,
+        settings: ApplierSettings,
+        layers: Vec<BatchLayer>,
+        sync_fs: bool,
+    ) -> Arc<dyn BatchApplier> {
+        let batch = Batch {
+            scope: Scope::new("default"),
+            snapshotter: "overlayfs".to_owned(),
+            layers,
+            sync_fs,
+            monitor: Arc::clone(&self.monitor),
+        };
+        self.applier(settings).batch(&batch).unwrap()
+    }
+
+    /// Returns the applier of all batches.
+    pub(crate) fn applier(&self, settings: ApplierSettings) -> Arc<dyn resnap_core::Applier> {
         let ports = Ports {
             content: Arc::clone(&self.backend) as _,
             applier: Arc::clone(&self.backend) as _,
             introspection: Arc::clone(&self.backend) as _,
             ..Simulated::new().ports()
         };
-        let applier: Arc<dyn resnap_core::Applier> =
-            Arc::new(InProcessApplier::new(&ports, settings));
-        let batch = Batch {
-            scope: Scope::new("default"),
-            snapshotter: "overlayfs".to_owned(),
-            layers: layers.iter().cloned().map(Into::into).collect(),
-            sync_fs,
-            monitor: Arc::clone(&self.monitor),
+        Arc::new(InProcessApplier::new(&ports, settings))
+    }
+
+    /// Returns a view of the snapshots, the base first.
+    pub(crate) fn view(&self, snapshots: &[usize]) -> ChainView {
+        let lower = snapshots.iter().rev().map(|at| self.fs(*at));
+        let lower: Vec<_> = lower.map(|path| path.display().to_string()).collect();
+        let mount = match &lower[..] {
+            [only] => mount("bind", only, &["ro".into(), "rbind".into()]),
+            lower => mount(
+                "overlay",
+                "overlay",
+                &["index=off".into(), format!("lowerdir={}", lower.join(":"))],
+            ),
         };
-        applier.batch(&batch).unwrap()
+        let key = |at: &usize| SnapshotKey::from(format!("snapshot {at}"));
+        let infos = snapshots
+            .iter()
+            .enumerate()
+            .map(|(at, snapshot)| SnapshotInfo {
+                key: key(snapshot),
+                parent: at.checked_sub(1).and_then(|at| snapshots.get(at)).map(key),
+                kind: SnapshotKind::Committed,
+                labels: BTreeMap::new(),
+                created: SystemTime::now(),
+            });
+        ChainView {
+            snapshotter: "overlayfs".to_owned(),
+            mounts: vec![mount],
+            snapshots: infos.collect(),
+        }
     }
 
     /// Returns the directory of a snapshot's files.

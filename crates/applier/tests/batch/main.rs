@@ -10,6 +10,7 @@
 )]
 
 mod bed;
+mod copies;
 mod ends;
 mod hostile;
 mod left;

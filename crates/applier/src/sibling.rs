@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Copies of layers from the committed snapshots of `overlayfs`.
+//!
+//! ```text
+//! view -> snapshots/N/fs of each layer -> a walk -> a tar stream -> as from a blob
+//! ```
+//!
+//! A layer's directory has nearly all that its blob has: files with their holes, links, devices, times, the
+//! attributes that are copied ([`metadata`]). So it becomes a tar stream again, and is written as that of a
+//! blob is, to each kind of target. The diff ID cannot be computed.
+//!
+//! # What a directory does not tell
+//!
+//! | of the blob | in the copy |
+//! |---|---|
+//! | the order of entries, several entries of one path | one entry a path, ordered |
+//! | which name of a file is the entry, and which are hard links to it | the first in the walk |
+//! | owner and mode that a hard link's own entry has | those of the file |
+//! | an entry of a directory, with a time between Prepare and its last change, and mode, owner and attributes as below | none: it gets the time it has below |
+//! | no entry of a directory, if resnap wrote the snapshot | an entry with the metadata below, and so of the same result; in `native` it replaces a symbolic link of a layer below |
+//! | an entry of a directory that whoever wrote the snapshot skipped: containerd does so for the root | none |
+//! | a whiteout, and then an entry of the same path | what the snapshot has: containerd lets the content below show again |
+//! | a device 0:0 | a whiteout |
+//! | a whiteout in the lowest layer | left out, as from blobs; in other layers it stays, also where nothing is below |
+//! | files that whoever wrote the snapshot left out | left out |
+//! | times of access | those of modification, as from blobs |
+//! | holes, or zeros | whatever the file system has; holes of less than 4 KiB are zeros |
+//! | attributes other than `security.capability`, `system.posix_acl_*`, `user.*` | left out |
+//! | attributes, and times, that the snapshot's file system does not have | what it has instead |
+//! | a default access control list on a directory with files | copied, with what the files have inherited; from blobs the layer is refused |
+//!
+//! Sockets are left out: no blob has them.
+//!
+//! # What is refused
+//!
+//! - Chains of other snapshotters, and views of forms that `overlayfs` does not have ([`chain`]).
+//! - A chain that was made without its parents: containerd 2.2.2 and later do so in CreateContainer. A
+//!   directory that a layer does not state has mode 0755 and owner 0:0 then, and hides the directory below
+//!   ([`stated`]).
+//! - Attributes of overlayfs that change what a mount shows: `redirect`, `metacopy`, `whiteout`, an `opaque`
+//!   other than `y`, all that are not known, and `user.overlay.*`.
+//! - Names that a layer cannot have.
+//!
+//! # Hostile directories
+//!
+//! An image has named what is in the directories. Each is opened by its path below the snapshot's, without
+//! following symbolic links; a file is opened after it has been seen to be regular, and looked at again. The
+//! number of files, the length of paths and of attributes are those of a layer ([`resnap_layer::Limits`]), and
+//! names are in the memory of the layer. Nothing is read of another file system that is mounted there.
+
+mod below;
+mod chain;
+mod fault;
+mod item;
+mod listing;
+mod metadata;
+mod stated;
+mod stream;
+mod tar;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use resnap_core::{ChainView, LayerCopy};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use self::chain::ChainLayer;
+pub(crate) use self::stream::LayerStream;
+use self::walk::Walk;
+use crate::copy_fault::CopyFault;
+use crate::error::{Error, IoContext as _};
+use crate::guard::Guard;
+use crate::shared::Shared;
+use crate::user_namespace::is_user_namespace;
+
+/// Returns the directory of a chain's snapshotter.
+pub(crate) async fn root(shared: &Shared, snapshotter: &str) -> Result<PathBuf, Error> {
+    chain::check_snapshotter(snapshotter)?;
+    let root = shared.root(snapshotter).await;
+    root.map_err(|error| match error {
+        Error::Unsupported(reason) => CopyFault::Chain(reason).into(),
+        error => error,
+    })
+}
+
+/// Returns the stream of a layer. `root` is the directory of the chain's snapshotter.
+pub(crate) fn open(copy: &LayerCopy, root: &Path, guard: &Guard) -> Result<LayerStream, Error> {
+    let chain = open_chain(&copy.chain, root)?;
+    let walk = Walk::new(&chain, copy.index, guard.clone())?;
+    Ok(LayerStream::new(walk))
+}
+
+/// Checks that layers of a chain can be copied.
+pub(crate) async fn inspect(
+    shared: &Shared,
+    chain: &ChainView,
+    layers: Range<usize>,
+) -> Result<(), Error> {
+    let root = root(shared, &chain.snapshotter).await?;
+    let cancellation = CancellationToken::new();
+    let _cancel_on_drop = cancellation.clone().drop_guard();
+    let is_turn = Arc::new(AtomicBool::new(true));
+    let memory = shared.memory.layer(&Default::default(), is_turn);
+    let guard = Guard::new(cancellation, memory);
+    let progress = Arc::clone(&guard.progress);
+    let chain = chain.clone();
+    let mut inspected = pin!(spawn_blocking(move || walk_all(
+        &chain, root, layers, &guard
+    )));
+    let limit = shared.settings.stall;
+    let inspected = tokio::select! {
+        inspected = &mut inspected => inspected,
+        () = progress.stalled(limit) => {
+            progress.abandon();
+            return Err(Error::Stalled(limit));
+        }
+    };
+    let inspected = inspected.map_err(|_| Error::Panicked("reads"))?;
+    inspected.map_err(Error::unwrap_stop_reason)
+}
+
+/// Walks through layers of a chain.
+fn walk_all(
+    chain: &ChainView,
+    root: PathBuf,
+    layers: Range<usize>,
+    guard: &Guard,
+) -> Result<(), Error> {
+    let chain = open_chain(chain, &root)?;
+    for index in layers {
+        let mut walk = Walk::new(&chain, index, guard.clone())?;
+        while walk
+            .next()
+            .map_err(std::io::Error::from)
+            .context("read the snapshot")?
+            .is_some()
+        {}
+    }
+    Ok(())
+}
+
+fn open_chain(chain: &ChainView, root: &Path) -> Result<Vec<ChainLayer>, CopyFault> {
+    match is_user_namespace() {
+        true => Err(CopyFault::UserNamespace),
+        false => chain::open(chain, root),
+    }
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The metadata of files that is copied.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use resnap_layer::{Limits, Metadata, Xattr};
+use rustix::fs::{self, Stat};
+use rustix::io::Errno;
+
+use super::fault::Fault;
+use crate::copy_fault::EntryFault;
+use crate::inode::mtime;
+use crate::xattr::OPAQUE_VALUE;
+
+/// The longest list of names and the longest value that Linux has (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const LONGEST: usize = 65536;
+
+/// Attributes that are copied, besides `user.*`. All others belong to the host.
+const COPIED: [&[u8]; 3] = [
+    b"security.capability",
+    b"system.posix_acl_access",
+    b"system.posix_acl_default",
+];
+
+const OVERLAY: &[u8] = b"trusted.overlay.";
+
+/// Attributes of overlayfs that do not change what a layer shows.
+const HARMLESS: [&[u8]; 5] = [b"origin", b"impure", b"nlink", b"upper", b"uuid"];
+
+/// The use of an attribute.
+enum Use {
+    Copied,
+    Opaque,
+    Ignored,
+}
+
+/// Reads metadata.
+#[derive(Debug)]
+pub(super) struct MetadataReader {
+    names: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl Default for MetadataReader {
+    fn default() -> Self {
+        Self {
+            names: vec![0; LONGEST],
+            value: vec![0; LONGEST],
+        }
+    }
+}
+
+impl MetadataReader {
+    /// Returns the metadata of the file `name` in a directory (`.` for itself), and whether it is an
+    /// opaque directory.
+    pub(super) fn read(
+        &mut self,
+        parent: &OwnedFd,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Result<(Metadata, bool), Fault> {
+        // There is no system call that reads attributes by descriptor and name, and a file is not opened:
+        // opening a device has effects.
+        let mut path = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd()));
+        path.push(OsStr::from_bytes(name));
+        let mut metadata = Metadata {
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: mtime(stat),
+            xattrs: Vec::new(),
+        };
+        let mut is_opaque = false;
+        let length = match fs::llistxattr(&path, &mut self.names[..]) {
+            Err(Errno::OPNOTSUPP) => 0,
+            length => length.map_err(io::Error::from)?,
+        };
+        let (names, mut total) = (self.names.get(..length).unwrap_or_default(), 0);
+        for name in names.split(|byte| *byte == 0) {
+            match of(name)? {
+                Use::Ignored => {}
+                Use::Opaque => match get(&path, name, &mut self.value)? {
+                    Some(value) if value != OPAQUE_VALUE => {
+                        return Err(EntryFault::Attribute(name.to_vec()).into());
+                    }
+                    found => is_opaque |= found.is_some(),
+                },
+                Use::Copied => {
+                    let Some(value) = get(&path, name, &mut self.value)? else {
+                        continue;
+                    };
+                    total += name.len() + value.len();
+                    let limit = Limits::default().xattrs;
+                    if total > limit {
+                        return Err(EntryFault::Attributes(limit).into());
+                    }
+                    metadata.xattrs.push(Xattr {
+                        name: name.to_vec(),
+                        value: value.to_vec(),
+                    });
+                }
+            }
+        }
+        metadata.xattrs.sort_unstable();
+        Ok((metadata, is_opaque))
+    }
+}
+
+/// Returns the use of an attribute.
+fn of(name: &[u8]) -> Result<Use, EntryFault> {
+    if name.starts_with(b"user.overlay.") {
+        return Err(EntryFault::Attribute(name.to_vec()));
+    }
+    if let Some(own) = name.strip_prefix(OVERLAY) {
+        return match own {
+            b"opaque" => Ok(Use::Opaque),
+            own if HARMLESS.contains(&own) => Ok(Use::Ignored),
+            _ => Err(EntryFault::Attribute(name.to_vec())),
+        };
+    }
+    Ok(match name.starts_with(b"user.") || COPIED.contains(&name) {
+        true => Use::Copied,
+        false => Use::Ignored,
+    })
+}
+
+/// Returns the value of an attribute, or `None` if it is not set.
+fn get<'a>(path: &Path, name: &[u8], buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
+    match fs::lgetxattr(path, name, &mut *buffer) {
+        Err(Errno::NODATA) => Ok(None),
+        length => Ok(buffer.get(..length?)),
+    }
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Chains of `overlayfs`, and copies of their layers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use resnap_core::{ChainView, LayerCopy, Mount, SnapshotInfo, SnapshotKey, SnapshotKind};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::{extract, tree, write};
+use crate::erofs::Parent;
+use crate::error::Error;
+use crate::guard::Guard;
+use crate::sibling;
+
+/// A chain of snapshots below a root of `overlayfs`.
+pub(crate) struct Chain {
+    root: TempDir,
+    /// The directories of the layers, the base first.
+    pub(crate) layers: Vec<PathBuf>,
+    /// The same layers from their blobs.
+    images: Vec<Parent>,
+}
+
+impl Chain {
+    pub(crate) fn new(within: &Path) -> Self {
+        Self {
+            root: tempfile::tempdir_in(within).unwrap(),
+            layers: Vec::new(),
+            images: Vec::new(),
+        }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Makes a snapshot with nothing in it.
+    pub(crate) fn add_empty(&mut self) -> PathBuf {
+        let number = self.layers.len() + 1;
+        let snapshot = self.root().join(format!("snapshots/{number}"));
+        let directory = snapshot.join("fs");
+        fs::create_dir_all(&directory).unwrap();
+        fs::create_dir(snapshot.join("work")).unwrap();
+        self.layers.push(directory.clone());
+        directory
+    }
+
+    /// Adds a layer from its stream. Returns whether it can be written.
+    pub(crate) fn add(&mut self, stream: &[u8]) -> bool {
+        let below = self.below(&self.layers);
+        let images = self.images.iter().rev().cloned().collect::<Vec<_>>();
+        let directory = self.add_empty();
+        let image = self.root().join(format!("{}.erofs", self.layers.len()));
+        let written = write(stream, &image, &images);
+        match (extract(stream, &directory, &below), written) {
+            (Ok(()), Ok(image)) => {
+                self.images.push(image);
+                true
+            }
+            _ => {
+                self.layers.pop();
+                false
+            }
+        }
+    }
+
+    /// Returns directories, the topmost first.
+    fn below(&self, layers: &[PathBuf]) -> Vec<PathBuf> {
+        layers.iter().rev().cloned().collect()
+    }
+
+    /// Returns a view of the chain.
+    pub(crate) fn view(&self) -> ChainView {
+        let show = |path: &PathBuf| path.display().to_string();
+        let lower: Vec<_> = self.layers.iter().rev().map(show).collect();
+        let mount = match &lower[..] {
+            [only] => Mount {
+                kind: "bind".to_owned(),
+                source: only.clone(),
+                options: vec!["ro".to_owned(), "rbind".to_owned()],
+                ..Mount::default()
+            },
+            _ => Mount {
+                kind: "overlay".to_owned(),
+                source: "overlay".to_owned(),
+                options: vec![
+                    "index=off".to_owned(),
+                    format!("lowerdir={}", lower.join(":")),
+                ],
+                ..Mount::default()
+            },
+        };
+        let key = |number: usize| SnapshotKey::from(format!("snapshot {number}"));
+        let snapshot = |number| SnapshotInfo {
+            key: key(number),
+            parent: (number > 0).then(|| key(number - 1)),
+            kind: SnapshotKind::Committed,
+            labels: Default::default(),
+            created: SystemTime::now(),
+        };
+        ChainView {
+            snapshotter: "overlayfs".to_owned(),
+            mounts: vec![mount],
+            snapshots: (0..self.layers.len()).map(snapshot).collect(),
+        }
+    }
+
+    /// Returns the stream of a copy.
+    pub(crate) fn copy(&self, index: usize) -> Result<sibling::LayerStream, Error> {
+        let copy = LayerCopy {
+            chain: Arc::new(self.view()),
+            index,
+        };
+        let guard = Guard::from(CancellationToken::new());
+        sibling::open(&copy, self.root(), &guard)
+    }
+
+    /// Copies all layers to another chain, and checks that they are those of the blobs.
+    pub(crate) fn check(&self) {
+        if let Some(difference) = self.differences() {
+            panic!("{difference}");
+        }
+    }
+
+    /// Returns the differences between the copies and the layers of the blobs.
+    pub(crate) fn differences(&self) -> Option<String> {
+        let root = tempfile::tempdir_in(self.root()).unwrap();
+        let (mut directories, mut images) = (Vec::new(), Vec::new());
+        for (index, from) in self.layers.iter().enumerate() {
+            let to = root.path().join(index.to_string());
+            fs::create_dir(&to).unwrap();
+            extract(self.copy(index).unwrap(), &to, &directories).unwrap();
+            let image = to.with_extension("erofs");
+            let image = write(self.copy(index).unwrap(), &image, &images).unwrap();
+            let (one, other) = (tree::on_disk(from), tree::on_disk(&to));
+            let differences = tree::differences(&one, &other);
+            if !differences.is_empty() {
+                return Some(format!("layer {index}: {differences:#?}"));
+            }
+            if let Some(from) = self.images.get(index) {
+                let (one, other) = (tree::in_image(from), tree::in_image(&image));
+                let differences = tree::differences(&one, &other);
+                if !differences.is_empty() {
+                    return Some(format!("image of layer {index}: {differences:#?}"));
+                }
+            }
+            directories.insert(0, to);
+            images.insert(0, image);
+        }
+        None
+    }
+}
