@@ -62,6 +62,10 @@ impl resnap_core::Applier for InProcessApplier {
             .await
     }
 
+    fn can_copy_from(&self, snapshotter: &str) -> bool {
+        snapshotter == sibling::SNAPSHOTTER
+    }
+
     async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
         let inspected = sibling::inspect(&self.0, chain, layers).await;
         inspected.map_err(|error| {

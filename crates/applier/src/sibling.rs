@@ -50,6 +50,8 @@
 //! number of files, the length of paths and of attributes are those of a layer ([`resnap_layer::Limits`]), and
 //! names are in the memory of the layer. Nothing is read of another file system that is mounted there.
 
+pub(crate) use chain::SNAPSHOTTER;
+
 mod below;
 mod chain;
 mod fault;

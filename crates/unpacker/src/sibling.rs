@@ -19,9 +19,10 @@ pub(crate) struct Sibling {
 }
 
 impl Sibling {
-    /// Finds the snapshotter that has the most of the chain's layers, and creates a view of them
-    /// under the lease of the job: without a lease, garbage collection removes the view.
-    pub(crate) async fn find(chain: &Chain) -> Result<Self, Error> {
+    /// Finds the snapshotter that has the most of the chain's layers, creates a view of them under
+    /// the lease of the job, as garbage collection would remove it otherwise, and inspects the layers
+    /// from `first` on: if one of them is wrong, so may be the others.
+    pub(crate) async fn find(chain: &Chain, first: usize) -> Result<Self, Error> {
         let spec = &chain.job.spec;
         let ports = &chain.backend.ports;
         let all = ports.introspection.snapshotters().await?;
@@ -49,25 +50,33 @@ impl Sibling {
         let scope = chain.lease.scope().await?.clone();
         let mounts = chain.backend.snapshotter(&snapshotter);
         let mounts = mounts.view(&scope, &key, top).await?;
-        Ok(Self {
+        let sibling = Self {
             view: Arc::new(ChainView {
                 snapshotter,
                 mounts,
                 snapshots,
             }),
             key,
-        })
+        };
+        let layers = first..sibling.view.snapshots.len();
+        let applier = &chain.backend.ports.applier;
+        if let Err(error) = applier.inspect(&sibling.view, layers).await {
+            sibling.end(chain).await;
+            return Err(error);
+        }
+        Ok(sibling)
     }
 
-    /// Returns the copy of the layer at `index`, if it can be made.
-    pub(crate) async fn copy(&self, chain: &Chain, index: usize) -> Result<LayerCopy, Error> {
+    /// Returns the copy of the layer at `index`.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if the other snapshotter does not have the layer.
+    pub(crate) fn copy(&self, index: usize) -> Result<LayerCopy, Error> {
         let snapshotter = &self.view.snapshotter;
         if index >= self.view.snapshots.len() {
             let missing = Error::new(Kind::NotFound, "copy from", &**snapshotter);
             return Err(missing.with_source("it does not have the layer"));
         }
-        let applier = &chain.backend.ports.applier;
-        applier.inspect(&self.view, index..index + 1).await?;
         Ok(LayerCopy {
             chain: Arc::clone(&self.view),
             index,

@@ -141,9 +141,9 @@ impl Supply {
                 }
                 Source::Sibling { .. } if chain.job.spec.replace_copies => {}
                 Source::Sibling { .. } => {
-                    let sibling = self.sibling.get_or_init(|| Sibling::find(chain)).await;
-                    let copy = match sibling {
-                        Ok(sibling) => sibling.copy(chain, index).await,
+                    let find = || Sibling::find(chain, self.first);
+                    let copy = match self.sibling.get_or_init(find).await {
+                        Ok(sibling) => sibling.copy(index),
                         Err(error) => Err(error.clone()),
                     };
                     match copy {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_integration::image::{Built, ROOT_CLOCK, edge_cases, web};
+use resnap_integration::image::{Built, ROOT_CLOCK, edge_cases, hello, web};
 use resnap_integration::tree::{compare, surprises};
 use serde_json::Value;
 
@@ -20,6 +20,9 @@ live_tests! {
     Containerd: missing_layers_come_from_an_archive,
     Containerd: missing_layers_are_written_by_containerd_too,
     Containerd: missing_layers_without_a_source_are_an_error,
+    Containerd: missing_layers_are_copied_from_overlayfs,
+    Erofs: missing_layers_are_copied_from_overlayfs_to_erofs,
+    Containerd: copied_layers_are_replaced_by_a_repair,
 }
 
 /// Imports the image and removes the blobs of its layers.
@@ -110,5 +113,66 @@ fn missing_layers_without_a_source_are_an_error(node: &Node) -> Result<()> {
     ] {
         ensure!(text.contains(part), "{part:?} is not in {text}");
     }
+    node.assert_nothing_left("native")
+}
+
+/// Checks that the image is copied from the snapshots of containerd on overlayfs, with no difference.
+fn copied(node: &Node, snapshotter: &str, image: &Built) -> Result<()> {
+    node.import(image)?;
+    node.unpack_by_containerd("overlayfs", &image.reference)?;
+    discard(node, image)?;
+    let report = unpack(node, "", image, &["--snapshotter", snapshotter])?;
+    assert_outcome(&report, "copied")?;
+    for layer in &image.layers {
+        let labels = node.labels(snapshotter, &layer.chain_id)?;
+        let origin = labels.get("resnap.io/copied-from").map(String::as_str);
+        ensure!(origin == Some("overlayfs"), "{labels:?}");
+    }
+    let check = node.resnap(&["check", &image.reference])?.ok()?;
+    ensure!(check.contains("copied from overlayfs"), "{check}");
+    node.assert_nothing_left(snapshotter)?;
+    node.assert_no_active_snapshot("overlayfs")?;
+    // As resnap writes it from its blobs.
+    let blobs = node.in_new_namespace();
+    blobs.import(image)?;
+    blobs.unpack(snapshotter, &image.reference)?;
+    let differences = compare(
+        &blobs.tree(snapshotter, &image.reference)?,
+        &node.tree(snapshotter, &image.reference)?,
+    );
+    let differences = differences.iter().map(ToString::to_string);
+    // A root that no layer states gets the time of its unpacking, and so do on native the directories
+    // that are copied with the parent.
+    let is_clock = |text: &str| {
+        text.starts_with(".: Mtime: ") || snapshotter == "native" && text.contains(": Mtime: ")
+    };
+    let report: Vec<String> = differences.filter(|text| !is_clock(text)).collect();
+    ensure!(report.is_empty(), "{snapshotter}: {report:#?}");
+    Ok(())
+}
+
+fn missing_layers_are_copied_from_overlayfs(node: &Node) -> Result<()> {
+    copied(node, "native", &web()?)
+}
+
+fn missing_layers_are_copied_from_overlayfs_to_erofs(node: &Node) -> Result<()> {
+    copied(node, "erofs", &web()?)?;
+    copied(node, "erofs", &edge_cases()?)
+}
+
+fn copied_layers_are_replaced_by_a_repair(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    node.unpack_by_containerd("overlayfs", &image.reference)?;
+    let always = "sources.sibling = \"always\"\n";
+    let report = unpack(node, always, &image, &["--snapshotter", "native"])?;
+    assert_outcome(&report, "copied")?;
+    let report = unpack(
+        node,
+        always,
+        &image,
+        &["--snapshotter", "native", "--repair"],
+    )?;
+    assert_outcome(&report, "applied")?;
     node.assert_nothing_left("native")
 }

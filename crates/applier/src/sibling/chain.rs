@@ -18,7 +18,7 @@ use crate::copy_fault::CopyFault;
 use crate::inode::mtime;
 
 /// The only snapshotter whose layers are copied.
-const SNAPSHOTTER: &str = "overlayfs";
+pub(crate) const SNAPSHOTTER: &str = "overlayfs";
 
 /// Options with which a layer's directory does not have all that the mount shows, or has it otherwise.
 const REFUSED: [&str; 9] = [

@@ -6,6 +6,8 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
+use resnap_layer::testing::typeflag;
+
 use crate::testing::{RECORD, compare_copies, layers};
 
 mod edges;
@@ -25,7 +27,7 @@ fn copies_are_as_from_blobs() {
         let mut layers = layers(&records.concat());
         for item in layers.iter_mut().flatten() {
             // A copy has no such device in the lowest layer, and is refused with such an attribute.
-            if item.kind == tar::EntryType::Char {
+            if item.kind == typeflag::CHARACTER {
                 item.device = (1, 3);
             }
             if item
