@@ -73,6 +73,19 @@ pub(crate) fn causes(error: &dyn StdError) -> String {
     texts.join(": ")
 }
 
+/// Makes one failure of several at one host: the most useful kind, and each text.
+pub(crate) fn worst(failures: &[Failure]) -> Failure {
+    let best = failures.iter().min_by_key(|failure| rank(failure.kind));
+    let mut texts: Vec<&str> = Vec::new();
+    for failure in failures.iter().rev() {
+        if !texts.contains(&failure.text.as_str()) {
+            texts.push(&failure.text);
+        }
+    }
+    let kind = best.map_or(Kind::Unauthenticated, |failure| failure.kind);
+    Failure::new(kind, texts.join("; "))
+}
+
 /// Makes the error of an operation of which each attempt failed. Its kind is that of the failure by
 /// which a caller can do most.
 pub(crate) fn error(subject: &str, failures: &[Failure]) -> Error {

@@ -27,9 +27,12 @@ pub(crate) struct Material {
     /// PEM certificates.
     ca: Vec<Vec<u8>>,
     /// The PEM of the client's certificates and key. The first of several pairs counts.
-    client: Option<Arc<(Vec<u8>, Zeroizing<Vec<u8>>)>>,
+    client: Option<Arc<Client>>,
     skip_verify: bool,
 }
+
+/// The PEM certificates of a client, and its key.
+type Client = (Vec<u8>, Zeroizing<Vec<u8>>);
 
 impl Material {
     /// Reads the files.
