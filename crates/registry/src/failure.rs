@@ -73,9 +73,13 @@ pub(crate) fn causes(error: &dyn StdError) -> String {
     texts.join(": ")
 }
 
-/// Makes one failure of several at one host: the most useful kind, and each text.
+/// Makes one failure of several at one host, with each text. A host first asks for a credential, so
+/// that one was refused counts more.
 pub(crate) fn worst(failures: &[Failure]) -> Failure {
-    let best = failures.iter().min_by_key(|failure| rank(failure.kind));
+    let best = failures.iter().min_by_key(|failure| match failure.kind {
+        Kind::PermissionDenied => 0,
+        kind => 1 + rank(kind),
+    });
     let mut texts: Vec<&str> = Vec::new();
     for failure in failures.iter().rev() {
         if !texts.contains(&failure.text.as_str()) {

@@ -13,7 +13,7 @@ use resnap_core::Kind;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::address::{is_private, same_origin, shown};
+use crate::address::{is_loopback, is_private, same_origin, shown};
 use crate::clients::Clients;
 use crate::failure::{Failure, Retry, causes};
 use crate::tls::Material;
@@ -34,12 +34,13 @@ pub(crate) struct Way<'a> {
     pub(crate) material: &'a Material,
     pub(crate) connect: Duration,
     pub(crate) stall: Duration,
+    /// Whether redirects lead only to addresses that nobody on the network can listen to.
+    pub(crate) is_private: bool,
 }
 
 impl Way<'_> {
     /// Gets an address. `own` are the headers for its server only: a redirect to another scheme, host
     /// or port goes without them and without a client certificate, and so do the redirects after it.
-    /// From an address that nobody on the network can read, no redirect to another is followed.
     pub(crate) async fn get(
         &self,
         url: &Url,
@@ -61,19 +62,27 @@ impl Way<'_> {
                 return Ok(response);
             }
             let next = location(&url, &response)?;
-            if is_private(&url) && !is_private(&next) {
+            if !self.may_redirect(&url, &next) {
                 let text = format!(
-                    "{} redirects to {}, which is not https",
+                    "{} redirects to {}, which is not followed",
                     shown(&url),
                     shown(&next)
                 );
-                return Err(Failure::new(Kind::PermissionDenied, text));
+                return Err(Failure::new(Kind::Unavailable, text));
             }
             is_own &= same_origin(&url, &next);
             url = next;
         }
         let text = format!("{}: more than {MAX_REDIRECTS} redirects", shown(&url));
         Err(Failure::new(Kind::Unavailable, text))
+    }
+
+    /// Returns whether a redirect is followed: not from HTTPS to HTTP, and not from another machine to
+    /// this one, whose servers trust it more.
+    fn may_redirect(&self, from: &Url, to: &Url) -> bool {
+        let is_downgrade = from.scheme() == "https" && to.scheme() != "https";
+        let is_inwards = is_loopback(to) && !is_loopback(from);
+        !is_downgrade && !is_inwards && (is_private(to) || !self.is_private)
     }
 
     /// Posts a form. No redirect is followed.
@@ -257,6 +266,34 @@ mod tests {
         assert_eq!(wait("Fri, 27 Nov 2026 12:00:05 GMT"), Some(5));
         assert_eq!(wait("Fri, 27 Nov 2026 11:00:05 GMT"), Some(0));
         assert_eq!(wait("soon"), None);
+    }
+
+    #[test]
+    fn redirects_lead_neither_to_plain_http_nor_inwards() {
+        for (from, to, is_private, follows) in [
+            ("https://a.b", "https://c.d", false, true),
+            ("https://a.b", "http://a.b", false, false),
+            ("https://a.b", "http://127.0.0.1", false, false),
+            ("http://a.b", "http://c.d", false, true),
+            ("http://a.b", "http://c.d", true, false),
+            ("http://a.b", "https://c.d", true, true),
+            ("http://a.b", "http://localhost:10255", false, false),
+            ("http://[::1]", "http://127.0.0.1", true, true),
+        ] {
+            let way = Way {
+                clients: &Clients::default(),
+                material: &Material::default(),
+                connect: Duration::ZERO,
+                stall: Duration::ZERO,
+                is_private,
+            };
+            let url = |text: &str| Url::parse(text).unwrap();
+            assert_eq!(
+                way.may_redirect(&url(from), &url(to)),
+                follows,
+                "{from} {to}"
+            );
+        }
     }
 
     #[test]

@@ -158,6 +158,7 @@ impl Session {
                 .dial_timeout
                 .unwrap_or(shared.settings.connect),
             stall: shared.settings.stall,
+            is_private: false,
         }
     }
 
@@ -194,11 +195,16 @@ impl Session {
                     result = Ok(true);
                     break;
                 }
-                Err(failure) if failure.retry == Retry::Never => self.failures.push(failure),
                 Err(failure) => {
-                    queue.push_front(credential);
-                    result = Err(failure);
-                    break;
+                    let (kind, retry) = (failure.kind, failure.retry);
+                    self.failures.push(failure);
+                    if retry != Retry::Never {
+                        queue.push_front(credential);
+                        let mut failure = worst(&self.failures).worth(retry);
+                        failure.kind = kind;
+                        result = Err(failure);
+                        break;
+                    }
                 }
             }
         }

@@ -48,7 +48,7 @@ pub(crate) async fn request(
             "{}: no credential is sent to a token server without https",
             shown(&realm)
         );
-        return Err(Failure::new(Kind::PermissionDenied, text));
+        return Err(Failure::new(Kind::FailedPrecondition, text));
     }
     let scope = scope(wanted);
     let mut own = HeaderMap::new();

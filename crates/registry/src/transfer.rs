@@ -76,6 +76,7 @@ impl Candidate {
                     material: &Material::default(),
                     connect: shared.settings.connect,
                     stall: shared.settings.stall,
+                    is_private: true,
                 };
                 let response = way
                     .get(url, &Default::default(), &headers(blob, offset))
