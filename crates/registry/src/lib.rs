@@ -16,8 +16,9 @@
 //! # Credentials
 //! They are sent when a host asks, in this order: that of the pod's own pull, those of Docker's config
 //! files and helpers, none. A pull's credential is for the registry itself, never for a mirror; a mirror
-//! gets those that the config files have for its own host. They leave for the host that asked, or for
-//! the token server that it names by HTTPS or on this machine, and never
+//! gets those that the config files have for its own host. They leave for the host that asked (by plain
+//! HTTP if `hosts.toml` says so, or on this machine), or for the token server that it names by HTTPS or
+//! on this machine, and never
 //! - for another scheme, host or port that a redirect leads to, as do the headers of `hosts.toml` and
 //!   client certificates;
 //! - for the addresses in a descriptor (`urls`), which are tried last;

@@ -29,7 +29,7 @@ impl Bed {
             host_directories: vec![directory.path().join("certs.d")],
             docker_configs: vec![directory.path().join("config.json")],
             helper_directories: vec![directory.path().join("helpers")],
-            stall: Duration::from_millis(300),
+            stall: Duration::from_secs(1),
             connect: Duration::from_secs(2),
             backoff: Duration::from_millis(2),
         };

@@ -3,15 +3,12 @@
 
 //! The source against servers that misbehave.
 
-#[path = "source/bed.rs"]
+#![allow(clippy::unwrap_used)]
+
 mod bed;
-#[path = "source/credentials.rs"]
 mod credentials;
-#[path = "source/faults.rs"]
 mod faults;
-#[path = "source/hosts.rs"]
 mod hosts;
-#[path = "source/server.rs"]
+mod log;
 mod server;
-#[path = "source/tls.rs"]
 mod tls;
