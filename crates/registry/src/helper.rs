@@ -106,7 +106,11 @@ mod tests {
 
     use super::*;
 
+    /// A program cannot be run while another test's child, not yet a program itself, has it open.
+    static ONE_CHILD: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     async fn answer(script: &str) -> Result<Option<Credential>, String> {
+        let _only = ONE_CHILD.lock().await;
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("docker-credential-test");
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
@@ -143,5 +147,11 @@ mod tests {
             let text = get(name, &[], "a.b").await.unwrap_err();
             assert!(text.contains("is not the name"), "{text}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_helper_that_hangs_is_given_up() {
+        let text = answer("exec sleep 60").await.unwrap_err();
+        assert_eq!(text, "docker-credential-test: no answer for 10 s");
     }
 }

@@ -235,18 +235,22 @@ fn reason(body: &[u8]) -> Option<String> {
     Some(reason.trim().to_owned()).filter(|reason| !reason.is_empty())
 }
 
-/// Reads a body of limited size; `None` if it is larger, or does not come.
-pub(crate) async fn body(response: Response, stall: Duration) -> Option<Zeroizing<Vec<u8>>> {
+/// Reads a small body; `None` if it is larger, breaks, or does not come within `limit`.
+pub(crate) async fn body(response: Response, limit: Duration) -> Option<Zeroizing<Vec<u8>>> {
     // All of it at once, since a vector that grows leaves copies.
     let mut body = Zeroizing::new(Vec::with_capacity(MAX_BODY));
     let mut pieces = response.bytes_stream();
-    while let Some(piece) = timeout(stall, pieces.next()).await.ok()? {
-        let piece = piece.ok()?;
-        if body.len() + piece.len() > MAX_BODY {
-            return None;
+    let read = async {
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.ok()?;
+            if body.len() + piece.len() > MAX_BODY {
+                return None;
+            }
+            body.extend_from_slice(&piece);
         }
-        body.extend_from_slice(&piece);
-    }
+        Some(())
+    };
+    timeout(limit, read).await.ok()??;
     Some(body)
 }
 
