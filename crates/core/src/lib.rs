@@ -16,6 +16,7 @@
 //! the ports and a simulated backend.
 
 mod apply;
+mod credential;
 mod descriptor;
 mod digest;
 pub mod erofs_layer;
@@ -26,6 +27,7 @@ mod mount;
 mod ports;
 mod profile;
 mod read;
+mod repository;
 mod scope;
 mod service;
 mod snapshot;
@@ -37,6 +39,7 @@ pub use apply::{
     Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, ChainView,
     LayerCopy, Stage, StageTiming, in_batch,
 };
+pub use credential::{Credential, PullCredentials, Secret};
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
 pub use error::{Error, Kind, Result, error_chain};
@@ -49,6 +52,7 @@ pub use ports::{
 };
 pub use profile::{EROFS_FEATURE, LabelRequirement, LabeledLayers, Profile, Profiles, Volumes};
 pub use read::{LargeRead, read_verified, work_on};
+pub use repository::Repository;
 pub use resnap_platforms::Platform;
 pub use scope::{LeaseId, Scope};
 pub use service::{

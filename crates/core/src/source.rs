@@ -19,6 +19,9 @@ pub struct MissingBlob {
     /// The repositories that the blob's image was pulled from before, by the host of their registry
     /// (the labels `containerd.io/distribution.source.HOST`).
     pub repositories: BTreeMap<String, Vec<String>>,
+    /// The addresses that its descriptor gives for it, outside of any registry (`urls` of a foreign
+    /// layer).
+    pub urls: Vec<String>,
     /// The pod that needs the image, as `namespace/name`.
     pub pod: Option<String>,
 }

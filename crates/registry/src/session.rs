@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Sessions: requests for blobs at one host of one repository, with the credentials for it.
+
+use std::collections::VecDeque;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Response, StatusCode, Url};
+use resnap_core::{Credential, Descriptor, Kind, PullCredentials, Repository, media_type};
+
+use crate::address::{authority, is_registry, same_origin};
+use crate::challenge::Challenge;
+use crate::clients::Clients;
+use crate::docker_config::{Found, read_all};
+use crate::failure::{Failure, Retry, worst};
+use crate::hosts::Endpoint;
+use crate::request::{Way, refused};
+use crate::settings::Settings;
+use crate::tls::Material;
+use crate::{helper, token};
+
+/// What all transfers share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) credentials: PullCredentials,
+    pub(crate) clients: Clients,
+}
+
+/// The requests for one blob at one host.
+pub(crate) struct Session {
+    endpoint: Endpoint,
+    material: Material,
+    repository: Repository,
+    pod: Option<String>,
+    /// The last challenge of the host.
+    challenge: Option<Challenge>,
+    /// The credentials that are still to be tried, no credential last; `None` until they are needed.
+    credentials: Option<VecDeque<Option<Credential>>>,
+    /// The credential in use.
+    current: Option<Option<Credential>>,
+    authorization: Option<HeaderValue>,
+    /// Whether a request with `authorization` succeeded.
+    has_worked: bool,
+    /// Why credentials did not serve.
+    failures: Vec<Failure>,
+}
+
+impl Session {
+    /// Creates a session for a repository at a host that serves its registry.
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        repository: Repository,
+        pod: Option<String>,
+    ) -> Result<Self, Failure> {
+        Ok(Self {
+            material: Material::read(&endpoint.tls)?,
+            endpoint,
+            repository,
+            pod,
+            challenge: None,
+            credentials: None,
+            current: None,
+            authorization: None,
+            has_worked: false,
+            failures: Vec::new(),
+        })
+    }
+
+    /// Returns the host and the repository, for the log.
+    pub(crate) fn name(&self) -> String {
+        format!("{} {}", authority(&self.endpoint.root), self.repository)
+    }
+
+    /// Asks for a blob from byte `offset` on. Credentials are tried when the host asks for one.
+    pub(crate) async fn get(
+        &mut self,
+        shared: &Shared,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<Response, Failure> {
+        loop {
+            let url = self.url(blob);
+            let mut own = self.endpoint.headers.clone();
+            if let Some(value) = &self.authorization {
+                own.insert(AUTHORIZATION, value.clone());
+            }
+            let response = self
+                .way(shared, &self.material)
+                .get(&url, &own, &headers(blob, offset))
+                .await;
+            let response = match response {
+                Err(failure) if failure.is_plain && self.endpoint.may_be_plain => {
+                    self.endpoint.may_be_plain = false;
+                    if self.endpoint.root.set_scheme("http").is_err() {
+                        return Err(failure);
+                    }
+                    continue;
+                }
+                response => response?,
+            };
+            let status = response.status();
+            tracing::debug!(host = authority(&url), repository = %self.repository, digest = %blob.digest, status = status.as_u16(), "asked a registry");
+            if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+                self.has_worked = true;
+                return Ok(response);
+            }
+            if !same_origin(response.url(), &url) {
+                return Err(foreign(response, shared).await);
+            }
+            let challenge = Challenge::of(response.headers());
+            let failure = refused(&url, response, shared.settings.stall).await;
+            if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                return Err(failure);
+            }
+            self.challenge = challenge.or(self.challenge.take());
+            self.failures.push(failure);
+            if !self
+                .authorize(shared, status == StatusCode::UNAUTHORIZED)
+                .await?
+            {
+                return Err(worst(&self.failures));
+            }
+        }
+    }
+
+    fn url(&self, blob: &Descriptor) -> Url {
+        let mut url = self.endpoint.root.clone();
+        let kind = if is_manifest(blob) {
+            "manifests"
+        } else {
+            "blobs"
+        };
+        let root = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!(
+            "{root}/{}/{kind}/{}",
+            self.repository.path(),
+            blob.digest
+        ));
+        if !self.is_registry() {
+            url.query_pairs_mut()
+                .append_pair("ns", self.repository.host());
+        }
+        url
+    }
+
+    /// Returns whether the host is the repository's registry itself, and not a mirror of it.
+    fn is_registry(&self) -> bool {
+        is_registry(&self.endpoint.root, self.repository.host())
+    }
+
+    fn way<'a>(&self, shared: &'a Shared, material: &'a Material) -> Way<'a> {
+        Way {
+            clients: &shared.clients,
+            material,
+            connect: self
+                .endpoint
+                .dial_timeout
+                .unwrap_or(shared.settings.connect),
+            stall: shared.settings.stall,
+            is_private: false,
+        }
+    }
+
+    /// Takes the next credential that answers the challenge; false if there is none. One that had worked
+    /// is tried again first, since tokens expire.
+    async fn authorize(
+        &mut self,
+        shared: &Shared,
+        is_unauthenticated: bool,
+    ) -> Result<bool, Failure> {
+        let Some(challenge) = self.challenge.clone() else {
+            return Ok(false);
+        };
+        let mut queue = match self.credentials.take() {
+            Some(queue) => queue,
+            None => self.find(shared).await,
+        };
+        let has_worked = std::mem::take(&mut self.has_worked);
+        if let Some(current) = self
+            .current
+            .take()
+            .filter(|_| has_worked && is_unauthenticated)
+        {
+            self.failures.clear();
+            queue.push_front(current);
+        }
+        let mut result = Ok(false);
+        while let Some(credential) = queue.pop_front() {
+            match self.answer(shared, &challenge, credential.as_ref()).await {
+                Ok(None) => {}
+                Ok(Some(header)) => {
+                    self.authorization = Some(header);
+                    self.current = Some(credential);
+                    result = Ok(true);
+                    break;
+                }
+                Err(failure) => {
+                    let (kind, retry) = (failure.kind, failure.retry);
+                    self.failures.push(failure);
+                    if retry != Retry::Never {
+                        queue.push_front(credential);
+                        let mut failure = worst(&self.failures).worth(retry);
+                        failure.kind = kind;
+                        result = Err(failure);
+                        break;
+                    }
+                }
+            }
+        }
+        self.credentials = Some(queue);
+        result
+    }
+
+    /// Makes the header by which a credential answers a challenge; `None` if it cannot.
+    async fn answer(
+        &self,
+        shared: &Shared,
+        challenge: &Challenge,
+        credential: Option<&Credential>,
+    ) -> Result<Option<HeaderValue>, Failure> {
+        let (realm, service, scope) = match (challenge, credential) {
+            (Challenge::Basic, credential) => return Ok(credential.and_then(token::basic)),
+            (Challenge::Bearer { .. }, Some(Credential::RegistryToken(token))) => {
+                return Ok(token::bearer(token));
+            }
+            (
+                Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                },
+                _,
+            ) => (realm, service, scope),
+        };
+        let others = self.material.for_others();
+        let is_own = Url::parse(realm).is_ok_and(|realm| same_origin(&realm, &self.endpoint.root));
+        let material = if is_own { &self.material } else { &others };
+        let wanted = token::Wanted {
+            realm,
+            service: service.as_deref(),
+            scope: scope.as_deref(),
+            path: self.repository.path(),
+        };
+        let token = token::request(self.way(shared, material), wanted, credential).await?;
+        Ok(token::bearer(&token))
+    }
+
+    /// Finds the credentials for the host, in the order in which they are tried. What a pull brought is
+    /// for the registry, not for its mirrors.
+    async fn find(&mut self, shared: &Shared) -> VecDeque<Option<Credential>> {
+        let mut found = VecDeque::new();
+        let is_registry = self.is_registry();
+        if let Some(pod) = self.pod.as_ref().filter(|_| is_registry) {
+            found.extend(shared.credentials.get(&self.repository, pod).map(Some));
+        }
+        let host = if is_registry {
+            self.repository.host().to_owned()
+        } else {
+            authority(&self.endpoint.root)
+        };
+        let settings = &shared.settings;
+        let paths = settings.docker_configs.clone();
+        let read = tokio::task::spawn_blocking(move || read_all(&paths)).await;
+        let (configs, mut notes) = read.unwrap_or_default();
+        for place in configs
+            .iter()
+            .flat_map(|config| config.find(&host, self.repository.path()))
+        {
+            match place {
+                Found::Here(credential) => found.push_back(Some(credential)),
+                Found::Helper { name, server } => {
+                    match helper::get(&name, &settings.helper_directories, &server).await {
+                        Ok(credential) => found.extend(credential.map(Some)),
+                        Err(note) => notes.push(note),
+                    }
+                }
+            }
+        }
+        let notes = notes
+            .into_iter()
+            .map(|note| Failure::new(Kind::FailedPrecondition, note));
+        self.failures.extend(notes);
+        found.push_back(None);
+        found
+    }
+}
+
+/// Returns the failure of a server that is not the registry's. It asks for no credential that there
+/// could be.
+pub(crate) async fn foreign(response: Response, shared: &Shared) -> Failure {
+    let url = response.url().clone();
+    let mut failure = refused(&url, response, shared.settings.stall).await;
+    if matches!(failure.kind, Kind::Unauthenticated | Kind::PermissionDenied) {
+        failure.kind = Kind::Unavailable;
+    }
+    failure
+}
+
+fn is_manifest(blob: &Descriptor) -> bool {
+    media_type::is_manifest(&blob.media_type) || media_type::is_index(&blob.media_type)
+}
+
+/// Returns the headers for all servers.
+pub(crate) fn headers(blob: &Descriptor, offset: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let accept = if is_manifest(blob) {
+        &blob.media_type
+    } else {
+        "*/*"
+    };
+    headers.extend(
+        HeaderValue::from_str(accept)
+            .ok()
+            .map(|accept| (ACCEPT, accept)),
+    );
+    if offset > 0 {
+        let range = HeaderValue::from_str(&format!("bytes={offset}-"));
+        headers.extend(range.ok().map(|range| (RANGE, range)));
+    }
+    headers
+}

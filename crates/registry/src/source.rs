@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The source of blobs.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::stream;
+use reqwest::Url;
+use resnap_core::{
+    BlobSource, ByteStream, Error, Kind, MissingBlob, PullCredentials, Repository, Result,
+};
+
+use crate::address::is_private;
+use crate::certs::endpoints;
+use crate::clients::Clients;
+use crate::failure::Failure;
+use crate::session::{Session, Shared};
+use crate::settings::Settings;
+use crate::transfer::Transfer;
+
+/// The limit on the number of repositories that are asked for one blob.
+const MAX_REPOSITORIES: usize = 16;
+
+/// The limit on the number of hosts that are asked for one blob.
+const MAX_SESSIONS: usize = 32;
+
+/// The limit on the number of addresses of a descriptor that are tried.
+const MAX_ADDRESSES: usize = 8;
+
+/// The registries as a source of blobs. Clones share connections.
+#[derive(Clone)]
+pub struct RegistrySource(Arc<Shared>);
+
+impl RegistrySource {
+    /// Creates a source with the credentials that pulls bring. Files are read when blobs are asked for.
+    pub fn new(settings: Settings, credentials: PullCredentials) -> Self {
+        Self(Arc::new(Shared {
+            settings,
+            credentials,
+            clients: Clients::default(),
+        }))
+    }
+}
+
+impl fmt::Debug for RegistrySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = &self.0.settings;
+        f.debug_struct("RegistrySource")
+            .field("settings", settings)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl BlobSource for RegistrySource {
+    fn name(&self) -> &'static str {
+        "registry"
+    }
+
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
+        let descriptor = blob.descriptor.clone();
+        if offset >= descriptor.size && offset > 0 {
+            if offset == descriptor.size {
+                return Ok(Box::pin(stream::empty()));
+            }
+            let text = format!("byte {offset} is past the end, at {}", descriptor.size);
+            return Err(
+                Error::new(Kind::InvalidArgument, "fetch", descriptor.digest.as_str())
+                    .with_source(text),
+            );
+        }
+        let (shared, asked) = (self.0.clone(), blob.clone());
+        let made = tokio::task::spawn_blocking(move || sessions(&shared.settings, &asked));
+        let (sessions, failures) = made.await.map_err(|error| {
+            Error::new(Kind::Internal, "fetch", descriptor.digest.as_str()).with_source(error)
+        })?;
+        let names = || sessions.iter().map(Session::name).collect::<Vec<_>>();
+        tracing::debug!(digest = %descriptor.digest, offset, hosts = ?names(), "fetching a blob");
+        let addresses = blob.urls.iter().filter_map(|url| Url::parse(url).ok());
+        let addresses = addresses
+            .filter(|url| is_private(url) && url.username().is_empty() && url.password().is_none());
+        let addresses = addresses.take(MAX_ADDRESSES).collect();
+        let mut transfer = Transfer::new(
+            self.0.clone(),
+            descriptor,
+            offset,
+            sessions,
+            addresses,
+            failures,
+        );
+        transfer.connect().await?;
+        Ok(Box::pin(stream::try_unfold(
+            transfer,
+            |mut transfer| async { Ok(transfer.next().await?.map(|bytes| (bytes, transfer))) },
+        )))
+    }
+}
+
+/// Makes the sessions in which a blob is asked for, in order. The failures are those of hosts whose
+/// configuration is wrong.
+fn sessions(settings: &Settings, blob: &MissingBlob) -> (Vec<Session>, Vec<Failure>) {
+    let (mut sessions, mut failures) = (Vec::new(), Vec::new());
+    for repository in repositories(blob) {
+        let endpoints = match endpoints(&settings.host_directories, repository.host()) {
+            Ok(endpoints) => endpoints,
+            Err(failure) => {
+                failures.push(failure);
+                continue;
+            }
+        };
+        if endpoints.is_empty() {
+            let text = format!(
+                "{}: hosts.toml has no host with the capability pull",
+                repository.host()
+            );
+            failures.push(Failure::new(Kind::FailedPrecondition, text));
+        }
+        for endpoint in endpoints {
+            match Session::new(endpoint, repository.clone(), blob.pod.clone()) {
+                Ok(session) => sessions.push(session),
+                Err(failure) => failures.push(failure),
+            }
+        }
+    }
+    sessions.truncate(MAX_SESSIONS);
+    (sessions, failures)
+}
+
+/// Returns the repositories that may have a blob, the reference's first.
+fn repositories(blob: &MissingBlob) -> Vec<Repository> {
+    let mut repositories = Vec::new();
+    let reference = blob.reference.as_deref().and_then(Repository::of_reference);
+    let others = blob
+        .repositories
+        .iter()
+        .flat_map(|(host, paths)| paths.iter().filter_map(|path| Repository::new(host, path)));
+    for repository in reference.into_iter().chain(others) {
+        if !repositories.contains(&repository) {
+            repositories.push(repository);
+        }
+    }
+    repositories.truncate(MAX_REPOSITORIES);
+    repositories
+}

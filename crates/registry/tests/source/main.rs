@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The source against servers that misbehave.
+
+#![allow(clippy::unwrap_used)]
+
+mod bed;
+mod credentials;
+mod faults;
+mod hosts;
+mod log;
+mod server;
+mod tls;
