@@ -46,9 +46,10 @@
 //! # Hostile directories
 //!
 //! An image has named what is in the directories. Each is opened by its path below the snapshot's, without
-//! following symbolic links; a file is opened after it has been seen to be regular, and looked at again. The
-//! number of files, the length of paths and of attributes are those of a layer ([`resnap_layer::Limits`]), and
-//! names are in the memory of the layer. Nothing is read of another file system that is mounted there.
+//! following symbolic links; a file is opened if its directory lists it as regular, without waiting, and looked at
+//! again. The number of files, the length of paths and of attributes are those of a layer
+//! ([`resnap_layer::Limits`]), and names are in the memory of the layer. Nothing is read of another file system
+//! that is mounted there.
 
 pub(crate) use chain::SNAPSHOTTER;
 

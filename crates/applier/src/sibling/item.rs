@@ -3,6 +3,8 @@
 
 //! What a walk through a layer finds.
 
+use std::fs::File;
+
 use resnap_layer::{EntryKind, Metadata};
 
 /// A file, directory or marker of a layer.
@@ -14,10 +16,14 @@ pub(super) struct Item {
 }
 
 /// The type of an item.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) enum ItemKind {
-    /// A file, which the walk opens.
-    File { size: u64, may_have_holes: bool },
+    /// A file, with its size.
+    File {
+        file: File,
+        size: u64,
+        may_have_holes: bool,
+    },
     /// All others.
     Other(EntryKind),
 }

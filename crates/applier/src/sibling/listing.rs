@@ -15,10 +15,17 @@ use crate::guard::Guard;
 /// Bytes that a name or path takes besides its own.
 pub(super) const NAME: u64 = 96;
 
+/// The name of what is not a directory.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FileName {
+    pub(super) name: Vec<u8>,
+    pub(super) is_regular: bool,
+}
+
 /// The names in a directory, in order. Sockets are left out: no layer has them.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    pub(super) files: Vec<Vec<u8>>,
+    pub(super) files: Vec<FileName>,
     pub(super) directories: Vec<Vec<u8>>,
 }
 
@@ -45,13 +52,18 @@ impl Listing {
                 }
                 kind => kind,
             };
-            let names = match kind {
-                FileType::Socket => continue,
-                FileType::Directory => &mut listing.directories,
-                _ => &mut listing.files,
-            };
+            if kind == FileType::Socket {
+                continue;
+            }
             guard.take_memory(NAME + name.len() as u64)?;
-            names.push(name.to_vec());
+            let name = name.to_vec();
+            match kind {
+                FileType::Directory => listing.directories.push(name),
+                kind => listing.files.push(FileName {
+                    name,
+                    is_regular: kind == FileType::RegularFile,
+                }),
+            }
         }
         listing.files.sort_unstable();
         listing.directories.sort_unstable();

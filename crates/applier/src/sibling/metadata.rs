@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use resnap_layer::{Limits, Metadata, Xattr};
 use rustix::fs::{self, Stat};
@@ -56,19 +56,46 @@ impl Default for MetadataReader {
     }
 }
 
-impl MetadataReader {
-    /// Returns the metadata of the file `name` in a directory (`.` for itself), and whether it is an
-    /// opaque directory.
-    pub(super) fn read(
-        &mut self,
-        parent: &OwnedFd,
-        name: &[u8],
-        stat: &Stat,
-    ) -> Result<(Metadata, bool), Fault> {
-        // There is no system call that reads attributes by descriptor and name, and a file is not opened:
-        // opening a device has effects.
+/// An inode with attributes.
+pub(super) enum At<'a> {
+    /// An open file or directory.
+    Open(&'a OwnedFd),
+    /// Another, which is not opened: opening a device has effects.
+    Path(PathBuf),
+}
+
+impl At<'_> {
+    /// Returns the inode of a name.
+    pub(super) fn name(parent: &OwnedFd, name: &[u8]) -> Self {
+        // There is no system call that reads attributes by descriptor and name.
         let mut path = PathBuf::from(format!("/proc/self/fd/{}", parent.as_raw_fd()));
         path.push(OsStr::from_bytes(name));
+        Self::Path(path)
+    }
+
+    fn list(&self, buffer: &mut [u8]) -> rustix::io::Result<usize> {
+        match self {
+            Self::Open(fd) => fs::flistxattr(fd, buffer),
+            Self::Path(path) => fs::llistxattr(path, buffer),
+        }
+    }
+
+    /// Returns the value of an attribute, or `None` if it is not set.
+    fn get<'b>(&self, name: &[u8], buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
+        let length = match self {
+            Self::Open(fd) => fs::fgetxattr(fd, name, &mut *buffer),
+            Self::Path(path) => fs::lgetxattr(path, name, &mut *buffer),
+        };
+        match length {
+            Err(Errno::NODATA) => Ok(None),
+            length => Ok(buffer.get(..length?)),
+        }
+    }
+}
+
+impl MetadataReader {
+    /// Returns the metadata of an inode, and whether it is an opaque directory.
+    pub(super) fn read(&mut self, at: &At<'_>, stat: &Stat) -> Result<(Metadata, bool), Fault> {
         let mut metadata = Metadata {
             mode: stat.st_mode & 0o7777,
             uid: stat.st_uid,
@@ -77,7 +104,7 @@ impl MetadataReader {
             xattrs: Vec::new(),
         };
         let mut is_opaque = false;
-        let length = match fs::llistxattr(&path, &mut self.names[..]) {
+        let length = match at.list(&mut self.names) {
             Err(Errno::OPNOTSUPP) => 0,
             length => length.map_err(io::Error::from)?,
         };
@@ -85,14 +112,14 @@ impl MetadataReader {
         for name in names.split(|byte| *byte == 0) {
             match of(name)? {
                 Use::Ignored => {}
-                Use::Opaque => match get(&path, name, &mut self.value)? {
+                Use::Opaque => match at.get(name, &mut self.value)? {
                     Some(value) if value != OPAQUE_VALUE => {
                         return Err(EntryFault::Attribute(name.to_vec()).into());
                     }
                     found => is_opaque |= found.is_some(),
                 },
                 Use::Copied => {
-                    let Some(value) = get(&path, name, &mut self.value)? else {
+                    let Some(value) = at.get(name, &mut self.value)? else {
                         continue;
                     };
                     total += name.len() + value.len();
@@ -128,12 +155,4 @@ fn of(name: &[u8]) -> Result<Use, EntryFault> {
         true => Use::Copied,
         false => Use::Ignored,
     })
-}
-
-/// Returns the value of an attribute, or `None` if it is not set.
-fn get<'a>(path: &Path, name: &[u8], buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
-    match fs::lgetxattr(path, name, &mut *buffer) {
-        Err(Errno::NODATA) => Ok(None),
-        length => Ok(buffer.get(..length?)),
-    }
 }

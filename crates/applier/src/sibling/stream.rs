@@ -38,7 +38,6 @@ pub(crate) struct LayerStream {
 /// The data of a file.
 struct Data {
     item: Item,
-    file: File,
     /// What is left.
     extents: VecDeque<Extent>,
     padding: usize,
@@ -64,26 +63,25 @@ impl LayerStream {
             self.pending.resize(2 * BLOCK, 0);
             return Ok(());
         };
-        let ItemKind::File {
-            size,
-            may_have_holes,
-        } = item.kind
-        else {
-            header(&mut self.pending, &item, Size::default());
-            return Ok(());
+        let size = match &item.kind {
+            ItemKind::File { size, .. } => *size,
+            ItemKind::Other(_) => 0,
         };
         if size == 0 {
             header(&mut self.pending, &item, Size::default());
             return Ok(());
         }
-        let file = self.walk.open(&item)?;
         let all = Extent {
             offset: 0,
             length: size,
         };
-        let extents = match may_have_holes {
-            true => extents(&file, size).map_err(|error| self.walk.error(error))?,
-            false => vec![all],
+        let extents = match &item.kind {
+            ItemKind::File {
+                file,
+                may_have_holes: true,
+                ..
+            } => extents(file, size).map_err(|error| self.walk.error(error))?,
+            _ => vec![all],
         };
         let is_sparse = extents != [all];
         let text = match is_sparse {
@@ -100,7 +98,6 @@ impl LayerStream {
         let padding = stored.next_multiple_of(BLOCK as u64) - stored;
         self.data = Some(Data {
             item,
-            file,
             extents: extents.into(),
             padding: usize::try_from(padding).unwrap_or_default(),
         });
@@ -112,6 +109,9 @@ impl LayerStream {
         let Some(data) = &mut self.data else {
             return Ok(0);
         };
+        let ItemKind::File { file, size, .. } = &data.item.kind else {
+            return Ok(0);
+        };
         while let Some(extent) = data.extents.front_mut() {
             if extent.length == 0 {
                 data.extents.pop_front();
@@ -120,8 +120,7 @@ impl LayerStream {
             let length = usize::try_from(extent.length).unwrap_or(usize::MAX);
             let length = length.min(buffer.len());
             let part = buffer.get_mut(..length).unwrap_or_default();
-            let count = data
-                .file
+            let count = file
                 .read_at(part, extent.offset)
                 .map_err(|error| self.walk.error(error))?;
             if count == 0 {
@@ -131,12 +130,9 @@ impl LayerStream {
             extent.length -= count as u64;
             return Ok(count);
         }
-        let stat = rustix::fs::fstat(&data.file).map_err(|error| self.walk.error(error))?;
-        let ItemKind::File { size, .. } = data.item.kind else {
-            return Ok(0);
-        };
+        let stat = rustix::fs::fstat(file).map_err(|error| self.walk.error(error))?;
         let is_same =
-            u64::try_from(stat.st_size) == Ok(size) && mtime(&stat) == data.item.metadata.mtime;
+            u64::try_from(stat.st_size) == Ok(*size) && mtime(&stat) == data.item.metadata.mtime;
         if !is_same {
             return Err(self.walk.error(EntryFault::Changed));
         }

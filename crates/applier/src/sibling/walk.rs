@@ -5,7 +5,6 @@
 //! before its directories, all ordered by name. One directory is open at a time.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use resnap_layer::path::join;
@@ -17,14 +16,14 @@ use super::below::Below;
 use super::chain::ChainLayer;
 use super::fault::Fault;
 use super::item::{Item, ItemKind};
-use super::listing::{Listing, NAME};
-use super::metadata::MetadataReader;
+use super::listing::{FileName, Listing, NAME};
+use super::metadata::{At, MetadataReader};
 use super::stated::{State, Time, state};
 use crate::beneath::open_beneath;
 use crate::copy_fault::{CopyFault, EntryFault};
 use crate::error::StreamError;
 use crate::guard::Guard;
-use crate::inode::{is_whiteout, mtime};
+use crate::inode::is_whiteout;
 use crate::xattr::has_default_acl;
 
 /// A step of the walk.
@@ -40,7 +39,7 @@ struct Current {
     fd: OwnedFd,
     path: Vec<u8>,
     /// The names of its files, in reverse order.
-    names: Vec<Vec<u8>>,
+    names: Vec<FileName>,
 }
 
 /// A walk through a layer.
@@ -93,13 +92,6 @@ impl Walk {
         self.advance().map_err(|fault| self.error(fault))
     }
 
-    /// Opens the file that `next` has returned last.
-    pub(super) fn open(&mut self, item: &Item) -> Result<File, StreamError> {
-        self.at.clone_from(&item.path);
-        let opened = self.open_file(item);
-        opened.map_err(|fault| self.error(fault))
-    }
-
     /// Returns the error of a fault at the current path.
     pub(super) fn error(&self, fault: impl Into<Fault>) -> StreamError {
         match fault.into() {
@@ -124,11 +116,8 @@ impl Walk {
                     self.current = None;
                     continue;
                 };
-                self.guard.give_memory(NAME + name.len() as u64);
-                if let Some(item) = self.file(&name)? {
-                    return Ok(Some(item));
-                }
-                continue;
+                self.guard.give_memory(NAME + name.name.len() as u64);
+                return self.file(&name);
             }
             match self.steps.pop() {
                 None => return Ok(None),
@@ -169,13 +158,13 @@ impl Walk {
         let fd = open_beneath(&self.layer.root, &path)?;
         let stat = fs::fstat(&fd)?;
         self.is_mounted(&stat)?;
-        let (own, is_opaque) = self.reader.read(&fd, b".", &stat)?;
+        let (own, is_opaque) = self.reader.read(&At::Open(&fd), &stat)?;
         let Listing { files, directories } = Listing::read(&fd, self.count, &self.guard)?;
 
         self.guard.count_lookup(parents.len())?;
         let merged = self.below.merge(parents, &path)?;
         let below = match &merged.top {
-            Some(top) => Some(self.reader.read(top, b".", &fs::fstat(top)?)?.0),
+            Some(top) => Some(self.reader.read(&At::Open(top), &fs::fstat(top)?)?.0),
             None => None,
         };
         let time = Time {
@@ -231,104 +220,107 @@ impl Walk {
     }
 
     /// Returns the file of this name in the current directory.
-    fn file(&mut self, name: &[u8]) -> Result<Option<Item>, Fault> {
+    fn file(&mut self, name: &FileName) -> Result<Option<Item>, Fault> {
+        let FileName { name, is_regular } = name;
         let parent = self.current.as_ref().map(|current| &current.path[..]);
-        let path = join(parent.unwrap_or_default(), name);
-        self.begin(path.clone())?;
+        self.begin(join(parent.unwrap_or_default(), name))?;
         let Some(Current { fd, .. }) = &self.current else {
             return Ok(None);
         };
-        let stat = fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let file = match is_regular {
+            true => Some(open(fd, name)?),
+            false => None,
+        };
+        let stat = match &file {
+            Some(file) => fs::fstat(file)?,
+            None => fs::statat(fd, &name[..], AtFlags::SYMLINK_NOFOLLOW)?,
+        };
         self.is_mounted(&stat)?;
         if is_whiteout(&stat) {
             // This name would make it an opaque marker.
             if name == b".wh..opq" {
                 return Err(EntryFault::Name.into());
             }
-            let kind = ItemKind::Other(EntryKind::Whiteout);
-            let metadata = Metadata::default();
             return Ok(Some(Item {
-                path,
-                kind,
-                metadata,
+                path: self.at.clone(),
+                kind: ItemKind::Other(EntryKind::Whiteout),
+                metadata: Metadata::default(),
             }));
         }
         if is_special(name) {
             return Err(EntryFault::Name.into());
         }
-        let (metadata, _) = self.reader.read(fd, name, &stat)?;
-        let device = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => None,
-            FileType::Symlink => {
-                let target = fs::readlinkat(fd, name, Vec::new())?;
-                Some(EntryKind::Symlink(target.into_bytes()))
-            }
-            FileType::CharacterDevice => {
-                let (major, minor) = device;
-                Some(EntryKind::Character { major, minor })
-            }
-            FileType::BlockDevice => {
-                let (major, minor) = device;
-                Some(EntryKind::Block { major, minor })
-            }
-            FileType::Fifo => Some(EntryKind::Fifo),
-            _ => return Err(EntryFault::Changed.into()),
+        let at = match &file {
+            Some(file) => At::Open(file),
+            None => At::name(fd, name),
         };
-        let kind = match (self.link(&path, &stat)?, kind) {
-            (Some(first), _) => ItemKind::Other(EntryKind::Hardlink(first)),
-            (None, Some(kind)) => ItemKind::Other(kind),
-            (None, None) => {
-                let size = u64::try_from(stat.st_size).unwrap_or_default();
-                let stored = u64::try_from(stat.st_blocks).unwrap_or_default();
-                ItemKind::File {
-                    size,
-                    may_have_holes: stored.saturating_mul(512) < size,
-                }
-            }
+        let (metadata, _) = self.reader.read(&at, &stat)?;
+        let kind = kind(fd, name, &stat, file)?;
+        let kind = match self.link(&stat)? {
+            Some(first) => ItemKind::Other(EntryKind::Hardlink(first)),
+            None => kind,
         };
         Ok(Some(Item {
-            path,
+            path: self.at.clone(),
             kind,
             metadata,
         }))
     }
 
     /// Returns the first path of an inode, if this is another.
-    fn link(&mut self, path: &[u8], stat: &Stat) -> Result<Option<Vec<u8>>, Fault> {
+    fn link(&mut self, stat: &Stat) -> Result<Option<Vec<u8>>, Fault> {
         if stat.st_nlink < 2 {
             return Ok(None);
         }
         if let Some(first) = self.links.get(&stat.st_ino) {
             return Ok(Some(first.clone()));
         }
-        self.guard.take_memory(NAME + path.len() as u64)?;
-        self.links.insert(stat.st_ino, path.to_vec());
+        self.guard.take_memory(NAME + self.at.len() as u64)?;
+        self.links.insert(stat.st_ino, self.at.clone());
         Ok(None)
     }
+}
 
-    fn open_file(&self, item: &Item) -> Result<File, Fault> {
-        let name = resnap_layer::path::split(&item.path).1;
-        let (Some(current), ItemKind::File { size, .. }) = (&self.current, &item.kind) else {
-            return Err(EntryFault::Changed.into());
-        };
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |more| fs::openat(&current.fd, name, flags | more, Mode::empty());
-        // Only the owner of a file may leave its access time alone.
-        let fd = match open(OFlags::NOATIME) {
-            Err(Errno::PERM) => open(OFlags::empty())?,
-            opened => opened?,
-        };
-        let stat = fs::fstat(&fd)?;
-        self.is_mounted(&stat)?;
-        let is_same = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-            && u64::try_from(stat.st_size) == Ok(*size)
-            && mtime(&stat) == item.metadata.mtime;
-        match is_same {
-            true => Ok(File::from(fd)),
-            false => Err(EntryFault::Changed.into()),
-        }
+/// Opens a regular file, and does not wait if it is another by now.
+fn open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Fault> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let open = |more| fs::openat(parent, name, flags | more, Mode::empty());
+    // Only the owner of a file may leave its access time alone.
+    match open(OFlags::NOATIME) {
+        Err(Errno::PERM) => Ok(open(OFlags::empty())?),
+        opened => Ok(opened?),
     }
+}
+
+/// Returns the type of an inode, which is open if it is a file.
+fn kind(
+    parent: &OwnedFd,
+    name: &[u8],
+    stat: &Stat,
+    file: Option<OwnedFd>,
+) -> Result<ItemKind, Fault> {
+    let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
+    Ok(ItemKind::Other(
+        match (FileType::from_raw_mode(stat.st_mode), file) {
+            (FileType::RegularFile, Some(file)) => {
+                let size = u64::try_from(stat.st_size).unwrap_or_default();
+                let stored = u64::try_from(stat.st_blocks).unwrap_or_default();
+                return Ok(ItemKind::File {
+                    file: file.into(),
+                    size,
+                    may_have_holes: stored.saturating_mul(512) < size,
+                });
+            }
+            (FileType::Symlink, None) => {
+                let target = fs::readlinkat(parent, name, Vec::new())?;
+                EntryKind::Symlink(target.into_bytes())
+            }
+            (FileType::CharacterDevice, None) => EntryKind::Character { major, minor },
+            (FileType::BlockDevice, None) => EntryKind::Block { major, minor },
+            (FileType::Fifo, None) => EntryKind::Fifo,
+            _ => return Err(EntryFault::Changed.into()),
+        },
+    ))
 }
 
 /// Returns whether a layer's reader takes this name, or the last of this path, for a marker.

@@ -12,7 +12,8 @@ use resnap_core::{ChainView, LayerCopy, Mount, SnapshotInfo, SnapshotKey, Snapsh
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::{extract, tree, write};
+use super::tree;
+use super::writing::{extract, write};
 use crate::erofs::Parent;
 use crate::error::Error;
 use crate::guard::Guard;

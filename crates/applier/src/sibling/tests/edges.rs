@@ -158,7 +158,7 @@ fn holes_cost_nothing() {
     let size = std::io::copy(&mut chain.copy(0).unwrap(), &mut std::io::sink()).unwrap();
     assert!(size < (extents + 100) * 5000, "{size}");
     let to = tempfile::tempdir().unwrap();
-    crate::testing::extract(chain.copy(0).unwrap(), to.path(), &[]).unwrap();
+    crate::testing::writing::extract(chain.copy(0).unwrap(), to.path(), &[]).unwrap();
     let copy = File::open(to.path().join("file")).unwrap();
     let metadata = copy.metadata().unwrap();
     assert_eq!(metadata.len(), 1 << 40);
@@ -182,7 +182,7 @@ fn small_holes_are_filled_if_there_are_too_many() {
         file.write_all_at(b"x", at << 14).unwrap();
     }
     let to = tempfile::tempdir().unwrap();
-    crate::testing::extract(chain.copy(0).unwrap(), to.path(), &[]).unwrap();
+    crate::testing::writing::extract(chain.copy(0).unwrap(), to.path(), &[]).unwrap();
     let (mut one, mut other) = (Vec::new(), Vec::new());
     File::open(directory.join("file"))
         .unwrap()
