@@ -228,6 +228,7 @@ mod tests {
             },
             reference: None,
             repositories: Default::default(),
+            urls: Vec::new(),
             pod: None,
         }
     }

@@ -141,7 +141,11 @@ impl Config {
             profiles,
             sources: Setting::of_file(
                 file.sources.order,
-                vec![SourceName::Archive, SourceName::Sibling],
+                vec![
+                    SourceName::Archive,
+                    SourceName::Sibling,
+                    SourceName::Registry,
+                ],
             ),
             sibling: Setting::of_file(file.sources.sibling, SiblingWord::WhenMissing),
             archives: Setting::of_file(file.sources.archives, vec![ARCHIVES.into()]),

@@ -9,8 +9,9 @@ use anyhow::Result;
 use resnap_applier::InProcessApplier;
 use resnap_archive::ArchiveSource;
 use resnap_containerd::Client;
-use resnap_core::ManifestPreference;
+use resnap_core::{ManifestPreference, PullCredentials};
 use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
+use resnap_registry::{RegistrySource, Settings as RegistrySettings};
 use resnap_unpacker::{Engine, EngineObserver, EngineSettings, Source, UnpackError};
 
 use crate::config::{Config, SiblingWord, SourceName};
@@ -54,6 +55,10 @@ fn sources(config: &Config) -> Vec<Source> {
     let sources = config.sources.value.iter().filter_map(|name| match name {
         SourceName::Archive => {
             let source = ArchiveSource::new(&config.archives.value);
+            Some(Source::Blobs(Arc::new(source)))
+        }
+        SourceName::Registry => {
+            let source = RegistrySource::new(RegistrySettings::default(), PullCredentials::new());
             Some(Source::Blobs(Arc::new(source)))
         }
         SourceName::Sibling => match config.sibling.value {

@@ -13,8 +13,9 @@ use futures::stream;
 use futures::{FutureExt as _, StreamExt as _};
 use resnap_core::{
     BatchLayer, BlobSource, Digest, Error, Kind, LayerCopy, MissingBlob, Stage, StageTiming,
-    error_chain,
+    error_chain, media_type,
 };
+use resnap_handler_wrapper::layer_urls;
 use tokio::sync::{OnceCell, SetOnce};
 
 use crate::UnpackError;
@@ -169,8 +170,17 @@ impl Supply {
             });
             hosts.collect()
         });
+        let descriptor = chain.layers()[index].descriptor.clone();
+        let mut urls = Vec::new();
+        if media_type::is_foreign(&descriptor.media_type) {
+            let (content, manifest) = (&*backend.ports.content, &spec.plan.manifest);
+            let found = layer_urls(content, &backend.scope, manifest, &descriptor.digest);
+            // They only add to what registries have.
+            urls = found.await.unwrap_or_default();
+        }
         MissingBlob {
-            descriptor: chain.layers()[index].descriptor.clone(),
+            descriptor,
+            urls,
             reference: spec.plan.image.reference.clone(),
             repositories: repositories.await.clone(),
             pod: spec.pod.clone(),

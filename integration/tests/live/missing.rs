@@ -3,16 +3,25 @@
 
 //! Images whose layer blobs are missing, as where containerd discards unpacked layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_integration::image::{Built, ROOT_CLOCK, edge_cases, hello, web};
-use resnap_integration::tree::{compare, surprises};
+use resnap_integration::cri::Cri;
+use resnap_integration::daemon::{Containerd, Options};
+use resnap_integration::image::{
+    Built, EDGE_CASES_CLOCK, Entry, HELLO_SAYS, ImageBuilder, Layer, ROOT_CLOCK, edge_cases, hello,
+    pause, web,
+};
+use resnap_integration::registry::{CREDENTIALS, Registry};
+use resnap_integration::tree::{Expected, compare, surprises};
 use serde_json::Value;
 
 use crate::command::run_to_end;
 use crate::node::{Node, differ_config, unique};
+use crate::served::Served;
 use crate::suite::live_tests;
 use crate::unpack::outcomes;
 
@@ -23,6 +32,10 @@ live_tests! {
     Containerd: missing_layers_are_copied_from_overlayfs,
     Erofs: missing_layers_are_copied_from_overlayfs_to_erofs,
     Containerd: copied_layers_are_replaced_by_a_repair,
+    Containerd: missing_layers_come_from_a_registry,
+    Containerd: missing_layers_of_a_private_registry_are_refused,
+    ErofsHandler: missing_layers_of_pods_are_copied,
+    ErofsHandler: missing_layers_of_pods_are_fetched,
 }
 
 /// Imports the image and removes the blobs of its layers.
@@ -100,7 +113,7 @@ fn missing_layers_are_written_by_containerd_too(node: &Node) -> Result<()> {
 }
 
 fn missing_layers_without_a_source_are_an_error(node: &Node) -> Result<()> {
-    let image = edge_cases()?;
+    let image = unlike_others(node)?;
     discarded(node, &image)?;
     let output = node.resnap(&["unpack", &image.reference, "--snapshotter", "native"])?;
     let text = output.stderr.clone();
@@ -117,7 +130,7 @@ fn missing_layers_without_a_source_are_an_error(node: &Node) -> Result<()> {
 }
 
 /// Checks that the image is copied from the snapshots of containerd on overlayfs, with no difference.
-fn copied(node: &Node, snapshotter: &str, image: &Built) -> Result<()> {
+fn copied(node: &Node, snapshotter: &str, image: &Built, expected: &[Expected]) -> Result<()> {
     node.import(image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
     discard(node, image)?;
@@ -132,32 +145,35 @@ fn copied(node: &Node, snapshotter: &str, image: &Built) -> Result<()> {
     ensure!(check.contains("copied from overlayfs"), "{check}");
     node.assert_nothing_left(snapshotter)?;
     node.assert_no_active_snapshot("overlayfs")?;
-    // As resnap writes it from its blobs.
-    let blobs = node.in_new_namespace();
-    blobs.import(image)?;
-    blobs.unpack(snapshotter, &image.reference)?;
     let differences = compare(
-        &blobs.tree(snapshotter, &image.reference)?,
+        &node.tree("overlayfs", &image.reference)?,
         &node.tree(snapshotter, &image.reference)?,
     );
-    let differences = differences.iter().map(ToString::to_string);
-    // A root that no layer states gets the time of its unpacking, and so do on native the directories
-    // that are copied with the parent.
-    let is_clock = |text: &str| {
-        text.starts_with(".: Mtime: ") || snapshotter == "native" && text.contains(": Mtime: ")
-    };
-    let report: Vec<String> = differences.filter(|text| !is_clock(text)).collect();
+    // The native snapshotter gives directories that it copies the time of the copy. Attributes of
+    // security modules are not copied.
+    let unequal = differences.into_iter().filter(|difference| {
+        let text = difference.to_string();
+        !(snapshotter == "native" && text.contains(": Mtime: ") || text.contains("security.test"))
+    });
+    let surprises = surprises(&unequal.collect::<Vec<_>>(), expected);
+    let report: Vec<String> = surprises.iter().map(ToString::to_string).collect();
     ensure!(report.is_empty(), "{snapshotter}: {report:#?}");
     Ok(())
 }
 
 fn missing_layers_are_copied_from_overlayfs(node: &Node) -> Result<()> {
-    copied(node, "native", &web()?)
+    copied(node, "native", &web()?, &[])
 }
 
 fn missing_layers_are_copied_from_overlayfs_to_erofs(node: &Node) -> Result<()> {
-    copied(node, "erofs", &web()?)?;
-    copied(node, "erofs", &edge_cases()?)
+    copied(node, "erofs", &web()?, ROOT_CLOCK)?;
+    // They share layers.
+    copied(
+        &node.in_new_namespace(),
+        "erofs",
+        &edge_cases()?,
+        EDGE_CASES_CLOCK,
+    )
 }
 
 fn copied_layers_are_replaced_by_a_repair(node: &Node) -> Result<()> {
@@ -175,4 +191,136 @@ fn copied_layers_are_replaced_by_a_repair(node: &Node) -> Result<()> {
     )?;
     assert_outcome(&report, "applied")?;
     node.assert_nothing_left("native")
+}
+
+/// Pushes the image to the registry, and returns it with its reference there.
+fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str) -> Result<Built> {
+    let mut pushed = image.clone();
+    pushed.reference = registry.reference(name);
+    let other = node.in_new_namespace();
+    other.import(image)?;
+    other.ctr(&["images", "tag", &image.reference, &pushed.reference])?;
+    let mut push = vec!["images", "push", "--plain-http"];
+    let user = format!("{}:{}", CREDENTIALS.0, CREDENTIALS.1);
+    push.extend(["--user", &user, &pushed.reference]);
+    other.ctr(&push)?;
+    // containerd shares content between namespaces, and would fetch nothing.
+    for reference in [&image.reference, &pushed.reference] {
+        other.ctr(&["images", "rm", "--sync", reference])?;
+    }
+    Ok(pushed)
+}
+
+/// Returns the digests of the blobs that were read from the registry since `before` requests.
+fn fetched(registry: &Registry, before: usize) -> Result<BTreeSet<String>> {
+    let requests = registry.requests()?;
+    let blobs = requests[before..].iter().filter_map(|(request, status)| {
+        let blob = request.strip_prefix("GET ")?.rsplit_once("/blobs/")?.1;
+        (*status < 300).then(|| blob.to_owned())
+    });
+    Ok(blobs.collect())
+}
+
+fn layers(image: &Built) -> BTreeSet<String> {
+    let layers = image.layers.iter();
+    layers.map(|layer| layer.digest.clone()).collect()
+}
+
+/// Returns an image whose layers no other test has.
+fn unlike_others(node: &Node) -> Result<Built> {
+    let name = unique("unlike");
+    let layers = ["lower", "upper"].map(|file| {
+        let text = format!("{name} of {:?}", SystemTime::now());
+        Layer::of(&[Entry::dir("./"), Entry::file(file, text)])
+    });
+    let [lower, upper] = layers;
+    ImageBuilder::new(&format!("docker.io/library/{name}:1"))
+        .layer(lower?)
+        .layer(upper?)
+        .write(&node.containerd.scratch().join(&name))
+}
+
+fn missing_layers_come_from_a_registry(node: &Node) -> Result<()> {
+    let dir = node.containerd.scratch().join(unique("registry"));
+    let registry = Registry::start(node.containerd.dist(), &dir)?;
+    let image = pushed(node, &registry, &unlike_others(node)?, "unlike:1")?;
+    node.ctr(&["images", "pull", "--plain-http", &image.reference])?;
+    discard(node, &image)?;
+    let before = registry.requests()?.len();
+    let report = unpack(node, NO_SIBLING, &image, &["--snapshotter", "native"])?;
+    assert_outcome(&report, "applied")?;
+    let requests = registry.requests()?;
+    ensure!(
+        fetched(&registry, before)? == layers(&image),
+        "{requests:#?}"
+    );
+    node.assert_nothing_left("native")
+}
+
+fn missing_layers_of_a_private_registry_are_refused(node: &Node) -> Result<()> {
+    let dir = node.containerd.scratch().join(unique("registry"));
+    let registry = Registry::start_private(node.containerd.dist(), &dir)?;
+    let own = unlike_others(node)?;
+    let image = pushed(node, &registry, &own, "unlike:1")?;
+    node.import(&own)?;
+    node.ctr(&["images", "tag", &own.reference, &image.reference])?;
+    discard(node, &image)?;
+    let arguments = ["unpack", &image.reference, "--snapshotter", "native"];
+    let output = node.resnap(&arguments)?;
+    let text = output.stderr;
+    for part in [&*image.reference, "registry: ", &registry.host(), "401"] {
+        ensure!(text.contains(part), "{part:?} is not in {text}");
+    }
+    ensure!(output.code != Some(0), "{text}");
+    node.assert_nothing_left("native")
+}
+
+/// Runs a pod on erofs, of an image that the CRI pulled for overlayfs and whose blobs it discarded,
+/// and then one on the default handler. Returns the image, and the blobs that were fetched for them.
+fn pods_of_discarded_image(node: &Node, config: &str) -> Result<(Built, BTreeSet<String>)> {
+    let dist = node.containerd.dist();
+    let registry = Registry::start(dist, &node.containerd.scratch().join(unique("registry")))?;
+    let image = pushed(node, &registry, &hello()?, "hello:1")?;
+    let options = Options {
+        discard_layers: true,
+        ..Options::default()
+    };
+    let node = Node {
+        containerd: Arc::new(Containerd::start(dist, options)?),
+        namespace: node.namespace.clone(),
+    };
+    node.import(&pause()?)?;
+    let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
+    direct.pull_image(&image.reference, None)?;
+    node.collect_garbage()?;
+    let content = node.ctr(&["content", "ls", "-q"])?;
+    for layer in &image.layers {
+        ensure!(!content.contains(&layer.digest), "it was not discarded");
+    }
+    let before = registry.requests()?.len();
+    let served = Served::configured(&node, node.containerd.socket(), config)?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    for (handler, name) in [("erofs", "first"), ("erofs", "second"), ("", "default")] {
+        let sandbox = cri.run_pod_sandbox(handler, name)?;
+        let exit = cri.run(&sandbox, name, &image.reference, &[])?;
+        ensure!(exit.output.trim() == HELLO_SAYS, "{name}: {exit:?}");
+    }
+    let fetched = fetched(&registry, before)?;
+    cri.remove_all()?;
+    drop((cri, direct));
+    served.stop()?;
+    node.assert_nothing_left("erofs")?;
+    Ok((image, fetched))
+}
+
+fn missing_layers_of_pods_are_copied(node: &Node) -> Result<()> {
+    let (_, fetched) = pods_of_discarded_image(node, "")?;
+    ensure!(fetched.is_empty(), "{fetched:?}");
+    Ok(())
+}
+
+fn missing_layers_of_pods_are_fetched(node: &Node) -> Result<()> {
+    let (image, fetched) = pods_of_discarded_image(node, NO_SIBLING)?;
+    ensure!(fetched == layers(&image), "{fetched:?}");
+    Ok(())
 }

@@ -109,6 +109,7 @@ pub(super) struct SourcesSection {
 pub(crate) enum SourceName {
     Archive,
     Sibling,
+    Registry,
 }
 
 impl SourceName {
@@ -116,6 +117,7 @@ impl SourceName {
         match self {
             Self::Archive => "archive",
             Self::Sibling => "sibling",
+            Self::Registry => "registry",
         }
     }
 }
