@@ -159,8 +159,13 @@ impl Cri {
         Ok(Sandbox { id, config })
     }
 
-    /// `PullImage` with these credentials, a user and a password. Returns the image's ID.
-    pub fn pull_image(&self, image: &str, credentials: Option<(&str, &str)>) -> Result<String> {
+    /// `PullImage` for a sandbox, with these credentials, a user and a password. Returns the image's ID.
+    pub fn pull_image(
+        &self,
+        image: &str,
+        sandbox: Option<&Sandbox>,
+        credentials: Option<(&str, &str)>,
+    ) -> Result<String> {
         let request = m::PullImageRequest {
             image: Some(m::ImageSpec {
                 image: image.to_owned(),
@@ -169,6 +174,7 @@ impl Cri {
                 username: username.to_owned(),
                 password: password.to_owned(),
             }),
+            sandbox_config: sandbox.map(|sandbox| sandbox.config.clone()),
         };
         let answer: m::Id = self.call_service("ImageService", "PullImage", request)?;
         Ok(answer.id)

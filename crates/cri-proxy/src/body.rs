@@ -93,6 +93,16 @@ pub(crate) struct FirstBytes {
     pub(crate) unreleased: usize,
 }
 
+impl FirstBytes {
+    /// Returns the bytes of a whole request.
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            unreleased: 0,
+        }
+    }
+}
+
 /// A request that is read before it is forwarded.
 pub(crate) struct PeekedRequest<'a> {
     from: &'a mut RecvStream,

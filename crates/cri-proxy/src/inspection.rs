@@ -17,11 +17,13 @@ use crate::held::HeldRequest;
 use crate::observe::{ForwardReason, ProxyEvent};
 use crate::peek::{self, SkipEffect};
 use crate::preflight::{Preflight, Resolution};
+use crate::pull_credentials;
 use crate::requirements::CriRequest;
 use crate::state::ClientContext;
 
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
+const PULL_IMAGE: &str = "/runtime.v1.ImageService/PullImage";
 
 /// The time in which an inspected message must arrive. Clients send it at once.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,9 +61,9 @@ impl InspectedRequest<'_> {
     }
 }
 
-/// Returns whether requests to `path` may need an image.
+/// Returns whether requests to `path` may need an image, or bring credentials for one.
 pub(crate) fn is_inspected(path: &str) -> bool {
-    matches!(path, CREATE_CONTAINER | RUN_POD_SANDBOX)
+    matches!(path, CREATE_CONTAINER | RUN_POD_SANDBOX | PULL_IMAGE)
 }
 
 /// Reads a request and makes its images ready. Returns the bytes to forward first, and `None` for a
@@ -85,6 +87,12 @@ pub(crate) async fn inspect<'a>(
     let Some(bytes) = received? else {
         return Ok((peeked.into_first_bytes(), None));
     };
+    if path == PULL_IMAGE {
+        if let (Some(store), Some(request)) = (&client.state.credentials, decode(&bytes)) {
+            pull_credentials::keep(store, request);
+        }
+        return Ok((FirstBytes::whole(bytes), None));
+    }
     let request = match path {
         CREATE_CONTAINER => decode(&bytes).map(CriRequest::CreateContainer),
         _ => decode(&bytes).map(CriRequest::RunPodSandbox),
@@ -108,11 +116,7 @@ pub(crate) async fn inspect<'a>(
     let Some(bytes) = inspected.held.bytes() else {
         return Err(inspected.evicted().await);
     };
-    let first = FirstBytes {
-        bytes,
-        unreleased: 0,
-    };
-    Ok((first, Some(inspected)))
+    Ok((FirstBytes::whole(bytes), Some(inspected)))
 }
 
 /// Reads a whole request. Returns `None` for one that is not to be inspected.
@@ -129,6 +133,7 @@ async fn receive(
         return Ok(None);
     };
     let effect = match path {
+        PULL_IMAGE => return Ok(None),
         CREATE_CONTAINER => peek::effect_on_container(client, peeked.bytes()).await,
         _ => peek::effect_on_any(client).await,
     };

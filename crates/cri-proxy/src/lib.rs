@@ -58,6 +58,7 @@ mod peek;
 mod preflight;
 mod proxy;
 mod pull;
+mod pull_credentials;
 mod requirements;
 mod runtime;
 mod settings;

@@ -5,6 +5,7 @@
 //! `runtime.v1` in k8s.io/cri-api. Forwarded messages are never encoded from these types.
 
 use std::collections::HashMap;
+use std::fmt;
 
 /// `RunPodSandboxRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -139,6 +140,37 @@ pub(crate) struct PodSandbox {
 pub(crate) struct VersionResponse {
     #[prost(string, tag = "3")]
     pub(crate) runtime_version: String,
+}
+
+/// A `PullImageRequest` of a client, with its credentials and its pod.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ClientPullRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) image: Option<ImageSpec>,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) auth: Option<AuthConfig>,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) sandbox_config: Option<PodSandboxConfig>,
+}
+
+/// `AuthConfig`, without the address of the server (4).
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub(crate) struct AuthConfig {
+    #[prost(string, tag = "1")]
+    pub(crate) username: String,
+    #[prost(string, tag = "2")]
+    pub(crate) password: String,
+    #[prost(string, tag = "5")]
+    pub(crate) identity_token: String,
+    #[prost(string, tag = "6")]
+    pub(crate) registry_token: String,
+}
+
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthConfig").finish_non_exhaustive()
+    }
 }
 
 /// `PullImageRequest`, without credentials (2): containerd pulls the sandbox image without, too.

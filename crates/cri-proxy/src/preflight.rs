@@ -98,7 +98,7 @@ impl Preflight<'_> {
     /// send the request again.
     ///
     /// # Errors
-    /// The response to the caller, if its deadline comes first.
+    /// The response to the caller, if its deadline comes first, or if the images cannot be made ready.
     pub(crate) async fn retry(&self, status: &Status) -> Result<bool, Status> {
         let Some(cause) = unpack_failure(status) else {
             return Ok(false);
@@ -114,11 +114,18 @@ impl Preflight<'_> {
             return Ok(false);
         };
         for image in &requirements.images {
-            // On failure the caller gets the response of containerd, which says as much.
             if let Err(error) = self.wait_until_ready(image, false).await? {
-                let status = Status::new(Kind::Unknown, error_chain(&error));
+                let kind = match &error {
+                    NotReady::Failed(error) => error.kind(),
+                    _ => Kind::Unknown,
+                };
+                let status = Status::new(kind, error_chain(&error));
                 self.forwarded(ForwardReason::Failed, Some(image), &status);
-                return Ok(false);
+                return match error {
+                    // containerd says only that content is missing, not where it was looked for.
+                    NotReady::Failed(_) => Err(status),
+                    NotReady::Unknown | NotReady::Unlabelled(_) => Ok(false),
+                };
             }
         }
         self.client.state.on_event(&ProxyEvent::Retried);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use resnap_core::Profiles;
+use resnap_core::{Profiles, PullCredentials};
 
 /// The settings of a proxy. What they leave out, the proxy asks containerd.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +19,8 @@ pub struct ProxySettings {
     /// The policy for layers that were unpacked without the labels that their snapshotter needs. By
     /// default [`Unlabelled::Repair`] where setting labels suffices, else [`Unlabelled::Forward`].
     pub unlabelled: Option<Unlabelled>,
+    /// The store for the credentials of pulls, by which missing layers are fetched for the same pod.
+    pub credentials: Option<PullCredentials>,
     /// The default snapshotter, instead of containerd's.
     pub default_snapshotter: Option<String>,
     /// The sandbox image, instead of containerd's.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use resnap_core::UnpackService;
+use resnap_core::{PullCredentials, UnpackService};
 use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, Endpoint};
@@ -23,6 +23,8 @@ use crate::settings::ProxySettings;
 pub(crate) struct ProxyState {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) service: Arc<dyn UnpackService>,
+    /// See [`ProxySettings::credentials`].
+    pub(crate) credentials: Option<PullCredentials>,
     pub(crate) discovery: Discovery,
     /// The unused bytes of [`PEEK_BUDGET`].
     pub(crate) peek_budget: Semaphore,
@@ -42,6 +44,7 @@ impl ProxyState {
         Self {
             endpoint: Arc::new(Endpoint::new(backend)),
             service,
+            credentials: settings.credentials.clone(),
             discovery: Discovery::new(settings),
             peek_budget: Semaphore::new(PEEK_BUDGET),
             held: HeldRequests::new(MAX_HELD),

@@ -18,30 +18,37 @@ use crate::config::{Config, SiblingWord, SourceName};
 
 /// Returns an engine for read-only commands. It takes no locks.
 pub(crate) async fn engine(config: &Config) -> Result<Engine> {
-    connect(config, EngineSettings::default()).await
+    let credentials = PullCredentials::new();
+    connect(config, EngineSettings::default(), &credentials).await
 }
 
 /// Returns an engine for commands that change something. It coordinates with other processes through
 /// the runtime directory.
 pub(crate) async fn working_engine(config: &Config) -> Result<Engine> {
-    observed_engine(config, None).await
+    observed_engine(config, None, &PullCredentials::new()).await
 }
 
-/// Returns a working engine whose events go to `observer`.
+/// Returns a working engine whose events go to `observer`, and which fetches missing layers with the
+/// credentials of pulls.
 pub(crate) async fn observed_engine(
     config: &Config,
     observer: Option<Arc<dyn EngineObserver>>,
+    credentials: &PullCredentials,
 ) -> Result<Engine> {
     let mut settings = EngineSettings::default();
     settings.runtime_dir = Some(config.runtime_dir.value.clone());
     settings.observer = observer;
-    connect(config, settings).await
+    connect(config, settings, credentials).await
 }
 
-async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine> {
+async fn connect(
+    config: &Config,
+    mut settings: EngineSettings,
+    credentials: &PullCredentials,
+) -> Result<Engine> {
     settings.profiles = config.profiles.clone();
     settings.configurations.clone_from(&config.unpack.value);
-    settings.sources = sources(config);
+    settings.sources = sources(config, credentials);
     let client = Client::connect(&config.address.value)
         .await
         .map_err(UnpackError::from)?;
@@ -51,14 +58,14 @@ async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine
 }
 
 /// Returns the sources of layers whose blobs are missing, in order.
-fn sources(config: &Config) -> Vec<Source> {
+fn sources(config: &Config, credentials: &PullCredentials) -> Vec<Source> {
     let sources = config.sources.value.iter().filter_map(|name| match name {
         SourceName::Archive => {
             let source = ArchiveSource::new(&config.archives.value);
             Some(Source::Blobs(Arc::new(source)))
         }
         SourceName::Registry => {
-            let source = RegistrySource::new(RegistrySettings::default(), PullCredentials::new());
+            let source = RegistrySource::new(RegistrySettings::default(), credentials.clone());
             Some(Source::Blobs(Arc::new(source)))
         }
         SourceName::Sibling => match config.sibling.value {
@@ -79,11 +86,13 @@ pub(crate) async fn manifest_preference(config: &Config) -> Result<ManifestPrefe
     Ok(ManifestPreference::by_containerd(&version))
 }
 
-/// Returns the proxy in front of the configured containerd, with `engine` as its unpack service.
+/// Returns the proxy in front of the configured containerd, with `engine` as its unpack service. It puts
+/// the credentials of pulls into `credentials`.
 pub(crate) fn proxy(
     config: &Config,
     engine: Engine,
     observer: Option<Arc<dyn ProxyObserver>>,
+    credentials: Option<PullCredentials>,
 ) -> Proxy {
     let mut settings = ProxySettings::default();
     settings.profiles = config.profiles.clone();
@@ -92,5 +101,6 @@ pub(crate) fn proxy(
     settings.default_snapshotter = config.default_snapshotter.clone();
     settings.sandbox_image = config.sandbox_image.clone();
     settings.handlers = config.handlers.clone();
+    settings.credentials = credentials;
     Proxy::new(config.backend(), Arc::new(engine), settings, observer)
 }

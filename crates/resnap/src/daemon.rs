@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Result;
-use resnap_core::{Kind, SnapshotterInfo, error_chain};
+use resnap_core::{Kind, PullCredentials, SnapshotterInfo, error_chain};
 use resnap_unpacker::{Engine, UnpackError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,9 @@ use listen::Socket;
 use metrics::Metrics;
 
 pub(crate) use systemd::Sockets;
+
+/// The pause between two looks for credentials whose lifetime is over.
+const EXPIRY_PAUSE: Duration = Duration::from_secs(60);
 
 /// The time that calls have to end after the signal to stop.
 const GRACE: Duration = Duration::from_secs(30);
@@ -41,11 +44,14 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     let (api_listener, mut api) = Socket::listen(sockets.take("api"), path, api::MODE).await?;
     let stopped = signals()?;
     let metrics = serve_metrics(config).await?;
+    let credentials = PullCredentials::new();
     let engine = tokio::select! {
-        engine = connected(config, metrics.clone()) => engine?,
+        engine = connected(config, metrics.clone(), &credentials) => engine?,
         () = stopped.cancelled() => return Ok(ExitStatus::Done),
     };
-    let proxy = connect::proxy(config, engine.clone(), metrics.map(|metrics| metrics as _));
+    let observer = metrics.map(|metrics| metrics as _);
+    let shared = Some(credentials.clone());
+    let proxy = connect::proxy(config, engine.clone(), observer, shared);
     let proxy = serving.get_or_init(|| proxy);
     for socket in [&mut cri, &mut api] {
         socket.publish()?;
@@ -64,6 +70,7 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
         ended = async { tokio::join!(serve_api, serve_cri) } => ended,
         never = prewarm::run(config, &engine) => match never {},
         never = hand_over => match never {},
+        never = expire(&credentials) => match never {},
     };
     api_served?;
     cri_served?;
@@ -97,6 +104,14 @@ fn signals() -> Result<CancellationToken> {
     Ok(stopped)
 }
 
+/// Drops the credentials of pulls when their lifetime is over, also if nobody asks for them.
+async fn expire(credentials: &PullCredentials) -> Infallible {
+    loop {
+        tokio::time::sleep(EXPIRY_PAUSE).await;
+        credentials.remove_expired();
+    }
+}
+
 /// Removes staged layers of a daemon that was killed, in the background.
 fn clear(snapshotters: Vec<SnapshotterInfo>) {
     let roots = snapshotters.into_iter().filter_map(|found| found.root);
@@ -110,12 +125,16 @@ fn clear(snapshotters: Vec<SnapshotterInfo>) {
 }
 
 /// Returns the engine once containerd answers: at boot it may start later.
-async fn connected(config: &Config, metrics: Option<Arc<Metrics>>) -> Result<Engine> {
+async fn connected(
+    config: &Config,
+    metrics: Option<Arc<Metrics>>,
+    credentials: &PullCredentials,
+) -> Result<Engine> {
     let mut seconds = 0_u64;
     loop {
         let observer = metrics.clone().map(|metrics| metrics as _);
         let answered = async {
-            let engine = connect::observed_engine(config, observer).await?;
+            let engine = connect::observed_engine(config, observer, credentials).await?;
             // The socket exists before containerd answers, and while it hangs.
             clear(engine.snapshotters().await?);
             Ok(engine)

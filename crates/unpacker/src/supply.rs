@@ -134,7 +134,8 @@ impl Supply {
                             _ => ways.push_back(Way::Fetch(vec![Arc::clone(source)])),
                         },
                         Ok(false) => {
-                            let none = Error::new(Kind::NotFound, "find", blob.descriptor.digest);
+                            let none = Error::new(Kind::NotFound, "find", blob.descriptor.digest)
+                                .with_source("it is not there");
                             self.add_tried(index, source.name(), none);
                         }
                         Err(error) => self.add_tried(index, source.name(), error),

@@ -99,6 +99,8 @@ pub(super) struct PullImageRequest {
     pub(super) image: Option<ImageSpec>,
     #[prost(message, optional, tag = "2")]
     pub(super) auth: Option<AuthConfig>,
+    #[prost(message, optional, tag = "3")]
+    pub(super) sandbox_config: Option<SandboxConfig>,
 }
 
 /// `ContainerMetadata`.

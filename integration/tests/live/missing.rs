@@ -36,6 +36,7 @@ live_tests! {
     Containerd: missing_layers_of_a_private_registry_are_refused,
     ErofsHandler: missing_layers_of_pods_are_copied,
     ErofsHandler: missing_layers_of_pods_are_fetched,
+    ErofsHandler: missing_layers_are_fetched_with_the_credentials_of_the_pod,
 }
 
 /// Imports the image and removes the blobs of its layers.
@@ -275,23 +276,29 @@ fn missing_layers_of_a_private_registry_are_refused(node: &Node) -> Result<()> {
     node.assert_nothing_left("native")
 }
 
+/// Starts a containerd that discards unpacked layers, with the image of sandboxes.
+fn discarding(node: &Node) -> Result<Node> {
+    let options = Options {
+        discard_layers: true,
+        ..Options::default()
+    };
+    let node = Node {
+        containerd: Arc::new(Containerd::start(node.containerd.dist(), options)?),
+        namespace: node.namespace.clone(),
+    };
+    node.import(&pause()?)?;
+    Ok(node)
+}
+
 /// Runs a pod on erofs, of an image that the CRI pulled for overlayfs and whose blobs it discarded,
 /// and then one on the default handler. Returns the image, and the blobs that were fetched for them.
 fn pods_of_discarded_image(node: &Node, config: &str) -> Result<(Built, BTreeSet<String>)> {
     let dist = node.containerd.dist();
     let registry = Registry::start(dist, &node.containerd.scratch().join(unique("registry")))?;
     let image = pushed(node, &registry, &hello()?, "hello:1")?;
-    let options = Options {
-        discard_layers: true,
-        ..Options::default()
-    };
-    let node = Node {
-        containerd: Arc::new(Containerd::start(dist, options)?),
-        namespace: node.namespace.clone(),
-    };
-    node.import(&pause()?)?;
+    let node = discarding(node)?;
     let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
-    direct.pull_image(&image.reference, None)?;
+    direct.pull_image(&image.reference, None, None)?;
     node.collect_garbage()?;
     let content = node.ctr(&["content", "ls", "-q"])?;
     for layer in &image.layers {
@@ -323,4 +330,28 @@ fn missing_layers_of_pods_are_fetched(node: &Node) -> Result<()> {
     let (image, fetched) = pods_of_discarded_image(node, NO_SIBLING)?;
     ensure!(fetched == layers(&image), "{fetched:?}");
     Ok(())
+}
+
+/// Pod A pulls with credentials. They fetch what A needs, and nothing for pod B.
+fn missing_layers_are_fetched_with_the_credentials_of_the_pod(node: &Node) -> Result<()> {
+    let dir = node.containerd.scratch().join(unique("registry"));
+    let registry = Registry::start_private(node.containerd.dist(), &dir)?;
+    let image = pushed(node, &registry, &hello()?, "hello:1")?;
+    let node = discarding(node)?;
+    let served = Served::configured(&node, node.containerd.socket(), NO_SIBLING)?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let [a, b] = ["a", "b"].map(|name| cri.run_pod_sandbox("erofs", name));
+    let (a, b) = (a?, b?);
+    cri.pull_image(&image.reference, Some(&a), Some(CREDENTIALS))?;
+    node.collect_garbage()?;
+    let refused = cri.create_container(&b, "b", &image.reference, &[]);
+    let refused = format!("{:#}", refused.err().context("pod B has got the image")?);
+    ensure!(refused.contains("401"), "{refused}");
+    ensure!(!refused.contains(CREDENTIALS.1), "{refused}");
+    let exit = cri.run(&a, "a", &image.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
+    cri.remove_all()?;
+    drop(cri);
+    served.stop()?;
+    node.assert_nothing_left("erofs")
 }

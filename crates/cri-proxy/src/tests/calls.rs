@@ -35,7 +35,7 @@ async fn after_a_failed_unpack_the_request_is_sent_once_more() {
             "error unpacking image: second",
             2,
         ),
-        (vec!["first"], failed(), "error unpacking image: first", 1),
+        (vec!["first"], failed(), "unpack some:1", 1),
     ] {
         let node = Node::start(Service::answering([ready(), second]));
         for cause in errors {

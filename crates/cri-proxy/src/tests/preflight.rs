@@ -420,15 +420,15 @@ async fn a_request_is_forwarded_only_with_time_left_for_containerd() {
 async fn a_failed_unpack_of_containerd_is_tried_again_after_ours() {
     // On the default snapshotter, too.
     for (snapshotter, answer, again, event) in [
-        ("nydus", Answer::Ready, true, ProxyEvent::Retried),
-        ("overlayfs", Answer::Ready, true, ProxyEvent::Retried),
-        ("nydus", failed(), false, FORWARDED_FAILED),
-        ("overlayfs", unknown(), false, FORWARDED_FAILED),
+        ("nydus", Answer::Ready, Ok(true), ProxyEvent::Retried),
+        ("overlayfs", Answer::Ready, Ok(true), ProxyEvent::Retried),
+        ("nydus", failed(), Err(Kind::DataLoss), FORWARDED_FAILED),
+        ("overlayfs", unknown(), Ok(false), FORWARDED_FAILED),
     ] {
         let bed = Bed::answering([answer]);
         let request = container(snapshotter, &[]);
         let retry = bed.preflight(&request, None).retry(&unpack_failed()).await;
-        assert_eq!(retry, Ok(again), "{snapshotter}");
+        assert_eq!(retry.map_err(|status| status.kind), again, "{snapshotter}");
         assert_eq!(bed.events(), [event], "{snapshotter}");
         assert_eq!(bed.repairs(), [false], "{snapshotter}");
     }

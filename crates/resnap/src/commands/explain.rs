@@ -67,7 +67,7 @@ pub(crate) async fn run(config: &Config, output: &mut Output) -> Result<ExitStat
 
 /// Returns the facts that the proxy takes from containerd, or from the configuration in its place.
 async fn facts(config: &Config) -> Result<Vec<Fact>> {
-    let proxy = connect::proxy(config, connect::engine(config).await?, None);
+    let proxy = connect::proxy(config, connect::engine(config).await?, None, None);
     proxy.facts().await.map_err(anyhow::Error::msg)
 }
 

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The credentials of pulls that pass through the proxy.
+
+use resnap_core::{Credential, PullCredentials, error_chain};
+
+use crate::messages::{AuthConfig, ClientPullRequest, PodSandboxConfig};
+
+/// Keeps the credential of a pull for its pod, so that layers which containerd discards after the pull
+/// can be fetched for it. A pull without credentials, or for no pod, leaves nothing.
+pub(crate) fn keep(store: &PullCredentials, request: ClientPullRequest) {
+    let pod = request.sandbox_config.as_ref().and_then(pod);
+    let credential = request.auth.and_then(credential);
+    let (Some(pod), Some(credential), Some(image)) = (pod, credential, request.image) else {
+        return;
+    };
+    let lifetime = PullCredentials::LIFETIME;
+    if let Err(error) = store.insert(&image.image, credential, &pod, lifetime) {
+        let error = error_chain(&error);
+        tracing::debug!(error, "the credential of a pull is not kept");
+    }
+}
+
+fn pod(config: &PodSandboxConfig) -> Option<String> {
+    let metadata = config.metadata.as_ref()?;
+    Some(format!("{}/{}", metadata.namespace, metadata.name))
+}
+
+/// Returns the credential that containerd uses (containerd `internal/cri/server/images/image_pull.go`,
+/// `ParseAuth`).
+fn credential(auth: AuthConfig) -> Option<Credential> {
+    if !auth.username.is_empty() {
+        return Some(Credential::Basic {
+            username: auth.username.into(),
+            password: auth.password.into(),
+        });
+    }
+    if !auth.identity_token.is_empty() {
+        return Some(Credential::IdentityToken(auth.identity_token.into()));
+    }
+    let token = Some(auth.registry_token).filter(|token| !token.is_empty());
+    token.map(|token| Credential::RegistryToken(token.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Repository;
+
+    use super::*;
+    use crate::messages::{ImageSpec, PodSandboxMetadata};
+
+    #[test]
+    fn a_credential_is_for_the_repository_and_the_pod_of_its_pull() {
+        let store = PullCredentials::new();
+        let image = ImageSpec {
+            image: "registry.example/shop/web:1".to_owned(),
+            ..ImageSpec::default()
+        };
+        let auth = AuthConfig {
+            username: "user".to_owned(),
+            password: "secret".to_owned(),
+            ..AuthConfig::default()
+        };
+        assert!(!format!("{auth:?}").contains("secret"));
+        let request = ClientPullRequest {
+            image: Some(image),
+            auth: Some(auth),
+            sandbox_config: Some(PodSandboxConfig {
+                metadata: Some(PodSandboxMetadata {
+                    name: "a".to_owned(),
+                    namespace: "shop".to_owned(),
+                }),
+            }),
+        };
+        keep(&store, request);
+        let of = |reference| Repository::of_reference(reference).unwrap();
+        let web = of("registry.example/shop/web:2");
+        assert!(store.get(&web, "shop/a").is_some());
+        assert!(store.get(&web, "shop/b").is_none());
+        assert!(
+            store
+                .get(&of("registry.example/shop/other:1"), "shop/a")
+                .is_none()
+        );
+    }
+}
