@@ -19,7 +19,7 @@ use resnap_integration::registry::{CREDENTIALS, Registry};
 use resnap_integration::tree::{Expected, compare, surprises};
 use serde_json::Value;
 
-use crate::command::run_to_end;
+use crate::command::{CommandOutput, run_to_end};
 use crate::node::{Node, differ_config, unique};
 use crate::served::Served;
 use crate::suite::live_tests;
@@ -53,14 +53,27 @@ fn discard(node: &Node, image: &Built) -> Result<()> {
     node.collect_garbage()
 }
 
-/// Unpacks the image with this configuration and these arguments, and returns the report.
-fn unpack(node: &Node, config: &str, image: &Built, arguments: &[&str]) -> Result<Value> {
+/// Runs `resnap unpack` of the image with this configuration and these arguments.
+fn try_unpack(
+    node: &Node,
+    config: &str,
+    image: &Built,
+    arguments: &[&str],
+) -> Result<CommandOutput> {
     let path = node.containerd.scratch().join(unique("sources"));
     fs::write(&path, config)?;
     let mut command = node.resnap_command()?;
     command.env("RESNAP_CONFIG", path);
-    command.args(["unpack", "--json", &image.reference]);
-    let lines = run_to_end(command.args(arguments))?.json_lines()?;
+    run_to_end(
+        command
+            .args(["unpack", "--json", &image.reference])
+            .args(arguments),
+    )
+}
+
+/// Unpacks the image with this configuration and these arguments, and returns the report.
+fn unpack(node: &Node, config: &str, image: &Built, arguments: &[&str]) -> Result<Value> {
+    let lines = try_unpack(node, config, image, arguments)?.json_lines()?;
     let last = lines.last().context("unpack printed nothing")?;
     Ok(last.get("report").context("no report")?.clone())
 }
@@ -116,8 +129,8 @@ fn missing_layers_are_written_by_containerd_too(node: &Node) -> Result<()> {
 fn missing_layers_without_a_source_are_an_error(node: &Node) -> Result<()> {
     let image = unlike_others(node)?;
     discarded(node, &image)?;
-    let output = node.resnap(&["unpack", &image.reference, "--snapshotter", "native"])?;
-    let text = output.stderr.clone();
+    let output = try_unpack(node, "", &image, &["--snapshotter", "native"])?;
+    let text = output.error()?.to_string();
     for part in [
         &*image.reference,
         "native",
@@ -266,13 +279,11 @@ fn missing_layers_of_a_private_registry_are_refused(node: &Node) -> Result<()> {
     node.import(&own)?;
     node.ctr(&["images", "tag", &own.reference, &image.reference])?;
     discard(node, &image)?;
-    let arguments = ["unpack", &image.reference, "--snapshotter", "native"];
-    let output = node.resnap(&arguments)?;
-    let text = output.stderr;
+    let output = try_unpack(node, "", &image, &["--snapshotter", "native"])?;
+    let text = output.error()?.to_string();
     for part in [&*image.reference, "registry: ", &registry.host(), "401"] {
         ensure!(text.contains(part), "{part:?} is not in {text}");
     }
-    ensure!(output.code != Some(0), "{text}");
     node.assert_nothing_left("native")
 }
 

@@ -36,8 +36,11 @@ impl Node {
         run_to_end(self.resnap_command()?.args(arguments))
     }
 
-    /// `resnap` for this node and namespace.
+    /// `resnap` for this node and namespace, without sources of missing layers: containerd has the blobs
+    /// of all other tests.
     pub(crate) fn resnap_command(&self) -> Result<Command> {
+        let config = self.containerd.scratch().join("no-sources.toml");
+        std::fs::write(&config, "sources.order = []\n")?;
         let mut command = resnap()?;
         command
             .env("CONTAINERD_ADDRESS", self.containerd.socket())
@@ -46,7 +49,7 @@ impl Node {
                 self.containerd.socket().with_file_name("r"),
             )
             // Not the configuration of this machine.
-            .env("RESNAP_CONFIG", "/dev/null")
+            .env("RESNAP_CONFIG", config)
             .args(["--namespace", &self.namespace]);
         Ok(command)
     }
