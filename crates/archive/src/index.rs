@@ -15,6 +15,9 @@ use tar::{Archive, EntryType};
 /// The limit on entries of an archive.
 const MAX_ENTRIES: usize = 1 << 20;
 
+/// The limit on images of a `docker save` archive.
+const MAX_IMAGES: usize = 1024;
+
 /// The limit on the bytes of a `manifest.json` or an image's config.
 const MAX_DOCUMENT: u64 = 8 << 20;
 
@@ -52,13 +55,14 @@ struct RootFs {
 pub(crate) fn index(path: &Path) -> io::Result<Index> {
     let mut archive = Archive::new(File::open(path)?);
     let mut places = HashMap::new();
-    for entry in archive.entries_with_seek()? {
+    // Raw, as extended headers would be read whole. All names that matter fit into plain ones.
+    for (count, entry) in archive.entries_with_seek()?.raw(true).enumerate() {
         let entry = entry?;
+        if count == MAX_ENTRIES {
+            return Err(io::Error::other(format!("more than {MAX_ENTRIES} files")));
+        }
         if entry.header().entry_type() != EntryType::Regular {
             continue;
-        }
-        if places.len() == MAX_ENTRIES {
-            return Err(io::Error::other(format!("more than {MAX_ENTRIES} files")));
         }
         let name = entry.path()?.to_string_lossy().into_owned();
         let place = Place {
@@ -84,6 +88,10 @@ fn saved(file: &mut File, places: &HashMap<String, Place>) -> io::Result<Index> 
         return Ok(index);
     };
     let images: Vec<SavedImage> = serde_json::from_slice(&document(file, *manifest)?)?;
+    if images.len() > MAX_IMAGES {
+        let text = format!("{} images; the limit is {MAX_IMAGES}", images.len());
+        return Err(io::Error::other(text));
+    }
     for image in images {
         let Some(config) = places.get(&image.config) else {
             continue;

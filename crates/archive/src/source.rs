@@ -4,9 +4,9 @@
 //! The blob source.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,15 +14,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use resnap_core::{BlobSource, ByteStream, Digest, Error, Kind, MissingBlob, Result};
+use rustix::fs::{Mode, OFlags};
 use tokio::task::spawn_blocking;
 
 use crate::index::{Index, index};
 
 /// The size of the pieces of a blob.
 const PIECE_BYTES: usize = 1 << 20;
-
-/// `O_NONBLOCK`: a FIFO in the place of a file must not block.
-const NON_BLOCKING: i32 = 0o4000;
 
 /// The blobs in OCI layouts, OCI archives and `docker save` archives. Clones share the indexes of the
 /// archives.
@@ -138,14 +136,17 @@ fn is_layout(path: &Path) -> bool {
 fn in_layout(path: &Path, digest: &Digest) -> io::Result<Option<Found>> {
     let parts = digest.as_str().split(':');
     let path = parts.fold(path.join("blobs"), |path, part| path.join(part));
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(NON_BLOCKING)
-        .open(path);
-    let file = match opened {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
+    let is_file = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        metadata => metadata?.is_file(),
     };
+    // Opening a device may have an effect.
+    if !is_file {
+        return Ok(None);
+    }
+    // A FIFO that takes its place must not block, and a link must not lead elsewhere.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
     let metadata = file.metadata()?;
     Ok(metadata.is_file().then(|| Found {
         size: metadata.size(),

@@ -44,6 +44,30 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
             .is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
+/// Returns whether an address is one that other machines cannot reach, and whose servers trust this
+/// machine more: of this machine, or link-local, as are the metadata services of clouds. Names are not
+/// resolved.
+pub(crate) fn is_inwards(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let name = host.trim_end_matches('.');
+    match address
+        .parse::<IpAddr>()
+        .map(|address| address.to_canonical())
+    {
+        Ok(IpAddr::V4(address)) => {
+            address.is_loopback() || address.is_unspecified() || address.is_link_local()
+        }
+        Ok(IpAddr::V6(address)) => {
+            address.is_loopback()
+                || address.is_unspecified()
+                || address.is_unicast_link_local()
+                || address.is_unique_local()
+        }
+        Err(_) => name == "localhost" || name.ends_with(".localhost"),
+    }
+}
+
 /// Returns whether nobody on the network can read what is sent to an address.
 pub(crate) fn is_private(url: &Url) -> bool {
     url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url))
@@ -92,6 +116,29 @@ mod tests {
             ("https://evil.io/v2", "docker.io", false),
         ] {
             assert_eq!(is_registry(&url(address), host), is_it, "{address} {host}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_only_this_machine_reaches_are_inwards() {
+        for (address, inwards) in [
+            ("http://127.0.0.1:80", true),
+            ("http://127.8.8.8", true),
+            ("http://[::1]", true),
+            ("http://[::ffff:127.0.0.1]", true),
+            ("http://0.0.0.0", true),
+            ("http://[::]", true),
+            ("http://169.254.169.254/latest", true),
+            ("http://[fe80::1]", true),
+            ("http://[fd00:ec2::254]", true),
+            ("https://localhost", true),
+            ("https://localhost.", true),
+            ("https://x.localhost", true),
+            ("https://a.b", false),
+            ("https://10.0.0.1", false),
+            ("https://localhost.a.b", false),
+        ] {
+            assert_eq!(is_inwards(&url(address)), inwards, "{address}");
         }
     }
 

@@ -13,7 +13,7 @@ use resnap_core::Kind;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use crate::address::{is_loopback, is_private, same_origin, shown};
+use crate::address::{is_inwards, is_private, same_origin, shown};
 use crate::clients::Clients;
 use crate::failure::{Failure, Retry, causes};
 use crate::tls::Material;
@@ -77,11 +77,10 @@ impl Way<'_> {
         Err(Failure::new(Kind::Unavailable, text))
     }
 
-    /// Returns whether a redirect is followed: not from HTTPS to HTTP, and not from another machine to
-    /// this one, whose servers trust it more.
+    /// Returns whether a redirect is followed: not from HTTPS to HTTP, and not inwards.
     fn may_redirect(&self, from: &Url, to: &Url) -> bool {
         let is_downgrade = from.scheme() == "https" && to.scheme() != "https";
-        let is_inwards = is_loopback(to) && !is_loopback(from);
+        let is_inwards = is_inwards(to) && !is_inwards(from);
         !is_downgrade && !is_inwards && (is_private(to) || !self.is_private)
     }
 

@@ -9,7 +9,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode, Url};
 use resnap_core::{Credential, Descriptor, Kind, PullCredentials, Repository, media_type};
 
-use crate::address::{authority, is_registry, same_origin};
+use crate::address::{authority, is_inwards, is_registry, same_origin};
 use crate::challenge::Challenge;
 use crate::clients::Clients;
 use crate::docker_config::{Found, read_all};
@@ -70,6 +70,11 @@ impl Session {
     /// Returns the host and the repository, for the log.
     pub(crate) fn name(&self) -> String {
         format!("{} {}", authority(&self.endpoint.root), self.repository)
+    }
+
+    /// Returns whether the host is one that other machines cannot reach.
+    pub(crate) fn is_inwards(&self) -> bool {
+        is_inwards(&self.endpoint.root)
     }
 
     /// Asks for a blob from byte `offset` on. Credentials are tried when the host asks for one.
@@ -234,7 +239,15 @@ impl Session {
             ) => (realm, service, scope),
         };
         let others = self.material.for_others();
-        let is_own = Url::parse(realm).is_ok_and(|realm| same_origin(&realm, &self.endpoint.root));
+        let server = Url::parse(realm);
+        let is_own = server
+            .as_ref()
+            .is_ok_and(|server| same_origin(server, &self.endpoint.root));
+        if !is_inwards(&self.endpoint.root) && server.as_ref().is_ok_and(is_inwards) {
+            // What it answers would go to the registry.
+            let text = format!("{}: its token server is on this machine", self.name());
+            return Err(Failure::new(Kind::Unavailable, text));
+        }
         let material = if is_own { &self.material } else { &others };
         let wanted = token::Wanted {
             realm,

@@ -13,7 +13,7 @@ use resnap_core::{
     BlobSource, ByteStream, Error, Kind, MissingBlob, PullCredentials, Repository, Result,
 };
 
-use crate::address::is_private;
+use crate::address::{is_inwards, is_private};
 use crate::certs::endpoints;
 use crate::clients::Clients;
 use crate::failure::Failure;
@@ -80,8 +80,11 @@ impl BlobSource for RegistrySource {
         let names = || sessions.iter().map(Session::name).collect::<Vec<_>>();
         tracing::debug!(digest = %descriptor.digest, offset, hosts = ?names(), "fetching a blob");
         let addresses = blob.urls.iter().filter_map(|url| Url::parse(url).ok());
-        let addresses = addresses
-            .filter(|url| is_private(url) && url.username().is_empty() && url.password().is_none());
+        let is_local = sessions.iter().any(Session::is_inwards);
+        let addresses = addresses.filter(|url| {
+            let has_user = !url.username().is_empty() || url.password().is_some();
+            is_private(url) && (is_local || !is_inwards(url)) && !has_user
+        });
         let addresses = addresses.take(MAX_ADDRESSES).collect();
         let mut transfer = Transfer::new(
             self.0.clone(),

@@ -57,10 +57,12 @@ impl Material {
         })
     }
 
-    /// Returns what other hosts get of it: all but the client's certificate.
+    /// Returns what other hosts get of it: their certificates are verified, and they do not get the
+    /// client's.
     pub(crate) fn for_others(&self) -> Self {
         Self {
             client: None,
+            skip_verify: false,
             ..self.clone()
         }
     }

@@ -19,9 +19,6 @@ pub(crate) const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.
 /// The pause between looks at an ingest that another client writes.
 const POLL: Duration = Duration::from_millis(200);
 
-/// The longest time without progress of another client that writes the blob.
-const STALL: Duration = Duration::from_secs(60);
-
 /// The shortest time between two progress events.
 const PACE: Duration = Duration::from_millis(100);
 
@@ -32,7 +29,42 @@ fn ingest_name(blob: &MissingBlob) -> String {
     format!("layer-{}", blob.descriptor.digest)
 }
 
-/// Fetches the blob of the layer at `index` under the lease of the job, unless it exists by now.
+/// The least bytes of a blob in [`PACE_WINDOW`]. A slower source, or another client that is slower,
+/// keeps others waiting who share the blob.
+const MIN_BYTES: u64 = 600 << 10;
+
+/// The time over which the pace is measured.
+const PACE_WINDOW: Duration = Duration::from_secs(60);
+
+/// The pace of a transfer.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(bytes: u64) -> Self {
+        let since = Instant::now();
+        Self { since, bytes }
+    }
+
+    /// Checks that there is progress. `bytes` have been transferred so far.
+    fn check(&mut self, bytes: u64, digest: &str) -> Result<()> {
+        if self.since.elapsed() < PACE_WINDOW {
+            return Ok(());
+        }
+        if bytes.saturating_sub(self.bytes) < MIN_BYTES {
+            let error = Error::new(Kind::DeadlineExceeded, "fetch", digest);
+            let text = format!("fewer than {MIN_BYTES} bytes came within {PACE_WINDOW:?}");
+            return Err(error.with_source(text));
+        }
+        *self = Self::new(bytes);
+        Ok(())
+    }
+}
+
+/// Fetches the blob of the layer at `index` under the lease of the job, unless it exists by now. After
+/// an error, bytes that may be right stay under the lease, for the next source or job.
 pub(crate) async fn fetch(
     chain: &Chain,
     index: usize,
@@ -40,17 +72,22 @@ pub(crate) async fn fetch(
     blob: &MissingBlob,
 ) -> Result<()> {
     let name = ingest_name(blob);
-    let fetched = write(chain, index, source, blob, &name).await;
-    if fetched.is_err() {
-        // Nothing partial stays, unless another client is writing it.
-        abort(chain, &name).await;
+    loop {
+        let Some(ingest) = open(chain, blob, &name).await? else {
+            return Ok(());
+        };
+        let is_resumed = ingest.offset() > 0;
+        let fetched = write(chain, index, source, blob, ingest).await;
+        match &fetched {
+            // This job has written to it, so nobody else has it open.
+            Err(error) if error.kind() == Kind::DataLoss => abort(chain, &name).await,
+            _ => return fetched,
+        }
+        // Another client may have written wrong bytes before.
+        if !is_resumed {
+            return fetched;
+        }
     }
-    fetched
-}
-
-/// Removes what was fetched of a blob, unless another client is writing it.
-pub(crate) async fn abort_fetch(chain: &Chain, blob: &MissingBlob) {
-    abort(chain, &ingest_name(blob)).await;
 }
 
 async fn abort(chain: &Chain, name: &str) {
@@ -65,14 +102,12 @@ async fn write(
     index: usize,
     source: &dyn BlobSource,
     blob: &MissingBlob,
-    name: &str,
+    mut ingest: Box<dyn Ingest>,
 ) -> Result<()> {
     let digest = &blob.descriptor.digest;
-    let Some(mut ingest) = open(chain, blob, name).await? else {
-        return Ok(());
-    };
     let size = blob.descriptor.size;
     let mut last_sent = Instant::now();
+    let mut pace = Pace::new(ingest.offset());
     if ingest.offset() < size {
         let mut stream = source.open(blob, ingest.offset()).await?;
         while let Some(piece) = stream.next().await {
@@ -82,6 +117,7 @@ async fn write(
                 return Err(error.with_source(format!("there are more than its {size} bytes")));
             }
             ingest.write(piece).await?;
+            pace.check(ingest.offset(), digest.as_str())?;
             if last_sent.elapsed() >= PACE {
                 last_sent = Instant::now();
                 chain.job.emit_fetching(index, ingest.offset());
@@ -93,34 +129,31 @@ async fn write(
         let bytes = ingest.offset();
         return Err(error.with_source(format!("there are {bytes} bytes instead of {size}")));
     }
-    commit(chain, ingest, blob, name).await
+    commit(chain, ingest, blob).await
 }
 
 /// Opens the ingest, and waits for another client that writes it; `None` if the blob exists by now.
 async fn open(chain: &Chain, blob: &MissingBlob, name: &str) -> Result<Option<Box<dyn Ingest>>> {
     let (writer, digest) = (&chain.backend.ports.writer, &blob.descriptor.digest);
-    let mut progress = (None, Instant::now());
+    let mut pace = Pace::new(0);
     loop {
-        let scope = chain.lease.scope().await?.clone();
-        match writer.ingest(&scope, name, &blob.descriptor).await {
+        let opened = {
+            // Held meanwhile: a lease that is renewed would miss the ingest.
+            let scope = chain.lease.scope().await?;
+            writer.ingest(&scope, name, &blob.descriptor).await
+        };
+        match opened {
             Ok(ingest) => return Ok(Some(ingest)),
             Err(error) if error.is_already_exists() => {
                 if adopt(chain, blob).await? {
                     return Ok(None);
                 }
             }
-            Err(error) if error.kind() == Kind::Unavailable => {
-                let written = writer.written(&scope, name).await.ok();
-                if written != progress.0 {
-                    progress = (written, Instant::now());
-                }
-                if progress.1.elapsed() > STALL {
-                    return Err(Error::new(Kind::DeadlineExceeded, "fetch", digest.as_str())
-                        .with_source(error));
-                }
-            }
+            Err(error) if error.kind() == Kind::Unavailable => {}
             Err(error) => return Err(error),
         }
+        let written = writer.written(&chain.backend.scope, name).await;
+        pace.check(written.unwrap_or(0), digest.as_str())?;
         sleep(POLL).await;
     }
 }
@@ -136,12 +169,7 @@ pub(crate) async fn adopt(chain: &Chain, blob: &MissingBlob) -> Result<bool> {
     }
 }
 
-async fn commit(
-    chain: &Chain,
-    ingest: Box<dyn Ingest>,
-    blob: &MissingBlob,
-    name: &str,
-) -> Result<()> {
+async fn commit(chain: &Chain, ingest: Box<dyn Ingest>, blob: &MissingBlob) -> Result<()> {
     let repositories = blob.repositories.iter();
     let labels: Labels = repositories
         .map(|(host, names)| (format!("{DISTRIBUTION_SOURCE}{host}"), names.join(",")))
@@ -149,7 +177,7 @@ async fn commit(
     let mut committed = ingest.commit(&labels).await;
     if committed.as_ref().is_err_and(Error::is_not_found) {
         // The lease under which the ingest was opened has been renewed since.
-        if let Some(again) = open(chain, blob, name).await? {
+        if let Some(again) = open(chain, blob, &ingest_name(blob)).await? {
             committed = again.commit(&labels).await;
         }
     }

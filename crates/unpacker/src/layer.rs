@@ -51,11 +51,20 @@ impl MissingLayer<'_> {
     pub(crate) async fn make(&self) -> Result<LayerOutcome, UnpackError> {
         let (chain, job, layer) = (self.chain, &self.chain.job, self.layer());
         job.check_cancelled()?;
-        let started = Instant::now();
-        let _lock = chain.lock(self.index).await?;
-        job.record_stage(self.index, Stage::Wait, StageTiming::since(started));
         let mut attempts = 0;
         while attempts < ATTEMPTS {
+            let obtained = tokio::select! {
+                obtained = self.batch.supply.obtain(chain, self.index) => obtained,
+                () = job.cancelled() => return Err(job.cancelled_error()),
+            };
+            if let Err(error) = obtained
+                && chain.find(layer).await?.is_none()
+            {
+                return Err(error);
+            }
+            let started = Instant::now();
+            let _lock = chain.lock(self.index).await?;
+            job.record_stage(self.index, Stage::Wait, StageTiming::since(started));
             job.check_cancelled()?;
             // The previous holder of the lock may have made the layer.
             if chain.find(layer).await?.is_some() && self.adopt().await?.is_some() {
@@ -152,7 +161,7 @@ impl MissingLayer<'_> {
             }
         };
         self.chain.job.check_cancelled()?;
-        match self.commit(key).await? {
+        match self.commit(key, outcome).await? {
             Ok(()) => {
                 self.chain.lease.clear_active();
                 self.chain.lease.keep_on_failure();
@@ -163,13 +172,18 @@ impl MissingLayer<'_> {
     }
 
     /// Commits the snapshot. The inner result is that of the call.
-    async fn commit(&self, key: &SnapshotKey) -> Result<Result<(), Error>, UnpackError> {
+    async fn commit(
+        &self,
+        key: &SnapshotKey,
+        outcome: LayerOutcome,
+    ) -> Result<Result<(), Error>, UnpackError> {
         let (chain, layer) = (self.chain, self.layer());
         let scope = chain.lease.scope().await;
         let scope = scope.map_err(|error| self.failed(error))?;
         let started = Instant::now();
         let (name, mut labels) = (&layer.chain_id, layer.labels.clone());
-        if let Some(origin) = self.batch.supply.copied_from(self.index) {
+        let origin = self.batch.supply.copied_from(self.index);
+        if let Some(origin) = origin.filter(|_| outcome == LayerOutcome::Copied) {
             labels.insert(COPIED_FROM.to_owned(), origin);
         }
         let committed = chain.snapshotter.commit(&scope, name, key, &labels).await;

@@ -70,9 +70,12 @@ impl JobRegistry {
         snapshotter: String,
     ) -> Result<Waiter, UnpackError> {
         let background = request.background;
+        // A person may want the proof that copies lack; a pod wants to start.
+        let replace_copies = request.repair && !request.by_itself && !background;
+        let repair = (request.repair, replace_copies);
         let mut jobs = self.jobs();
         let mut running = jobs.running.iter();
-        if let Some(job) = running.find(|job| job.matches(&plan, &snapshotter, request.repair)) {
+        if let Some(job) = running.find(|job| job.matches(&plan, &snapshotter, repair)) {
             self.notify_observer(&EngineEvent::Joined);
             return Ok(Waiter::new(job, true, background, request.pod.as_deref()));
         }
@@ -91,8 +94,7 @@ impl JobRegistry {
             pod: request.pod,
             plan,
             snapshotter,
-            // A person may want the proof that copies lack; a pod wants to start.
-            replace_copies: request.repair && !request.by_itself && !background,
+            replace_copies,
             repair: request.repair,
             origin: request.origin,
             started: self.clock.now(),

@@ -157,11 +157,12 @@ impl RunningJob {
         }
     }
 
-    /// Returns whether the job does what such a request asks for.
-    pub(crate) fn matches(&self, plan: &Plan, snapshotter: &str, repair: bool) -> bool {
+    /// Returns whether the job does what such a request asks for. `repair` is whether it repairs, and
+    /// whether it replaces copies.
+    pub(crate) fn matches(&self, plan: &Plan, snapshotter: &str, repair: (bool, bool)) -> bool {
         let spec = &self.spec;
         !self.cancellation.is_cancelled()
-            && spec.repair == repair
+            && (spec.repair, spec.replace_copies) == repair
             && spec.snapshotter == snapshotter
             && *spec.plan == *plan
     }

@@ -47,9 +47,21 @@ impl Sibling {
         let unique = Uuid::new_v4().simple().to_string();
         // The name of an extraction, so that it is removed with those of a process that was killed.
         let key = SnapshotKey::extraction(&unique, top);
-        let scope = chain.lease.scope().await?.clone();
-        let mounts = chain.backend.snapshotter(&snapshotter);
-        let mounts = mounts.view(&scope, &key, top).await?;
+        let backend = &chain.backend;
+        let source = backend.snapshotter(&snapshotter);
+        let viewed = {
+            // Held meanwhile: a lease that is renewed would miss the view.
+            let scope = chain.lease.scope().await?;
+            source.view(&scope, &key, top).await
+        };
+        let mounts = match viewed {
+            Ok(mounts) => mounts,
+            Err(error) => {
+                // Its answer may be lost. What is left goes with the lease.
+                let _ = undo(|| source.remove(&backend.scope, &key)).await;
+                return Err(error);
+            }
+        };
         let sibling = Self {
             view: Arc::new(ChainView {
                 snapshotter,

@@ -21,7 +21,7 @@ use tokio::sync::{OnceCell, SetOnce};
 use crate::UnpackError;
 use crate::chain::Chain;
 use crate::event::Phase;
-use crate::fetch::{DISTRIBUTION_SOURCE, abort_fetch, adopt, fetch};
+use crate::fetch::{DISTRIBUTION_SOURCE, adopt, fetch};
 use crate::missing;
 use crate::sibling::{Sibling, origin};
 use crate::sources::{Source, Tried};
@@ -49,6 +49,8 @@ struct LayerSupply {
 
 struct LayerState {
     way: Way,
+    /// Whether the blob of [`Way::Fetch`] was fetched; `None` before it was tried.
+    is_fetched: Option<bool>,
     /// Whether the batch was started with this way.
     is_planned: bool,
     /// The ways to try after this one; `None` if they are not known yet.
@@ -73,6 +75,7 @@ impl Supply {
             ready: SetOnce::new(),
             state: Mutex::new(LayerState {
                 way: Way::Blob,
+                is_fetched: None,
                 is_planned: true,
                 next: None,
                 tried: Vec::new(),
@@ -217,8 +220,8 @@ impl Supply {
     }
 
     async fn fetch_ahead(&self, chain: &Chain, index: usize, sources: Vec<Arc<dyn BlobSource>>) {
-        // If it fails, the layer's turn finds the blob missing, and the next way.
-        self.fetch(chain, index, &sources).await;
+        let is_fetched = self.fetch(chain, index, &sources).await;
+        self.layer(index).state().is_fetched = Some(is_fetched);
         self.layer(index).set_ready();
     }
 
@@ -262,6 +265,33 @@ impl Supply {
         copy.map(|copy| origin(&copy).to_owned())
     }
 
+    /// Waits until the content of the layer is there, and gets it from the next source if one has
+    /// failed. Others may wait for the chain lock, which must not be held meanwhile.
+    ///
+    /// # Errors
+    /// [`UnpackError::MissingBlob`] if no source has it.
+    pub(crate) async fn obtain(&self, chain: &Chain, index: usize) -> Result<(), UnpackError> {
+        self.ready(index).await;
+        loop {
+            let (sources, is_fetched) = {
+                let state = self.layer(index).state();
+                match &state.way {
+                    Way::Blob | Way::Copy(_) => return Ok(()),
+                    Way::Fetch(sources) => (sources.clone(), state.is_fetched),
+                }
+            };
+            let is_fetched = match is_fetched {
+                Some(is_fetched) => is_fetched,
+                None => self.fetch(chain, index, &sources).await,
+            };
+            if is_fetched {
+                self.layer(index).state().is_fetched = Some(true);
+                return Ok(());
+            }
+            self.advance(chain, index).await?;
+        }
+    }
+
     /// Chooses another way for a layer that could not be written. Returns false if the error has
     /// another reason than missing content.
     ///
@@ -273,10 +303,7 @@ impl Supply {
         index: usize,
         error: &Error,
     ) -> Result<bool, UnpackError> {
-        let (way, is_known) = {
-            let state = self.layer(index).state();
-            (state.way.clone(), state.next.is_some())
-        };
+        let way = self.layer(index).state().way.clone();
         match way {
             Way::Copy(_) if error.kind() == Kind::Cancelled => return Ok(false),
             Way::Copy(_) => self.add_tried(index, "sibling", error.clone()),
@@ -287,42 +314,38 @@ impl Supply {
                 }
             }
         }
+        self.advance(chain, index).await?;
+        Ok(true)
+    }
+
+    /// Goes to the next way.
+    async fn advance(&self, chain: &Chain, index: usize) -> Result<(), UnpackError> {
+        let is_known = self.layer(index).state().next.is_some();
         if !is_known {
             let ways = self.ways(chain, index).await;
             self.layer(index).state().next = Some(ways);
         }
-        loop {
-            let next = {
-                let mut state = self.layer(index).state();
-                state.is_planned = false;
-                state.next.as_mut().and_then(VecDeque::pop_front)
-            };
-            let Some(next) = next else {
-                let tried = std::mem::take(&mut self.layer(index).state().tried);
-                let (spec, layer) = (&chain.job.spec, &chain.layers()[index]);
-                let (plan, title, snapshotter) = (&spec.plan, &spec.title, &spec.snapshotter);
-                let backend = &chain.backend;
-                return Err(missing::blob(backend, plan, title, layer, snapshotter, tried).await);
-            };
-            let is_there = match &next {
-                Way::Fetch(sources) => self.fetch(chain, index, sources).await,
-                Way::Blob | Way::Copy(_) => true,
-            };
-            self.layer(index).state().way = next;
-            if is_there {
-                return Ok(true);
+        let tried = {
+            let mut state = self.layer(index).state();
+            let next = state.next.as_mut().and_then(VecDeque::pop_front);
+            state.is_planned = false;
+            state.is_fetched = None;
+            match next {
+                Some(next) => {
+                    state.way = next;
+                    return Ok(());
+                }
+                None => std::mem::take(&mut state.tried),
             }
-        }
+        };
+        let (spec, layer) = (&chain.job.spec, &chain.layers()[index]);
+        let (plan, title, snapshotter) = (&spec.plan, &spec.title, &spec.snapshotter);
+        let backend = &chain.backend;
+        Err(missing::blob(backend, plan, title, layer, snapshotter, tried).await)
     }
 
-    /// Removes what is not needed after the job.
+    /// Removes what is not needed after the job. What was fetched in part goes with the lease.
     pub(crate) async fn end(&self, chain: &Chain) {
-        for (index, layer) in self.layers.iter().enumerate() {
-            let is_fetch = matches!(layer.state().way, Way::Fetch(_));
-            if is_fetch && layer.ready.get().is_none() {
-                abort_fetch(chain, &self.blob(chain, self.first + index).await).await;
-            }
-        }
         if let Some(Ok(sibling)) = self.sibling.get() {
             sibling.end(chain).await;
         }

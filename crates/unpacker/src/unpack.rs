@@ -51,7 +51,10 @@ pub(crate) async fn unpack(
     }
     take_over_orphans(chain, keeper, top).await;
     let mut reports = report_existing(chain, present);
-    let missing = missing_layers(chain, present).await?;
+    let missing = tokio::select! {
+        missing = missing_layers(chain, present) => missing?,
+        () = chain.job.cancelled() => return Err(chain.job.cancelled_error()),
+    };
     let made = tokio::select! {
         made = make_missing(chain, &missing, &mut reports) => made,
         never = missing.supply.fetch_planned(chain) => match never {},

@@ -4,7 +4,7 @@
 //! Layers whose blobs are missing are got from sources.
 
 // Test code: it fails by panicking.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
-use resnap_core::{BlobSource, ByteStream, Digest, Error, Kind, MissingBlob, Result};
+use resnap_core::{
+    BlobSource, ByteStream, Digest, Error, Kind, Labels, MissingBlob, Result, Scope,
+};
 use resnap_unpacker::{
     Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,
 };
@@ -188,4 +190,121 @@ async fn an_error_names_each_source_and_its_reason() {
         assert!(text.contains(part), "{text}");
     }
     assert_eq!(error.kind(), Kind::NotFound);
+}
+
+/// A source whose bytes come one by one, every 25 s, for images of `evil.io`.
+struct Slow(Arc<Memory>);
+
+#[async_trait]
+impl BlobSource for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
+        let is_slow = blob.reference.as_deref() == Some("evil.io/web:1");
+        let stream = self.0.open(blob, offset).await?;
+        Ok(stream
+            .then(move |piece| async move {
+                if is_slow {
+                    tokio::time::sleep(Duration::from_secs(25)).await;
+                }
+                piece
+            })
+            .boxed())
+    }
+}
+
+/// The same large layer in the images of two tenants.
+fn shared_layer() -> (Simulated, Engine, MissingBlob, Vec<u8>) {
+    let backend = Simulated::new();
+    for snapshotter in ["erofs", "native", "nydus"] {
+        backend.add_snapshotter(snapshotter, Behaviour::Ordinary);
+    }
+    let image = SimulatedImage::new([SimulatedLayer::new(&"x".repeat(20_000))]);
+    for name in ["evil.io/web:1", "docker.io/library/web:1"] {
+        backend.add_image(NAMESPACE, name, &image);
+    }
+    let descriptor = image.layers[0].descriptor.clone();
+    backend.remove_blob(NAMESPACE, &descriptor.digest);
+    let bytes = image.blob(&descriptor.digest).unwrap().to_vec();
+    let source = Arc::new(Memory::default());
+    let mut blobs = source.blobs.lock().unwrap();
+    blobs.insert(descriptor.digest.clone(), bytes.clone());
+    drop(blobs);
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(Arc::new(Slow(source)))];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let blob = MissingBlob {
+        descriptor,
+        reference: None,
+        repositories: BTreeMap::new(),
+        urls: Vec::new(),
+        pod: None,
+    };
+    (backend, engine, blob, bytes)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_registry_does_not_block_others_for_long() {
+    for snapshotter in ["erofs", "native"] {
+        let (_, engine, _, _) = shared_layer();
+        let slow = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let other = engine.unpack(Request::new("docker.io/library/web:1").on(snapshotter));
+        let limit = Duration::from_secs(200);
+        let other = tokio::time::timeout(limit, other).await;
+        other.expect("it is blocked").unwrap();
+        drop(slow);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_never_removes_the_ingest_of_a_pull() {
+    for cancels in [true, false] {
+        let (backend, engine, blob, bytes) = shared_layer();
+        let (scope, writer) = (Scope::new(NAMESPACE), backend.ports().writer);
+        let name = format!("layer-{}", blob.descriptor.digest);
+        let pull = writer.ingest(&scope, &name, &blob.descriptor).await;
+        let mut pull = pull.unwrap();
+        pull.write(Bytes::copy_from_slice(&bytes[..10]))
+            .await
+            .unwrap();
+        let job = engine.unpack(Request::new("docker.io/library/web:1").on("erofs"));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        if cancels {
+            job.canceller().cancel();
+        }
+        job.await.unwrap_err();
+        pull.write(Bytes::copy_from_slice(&bytes[10..]))
+            .await
+            .unwrap();
+        pull.commit(&Labels::new()).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_cancelled_job_fetched_goes_with_its_lease() {
+    for snapshotter in ["erofs", "nydus"] {
+        let (backend, engine, _, _) = shared_layer();
+        let job = engine.unpack(Request::new("evil.io/web:1").on(snapshotter));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(backend.ingests(NAMESPACE).len(), 1, "{snapshotter}");
+        job.canceller().cancel();
+        job.await.unwrap_err();
+        backend.collect_garbage();
+        assert_eq!(backend.ingests(NAMESPACE), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_bytes_of_another_client_are_fetched_again() {
+    let (backend, engine, blob, bytes) = shared_layer();
+    let (scope, writer) = (Scope::new(NAMESPACE), backend.ports().writer);
+    let name = format!("layer-{}", blob.descriptor.digest);
+    let other = writer.ingest(&scope, &name, &blob.descriptor).await;
+    let wrong = Bytes::from(vec![b'?'; bytes.len() / 2]);
+    other.unwrap().write(wrong).await.unwrap();
+    let job = engine.unpack(Request::new("docker.io/library/web:1").on("erofs"));
+    job.await.unwrap();
 }
