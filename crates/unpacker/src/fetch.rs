@@ -31,10 +31,10 @@ fn ingest_name(blob: &MissingBlob) -> String {
 
 /// The least bytes of a blob in [`PACE_WINDOW`]. A slower source, or another client that is slower,
 /// keeps others waiting who share the blob.
-const MIN_BYTES: u64 = 600 << 10;
+const MIN_BYTES: u64 = 3 << 20;
 
-/// The time over which the pace is measured.
-const PACE_WINDOW: Duration = Duration::from_secs(60);
+/// The time over which the pace is measured, longer than a registry may ask to wait.
+const PACE_WINDOW: Duration = Duration::from_secs(300);
 
 /// The pace of a transfer.
 struct Pace {
@@ -107,9 +107,9 @@ async fn write(
     let digest = &blob.descriptor.digest;
     let size = blob.descriptor.size;
     let mut last_sent = Instant::now();
-    let mut pace = Pace::new(ingest.offset());
     if ingest.offset() < size {
         let mut stream = source.open(blob, ingest.offset()).await?;
+        let mut pace = Pace::new(ingest.offset());
         while let Some(piece) = stream.next().await {
             let piece = piece?;
             if piece.len() as u64 > size.saturating_sub(ingest.offset()) {

@@ -252,7 +252,7 @@ async fn a_slow_registry_does_not_block_others_for_long() {
         let slow = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
         tokio::time::sleep(Duration::from_secs(30)).await;
         let other = engine.unpack(Request::new("docker.io/library/web:1").on(snapshotter));
-        let limit = Duration::from_secs(200);
+        let limit = Duration::from_secs(400);
         let other = tokio::time::timeout(limit, other).await;
         other.expect("it is blocked").unwrap();
         drop(slow);
