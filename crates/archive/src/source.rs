@@ -230,7 +230,7 @@ mod tests {
             reference: None,
             repositories: Default::default(),
             urls: Vec::new(),
-            pod: None,
+            pods: Default::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 
 //! Sources of blobs that are missing in the content store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 
@@ -22,8 +22,8 @@ pub struct MissingBlob {
     /// The addresses that its descriptor gives for it, outside of any registry (`urls` of a foreign
     /// layer).
     pub urls: Vec<String>,
-    /// The pod that needs the image, as `namespace/name`.
-    pub pod: Option<String>,
+    /// The pods that wait for the image, as `namespace/name`.
+    pub pods: BTreeSet<String>,
 }
 
 /// A source of blobs. It may be asked for several blobs concurrently.

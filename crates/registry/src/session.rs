@@ -3,7 +3,7 @@
 
 //! Sessions: requests for blobs at one host of one repository, with the credentials for it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode, Url};
@@ -32,7 +32,7 @@ pub(crate) struct Session {
     endpoint: Endpoint,
     material: Material,
     repository: Repository,
-    pod: Option<String>,
+    pods: BTreeSet<String>,
     /// The last challenge of the host.
     challenge: Option<Challenge>,
     /// The credentials that are still to be tried, no credential last; `None` until they are needed.
@@ -51,13 +51,13 @@ impl Session {
     pub(crate) fn new(
         endpoint: Endpoint,
         repository: Repository,
-        pod: Option<String>,
+        pods: BTreeSet<String>,
     ) -> Result<Self, Failure> {
         Ok(Self {
             material: Material::read(&endpoint.tls)?,
             endpoint,
             repository,
-            pod,
+            pods,
             challenge: None,
             credentials: None,
             current: None,
@@ -264,7 +264,7 @@ impl Session {
     async fn find(&mut self, shared: &Shared) -> VecDeque<Option<Credential>> {
         let mut found = VecDeque::new();
         let is_registry = self.is_registry();
-        if let Some(pod) = self.pod.as_ref().filter(|_| is_registry) {
+        for pod in self.pods.iter().filter(|_| is_registry) {
             found.extend(shared.credentials.get(&self.repository, pod).map(Some));
         }
         let host = if is_registry {

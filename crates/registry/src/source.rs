@@ -122,7 +122,7 @@ fn sessions(settings: &Settings, blob: &MissingBlob) -> (Vec<Session>, Vec<Failu
             failures.push(Failure::new(Kind::FailedPrecondition, text));
         }
         for endpoint in endpoints {
-            match Session::new(endpoint, repository.clone(), blob.pod.clone()) {
+            match Session::new(endpoint, repository.clone(), blob.pods.clone()) {
                 Ok(session) => sessions.push(session),
                 Err(failure) => failures.push(failure),
             }

@@ -3,6 +3,7 @@
 
 //! A running job and the callers that wait for it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
@@ -16,6 +17,9 @@ use crate::event_log::{Cursor, EventLog};
 use crate::observe::{EngineEvent, EngineObserver};
 use crate::slots::{Share, Urgency};
 use crate::{Event, JobState, JobStatus, Phase, Plan, Report, StageTime, UnpackError};
+
+/// The limit on the pods of a job whose credentials are tried.
+const MAX_PODS: usize = 64;
 
 /// The properties of a job that are known when it starts.
 #[derive(Debug)]
@@ -43,6 +47,8 @@ pub(crate) struct RunningJob {
     pub(crate) spec: JobSpec,
     started: Instant,
     waiters: AtomicUsize,
+    /// The pods that have waited for the job.
+    pods: Mutex<BTreeSet<String>>,
     events: Mutex<EventLog>,
     /// The stages of each layer.
     stages: Mutex<Vec<Vec<StageTime>>>,
@@ -75,6 +81,12 @@ impl Waiter {
         pod: Option<&str>,
     ) -> Self {
         job.waiters.fetch_add(1, Ordering::SeqCst);
+        if let Some(pod) = pod {
+            let mut pods = job.pods.lock().unwrap_or_else(PoisonError::into_inner);
+            if pods.len() < MAX_PODS {
+                pods.insert(pod.to_owned());
+            }
+        }
         job.changed.send_replace(());
         Self {
             job: Arc::clone(job),
@@ -102,6 +114,7 @@ impl RunningJob {
             spec,
             started: Instant::now(),
             waiters: AtomicUsize::new(0),
+            pods: Mutex::default(),
             events: Mutex::default(),
             progressed: watch::Sender::new(()),
             result: OnceLock::new(),
@@ -118,6 +131,12 @@ impl RunningJob {
         if let Some(observer) = &self.observer {
             observer.on_event(event);
         }
+    }
+
+    /// Returns the pods that have waited for the job, as `namespace/name`.
+    pub(crate) fn pods(&self) -> BTreeSet<String> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.clone()
     }
 
     /// Returns the number of waiters.

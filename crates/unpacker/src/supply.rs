@@ -187,7 +187,7 @@ impl Supply {
             urls,
             reference: spec.plan.image.reference.clone(),
             repositories: repositories.await.clone(),
-            pod: spec.pod.clone(),
+            pods: chain.job.pods(),
         }
     }
 

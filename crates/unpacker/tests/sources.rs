@@ -240,7 +240,7 @@ fn shared_layer() -> (Simulated, Engine, MissingBlob, Vec<u8>) {
         reference: None,
         repositories: BTreeMap::new(),
         urls: Vec::new(),
-        pod: None,
+        pods: Default::default(),
     };
     (backend, engine, blob, bytes)
 }
@@ -307,4 +307,37 @@ async fn wrong_bytes_of_another_client_are_fetched_again() {
     other.unwrap().write(wrong).await.unwrap();
     let job = engine.unpack(Request::new("docker.io/library/web:1").on("erofs"));
     job.await.unwrap();
+}
+
+/// A source that serves one pod only, after a while.
+struct ForPod(Arc<Memory>, &'static str);
+
+#[async_trait]
+impl BlobSource for ForPod {
+    fn name(&self) -> &'static str {
+        "for-pod"
+    }
+
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
+        if !blob.pods.contains(self.1) {
+            return Err(Error::new(Kind::Unauthenticated, "fetch", "blob"));
+        }
+        self.0.open(blob, offset).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_credentials_of_each_pod_that_waits_are_tried() {
+    let (backend, source, _) = discarded(&[0, 1, 2]);
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(Arc::new(ForPod(source, "shop/b")))];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let jobs = ["shop/a", "shop/b"].map(|pod| {
+        let mut request = Request::new("web:1").on("erofs");
+        request.pod = Some(pod.to_owned());
+        engine.unpack(request)
+    });
+    for job in jobs {
+        job.await.unwrap();
+    }
 }

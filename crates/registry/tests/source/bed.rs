@@ -90,7 +90,7 @@ pub(crate) fn missing(host: &str) -> MissingBlob {
         reference: Some(format!("{host}/team/web:1")),
         repositories: Default::default(),
         urls: Vec::new(),
-        pod: Some("ns/a".to_owned()),
+        pods: ["ns/a".to_owned()].into(),
     }
 }
 

@@ -220,8 +220,8 @@ async fn a_pulls_credential_serves_its_pod_and_repository_only() {
     let blob = missing(&registry.address);
     assert_eq!(bed.fetch(&blob).await.unwrap(), BLOB);
     let mut others = vec![blob.clone(), blob.clone(), blob.clone()];
-    others[0].pod = Some("ns/b".to_owned());
-    others[1].pod = None;
+    others[0].pods = ["ns/b".to_owned()].into();
+    others[1].pods.clear();
     others[2].reference = Some(format!("{}/team/other:1", registry.address));
     for other in others {
         let sent = registry.requests().len();
