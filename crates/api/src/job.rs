@@ -62,10 +62,10 @@ impl TryFrom<v1::Job> for JobStatus {
     type Error = Malformed;
 
     fn try_from(job: v1::Job) -> Result<Self, Malformed> {
+        let state = job.state().try_into()?;
         let started = job.started.map(SystemTime::try_from);
         let started = started.and_then(Result::ok);
         let started = started.ok_or(Malformed("time of a job"))?;
-        let state = job.state().try_into()?;
         let mut converted = Self::new(job.id, job.image, job.snapshotter, state, started);
         converted.platform = job.platform;
         converted.origin = job.origin;
