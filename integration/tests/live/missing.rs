@@ -36,6 +36,7 @@ live_tests! {
     Containerd: missing_layers_of_a_private_registry_are_refused,
     ErofsHandler: missing_layers_of_pods_are_copied,
     ErofsHandler: missing_layers_of_pods_are_fetched,
+    NydusHandler: missing_layers_of_pods_on_nydus_are_not_needed,
     ErofsHandler: missing_layers_are_fetched_with_the_credentials_of_the_pod,
 }
 
@@ -288,8 +289,9 @@ fn missing_layers_of_a_private_registry_are_refused(node: &Node) -> Result<()> {
 }
 
 /// Starts a containerd that discards unpacked layers, with the image of sandboxes.
-fn discarding(node: &Node) -> Result<Node> {
+fn discarding(node: &Node, nydus: bool) -> Result<Node> {
     let options = Options {
+        nydus,
         discard_layers: true,
         ..Options::default()
     };
@@ -301,13 +303,20 @@ fn discarding(node: &Node) -> Result<Node> {
     Ok(node)
 }
 
-/// Runs a pod on erofs, of an image that the CRI pulled for overlayfs and whose blobs it discarded,
-/// and then one on the default handler. Returns the image, and the blobs that were fetched for them.
-fn pods_of_discarded_image(node: &Node, config: &str) -> Result<(Built, BTreeSet<String>)> {
+/// Runs pods of an image that the CRI pulled for overlayfs and whose blobs it discarded: two on the
+/// handler, and one on the default handler. Returns the image, and the blobs that were fetched.
+fn pods_of_discarded_image(
+    node: &Node,
+    handler: &str,
+    config: &str,
+) -> Result<(Built, BTreeSet<String>)> {
     let dist = node.containerd.dist();
     let registry = Registry::start(dist, &node.containerd.scratch().join(unique("registry")))?;
     let image = pushed(node, &registry, &hello()?, "hello:1")?;
-    let node = discarding(node)?;
+    let node = discarding(node, handler == "nydus")?;
+    let guest = node.containerd.guest_root().join("etc");
+    fs::create_dir_all(&guest)?;
+    fs::write(guest.join("message"), "from the guest\n")?;
     let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
     direct.pull_image(&image.reference, None, None)?;
     node.collect_garbage()?;
@@ -318,28 +327,38 @@ fn pods_of_discarded_image(node: &Node, config: &str) -> Result<(Built, BTreeSet
     let before = registry.requests()?.len();
     let served = Served::configured(&node, node.containerd.socket(), config)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
-    for (handler, name) in [("erofs", "first"), ("erofs", "second"), ("", "default")] {
+    for (handler, name) in [(handler, "first"), (handler, "second"), ("", "default")] {
         let sandbox = cri.run_pod_sandbox(handler, name)?;
         let exit = cri.run(&sandbox, name, &image.reference, &[])?;
-        ensure!(exit.output.trim() == HELLO_SAYS, "{name}: {exit:?}");
+        let says = match handler {
+            "nydus" => "from the guest",
+            _ => HELLO_SAYS,
+        };
+        ensure!(exit.output.trim() == says, "{name}: {exit:?}");
     }
     let fetched = fetched(&registry, before)?;
     cri.remove_all()?;
     drop((cri, direct));
     served.stop()?;
-    node.assert_nothing_left("erofs")?;
+    node.assert_nothing_left(handler)?;
     Ok((image, fetched))
 }
 
 fn missing_layers_of_pods_are_copied(node: &Node) -> Result<()> {
-    let (_, fetched) = pods_of_discarded_image(node, "")?;
+    let (_, fetched) = pods_of_discarded_image(node, "erofs", "")?;
     ensure!(fetched.is_empty(), "{fetched:?}");
     Ok(())
 }
 
 fn missing_layers_of_pods_are_fetched(node: &Node) -> Result<()> {
-    let (image, fetched) = pods_of_discarded_image(node, NO_SIBLING)?;
+    let (image, fetched) = pods_of_discarded_image(node, "erofs", NO_SIBLING)?;
     ensure!(fetched == layers(&image), "{fetched:?}");
+    Ok(())
+}
+
+fn missing_layers_of_pods_on_nydus_are_not_needed(node: &Node) -> Result<()> {
+    let (_, fetched) = pods_of_discarded_image(node, "nydus", NO_SIBLING)?;
+    ensure!(fetched.is_empty(), "{fetched:?}");
     Ok(())
 }
 
@@ -348,7 +367,7 @@ fn missing_layers_are_fetched_with_the_credentials_of_the_pod(node: &Node) -> Re
     let dir = node.containerd.scratch().join(unique("registry"));
     let registry = Registry::start_private(node.containerd.dist(), &dir)?;
     let image = pushed(node, &registry, &hello()?, "hello:1")?;
-    let node = discarding(node)?;
+    let node = discarding(node, false)?;
     let served = Served::configured(&node, node.containerd.socket(), NO_SIBLING)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let [a, b] = ["a", "b"].map(|name| cri.run_pod_sandbox("erofs", name));
