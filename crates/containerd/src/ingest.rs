@@ -83,7 +83,7 @@ impl ContentWriter for Connection {
 /// An ingest whose stream is open. containerd unlocks the ingest when the stream ends.
 struct OpenIngest {
     connection: Connection,
-    /// What all messages have in common.
+    /// The fields that all messages have in common.
     base: WriteContentRequest,
     requests: mpsc::Sender<WriteContentRequest>,
     answers: Streaming<WriteContentResponse>,

@@ -36,6 +36,15 @@ pub const GC_SNAPSHOT_PREFIX: &str = "containerd.io/gc.ref.snapshot.";
 /// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
 
+/// The prefix of a label of a blob with the repositories that it was pulled from, comma separated; the
+/// host of their registry follows (containerd `pkg/labels/labels.go`).
+pub const DISTRIBUTION_SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
+
+/// The label of a committed snapshot that resnap copied from another snapshotter, with that
+/// snapshotter's name. Its content could not be compared with the diff ID. A copy of a copy names the
+/// first snapshotter.
+pub const COPIED_FROM: &str = "resnap.io/copied-from";
+
 /// The maximum number of bytes of a label's key and value together (containerd
 /// `pkg/labels/validate.go`).
 pub const MAX_BYTES: usize = 4096;

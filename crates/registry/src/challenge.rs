@@ -8,7 +8,7 @@ use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 /// The limit on the number of parameters of one response's challenges.
 const MAX_PARAMETERS: usize = 64;
 
-/// What a server asks for.
+/// The credential that a server asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Challenge {
     /// A name and a password.

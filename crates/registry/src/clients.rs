@@ -20,8 +20,8 @@ const MAX_CLIENTS: usize = 8;
 /// The limit on the number of idle connections to one host.
 const MAX_IDLE: usize = 4;
 
-/// What tells clients apart: the certificates, whether servers are not verified, whether the server is
-/// on this machine, and the limit on the time to connect.
+/// The properties that tell clients apart: the certificates, whether servers are not verified, whether
+/// the server is on this machine, and the limit on the time to connect.
 type Key = ((Vec<Digest>, bool), bool, Duration);
 
 /// The clients of a source. The one unused for longest is dropped for a new one.

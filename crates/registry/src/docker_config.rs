@@ -38,12 +38,12 @@ struct Auth {
     registrytoken: Zeroizing<String>,
 }
 
-/// Where a credential is.
+/// The place of a credential.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// In the file.
+    /// The file itself.
     Here(Credential),
-    /// At the helper of this name, for this server.
+    /// The helper of this name, for this server.
     Helper { name: String, server: String },
 }
 

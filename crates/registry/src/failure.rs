@@ -28,7 +28,7 @@ pub(crate) enum Retry {
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     pub(crate) kind: Kind,
-    /// What was asked and what it answered.
+    /// The address that was asked, and its answer.
     pub(crate) text: String,
     pub(crate) retry: Retry,
     /// The server speaks plain HTTP where TLS was tried.

@@ -27,7 +27,7 @@ const MAX_BODY: usize = 64 << 10;
 /// The limit on the wait that a server asks for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How a server is reached.
+/// The way to reach a server.
 #[derive(Clone, Copy)]
 pub(crate) struct Way<'a> {
     pub(crate) clients: &'a Clients,

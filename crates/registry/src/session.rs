@@ -20,7 +20,7 @@ use crate::settings::Settings;
 use crate::tls::Material;
 use crate::{helper, token};
 
-/// What all transfers share.
+/// The state that all transfers share.
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) credentials: PullCredentials,

@@ -21,7 +21,7 @@ use crate::certs::{read, unreadable};
 use crate::failure::Failure;
 use crate::hosts::TlsFiles;
 
-/// What the files of a host's TLS contain.
+/// The contents of the files for a host's TLS.
 #[derive(Clone, Default)]
 pub(crate) struct Material {
     /// PEM certificates.

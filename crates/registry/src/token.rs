@@ -24,7 +24,7 @@ struct Answer {
     access_token: Zeroizing<String>,
 }
 
-/// What a token is asked for.
+/// The properties of a token that is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     pub(crate) realm: &'a str,

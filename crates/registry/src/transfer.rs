@@ -36,7 +36,7 @@ enum Place {
 struct Candidate {
     place: Place,
     failure: Option<Failure>,
-    /// When it may be asked again.
+    /// The time from which it may be asked again.
     not_before: Instant,
 }
 

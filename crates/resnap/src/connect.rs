@@ -18,8 +18,7 @@ use crate::config::{Config, SiblingWord, SourceName};
 
 /// Returns an engine for read-only commands. It takes no locks.
 pub(crate) async fn engine(config: &Config) -> Result<Engine> {
-    let credentials = PullCredentials::new();
-    connect(config, EngineSettings::default(), &credentials).await
+    connect(config, EngineSettings::default()).await
 }
 
 /// Returns an engine for commands that change something. It coordinates with other processes through
@@ -38,17 +37,13 @@ pub(crate) async fn observed_engine(
     let mut settings = EngineSettings::default();
     settings.runtime_dir = Some(config.runtime_dir.value.clone());
     settings.observer = observer;
-    connect(config, settings, credentials).await
+    settings.sources = sources(config, credentials);
+    connect(config, settings).await
 }
 
-async fn connect(
-    config: &Config,
-    mut settings: EngineSettings,
-    credentials: &PullCredentials,
-) -> Result<Engine> {
+async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine> {
     settings.profiles = config.profiles.clone();
     settings.configurations.clone_from(&config.unpack.value);
-    settings.sources = sources(config, credentials);
     let client = Client::connect(&config.address.value)
         .await
         .map_err(UnpackError::from)?;

@@ -17,6 +17,7 @@ use crate::locks::Lock;
 use crate::plan::PlannedLayer;
 use crate::running::RunningJob;
 use crate::slots::LockClaim;
+use crate::sources::Tried;
 use crate::{UnpackError, missing};
 
 /// The attempts to make a layer while the snapshotter and containerd's metadata disagree, and to
@@ -132,16 +133,23 @@ impl Chain {
 
     /// Checks that a layer's blob exists. Other problems show when it is read.
     pub(crate) async fn require_blob(&self, layer: &PlannedLayer) -> Result<(), UnpackError> {
-        let (backend, spec) = (&self.backend, &self.job.spec);
-        let digest = &layer.descriptor.digest;
+        let (backend, digest) = (&self.backend, &layer.descriptor.digest);
         match backend.ports.content.info(&backend.scope, digest).await {
-            Err(error) if error.is_not_found() => {
-                let (title, snapshotter) = (&spec.title, &spec.snapshotter);
-                let tried = Vec::new();
-                Err(missing::blob(backend, &spec.plan, title, layer, snapshotter, tried).await)
-            }
+            Err(error) if error.is_not_found() => Err(self.missing_blob(layer, Vec::new()).await),
             _ => Ok(()),
         }
+    }
+
+    /// Returns the error for a layer whose blob is missing and needed, and which the sources `tried` did
+    /// not have.
+    pub(crate) async fn missing_blob(
+        &self,
+        layer: &PlannedLayer,
+        tried: Vec<Tried>,
+    ) -> UnpackError {
+        let (backend, spec) = (&self.backend, &self.job.spec);
+        let (title, snapshotter) = (&spec.title, &spec.snapshotter);
+        missing::blob(backend, &spec.plan, title, layer, snapshotter, tried).await
     }
 
     /// Checks that the lowest `count` layers have labels if the snapshotter needs them. Returns

@@ -11,7 +11,6 @@ use resnap_core::{
 use serde::Serialize;
 
 use crate::backend::Backend;
-use crate::sources::COPIED_FROM;
 use crate::{Plan, UnpackError, warnings};
 
 /// The readiness of an image on some snapshotters.
@@ -113,7 +112,7 @@ pub enum LayerState {
         /// The state of its labels.
         labels: LabelState,
         /// The snapshotter that the layer was copied from, if it was not made from its blob
-        /// ([`COPIED_FROM`]).
+        /// ([`labels::COPIED_FROM`]).
         #[serde(skip_serializing_if = "Option::is_none")]
         copied_from: Option<String>,
     },
@@ -149,7 +148,7 @@ impl LayerState {
         };
         Self::Committed {
             labels,
-            copied_from: info.labels.get(COPIED_FROM).cloned(),
+            copied_from: info.labels.get(labels::COPIED_FROM).cloned(),
         }
     }
 

@@ -6,15 +6,11 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use resnap_core::{BlobSource, Error, Ingest, Kind, Labels, MissingBlob, Resource, Result};
+use resnap_core::{BlobSource, Error, Ingest, Kind, Labels, MissingBlob, Resource, Result, labels};
 use tokio::time::{Instant, sleep};
 
 use crate::chain::Chain;
 use crate::lease::undo;
-
-/// The prefix of the label with the repositories that a blob was pulled from; the registry's host
-/// follows (containerd `pkg/labels/labels.go`).
-pub(crate) const DISTRIBUTION_SOURCE: &str = "containerd.io/distribution.source.";
 
 /// The pause between looks at an ingest that another client writes.
 const POLL: Duration = Duration::from_millis(200);
@@ -172,7 +168,12 @@ pub(crate) async fn adopt(chain: &Chain, blob: &MissingBlob) -> Result<bool> {
 async fn commit(chain: &Chain, ingest: Box<dyn Ingest>, blob: &MissingBlob) -> Result<()> {
     let repositories = blob.repositories.iter();
     let labels: Labels = repositories
-        .map(|(host, names)| (format!("{DISTRIBUTION_SOURCE}{host}"), names.join(",")))
+        .map(|(host, names)| {
+            (
+                format!("{}{host}", labels::DISTRIBUTION_SOURCE_PREFIX),
+                names.join(","),
+            )
+        })
         .collect();
     let mut committed = ingest.commit(&labels).await;
     if committed.as_ref().is_err_and(Error::is_not_found) {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use resnap_core::{
     Applied, Batch, BatchApplier, BatchLayer, Error, Mount, Scope, SnapshotInfo, SnapshotKey,
-    Stage, StageTiming, in_batch,
+    Stage, StageTiming, in_batch, labels as names,
 };
 use uuid::Uuid;
 
@@ -19,7 +19,6 @@ use crate::chain::{ATTEMPTS, Chain};
 use crate::event::{LayerOutcome, Phase};
 use crate::monitor::JobMonitor;
 use crate::plan::PlannedLayer;
-use crate::sources::COPIED_FROM;
 use crate::supply::Supply;
 
 /// The missing layers of a chain, from `first` on.
@@ -27,6 +26,26 @@ pub(crate) struct MissingLayers {
     pub(crate) first: usize,
     pub(crate) batch: Arc<dyn BatchApplier>,
     pub(crate) supply: Arc<Supply>,
+}
+
+/// Starts to write these layers, the first of which has the index `first` in the chain.
+pub(crate) fn start_batch(
+    chain: &Chain,
+    supply: &Arc<Supply>,
+    first: usize,
+    layers: Vec<BatchLayer>,
+) -> Arc<dyn BatchApplier> {
+    let (backend, job) = (&chain.backend, &chain.job);
+    let snapshotter = &job.spec.snapshotter;
+    let monitor = JobMonitor::new(Arc::clone(job), first, Arc::clone(supply));
+    let batch = Batch {
+        scope: backend.scope.clone(),
+        snapshotter: snapshotter.clone(),
+        layers,
+        sync_fs: backend.profiles.get(snapshotter).sync_fs,
+        monitor: Arc::new(monitor),
+    };
+    in_batch(&backend.ports.applier, batch)
 }
 
 /// A missing layer of a chain.
@@ -184,7 +203,7 @@ impl MissingLayer<'_> {
         let (name, mut labels) = (&layer.chain_id, layer.labels.clone());
         let origin = self.batch.supply.copied_from(self.index);
         if let Some(origin) = origin.filter(|_| outcome == LayerOutcome::Copied) {
-            labels.insert(COPIED_FROM.to_owned(), origin);
+            labels.insert(names::COPIED_FROM.to_owned(), origin);
         }
         let committed = chain.snapshotter.commit(&scope, name, key, &labels).await;
         let timing = StageTiming::since(started);
@@ -280,20 +299,7 @@ impl MissingLayer<'_> {
         layer: BatchLayer,
         mounts: &[Mount],
     ) -> Result<Applied, Error> {
-        let (chain, spec) = (self.chain, &self.chain.job.spec);
-        let monitor = JobMonitor::new(
-            Arc::clone(&chain.job),
-            self.index,
-            Arc::clone(&self.batch.supply),
-        );
-        let batch = Batch {
-            scope: chain.backend.scope.clone(),
-            snapshotter: spec.snapshotter.clone(),
-            layers: vec![layer],
-            sync_fs: chain.backend.profiles.get(&spec.snapshotter).sync_fs,
-            monitor: Arc::new(monitor),
-        };
-        let batch = in_batch(&chain.backend.ports.applier, batch);
+        let batch = start_batch(self.chain, &self.batch.supply, self.index, vec![layer]);
         let applied = batch.apply(scope, 0, mounts).await;
         batch.end().await;
         applied

@@ -106,7 +106,7 @@ pub use orphans::{LeaseStatus, Owner};
 pub use plan::{Plan, PlannedLayer};
 pub use progress::Progress;
 pub use request::{Configuration, EngineSettings, Request};
-pub use sources::{COPIED_FROM, Source, Tried};
+pub use sources::{Source, Tried};
 pub use status::{JobState, JobStatus};
 pub use title::name_in_title;
 

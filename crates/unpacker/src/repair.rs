@@ -8,7 +8,6 @@ use resnap_core::{Kind, Labels, SnapshotInfo, SnapshotKey, labels};
 use crate::UnpackError;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::plan::PlannedLayer;
-use crate::sources::COPIED_FROM;
 
 /// The result of an attempt to remove layers.
 enum Removal {
@@ -75,7 +74,7 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
 
 /// Returns whether a layer lacks labels, or is a copy to be replaced.
 fn needs_repair(chain: &Chain, info: &SnapshotInfo) -> bool {
-    let is_copy = info.labels.contains_key(COPIED_FROM);
+    let is_copy = info.labels.contains_key(labels::COPIED_FROM);
     !labels::missing(&info.labels).is_empty() || chain.job.spec.replace_copies && is_copy
 }
 

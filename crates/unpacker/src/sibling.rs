@@ -5,12 +5,11 @@
 
 use std::sync::Arc;
 
-use resnap_core::{ChainId, ChainView, Error, Kind, LayerCopy, SnapshotInfo, SnapshotKey};
+use resnap_core::{ChainId, ChainView, Error, Kind, LayerCopy, SnapshotInfo, SnapshotKey, labels};
 use uuid::Uuid;
 
 use crate::chain::Chain;
 use crate::lease::undo;
-use crate::sources::COPIED_FROM;
 
 /// A chain on another snapshotter, and the view that names the directories of its layers.
 pub(crate) struct Sibling {
@@ -109,7 +108,7 @@ impl Sibling {
 /// Returns the name of the snapshotter that a copied layer was taken from at first.
 pub(crate) fn origin(copy: &LayerCopy) -> &str {
     let snapshot = copy.chain.snapshots.get(copy.index);
-    let label = snapshot.and_then(|snapshot| snapshot.labels.get(COPIED_FROM));
+    let label = snapshot.and_then(|snapshot| snapshot.labels.get(labels::COPIED_FROM));
     label.map_or(&*copy.chain.snapshotter, String::as_str)
 }
 

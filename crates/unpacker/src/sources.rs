@@ -8,11 +8,6 @@ use std::sync::Arc;
 
 use resnap_core::{BlobSource, Error};
 
-/// The label of a committed snapshot that was copied from another snapshotter, with that snapshotter's
-/// name. Its content could not be compared with the diff ID. A copy of a copy names the first
-/// snapshotter.
-pub const COPIED_FROM: &str = "resnap.io/copied-from";
-
 /// A source of layers whose blobs are missing.
 #[derive(Clone)]
 #[non_exhaustive]

@@ -13,7 +13,7 @@ use futures::stream;
 use futures::{FutureExt as _, StreamExt as _};
 use resnap_core::{
     BatchLayer, BlobSource, Digest, Error, Kind, LayerCopy, MissingBlob, Stage, StageTiming,
-    error_chain, media_type,
+    error_chain, labels, media_type,
 };
 use resnap_handler_wrapper::layer_urls;
 use tokio::sync::{OnceCell, SetOnce};
@@ -21,8 +21,7 @@ use tokio::sync::{OnceCell, SetOnce};
 use crate::UnpackError;
 use crate::chain::Chain;
 use crate::event::Phase;
-use crate::fetch::{DISTRIBUTION_SOURCE, adopt, fetch};
-use crate::missing;
+use crate::fetch::{adopt, fetch};
 use crate::sibling::{Sibling, origin};
 use crate::sources::{Source, Tried};
 
@@ -169,7 +168,9 @@ impl Supply {
             // The labels only add to what the reference says.
             let labels = info.map(|info| info.labels).unwrap_or_default().into_iter();
             let hosts = labels.filter_map(|(key, names)| {
-                let host = key.strip_prefix(DISTRIBUTION_SOURCE)?.to_owned();
+                let host = key
+                    .strip_prefix(labels::DISTRIBUTION_SOURCE_PREFIX)?
+                    .to_owned();
                 Some((host, names.split(',').map(str::to_owned).collect()))
             });
             hosts.collect()
@@ -338,10 +339,7 @@ impl Supply {
                 None => std::mem::take(&mut state.tried),
             }
         };
-        let (spec, layer) = (&chain.job.spec, &chain.layers()[index]);
-        let (plan, title, snapshotter) = (&spec.plan, &spec.title, &spec.snapshotter);
-        let backend = &chain.backend;
-        Err(missing::blob(backend, plan, title, layer, snapshotter, tried).await)
+        Err(chain.missing_blob(&chain.layers()[index], tried).await)
     }
 
     /// Removes what is not needed after the job. What was fetched in part goes with the lease.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Batch, in_batch, labels};
+use resnap_core::labels;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
@@ -13,9 +13,8 @@ use tracing::field::Empty;
 use crate::UnpackError;
 use crate::chain::Chain;
 use crate::event::{LayerOutcome, LayerReport, Phase};
-use crate::layer::{MissingLayer, MissingLayers};
+use crate::layer::{MissingLayer, MissingLayers, start_batch};
 use crate::lease::LeaseKeeper;
-use crate::monitor::JobMonitor;
 use crate::orphans::take_over;
 use crate::plan::PlannedLayer;
 use crate::repair::repair;
@@ -73,22 +72,11 @@ pub(crate) async fn unpack(
 }
 
 async fn missing_layers(chain: &Chain, first: usize) -> Result<MissingLayers, UnpackError> {
-    let (backend, spec) = (&chain.backend, &chain.job.spec);
     let supply = Arc::new(Supply::plan(chain, first).await?);
-    let batch = Batch {
-        scope: backend.scope.clone(),
-        snapshotter: spec.snapshotter.clone(),
-        layers: supply.batch_layers(chain),
-        sync_fs: backend.profiles.get(&spec.snapshotter).sync_fs,
-        monitor: Arc::new(JobMonitor::new(
-            Arc::clone(&chain.job),
-            first,
-            Arc::clone(&supply),
-        )),
-    };
+    let layers = supply.batch_layers(chain);
     Ok(MissingLayers {
         first,
-        batch: in_batch(&backend.ports.applier, batch),
+        batch: start_batch(chain, &supply, first, layers),
         supply,
     })
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a walk through a layer finds.
+//! The items that a walk through a layer finds.
 
 use std::fs::File;
 

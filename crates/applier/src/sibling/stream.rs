@@ -38,7 +38,7 @@ pub(crate) struct LayerStream {
 /// The data of a file.
 struct Data {
     item: Item,
-    /// What is left.
+    /// The extents that are left to read.
     extents: VecDeque<Extent>,
     padding: usize,
 }

@@ -17,9 +17,9 @@ pub(super) const MAP: usize = (1 << 20) - BLOCK;
 /// The size of an entry's data.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Size {
-    /// In the stream.
+    /// The bytes in the stream.
     pub(super) stored: u64,
-    /// Of a sparse file.
+    /// The real size of a sparse file.
     pub(super) real: Option<u64>,
 }
 

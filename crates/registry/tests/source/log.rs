@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the log says.
+//! The log has no credentials.
 
 use std::io;
 use std::sync::{Arc, Mutex};

@@ -122,7 +122,7 @@ impl SourceName {
     }
 }
 
-/// When layers are copied from another snapshotter.
+/// The condition under which layers are copied from another snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SiblingWord {
