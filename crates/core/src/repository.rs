@@ -41,6 +41,7 @@ impl Repository {
     /// is not a reference. A reference without a host is one of Docker Hub: `web:1` is of
     /// `docker.io/library/web`.
     pub fn of_reference(reference: &str) -> Option<Self> {
+        // Not by oci-spec's `Reference`, which takes no IPv6 address as a host.
         if reference.starts_with("sha256:") {
             return None;
         }
