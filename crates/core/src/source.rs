@@ -52,4 +52,10 @@ pub trait BlobSource: Send + Sync {
     /// [`Kind::DeadlineExceeded`](crate::Kind::DeadlineExceeded) if it does not answer, or the transfer
     /// stalls. The stream ends at its first error.
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream>;
+
+    /// Called when the bytes of a blob were not those of its digest. The source may ask another server
+    /// next time.
+    fn reject(&self, blob: &MissingBlob) {
+        let _ = blob;
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use resnap_core::{Ports, Profiles, Scope, SnapshotterInfo};
+use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use crate::alternatives::complete_plan;
@@ -63,6 +64,9 @@ impl Engine {
             scope: Scope::new(namespace),
             profiles: settings.profiles,
             sources: settings.sources,
+            keep_fetched: settings.keep_fetched,
+            // Half of the slots at most wait for registries.
+            feeds: Arc::new(Semaphore::new((settings.parallel_applies / 2).max(1))),
         });
         let keeper = Arc::new(LeaseKeeper {
             backend: Arc::clone(&backend),

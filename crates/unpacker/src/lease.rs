@@ -152,10 +152,13 @@ impl JobLease {
         }
     }
 
-    /// Creates the lease and adds the image's target to it. [`JobLease::end`] cleans up even if
-    /// this fails halfway.
+    /// Creates the lease, unless there is one, and adds the image's target to it. [`JobLease::end`]
+    /// cleans up even if this fails halfway.
     pub(crate) async fn begin(&self) -> Result<()> {
         let mut current = self.lease.write().await;
+        if current.is_some() {
+            return Ok(());
+        }
         let lease = current.insert(self.reserve().await?);
         self.keeper.create(lease, self.labels.clone()).await?;
         let target = Resource::Content(self.target.clone());
