@@ -15,7 +15,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{
-    BlobSource, ByteStream, Digest, Error, Kind, Labels, MissingBlob, Result, Scope,
+    Applied, Applier, ApplyMonitor, Batch, BatchApplier, BlobSource, ByteStream, Descriptor,
+    Digest, Error, Kind, Labels, MissingBlob, Mount, Result, Scope, in_batch,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,
@@ -192,8 +193,11 @@ async fn an_error_names_each_source_and_its_reason() {
     assert_eq!(error.kind(), Kind::NotFound);
 }
 
-/// A source whose bytes come one by one, every 25 s, for images of `evil.io`.
-struct Slow(Arc<Memory>);
+/// A source whose pieces come at these intervals, for images of `evil.io`.
+struct Slow(Arc<Memory>, Duration);
+
+/// Too slow to be unpacked meanwhile.
+const SLOW: Duration = Duration::from_secs(25);
 
 #[async_trait]
 impl BlobSource for Slow {
@@ -203,11 +207,11 @@ impl BlobSource for Slow {
 
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
         let is_slow = blob.reference.as_deref() == Some("evil.io/web:1");
-        let stream = self.0.open(blob, offset).await?;
+        let (stream, pause) = (self.0.open(blob, offset).await?, self.1);
         Ok(stream
             .then(move |piece| async move {
                 if is_slow {
-                    tokio::time::sleep(Duration::from_secs(25)).await;
+                    tokio::time::sleep(pause).await;
                 }
                 piece
             })
@@ -215,8 +219,8 @@ impl BlobSource for Slow {
     }
 }
 
-/// The same large layer in the images of two tenants.
-fn shared_layer() -> (Simulated, Engine, MissingBlob, Vec<u8>) {
+/// The same large layer in the images of two tenants, and the source that has it.
+fn shared_layer() -> (Simulated, Arc<Memory>) {
     let backend = Simulated::new();
     for snapshotter in ["erofs", "native", "nydus"] {
         backend.add_snapshotter(snapshotter, Behaviour::Ordinary);
@@ -225,30 +229,47 @@ fn shared_layer() -> (Simulated, Engine, MissingBlob, Vec<u8>) {
     for name in ["evil.io/web:1", "docker.io/library/web:1"] {
         backend.add_image(NAMESPACE, name, &image);
     }
-    let descriptor = image.layers[0].descriptor.clone();
-    backend.remove_blob(NAMESPACE, &descriptor.digest);
-    let bytes = image.blob(&descriptor.digest).unwrap().to_vec();
-    let source = Arc::new(Memory::default());
-    let mut blobs = source.blobs.lock().unwrap();
-    blobs.insert(descriptor.digest.clone(), bytes.clone());
-    drop(blobs);
-    let mut settings = EngineSettings::default();
-    settings.sources = vec![Source::Blobs(Arc::new(Slow(source)))];
-    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let digest = &image.layers[0].descriptor.digest;
+    backend.remove_blob(NAMESPACE, digest);
+    let bytes = image.blob(digest).unwrap().to_vec();
+    let source = Memory::default();
+    source.blobs.lock().unwrap().insert(digest.clone(), bytes);
+    (backend, Arc::new(source))
+}
+
+/// An engine with a shared layer, whose source is slow for `evil.io`.
+fn slow_engine() -> (Simulated, Engine, MissingBlob, Vec<u8>) {
+    let (backend, source) = shared_layer();
+    let (digest, bytes) = source
+        .blobs
+        .lock()
+        .unwrap()
+        .first_key_value()
+        .map(|(digest, bytes)| (digest.clone(), bytes.clone()))
+        .unwrap();
     let blob = MissingBlob {
-        descriptor,
+        descriptor: Descriptor {
+            media_type: String::new(),
+            digest,
+            size: bytes.len() as u64,
+            annotations: BTreeMap::new(),
+            platform: None,
+        },
         reference: None,
         repositories: BTreeMap::new(),
         urls: Vec::new(),
         pods: Default::default(),
     };
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(Arc::new(Slow(source, SLOW)))];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
     (backend, engine, blob, bytes)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_registry_does_not_block_others_for_long() {
     for snapshotter in ["erofs", "native"] {
-        let (_, engine, _, _) = shared_layer();
+        let (_, engine, _, _) = slow_engine();
         let slow = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
         tokio::time::sleep(Duration::from_secs(30)).await;
         let other = engine.unpack(Request::new("docker.io/library/web:1").on(snapshotter));
@@ -262,7 +283,7 @@ async fn a_slow_registry_does_not_block_others_for_long() {
 #[tokio::test(start_paused = true)]
 async fn a_job_never_removes_the_ingest_of_a_pull() {
     for cancels in [true, false] {
-        let (backend, engine, blob, bytes) = shared_layer();
+        let (backend, engine, blob, bytes) = slow_engine();
         let (scope, writer) = (Scope::new(NAMESPACE), backend.ports().writer);
         let name = format!("layer-{}", blob.descriptor.digest);
         let pull = writer.ingest(&scope, &name, &blob.descriptor).await;
@@ -286,7 +307,7 @@ async fn a_job_never_removes_the_ingest_of_a_pull() {
 #[tokio::test(start_paused = true)]
 async fn what_a_cancelled_job_fetched_goes_with_its_lease() {
     for snapshotter in ["erofs", "nydus"] {
-        let (backend, engine, _, _) = shared_layer();
+        let (backend, engine, _, _) = slow_engine();
         let job = engine.unpack(Request::new("evil.io/web:1").on(snapshotter));
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(backend.ingests(NAMESPACE).len(), 1, "{snapshotter}");
@@ -299,7 +320,7 @@ async fn what_a_cancelled_job_fetched_goes_with_its_lease() {
 
 #[tokio::test(start_paused = true)]
 async fn wrong_bytes_of_another_client_are_fetched_again() {
-    let (backend, engine, blob, bytes) = shared_layer();
+    let (backend, engine, blob, bytes) = slow_engine();
     let (scope, writer) = (Scope::new(NAMESPACE), backend.ports().writer);
     let name = format!("layer-{}", blob.descriptor.digest);
     let other = writer.ingest(&scope, &name, &blob.descriptor).await;
@@ -340,4 +361,111 @@ async fn the_credentials_of_each_pod_that_waits_are_tried() {
     for job in jobs {
         job.await.unwrap();
     }
+}
+
+/// An applier that writes layers from bytes that are being fetched.
+struct Incoming {
+    inner: Arc<dyn Applier>,
+    /// The layers whose bytes were read to their end.
+    read: Arc<Mutex<Vec<usize>>>,
+}
+
+struct IncomingBatch {
+    inner: Arc<dyn BatchApplier>,
+    monitor: Arc<dyn ApplyMonitor>,
+    read: Arc<Mutex<Vec<usize>>>,
+}
+
+#[async_trait]
+impl Applier for Incoming {
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        self.inner.apply(scope, layer, mounts, sync_fs).await
+    }
+
+    fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
+        Some(Arc::new(IncomingBatch {
+            inner: in_batch(&self.inner, batch.clone()),
+            monitor: Arc::clone(&batch.monitor),
+            read: Arc::clone(&self.read),
+        }))
+    }
+}
+
+#[async_trait]
+impl BatchApplier for IncomingBatch {
+    async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied> {
+        {
+            let _permit = self.monitor.admit(index).await;
+            if let Some(mut incoming) = self.monitor.incoming(index) {
+                while let Some(piece) = incoming.next().await {
+                    piece?;
+                }
+                self.read.lock().unwrap().push(index);
+            }
+        }
+        self.inner.apply(scope, index, mounts).await
+    }
+
+    async fn end(&self) {
+        self.inner.end().await;
+    }
+}
+
+fn incoming_engine(
+    backend: &Simulated,
+    source: Arc<dyn BlobSource>,
+) -> (Engine, Arc<Mutex<Vec<usize>>>) {
+    let mut ports = backend.ports();
+    let read = Arc::<Mutex<Vec<usize>>>::default();
+    ports.applier = Arc::new(Incoming {
+        inner: ports.applier,
+        read: Arc::clone(&read),
+    });
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(source)];
+    let engine = Engine::new(ports, NAMESPACE, settings).unwrap();
+    (engine, read)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_is_written_from_the_bytes_that_are_fetched() {
+    let (backend, source) = shared_layer();
+    let source = Slow(source, Duration::from_millis(1));
+    let (engine, read) = incoming_engine(&backend, Arc::new(source));
+    let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
+    assert_eq!(job.await.unwrap().count(LayerOutcome::Applied), 1);
+    assert_eq!(*read.lock().unwrap(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_of_wrong_bytes_is_not_committed() {
+    let (backend, source, image) = discarded(&[0]);
+    let digest = &image.layers[0].descriptor.digest;
+    let mut wrong = image.blob(digest).unwrap().to_vec();
+    wrong[3] ^= 1;
+    source.blobs.lock().unwrap().insert(digest.clone(), wrong);
+    let (engine, read) = incoming_engine(&backend, source);
+    let error = engine.unpack(Request::new("web:1").on("erofs")).await;
+    let UnpackError::MissingBlob { tried, .. } = error.unwrap_err() else {
+        panic!("another error");
+    };
+    assert_eq!(tried[0].error.kind(), Kind::DataLoss);
+    assert_eq!(*read.lock().unwrap(), [0]);
+    assert_eq!(backend.snapshots(NAMESPACE, "erofs"), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_bytes_are_unpacked_when_all_are_there() {
+    let (backend, source) = shared_layer();
+    let source = Slow(source, Duration::from_millis(10));
+    let (engine, read) = incoming_engine(&backend, Arc::new(source));
+    let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
+    assert_eq!(job.await.unwrap().count(LayerOutcome::Applied), 1);
+    assert!(read.lock().unwrap().is_empty());
 }
