@@ -53,9 +53,10 @@ pub trait BlobSource: Send + Sync {
     /// stalls. The stream ends at its first error.
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream>;
 
-    /// Called when the bytes of a blob were not those of its digest. The source may ask another server
-    /// next time.
-    fn reject(&self, blob: &MissingBlob) {
+    /// Called when the bytes of the last transfer of a blob were not those of its digest, or came too
+    /// slowly. Returns whether another server would be asked now.
+    fn reject(&self, blob: &MissingBlob) -> bool {
         let _ = blob;
+        false
     }
 }

@@ -83,14 +83,18 @@ impl Fetching<'_> {
             };
             let is_resumed = ingest.offset() > 0;
             let fetched = self.write(source, ingest).await;
-            match &fetched {
-                // This job has written to it, so nobody else has it open.
-                Err(error) if error.kind() == Kind::DataLoss => self.abort(&name).await,
-                _ => return fetched,
+            let kind = fetched.as_ref().map_err(Error::kind).err();
+            if !matches!(kind, Some(Kind::DataLoss | Kind::DeadlineExceeded)) {
+                return fetched;
             }
-            source.reject(self.blob);
+            let is_wrong = kind == Some(Kind::DataLoss);
+            if is_wrong {
+                // This job has written to it, so nobody else has it open.
+                self.abort(&name).await;
+            }
+            let has_others = source.reject(self.blob);
             // Another client may have written wrong bytes before.
-            if !is_resumed {
+            if !has_others && !(is_wrong && is_resumed) {
                 return fetched;
             }
         }

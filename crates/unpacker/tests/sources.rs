@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -468,4 +469,48 @@ async fn slow_bytes_are_unpacked_when_all_are_there() {
     let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
     assert_eq!(job.await.unwrap().count(LayerOutcome::Applied), 1);
     assert!(read.lock().unwrap().is_empty());
+}
+
+/// A source of two servers, the first of which has wrong bytes.
+struct Mirrored {
+    good: Memory,
+    wrong: Memory,
+    is_rejected: AtomicBool,
+}
+
+#[async_trait]
+impl BlobSource for Mirrored {
+    fn name(&self) -> &'static str {
+        "mirrored"
+    }
+
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
+        match self.is_rejected.load(Ordering::Relaxed) {
+            true => self.good.open(blob, offset).await,
+            false => self.wrong.open(blob, offset).await,
+        }
+    }
+
+    fn reject(&self, _: &MissingBlob) -> bool {
+        !self.is_rejected.swap(true, Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_bytes_of_a_mirror_are_fetched_from_elsewhere() {
+    let (backend, good, image) = discarded(&[1]);
+    let digest = &image.layers[1].descriptor.digest;
+    let wrong = Memory::default();
+    let bytes = vec![b'?'; image.blob(digest).unwrap().len()];
+    wrong.blobs.lock().unwrap().insert(digest.clone(), bytes);
+    let source = Mirrored {
+        good: Arc::into_inner(good).unwrap(),
+        wrong,
+        is_rejected: AtomicBool::new(false),
+    };
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(Arc::new(source))];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let report = engine.unpack(Request::new("web:1").on("erofs")).await;
+    assert_eq!(report.unwrap().count(LayerOutcome::Applied), 3);
 }
