@@ -12,8 +12,7 @@ use resnap_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::retention::KeepFetched;
-use crate::sources::Source;
+use crate::sources::{KeepFetched, Source};
 use crate::{Request, UnpackError};
 
 /// One containerd namespace, reached through the ports.

@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 use crate::alternatives::complete_plan;
 use crate::backend::Backend;
 use crate::content::OffLoop;
+use crate::documents::Documents;
 use crate::job::Canceller;
 use crate::lease::LeaseKeeper;
 use crate::locks::Locks;
@@ -112,8 +113,14 @@ impl Engine {
     /// Joins the running job for a request, or starts one.
     async fn join_or_start(&self, mut request: Request) -> Result<Waiter, UnpackError> {
         let (backend, planner) = (&self.backend, &self.planner);
+        let mut documents = Documents::new(&self.keeper, planner);
+        if request.snapshotter.is_none() && !backend.sources.is_empty() {
+            // The image's platforms decide on the snapshotter, which then reports what is wrong.
+            _ = documents.plan(&request).await;
+        }
         let snapshotter = pick_target(backend, &self.configurations, &mut request).await?;
-        let plan = planner.plan(&request).await;
+        let plan = documents.plan(&request).await;
+        documents.end().await;
         let plan = complete_plan(backend, planner, &request, &snapshotter, plan).await?;
         require_reference(backend, &plan, &snapshotter)?;
         let waiter = self.registry.join_or_start(plan, request, snapshotter)?;

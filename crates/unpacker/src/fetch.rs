@@ -94,7 +94,7 @@ impl Fetching<'_> {
             }
             let has_others = source.reject(self.blob);
             // Another client may have written wrong bytes before.
-            if !has_others && !(is_wrong && is_resumed) {
+            if !(has_others || is_wrong && is_resumed) {
                 return fetched;
             }
         }

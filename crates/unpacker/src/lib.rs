@@ -56,6 +56,7 @@ mod check;
 mod choose;
 mod clock;
 mod content;
+mod documents;
 mod engine;
 mod error;
 mod event;
@@ -108,8 +109,7 @@ pub use orphans::{LeaseStatus, Owner};
 pub use plan::{Plan, PlannedLayer};
 pub use progress::Progress;
 pub use request::{Configuration, EngineSettings, Request};
-pub use retention::KeepFetched;
-pub use sources::{Source, Tried};
+pub use sources::{KeepFetched, Source, Tried};
 pub use status::{JobState, JobStatus};
 pub use title::name_in_title;
 

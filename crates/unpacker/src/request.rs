@@ -14,8 +14,7 @@ use resnap_platforms::Platform;
 
 use crate::clock::Clock;
 use crate::observe::EngineObserver;
-use crate::retention::KeepFetched;
-use crate::sources::Source;
+use crate::sources::{KeepFetched, Source};
 
 /// The settings of an engine.
 #[derive(Debug, Clone)]

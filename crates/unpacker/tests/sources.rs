@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{
     Applied, Applier, ApplyMonitor, Batch, BatchApplier, BlobSource, ByteStream, Descriptor,
-    Digest, Error, Kind, Labels, MissingBlob, Mount, Result, Scope, in_batch,
+    Digest, Error, Kind, Labels, MissingBlob, Mount, Platform, Result, Scope, error_chain,
+    in_batch, read_verified,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,
@@ -513,4 +514,64 @@ async fn wrong_bytes_of_a_mirror_are_fetched_from_elsewhere() {
     let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
     let report = engine.unpack(Request::new("web:1").on("erofs")).await;
     assert_eq!(report.unwrap().count(LayerOutcome::Applied), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_documents_are_fetched_and_kept() {
+    let name = "docker.io/library/index:1";
+    for missing in [&[0][..], &[1], &[2], &[0, 1, 2]] {
+        let (backend, source, image) = discarded(&[]);
+        backend.remove_image(NAMESPACE, "docker.io/library/web:1");
+        backend.add_index(NAMESPACE, name, &[(Platform::host(), image.clone())]);
+        let (ports, scope) = (backend.ports(), Scope::new(NAMESPACE));
+        let index = ports.images.get(&scope, name).await.unwrap().target;
+        let documents = [&index, &image.manifest, &image.config];
+        for document in missing.iter().map(|at| documents[*at]) {
+            let stream = ports.content.open(&scope, &document.digest).await.unwrap();
+            let bytes: Vec<Bytes> = stream.try_collect().await.unwrap();
+            let mut blobs = source.blobs.lock().unwrap();
+            blobs.insert(document.digest.clone(), bytes.concat());
+            backend.remove_blob(NAMESPACE, &document.digest);
+        }
+        let engine = engine(&backend, &source);
+        engine.unpack(Request::new(name).on("erofs")).await.unwrap();
+        assert_eq!(source.opened().len(), missing.len());
+        backend.collect_garbage();
+        let plan = engine.plan(&Request::new(name)).await.unwrap();
+        assert!(engine.is_ready(&plan, "erofs").await.unwrap());
+        assert!(backend.has_blob(NAMESPACE, &image.layers[0].descriptor.digest));
+        assert!(backend.leases(NAMESPACE).is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_a_missing_document_names_each_source() {
+    let (backend, source, image) = discarded(&[]);
+    let mut wrong = image.blob(&image.config.digest).unwrap().to_vec();
+    wrong[0] ^= 1;
+    backend.remove_blob(NAMESPACE, &image.config.digest);
+    for (bytes, reason) in [
+        (None, "it is not in memory"),
+        (Some(wrong), "its bytes have the digest"),
+        (Some(vec![b' '; 1 << 20]), "it has more than"),
+    ] {
+        let digest = image.config.digest.clone();
+        source
+            .blobs
+            .lock()
+            .unwrap()
+            .extend(bytes.map(|bytes| (digest.clone(), bytes)));
+        let error = engine(&backend, &source).unpack(Request::new("web:1").on("erofs"));
+        let error = error.await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        let text = error_chain(&error);
+        for part in [
+            "not in the content store; memory: ",
+            reason,
+            digest.as_str(),
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(backend.leases(NAMESPACE).is_empty());
+    }
 }
