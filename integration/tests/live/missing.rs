@@ -36,6 +36,7 @@ live_tests! {
     Containerd: missing_layers_of_a_private_registry_are_refused,
     ErofsHandler: missing_layers_of_pods_are_copied,
     ErofsHandler: missing_layers_of_pods_are_fetched,
+    ErofsHandler: missing_layers_of_pods_come_from_an_archive,
     NydusHandler: missing_layers_of_pods_on_nydus_are_not_needed,
     ErofsHandler: missing_layers_are_fetched_with_the_credentials_of_the_pod,
 }
@@ -365,6 +366,31 @@ fn missing_layers_of_pods_on_nydus_are_not_needed(node: &Node) -> Result<()> {
     let (_, fetched) = pods_of_discarded_image(node, "nydus", NO_SIBLING)?;
     ensure!(fetched.is_empty(), "{fetched:?}");
     Ok(())
+}
+
+/// The registry is gone, and there is no sibling.
+fn missing_layers_of_pods_come_from_an_archive(node: &Node) -> Result<()> {
+    let scratch = node.containerd.scratch();
+    let registry = Registry::start(node.containerd.dist(), &scratch.join(unique("registry")))?;
+    let image = pushed(node, &registry, &hello()?, "hello:1")?;
+    let archives = scratch.join(unique("archives"));
+    fs::create_dir(&archives)?;
+    fs::copy(&image.archive, archives.join("hello.tar"))?;
+    let node = discarding(node, false)?;
+    let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
+    direct.pull_image(&image.reference, None, None)?;
+    node.collect_garbage()?;
+    drop((direct, registry));
+    let config = format!("[sources]\nsibling = \"never\"\narchives = [{archives:?}]\n");
+    let served = Served::configured(&node, node.containerd.socket(), &config)?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let sandbox = cri.run_pod_sandbox("erofs", "airgap")?;
+    let exit = cri.run(&sandbox, "airgap", &image.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
+    cri.remove_all()?;
+    drop(cri);
+    served.stop()?;
+    node.assert_nothing_left("erofs")
 }
 
 /// Pod A pulls with credentials. They fetch what A needs, and nothing for pod B.
