@@ -16,7 +16,7 @@ use resnap_integration::image::{
     pause, web,
 };
 use resnap_integration::registry::{CREDENTIALS, Registry};
-use resnap_integration::tree::{Expected, compare, surprises};
+use resnap_integration::tree::{Difference, Expected, compare, surprises};
 use serde_json::Value;
 
 use crate::command::{CommandOutput, run_to_end};
@@ -34,6 +34,7 @@ live_tests! {
     Containerd: copied_layers_are_replaced_by_a_repair,
     Containerd: missing_layers_come_from_a_registry,
     Containerd: missing_layers_of_a_private_registry_are_refused,
+    Alone: chains_that_create_container_made_are_copied_if_they_are_right,
     ErofsHandler: missing_layers_of_pods_are_copied,
     ErofsHandler: missing_layers_of_pods_are_fetched,
     ErofsHandler: missing_layers_of_pods_come_from_an_archive,
@@ -170,8 +171,16 @@ fn copied(node: &Node, snapshotter: &str, image: &Built, expected: &[Expected]) 
         &node.tree("overlayfs", &image.reference)?,
         &node.tree(snapshotter, &image.reference)?,
     );
-    // The native snapshotter gives directories that it copies the time of the copy. Attributes of
-    // security modules are not copied.
+    assert_same(differences, snapshotter, expected)
+}
+
+/// Checks that a copy differs from its layers as expected only. The native snapshotter gives
+/// directories that it copies the time of the copy. Attributes of security modules are not copied.
+fn assert_same(
+    differences: Vec<Difference>,
+    snapshotter: &str,
+    expected: &[Expected],
+) -> Result<()> {
     let unequal = differences.into_iter().filter(|difference| {
         let text = difference.to_string();
         !(snapshotter == "native" && text.contains(": Mtime: ") || text.contains("security.test"))
@@ -366,6 +375,42 @@ fn missing_layers_of_pods_on_nydus_are_not_needed(node: &Node) -> Result<()> {
     let (_, fetched) = pods_of_discarded_image(node, "nydus", NO_SIBLING)?;
     ensure!(fetched.is_empty(), "{fetched:?}");
     Ok(())
+}
+
+/// From 2.2.2 on, containerd makes the chain of a container without the layers' parents.
+fn chains_that_create_container_made_are_copied_if_they_are_right(node: &Node) -> Result<()> {
+    let node = &Node {
+        containerd: Arc::clone(&node.containerd),
+        namespace: "k8s.io".to_owned(),
+    };
+    // A full copy cannot be told where lower layers would show again.
+    let (image, snapshotter, expected): (_, _, &[_]) = match node.containerd.has_erofs() {
+        true => (edge_cases()?, "erofs", EDGE_CASES_CLOCK),
+        false => (web()?, "native", &[]),
+    };
+    node.import(&pause()?)?;
+    node.import(&image)?;
+    let cri = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
+    let sandbox = cri.run_pod_sandbox("", "direct")?;
+    cri.create_container(&sandbox, "direct", &image.reference, &[])?;
+    discard(node, &image)?;
+    let config = "sources.order = [\"sibling\"]\n";
+    let output = try_unpack(node, config, &image, &["--snapshotter", snapshotter])?;
+    if node.containerd.version() >= (2, 2, 2) {
+        let text = output.error()?.to_string();
+        for part in ["sibling: ", "overlayfs", "was made without its parents"] {
+            ensure!(text.contains(part), "{part:?} is not in {text}");
+        }
+    } else {
+        output.ok()?;
+        let differences = compare(
+            &node.tree("overlayfs", &image.reference)?,
+            &node.tree(snapshotter, &image.reference)?,
+        );
+        assert_same(differences, snapshotter, expected)?;
+    }
+    cri.remove_all()?;
+    node.assert_nothing_left(snapshotter)
 }
 
 /// The registry is gone, and there is no sibling.
