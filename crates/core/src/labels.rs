@@ -32,6 +32,11 @@ pub const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 /// The prefix of a label of a config blob; the snapshotter's name follows. The value is the top chain
 /// ID, which garbage collection then keeps for as long as the image exists.
 pub const GC_SNAPSHOT_PREFIX: &str = "containerd.io/gc.ref.snapshot.";
+/// The prefix of the labels of a blob that name other blobs, which garbage collection keeps with it
+/// (containerd `core/metadata/gc.go`).
+pub const GC_CONTENT_PREFIX: &str = "containerd.io/gc.ref.content";
+/// The label of a snapshot or a blob that garbage collection keeps.
+pub const GC_ROOT: &str = "containerd.io/gc.root";
 /// The label of a lease with the time of its expiry in RFC 3339. Any other format is ignored, and the
 /// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";

@@ -58,7 +58,7 @@ pub use scope::{LeaseId, Scope};
 pub use service::{
     EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
 };
-pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};
+pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind, Usage};
 pub use source::{BlobSource, MissingBlob};
 
 #[cfg(doctest)]

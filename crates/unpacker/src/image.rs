@@ -264,6 +264,7 @@ mod tests {
         Image {
             name: name.to_owned(),
             target,
+            labels: Default::default(),
         }
     }
 
