@@ -41,6 +41,12 @@ pub const GC_ROOT: &str = "containerd.io/gc.root";
 /// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
 
+/// The label of an image record that the CRI reports as pinned if it has [`PINNED_VALUE`] (containerd
+/// `internal/cri/labels/labels.go`). kubelet removes no pinned image.
+pub const PINNED: &str = "io.cri-containerd.pinned";
+/// See [`PINNED`].
+pub const PINNED_VALUE: &str = "pinned";
+
 /// The prefix of a label of a blob with the repositories that it was pulled from, comma separated; the
 /// host of their registry follows (containerd `pkg/labels/labels.go`).
 pub const DISTRIBUTION_SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
@@ -63,6 +69,15 @@ pub const NEEDED: [&str; 5] = [
     LAYER_DIGEST,
     IMAGE_LAYERS,
 ];
+
+/// Returns the repositories in the labels of a blob, by the host of their registry.
+pub fn repositories(labels: &Labels) -> BTreeMap<String, Vec<String>> {
+    let hosts = labels.iter().filter_map(|(key, names)| {
+        let host = key.strip_prefix(DISTRIBUTION_SOURCE_PREFIX)?.to_owned();
+        Some((host, names.split(',').map(str::to_owned).collect()))
+    });
+    hosts.collect()
+}
 
 /// Returns the labels of [`NEEDED`] that are missing or empty. None means complete.
 pub fn missing(labels: &Labels) -> Vec<&'static str> {

@@ -12,6 +12,7 @@ use tracing::Instrument as _;
 use crate::alternatives::complete_plan;
 use crate::backend::Backend;
 use crate::content::OffLoop;
+use crate::inventory::Inventory;
 use crate::job::Canceller;
 use crate::lease::LeaseKeeper;
 use crate::locks::Locks;
@@ -25,8 +26,8 @@ use crate::slots::Slots;
 use crate::support::require_reference;
 use crate::watch::watch_jobs;
 use crate::{
-    Check, Configuration, EngineSettings, Job, JobStatus, LeaseStatus, Plan, Request,
-    ResolvedImage, UnpackError, check, orphans,
+    Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LeaseStatus,
+    Plan, Request, ResolvedImage, UnpackError, UnpackedImage, check, evict, orphans,
 };
 
 /// Makes images ready in one containerd namespace. Clones share jobs and limits.
@@ -238,6 +239,32 @@ impl Engine {
         let mut names: Vec<String> = images.into_iter().map(|image| image.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// Returns the images that are unpacked on `snapshotter`, ordered by name. Takes as few calls for many
+    /// images as for one.
+    ///
+    /// # Errors
+    /// As for [`Engine::require_snapshotter`], or the backend's error.
+    pub async fn unpacked_images(
+        &self,
+        snapshotter: &str,
+    ) -> Result<Vec<UnpackedImage>, UnpackError> {
+        self.require_snapshotter(snapshotter).await?;
+        let inventory = Inventory::read(&self.backend, snapshotter).await?;
+        Ok(inventory.unpacked())
+    }
+
+    /// Evicts images from a snapshotter: removes the labels by which garbage collection keeps their
+    /// chains there, and collects garbage. Images with the same chain are evicted together. Containers
+    /// keep their snapshots until they end. A refused image does not keep the others from being evicted.
+    /// Dropping the future may leave the rest to the backend's next garbage collection.
+    ///
+    /// # Errors
+    /// As for [`Engine::resolve`] and [`Engine::require_snapshotter`], before anything is changed; or the
+    /// backend's error.
+    pub async fn evict(&self, request: &EvictRequest) -> Result<Eviction, UnpackError> {
+        evict::evict(&self.backend, &self.planner, request).await
     }
 
     /// Returns all snapshotters, including those that failed to load.

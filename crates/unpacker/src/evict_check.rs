@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The reasons against the eviction of a chain.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use resnap_core::{
+    Digest, Error, Kind, Labels, MissingBlob, SnapshotInfo, SnapshotKey, error_chain, labels,
+};
+
+use crate::backend::Backend;
+use crate::eviction::Refusal;
+use crate::inventory::{Inventory, list_snapshots};
+use crate::plan::PlannedLayer;
+use crate::planner::Planner;
+use crate::sources::{Source, Tried};
+use crate::{EvictRequest, Plan, Request, UnpackError};
+
+/// The facts by which chains are refused.
+pub(crate) struct EvictCheck<'a> {
+    backend: &'a Backend,
+    planner: &'a Planner,
+    inventory: &'a Inventory,
+    request: &'a EvictRequest,
+    /// The configs of the sandbox images.
+    sandboxes: BTreeSet<Digest>,
+    /// The snapshots of the snapshotter that the images were moved to.
+    moved: Option<BTreeMap<SnapshotKey, SnapshotInfo>>,
+}
+
+impl<'a> EvictCheck<'a> {
+    pub(crate) async fn new(
+        backend: &'a Backend,
+        planner: &'a Planner,
+        inventory: &'a Inventory,
+        request: &'a EvictRequest,
+    ) -> Result<Self, UnpackError> {
+        let mut sandboxes = BTreeSet::new();
+        for image in &request.sandbox_images {
+            match planner.resolve(image).await {
+                Ok(image) => {
+                    let labels = inventory.labels_of(&image.target.digest);
+                    sandboxes.extend(labels.into_iter().map(|label| label.config.clone()));
+                }
+                Err(UnpackError::NoSuchImage { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let moved = match &request.moved_to {
+            Some(snapshotter) => Some(list_snapshots(backend, snapshotter).await?),
+            None => None,
+        };
+        Ok(Self {
+            backend,
+            planner,
+            inventory,
+            request,
+            sandboxes,
+            moved,
+        })
+    }
+
+    /// Returns the reason why a chain must stay, if there is one.
+    pub(crate) async fn refusal(
+        &self,
+        chain: &SnapshotKey,
+        configs: &BTreeSet<Digest>,
+    ) -> Result<Option<Refusal>, UnpackError> {
+        let snapshotter = &self.request.snapshotter;
+        for config in configs {
+            let names = self.inventory.names_of(config);
+            let Some(image) = names.first() else {
+                continue;
+            };
+            if let Some(image) = names.iter().find(|name| self.is_pinned(name)) {
+                let image = image.clone();
+                return Ok(Some(Refusal::Pinned { image }));
+            }
+            let image = image.clone();
+            if self.sandboxes.contains(config) {
+                let snapshotter = snapshotter.clone();
+                return Ok(Some(Refusal::Sandbox { image, snapshotter }));
+            }
+            if let (Some(moved), Some(to)) = (&self.moved, &self.request.moved_to)
+                && !moved.contains_key(chain)
+            {
+                let snapshotter = to.clone();
+                return Ok(Some(Refusal::NotMoved { image, snapshotter }));
+            }
+            if let Some(refusal) = self.missing_layer(&image, config).await? {
+                return Ok(Some(refusal));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_pinned(&self, name: &str) -> bool {
+        let image = self.inventory.images.get(name);
+        let label = image.and_then(|image| image.labels.get(labels::PINNED));
+        label.is_some_and(|value| value == labels::PINNED_VALUE)
+    }
+
+    /// Returns the refusal for an image of which a layer could not be unpacked again.
+    async fn missing_layer(
+        &self,
+        image: &str,
+        config: &Digest,
+    ) -> Result<Option<Refusal>, UnpackError> {
+        let EvictRequest {
+            snapshotter,
+            is_prepared,
+            pick,
+            ..
+        } = self.request;
+        if *is_prepared && self.backend.profiles.need(snapshotter).is_some() {
+            // With labels it needs no blobs.
+            return Ok(None);
+        }
+        let request = Request {
+            pick: *pick,
+            ..Request::new(image).on(snapshotter.as_str())
+        };
+        let plan = match self.planner.plan(&request).await {
+            Ok(plan) => plan,
+            // No container of this machine needs it.
+            Err(UnpackError::NoManifest { .. } | UnpackError::Unsupported { .. }) => {
+                return Ok(None);
+            }
+            Err(error) if is_of_backend(&error) => return Err(error),
+            Err(error) => {
+                return Ok(Some(Refusal::Unreadable {
+                    image: image.to_owned(),
+                    reason: error_chain(&error),
+                }));
+            }
+        };
+        if plan.config.digest != *config {
+            return Ok(None);
+        }
+        for layer in &plan.layers {
+            let digest = &layer.descriptor.digest;
+            if self.inventory.blobs.contains_key(digest) {
+                continue;
+            }
+            let tried = match is_prepared {
+                true => self.sources(&plan, layer).await?,
+                false => Some(Vec::new()),
+            };
+            if let Some(tried) = tried {
+                return Ok(Some(Refusal::MissingLayer {
+                    image: image.to_owned(),
+                    digest: digest.clone(),
+                    snapshotter: snapshotter.clone(),
+                    is_prepared: *is_prepared,
+                    tried,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tries the sources for a layer, and returns why none has it; `None` if one does.
+    async fn sources(
+        &self,
+        plan: &Plan,
+        layer: &PlannedLayer,
+    ) -> Result<Option<Vec<Tried>>, UnpackError> {
+        let none = Labels::new();
+        let manifest = self.inventory.blobs.get(&plan.manifest.digest);
+        let blob = MissingBlob {
+            descriptor: layer.descriptor.clone(),
+            reference: plan.image.reference.clone(),
+            repositories: labels::repositories(manifest.unwrap_or(&none)),
+            urls: Vec::new(),
+            pods: BTreeSet::new(),
+        };
+        let mut tried = Vec::new();
+        for source in &self.backend.sources {
+            let name = source.name();
+            let error = match source {
+                // Opening a blob shows that it is there, and that its registry gives it.
+                Source::Blobs(source) => match source.open(&blob, 0).await {
+                    Ok(_) => return Ok(None),
+                    Err(error) => error,
+                },
+                Source::Sibling { .. } => match self.is_elsewhere(layer).await? {
+                    true => return Ok(None),
+                    false => Error::new(Kind::NotFound, "copy layers from", "another snapshotter")
+                        .with_source("none has them in a form that can be copied"),
+                },
+            };
+            tried.push(Tried::new(name, error));
+        }
+        Ok(Some(tried))
+    }
+
+    /// Returns whether another snapshotter has a layer in a form that can be copied.
+    async fn is_elsewhere(&self, layer: &PlannedLayer) -> Result<bool, UnpackError> {
+        let ports = &self.backend.ports;
+        for other in ports.introspection.snapshotters().await? {
+            if other.failure.is_none()
+                && other.name != self.request.snapshotter
+                && ports.applier.can_copy_from(&other.name)
+            {
+                let snapshotter = self.backend.snapshotter(&other.name);
+                let found = self.backend.committed(&*snapshotter, &layer.chain_id);
+                if found.await?.is_some() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Returns whether an error says nothing about the image.
+fn is_of_backend(error: &UnpackError) -> bool {
+    matches!(
+        error.kind(),
+        Kind::Cancelled | Kind::DeadlineExceeded | Kind::PermissionDenied | Kind::Unavailable
+    )
+}
