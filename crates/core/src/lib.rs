@@ -57,6 +57,7 @@ pub use resnap_platforms::Platform;
 pub use scope::{LeaseId, Scope};
 pub use service::{
     EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
+    unpacks_without_parents,
 };
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind, Usage};
 pub use source::{BlobSource, MissingBlob};

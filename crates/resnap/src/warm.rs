@@ -160,7 +160,7 @@ pub(crate) async fn warm(
         Err(error) if is_permanent(&error) => return Ok(Warmed::Skipped(error)),
         plan => plan?,
     };
-    if engine.is_ready(&plan, snapshotter).await? {
+    if engine.is_ready(&plan, snapshotter).await? && engine.is_kept(&plan, snapshotter).await? {
         return Ok(Warmed::Ready);
     }
     if let Some((free, total)) = space(engine, snapshotter).await? {

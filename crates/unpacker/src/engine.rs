@@ -24,6 +24,7 @@ use crate::run::Runner;
 use crate::running::Waiter;
 use crate::slots::Slots;
 use crate::support::require_reference;
+use crate::unpack::is_rooted;
 use crate::watch::watch_jobs;
 use crate::{
     Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LeaseStatus,
@@ -189,6 +190,15 @@ impl Engine {
     /// The backend's error.
     pub async fn is_ready(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
         check::is_ready(&self.backend, plan, snapshotter).await
+    }
+
+    /// Returns whether the planned image keeps its chain on `snapshotter` from garbage collection. Without,
+    /// a chain that is ready may still go with a lease or another image.
+    ///
+    /// # Errors
+    /// The backend's error.
+    pub async fn is_kept(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
+        Ok(is_rooted(&self.backend, plan, snapshotter).await?)
     }
 
     /// Returns whether the planned image, or a layer that it shares with another image, is on

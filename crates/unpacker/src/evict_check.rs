@@ -26,7 +26,7 @@ pub(crate) struct EvictCheck<'a> {
     /// The configs of the sandbox images.
     sandboxes: BTreeSet<Digest>,
     /// The snapshots of the snapshotter that the images were moved to.
-    moved: Option<BTreeMap<SnapshotKey, SnapshotInfo>>,
+    moved: BTreeMap<SnapshotKey, SnapshotInfo>,
 }
 
 impl<'a> EvictCheck<'a> {
@@ -48,8 +48,8 @@ impl<'a> EvictCheck<'a> {
             }
         }
         let moved = match &request.moved_to {
-            Some(snapshotter) => Some(list_snapshots(backend, snapshotter).await?),
-            None => None,
+            Some(snapshotter) => list_snapshots(backend, snapshotter).await?,
+            None => BTreeMap::new(),
         };
         Ok(Self {
             backend,
@@ -82,8 +82,8 @@ impl<'a> EvictCheck<'a> {
                 let snapshotter = snapshotter.clone();
                 return Ok(Some(Refusal::Sandbox { image, snapshotter }));
             }
-            if let (Some(moved), Some(to)) = (&self.moved, &self.request.moved_to)
-                && !moved.contains_key(chain)
+            if let Some(to) = &self.request.moved_to
+                && !self.is_moved(chain, config, to)
             {
                 let snapshotter = to.clone();
                 return Ok(Some(Refusal::NotMoved { image, snapshotter }));
@@ -93,6 +93,14 @@ impl<'a> EvictCheck<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// Returns whether a config keeps the same chain on the other snapshotter.
+    fn is_moved(&self, chain: &SnapshotKey, config: &Digest, to: &str) -> bool {
+        let label = format!("{}{to}", labels::GC_SNAPSHOT_PREFIX);
+        let labels = self.inventory.blobs.get(config);
+        let kept = labels.and_then(|labels| labels.get(&label));
+        kept.is_some_and(|kept| kept == chain.as_str()) && self.moved.contains_key(chain)
     }
 
     fn is_pinned(&self, name: &str) -> bool {

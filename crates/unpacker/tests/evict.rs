@@ -292,6 +292,18 @@ async fn only_what_was_moved_goes() {
     request.moved_to = Some("to".to_owned());
     let text = refusal(&node.evict(request.clone()).await);
     assert!(text.contains("is not on to"), "{text}");
+    // Its chain is there, but may go at any time.
+    for (index, layer) in web.layers.iter().enumerate() {
+        let below = &web.layers[..index];
+        let parent = (index > 0).then(|| top(&SimulatedImage::new(below.to_vec())));
+        let (parent, none) = (parent.as_ref(), labels::Labels::new());
+        let made = node
+            .simulated
+            .unpack(NAMESPACE, "to", parent, &layer.diff_id, &none);
+        assert!(made);
+    }
+    let text = refusal(&node.engine.evict(&request).await.unwrap());
+    assert!(text.contains("is not on to"), "{text}");
     let moved = node.engine.unpack(Request::new("web:1").on("to")).await;
     moved.unwrap();
     assert_eq!(node.evict(request).await.snapshots, 2);

@@ -26,6 +26,7 @@ mod examples;
 mod features;
 mod hostile;
 mod metrics;
+mod migrate;
 mod misbehaving;
 mod missing;
 mod node;
@@ -77,6 +78,9 @@ fn tests() -> Vec<Test> {
         hostile::layers::TESTS,
         hostile::neighbours::TESTS,
         metrics::TESTS,
+        migrate::TESTS,
+        migrate::killed::TESTS,
+        migrate::refused::TESTS,
         nydus::TESTS,
         policy::TESTS,
         prewarm::TESTS,

@@ -46,7 +46,7 @@ fn discarded(node: &Node, image: &Built) -> Result<()> {
     discard(node, image)
 }
 
-fn discard(node: &Node, image: &Built) -> Result<()> {
+pub(crate) fn discard(node: &Node, image: &Built) -> Result<()> {
     for layer in &image.layers {
         // An image may have a layer twice.
         let _ = node.ctr(&["content", "rm", &layer.digest]);
@@ -209,7 +209,7 @@ fn copied_layers_are_replaced_by_a_repair(node: &Node) -> Result<()> {
 }
 
 /// Pushes the image to the registry, and returns it with its reference there.
-fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str) -> Result<Built> {
+pub(crate) fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str) -> Result<Built> {
     let mut pushed = image.clone();
     pushed.reference = registry.reference(name);
     let other = node.in_new_namespace();
@@ -289,7 +289,7 @@ fn missing_layers_of_a_private_registry_are_refused(node: &Node) -> Result<()> {
 }
 
 /// Starts a containerd that discards unpacked layers, with the image of sandboxes.
-fn discarding(node: &Node, nydus: bool) -> Result<Node> {
+pub(crate) fn discarding(node: &Node, nydus: bool) -> Result<Node> {
     let options = Options {
         nydus,
         discard_layers: true,

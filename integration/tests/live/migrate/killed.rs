@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! A run that is killed, and the next.
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::image::{beside_hello, hello, many};
+use resnap_integration::tap::Point::{self, After, Before};
+use resnap_integration::tap::{Action, Method, Side};
+
+use super::{FROM, ROOM, is_ready, migrate, to};
+use crate::command::run_to_end;
+use crate::node::Node;
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: migrate_that_was_killed_is_completed_by_the_next,
+}
+
+/// The calls at which a run is killed: while it unpacks, and while it evicts.
+const KILLS: [(Method, u64, Point); 4] = [
+    (Method::COMMIT, 2, After),
+    (Method::CONTENT_UPDATE, 1, After),
+    (Method::CONTENT_UPDATE, 4, Before),
+    (Method::CONTENT_UPDATE, 4, After),
+];
+
+fn migrate_that_was_killed_is_completed_by_the_next(node: &Node) -> Result<()> {
+    for (method, nth, point) in KILLS {
+        killed(&node.in_new_namespace(), method, nth, point)
+            .with_context(|| format!("killed {point:?} {nth} of {method}"))?;
+    }
+    Ok(())
+}
+
+fn killed(node: &Node, method: Method, nth: u64, point: Point) -> Result<()> {
+    // With the labels of three images, the fourth update of content is the first of the eviction.
+    let images = [hello()?, beside_hello()?, many(2)?];
+    for image in &images {
+        node.import(image)?;
+        node.unpack_by_containerd(FROM, &image.reference)?;
+    }
+    let tap = node.containerd.tap()?;
+    tap.on(method, nth, point, Action::Kill(Side::Client));
+    let to = to(node);
+    let arguments = [
+        &[
+            "migrate", "--json", "--from", FROM, "--to", to, "--all", "--evict",
+        ][..],
+        &ROOM,
+    ]
+    .concat();
+    let mut command = node.resnap_command()?;
+    command.env("CONTAINERD_ADDRESS", tap.socket());
+    let killed = run_to_end(command.args(&arguments))?;
+    ensure!(killed.code.is_none(), "{killed:#?} instead of a kill");
+    tap.finish()?;
+
+    let (code, document) = migrate(node, "", &["--evict"])?;
+    ensure!(code == Some(0), "{document:#}");
+    for image in &images {
+        is_ready(node, to, image)?;
+    }
+    node.collect_garbage()?;
+    for image in &images {
+        is_ready(node, to, image)?;
+    }
+    let left = node.snapshots(FROM)?;
+    ensure!(left.is_empty(), "{left:?}");
+    // That of the killed run expires, though its image is ready and needs it no more.
+    node.resnap(&["leases", "--sweep"])?.ok()?;
+    node.assert_nothing_left(to)
+}
