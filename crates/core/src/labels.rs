@@ -37,6 +37,13 @@ pub const GC_SNAPSHOT_PREFIX: &str = "containerd.io/gc.ref.snapshot.";
 pub const GC_CONTENT_PREFIX: &str = "containerd.io/gc.ref.content";
 /// The label of a snapshot or a blob that garbage collection keeps.
 pub const GC_ROOT: &str = "containerd.io/gc.root";
+/// The label of a manifest with the digest of its config, which garbage collection then keeps
+/// (containerd `core/images/handlers.go`, `ChildGCLabels`, like the next two).
+pub const GC_CONFIG: &str = "containerd.io/gc.ref.content.config";
+/// The prefix of a label of a manifest; the index of a layer follows. The value is its digest.
+pub const GC_LAYER_PREFIX: &str = "containerd.io/gc.ref.content.l.";
+/// The prefix of a label of an index; the index of a manifest follows. The value is its digest.
+pub const GC_MANIFEST_PREFIX: &str = "containerd.io/gc.ref.content.m.";
 /// The label of a lease with the time of its expiry in RFC 3339. Any other format is ignored, and the
 /// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
@@ -69,15 +76,6 @@ pub const NEEDED: [&str; 5] = [
     LAYER_DIGEST,
     IMAGE_LAYERS,
 ];
-
-/// Returns the repositories in the labels of a blob, by the host of their registry.
-pub fn repositories(labels: &Labels) -> BTreeMap<String, Vec<String>> {
-    let hosts = labels.iter().filter_map(|(key, names)| {
-        let host = key.strip_prefix(DISTRIBUTION_SOURCE_PREFIX)?.to_owned();
-        Some((host, names.split(',').map(str::to_owned).collect()))
-    });
-    hosts.collect()
-}
 
 /// Returns the labels of [`NEEDED`] that are missing or empty. None means complete.
 pub fn missing(labels: &Labels) -> Vec<&'static str> {

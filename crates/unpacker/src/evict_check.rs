@@ -5,13 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use resnap_core::{
-    Digest, Error, Kind, Labels, MissingBlob, SnapshotInfo, SnapshotKey, error_chain, labels,
-};
+use resnap_core::{Digest, Error, Kind, Labels, SnapshotInfo, SnapshotKey, error_chain, labels};
 
 use crate::backend::Backend;
 use crate::eviction::Refusal;
 use crate::inventory::{Inventory, list_snapshots};
+use crate::missing::missing_layer;
 use crate::plan::PlannedLayer;
 use crate::planner::Planner;
 use crate::sources::{Source, Tried};
@@ -175,14 +174,9 @@ impl<'a> EvictCheck<'a> {
         layer: &PlannedLayer,
     ) -> Result<Option<Vec<Tried>>, UnpackError> {
         let none = Labels::new();
-        let manifest = self.inventory.blobs.get(&plan.manifest.digest);
-        let blob = MissingBlob {
-            descriptor: layer.descriptor.clone(),
-            reference: plan.image.reference.clone(),
-            repositories: labels::repositories(manifest.unwrap_or(&none)),
-            urls: Vec::new(),
-            pods: BTreeSet::new(),
-        };
+        let labels = self.inventory.blobs.get(&plan.manifest.digest);
+        let (labels, pods) = (labels.unwrap_or(&none), BTreeSet::new());
+        let blob = missing_layer(self.backend, plan, &layer.descriptor, labels, pods).await;
         let mut tried = Vec::new();
         for source in &self.backend.sources {
             let name = source.name();
