@@ -285,7 +285,7 @@ impl Engine {
     /// As for [`Engine::resolve`] and [`Engine::require_snapshotter`], before anything is changed; or the
     /// backend's error.
     pub async fn evict(&self, request: &EvictRequest) -> Result<Eviction, UnpackError> {
-        evict::evict(&self.backend, &self.planner, request).await
+        evict::evict(&self.keeper, &self.planner, request).await
     }
 
     /// Returns all snapshotters, including those that failed to load.

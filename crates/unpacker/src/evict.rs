@@ -5,6 +5,7 @@
 //! garbage.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use resnap_core::{Digest, SnapshotKey, Usage};
 
@@ -12,19 +13,21 @@ use crate::backend::Backend;
 use crate::evict_check::EvictCheck;
 use crate::eviction::{EvictState, EvictedChain, Eviction};
 use crate::inventory::{ChainLabel, Inventory, list_snapshots};
+use crate::lease::LeaseKeeper;
 use crate::planner::Planner;
 use crate::{EvictRequest, UnpackError};
 
 /// Evicts images. Without other clients of containerd, the result is exactly what a dry run says.
 pub(crate) async fn evict(
-    backend: &Backend,
+    keeper: &Arc<LeaseKeeper>,
     planner: &Planner,
     request: &EvictRequest,
 ) -> Result<Eviction, UnpackError> {
+    let backend = &keeper.backend;
     backend.require_snapshotter(&request.snapshotter).await?;
     let inventory = Inventory::read(backend, &request.snapshotter).await?;
     let (wanted, mut chains) = wanted(planner, &inventory, request).await?;
-    let check = EvictCheck::new(backend, planner, &inventory, request).await?;
+    let check = EvictCheck::new(keeper, planner, &inventory, request).await?;
     let mut evicted = BTreeMap::new();
     for chain in wanted {
         let labels: Vec<&ChainLabel> = of_chain(&inventory, chain).collect();

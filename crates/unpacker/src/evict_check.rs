@@ -4,21 +4,20 @@
 //! The reasons against the eviction of a chain.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use resnap_core::{Digest, Error, Kind, Labels, SnapshotInfo, SnapshotKey, error_chain, labels};
+use resnap_core::{Digest, Kind, Labels, SnapshotInfo, SnapshotKey, error_chain, labels};
 
-use crate::backend::Backend;
+use crate::evict_sources::first_lacking;
 use crate::eviction::Refusal;
 use crate::inventory::{Inventory, list_snapshots};
-use crate::missing::missing_layer;
-use crate::plan::PlannedLayer;
+use crate::lease::LeaseKeeper;
 use crate::planner::Planner;
-use crate::sources::{Source, Tried};
-use crate::{EvictRequest, Plan, Request, UnpackError};
+use crate::{EvictRequest, Request, UnpackError};
 
 /// The facts by which chains are refused.
 pub(crate) struct EvictCheck<'a> {
-    backend: &'a Backend,
+    keeper: &'a Arc<LeaseKeeper>,
     planner: &'a Planner,
     inventory: &'a Inventory,
     request: &'a EvictRequest,
@@ -30,7 +29,7 @@ pub(crate) struct EvictCheck<'a> {
 
 impl<'a> EvictCheck<'a> {
     pub(crate) async fn new(
-        backend: &'a Backend,
+        keeper: &'a Arc<LeaseKeeper>,
         planner: &'a Planner,
         inventory: &'a Inventory,
         request: &'a EvictRequest,
@@ -47,11 +46,11 @@ impl<'a> EvictCheck<'a> {
             }
         }
         let moved = match &request.moved_to {
-            Some(snapshotter) => list_snapshots(backend, snapshotter).await?,
+            Some(snapshotter) => list_snapshots(&keeper.backend, snapshotter).await?,
             None => BTreeMap::new(),
         };
         Ok(Self {
-            backend,
+            keeper,
             planner,
             inventory,
             request,
@@ -120,7 +119,7 @@ impl<'a> EvictCheck<'a> {
             pick,
             ..
         } = self.request;
-        if *is_prepared && self.backend.profiles.need(snapshotter).is_some() {
+        if *is_prepared && self.keeper.backend.profiles.need(snapshotter).is_some() {
             // With labels it needs no blobs.
             return Ok(None);
         }
@@ -145,74 +144,25 @@ impl<'a> EvictCheck<'a> {
         if plan.config.digest != *config {
             return Ok(None);
         }
-        for layer in &plan.layers {
-            let digest = &layer.descriptor.digest;
-            if self.inventory.blobs.contains_key(digest) {
-                continue;
+        let blobs = &self.inventory.blobs;
+        let layers = plan.layers.iter().enumerate();
+        let missing = layers.filter(|(_, layer)| !blobs.contains_key(&layer.descriptor.digest));
+        let missing: Vec<usize> = missing.map(|(index, _)| index).collect();
+        let lacking = match is_prepared {
+            true => {
+                let none = Labels::new();
+                let labels = blobs.get(&plan.manifest.digest).unwrap_or(&none);
+                first_lacking(self.keeper, &plan, snapshotter, labels, &missing).await?
             }
-            let tried = match is_prepared {
-                true => self.sources(&plan, layer).await?,
-                false => Some(Vec::new()),
-            };
-            if let Some(tried) = tried {
-                return Ok(Some(Refusal::MissingLayer {
-                    image: image.to_owned(),
-                    digest: digest.clone(),
-                    snapshotter: snapshotter.clone(),
-                    is_prepared: *is_prepared,
-                    tried,
-                }));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Tries the sources for a layer, and returns why none has it; `None` if one does.
-    async fn sources(
-        &self,
-        plan: &Plan,
-        layer: &PlannedLayer,
-    ) -> Result<Option<Vec<Tried>>, UnpackError> {
-        let none = Labels::new();
-        let labels = self.inventory.blobs.get(&plan.manifest.digest);
-        let (labels, pods) = (labels.unwrap_or(&none), BTreeSet::new());
-        let blob = missing_layer(self.backend, plan, &layer.descriptor, labels, pods).await;
-        let mut tried = Vec::new();
-        for source in &self.backend.sources {
-            let name = source.name();
-            let error = match source {
-                // Opening a blob shows that it is there, and that its registry gives it.
-                Source::Blobs(source) => match source.open(&blob, 0).await {
-                    Ok(_) => return Ok(None),
-                    Err(error) => error,
-                },
-                Source::Sibling { .. } => match self.is_elsewhere(layer).await? {
-                    true => return Ok(None),
-                    false => Error::new(Kind::NotFound, "copy layers from", "another snapshotter")
-                        .with_source("none has them in a form that can be copied"),
-                },
-            };
-            tried.push(Tried::new(name, error));
-        }
-        Ok(Some(tried))
-    }
-
-    /// Returns whether another snapshotter has a layer in a form that can be copied.
-    async fn is_elsewhere(&self, layer: &PlannedLayer) -> Result<bool, UnpackError> {
-        let ports = &self.backend.ports;
-        for other in ports.introspection.snapshotters().await? {
-            if other.failure.is_none()
-                && other.name != self.request.snapshotter
-                && ports.applier.can_copy_from(&other.name)
-            {
-                let snapshotter = self.backend.snapshotter(&other.name);
-                let found = self.backend.committed(&*snapshotter, &layer.chain_id);
-                if found.await?.is_some() {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
+            false => missing.first().map(|first| (*first, Vec::new())),
+        };
+        Ok(lacking.map(|(index, tried)| Refusal::MissingLayer {
+            image: image.to_owned(),
+            digest: plan.layers[index].descriptor.digest.clone(),
+            snapshotter: snapshotter.clone(),
+            is_prepared: *is_prepared,
+            tried,
+        }))
     }
 }
 

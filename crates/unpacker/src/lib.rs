@@ -63,6 +63,7 @@ mod event;
 mod event_log;
 mod evict;
 mod evict_check;
+mod evict_sources;
 mod eviction;
 mod feed;
 mod fetch;

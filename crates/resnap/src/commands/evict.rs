@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::connect::{evict_request, working_engine};
 use crate::exit_status::ExitStatus;
 use crate::output::{Output, Table, bytes, or_dash};
+use crate::warm::rank;
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -58,7 +59,7 @@ pub(super) fn show(eviction: &Eviction, snapshotter: &str, dry_run: bool, table:
     for chain in &eviction.chains {
         let why = reason(chain).map(|why| table.cut(&why, 72));
         table.row([
-            chain.images.join(", "),
+            names(chain),
             word(chain.state).to_owned(),
             bytes(chain.bytes),
             chain.snapshots.to_string(),
@@ -72,6 +73,16 @@ pub(super) fn show(eviction: &Eviction, snapshotter: &str, dry_run: bool, table:
         eviction.snapshots,
         if dry_run { "would be freed" } else { "freed" },
     ));
+}
+
+/// Returns the names of the images: those with a tag, if there are any. The CRI gives each image a name
+/// with a digest and a bare ID as well.
+fn names(chain: &EvictedChain) -> String {
+    let names = chain.images.iter();
+    let best = names.clone().map(|name| rank(name)).min();
+    let names = names.filter(|name| Some(rank(name)) == best);
+    let names: Vec<&str> = names.map(String::as_str).collect();
+    names.join(", ")
 }
 
 pub(super) fn show_warning(warning: Option<&str>, table: &mut Table) {

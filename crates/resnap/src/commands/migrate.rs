@@ -145,12 +145,13 @@ impl Migration<'_> {
         let jobs = self.arguments.jobs.map(usize::from);
         let jobs = jobs.unwrap_or(self.config.prewarm_jobs.value);
         let count = items.len();
+        let is_pending = |item: &&Item| matches!(item.state, State::Pending);
+        let mut done = count - items.iter().filter(is_pending).count();
         let pending = items.iter_mut().enumerate();
         let pending = pending.filter(|(_, item)| matches!(item.state, State::Pending));
         let mut ended = futures::stream::iter(pending)
             .map(|(number, item)| self.unpack_one(number, item))
             .buffer_unordered(jobs);
-        let mut done = 0;
         while let Some(row) = ended.next().await {
             done += 1;
             if let Some(progress) = &*self.progress.borrow() {

@@ -15,6 +15,7 @@ use crate::suite::live_tests;
 live_tests! {
     Containerd: evict_refuses_pinned_and_sandbox_images,
     Containerd: evict_refuses_images_without_layers,
+    Containerd: evict_accepts_images_that_can_be_copied_back,
     Containerd: evict_names_all_images_that_go_together,
 }
 
@@ -26,7 +27,16 @@ fn unpacked(node: &Node, image: Built) -> Result<Built> {
 
 /// Runs `resnap evict` of an image, and returns its exit code and the document.
 fn evict(node: &Node, config: &str, image: &str) -> Result<(Option<i32>, Value)> {
-    let arguments = ["evict", "--json", image, "--snapshotter", FROM];
+    evict_from(node, FROM, config, image)
+}
+
+fn evict_from(
+    node: &Node,
+    snapshotter: &str,
+    config: &str,
+    image: &str,
+) -> Result<(Option<i32>, Value)> {
+    let arguments = ["evict", "--json", image, "--snapshotter", snapshotter];
     let output = resnap(node, config, &arguments)?;
     let document = serde_json::from_str(&output.stdout);
     Ok((
@@ -89,6 +99,25 @@ fn evict_refuses_images_without_layers(node: &Node) -> Result<()> {
     let (code, document) = evict(node, &config, name)?;
     ensure!(code == Some(0), "{document:#}");
     ensure!(node.snapshots(FROM)?.is_empty(), "{document:#}");
+    node.assert_nothing_left(FROM)
+}
+
+/// Handlers with a snapshotter of their own are prepared by resnap, here with copies.
+fn evict_accepts_images_that_can_be_copied_back(node: &Node) -> Result<()> {
+    let image = unpacked(node, hello()?)?;
+    let name = &*image.reference;
+    node.unpack("native", name)?;
+    discard(node, &image)?;
+    let none = "sources.order = []\n";
+    let (code, document) = evict_from(node, "native", none, name)?;
+    ensure!(code == Some(2), "{document:#}");
+    let (code, document) = evict_from(node, "native", "", name)?;
+    ensure!(code == Some(0), "{document:#}");
+    ensure!(document["snapshots"] == image.layers.len(), "{document:#}");
+    ensure!(node.snapshots("native")?.is_empty(), "{document:#}");
+    let unpack = ["unpack", "--json", name, "--snapshotter", "native"];
+    resnap(node, "", &unpack)?.ok()?;
+    node.assert_nothing_left("native")?;
     node.assert_nothing_left(FROM)
 }
 
