@@ -58,16 +58,13 @@ fn killed(node: &Node, method: Method, nth: u64, point: Point) -> Result<()> {
 
     let (code, document) = migrate(node, "", &["--evict"])?;
     ensure!(code == Some(0), "{document:#}");
-    for image in &images {
-        is_ready(node, to, image)?;
-    }
+    // The lease of the killed run expires later. Its image no longer needs it.
+    node.resnap(&["leases", "--sweep"])?.ok()?;
     node.collect_garbage()?;
     for image in &images {
         is_ready(node, to, image)?;
     }
     let left = node.snapshots(FROM)?;
     ensure!(left.is_empty(), "{left:?}");
-    // That of the killed run expires, though its image is ready and needs it no more.
-    node.resnap(&["leases", "--sweep"])?.ok()?;
     node.assert_nothing_left(to)
 }
