@@ -23,6 +23,7 @@ use crate::warm::Floor;
   resnap snapshotters                          the snapshotters of this containerd
   resnap unpack web --snapshotter erofs        make docker.io/library/web:latest ready on erofs
   resnap check web --snapshotter erofs         is it? (exit code 0: yes, 1: no)
+  resnap migrate --from overlayfs --to erofs --all --evict   move all images to erofs
   resnap --namespace default images            the images and where they are ready
   resnap jobs                                  the jobs of the daemon
 
