@@ -126,6 +126,17 @@ fn evict_names_all_images_that_go_together(node: &Node) -> Result<()> {
     let upper = unpacked(node, many(3)?)?;
     let other = "docker.io/library/another:1";
     node.ctr(&["images", "tag", &image, other])?;
+    let dry = ["evict", "another:1", "--snapshotter", FROM, "--dry-run"];
+    let table = node.resnap(&dry)?.ok()?;
+    for part in [
+        other,
+        &image,
+        "would evict",
+        "layers of other images",
+        "would be freed",
+    ] {
+        ensure!(table.contains(part), "{part:?} is not in {table}");
+    }
     let (code, document) = evict(node, "", "another:1")?;
     ensure!(code == Some(0), "{document:#}");
     let chain = &document["chains"][0];
