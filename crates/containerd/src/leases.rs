@@ -16,7 +16,9 @@ use resnap_core::{Labels, LeaseId, LeaseInfo, Leases, Resource, Result, Scope, l
 use tonic::transport::Channel;
 
 use crate::connection::{Connection, request};
-use crate::status::error;
+
+/// The time limit of a garbage collection, which removes the files of snapshots.
+const COLLECTION_TIME: Duration = Duration::from_secs(600);
 
 /// The time after which the lease of a garbage collection expires, if it was not deleted.
 const COLLECTION_LEASE: Duration = Duration::from_secs(60);
@@ -108,9 +110,10 @@ impl Leases for Connection {
             id: answer.await?.lease.unwrap_or_default().id,
             sync: true,
         };
-        let deleted = client.delete(request(scope, message)?).await;
-        let failed = |status| error("collect garbage of", &*scope.namespace, status);
-        deleted.map(drop).map_err(failed)
+        let deleted = client.delete(request(scope, message)?);
+        let connection = self.clone().with_call_timeout(COLLECTION_TIME);
+        let collected = connection.call("collect garbage of", &*scope.namespace, deleted);
+        collected.await.map(drop)
     }
 }
 

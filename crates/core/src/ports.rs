@@ -225,7 +225,7 @@ pub trait Leases: Send + Sync {
     /// Returns the resources of a lease, in no particular order, without those that are no [`Resource`].
     /// [`Kind::NotFound`](crate::Kind::NotFound) if there is no such lease.
     async fn resources(&self, scope: &Scope, lease: &LeaseId) -> Result<Vec<Resource>>;
-    /// Collects garbage, and returns when it is gone. The call has no time limit.
+    /// Collects garbage, and returns when it is gone. The time limit is ten minutes: files are removed.
     async fn collect_garbage(&self, scope: &Scope) -> Result<()>;
 }
 

@@ -3,8 +3,8 @@
 
 //! The images of a node change their snapshotter: `resnap migrate` and `resnap evict`.
 
-pub(crate) mod killed;
 pub(crate) mod refused;
+pub(crate) mod runs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

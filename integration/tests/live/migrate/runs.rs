@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A run that is killed, two at once, and one without room.
+//! Runs of single images, one that is killed, two at once, and one without room.
 
 use std::thread;
 
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use resnap_integration::image::{Built, beside_hello, hello, many};
 use resnap_integration::tap::Point::{self, After, Before};
 use resnap_integration::tap::{Action, Method, Side};
+use serde_json::Value;
 
 use super::{FROM, ROOM, assert_states, assert_unchanged, everything, is_ready, migrate, to};
 use crate::command::run_to_end;
@@ -17,6 +18,7 @@ use crate::suite::live_tests;
 
 live_tests! {
     Containerd: migrate_that_was_killed_is_completed_by_the_next,
+    Containerd: migrate_of_named_images_leaves_others,
     Containerd: migrate_by_two_processes_at_once,
     Containerd: migrate_without_room_evicts_nothing,
 }
@@ -76,6 +78,37 @@ fn killed(node: &Node, method: Method, nth: u64, point: Point) -> Result<()> {
     }
     let left = node.snapshots(FROM)?;
     ensure!(left.is_empty(), "{left:?}");
+    node.assert_nothing_left(to)
+}
+
+fn migrate_of_named_images_leaves_others(node: &Node) -> Result<()> {
+    let [hello, beside, many] = unpacked(node)?;
+    let (from, to) = (FROM, to(node));
+    let run = |image: &str| {
+        let arguments = [
+            "migrate", "--json", "--from", from, "--to", to, "--evict", image,
+        ];
+        let output = node.resnap(&[&arguments[..], &ROOM].concat())?;
+        let document: Value = serde_json::from_str(&output.stdout)?;
+        anyhow::Ok((output.code, document))
+    };
+    let (code, document) = run("hello:1")?;
+    ensure!(code == Some(0), "{document:#}");
+    assert_states(&document, &[&hello], "unpacked")?;
+    is_ready(node, to, &hello)?;
+    for other in [&beside, &many] {
+        is_ready(node, from, other)?;
+    }
+    // It is ready, and nothing is left to evict.
+    let (code, document) = run("hello:1")?;
+    ensure!(code == Some(0), "{document:#}");
+    assert_states(&document, &[&hello], "ready")?;
+    let label = "io.cri-containerd.pinned=pinned";
+    node.ctr(&["images", "label", &beside.reference, label])?;
+    let (code, document) = run(&beside.reference)?;
+    ensure!(code == Some(2), "{document:#}");
+    assert_states(&document, &[&beside], "unpacked")?;
+    is_ready(node, from, &beside)?;
     node.assert_nothing_left(to)
 }
 
