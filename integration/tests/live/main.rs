@@ -35,6 +35,7 @@ mod policy;
 mod poll;
 mod prewarm;
 mod proxy;
+mod registry;
 mod repair;
 mod served;
 mod sockets;
@@ -88,6 +89,7 @@ fn tests() -> Vec<Test> {
         repair::TESTS,
         misbehaving::TESTS,
         missing::TESTS,
+        registry::TESTS,
         sockets::TESTS,
         systemd::TESTS,
         tap::TESTS,
