@@ -32,6 +32,11 @@ pub const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 /// The prefix of a label of a config blob; the snapshotter's name follows. The value is the top chain
 /// ID, which garbage collection then keeps for as long as the image exists.
 pub const GC_SNAPSHOT_PREFIX: &str = "containerd.io/gc.ref.snapshot.";
+/// The prefix of the labels of a blob that name other blobs, which garbage collection keeps with it
+/// (containerd `core/metadata/gc.go`).
+pub const GC_CONTENT_PREFIX: &str = "containerd.io/gc.ref.content";
+/// The label of a snapshot or a blob that garbage collection keeps.
+pub const GC_ROOT: &str = "containerd.io/gc.root";
 /// The label of a manifest with the digest of its config, which garbage collection then keeps
 /// (containerd `core/images/handlers.go`, `ChildGCLabels`, like the next two).
 pub const GC_CONFIG: &str = "containerd.io/gc.ref.content.config";
@@ -42,6 +47,12 @@ pub const GC_MANIFEST_PREFIX: &str = "containerd.io/gc.ref.content.m.";
 /// The label of a lease with the time of its expiry in RFC 3339. Any other format is ignored, and the
 /// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
+
+/// The label of an image record that the CRI reports as pinned if it has [`PINNED_VALUE`] (containerd
+/// `internal/cri/labels/labels.go`). kubelet removes no pinned image.
+pub const PINNED: &str = "io.cri-containerd.pinned";
+/// See [`PINNED`].
+pub const PINNED_VALUE: &str = "pinned";
 
 /// The prefix of a label of a blob with the repositories that it was pulled from, comma separated; the
 /// host of their registry follows (containerd `pkg/labels/labels.go`).

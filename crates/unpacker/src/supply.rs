@@ -160,7 +160,9 @@ impl Supply {
                 Err(none.with_source("it is not there"))
             }
             Source::Sibling { .. } => {
-                let find = || Sibling::find(chain, self.first);
+                let (lease, spec) = (&chain.lease, &chain.job.spec);
+                let (plan, target) = (&spec.plan, &spec.snapshotter);
+                let find = || Sibling::find(&chain.backend, lease, plan, target, self.first);
                 match self.sibling.get_or_init(find).await {
                     Ok(sibling) => sibling.copy(index).map(Way::Copy),
                     Err(error) => Err(error.clone()),
@@ -391,7 +393,7 @@ impl Supply {
     /// Removes what is not needed after the job. What was fetched in part goes with the lease.
     pub(crate) async fn end(&self, chain: &Chain) {
         if let Some(Ok(sibling)) = self.sibling.get() {
-            sibling.end(chain).await;
+            sibling.end(&chain.backend).await;
         }
     }
 

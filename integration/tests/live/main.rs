@@ -26,6 +26,7 @@ mod examples;
 mod features;
 mod hostile;
 mod metrics;
+mod migrate;
 mod misbehaving;
 mod missing;
 mod node;
@@ -78,6 +79,9 @@ fn tests() -> Vec<Test> {
         hostile::layers::TESTS,
         hostile::neighbours::TESTS,
         metrics::TESTS,
+        migrate::TESTS,
+        migrate::refused::TESTS,
+        migrate::runs::TESTS,
         nydus::TESTS,
         policy::TESTS,
         prewarm::TESTS,

@@ -304,7 +304,7 @@ fn missing_layers_of_a_private_registry_are_refused(node: &Node) -> Result<()> {
 }
 
 /// Starts a containerd that discards unpacked layers, with the image of sandboxes.
-fn discarding(node: &Node, nydus: bool) -> Result<Node> {
+pub(crate) fn discarding(node: &Node, nydus: bool) -> Result<Node> {
     let options = Options {
         nydus,
         discard_layers: true,
