@@ -52,16 +52,22 @@
 //! that is mounted there.
 
 pub(crate) use chain::SNAPSHOTTER;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use entries::Entries;
+pub(crate) use reading::CopiedLayer;
 
 mod below;
 mod chain;
+mod chunk;
+mod data;
+mod entries;
 mod fault;
 mod item;
 mod listing;
 mod metadata;
+mod place;
+mod reading;
 mod stated;
-mod stream;
-mod tar;
 mod walk;
 
 #[cfg(test)]
@@ -78,7 +84,6 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use self::chain::ChainLayer;
-pub(crate) use self::stream::LayerStream;
 use self::walk::Walk;
 use crate::copy_fault::CopyFault;
 use crate::error::{Error, IoContext as _};
@@ -96,11 +101,16 @@ pub(crate) async fn root(shared: &Shared, snapshotter: &str) -> Result<PathBuf, 
     })
 }
 
-/// Returns the stream of a layer. `root` is the directory of the chain's snapshotter.
-pub(crate) fn open(copy: &LayerCopy, root: &Path, guard: &Guard) -> Result<LayerStream, Error> {
+/// Opens a layer. `root` is the directory of the chain's snapshotter.
+pub(crate) fn open(
+    copy: &LayerCopy,
+    root: &Path,
+    blob_size: u64,
+    guard: &Guard,
+) -> Result<CopiedLayer, Error> {
     let chain = open_chain(&copy.chain, root)?;
     let walk = Walk::new(&chain, copy.index, guard.clone())?;
-    Ok(LayerStream::new(walk))
+    Ok(CopiedLayer::new(walk, blob_size))
 }
 
 /// Checks that layers of a chain can be copied.

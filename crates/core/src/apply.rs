@@ -19,7 +19,7 @@ use crate::{Descriptor, Digest, Error, Kind, Mount, Result, Scope, SnapshotInfo}
 pub struct Applied {
     /// The digest of the uncompressed tar that was written; `None` for a [`LayerCopy`].
     pub diff_id: Option<Digest>,
-    /// Its size in bytes.
+    /// Its size in bytes; that of the files' data for a [`LayerCopy`].
     pub size: u64,
 }
 

@@ -3,27 +3,28 @@
 
 //! The items that a walk through a layer finds.
 
-use std::fs::File;
+use resnap_layer::{Entry, EntryKind, Metadata};
 
-use resnap_layer::{EntryKind, Metadata};
+use super::data::FileData;
 
 /// A file, directory or marker of a layer.
 #[derive(Debug)]
 pub(super) struct Item {
-    pub(super) path: Vec<u8>,
-    pub(super) kind: ItemKind,
-    pub(super) metadata: Metadata,
+    pub(super) entry: Entry,
+    /// The data of a regular file that is not empty.
+    pub(super) data: Option<FileData>,
 }
 
-/// The type of an item.
-#[derive(Debug)]
-pub(super) enum ItemKind {
-    /// A file, with its size.
-    File {
-        file: File,
-        size: u64,
-        may_have_holes: bool,
-    },
-    /// All others.
-    Other(EntryKind),
+impl Item {
+    /// Returns an item without data.
+    pub(super) fn new(path: Vec<u8>, kind: EntryKind, metadata: Metadata) -> Self {
+        Self {
+            entry: Entry {
+                path,
+                kind,
+                metadata,
+            },
+            data: None,
+        }
+    }
 }

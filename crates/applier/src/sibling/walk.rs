@@ -6,24 +6,27 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use resnap_layer::path::join;
-use resnap_layer::{EntryKind, Limits, Metadata};
+use resnap_layer::{EntryKind, File, Limits, Metadata};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::below::Below;
 use super::chain::ChainLayer;
+use super::data::FileData;
 use super::fault::Fault;
-use super::item::{Item, ItemKind};
+use super::item::Item;
 use super::listing::{FileName, Listing, NAME};
 use super::metadata::{At, MetadataReader};
+use super::place::Place;
 use super::stated::{State, Time, state};
 use crate::beneath::open_beneath;
 use crate::copy_fault::{CopyFault, EntryFault};
 use crate::error::StreamError;
 use crate::guard::Guard;
-use crate::inode::is_whiteout;
+use crate::inode::{is_whiteout, mtime};
 use crate::xattr::has_default_acl;
 
 /// A step of the walk.
@@ -45,7 +48,7 @@ struct Current {
 /// A walk through a layer.
 pub(super) struct Walk {
     layer: ChainLayer,
-    index: usize,
+    place: Place,
     device: u64,
     below: Below,
     guard: Guard,
@@ -73,8 +76,11 @@ impl Walk {
         let below = Below::new(below.map(|layer| layer.root.clone()).collect());
         Ok(Self {
             steps: vec![Step::Enter(Vec::new(), below.all())],
+            place: Place {
+                index,
+                snapshot: layer.name.clone(),
+            },
             layer,
-            index,
             device,
             below,
             guard,
@@ -94,16 +100,12 @@ impl Walk {
 
     /// Returns the error of a fault at the current path.
     pub(super) fn error(&self, fault: impl Into<Fault>) -> StreamError {
-        match fault.into() {
-            Fault::Stopped(reason) => StreamError::Stopped(reason),
-            Fault::Io(error) => StreamError::Source(self.at.clone(), error),
-            Fault::Entry(fault) => StreamError::Copy(CopyFault::Entry {
-                index: self.index,
-                snapshot: self.layer.name.clone(),
-                path: self.at.clone(),
-                fault,
-            }),
-        }
+        self.place.error(&self.at, fault.into())
+    }
+
+    /// Returns the place of the layer, for errors.
+    pub(super) fn place(&self) -> Place {
+        self.place.clone()
     }
 
     fn advance(&mut self) -> Result<Option<Item>, Fault> {
@@ -180,11 +182,7 @@ impl Walk {
             State::Stated(metadata) => Some(metadata),
             State::Unstated => None,
         };
-        let directory = |metadata| Item {
-            path: path.clone(),
-            kind: ItemKind::Other(EntryKind::Directory),
-            metadata,
-        };
+        let directory = |metadata| Item::new(path.clone(), EntryKind::Directory, metadata);
         if let Some(mut metadata) = metadata {
             if is_special(&path) {
                 return Err(EntryFault::Name.into());
@@ -198,11 +196,8 @@ impl Walk {
             self.ready.push_back(directory(metadata));
         }
         if is_opaque {
-            self.ready.push_back(Item {
-                path: path.clone(),
-                kind: ItemKind::Other(EntryKind::Opaque),
-                metadata: Metadata::default(),
-            });
+            let opaque = Item::new(path.clone(), EntryKind::Opaque, Metadata::default());
+            self.ready.push_back(opaque);
         }
         let shown = match is_opaque && !path.is_empty() {
             true => Vec::new(),
@@ -241,11 +236,8 @@ impl Walk {
             if name == b".wh..opq" {
                 return Err(EntryFault::Name.into());
             }
-            return Ok(Some(Item {
-                path: self.at.clone(),
-                kind: ItemKind::Other(EntryKind::Whiteout),
-                metadata: Metadata::default(),
-            }));
+            let (kind, metadata) = (EntryKind::Whiteout, Metadata::default());
+            return Ok(Some(Item::new(self.at.clone(), kind, metadata)));
         }
         if is_special(name) {
             return Err(EntryFault::Name.into());
@@ -255,16 +247,17 @@ impl Walk {
             None => At::name(fd, name),
         };
         let (metadata, _) = self.reader.read(&at, &stat)?;
-        let kind = kind(fd, name, &stat, file)?;
-        let kind = match self.link(&stat)? {
-            Some(first) => ItemKind::Other(EntryKind::Hardlink(first)),
-            None => kind,
+        let (kind, data) = match file {
+            Some(file) => regular(file, &stat)?,
+            None => (other(fd, name, &stat)?, None),
         };
-        Ok(Some(Item {
-            path: self.at.clone(),
-            kind,
-            metadata,
-        }))
+        let (kind, data) = match self.link(&stat)? {
+            Some(first) => (EntryKind::Hardlink(first), None),
+            None => (kind, data),
+        };
+        let mut item = Item::new(self.at.clone(), kind, metadata);
+        item.data = data;
+        Ok(Some(item))
     }
 
     /// Returns the first path of an inode, if this is another.
@@ -292,35 +285,38 @@ fn open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Fault> {
     }
 }
 
-/// Returns the type of an inode, which is open if it is a file.
-fn kind(
-    parent: &OwnedFd,
-    name: &[u8],
-    stat: &Stat,
-    file: Option<OwnedFd>,
-) -> Result<ItemKind, Fault> {
+/// Returns the type and the data of an open file.
+fn regular(file: OwnedFd, stat: &Stat) -> Result<(EntryKind, Option<FileData>), Fault> {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(EntryFault::Changed.into());
+    }
+    let size = u64::try_from(stat.st_size).unwrap_or_default();
+    let stored = u64::try_from(stat.st_blocks).unwrap_or_default();
+    let data = FileData {
+        file: Arc::new(file.into()),
+        start: 0,
+        size,
+        may_have_holes: stored.saturating_mul(512) < size,
+        modified: Some(mtime(stat)),
+    };
+    let extents = None;
+    let kind = EntryKind::File(File { size, extents });
+    Ok((kind, (size > 0).then_some(data)))
+}
+
+/// Returns the type of an inode that is not a regular file.
+fn other(parent: &OwnedFd, name: &[u8], stat: &Stat) -> Result<EntryKind, Fault> {
     let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
-    Ok(ItemKind::Other(
-        match (FileType::from_raw_mode(stat.st_mode), file) {
-            (FileType::RegularFile, Some(file)) => {
-                let size = u64::try_from(stat.st_size).unwrap_or_default();
-                let stored = u64::try_from(stat.st_blocks).unwrap_or_default();
-                return Ok(ItemKind::File {
-                    file: file.into(),
-                    size,
-                    may_have_holes: stored.saturating_mul(512) < size,
-                });
-            }
-            (FileType::Symlink, None) => {
-                let target = fs::readlinkat(parent, name, Vec::new())?;
-                EntryKind::Symlink(target.into_bytes())
-            }
-            (FileType::CharacterDevice, None) => EntryKind::Character { major, minor },
-            (FileType::BlockDevice, None) => EntryKind::Block { major, minor },
-            (FileType::Fifo, None) => EntryKind::Fifo,
-            _ => return Err(EntryFault::Changed.into()),
-        },
-    ))
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => {
+            let target = fs::readlinkat(parent, name, Vec::new())?;
+            EntryKind::Symlink(target.into_bytes())
+        }
+        FileType::CharacterDevice => EntryKind::Character { major, minor },
+        FileType::BlockDevice => EntryKind::Block { major, minor },
+        FileType::Fifo => EntryKind::Fifo,
+        _ => return Err(EntryFault::Changed.into()),
+    })
 }
 
 /// Returns whether a layer's reader takes this name, or the last of this path, for a marker.

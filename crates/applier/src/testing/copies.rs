@@ -8,16 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use resnap_core::media_type::Compression;
+use resnap_core::testing::NoopMonitor;
 use resnap_core::{ChainView, LayerCopy, Mount, SnapshotInfo, SnapshotKey, SnapshotKind};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::tree;
-use super::writing::{extract, write};
+use super::writing::{extract, of_stream, write};
 use crate::erofs::Parent;
 use crate::error::Error;
 use crate::guard::Guard;
-use crate::sibling;
+use crate::pipeline::Work;
+use crate::sibling::{self, Entries};
 
 /// A chain of snapshots below a root of `overlayfs`.
 pub(crate) struct Chain {
@@ -58,8 +61,9 @@ impl Chain {
         let images = self.images.iter().rev().cloned().collect::<Vec<_>>();
         let directory = self.add_empty();
         let image = self.root().join(format!("{}.erofs", self.layers.len()));
-        let written = write(stream, &image, &images);
-        match (extract(stream, &directory, &below), written) {
+        let written = of_stream(stream, |layer| write(layer, &image, &images));
+        let extracted = of_stream(stream, |layer| extract(layer, &directory, &below));
+        match (extracted, written) {
             (Ok(()), Ok(image)) => {
                 self.images.push(image);
                 true
@@ -112,14 +116,26 @@ impl Chain {
         }
     }
 
-    /// Returns the stream of a copy.
-    pub(crate) fn copy(&self, index: usize) -> Result<sibling::LayerStream, Error> {
+    /// Copies a layer with `consume`.
+    pub(crate) fn copy<T>(
+        &self,
+        index: usize,
+        consume: impl FnOnce(&mut Entries<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let copy = LayerCopy {
             chain: Arc::new(self.view()),
             index,
         };
         let guard = Guard::from(CancellationToken::new());
-        sibling::open(&copy, self.root(), &guard)
+        let layer = sibling::open(&copy, self.root(), 0, &guard)?;
+        let work = Work {
+            index,
+            compression: Compression::None,
+            limit: u64::MAX,
+            guard,
+            monitor: Arc::new(NoopMonitor),
+        };
+        layer.run(&work, consume).map(|(done, _)| done)
     }
 
     /// Copies all layers to another chain, and checks that they are those of the blobs.
@@ -136,9 +152,11 @@ impl Chain {
         for (index, from) in self.layers.iter().enumerate() {
             let to = root.path().join(index.to_string());
             fs::create_dir(&to).unwrap();
-            extract(self.copy(index).unwrap(), &to, &directories).unwrap();
+            self.copy(index, |layer| extract(layer, &to, &directories))
+                .unwrap();
             let image = to.with_extension("erofs");
-            let image = write(self.copy(index).unwrap(), &image, &images).unwrap();
+            let image = self.copy(index, |layer| write(layer, &image, &images));
+            let image = image.unwrap();
             let (one, other) = (tree::on_disk(from), tree::on_disk(&to));
             let differences = tree::differences(&one, &other);
             if !differences.is_empty() {
