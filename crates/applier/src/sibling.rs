@@ -113,7 +113,7 @@ pub(crate) fn open(
     Ok(CopiedLayer::new(walk, blob_size))
 }
 
-/// Checks that layers of a chain can be copied.
+/// Checks that the layers of a chain were made on their parents.
 pub(crate) async fn inspect(
     shared: &Shared,
     chain: &ChainView,
@@ -127,7 +127,7 @@ pub(crate) async fn inspect(
     let guard = Guard::new(cancellation, memory);
     let progress = Arc::clone(&guard.progress);
     let chain = chain.clone();
-    let mut inspected = pin!(spawn_blocking(move || walk_all(
+    let mut inspected = pin!(spawn_blocking(move || inspect_all(
         &chain, root, layers, &guard
     )));
     let limit = shared.settings.stall;
@@ -142,8 +142,8 @@ pub(crate) async fn inspect(
     inspected.map_err(Error::unwrap_stop_reason)
 }
 
-/// Walks through layers of a chain.
-fn walk_all(
+/// Looks at the directories of layers.
+fn inspect_all(
     chain: &ChainView,
     root: PathBuf,
     layers: Range<usize>,
@@ -151,13 +151,9 @@ fn walk_all(
 ) -> Result<(), Error> {
     let chain = open_chain(chain, &root)?;
     for index in layers {
-        let mut walk = Walk::new(&chain, index, guard.clone())?;
-        while walk
-            .next()
-            .map_err(std::io::Error::from)
-            .context("read the snapshot")?
-            .is_some()
-        {}
+        let walk = Walk::new(&chain, index, guard.clone())?;
+        let inspected = walk.inspect().map_err(std::io::Error::from);
+        inspected.context("read the snapshot")?;
     }
     Ok(())
 }

@@ -108,6 +108,24 @@ impl Walk {
         self.place.clone()
     }
 
+    /// Looks at all directories of the layer, and at nothing else. A copy looks at the rest, whose faults
+    /// mean nothing for other layers.
+    pub(super) fn inspect(mut self) -> Result<(), StreamError> {
+        while let Some(step) = self.steps.pop() {
+            if let Step::Enter(path, parents) = step {
+                self.guard.give_memory(size_of_step(&path, &parents));
+                let entered = self.enter(path, &parents);
+                entered.map_err(|fault| self.error(fault))?;
+                let names = self.current.take().map(|current| current.names);
+                for name in names.unwrap_or_default() {
+                    self.guard.give_memory(NAME + name.name.len() as u64);
+                }
+                self.ready.clear();
+            }
+        }
+        Ok(())
+    }
+
     fn advance(&mut self) -> Result<Option<Item>, Fault> {
         loop {
             if let Some(item) = self.ready.pop_front() {

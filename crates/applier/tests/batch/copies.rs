@@ -199,9 +199,7 @@ async fn what_cannot_be_copied_is_not_left_to_containerd() {
         said.contains("etc/.wh.x") && said.contains("layer 0"),
         "{said}"
     );
-    let error = applier.inspect(&view, 0..1).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::FailedPrecondition);
-    assert!(error_chain(&error).contains("etc/.wh.x"));
+    applier.inspect(&view, 0..1).await.unwrap();
     // The differ of containerd alone cannot copy.
     let mut settings = ApplierSettings::default();
     settings
