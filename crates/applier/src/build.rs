@@ -121,12 +121,13 @@ pub(crate) fn build(
             write(entries, form, &path, namespace, &work.guard)
         }),
     };
-    let (rest, applied) = result.map_err(|error| {
+    let (rest, mut applied) = result.map_err(|error| {
         if placement == Placement::Staging || !matches!(form, LayerForm::Tree(_)) {
             discard(&path);
         }
         error.unwrap_stop_reason()
     })?;
+    applied.is_own_image = matches!(form, LayerForm::Image { .. });
     Ok(Built {
         applied,
         path,

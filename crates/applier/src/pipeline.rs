@@ -292,6 +292,7 @@ fn hash(chunks: &Receiver<Chunk>) -> (Meter, Applied) {
     let applied = Applied {
         diff_id: Some(Digest::from_sha256(hasher.finalize().into())),
         size,
+        is_own_image: false,
     };
     (meter, applied)
 }

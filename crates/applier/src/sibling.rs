@@ -51,7 +51,6 @@
 //! ([`resnap_layer::Limits`]), and names are in the memory of the layer. Nothing is read of another file system
 //! that is mounted there.
 
-pub(crate) use chain::SNAPSHOTTER;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use entries::Entries;
 pub(crate) use reading::CopiedLayer;
@@ -60,15 +59,21 @@ mod below;
 mod chain;
 mod chunk;
 mod data;
+mod directory_walk;
 mod entries;
 mod fault;
+mod image_walk;
 mod item;
+mod layers;
+mod links;
 mod listing;
 mod metadata;
 mod place;
 mod reading;
 mod stated;
+mod view;
 mod walk;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -83,7 +88,8 @@ use resnap_core::{ChainView, LayerCopy};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use self::chain::ChainLayer;
+use self::chain::Layers;
+use self::directory_walk::DirectoryWalk;
 use self::walk::Walk;
 use crate::copy_fault::CopyFault;
 use crate::error::{Error, IoContext as _};
@@ -91,9 +97,14 @@ use crate::guard::Guard;
 use crate::shared::Shared;
 use crate::user_namespace::is_user_namespace;
 
+/// Returns whether layers of a snapshotter can be copied.
+pub(crate) fn can_copy_from(snapshotter: &str) -> bool {
+    chain::form(snapshotter).is_ok()
+}
+
 /// Returns the directory of a chain's snapshotter.
 pub(crate) async fn root(shared: &Shared, snapshotter: &str) -> Result<PathBuf, Error> {
-    chain::check_snapshotter(snapshotter)?;
+    chain::form(snapshotter)?;
     let root = shared.root(snapshotter).await;
     root.map_err(|error| match error {
         Error::Unsupported(reason) => CopyFault::Chain(reason).into(),
@@ -150,15 +161,19 @@ fn inspect_all(
     guard: &Guard,
 ) -> Result<(), Error> {
     let chain = open_chain(chain, &root)?;
+    // Whoever wrote an image had its parents.
+    let Layers::Directories(chain) = chain else {
+        return Ok(());
+    };
     for index in layers {
-        let walk = Walk::new(&chain, index, guard.clone())?;
+        let walk = DirectoryWalk::new(&chain, index, guard.clone())?;
         let inspected = walk.inspect().map_err(std::io::Error::from);
         inspected.context("read the snapshot")?;
     }
     Ok(())
 }
 
-fn open_chain(chain: &ChainView, root: &Path) -> Result<Vec<ChainLayer>, CopyFault> {
+fn open_chain(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> {
     match is_user_namespace() {
         true => Err(CopyFault::UserNamespace),
         false => chain::open(chain, root),

@@ -21,6 +21,8 @@ pub struct Applied {
     pub diff_id: Option<Digest>,
     /// Its size in bytes; that of the files' data for a [`LayerCopy`].
     pub size: u64,
+    /// Whether an EROFS image was made of the layer's entries, by this program.
+    pub is_own_image: bool,
 }
 
 /// Writes layers to snapshots.

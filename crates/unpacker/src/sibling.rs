@@ -3,6 +3,7 @@
 
 //! The chain of the same image on another snapshotter, from which layers are copied.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use resnap_core::{ChainId, ChainView, Error, Kind, LayerCopy, SnapshotInfo, SnapshotKey, labels};
@@ -18,9 +19,7 @@ pub(crate) struct Sibling {
 }
 
 impl Sibling {
-    /// Finds the snapshotter that has the most of the chain's layers, creates a view of them under
-    /// the lease of the job, as garbage collection would remove it otherwise, and inspects the layers
-    /// from `first` on: if one of them is wrong, so may be the others.
+    /// Finds the snapshotter that has the most of the chain's layers in a form that can be copied.
     pub(crate) async fn find(chain: &Chain, first: usize) -> Result<Self, Error> {
         let spec = &chain.job.spec;
         let ports = &chain.backend.ports;
@@ -30,18 +29,36 @@ impl Sibling {
                 && other.name != spec.snapshotter
                 && ports.applier.can_copy_from(&other.name)
         });
-        let mut best: Option<(String, Vec<SnapshotInfo>)> = None;
+        let mut found: Vec<(String, Vec<SnapshotInfo>)> = Vec::new();
         for other in others {
-            let found = committed(chain, &other.name).await?;
-            let most = best.as_ref().map_or(0, |(_, found)| found.len());
-            if found.len() > most {
-                best = Some((other.name, found));
+            let snapshots = committed(chain, &other.name).await?;
+            if snapshots.len() > first {
+                found.push((other.name, snapshots));
             }
         }
-        let Some((snapshotter, snapshots)) = best else {
+        found.sort_by_key(|(_, snapshots)| Reverse(snapshots.len()));
+        let mut refusal = None;
+        for (snapshotter, snapshots) in found {
+            match Self::open(chain, first, snapshotter, snapshots).await {
+                Ok(sibling) => return Ok(sibling),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| {
             let none = Error::new(Kind::NotFound, "copy layers from", "another snapshotter");
-            return Err(none.with_source("none has them in a form that can be copied"));
-        };
+            none.with_source("none has them in a form that can be copied")
+        }))
+    }
+
+    /// Creates a view of the snapshots under the lease of the job, as garbage collection would remove it
+    /// otherwise, and inspects the layers from `first` on: if one of them is wrong, so may be the
+    /// others.
+    async fn open(
+        chain: &Chain,
+        first: usize,
+        snapshotter: String,
+        snapshots: Vec<SnapshotInfo>,
+    ) -> Result<Self, Error> {
         let top = &chain.layers()[snapshots.len() - 1].chain_id;
         let unique = Uuid::new_v4().simple().to_string();
         // The name of an extraction, so that it is removed with those of a process that was killed.

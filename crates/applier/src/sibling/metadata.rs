@@ -158,6 +158,22 @@ impl MetadataReader {
     }
 }
 
+/// Removes the attributes that are not copied. Returns whether this is an opaque directory.
+pub(super) fn copied(metadata: &mut Metadata) -> Result<bool, EntryFault> {
+    let mut is_opaque = false;
+    let mut kept = Vec::new();
+    for xattr in std::mem::take(&mut metadata.xattrs) {
+        match of(&xattr.name)? {
+            Use::Ignored => {}
+            Use::Opaque if xattr.value == OPAQUE_VALUE => is_opaque = true,
+            Use::Opaque => return Err(EntryFault::Attribute(xattr.name)),
+            Use::Copied => kept.push(xattr),
+        }
+    }
+    metadata.xattrs = kept;
+    Ok(is_opaque)
+}
+
 /// Returns the use of an attribute.
 fn of(name: &[u8]) -> Result<Use, EntryFault> {
     if name.starts_with(b"user.overlay.") {

@@ -42,7 +42,7 @@ impl CopiedLayer {
         consume: impl FnOnce(&mut Entries<'_>) -> Result<T, Error>,
     ) -> Result<(T, Applied), Error> {
         let Self { walk, blob_size } = self;
-        let place = walk.place();
+        let place = walk.place().clone();
         let error = |path: &[u8], fault| place.error(path, fault);
         let (sender, chunks) = sync_channel(DEPTH);
         thread::scope(|scope| {
@@ -72,8 +72,12 @@ impl CopiedLayer {
                 work.monitor.record_stage(work.index, Stage::Read, timing);
             }
             work.monitor.read(work.index, blob_size);
-            let diff_id = None;
-            Ok((consumed, Applied { diff_id, size }))
+            let applied = Applied {
+                diff_id: None,
+                size,
+                is_own_image: false,
+            };
+            Ok((consumed, applied))
         })
     }
 }

@@ -11,6 +11,7 @@ use resnap_layer::testing::typeflag;
 use crate::testing::{RECORD, compare_copies, layers};
 
 mod edges;
+mod images;
 mod refusals;
 
 const CASES: u32 = 200;

@@ -183,7 +183,7 @@ async fn what_cannot_be_copied_is_not_left_to_containerd() {
     let (kind, said) = refused(&bed, encrypted, &mounts).await;
     assert_eq!(kind, Kind::FailedPrecondition, "{said}");
     let mut other = view.clone();
-    other.snapshotter = "erofs".to_owned();
+    other.snapshotter = "native".to_owned();
     let applier = bed.applier(ApplierSettings::default());
     let error = applier.inspect(&other, 0..1).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unimplemented);

@@ -316,6 +316,7 @@ pub(super) fn apply(
     Ok(Applied {
         diff_id: Some(diff_id),
         size,
+        is_own_image: false,
     })
 }
 
