@@ -34,6 +34,7 @@ mod policy;
 mod poll;
 mod prewarm;
 mod proxy;
+mod registry;
 mod repair;
 mod served;
 mod sockets;
@@ -84,6 +85,7 @@ fn tests() -> Vec<Test> {
         repair::TESTS,
         misbehaving::TESTS,
         missing::TESTS,
+        registry::TESTS,
         sockets::TESTS,
         systemd::TESTS,
         tap::TESTS,

@@ -48,7 +48,7 @@ fn discarded(node: &Node, image: &Built) -> Result<()> {
     discard(node, image)
 }
 
-fn discard(node: &Node, image: &Built) -> Result<()> {
+pub(crate) fn discard(node: &Node, image: &Built) -> Result<()> {
     for layer in &image.layers {
         // An image may have a layer twice.
         let _ = node.ctr(&["content", "rm", &layer.digest]);
@@ -57,7 +57,7 @@ fn discard(node: &Node, image: &Built) -> Result<()> {
 }
 
 /// Runs `resnap unpack` of the image with this configuration and these arguments.
-fn try_unpack(
+pub(crate) fn try_unpack(
     node: &Node,
     config: &str,
     image: &Built,
@@ -75,7 +75,12 @@ fn try_unpack(
 }
 
 /// Unpacks the image with this configuration and these arguments, and returns the report.
-fn unpack(node: &Node, config: &str, image: &Built, arguments: &[&str]) -> Result<Value> {
+pub(crate) fn unpack(
+    node: &Node,
+    config: &str,
+    image: &Built,
+    arguments: &[&str],
+) -> Result<Value> {
     let lines = try_unpack(node, config, image, arguments)?.json_lines()?;
     let last = lines.last().context("unpack printed nothing")?;
     Ok(last.get("report").context("no report")?.clone())
@@ -96,7 +101,7 @@ fn assert_tree(node: &Node, snapshotter: &str, image: &Built) -> Result<()> {
     Ok(())
 }
 
-fn assert_outcome(report: &Value, outcome: &str) -> Result<()> {
+pub(crate) fn assert_outcome(report: &Value, outcome: &str) -> Result<()> {
     let counts = outcomes(report)?;
     let layers = report["layers"].as_array().map_or(0, Vec::len);
     let expected = BTreeMap::from([(outcome.to_owned(), layers)]);
@@ -104,7 +109,7 @@ fn assert_outcome(report: &Value, outcome: &str) -> Result<()> {
     Ok(())
 }
 
-const NO_SIBLING: &str = "sources.sibling = \"never\"\n";
+pub(crate) const NO_SIBLING: &str = "sources.sibling = \"never\"\n";
 
 fn from_archive(node: &Node, config: &str, image: &Built) -> Result<()> {
     discarded(node, image)?;
@@ -246,7 +251,7 @@ fn copied_layers_are_replaced_by_a_repair(node: &Node) -> Result<()> {
 }
 
 /// Pushes the image to the registry, and returns it with its reference there.
-fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str) -> Result<Built> {
+pub(crate) fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str) -> Result<Built> {
     let mut pushed = image.clone();
     pushed.reference = registry.reference(name);
     let other = node.in_new_namespace();
@@ -279,7 +284,7 @@ fn layers(image: &Built) -> BTreeSet<String> {
 }
 
 /// Returns an image whose layers no other test has.
-fn unlike_others(node: &Node) -> Result<Built> {
+pub(crate) fn unlike_others(node: &Node) -> Result<Built> {
     let name = unique("unlike");
     let layers = ["lower", "upper"].map(|file| {
         let text = format!("{name} of {:?}", SystemTime::now());
