@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Copies of layers from the committed snapshots of `overlayfs`.
+//! Copies of layers from the committed snapshots of `overlayfs`, and of `erofs` if resnap wrote them.
 //!
 //! ```text
-//! view -> snapshots/N/fs of each layer -> a walk -> a tar stream -> as from a blob
+//! view -> snapshots/N/fs of each layer          -> a walk -> entries -> as from a blob
+//!      -> snapshots/N/layer.erofs of each layer ->
 //! ```
 //!
 //! A layer's directory has nearly all that its blob has: files with their holes, links, devices, times, the
-//! attributes that are copied ([`metadata`]). So it becomes a tar stream again, and is written as that of a
-//! blob is, to each kind of target. The diff ID cannot be computed.
+//! attributes that are copied ([`metadata`]); its image has all of it. So one thread walks through it, and its
+//! entries are written as those of a blob are, to each kind of target ([`reading`]). The diff ID cannot be
+//! computed.
+//!
+//! Images are read without a mount. Those of `mkfs.erofs` lack some of what a layer has, so each snapshot must
+//! have the label of an image that resnap wrote ([`resnap_core::labels::IMAGE_WRITER`]).
 //!
 //! # What a directory does not tell
 //!
@@ -35,21 +40,24 @@
 //!
 //! # What is refused
 //!
-//! - Chains of other snapshotters, and views of forms that `overlayfs` does not have ([`chain`]).
+//! - Chains of other snapshotters, images of other programs, and views of other forms ([`view`]).
 //! - A chain that was made without its parents: containerd 2.2.2 and later do so in CreateContainer. A
 //!   directory that a layer does not state has mode 0755 and owner 0:0 then, and hides the directory below
 //!   ([`stated`]).
 //! - Attributes of overlayfs that change what a mount shows: `redirect`, `metacopy`, `whiteout`, an `opaque`
 //!   other than `y`, all that are not known, and `user.overlay.*`.
-//! - Names that a layer cannot have.
+//! - Names of files that a layer cannot have.
+//!
+//! Directories of all layers are looked at before the first is copied; what concerns a single file is found when
+//! its layer is.
 //!
 //! # Hostile directories
 //!
-//! An image has named what is in the directories. Each is opened by its path below the snapshot's, without
-//! following symbolic links; a file is opened if its directory lists it as regular, without waiting, and looked at
-//! again. The number of files, the length of paths and of attributes are those of a layer
-//! ([`resnap_layer::Limits`]), and names are in the memory of the layer. Nothing is read of another file system
-//! that is mounted there.
+//! An image has named what is in the directories and images. Each directory is opened by its path below the
+//! snapshot's, without following symbolic links; a file is opened if its directory lists it as regular, without
+//! waiting, and looked at again. The number of files, the length of paths and of attributes are those of a
+//! layer ([`resnap_layer::Limits`]), and names are in the memory of the layer. Nothing is read of another file
+//! system that is mounted there.
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use entries::Entries;

@@ -13,6 +13,7 @@ use crate::testing::{RECORD, compare_copies, layers};
 mod edges;
 mod images;
 mod refusals;
+mod table;
 
 const CASES: u32 = 200;
 

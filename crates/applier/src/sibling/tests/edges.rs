@@ -39,7 +39,7 @@ pub(super) fn write_to(directory: &Path) {
 }
 
 /// Returns the entries of a copy, with the data of each.
-fn all_entries(chain: &Chain, index: usize) -> Vec<(Entry, Vec<u8>)> {
+pub(super) fn all_entries(chain: &Chain, index: usize) -> Vec<(Entry, Vec<u8>)> {
     let all = chain.copy(index, |layer| {
         let mut all = Vec::new();
         while let Some(entry) = layer.next()? {
