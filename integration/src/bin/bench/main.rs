@@ -15,6 +15,7 @@
 
 mod apply;
 mod cold;
+mod fetch;
 mod herd;
 mod hostile;
 mod memory;
@@ -47,6 +48,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("hostile", hostile::run),
     ("apply", apply::run),
     ("sibling", sibling::run),
+    ("fetch", fetch::run),
 ];
 
 fn main() -> ExitCode {

@@ -29,7 +29,9 @@ impl Sample {
         let own = std::process::id();
         let before = cpu(own)?.1;
         let begin = Instant::now();
-        let mut child = command.spawn().context("start resnap")?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("start {command:?}"))?;
         let mut peak = 0;
         let status = loop {
             // There is none when it is ending.

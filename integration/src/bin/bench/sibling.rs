@@ -18,7 +18,7 @@ const NAMESPACE: &str = "sibling";
 const ROUNDS: usize = 3;
 
 /// The snapshotters that layers are copied from and to.
-const DIRECTIONS: [(&str, &str); 1] = [("overlayfs", "erofs")];
+const DIRECTIONS: [(&str, &str); 2] = [("overlayfs", "erofs"), ("erofs", "overlayfs")];
 
 /// The ways to get a layer, with the configuration; the first is what the others are compared with.
 const WAYS: [(&str, &str); 2] = [("blobs", "never"), ("copies", "always")];
