@@ -63,6 +63,10 @@ pub const DISTRIBUTION_SOURCE_PREFIX: &str = "containerd.io/distribution.source.
 /// first snapshotter.
 pub const COPIED_FROM: &str = "resnap.io/copied-from";
 
+/// The label of a committed snapshot whose EROFS image resnap made of the layer's entries, with the name
+/// of the program. Such an image has all that the layer has.
+pub const IMAGE_WRITER: &str = "resnap.io/image-writer";
+
 /// The maximum number of bytes of a label's key and value together (containerd
 /// `pkg/labels/validate.go`).
 pub const MAX_BYTES: usize = 4096;

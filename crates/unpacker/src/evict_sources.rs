@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 use crate::lease::{JobLease, LeaseKeeper};
 use crate::missing::missing_layer;
-use crate::sibling::Sibling;
+use crate::sibling::{Layers, Sibling};
 use crate::sources::{Source, Tried};
 use crate::{Plan, UnpackError};
 
@@ -74,7 +74,13 @@ async fn find_sibling(
     );
     let found = async {
         lease.begin().await?;
-        let sibling = Sibling::find(&keeper.backend, &lease, plan, snapshotter, 0).await?;
+        let layers = Layers {
+            backend: &keeper.backend,
+            lease: &lease,
+            plan,
+            first: 0,
+        };
+        let sibling = Sibling::find(layers, snapshotter).await?;
         sibling.end(&keeper.backend).await;
         Ok(sibling)
     };

@@ -3,6 +3,7 @@
 
 //! The chain of the same image on another snapshotter, from which layers are copied.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use resnap_core::{ChainId, ChainView, Error, Kind, LayerCopy, SnapshotInfo, SnapshotKey, labels};
@@ -18,36 +19,60 @@ pub(crate) struct Sibling {
     key: SnapshotKey,
 }
 
+/// The planned layers from `first` on, and the lease under which they are looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct Layers<'a> {
+    pub(crate) backend: &'a Backend,
+    pub(crate) lease: &'a JobLease,
+    pub(crate) plan: &'a Plan,
+    pub(crate) first: usize,
+}
+
 impl Sibling {
-    /// Finds the snapshotter, other than `target`, that has the most of the planned layers, creates a
-    /// view of them under `lease`, as garbage collection would remove it otherwise, and inspects the
-    /// layers from `first` on: if one of them is wrong, so may be the others.
-    pub(crate) async fn find(
-        backend: &Backend,
-        lease: &JobLease,
-        plan: &Plan,
-        target: &str,
-        first: usize,
-    ) -> Result<Self, Error> {
-        let ports = &backend.ports;
+    /// Finds the snapshotter, other than `target`, that has the most of the layers in a form that can
+    /// be copied.
+    pub(crate) async fn find(layers: Layers<'_>, target: &str) -> Result<Self, Error> {
+        let ports = &layers.backend.ports;
         let all = ports.introspection.snapshotters().await?;
         let others = all.into_iter().filter(|other| {
             other.failure.is_none()
                 && other.name != target
                 && ports.applier.can_copy_from(&other.name)
         });
-        let mut best: Option<(String, Vec<SnapshotInfo>)> = None;
+        let mut found: Vec<(String, Vec<SnapshotInfo>)> = Vec::new();
         for other in others {
-            let found = committed(backend, plan, &other.name).await?;
-            let most = best.as_ref().map_or(0, |(_, found)| found.len());
-            if found.len() > most {
-                best = Some((other.name, found));
+            let snapshots = committed(layers.backend, layers.plan, &other.name).await?;
+            if snapshots.len() > layers.first {
+                found.push((other.name, snapshots));
             }
         }
-        let Some((snapshotter, snapshots)) = best else {
+        found.sort_by_key(|(_, snapshots)| Reverse(snapshots.len()));
+        let mut refusal = None;
+        for (snapshotter, snapshots) in found {
+            match Self::open(layers, snapshotter, snapshots).await {
+                Ok(sibling) => return Ok(sibling),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| {
             let none = Error::new(Kind::NotFound, "copy layers from", "another snapshotter");
-            return Err(none.with_source("none has them in a form that can be copied"));
-        };
+            none.with_source("none has them in a form that can be copied")
+        }))
+    }
+
+    /// Creates a view of the snapshots under the lease, as garbage collection would remove it
+    /// otherwise, and inspects the layers: if one of them is wrong, so may be the others.
+    async fn open(
+        layers: Layers<'_>,
+        snapshotter: String,
+        snapshots: Vec<SnapshotInfo>,
+    ) -> Result<Self, Error> {
+        let Layers {
+            backend,
+            lease,
+            plan,
+            first,
+        } = layers;
         let top = &plan.layers[snapshots.len() - 1].chain_id;
         let unique = Uuid::new_v4().simple().to_string();
         // The name of an extraction, so that it is removed with those of a process that was killed.
@@ -75,7 +100,7 @@ impl Sibling {
             key,
         };
         let layers = first..sibling.view.snapshots.len();
-        if let Err(error) = ports.applier.inspect(&sibling.view, layers).await {
+        if let Err(error) = backend.ports.applier.inspect(&sibling.view, layers).await {
             sibling.end(backend).await;
             return Err(error);
         }

@@ -31,6 +31,8 @@ live_tests! {
     Containerd: missing_layers_without_a_source_are_an_error,
     Containerd: missing_layers_are_copied_from_overlayfs,
     Erofs: missing_layers_are_copied_from_overlayfs_to_erofs,
+    Erofs: missing_layers_are_copied_from_images_of_resnap,
+    Erofs: missing_layers_are_not_copied_from_images_of_others,
     Containerd: copied_layers_are_replaced_by_a_repair,
     Containerd: missing_layers_come_from_a_registry,
     Containerd: missing_layers_of_a_private_registry_are_refused,
@@ -155,20 +157,32 @@ fn missing_layers_without_a_source_are_an_error(node: &Node) -> Result<()> {
 fn copied(node: &Node, snapshotter: &str, image: &Built, expected: &[Expected]) -> Result<()> {
     node.import(image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
+    copied_from(node, ("overlayfs", snapshotter), image, expected)
+}
+
+/// Checks that the image is copied from the snapshots of another snapshotter, with no difference.
+fn copied_from(
+    node: &Node,
+    (from, snapshotter): (&str, &str),
+    image: &Built,
+    expected: &[Expected],
+) -> Result<()> {
     discard(node, image)?;
     let report = unpack(node, "", image, &["--snapshotter", snapshotter])?;
     assert_outcome(&report, "copied")?;
     for layer in &image.layers {
         let labels = node.labels(snapshotter, &layer.chain_id)?;
         let origin = labels.get("resnap.io/copied-from").map(String::as_str);
-        ensure!(origin == Some("overlayfs"), "{labels:?}");
+        ensure!(origin == Some(from), "{labels:?}");
+        let is_image = labels.contains_key("resnap.io/image-writer");
+        ensure!(is_image == (snapshotter == "erofs"), "{labels:?}");
     }
     let check = node.resnap(&["check", &image.reference])?.ok()?;
-    ensure!(check.contains("copied from overlayfs"), "{check}");
+    ensure!(check.contains(&format!("copied from {from}")), "{check}");
     node.assert_nothing_left(snapshotter)?;
-    node.assert_no_active_snapshot("overlayfs")?;
+    node.assert_no_active_snapshot(from)?;
     let differences = compare(
-        &node.tree("overlayfs", &image.reference)?,
+        &node.tree(from, &image.reference)?,
         &node.tree(snapshotter, &image.reference)?,
     );
     assert_same(differences, snapshotter, expected)
@@ -204,6 +218,29 @@ fn missing_layers_are_copied_from_overlayfs_to_erofs(node: &Node) -> Result<()> 
         &edge_cases()?,
         EDGE_CASES_CLOCK,
     )
+}
+
+fn missing_layers_are_copied_from_images_of_resnap(node: &Node) -> Result<()> {
+    for image in [web()?, edge_cases()?] {
+        let node = node.in_new_namespace();
+        node.import(&image)?;
+        unpack(&node, "", &image, &["--snapshotter", "erofs"])?;
+        copied_from(&node, ("erofs", "overlayfs"), &image, ROOT_CLOCK)?;
+    }
+    Ok(())
+}
+
+/// mkfs.erofs writes some of a layer's entries wrongly.
+fn missing_layers_are_not_copied_from_images_of_others(node: &Node) -> Result<()> {
+    let image = unlike_others(node)?;
+    node.import(&image)?;
+    node.unpack_by_containerd("erofs", &image.reference)?;
+    discard(node, &image)?;
+    let output = try_unpack(node, "", &image, &["--snapshotter", "native"])?;
+    let text = output.error()?.to_string();
+    ensure!(text.contains("was not written by resnap"), "{text}");
+    node.assert_nothing_left("native")?;
+    node.assert_no_active_snapshot("erofs")
 }
 
 fn copied_layers_are_replaced_by_a_repair(node: &Node) -> Result<()> {

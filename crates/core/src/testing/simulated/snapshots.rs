@@ -341,6 +341,7 @@ pub(super) fn apply(
     Ok(Applied {
         diff_id: Some(diff_id),
         size,
+        is_own_image: false,
     })
 }
 
