@@ -3,12 +3,14 @@
 
 //! A scripted unpack service.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use resnap_core::{EnsureProgress, EnsureRequest, Error, Kind, NotReady, UnpackService};
+use resnap_core::{
+    EnsureProgress, EnsureRequest, Error, Kind, ManifestPreference, NotReady, UnpackService,
+};
 use tokio::sync::Notify;
 
 /// A scripted answer to one request.
@@ -39,6 +41,8 @@ pub(super) struct Service {
     pub(super) changed: Notify,
     /// If set, `ensure` blocks its thread at it, as planning may.
     pub(super) planning: Option<Barrier>,
+    /// Whether images are ready on the snapshotters of these names.
+    pub(super) ready: Mutex<BTreeMap<&'static str, bool>>,
     /// Whether the files of all images are in guests only.
     pub(super) is_remote: bool,
 }
@@ -107,6 +111,16 @@ impl UnpackService for Service {
                 Err(NotReady::Failed(error))
             }
         }
+    }
+
+    async fn is_ready(
+        &self,
+        _image: &str,
+        snapshotter: &str,
+        _pick: ManifestPreference,
+    ) -> Result<bool, NotReady> {
+        let ready = self.ready.lock().unwrap().get(snapshotter).copied();
+        ready.ok_or(NotReady::Unknown)
     }
 
     async fn is_remote(&self, _image: &str, _snapshotter: &str) -> Result<bool, NotReady> {
