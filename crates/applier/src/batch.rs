@@ -282,6 +282,7 @@ impl StagedBatch {
         let Batch {
             monitor, sync_fs, ..
         } = &self.context.batch;
+        monitor.complete(index).await;
         let _permit = monitor.admit(index).await;
         let start = Instant::now();
         let shared = &self.context.shared;

@@ -142,7 +142,7 @@ impl BatchContext {
         let copy = self.copy(index).cloned();
         let copy_of = copy.as_ref().map(|_| layer.size);
         let source = tokio::select! {
-            source = self.source(layer, copy, &guard) => source?,
+            source = self.source(index, copy, &guard) => source?,
             () = self.cancellation.cancelled() => return Err(Error::Cancelled),
             () = guard.progress.abandoned() => return Err(Error::Cancelled),
         };
@@ -165,12 +165,15 @@ impl BatchContext {
     /// Opens the blob of a layer, or the snapshot that it is copied from.
     async fn source(
         &self,
-        layer: &Descriptor,
+        index: usize,
         copy: Option<LayerCopy>,
         guard: &Guard,
     ) -> Result<Source, Error> {
-        let shared = &self.shared;
+        let (layer, shared) = (self.layer(index)?, &self.shared);
         let Some(copy) = copy else {
+            if let Some(incoming) = self.batch.monitor.incoming(index) {
+                return Ok(source::stream(incoming, guard));
+            }
             let (root, scope) = (self.content_root().await?, &self.batch.scope);
             return Ok(source::open(&*shared.content, root, scope, layer, guard).await?);
         };

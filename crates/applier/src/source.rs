@@ -69,14 +69,18 @@ pub(crate) async fn open(
             return Ok(Source::File(file));
         }
     }
-    let stream = content.open(scope, digest).await?;
+    Ok(stream(content.open(scope, digest).await?, guard))
+}
+
+/// Returns a stream of a blob's bytes as its source.
+pub(crate) fn stream(bytes: ByteStream, guard: &Guard) -> Source {
     let (sender, receiver) = mpsc::channel(QUEUED_PIECES);
-    tokio::spawn(pump(stream, sender, guard.clone()));
-    Ok(Source::Stream(Pieces {
+    tokio::spawn(pump(bytes, sender, guard.clone()));
+    Source::Stream(Pieces {
         receiver,
         piece: Bytes::new(),
         is_at_end: false,
-    }))
+    })
 }
 
 /// The longest time without progress when a blob is read again.

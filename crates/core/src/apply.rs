@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::{Descriptor, Digest, Error, Kind, Mount, Result, Scope, SnapshotInfo};
+use crate::{ByteStream, Descriptor, Digest, Error, Kind, Mount, Result, Scope, SnapshotInfo};
 
 /// The result of an Apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +149,17 @@ pub trait ApplyMonitor: Send + Sync {
     /// Waits until the layer may be written, in its snapshot or in advance. The permit is held while it
     /// is being written.
     async fn admit(&self, index: usize) -> ApplyPermit;
+    /// Returns the bytes of the layer's blob if they are still being fetched, once after `admit`. They
+    /// are unchecked, and the stream fails if they come too slowly. `None` if the blob is complete.
+    fn incoming(&self, index: usize) -> Option<ByteStream> {
+        let _ = index;
+        None
+    }
+    /// Waits until the layer's blob is complete, or will never be. An applier that does not read
+    /// [`ApplyMonitor::incoming`] calls it before `admit`.
+    async fn complete(&self, index: usize) {
+        let _ = index;
+    }
     /// Called when `bytes` bytes of the layer's blob have been read.
     fn read(&self, index: usize, bytes: u64);
     /// Called when the layer has completed `stage`.
@@ -250,6 +261,7 @@ impl BatchApplier for Sequential {
             monitor,
             ..
         } = &self.batch;
+        monitor.complete(index).await;
         let _permit = monitor.admit(index).await;
         let start = Instant::now();
         let layer = &layers[index];

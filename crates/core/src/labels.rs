@@ -32,6 +32,13 @@ pub const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 /// The prefix of a label of a config blob; the snapshotter's name follows. The value is the top chain
 /// ID, which garbage collection then keeps for as long as the image exists.
 pub const GC_SNAPSHOT_PREFIX: &str = "containerd.io/gc.ref.snapshot.";
+/// The label of a manifest with the digest of its config, which garbage collection then keeps
+/// (containerd `core/images/handlers.go`, `ChildGCLabels`, like the next two).
+pub const GC_CONFIG: &str = "containerd.io/gc.ref.content.config";
+/// The prefix of a label of a manifest; the index of a layer follows. The value is its digest.
+pub const GC_LAYER_PREFIX: &str = "containerd.io/gc.ref.content.l.";
+/// The prefix of a label of an index; the index of a manifest follows. The value is its digest.
+pub const GC_MANIFEST_PREFIX: &str = "containerd.io/gc.ref.content.m.";
 /// The label of a lease with the time of its expiry in RFC 3339. Any other format is ignored, and the
 /// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";

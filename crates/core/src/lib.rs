@@ -32,6 +32,7 @@ mod scope;
 mod service;
 mod snapshot;
 mod source;
+mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -46,8 +47,8 @@ pub use error::{Error, Kind, Result, error_chain};
 pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{
-    ByteStream, Container, Containers, ContentInfo, ContentLabeler, ContentReader, ContentWriter,
-    Image, Images, Ingest, Introspection, LargeReadPermit, LeaseInfo, Leases, Ports, Resource,
+    Container, Containers, ContentInfo, ContentLabeler, ContentReader, ContentWriter, Image,
+    Images, Ingest, Introspection, LargeReadPermit, LeaseInfo, Leases, Ports, Resource,
     Snapshotter, SnapshotterInfo, Snapshotters, Work,
 };
 pub use profile::{EROFS_FEATURE, LabelRequirement, LabeledLayers, Profile, Profiles, Volumes};
@@ -60,6 +61,7 @@ pub use service::{
 };
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};
 pub use source::{BlobSource, MissingBlob};
+pub use stream::ByteStream;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -9,17 +9,15 @@
 
 use std::any::Any;
 use std::collections::HashSet;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::Stream;
 
 use crate::{
-    Applier, ChainId, Descriptor, Digest, Labels, LeaseId, Mount, Platform, Result, Scope,
-    SnapshotInfo, SnapshotKey,
+    Applier, ByteStream, ChainId, Descriptor, Digest, Labels, LeaseId, Mount, Platform, Result,
+    Scope, SnapshotInfo, SnapshotKey,
 };
 
 /// An image record.
@@ -49,9 +47,6 @@ pub struct ContentInfo {
     /// The blob's labels.
     pub labels: Labels,
 }
-
-/// The bytes of a blob, in pieces of the backend's choice.
-pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes>> + Send>>;
 
 /// Reads the content store.
 #[async_trait]

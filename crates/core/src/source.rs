@@ -52,4 +52,11 @@ pub trait BlobSource: Send + Sync {
     /// [`Kind::DeadlineExceeded`](crate::Kind::DeadlineExceeded) if it does not answer, or the transfer
     /// stalls. The stream ends at its first error.
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream>;
+
+    /// Called when the bytes of the last transfer of a blob were not those of its digest, or came too
+    /// slowly. Returns whether another server would be asked now.
+    fn reject(&self, blob: &MissingBlob) -> bool {
+        let _ = blob;
+        false
+    }
 }

@@ -87,6 +87,21 @@ impl NotAnImage {
     }
 }
 
+/// An index, manifest or config is missing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("it is not in the content store")]
+pub struct MissingDocument {
+    /// The descriptor of the document.
+    pub descriptor: Box<Descriptor>,
+}
+
+impl MissingDocument {
+    /// Returns the cause of an error, if it is a `MissingDocument`.
+    pub fn behind(error: &Error) -> Option<&Self> {
+        std::error::Error::source(error)?.downcast_ref()
+    }
+}
+
 /// Reads a manifest's config. A config whose media type is not that of an image config is accepted
 /// if it lists layers, since containerd does not check the type.
 ///
@@ -241,7 +256,9 @@ impl<'a> Documents<'a> {
         )
         .await;
         let bytes = read.map_err(|error| match error.kind() {
-            Kind::NotFound => failed(Kind::NotFound).with_source("it is not in the content store"),
+            Kind::NotFound => failed(Kind::NotFound).with_source(MissingDocument {
+                descriptor: Box::new(descriptor.clone()),
+            }),
             _ => error,
         })?;
         self.bytes_left = self.bytes_left.checked_sub(bytes.len()).ok_or_else(|| {

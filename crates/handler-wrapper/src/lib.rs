@@ -20,7 +20,9 @@ mod handler;
 
 pub use annotate::append_info;
 pub use choice::{Choice, ChoiceChildren, ChoiceError, choose_manifest, listed_platforms};
-pub use document::{Config, MAX_DOCUMENT_BYTES, MAX_LAYERS, NotAnImage, layer_urls, rootfs};
+pub use document::{
+    Config, MAX_DOCUMENT_BYTES, MAX_LAYERS, MissingDocument, NotAnImage, layer_urls, rootfs,
+};
 pub use handler::{Children, Handler, Wrapper};
 
 #[cfg(doctest)]

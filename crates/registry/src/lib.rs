@@ -47,6 +47,7 @@ mod docker_config;
 mod failure;
 mod helper;
 mod hosts;
+mod rejections;
 mod request;
 mod session;
 mod settings;

@@ -15,6 +15,7 @@ use crate::clients::Clients;
 use crate::docker_config::{Found, read_all};
 use crate::failure::{Failure, Retry, worst};
 use crate::hosts::Endpoint;
+use crate::rejections::Rejections;
 use crate::request::{Way, refused};
 use crate::settings::Settings;
 use crate::tls::Material;
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) credentials: PullCredentials,
     pub(crate) clients: Clients,
+    pub(crate) rejections: Rejections,
 }
 
 /// The requests for one blob at one host.

@@ -17,6 +17,7 @@ use crate::address::{is_inwards, is_private};
 use crate::certs::endpoints;
 use crate::clients::Clients;
 use crate::failure::Failure;
+use crate::rejections::Rejections;
 use crate::session::{Session, Shared};
 use crate::settings::Settings;
 use crate::transfer::Transfer;
@@ -41,6 +42,7 @@ impl RegistrySource {
             settings,
             credentials,
             clients: Clients::default(),
+            rejections: Rejections::default(),
         }))
     }
 }
@@ -99,6 +101,10 @@ impl BlobSource for RegistrySource {
             transfer,
             |mut transfer| async { Ok(transfer.next().await?.map(|bytes| (bytes, transfer))) },
         )))
+    }
+
+    fn reject(&self, blob: &MissingBlob) -> bool {
+        self.0.rejections.reject(&blob.descriptor.digest)
     }
 }
 

@@ -14,7 +14,7 @@ use reqwest::{Response, StatusCode, Url};
 use resnap_core::{Descriptor, Error, Kind, Result};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::address::shown;
+use crate::address::{authority, shown};
 use crate::failure::{Failure, Retry, causes, error};
 use crate::request::{Way, stalled};
 use crate::session::{Session, Shared, foreign, headers};
@@ -46,6 +46,14 @@ impl Candidate {
             place,
             failure: None,
             not_before: Instant::now(),
+        }
+    }
+
+    /// Returns the host, and the repository of a registry.
+    fn name(&self) -> String {
+        match &self.place {
+            Place::Session(session) => session.name(),
+            Place::Address(url) => authority(url),
         }
     }
 
@@ -127,10 +135,11 @@ impl Transfer {
         failures: Vec<Failure>,
     ) -> Self {
         let place = |session| Candidate::new(Place::Session(Box::new(session)));
+        let candidates = sessions.into_iter().map(place).collect();
         Self {
+            candidates: sorted(&shared, &blob, candidates),
             shared,
             blob,
-            candidates: sessions.into_iter().map(place).collect(),
             addresses,
             failures,
             current: 0,
@@ -152,6 +161,8 @@ impl Transfer {
                 let response = candidate.get(&self.shared, &self.blob, self.offset).await;
                 match response.and_then(|response| body(response, &self.blob, self.offset)) {
                     Ok(body) => {
+                        let (blob, host) = (&self.blob.digest, candidate.name());
+                        self.shared.rejections.serve(blob, &host);
                         self.current = index;
                         self.body = Some(body);
                         return Ok(());
@@ -187,7 +198,8 @@ impl Transfer {
             return Err(error(self.blob.digest.as_str(), &self.failures));
         }
         let place = |url| Candidate::new(Place::Address(url));
-        self.candidates = self.addresses.drain(..).map(place).collect();
+        let candidates = self.addresses.drain(..).map(place).collect();
+        self.candidates = sorted(&self.shared, &self.blob, candidates);
         self.current = 0;
         self.attempts = 0;
         Ok(())
@@ -283,6 +295,13 @@ impl Transfer {
             &[Failure::new(Kind::DataLoss, text)],
         )
     }
+}
+
+/// Moves rejected hosts to the end.
+fn sorted(shared: &Shared, blob: &Descriptor, mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let rejections = &shared.rejections;
+    candidates.sort_by_key(|candidate| rejections.is_rejected(&blob.digest, &candidate.name()));
+    candidates
 }
 
 /// Returns the body of a response to a request from byte `offset` on, if it can be the blob's.

@@ -23,7 +23,7 @@ use resnap_unpacker::Configuration;
 use crate::args::{Common, ServeArguments};
 
 use file::{File, UnpackSection};
-pub(crate) use file::{Rule, SiblingWord, SourceName};
+pub(crate) use file::{KeepWord, Rule, SiblingWord, SourceName};
 use setting::Overrides;
 pub(crate) use setting::{Setting, Source};
 
@@ -63,9 +63,10 @@ pub(crate) struct Config {
     /// The three settings above and the differs of the snapshotters.
     pub(crate) applier: ApplierSettings,
     pub(crate) profiles: Profiles,
-    /// The sources of layers whose blobs are missing, in order.
+    /// The sources of missing content, in order.
     pub(crate) sources: Setting<Vec<SourceName>>,
     pub(crate) sibling: Setting<SiblingWord>,
+    pub(crate) keep_fetched: Setting<KeepWord>,
     /// Archives and OCI layouts, and directories of them.
     pub(crate) archives: Setting<Vec<PathBuf>>,
     /// The names of the profiles that the file changes.
@@ -157,6 +158,7 @@ impl Config {
                 ],
             ),
             sibling: Setting::of_file(file.sources.sibling, SiblingWord::WhenMissing),
+            keep_fetched: Setting::of_file(file.sources.keep_fetched, KeepWord::Auto),
             archives: Setting::of_file(file.sources.archives, vec![ARCHIVES.into()]),
             changed_profiles,
         })

@@ -38,6 +38,7 @@ pub(crate) async fn observed_engine(
     settings.runtime_dir = Some(config.runtime_dir.value.clone());
     settings.observer = observer;
     settings.sources = sources(config, credentials);
+    settings.keep_fetched = config.keep_fetched.value.into();
     connect(config, settings).await
 }
 
@@ -52,7 +53,7 @@ async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine
     Ok(Engine::new(ports, &config.namespace.value, settings)?)
 }
 
-/// Returns the sources of layers whose blobs are missing, in order.
+/// Returns the sources of missing content, in order.
 fn sources(config: &Config, credentials: &PullCredentials) -> Vec<Source> {
     let sources = config.sources.value.iter().filter_map(|name| match name {
         SourceName::Archive => {

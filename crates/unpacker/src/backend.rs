@@ -10,8 +10,9 @@ use resnap_core::{
     ChainId, Error, Kind, Ports, Profiles, Scope, SnapshotInfo, SnapshotKey, SnapshotKind,
     Snapshotter,
 };
+use tokio::sync::Semaphore;
 
-use crate::sources::Source;
+use crate::sources::{KeepFetched, Source};
 use crate::{Request, UnpackError};
 
 /// One containerd namespace, reached through the ports.
@@ -20,8 +21,11 @@ pub(crate) struct Backend {
     pub(crate) ports: Ports,
     pub(crate) scope: Scope,
     pub(crate) profiles: Profiles,
-    /// The sources of missing layers, in order.
+    /// The sources of missing content, in order.
     pub(crate) sources: Vec<Source>,
+    pub(crate) keep_fetched: KeepFetched,
+    /// The permits for layers that are written while their blobs are fetched.
+    pub(crate) feeds: Arc<Semaphore>,
 }
 
 impl Backend {

@@ -131,15 +131,6 @@ impl Chain {
         })
     }
 
-    /// Checks that a layer's blob exists. Other problems show when it is read.
-    pub(crate) async fn require_blob(&self, layer: &PlannedLayer) -> Result<(), UnpackError> {
-        let (backend, digest) = (&self.backend, &layer.descriptor.digest);
-        match backend.ports.content.info(&backend.scope, digest).await {
-            Err(error) if error.is_not_found() => Err(self.missing_blob(layer, Vec::new()).await),
-            _ => Ok(()),
-        }
-    }
-
     /// Returns the error for a layer whose blob is missing and needed, and which the sources `tried` did
     /// not have.
     pub(crate) async fn missing_blob(

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use resnap_core::{Ports, Profiles, Scope, SnapshotterInfo};
+use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use crate::alternatives::complete_plan;
 use crate::backend::Backend;
 use crate::content::OffLoop;
+use crate::documents::Documents;
 use crate::job::Canceller;
 use crate::lease::LeaseKeeper;
 use crate::locks::Locks;
@@ -63,6 +65,9 @@ impl Engine {
             scope: Scope::new(namespace),
             profiles: settings.profiles,
             sources: settings.sources,
+            keep_fetched: settings.keep_fetched,
+            // Half of the slots at most wait for registries.
+            feeds: Arc::new(Semaphore::new((settings.parallel_applies / 2).max(1))),
         });
         let keeper = Arc::new(LeaseKeeper {
             backend: Arc::clone(&backend),
@@ -108,8 +113,14 @@ impl Engine {
     /// Joins the running job for a request, or starts one.
     async fn join_or_start(&self, mut request: Request) -> Result<Waiter, UnpackError> {
         let (backend, planner) = (&self.backend, &self.planner);
+        let mut documents = Documents::new(&self.keeper, planner);
+        if request.snapshotter.is_none() && !backend.sources.is_empty() {
+            // The image's platforms decide on the snapshotter, which then reports what is wrong.
+            _ = documents.plan(&request).await;
+        }
         let snapshotter = pick_target(backend, &self.configurations, &mut request).await?;
-        let plan = planner.plan(&request).await;
+        let plan = documents.plan(&request).await;
+        documents.end().await;
         let plan = complete_plan(backend, planner, &request, &snapshotter, plan).await?;
         require_reference(backend, &plan, &snapshotter)?;
         let waiter = self.registry.join_or_start(plan, request, snapshotter)?;

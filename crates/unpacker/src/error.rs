@@ -166,8 +166,9 @@ pub enum UnpackError {
     },
     /// The blob of a foreign layer, which registries do not serve, is missing.
     #[error(
-        "layer {digest} of image {image} is a foreign layer, which registries do not have; it is not in the content store, snapshotter {snapshotter} needs it, and {}",
-        places(urls)
+        "layer {digest} of image {image} is a foreign layer, which registries do not have; it is not in the content store, snapshotter {snapshotter} needs it, and {}{}",
+        places(urls),
+        attempts(tried)
     )]
     MissingForeignBlob {
         /// The image.
@@ -178,6 +179,8 @@ pub enum UnpackError {
         snapshotter: String,
         /// The places named by the image.
         urls: Vec<String>,
+        /// The sources that were tried.
+        tried: Vec<Tried>,
     },
     /// An image ID is shared by several images, none of which is complete.
     #[error("image ID {id} is that of {}, and none of them is complete", images.join(" and of "))]
@@ -514,7 +517,9 @@ impl UnpackError {
     pub fn is_denied(&self) -> bool {
         let is_denied = |kind: Kind| matches!(kind, Kind::Unauthenticated | Kind::PermissionDenied);
         match self {
-            Self::MissingBlob { tried, .. } => tried.iter().any(|one| is_denied(one.error.kind())),
+            Self::MissingBlob { tried, .. } | Self::MissingForeignBlob { tried, .. } => {
+                tried.iter().any(|one| is_denied(one.error.kind()))
+            }
             Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => cause.is_denied(),
             _ => false,
         }

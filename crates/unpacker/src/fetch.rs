@@ -6,11 +6,13 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use resnap_core::{BlobSource, Error, Ingest, Kind, Labels, MissingBlob, Resource, Result, labels};
+use resnap_core::{BlobSource, Error, Ingest, Kind, MissingBlob, Resource, Result};
 use tokio::time::{Instant, sleep};
 
-use crate::chain::Chain;
-use crate::lease::undo;
+use crate::backend::Backend;
+use crate::feed::Feeding;
+use crate::lease::{JobLease, undo};
+use crate::missing::source_labels;
 
 /// The pause between looks at an ingest that another client writes.
 const POLL: Duration = Duration::from_millis(200);
@@ -59,135 +61,152 @@ impl Pace {
     }
 }
 
-/// Fetches the blob of the layer at `index` under the lease of the job, unless it exists by now. After
-/// an error, bytes that may be right stay under the lease, for the next source or job.
-pub(crate) async fn fetch(
-    chain: &Chain,
-    index: usize,
-    source: &dyn BlobSource,
-    blob: &MissingBlob,
-) -> Result<()> {
-    let name = ingest_name(blob);
-    loop {
-        let Some(ingest) = open(chain, blob, &name).await? else {
-            return Ok(());
-        };
-        let is_resumed = ingest.offset() > 0;
-        let fetched = write(chain, index, source, blob, ingest).await;
-        match &fetched {
-            // This job has written to it, so nobody else has it open.
-            Err(error) if error.kind() == Kind::DataLoss => abort(chain, &name).await,
-            _ => return fetched,
-        }
-        // Another client may have written wrong bytes before.
-        if !is_resumed {
-            return fetched;
-        }
-    }
+/// The fetch of a blob.
+pub(crate) struct Fetching<'a> {
+    pub(crate) backend: &'a Backend,
+    /// The lease under which it is written.
+    pub(crate) lease: &'a JobLease,
+    pub(crate) blob: &'a MissingBlob,
+    /// Called with the number of bytes that were fetched, while nothing else shows progress.
+    pub(crate) progress: &'a (dyn Fn(u64) + Send + Sync),
+    pub(crate) feeding: Option<&'a mut Feeding>,
 }
 
-async fn abort(chain: &Chain, name: &str) {
-    let (writer, scope) = (&chain.backend.ports.writer, &chain.backend.scope);
-    if let Err(error) = undo(|| writer.abort(scope, name)).await {
-        tracing::debug!(%error, name, "the ingest goes with the lease");
-    }
-}
-
-async fn write(
-    chain: &Chain,
-    index: usize,
-    source: &dyn BlobSource,
-    blob: &MissingBlob,
-    mut ingest: Box<dyn Ingest>,
-) -> Result<()> {
-    let digest = &blob.descriptor.digest;
-    let size = blob.descriptor.size;
-    let mut last_sent = Instant::now();
-    if ingest.offset() < size {
-        let mut stream = source.open(blob, ingest.offset()).await?;
-        let mut pace = Pace::new(ingest.offset());
-        while let Some(piece) = stream.next().await {
-            let piece = piece?;
-            if piece.len() as u64 > size.saturating_sub(ingest.offset()) {
-                let error = Error::new(Kind::DataLoss, "fetch", digest.as_str());
-                return Err(error.with_source(format!("there are more than its {size} bytes")));
+impl Fetching<'_> {
+    /// Fetches the blob, unless it exists by now. After an error, bytes that may be right stay under the
+    /// lease, for the next source or job.
+    pub(crate) async fn fetch(&mut self, source: &dyn BlobSource) -> Result<()> {
+        let name = ingest_name(self.blob);
+        loop {
+            let Some(ingest) = self.open(&name).await? else {
+                return Ok(());
+            };
+            let is_resumed = ingest.offset() > 0;
+            let fetched = self.write(source, ingest).await;
+            let kind = fetched.as_ref().map_err(Error::kind).err();
+            if !matches!(kind, Some(Kind::DataLoss | Kind::DeadlineExceeded)) {
+                return fetched;
             }
-            ingest.write(piece).await?;
-            pace.check(ingest.offset(), digest.as_str())?;
-            if last_sent.elapsed() >= PACE {
-                last_sent = Instant::now();
-                chain.job.emit_fetching(index, ingest.offset());
+            let is_wrong = kind == Some(Kind::DataLoss);
+            if is_wrong {
+                // This job has written to it, so nobody else has it open.
+                self.abort(&name).await;
+            }
+            let has_others = source.reject(self.blob);
+            // Another client may have written wrong bytes before.
+            if !(has_others || is_wrong && is_resumed) {
+                return fetched;
             }
         }
     }
-    if ingest.offset() != size {
-        let error = Error::new(Kind::DataLoss, "fetch", digest.as_str());
-        let bytes = ingest.offset();
-        return Err(error.with_source(format!("there are {bytes} bytes instead of {size}")));
-    }
-    commit(chain, ingest, blob).await
-}
 
-/// Opens the ingest, and waits for another client that writes it; `None` if the blob exists by now.
-async fn open(chain: &Chain, blob: &MissingBlob, name: &str) -> Result<Option<Box<dyn Ingest>>> {
-    let (writer, digest) = (&chain.backend.ports.writer, &blob.descriptor.digest);
-    let mut pace = Pace::new(0);
-    loop {
-        let opened = {
-            // Held meanwhile: a lease that is renewed would miss the ingest.
-            let scope = chain.lease.scope().await?;
-            writer.ingest(&scope, name, &blob.descriptor).await
-        };
-        match opened {
-            Ok(ingest) => return Ok(Some(ingest)),
-            Err(error) if error.is_already_exists() => {
-                if adopt(chain, blob).await? {
-                    return Ok(None);
+    async fn abort(&mut self, name: &str) {
+        if let Some(feeding) = &mut self.feeding {
+            feeding.end();
+        }
+        let (writer, scope) = (&self.backend.ports.writer, &self.backend.scope);
+        if let Err(error) = undo(|| writer.abort(scope, name)).await {
+            tracing::debug!(%error, name, "the ingest goes with the lease");
+        }
+    }
+
+    async fn write(&mut self, source: &dyn BlobSource, mut ingest: Box<dyn Ingest>) -> Result<()> {
+        let blob = &self.blob.descriptor;
+        let (digest, size) = (blob.digest.as_str(), blob.size);
+        let mut last_sent = Instant::now();
+        if ingest.offset() < size {
+            let mut stream = source.open(self.blob, ingest.offset()).await?;
+            let mut pace = Pace::new(ingest.offset());
+            if ingest.offset() == 0
+                && let Some(feeding) = &mut self.feeding
+            {
+                feeding.begin(blob);
+            }
+            while let Some(piece) = stream.next().await {
+                let piece = piece?;
+                if piece.len() as u64 > size.saturating_sub(ingest.offset()) {
+                    let error = Error::new(Kind::DataLoss, "fetch", digest);
+                    return Err(error.with_source(format!("there are more than its {size} bytes")));
+                }
+                if let Some(feeding) = &mut self.feeding {
+                    feeding.send(&piece).await;
+                }
+                ingest.write(piece).await?;
+                pace.check(ingest.offset(), digest)?;
+                let is_read = self
+                    .feeding
+                    .as_ref()
+                    .is_some_and(|feeding| feeding.is_read());
+                if !is_read && last_sent.elapsed() >= PACE {
+                    last_sent = Instant::now();
+                    (self.progress)(ingest.offset());
                 }
             }
-            Err(error) if error.kind() == Kind::Unavailable => {}
-            Err(error) => return Err(error),
         }
-        let written = writer.written(&chain.backend.scope, name).await;
-        pace.check(written.unwrap_or(0), digest.as_str())?;
-        sleep(POLL).await;
+        if ingest.offset() != size {
+            let error = Error::new(Kind::DataLoss, "fetch", digest);
+            let bytes = ingest.offset();
+            return Err(error.with_source(format!("there are {bytes} bytes instead of {size}")));
+        }
+        self.commit(ingest).await
+    }
+
+    /// Opens the ingest, and waits for another client that writes it; `None` if the blob exists by now.
+    async fn open(&self, name: &str) -> Result<Option<Box<dyn Ingest>>> {
+        let blob = &self.blob.descriptor;
+        let writer = &self.backend.ports.writer;
+        let mut pace = Pace::new(0);
+        loop {
+            let opened = {
+                // Held meanwhile: a lease that is renewed would miss the ingest.
+                let scope = self.lease.scope().await?;
+                writer.ingest(&scope, name, blob).await
+            };
+            match opened {
+                Ok(ingest) => return Ok(Some(ingest)),
+                Err(error) if error.is_already_exists() => {
+                    if adopt(self.backend, self.lease, self.blob).await? {
+                        return Ok(None);
+                    }
+                }
+                Err(error) if error.kind() == Kind::Unavailable => {}
+                Err(error) => return Err(error),
+            }
+            let written = writer.written(&self.backend.scope, name).await;
+            pace.check(written.unwrap_or(0), blob.digest.as_str())?;
+            sleep(POLL).await;
+        }
+    }
+
+    async fn commit(&self, ingest: Box<dyn Ingest>) -> Result<()> {
+        let labels = source_labels(self.blob);
+        let mut committed = ingest.commit(&labels).await;
+        if committed.as_ref().is_err_and(Error::is_not_found) {
+            // The lease under which the ingest was opened has been renewed since.
+            if let Some(again) = self.open(&ingest_name(self.blob)).await? {
+                committed = again.commit(&labels).await;
+            }
+        }
+        match committed {
+            Err(error) if error.is_already_exists() => {
+                adopt(self.backend, self.lease, self.blob).await.map(drop)
+            }
+            Err(error) if error.kind() == Kind::FailedPrecondition => {
+                let digest = self.blob.descriptor.digest.as_str();
+                Err(Error::new(Kind::DataLoss, "fetch", digest).with_source(error))
+            }
+            committed => committed,
+        }
     }
 }
 
 /// Adds a blob that another client wrote to the lease. Returns whether it exists.
-pub(crate) async fn adopt(chain: &Chain, blob: &MissingBlob) -> Result<bool> {
-    let (ports, digest) = (&chain.backend.ports, &blob.descriptor.digest);
-    chain.lease.add(&Resource::Content(digest.clone())).await?;
-    match ports.content.info(&chain.backend.scope, digest).await {
+pub(crate) async fn adopt(backend: &Backend, lease: &JobLease, blob: &MissingBlob) -> Result<bool> {
+    let digest = &blob.descriptor.digest;
+    lease.add(&Resource::Content(digest.clone())).await?;
+    match backend.ports.content.info(&backend.scope, digest).await {
         Ok(_) => Ok(true),
         Err(error) if error.is_not_found() => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-async fn commit(chain: &Chain, ingest: Box<dyn Ingest>, blob: &MissingBlob) -> Result<()> {
-    let repositories = blob.repositories.iter();
-    let labels: Labels = repositories
-        .map(|(host, names)| {
-            (
-                format!("{}{host}", labels::DISTRIBUTION_SOURCE_PREFIX),
-                names.join(","),
-            )
-        })
-        .collect();
-    let mut committed = ingest.commit(&labels).await;
-    if committed.as_ref().is_err_and(Error::is_not_found) {
-        // The lease under which the ingest was opened has been renewed since.
-        if let Some(again) = open(chain, blob, &ingest_name(blob)).await? {
-            committed = again.commit(&labels).await;
-        }
-    }
-    match committed {
-        Err(error) if error.is_already_exists() => adopt(chain, blob).await.map(drop),
-        Err(error) if error.kind() == Kind::FailedPrecondition => {
-            let digest = blob.descriptor.digest.as_str();
-            Err(Error::new(Kind::DataLoss, "fetch", digest).with_source(error))
-        }
-        committed => committed,
     }
 }

@@ -278,6 +278,13 @@ impl MissingLayer<'_> {
                 return Err(self.failed(error));
             }
         };
+        let is_right = tokio::select! {
+            is_right = supply.confirm(self.index) => is_right,
+            () = job.cancelled() => return Err(job.cancelled_error()),
+        };
+        if !is_right {
+            return Ok(false);
+        }
         let Some(computed) = applied
             .diff_id
             .filter(|computed| *computed != layer.diff_id.0)

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use resnap_core::{
-    Digest, Error, Kind, Labels, LeaseId, Resource, Result, Scope, SnapshotKey, labels,
+    ChainId, Digest, Error, Kind, Labels, LeaseId, Resource, Result, Scope, SnapshotKey, labels,
 };
 use tokio::sync::{RwLock, RwLockReadGuard};
 use uuid::Uuid;
 
-use crate::Plan;
 use crate::backend::Backend;
 use crate::clock::Clock;
 use crate::locks::{Lock, Locks};
@@ -127,7 +126,8 @@ impl LeaseKeeper {
 impl JobLease {
     pub(crate) fn new(
         keeper: Arc<LeaseKeeper>,
-        plan: &Plan,
+        target: &Digest,
+        top: Option<&ChainId>,
         title: &str,
         snapshotter: &str,
     ) -> Self {
@@ -138,12 +138,12 @@ impl JobLease {
             (SNAPSHOTTER.to_owned(), snapshotter.to_owned()),
             (LOCKS.to_owned(), keeper.locks.identity().to_owned()),
         ]);
-        if let Some(top) = plan.top() {
+        if let Some(top) = top {
             labels.insert(CHAIN_ID.to_owned(), top.to_string());
         }
         Self {
             keeper,
-            target: plan.image.target.digest.clone(),
+            target: target.clone(),
             snapshotter: snapshotter.to_owned(),
             labels,
             lease: RwLock::default(),
@@ -152,10 +152,13 @@ impl JobLease {
         }
     }
 
-    /// Creates the lease and adds the image's target to it. [`JobLease::end`] cleans up even if
-    /// this fails halfway.
+    /// Creates the lease, unless there is one, and adds the image's target to it. [`JobLease::end`]
+    /// cleans up even if this fails halfway.
     pub(crate) async fn begin(&self) -> Result<()> {
         let mut current = self.lease.write().await;
+        if current.is_some() {
+            return Ok(());
+        }
         let lease = current.insert(self.reserve().await?);
         self.keeper.create(lease, self.labels.clone()).await?;
         let target = Resource::Content(self.target.clone());

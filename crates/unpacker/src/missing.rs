@@ -3,7 +3,11 @@
 
 //! Content of an image that is not on the node.
 
-use resnap_core::{Digest, Error, SnapshotKey, media_type};
+use std::collections::BTreeSet;
+
+use resnap_core::{
+    Descriptor, Digest, Error, Labels, MissingBlob, SnapshotKey, labels, media_type,
+};
 use resnap_handler_wrapper::layer_urls;
 
 use crate::backend::Backend;
@@ -31,6 +35,7 @@ pub(crate) async fn blob(
             snapshotter,
             // The places only add to the message: a manifest that cannot be read is no obstacle.
             urls: urls.unwrap_or_default(),
+            tried,
         };
     }
     UnpackError::MissingBlob {
@@ -68,4 +73,59 @@ pub(crate) async fn first_missing(
         }
     }
     Ok(None)
+}
+
+/// Returns the description of a layer's blob for sources. `labels` are those of the manifest, `pods`
+/// those that wait for the image.
+pub(crate) async fn missing_layer(
+    backend: &Backend,
+    plan: &Plan,
+    layer: &Descriptor,
+    labels: &Labels,
+    pods: BTreeSet<String>,
+) -> MissingBlob {
+    let mut urls = Vec::new();
+    if media_type::is_foreign(&layer.media_type) {
+        let content = backend.ports.content.as_ref();
+        let found = layer_urls(content, &backend.scope, &plan.manifest, &layer.digest);
+        // They only add to what registries have.
+        urls = found.await.unwrap_or_default();
+    }
+    MissingBlob {
+        urls,
+        ..missing_blob(layer, plan.image.reference.as_deref(), labels, pods)
+    }
+}
+
+/// Returns the description of a blob for sources. `labels` are those of a blob that refers to it.
+pub(crate) fn missing_blob(
+    descriptor: &Descriptor,
+    reference: Option<&str>,
+    labels: &Labels,
+    pods: BTreeSet<String>,
+) -> MissingBlob {
+    let repositories = labels.iter().filter_map(|(key, names)| {
+        let host = key.strip_prefix(labels::DISTRIBUTION_SOURCE_PREFIX)?;
+        Some((
+            host.to_owned(),
+            names.split(',').map(str::to_owned).collect(),
+        ))
+    });
+    MissingBlob {
+        descriptor: descriptor.clone(),
+        reference: reference.map(str::to_owned),
+        repositories: repositories.collect(),
+        urls: Vec::new(),
+        pods,
+    }
+}
+
+/// Returns the labels of a fetched blob with the repositories that it can be pulled from.
+pub(crate) fn source_labels(blob: &MissingBlob) -> Labels {
+    let repositories = blob.repositories.iter();
+    let labels = repositories.map(|(host, names)| {
+        let key = format!("{}{host}", labels::DISTRIBUTION_SOURCE_PREFIX);
+        (key, names.join(","))
+    });
+    labels.collect()
 }

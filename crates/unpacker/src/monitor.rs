@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use resnap_core::{ApplyMonitor, ApplyPermit, Stage, StageTiming};
+use resnap_core::{ApplyMonitor, ApplyPermit, ByteStream, Stage, StageTiming};
 use tokio::time::Instant;
 
 use crate::Phase;
@@ -56,12 +56,27 @@ impl JobMonitor {
 #[async_trait]
 impl ApplyMonitor for JobMonitor {
     async fn admit(&self, index: usize) -> ApplyPermit {
-        self.supply.ready(self.first + index).await;
+        let gate = self.supply.gate(self.first + index);
         let started = std::time::Instant::now();
-        let slot = self.job.spec.share.slot().await;
+        let slot = loop {
+            gate.ready().await;
+            let slot = self.job.spec.share.slot().await;
+            // The bytes that were offered may have found no reader in time.
+            if gate.is_ready() {
+                break slot;
+            }
+        };
         self.record_stage(index, Stage::Wait, StageTiming::since(started));
         self.job.emit(self.first + index, Phase::Applying);
         ApplyPermit::new(slot)
+    }
+
+    fn incoming(&self, index: usize) -> Option<ByteStream> {
+        self.supply.take_feed(self.first + index)
+    }
+
+    async fn complete(&self, index: usize) {
+        self.supply.gate(self.first + index).settled().await;
     }
 
     fn read(&self, index: usize, bytes: u64) {

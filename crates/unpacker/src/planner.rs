@@ -34,14 +34,23 @@ impl Planner {
         image::resolve(&self.backend.ports, &self.backend.scope, image).await
     }
 
-    /// Returns the plan for `request`. The name is looked up each time; the documents behind it
-    /// cannot change and are read once.
-    pub(crate) async fn plan(&self, request: &Request) -> Result<Arc<Plan>, UnpackError> {
+    /// Finds the image of a request, with the reference that the user wrote if it has no other.
+    pub(crate) async fn resolve_for(
+        &self,
+        request: &Request,
+    ) -> Result<ResolvedImage, UnpackError> {
         let mut image = self.resolve(&request.image).await?;
         let written = request.user_reference.as_deref();
         image.reference = image
             .reference
             .or_else(|| written.and_then(image::normalise));
+        Ok(image)
+    }
+
+    /// Returns the plan for `request`. The name is looked up each time; the documents behind it
+    /// cannot change and are read once.
+    pub(crate) async fn plan(&self, request: &Request) -> Result<Arc<Plan>, UnpackError> {
+        let image = self.resolve_for(request).await?;
         let key = self.key(&image, request);
         let name = image.name.clone();
         let (backend, asked) = (Arc::clone(&self.backend), request.clone());

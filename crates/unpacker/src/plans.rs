@@ -350,6 +350,8 @@ mod tests {
         let usual = SimulatedImage::new([layer]);
         let planner = Planner::new(Arc::new(Backend {
             sources: Vec::new(),
+            keep_fetched: crate::KeepFetched::default(),
+            feeds: Arc::new(tokio::sync::Semaphore::new(1)),
             ports: backend.ports(),
             scope: Scope::new("k8s.io"),
             profiles: Profiles::default(),

@@ -3,11 +3,14 @@
 
 //! Repair of a chain that another client unpacked without labels.
 
+use std::ops::Range;
+
 use resnap_core::{Kind, Labels, SnapshotInfo, SnapshotKey, labels};
 
 use crate::UnpackError;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::plan::PlannedLayer;
+use crate::supply::Supply;
 
 /// The result of an attempt to remove layers.
 enum Removal {
@@ -52,11 +55,10 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
     let Some(lowest) = lowest else {
         return Ok(Removal::Done);
     };
-    for (index, layer) in layers.iter().enumerate().take(present).skip(lowest) {
+    for index in lowest..present {
         require_unused(chain, index).await?;
-        // A layer that cannot be made again must not be removed.
-        chain.require_blob(layer).await?;
     }
+    require_content(chain, lowest..present).await?;
     for index in (lowest..present).rev() {
         let _lock = chain.lock(index).await?;
         // While the lowest layer is the old one, so are those above: a layer that another repair
@@ -70,6 +72,16 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
         }
     }
     Ok(Removal::Done)
+}
+
+/// Checks that layers can be made again, and fetches what is missing for that.
+async fn require_content(chain: &Chain, layers: Range<usize>) -> Result<(), UnpackError> {
+    let leased = chain.lease.begin().await;
+    leased.map_err(|error| chain.failed(error))?;
+    let supply = Supply::plan_all(chain, layers.start).await?;
+    let required = supply.require(chain, layers).await;
+    supply.end(chain).await;
+    required
 }
 
 /// Returns whether a layer lacks labels, or is a copy to be replaced.

@@ -14,7 +14,7 @@ use resnap_platforms::Platform;
 
 use crate::clock::Clock;
 use crate::observe::EngineObserver;
-use crate::sources::Source;
+use crate::sources::{KeepFetched, Source};
 
 /// The settings of an engine.
 #[derive(Debug, Clone)]
@@ -34,8 +34,10 @@ pub struct EngineSettings {
     /// The unpack configurations, tried in order when a request names no snapshotter. The default
     /// is [`Configuration::defaults`] for overlayfs.
     pub configurations: Vec<Configuration>,
-    /// The sources of layers whose blobs are missing, tried in order. The default is none.
+    /// The sources of missing content, tried in order. The default is none.
     pub sources: Vec<Source>,
+    /// Whether blobs that were fetched are kept.
+    pub keep_fetched: KeepFetched,
     /// The clock by which the backend expires leases.
     pub clock: Clock,
     /// The receiver of the events of all jobs.
@@ -51,6 +53,7 @@ impl Default for EngineSettings {
             profiles: Profiles::default(),
             configurations: Configuration::defaults("overlayfs"),
             sources: Vec::new(),
+            keep_fetched: KeepFetched::default(),
             clock: Clock::default(),
             observer: None,
         }

@@ -47,7 +47,8 @@ impl Runner {
     /// Runs a job to completion, renewing its lease meanwhile, and cleans up.
     pub(crate) async fn run_job(self: Arc<Self>, job: Arc<RunningJob>) {
         let (plan, title, snapshotter) = (&job.spec.plan, &job.spec.title, &job.spec.snapshotter);
-        let lease = JobLease::new(Arc::clone(&self.keeper), plan, title, snapshotter);
+        let (keeper, target) = (Arc::clone(&self.keeper), &plan.image.target.digest);
+        let lease = JobLease::new(keeper, target, plan.top(), title, snapshotter);
         let lease = Arc::new(lease);
         (0..plan.layers.len()).for_each(|index| job.emit(index, Phase::Planned));
         let status = job.status();

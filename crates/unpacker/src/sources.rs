@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use resnap_core::{BlobSource, Error};
+use resnap_core::{BlobSource, Error, Labels, labels};
 
 /// A source of layers whose blobs are missing.
 #[derive(Clone)]
@@ -51,5 +51,58 @@ impl Tried {
     /// Returns that a source failed with this error.
     pub fn new(source: &'static str, error: Error) -> Self {
         Self { source, error }
+    }
+}
+
+/// Whether blobs that were fetched are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeepFetched {
+    /// Unless containerd discards the layers of the images that it pulls. That is visible in the
+    /// labels of a manifest: one that was pulled through the CRI refers to the config, but to no
+    /// layer.
+    #[default]
+    Auto,
+    /// Always, by a label of the manifest.
+    Always,
+    /// Not beyond the job, unless the manifest already has a label for them.
+    Never,
+}
+
+impl KeepFetched {
+    pub(crate) fn keeps(self, manifest: &Labels) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => {
+                let has_layers = manifest
+                    .keys()
+                    .any(|key| key.starts_with(labels::GC_LAYER_PREFIX));
+                has_layers || !manifest.contains_key(labels::GC_CONFIG)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discarding_nodes_keep_no_blobs() {
+        let labels = |keys: &[&str]| -> Labels {
+            let keys = keys.iter();
+            keys.map(|key| ((*key).to_owned(), String::new())).collect()
+        };
+        let layer = "containerd.io/gc.ref.content.l.0";
+        let config = "containerd.io/gc.ref.content.config";
+        for (manifest, keeps) in [
+            (labels(&[config, layer]), true),
+            (labels(&[config]), false),
+            (labels(&[]), true),
+        ] {
+            assert_eq!(KeepFetched::Auto.keeps(&manifest), keeps, "{manifest:?}");
+            assert!(KeepFetched::Always.keeps(&manifest));
+            assert!(!KeepFetched::Never.keeps(&manifest));
+        }
     }
 }

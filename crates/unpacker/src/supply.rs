@@ -4,56 +4,69 @@
 //! The supply of a job with the content of missing layers: from blobs that exist, from blobs that
 //! are fetched, or from snapshots of another snapshotter.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures::future::BoxFuture;
 use futures::stream;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use resnap_core::{
-    BatchLayer, BlobSource, Digest, Error, Kind, LayerCopy, MissingBlob, Stage, StageTiming,
-    error_chain, labels, media_type,
+    BatchLayer, BlobSource, ByteStream, Digest, Error, Kind, Labels, LayerCopy, MissingBlob, Stage,
+    StageTiming, error_chain,
 };
-use resnap_handler_wrapper::layer_urls;
-use tokio::sync::{OnceCell, SetOnce};
+use tokio::sync::OnceCell;
 
 use crate::UnpackError;
 use crate::chain::Chain;
 use crate::event::Phase;
-use crate::fetch::{adopt, fetch};
+use crate::feed::{Feeding, Gate};
+use crate::fetch::{Fetching, adopt};
+use crate::missing::missing_layer;
+use crate::retention::retain;
 use crate::sibling::{Sibling, origin};
 use crate::sources::{Source, Tried};
 
 /// The number of blobs that a job fetches at once, as in containerd (`max_concurrent_downloads`).
 const PARALLEL_FETCHES: usize = 3;
 
+/// A candidate for the content of a layer.
+#[derive(Clone)]
+enum Candidate {
+    /// Its blob, if that exists.
+    Blob,
+    Source(Source),
+}
+
 /// A way to get the content of a layer.
 #[derive(Clone)]
 enum Way {
     /// From its blob, which exists.
     Blob,
-    /// From its blob, which is fetched from the first source that has it.
-    Fetch(Vec<Arc<dyn BlobSource>>),
+    /// From its blob, which is fetched from a source.
+    Fetch(Arc<dyn BlobSource>),
     /// From a snapshot of another snapshotter.
     Copy(LayerCopy),
 }
 
 /// The content of one layer.
 struct LayerSupply {
-    /// Set when the layer can be written, or never will.
-    ready: SetOnce<()>,
+    gate: Arc<Gate>,
     state: Mutex<LayerState>,
 }
 
+#[derive(Default)]
 struct LayerState {
-    way: Way,
-    /// Whether the blob of [`Way::Fetch`] was fetched; `None` before it was tried.
-    is_fetched: Option<bool>,
-    /// Whether the batch was started with this way.
-    is_planned: bool,
-    /// The ways to try after this one; `None` if they are not known yet.
-    next: Option<VecDeque<Way>>,
+    /// `None` if there is no way, or none was chosen yet.
+    way: Option<Way>,
+    /// The candidates for the ways after this one.
+    candidates: VecDeque<Candidate>,
+    /// Whether the layer is copied in the batch.
+    is_copy_in_batch: bool,
+    /// Whether [`Supply::fetch_planned`] fetches its blob.
+    is_fetched_ahead: bool,
+    /// Whether it is written from the bytes that are being fetched.
+    is_fed: bool,
     tried: Vec<Tried>,
 }
 
@@ -62,134 +75,115 @@ pub(crate) struct Supply {
     first: usize,
     layers: Vec<LayerSupply>,
     sibling: OnceCell<Result<Sibling, Error>>,
-    repositories: OnceCell<BTreeMap<String, Vec<String>>>,
+    /// The labels of the manifest.
+    manifest_labels: OnceCell<Labels>,
 }
 
 impl Supply {
     /// Finds out which blobs exist, and how the others can be got. Snapshotters that may need no
     /// content are supplied when they ask for it.
     pub(crate) async fn plan(chain: &Chain, first: usize) -> Result<Self, UnpackError> {
-        let missing = &chain.layers()[first..];
-        let new = || LayerSupply {
-            ready: SetOnce::new(),
+        let (backend, snapshotter) = (&chain.backend, &chain.job.spec.snapshotter);
+        match backend.sources.is_empty() || backend.profiles.need(snapshotter).is_some() {
+            true => Ok(Self::new(chain, first, None).await),
+            false => Self::plan_all(chain, first).await,
+        }
+    }
+
+    /// Finds out which blobs exist, and how the others can be got, whatever the snapshotter is.
+    pub(crate) async fn plan_all(chain: &Chain, first: usize) -> Result<Self, UnpackError> {
+        let backend = &chain.backend;
+        let missing = chain.layers()[first..].iter();
+        let digests: Vec<Digest> = missing
+            .map(|layer| layer.descriptor.digest.clone())
+            .collect();
+        let existing = backend.ports.content.existing(&backend.scope, &digests);
+        let existing = existing.await.map_err(|error| chain.failed(error))?;
+        Ok(Self::new(chain, first, Some(existing)).await)
+    }
+
+    /// Creates a supply. Without the set of the blobs that exist, they are looked for when they are
+    /// needed.
+    async fn new(chain: &Chain, first: usize, existing: Option<HashSet<Digest>>) -> Self {
+        let exists = |digest| existing.as_ref().map(|existing| existing.contains(digest));
+        let layers = chain.layers()[first..].iter().map(|layer| LayerSupply {
+            gate: Arc::new(Gate::new()),
             state: Mutex::new(LayerState {
-                way: Way::Blob,
-                is_fetched: None,
-                is_planned: true,
-                next: None,
-                tried: Vec::new(),
+                candidates: candidates(chain, exists(&layer.descriptor.digest)),
+                ..LayerState::default()
             }),
-        };
+        });
         let supply = Self {
             first,
-            layers: missing.iter().map(|_| new()).collect(),
+            layers: layers.collect(),
             sibling: OnceCell::new(),
-            repositories: OnceCell::new(),
+            manifest_labels: OnceCell::new(),
         };
-        let (backend, snapshotter) = (&chain.backend, &chain.job.spec.snapshotter);
-        if !backend.sources.is_empty() && backend.profiles.need(snapshotter).is_none() {
-            let digests = missing.iter().map(|layer| layer.descriptor.digest.clone());
-            let digests: Vec<Digest> = digests.collect();
-            let existing = backend.ports.content.existing(&backend.scope, &digests);
-            let existing = existing.await.map_err(|error| chain.failed(error))?;
-            for index in first..chain.layers().len() {
-                supply.plan_layer(chain, index, &existing).await;
-            }
+        for index in first..chain.layers().len() {
+            supply.advance(chain, index).await;
+            let mut state = supply.layer(index).state();
+            state.is_copy_in_batch = state.copy().is_some();
+            state.is_fetched_ahead = matches!(state.way, Some(Way::Fetch(_)));
         }
-        for layer in &supply.layers {
-            if !matches!(layer.state().way, Way::Fetch(_)) {
-                layer.set_ready();
-            }
-        }
-        Ok(supply)
+        supply
     }
 
-    async fn plan_layer(&self, chain: &Chain, index: usize, existing: &HashSet<Digest>) {
-        let exists = existing.contains(&chain.layers()[index].descriptor.digest);
-        let sources = &chain.backend.sources;
-        let always = |source: &Source| matches!(source, Source::Sibling { always: true });
-        if exists && !sources.iter().any(always) {
-            return;
+    /// Goes to the next way.
+    async fn advance(&self, chain: &Chain, index: usize) {
+        let layer = self.layer(index);
+        let way = loop {
+            let candidate = layer.state().candidates.pop_front();
+            match candidate {
+                None => break None,
+                Some(Candidate::Blob) => break Some(Way::Blob),
+                Some(Candidate::Source(source)) => match self.way(chain, index, &source).await {
+                    Ok(way) => break Some(way),
+                    Err(error) => self.add_tried(index, source.name(), error),
+                },
+            }
+        };
+        if matches!(way, Some(Way::Fetch(_))) {
+            layer.gate.close();
         }
-        let mut ways = self.ways(chain, index).await;
-        if exists {
-            ways.retain(|way| matches!(way, Way::Copy(_)));
-            ways.push_back(Way::Blob);
-        }
-        let mut state = self.layer(index).state();
-        if let Some(way) = ways.pop_front() {
-            state.way = way;
-        }
-        state.next = Some(ways);
+        layer.state().way = way;
     }
 
-    /// Returns the ways to get a layer whose blob is missing, in the order of the sources.
-    async fn ways(&self, chain: &Chain, index: usize) -> VecDeque<Way> {
-        let mut ways = VecDeque::new();
-        for source in &chain.backend.sources {
-            match source {
-                Source::Blobs(source) => {
-                    let blob = self.blob(chain, index).await;
-                    match source.has(&blob).await {
-                        Ok(true) => match ways.back_mut() {
-                            Some(Way::Fetch(sources)) => sources.push(Arc::clone(source)),
-                            _ => ways.push_back(Way::Fetch(vec![Arc::clone(source)])),
-                        },
-                        Ok(false) => {
-                            let none = Error::new(Kind::NotFound, "find", blob.descriptor.digest)
-                                .with_source("it is not there");
-                            self.add_tried(index, source.name(), none);
-                        }
-                        Err(error) => self.add_tried(index, source.name(), error),
-                    }
+    /// Returns the way to get a layer from a source.
+    async fn way(&self, chain: &Chain, index: usize, source: &Source) -> Result<Way, Error> {
+        match source {
+            Source::Blobs(source) => {
+                let blob = self.blob(chain, index).await;
+                if source.has(&blob).await? {
+                    return Ok(Way::Fetch(Arc::clone(source)));
                 }
-                Source::Sibling { .. } if chain.job.spec.replace_copies => {}
-                Source::Sibling { .. } => {
-                    let find = || Sibling::find(chain, self.first);
-                    let copy = match self.sibling.get_or_init(find).await {
-                        Ok(sibling) => sibling.copy(index),
-                        Err(error) => Err(error.clone()),
-                    };
-                    match copy {
-                        Ok(copy) => ways.push_back(Way::Copy(copy)),
-                        Err(error) => self.add_tried(index, source.name(), error),
-                    }
+                let none = Error::new(Kind::NotFound, "find", blob.descriptor.digest);
+                Err(none.with_source("it is not there"))
+            }
+            Source::Sibling { .. } => {
+                let find = || Sibling::find(chain, self.first);
+                match self.sibling.get_or_init(find).await {
+                    Ok(sibling) => sibling.copy(index).map(Way::Copy),
+                    Err(error) => Err(error.clone()),
                 }
             }
         }
-        ways
     }
 
     async fn blob(&self, chain: &Chain, index: usize) -> MissingBlob {
-        let (backend, spec) = (&chain.backend, &chain.job.spec);
-        let repositories = self.repositories.get_or_init(|| async {
-            let manifest = &spec.plan.manifest.digest;
-            let info = backend.ports.content.info(&backend.scope, manifest).await;
+        let (backend, plan) = (&chain.backend, &chain.job.spec.plan);
+        let layer = &chain.layers()[index].descriptor;
+        let labels = self.manifest_labels(chain).await;
+        missing_layer(backend, plan, layer, labels, chain.job.pods()).await
+    }
+
+    async fn manifest_labels(&self, chain: &Chain) -> &Labels {
+        let (backend, manifest) = (&chain.backend, &chain.job.spec.plan.manifest);
+        let read = || async {
+            let info = backend.ports.content.info(&backend.scope, &manifest.digest);
             // The labels only add to what the reference says.
-            let labels = info.map(|info| info.labels).unwrap_or_default().into_iter();
-            let hosts = labels.filter_map(|(key, names)| {
-                let host = key
-                    .strip_prefix(labels::DISTRIBUTION_SOURCE_PREFIX)?
-                    .to_owned();
-                Some((host, names.split(',').map(str::to_owned).collect()))
-            });
-            hosts.collect()
-        });
-        let descriptor = chain.layers()[index].descriptor.clone();
-        let mut urls = Vec::new();
-        if media_type::is_foreign(&descriptor.media_type) {
-            let (content, manifest) = (&*backend.ports.content, &spec.plan.manifest);
-            let found = layer_urls(content, &backend.scope, manifest, &descriptor.digest);
-            // They only add to what registries have.
-            urls = found.await.unwrap_or_default();
-        }
-        MissingBlob {
-            descriptor,
-            urls,
-            reference: spec.plan.image.reference.clone(),
-            repositories: repositories.await.clone(),
-            pods: chain.job.pods(),
-        }
+            info.await.map(|info| info.labels).unwrap_or_default()
+        };
+        self.manifest_labels.get_or_init(read).await
     }
 
     /// Returns the layers of the batch.
@@ -202,54 +196,87 @@ impl Supply {
         layers.collect()
     }
 
-    /// Waits until the layer can be written, or never will.
-    pub(crate) async fn ready(&self, index: usize) {
-        self.layer(index).ready.wait().await;
+    /// Returns the gate before the writing of the layer.
+    pub(crate) fn gate(&self, index: usize) -> &Gate {
+        &self.layer(index).gate
+    }
+
+    /// Returns the bytes of the layer's blob while it is being fetched, once.
+    pub(crate) fn take_feed(&self, index: usize) -> Option<ByteStream> {
+        let layer = self.layer(index);
+        let feed = layer.gate.take_feed()?;
+        layer.state().is_fed = true;
+        Some(feed.into_stream())
     }
 
     /// Fetches the blobs that are to be fetched, the lowest first, several at once. Does not end.
     pub(crate) async fn fetch_planned(&self, chain: &Chain) -> Infallible {
-        let mut fetches: Vec<BoxFuture<'_, ()>> = Vec::new();
-        for (index, layer) in (self.first..).zip(&self.layers) {
-            if let Way::Fetch(sources) = layer.state().way.clone() {
-                fetches.push(self.fetch_ahead(chain, index, sources).boxed());
-            }
-        }
+        let layers = (self.first..).zip(&self.layers);
+        let planned = layers.filter(|(_, layer)| layer.state().is_fetched_ahead);
+        let fetches = planned.map(|(index, layer)| {
+            let feeding = Feeding::new(&layer.gate, &chain.backend.feeds);
+            self.settle(chain, index, Some(feeding)).boxed()
+        });
+        let fetches: Vec<_> = fetches.collect();
         let mut fetches = stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES);
         while fetches.next().await.is_some() {}
         std::future::pending().await
     }
 
-    async fn fetch_ahead(&self, chain: &Chain, index: usize, sources: Vec<Arc<dyn BlobSource>>) {
-        let is_fetched = self.fetch(chain, index, &sources).await;
-        self.layer(index).state().is_fetched = Some(is_fetched);
-        self.layer(index).set_ready();
+    /// Fetches the blob of a layer, from one source after the other, unless there is another way.
+    async fn settle(&self, chain: &Chain, index: usize, mut feeding: Option<Feeding>) {
+        let layer = self.layer(index);
+        loop {
+            let way = layer.state().way.clone();
+            let Some(Way::Fetch(source)) = way else {
+                break;
+            };
+            if self.fetch(chain, index, &*source, feeding.as_mut()).await {
+                layer.state().way = Some(Way::Blob);
+                break;
+            }
+            self.advance(chain, index).await;
+        }
+        layer.state().is_fetched_ahead = false;
+        layer.gate.settle();
     }
 
-    /// Fetches a blob from the first source that has it. Returns whether there is the blob.
-    async fn fetch(&self, chain: &Chain, index: usize, sources: &[Arc<dyn BlobSource>]) -> bool {
+    /// Fetches a blob from a source. Returns whether there is the blob.
+    async fn fetch(
+        &self,
+        chain: &Chain,
+        index: usize,
+        source: &dyn BlobSource,
+        feeding: Option<&mut Feeding>,
+    ) -> bool {
         let blob = self.blob(chain, index).await;
         let Ok(_lock) = chain.lock_blob(index).await else {
             return false;
         };
+        let (backend, lease) = (&*chain.backend, &*chain.lease);
         // The previous holder of the lock may have fetched it.
-        if adopt(chain, &blob).await.unwrap_or(false) {
+        if adopt(backend, lease, &blob).await.unwrap_or(false) {
             return true;
         }
         let started = std::time::Instant::now();
         chain.job.emit(index, Phase::Fetching);
-        for source in sources {
-            match fetch(chain, index, &**source, &blob).await {
-                Ok(()) => {
-                    let timing = StageTiming::since(started);
-                    chain.job.record_stage(index, Stage::Fetch, timing);
-                    tracing::debug!(source = source.name(), index, "layer fetched");
-                    return true;
-                }
-                Err(error) => self.add_tried(index, source.name(), error),
-            }
+        let mut fetching = Fetching {
+            backend,
+            lease,
+            blob: &blob,
+            progress: &|bytes| chain.job.emit_fetching(index, bytes),
+            feeding,
+        };
+        if let Err(error) = fetching.fetch(source).await {
+            self.add_tried(index, source.name(), error);
+            return false;
         }
-        false
+        let timing = StageTiming::since(started);
+        chain.job.record_stage(index, Stage::Fetch, timing);
+        tracing::debug!(source = source.name(), index, "layer fetched");
+        let labels = self.manifest_labels(chain).await;
+        retain(backend, &chain.job.spec.plan, index, labels).await;
+        true
     }
 
     /// Returns the layer as it is written if it differs from the batch's.
@@ -257,7 +284,7 @@ impl Supply {
         let state = self.layer(index).state();
         let descriptor = chain.layers()[index].descriptor.clone();
         let copy = state.copy();
-        (!state.is_planned).then_some(BatchLayer { descriptor, copy })
+        (state.is_copy_in_batch != copy.is_some()).then_some(BatchLayer { descriptor, copy })
     }
 
     /// Returns the snapshotter that the layer is copied from.
@@ -266,31 +293,62 @@ impl Supply {
         copy.map(|copy| origin(&copy).to_owned())
     }
 
-    /// Waits until the content of the layer is there, and gets it from the next source if one has
-    /// failed. Others may wait for the chain lock, which must not be held meanwhile.
+    /// Waits until the layer can be written. Others may wait for the chain lock, which must not be
+    /// held meanwhile.
     ///
     /// # Errors
     /// [`UnpackError::MissingBlob`] if no source has it.
     pub(crate) async fn obtain(&self, chain: &Chain, index: usize) -> Result<(), UnpackError> {
-        self.ready(index).await;
-        loop {
-            let (sources, is_fetched) = {
-                let state = self.layer(index).state();
-                match &state.way {
-                    Way::Blob | Way::Copy(_) => return Ok(()),
-                    Way::Fetch(sources) => (sources.clone(), state.is_fetched),
-                }
-            };
-            let is_fetched = match is_fetched {
-                Some(is_fetched) => is_fetched,
-                None => self.fetch(chain, index, &sources).await,
-            };
-            if is_fetched {
-                self.layer(index).state().is_fetched = Some(true);
-                return Ok(());
-            }
-            self.advance(chain, index).await?;
+        let layer = self.layer(index);
+        if !layer.gate.is_settled() && !layer.state().is_fetched_ahead {
+            self.settle(chain, index, None).await;
         }
+        layer.gate.ready().await;
+        self.require_way(chain, index).await
+    }
+
+    async fn require_way(&self, chain: &Chain, index: usize) -> Result<(), UnpackError> {
+        let tried = {
+            let state = self.layer(index).state();
+            match state.way {
+                Some(_) => return Ok(()),
+                None => state.tried.clone(),
+            }
+        };
+        Err(chain.missing_blob(&chain.layers()[index], tried).await)
+    }
+
+    /// Makes sure that layers can be written.
+    ///
+    /// # Errors
+    /// [`UnpackError::MissingBlob`] if there is no way to one of them.
+    pub(crate) async fn require(
+        &self,
+        chain: &Chain,
+        layers: Range<usize>,
+    ) -> Result<(), UnpackError> {
+        let all = layers.map(|index| async move {
+            self.settle(chain, index, None).await;
+            self.require_way(chain, index).await
+        });
+        let all: Vec<_> = all.map(futures::FutureExt::boxed).collect();
+        stream::iter(all)
+            .buffered(PARALLEL_FETCHES)
+            .try_collect()
+            .await
+    }
+
+    /// Waits until the blob of a layer that was written is complete, and has the right digest. Returns
+    /// false if it does not.
+    pub(crate) async fn confirm(&self, index: usize) -> bool {
+        let layer = self.layer(index);
+        if !layer.state().is_fed {
+            return true;
+        }
+        layer.gate.settled().await;
+        let mut state = layer.state();
+        state.is_fed = false;
+        matches!(state.way, Some(Way::Blob))
     }
 
     /// Chooses another way for a layer that could not be written. Returns false if the error has
@@ -304,42 +362,27 @@ impl Supply {
         index: usize,
         error: &Error,
     ) -> Result<bool, UnpackError> {
-        let way = self.layer(index).state().way.clone();
-        match way {
-            Way::Copy(_) if error.kind() == Kind::Cancelled => return Ok(false),
-            Way::Copy(_) => self.add_tried(index, "sibling", error.clone()),
-            Way::Blob | Way::Fetch(_) => {
-                let blob = self.blob(chain, index).await;
-                if adopt(chain, &blob).await.unwrap_or(true) {
-                    return Ok(false);
-                }
+        let layer = self.layer(index);
+        // The bytes may have come too slowly, or have been wrong.
+        if std::mem::take(&mut layer.state().is_fed) {
+            return Ok(true);
+        }
+        let is_copy = layer.state().copy().is_some();
+        if is_copy {
+            if error.kind() == Kind::Cancelled {
+                return Ok(false);
+            }
+            self.add_tried(index, "sibling", error.clone());
+        } else {
+            let blob = self.blob(chain, index).await;
+            let adopted = adopt(&chain.backend, &chain.lease, &blob).await;
+            if adopted.unwrap_or(true) {
+                return Ok(false);
             }
         }
-        self.advance(chain, index).await?;
+        self.advance(chain, index).await;
+        self.require_way(chain, index).await?;
         Ok(true)
-    }
-
-    /// Goes to the next way.
-    async fn advance(&self, chain: &Chain, index: usize) -> Result<(), UnpackError> {
-        let is_known = self.layer(index).state().next.is_some();
-        if !is_known {
-            let ways = self.ways(chain, index).await;
-            self.layer(index).state().next = Some(ways);
-        }
-        let tried = {
-            let mut state = self.layer(index).state();
-            let next = state.next.as_mut().and_then(VecDeque::pop_front);
-            state.is_planned = false;
-            state.is_fetched = None;
-            match next {
-                Some(next) => {
-                    state.way = next;
-                    return Ok(());
-                }
-                None => std::mem::take(&mut state.tried),
-            }
-        };
-        Err(chain.missing_blob(&chain.layers()[index], tried).await)
     }
 
     /// Removes what is not needed after the job. What was fetched in part goes with the lease.
@@ -354,35 +397,44 @@ impl Supply {
     }
 
     fn add_tried(&self, index: usize, source: &'static str, error: Error) {
-        tracing::debug!(
-            source,
-            index,
-            error = error_chain(&error),
-            "no layer from this source"
-        );
-        self.layer(index)
-            .state()
-            .tried
-            .push(Tried::new(source, error));
+        let reason = error_chain(&error);
+        tracing::debug!(source, index, reason, "no layer from this source");
+        let mut state = self.layer(index).state();
+        state.tried.push(Tried::new(source, error));
     }
+}
+
+/// Returns the candidates for the content of a layer, in order. `exists` is whether its blob exists, if
+/// that is known.
+fn candidates(chain: &Chain, exists: Option<bool>) -> VecDeque<Candidate> {
+    let replaces_copies = chain.job.spec.replace_copies;
+    let is_allowed =
+        |source: &&Source| !(replaces_copies && matches!(source, Source::Sibling { .. }));
+    let is_first = |source: &&Source| {
+        exists == Some(true) && matches!(source, Source::Sibling { always: true })
+    };
+    let sources = chain.backend.sources.iter().filter(is_allowed);
+    let (first, others): (Vec<_>, Vec<_>) = sources.partition(is_first);
+    let candidates = |sources: Vec<&Source>| {
+        let sources = sources.into_iter().cloned();
+        sources.map(Candidate::Source).collect::<Vec<_>>()
+    };
+    let blob = exists.unwrap_or(true).then_some(Candidate::Blob);
+    let all = candidates(first).into_iter().chain(blob);
+    all.chain(candidates(others)).collect()
 }
 
 impl LayerSupply {
     fn state(&self) -> MutexGuard<'_, LayerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn set_ready(&self) {
-        // Set once.
-        let _ = self.ready.set(());
-    }
 }
 
 impl LayerState {
     fn copy(&self) -> Option<LayerCopy> {
         match &self.way {
-            Way::Copy(copy) => Some(copy.clone()),
-            Way::Blob | Way::Fetch(_) => None,
+            Some(Way::Copy(copy)) => Some(copy.clone()),
+            Some(Way::Blob | Way::Fetch(_)) | None => None,
         }
     }
 }

@@ -7,15 +7,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{
-    BlobSource, ByteStream, Digest, Error, Kind, Labels, MissingBlob, Result, Scope,
+    Applied, Applier, ApplyMonitor, Batch, BatchApplier, BlobSource, ByteStream, Descriptor,
+    Digest, Error, Kind, Labels, MissingBlob, Mount, Platform, Result, Scope, error_chain,
+    in_batch, read_verified,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,
@@ -192,8 +195,11 @@ async fn an_error_names_each_source_and_its_reason() {
     assert_eq!(error.kind(), Kind::NotFound);
 }
 
-/// A source whose bytes come one by one, every 25 s, for images of `evil.io`.
-struct Slow(Arc<Memory>);
+/// A source whose pieces come at these intervals, for images of `evil.io`.
+struct Slow(Arc<Memory>, Duration);
+
+/// Too slow to be unpacked meanwhile.
+const SLOW: Duration = Duration::from_secs(25);
 
 #[async_trait]
 impl BlobSource for Slow {
@@ -203,11 +209,11 @@ impl BlobSource for Slow {
 
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
         let is_slow = blob.reference.as_deref() == Some("evil.io/web:1");
-        let stream = self.0.open(blob, offset).await?;
+        let (stream, pause) = (self.0.open(blob, offset).await?, self.1);
         Ok(stream
             .then(move |piece| async move {
                 if is_slow {
-                    tokio::time::sleep(Duration::from_secs(25)).await;
+                    tokio::time::sleep(pause).await;
                 }
                 piece
             })
@@ -215,8 +221,8 @@ impl BlobSource for Slow {
     }
 }
 
-/// The same large layer in the images of two tenants.
-fn shared_layer() -> (Simulated, Engine, MissingBlob, Vec<u8>) {
+/// The same large layer in the images of two tenants, and the source that has it.
+fn shared_layer() -> (Simulated, Arc<Memory>) {
     let backend = Simulated::new();
     for snapshotter in ["erofs", "native", "nydus"] {
         backend.add_snapshotter(snapshotter, Behaviour::Ordinary);
@@ -225,30 +231,47 @@ fn shared_layer() -> (Simulated, Engine, MissingBlob, Vec<u8>) {
     for name in ["evil.io/web:1", "docker.io/library/web:1"] {
         backend.add_image(NAMESPACE, name, &image);
     }
-    let descriptor = image.layers[0].descriptor.clone();
-    backend.remove_blob(NAMESPACE, &descriptor.digest);
-    let bytes = image.blob(&descriptor.digest).unwrap().to_vec();
-    let source = Arc::new(Memory::default());
-    let mut blobs = source.blobs.lock().unwrap();
-    blobs.insert(descriptor.digest.clone(), bytes.clone());
-    drop(blobs);
-    let mut settings = EngineSettings::default();
-    settings.sources = vec![Source::Blobs(Arc::new(Slow(source)))];
-    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let digest = &image.layers[0].descriptor.digest;
+    backend.remove_blob(NAMESPACE, digest);
+    let bytes = image.blob(digest).unwrap().to_vec();
+    let source = Memory::default();
+    source.blobs.lock().unwrap().insert(digest.clone(), bytes);
+    (backend, Arc::new(source))
+}
+
+/// An engine with a shared layer, whose source is slow for `evil.io`.
+fn slow_engine() -> (Simulated, Engine, MissingBlob, Vec<u8>) {
+    let (backend, source) = shared_layer();
+    let (digest, bytes) = source
+        .blobs
+        .lock()
+        .unwrap()
+        .first_key_value()
+        .map(|(digest, bytes)| (digest.clone(), bytes.clone()))
+        .unwrap();
     let blob = MissingBlob {
-        descriptor,
+        descriptor: Descriptor {
+            media_type: String::new(),
+            digest,
+            size: bytes.len() as u64,
+            annotations: BTreeMap::new(),
+            platform: None,
+        },
         reference: None,
         repositories: BTreeMap::new(),
         urls: Vec::new(),
         pods: Default::default(),
     };
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(Arc::new(Slow(source, SLOW)))];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
     (backend, engine, blob, bytes)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_registry_does_not_block_others_for_long() {
     for snapshotter in ["erofs", "native"] {
-        let (_, engine, _, _) = shared_layer();
+        let (_, engine, _, _) = slow_engine();
         let slow = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
         tokio::time::sleep(Duration::from_secs(30)).await;
         let other = engine.unpack(Request::new("docker.io/library/web:1").on(snapshotter));
@@ -262,7 +285,7 @@ async fn a_slow_registry_does_not_block_others_for_long() {
 #[tokio::test(start_paused = true)]
 async fn a_job_never_removes_the_ingest_of_a_pull() {
     for cancels in [true, false] {
-        let (backend, engine, blob, bytes) = shared_layer();
+        let (backend, engine, blob, bytes) = slow_engine();
         let (scope, writer) = (Scope::new(NAMESPACE), backend.ports().writer);
         let name = format!("layer-{}", blob.descriptor.digest);
         let pull = writer.ingest(&scope, &name, &blob.descriptor).await;
@@ -286,7 +309,7 @@ async fn a_job_never_removes_the_ingest_of_a_pull() {
 #[tokio::test(start_paused = true)]
 async fn what_a_cancelled_job_fetched_goes_with_its_lease() {
     for snapshotter in ["erofs", "nydus"] {
-        let (backend, engine, _, _) = shared_layer();
+        let (backend, engine, _, _) = slow_engine();
         let job = engine.unpack(Request::new("evil.io/web:1").on(snapshotter));
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(backend.ingests(NAMESPACE).len(), 1, "{snapshotter}");
@@ -299,7 +322,7 @@ async fn what_a_cancelled_job_fetched_goes_with_its_lease() {
 
 #[tokio::test(start_paused = true)]
 async fn wrong_bytes_of_another_client_are_fetched_again() {
-    let (backend, engine, blob, bytes) = shared_layer();
+    let (backend, engine, blob, bytes) = slow_engine();
     let (scope, writer) = (Scope::new(NAMESPACE), backend.ports().writer);
     let name = format!("layer-{}", blob.descriptor.digest);
     let other = writer.ingest(&scope, &name, &blob.descriptor).await;
@@ -339,5 +362,216 @@ async fn the_credentials_of_each_pod_that_waits_are_tried() {
     });
     for job in jobs {
         job.await.unwrap();
+    }
+}
+
+/// An applier that writes layers from bytes that are being fetched.
+struct Incoming {
+    inner: Arc<dyn Applier>,
+    /// The layers whose bytes were read to their end.
+    read: Arc<Mutex<Vec<usize>>>,
+}
+
+struct IncomingBatch {
+    inner: Arc<dyn BatchApplier>,
+    monitor: Arc<dyn ApplyMonitor>,
+    read: Arc<Mutex<Vec<usize>>>,
+}
+
+#[async_trait]
+impl Applier for Incoming {
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        self.inner.apply(scope, layer, mounts, sync_fs).await
+    }
+
+    fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
+        Some(Arc::new(IncomingBatch {
+            inner: in_batch(&self.inner, batch.clone()),
+            monitor: Arc::clone(&batch.monitor),
+            read: Arc::clone(&self.read),
+        }))
+    }
+}
+
+#[async_trait]
+impl BatchApplier for IncomingBatch {
+    async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied> {
+        {
+            let _permit = self.monitor.admit(index).await;
+            if let Some(mut incoming) = self.monitor.incoming(index) {
+                while let Some(piece) = incoming.next().await {
+                    piece?;
+                }
+                self.read.lock().unwrap().push(index);
+            }
+        }
+        self.inner.apply(scope, index, mounts).await
+    }
+
+    async fn end(&self) {
+        self.inner.end().await;
+    }
+}
+
+fn incoming_engine(
+    backend: &Simulated,
+    source: Arc<dyn BlobSource>,
+) -> (Engine, Arc<Mutex<Vec<usize>>>) {
+    let mut ports = backend.ports();
+    let read = Arc::<Mutex<Vec<usize>>>::default();
+    ports.applier = Arc::new(Incoming {
+        inner: ports.applier,
+        read: Arc::clone(&read),
+    });
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(source)];
+    let engine = Engine::new(ports, NAMESPACE, settings).unwrap();
+    (engine, read)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_is_written_from_the_bytes_that_are_fetched() {
+    let (backend, source) = shared_layer();
+    let source = Slow(source, Duration::from_millis(1));
+    let (engine, read) = incoming_engine(&backend, Arc::new(source));
+    let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
+    assert_eq!(job.await.unwrap().count(LayerOutcome::Applied), 1);
+    assert_eq!(*read.lock().unwrap(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_of_wrong_bytes_is_not_committed() {
+    let (backend, source, image) = discarded(&[0]);
+    let digest = &image.layers[0].descriptor.digest;
+    let mut wrong = image.blob(digest).unwrap().to_vec();
+    wrong[3] ^= 1;
+    source.blobs.lock().unwrap().insert(digest.clone(), wrong);
+    let (engine, read) = incoming_engine(&backend, source);
+    let error = engine.unpack(Request::new("web:1").on("erofs")).await;
+    let UnpackError::MissingBlob { tried, .. } = error.unwrap_err() else {
+        panic!("another error");
+    };
+    assert_eq!(tried[0].error.kind(), Kind::DataLoss);
+    assert_eq!(*read.lock().unwrap(), [0]);
+    assert_eq!(backend.snapshots(NAMESPACE, "erofs"), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_bytes_are_unpacked_when_all_are_there() {
+    let (backend, source) = shared_layer();
+    let source = Slow(source, Duration::from_millis(10));
+    let (engine, read) = incoming_engine(&backend, Arc::new(source));
+    let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
+    assert_eq!(job.await.unwrap().count(LayerOutcome::Applied), 1);
+    assert!(read.lock().unwrap().is_empty());
+}
+
+/// A source of two servers, the first of which has wrong bytes.
+struct Mirrored {
+    good: Memory,
+    wrong: Memory,
+    is_rejected: AtomicBool,
+}
+
+#[async_trait]
+impl BlobSource for Mirrored {
+    fn name(&self) -> &'static str {
+        "mirrored"
+    }
+
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
+        match self.is_rejected.load(Ordering::Relaxed) {
+            true => self.good.open(blob, offset).await,
+            false => self.wrong.open(blob, offset).await,
+        }
+    }
+
+    fn reject(&self, _: &MissingBlob) -> bool {
+        !self.is_rejected.swap(true, Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_bytes_of_a_mirror_are_fetched_from_elsewhere() {
+    let (backend, good, image) = discarded(&[1]);
+    let digest = &image.layers[1].descriptor.digest;
+    let wrong = Memory::default();
+    let bytes = vec![b'?'; image.blob(digest).unwrap().len()];
+    wrong.blobs.lock().unwrap().insert(digest.clone(), bytes);
+    let source = Mirrored {
+        good: Arc::into_inner(good).unwrap(),
+        wrong,
+        is_rejected: AtomicBool::new(false),
+    };
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(Arc::new(source))];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let report = engine.unpack(Request::new("web:1").on("erofs")).await;
+    assert_eq!(report.unwrap().count(LayerOutcome::Applied), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_documents_are_fetched_and_kept() {
+    let name = "docker.io/library/index:1";
+    for missing in [&[0][..], &[1], &[2], &[0, 1, 2]] {
+        let (backend, source, image) = discarded(&[]);
+        backend.remove_image(NAMESPACE, "docker.io/library/web:1");
+        backend.add_index(NAMESPACE, name, &[(Platform::host(), image.clone())]);
+        let (ports, scope) = (backend.ports(), Scope::new(NAMESPACE));
+        let index = ports.images.get(&scope, name).await.unwrap().target;
+        let documents = [&index, &image.manifest, &image.config];
+        for document in missing.iter().map(|at| documents[*at]) {
+            let stream = ports.content.open(&scope, &document.digest).await.unwrap();
+            let bytes: Vec<Bytes> = stream.try_collect().await.unwrap();
+            let mut blobs = source.blobs.lock().unwrap();
+            blobs.insert(document.digest.clone(), bytes.concat());
+            backend.remove_blob(NAMESPACE, &document.digest);
+        }
+        let engine = engine(&backend, &source);
+        engine.unpack(Request::new(name).on("erofs")).await.unwrap();
+        assert_eq!(source.opened().len(), missing.len());
+        backend.collect_garbage();
+        let plan = engine.plan(&Request::new(name)).await.unwrap();
+        assert!(engine.is_ready(&plan, "erofs").await.unwrap());
+        assert!(backend.has_blob(NAMESPACE, &image.layers[0].descriptor.digest));
+        assert!(backend.leases(NAMESPACE).is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_a_missing_document_names_each_source() {
+    let (backend, source, image) = discarded(&[]);
+    let mut wrong = image.blob(&image.config.digest).unwrap().to_vec();
+    wrong[0] ^= 1;
+    backend.remove_blob(NAMESPACE, &image.config.digest);
+    for (bytes, reason) in [
+        (None, "it is not in memory"),
+        (Some(wrong), "its bytes have the digest"),
+        (Some(vec![b' '; 1 << 20]), "it has more than"),
+    ] {
+        let digest = image.config.digest.clone();
+        source
+            .blobs
+            .lock()
+            .unwrap()
+            .extend(bytes.map(|bytes| (digest.clone(), bytes)));
+        let error = engine(&backend, &source).unpack(Request::new("web:1").on("erofs"));
+        let error = error.await.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound);
+        let text = error_chain(&error);
+        for part in [
+            "not in the content store; memory: ",
+            reason,
+            digest.as_str(),
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(backend.leases(NAMESPACE).is_empty());
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use resnap_core::{BlobSource, Kind, media_type};
 
 use crate::bed::{BLOB, Bed, missing, target};
@@ -268,4 +268,29 @@ async fn dropping_ends_the_waits() {
     assert!(waiting.await.is_err());
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_rejected_mirror_is_asked_last() {
+    let wrong = [b'?'; BLOB.len()];
+    for end in [End::Stall(5), End::Complete] {
+        let last = end.clone();
+        let mirror = Server::start(move |_, _| Reply::new(200, wrong).end(last.clone())).await;
+        let server = Server::start(|request, _| Reply::range(request, BLOB)).await;
+        let bed = Bed::new();
+        let (server, mirror) = (&server.address, &mirror.address);
+        let mirrors = format!("server = 'http://{server}'\n[host.'http://{mirror}']");
+        bed.hosts("up.stream", &mirrors);
+        let (blob, source) = (missing("up.stream"), bed.source());
+        let fetch = async || {
+            let stream = source.open(&blob, 0).await?;
+            stream.try_collect::<Vec<_>>().await
+        };
+        let first = fetch().await.map(|pieces| pieces.concat());
+        assert_ne!(first.ok().as_deref(), Some(BLOB), "{end:?}");
+        assert!(source.reject(&blob));
+        assert_eq!(fetch().await.unwrap().concat(), BLOB, "{end:?}");
+        assert!(source.reject(&blob));
+        assert!(!source.reject(&blob), "both were rejected");
+    }
 }

@@ -130,6 +130,9 @@ fn general(config: &Config) -> Vec<Row> {
         Row::of("sources.sibling", &config.sibling, |word| {
             Some(word.as_str().to_owned())
         }),
+        Row::of("sources.keep_fetched", &config.keep_fetched, |word| {
+            Some(word.as_str().to_owned())
+        }),
         Row::of("sources.archives", &config.archives, |paths| {
             Some(paths.iter().filter_map(path).collect::<Vec<_>>().join(", "))
         }),

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, anyhow};
 use resnap_applier::Differ;
 use resnap_core::{LabelRequirement, LabeledLayers, Profile, Volumes};
 use resnap_cri_proxy::{Unlabelled, When};
-use resnap_unpacker::Configuration;
+use resnap_unpacker::{Configuration, KeepFetched};
 use serde::Deserialize;
 
 use crate::warm::Floor;
@@ -104,6 +104,36 @@ pub(super) struct SourcesSection {
     pub(super) order: Option<Vec<SourceName>>,
     pub(super) sibling: Option<SiblingWord>,
     pub(super) archives: Option<Vec<PathBuf>>,
+    pub(super) keep_fetched: Option<KeepWord>,
+}
+
+/// Whether blobs that were fetched are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KeepWord {
+    Auto,
+    Always,
+    Never,
+}
+
+impl KeepWord {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl From<KeepWord> for KeepFetched {
+    fn from(word: KeepWord) -> Self {
+        match word {
+            KeepWord::Auto => Self::Auto,
+            KeepWord::Always => Self::Always,
+            KeepWord::Never => Self::Never,
+        }
+    }
 }
 
 /// The name of a source.
