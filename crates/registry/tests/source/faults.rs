@@ -274,8 +274,8 @@ async fn dropping_ends_the_waits() {
 async fn a_rejected_mirror_is_asked_last() {
     let wrong = [b'?'; BLOB.len()];
     for end in [End::Stall(5), End::Complete] {
-        let last = end.clone();
-        let mirror = Server::start(move |_, _| Reply::new(200, wrong).end(last.clone())).await;
+        let last = end;
+        let mirror = Server::start(move |_, _| Reply::new(200, wrong).end(last)).await;
         let server = Server::start(|request, _| Reply::range(request, BLOB)).await;
         let bed = Bed::new();
         let (server, mirror) = (&server.address, &mirror.address);
