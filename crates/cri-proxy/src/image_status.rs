@@ -4,19 +4,20 @@
 //! ImageStatus: an image that cannot be made ready for want of credentials is reported as absent, so that
 //! kubelet pulls it with its own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use resnap_core::{EnsureRequest, NotReady, error_chain};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::deadline::Deadline;
 use crate::grpc::Status;
 use crate::messages::{ClientImageSpec, ImageStatusRequest, ImageStatusResponse};
-use crate::observe::ProxyEvent;
 use crate::pods::{self, Pod};
 use crate::pull_memory::{AbsenceQuestion, MAX_NAME};
 use crate::settings::When;
-use crate::state::ClientContext;
+use crate::state::{ClientContext, ProxyState};
 use crate::steering::snapshotter;
 
 /// The time in which it must turn out that an image is to be reported as absent.
@@ -51,19 +52,15 @@ pub(crate) async fn is_absent(
         }
         Err(_) => return false,
     };
-    if let Some(known) = client.state.pull_memory.decision(&question) {
+    let memory = &client.state.pull_memory;
+    if let Some(known) = memory.decision(&question) {
         return known;
     }
     let decided = timeout_at(limit, decide(client, &question)).await;
-    let is_absent = decided.unwrap_or(false);
-    client
-        .state
-        .pull_memory
-        .record_decision(question, is_absent);
-    if is_absent {
-        client.state.on_event(&ProxyEvent::ReportedAbsent);
+    if decided.is_ok() || memory.decision(&question).is_none() {
+        memory.record_decision(question, decided == Ok(true));
     }
-    is_absent
+    decided == Ok(true)
 }
 
 /// Finds out for whom an image is wanted; `None` if it need not be made ready, or the pod is ambiguous.
@@ -85,6 +82,7 @@ async fn question(
         image: spec.image.clone(),
         snapshotter,
         pod: pod.name,
+        pick: handlers.pick,
     }))
 }
 
@@ -115,30 +113,41 @@ async fn decide(client: &ClientContext, question: &AbsenceQuestion) -> bool {
             return false;
         }
     }
-    let (service, asked) = (client.state.service.clone(), question.clone());
-    let pick = match client.state.discovery.handlers(&client.backend).await {
-        Ok(handlers) => handlers.pick,
-        Err(_) => return false,
-    };
-    let ensured = client.service_runtime.run(async move {
-        let request = EnsureRequest {
-            image: &asked.image,
-            reference: None,
-            snapshotter: &asked.snapshotter,
-            repair: false,
-            pod: asked.pod.as_deref(),
-            pick,
-        };
-        service.ensure(request, &|_| {}).await
-    });
-    let Ok(Err(NotReady::Denied(error))) = ensured.await else {
+    let Ok(permit) = Arc::clone(&client.state.background).try_acquire_owned() else {
         return false;
     };
+    // An answer that comes too late is there for the next request.
+    let (state, asked) = (Arc::clone(&client.state), question.clone());
+    let (send, answer) = oneshot::channel();
+    client.service_runtime.spawn(async move {
+        let is_denied = is_denied(&state, &asked).await;
+        state.pull_memory.record_decision(asked, is_denied);
+        // The receiver may have gone.
+        let _ = send.send(is_denied);
+        drop(permit);
+    });
+    answer.await.unwrap_or(false)
+}
+
+/// Tries to make an image ready. Returns whether credentials are what is missing.
+async fn is_denied(state: &ProxyState, question: &AbsenceQuestion) -> bool {
     let AbsenceQuestion {
         image,
         snapshotter,
         pod,
+        pick,
     } = question;
+    let request = EnsureRequest {
+        image,
+        reference: None,
+        snapshotter,
+        repair: false,
+        pod: pod.as_deref(),
+        pick: *pick,
+    };
+    let Err(NotReady::Denied(error)) = state.service.ensure(request, &|_| {}).await else {
+        return false;
+    };
     let error = error_chain(&error);
     tracing::info!(
         image,

@@ -188,6 +188,7 @@ async fn inspect_image_status<'a>(
     if let Some(request) = decode(&bytes)
         && image_status::is_absent(client, request, deadline).await
     {
+        client.state.on_event(&ProxyEvent::ReportedAbsent);
         return Ok(Inspection::Answer(encode(&ImageStatusResponse::default())?));
     }
     let first = FirstBytes::whole(vec![bytes]);

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use resnap_core::ManifestPreference;
+
 use crate::expiring::ExpiringMap;
 
 /// The longest name of an image that is looked at. Image names have at most 255 bytes, and a digest.
@@ -26,6 +28,7 @@ pub(crate) struct AbsenceQuestion {
     pub(crate) image: String,
     pub(crate) snapshotter: String,
     pub(crate) pod: Option<String>,
+    pub(crate) pick: ManifestPreference,
 }
 
 /// The recent pulls and decisions.

@@ -34,7 +34,7 @@ pub(crate) struct ProxyState {
     pub(crate) pulls: Arc<Pulls>,
     pub(crate) pull_memory: PullMemory,
     pub(crate) kubelet_records: KubeletRecords,
-    /// The unused places for work after pulls.
+    /// The unused places of [`MAX_BACKGROUND`].
     pub(crate) background: Arc<Semaphore>,
     pub(crate) observer: Option<Arc<dyn ProxyObserver>>,
     pub(crate) client_thread: ClientThread,

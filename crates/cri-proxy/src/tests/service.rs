@@ -20,6 +20,8 @@ pub(super) enum Answer {
     NotReady(NotReady),
     /// Ready after this time.
     After(Duration),
+    /// Denied after this time.
+    DeniedAfter(Duration),
     /// Reports progress, and never ends.
     Progress(EnsureProgress),
 }
@@ -101,6 +103,11 @@ impl UnpackService for Service {
             Some(Answer::After(time)) => {
                 tokio::time::sleep(time).await;
                 Ok(())
+            }
+            Some(Answer::DeniedAfter(time)) => {
+                tokio::time::sleep(time).await;
+                let error = Error::new(Kind::NotFound, "unpack", request.image);
+                Err(NotReady::Denied(error))
             }
             Some(Answer::Progress(progress)) => {
                 on_progress(progress);
