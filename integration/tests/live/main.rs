@@ -25,6 +25,7 @@ mod errors;
 mod examples;
 mod features;
 mod hostile;
+mod kubelet;
 mod metrics;
 mod misbehaving;
 mod missing;
@@ -37,6 +38,7 @@ mod proxy;
 mod repair;
 mod served;
 mod sockets;
+mod steering;
 mod suite;
 mod systemd;
 mod tap;
@@ -85,6 +87,7 @@ fn tests() -> Vec<Test> {
         misbehaving::TESTS,
         missing::TESTS,
         sockets::TESTS,
+        steering::TESTS,
         systemd::TESTS,
         tap::TESTS,
         tap::through::TESTS,

@@ -46,7 +46,7 @@ fn discarded(node: &Node, image: &Built) -> Result<()> {
     discard(node, image)
 }
 
-fn discard(node: &Node, image: &Built) -> Result<()> {
+pub(crate) fn discard(node: &Node, image: &Built) -> Result<()> {
     for layer in &image.layers {
         // An image may have a layer twice.
         let _ = node.ctr(&["content", "rm", &layer.digest]);
@@ -102,7 +102,7 @@ fn assert_outcome(report: &Value, outcome: &str) -> Result<()> {
     Ok(())
 }
 
-const NO_SIBLING: &str = "sources.sibling = \"never\"\n";
+pub(crate) const NO_SIBLING: &str = "sources.sibling = \"never\"\n";
 
 fn from_archive(node: &Node, config: &str, image: &Built) -> Result<()> {
     discarded(node, image)?;
@@ -209,7 +209,7 @@ fn copied_layers_are_replaced_by_a_repair(node: &Node) -> Result<()> {
 }
 
 /// Pushes the image to the registry, and returns it with its reference there.
-fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str) -> Result<Built> {
+pub(crate) fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str) -> Result<Built> {
     let mut pushed = image.clone();
     pushed.reference = registry.reference(name);
     let other = node.in_new_namespace();
@@ -227,7 +227,7 @@ fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str) -> Result
 }
 
 /// Returns the digests of the blobs that were read from the registry since `before` requests.
-fn fetched(registry: &Registry, before: usize) -> Result<BTreeSet<String>> {
+pub(crate) fn fetched(registry: &Registry, before: usize) -> Result<BTreeSet<String>> {
     let requests = registry.requests()?;
     let blobs = requests[before..].iter().filter_map(|(request, status)| {
         let blob = request.strip_prefix("GET ")?.rsplit_once("/blobs/")?.1;
@@ -236,7 +236,7 @@ fn fetched(registry: &Registry, before: usize) -> Result<BTreeSet<String>> {
     Ok(blobs.collect())
 }
 
-fn layers(image: &Built) -> BTreeSet<String> {
+pub(crate) fn layers(image: &Built) -> BTreeSet<String> {
     let layers = image.layers.iter();
     layers.map(|layer| layer.digest.clone()).collect()
 }
