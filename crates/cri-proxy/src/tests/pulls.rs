@@ -8,6 +8,7 @@ use std::fs;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use resnap_core::{Error, Kind, NotReady};
 
 use super::containerd::IMAGE_ID;
@@ -79,7 +80,10 @@ fn node(service: Service, version: &'static str, settings: ProxySettings) -> Nod
 /// A service for which the image is ready on these snapshotters.
 fn ready_on(ready: &[(&'static str, bool)]) -> Service {
     let service = Service::answering((0..9).map(|_| Answer::Ready));
-    *service.ready.lock().unwrap() = ready.iter().copied().collect();
+    let ready = ready
+        .iter()
+        .map(|&(snapshotter, is_ready)| (snapshotter, vec![is_ready]));
+    *service.ready.lock().unwrap() = ready.collect();
     service
 }
 
@@ -202,6 +206,37 @@ async fn a_handler_that_containerd_ignores_is_not_steered_to_again() {
         ("some:1", "erofs")
     );
     assert_eq!(pulled(&node, &sent).await, sent);
+}
+
+#[tokio::test]
+async fn a_name_that_has_got_another_image_is_made_ready_on_the_default_snapshotter_too() {
+    let service = ready_on(&SAFE);
+    let states = [
+        ("overlayfs", vec![true, false]),
+        ("erofs", vec![false, true]),
+    ];
+    *service.ready.lock().unwrap() = states.into();
+    let node = node(service, "2.2.2", ProxySettings::default());
+    let sent = encode(&pull_for("a")).unwrap();
+    assert_ne!(pulled(&node, &sent).await, sent);
+    node.asked(1).await;
+    assert_eq!(node.service.asked()[0].snapshotter, "overlayfs");
+}
+
+#[tokio::test]
+async fn a_pull_whose_headers_state_its_length_is_not_steered() {
+    let node = node(ready_on(&SAFE), "2.2.2", ProxySettings::default());
+    let sent = encode(&pull_for("a")).unwrap();
+    let request = Request::post(format!("http://localhost{PULL_IMAGE}"))
+        .header("content-type", "application/grpc")
+        .header("content-length", sent.len());
+    let mut client = node.client().await.ready().await.unwrap();
+    let (response, mut to) = client
+        .send_request(request.body(()).unwrap(), false)
+        .unwrap();
+    to.send_data(sent.clone(), true).unwrap();
+    answered(response).await.unwrap();
+    assert_eq!(*node.containerd.pulls.lock().unwrap(), [sent.to_vec()]);
 }
 
 #[tokio::test]

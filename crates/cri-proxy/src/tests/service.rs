@@ -43,8 +43,8 @@ pub(super) struct Service {
     pub(super) changed: Notify,
     /// If set, `ensure` blocks its thread at it, as planning may.
     pub(super) planning: Option<Barrier>,
-    /// Whether images are ready on the snapshotters of these names.
-    pub(super) ready: Mutex<BTreeMap<&'static str, bool>>,
+    /// Whether images are ready on the snapshotters of these names: at the next looks, the last for ever.
+    pub(super) ready: Mutex<BTreeMap<&'static str, Vec<bool>>>,
     /// Whether the files of all images are in guests only.
     pub(super) is_remote: bool,
 }
@@ -126,8 +126,12 @@ impl UnpackService for Service {
         snapshotter: &str,
         _pick: ManifestPreference,
     ) -> Result<bool, NotReady> {
-        let ready = self.ready.lock().unwrap().get(snapshotter).copied();
-        ready.ok_or(NotReady::Unknown)
+        let mut ready = self.ready.lock().unwrap();
+        match ready.get_mut(snapshotter).map(Vec::as_mut_slice) {
+            Some([last]) => Ok(*last),
+            Some([_, ..]) => Ok(ready.get_mut(snapshotter).unwrap().remove(0)),
+            _ => Err(NotReady::Unknown),
+        }
     }
 
     async fn is_remote(&self, _image: &str, _snapshotter: &str) -> Result<bool, NotReady> {
