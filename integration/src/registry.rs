@@ -13,11 +13,18 @@ use anyhow::{Context, Result, bail};
 
 use crate::debian::Dist;
 
-/// The user and password of a private registry.
-pub const CREDENTIALS: (&str, &str) = ("user", "secret");
+mod faulty;
+
+pub use faulty::{Fault, FaultyHost};
+
+/// The user and password of a private registry. Nothing else has this password.
+pub const CREDENTIALS: (&str, &str) = ("user", "resnap-live-4711-only");
 
 /// The credentials as `htpasswd -B` writes them.
-const HTPASSWD: &str = "user:$2b$04$wcXgpF7/3i9RGSIZHj4eUeC7celYNOtEJ0JiSCo9djDI3FqmmgYOe\n";
+const HTPASSWD: &str = "user:$2b$04$Y7rdkUB9qK2rkQKiELjLq.BSKyhqwwv1g7lrrYUBYG1GBRNm9xta2\n";
+
+/// The file with the certificate of a registry with TLS, which signs itself.
+const CERTIFICATE: &str = "certificate.pem";
 
 /// The file with the registry's access log.
 const LOG: &str = "access.log";
@@ -33,27 +40,49 @@ pub struct Registry {
     dir: PathBuf,
 }
 
+/// The form of a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Open,
+    Private,
+    Tls,
+}
+
 impl Registry {
     /// Starts one that keeps its blobs in `dir`, which is made.
     pub fn start(dist: &Dist, dir: &Path) -> Result<Self> {
-        Self::start_with(dist, dir, false)
+        Self::start_with(dist, dir, Form::Open)
     }
 
     /// Starts one that serves [`CREDENTIALS`] only.
     pub fn start_private(dist: &Dist, dir: &Path) -> Result<Self> {
-        Self::start_with(dist, dir, true)
+        Self::start_with(dist, dir, Form::Private)
     }
 
-    fn start_with(dist: &Dist, dir: &Path, is_private: bool) -> Result<Self> {
+    /// Starts one with TLS, by the authority in [`Registry::authority`].
+    pub fn start_tls(dist: &Dist, dir: &Path) -> Result<Self> {
+        Self::start_with(dist, dir, Form::Tls)
+    }
+
+    /// Returns the path of the certificate that a client of [`Registry::start_tls`] trusts.
+    pub fn authority(&self) -> PathBuf {
+        self.dir.join(CERTIFICATE)
+    }
+
+    fn start_with(dist: &Dist, dir: &Path, form: Form) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("create {dir:?}"))?;
         // Free now, and nobody else on this loopback device looks for one.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let config = dir.join("config.yml");
         let mut text = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"}}\n",
-            dir.join("data").display()
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{address}\"{}}}\n",
+            dir.join("data").display(),
+            match form {
+                Form::Open | Form::Private => String::new(),
+                Form::Tls => tls(dir)?,
+            }
         );
-        if is_private {
+        if form == Form::Private {
             let passwords = dir.join("htpasswd");
             fs::write(&passwords, HTPASSWD)?;
             text += &format!(
@@ -88,6 +117,11 @@ impl Registry {
         Ok(this)
     }
 
+    /// Returns the address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Returns the requests so far, such as `GET /v2/web/blobs/sha256:…`, with the status of each.
     pub fn requests(&self) -> Result<Vec<(String, u16)>> {
         let log = fs::read_to_string(self.dir.join(LOG))?;
@@ -109,6 +143,17 @@ impl Registry {
     pub fn reference(&self, name: &str) -> String {
         format!("localhost:{}/{name}", self.address.port())
     }
+}
+
+/// Makes the certificate of a registry on this machine, and returns the setting that names it.
+fn tls(dir: &Path) -> Result<String> {
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names)?;
+    let (certificate, key) = (dir.join(CERTIFICATE), dir.join("key.pem"));
+    fs::write(&certificate, made.cert.pem())?;
+    fs::write(&key, made.signing_key.serialize_pem())?;
+    let (certificate, key) = (certificate.display(), key.display());
+    Ok(format!(", tls: {{certificate: {certificate}, key: {key}}}"))
 }
 
 impl Drop for Registry {

@@ -67,6 +67,8 @@ pub(crate) struct Config {
     pub(crate) sources: Setting<Vec<SourceName>>,
     pub(crate) sibling: Setting<SiblingWord>,
     pub(crate) keep_fetched: Setting<KeepWord>,
+    /// The directories with the configurations of registries.
+    pub(crate) hosts_dir: Setting<Vec<PathBuf>>,
     /// Archives and OCI layouts, and directories of them.
     pub(crate) archives: Setting<Vec<PathBuf>>,
     /// The names of the profiles that the file changes.
@@ -159,6 +161,10 @@ impl Config {
             ),
             sibling: Setting::of_file(file.sources.sibling, SiblingWord::WhenMissing),
             keep_fetched: Setting::of_file(file.sources.keep_fetched, KeepWord::Auto),
+            hosts_dir: Setting::of_file(
+                file.sources.hosts_dir,
+                resnap_registry::Settings::default().host_directories,
+            ),
             archives: Setting::of_file(file.sources.archives, vec![ARCHIVES.into()]),
             changed_profiles,
         })

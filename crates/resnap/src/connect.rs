@@ -61,7 +61,11 @@ fn sources(config: &Config, credentials: &PullCredentials) -> Vec<Source> {
             Some(Source::Blobs(Arc::new(source)))
         }
         SourceName::Registry => {
-            let source = RegistrySource::new(RegistrySettings::default(), credentials.clone());
+            let settings = RegistrySettings {
+                host_directories: config.hosts_dir.value.clone(),
+                ..RegistrySettings::default()
+            };
+            let source = RegistrySource::new(settings, credentials.clone());
             Some(Source::Blobs(Arc::new(source)))
         }
         SourceName::Sibling => match config.sibling.value {

@@ -20,6 +20,7 @@ mod timeline;
 mod traces;
 mod warm;
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use args::{Arguments, Command, ConfigCommand};
@@ -34,6 +35,11 @@ use daemon::Sockets;
 use exit_status::ExitStatus;
 use logging::LogFormat;
 use output::Output;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Zeroes memory that is freed. The credentials of pulls pass through buffers of libraries.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     let matches = Arguments::command().get_matches();

@@ -18,7 +18,7 @@ use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer}
 use resnap_core::{
     Applied, Applier, ApplyMonitor, Batch, BatchApplier, BlobSource, ByteStream, Descriptor,
     Digest, Error, Kind, Labels, MissingBlob, Mount, Platform, Result, Scope, error_chain,
-    in_batch, read_verified,
+    in_batch,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,

@@ -35,6 +35,7 @@ mod policy;
 mod poll;
 mod prewarm;
 mod proxy;
+mod registry;
 mod repair;
 mod served;
 mod sockets;
@@ -86,6 +87,7 @@ fn tests() -> Vec<Test> {
         repair::TESTS,
         misbehaving::TESTS,
         missing::TESTS,
+        registry::TESTS,
         sockets::TESTS,
         steering::TESTS,
         systemd::TESTS,

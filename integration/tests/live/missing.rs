@@ -36,6 +36,7 @@ live_tests! {
     Containerd: missing_layers_of_a_private_registry_are_refused,
     ErofsHandler: missing_layers_of_pods_are_copied,
     ErofsHandler: missing_layers_of_pods_are_fetched,
+    ErofsHandler: missing_layers_of_pods_come_from_an_archive,
     NydusHandler: missing_layers_of_pods_on_nydus_are_not_needed,
     ErofsHandler: missing_layers_are_fetched_with_the_credentials_of_the_pod,
 }
@@ -55,7 +56,7 @@ pub(crate) fn discard(node: &Node, image: &Built) -> Result<()> {
 }
 
 /// Runs `resnap unpack` of the image with this configuration and these arguments.
-fn try_unpack(
+pub(crate) fn try_unpack(
     node: &Node,
     config: &str,
     image: &Built,
@@ -73,7 +74,12 @@ fn try_unpack(
 }
 
 /// Unpacks the image with this configuration and these arguments, and returns the report.
-fn unpack(node: &Node, config: &str, image: &Built, arguments: &[&str]) -> Result<Value> {
+pub(crate) fn unpack(
+    node: &Node,
+    config: &str,
+    image: &Built,
+    arguments: &[&str],
+) -> Result<Value> {
     let lines = try_unpack(node, config, image, arguments)?.json_lines()?;
     let last = lines.last().context("unpack printed nothing")?;
     Ok(last.get("report").context("no report")?.clone())
@@ -94,7 +100,7 @@ fn assert_tree(node: &Node, snapshotter: &str, image: &Built) -> Result<()> {
     Ok(())
 }
 
-fn assert_outcome(report: &Value, outcome: &str) -> Result<()> {
+pub(crate) fn assert_outcome(report: &Value, outcome: &str) -> Result<()> {
     let counts = outcomes(report)?;
     let layers = report["layers"].as_array().map_or(0, Vec::len);
     let expected = BTreeMap::from([(outcome.to_owned(), layers)]);
@@ -242,7 +248,7 @@ pub(crate) fn layers(image: &Built) -> BTreeSet<String> {
 }
 
 /// Returns an image whose layers no other test has.
-fn unlike_others(node: &Node) -> Result<Built> {
+pub(crate) fn unlike_others(node: &Node) -> Result<Built> {
     let name = unique("unlike");
     let layers = ["lower", "upper"].map(|file| {
         let text = format!("{name} of {:?}", SystemTime::now());
@@ -360,6 +366,31 @@ fn missing_layers_of_pods_on_nydus_are_not_needed(node: &Node) -> Result<()> {
     let (_, fetched) = pods_of_discarded_image(node, "nydus", NO_SIBLING)?;
     ensure!(fetched.is_empty(), "{fetched:?}");
     Ok(())
+}
+
+/// The registry is gone, and there is no sibling.
+fn missing_layers_of_pods_come_from_an_archive(node: &Node) -> Result<()> {
+    let scratch = node.containerd.scratch();
+    let registry = Registry::start(node.containerd.dist(), &scratch.join(unique("registry")))?;
+    let image = pushed(node, &registry, &hello()?, "hello:1")?;
+    let archives = scratch.join(unique("archives"));
+    fs::create_dir(&archives)?;
+    fs::copy(&image.archive, archives.join("hello.tar"))?;
+    let node = discarding(node, false)?;
+    let direct = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
+    direct.pull_image(&image.reference, None, None)?;
+    node.collect_garbage()?;
+    drop((direct, registry));
+    let config = format!("[sources]\nsibling = \"never\"\narchives = [{archives:?}]\n");
+    let served = Served::configured(&node, node.containerd.socket(), &config)?;
+    let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
+    let sandbox = cri.run_pod_sandbox("erofs", "airgap")?;
+    let exit = cri.run(&sandbox, "airgap", &image.reference, &[])?;
+    ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
+    cri.remove_all()?;
+    drop(cri);
+    served.stop()?;
+    node.assert_nothing_left("erofs")
 }
 
 /// Pod A pulls with credentials. They fetch what A needs, and nothing for pod B.

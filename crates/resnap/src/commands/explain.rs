@@ -83,6 +83,8 @@ fn configured(config: &Config) -> Vec<Row> {
 
 fn general(config: &Config) -> Vec<Row> {
     let path = |path: &PathBuf| Some(path.display().to_string());
+    let paths =
+        |paths: &Vec<PathBuf>| Some(paths.iter().filter_map(path).collect::<Vec<_>>().join(", "));
     let text = |text: &String| Some(text.clone());
     let unlabelled = |value: &Option<Unlabelled>| {
         let word = match value {
@@ -133,9 +135,8 @@ fn general(config: &Config) -> Vec<Row> {
         Row::of("sources.keep_fetched", &config.keep_fetched, |word| {
             Some(word.as_str().to_owned())
         }),
-        Row::of("sources.archives", &config.archives, |paths| {
-            Some(paths.iter().filter_map(path).collect::<Vec<_>>().join(", "))
-        }),
+        Row::of("sources.archives", &config.archives, paths),
+        Row::of("sources.hosts_dir", &config.hosts_dir, paths),
         Row::of("api.socket", &config.api_socket, path),
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())

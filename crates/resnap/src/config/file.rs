@@ -105,6 +105,7 @@ pub(super) struct SourcesSection {
     pub(super) sibling: Option<SiblingWord>,
     pub(super) archives: Option<Vec<PathBuf>>,
     pub(super) keep_fetched: Option<KeepWord>,
+    pub(super) hosts_dir: Option<Vec<PathBuf>>,
 }
 
 /// Whether blobs that were fetched are kept.
