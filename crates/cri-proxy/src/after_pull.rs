@@ -31,6 +31,18 @@ pub(crate) fn start(client: &ClientContext, pull: ClientPull) {
     }
 }
 
+/// Records that a pull has failed. kubelet will try again: if it was steered, then without.
+pub(crate) fn fail(client: &ClientContext, pull: &ClientPull) {
+    let target = pull.target.as_ref();
+    if let Some(handler) = target.and_then(|target| target.steered_to.as_deref()) {
+        client
+            .state
+            .pull_memory
+            .record_failure(&pull.image, handler);
+        tracing::info!(image = pull.image, handler, "a pull for the handler failed");
+    }
+}
+
 async fn finish(state: &ProxyState, image: &str, target: &PullTarget) {
     ensure(state, image, target, &target.snapshotter).await;
     let is_safe = state.discovery.settings.steer_pulls == When::Safe;

@@ -129,6 +129,7 @@ impl ProxiedCall<'_> {
             (Err(CallError::ClientReset(reason)), _) => to.send_reset(*reason),
             // Before anything else of the client is read, as it may ask for the image next.
             (Ok(Ok(())), Inspected::Pull(pull)) => after_pull::start(self.client, pull),
+            (Ok(Err(_)), Inspected::Pull(pull)) => after_pull::fail(self.client, &pull),
             _ => {}
         }
         result

@@ -16,8 +16,9 @@ pub(crate) const MAX_NAME: usize = 1024;
 /// tries to create the container at once, after a second and after 15 seconds.
 const RECENT: Duration = Duration::from_secs(120);
 
-/// The time for which no pull is steered to a handler that containerd did not follow.
-const IGNORED: Duration = Duration::from_secs(600);
+/// The time for which no pull is steered to a handler that containerd did not follow, or of an image for
+/// which that failed.
+const UNSTEERED: Duration = Duration::from_secs(600);
 
 /// The time for which the answer to a question holds.
 const DECISION: Duration = Duration::from_secs(30);
@@ -37,6 +38,8 @@ pub(crate) struct PullMemory {
     /// By the names of the images in the requests.
     pulled: ExpiringMap<String, ()>,
     ignored_handlers: ExpiringMap<String, ()>,
+    /// By the names of the images and of the handlers.
+    failed: ExpiringMap<(String, String), ()>,
     decisions: ExpiringMap<AbsenceQuestion, bool>,
 }
 
@@ -44,7 +47,8 @@ impl Default for PullMemory {
     fn default() -> Self {
         Self {
             pulled: ExpiringMap::new(RECENT),
-            ignored_handlers: ExpiringMap::new(IGNORED),
+            ignored_handlers: ExpiringMap::new(UNSTEERED),
+            failed: ExpiringMap::new(UNSTEERED),
             decisions: ExpiringMap::new(DECISION),
         }
     }
@@ -68,9 +72,16 @@ impl PullMemory {
         self.ignored_handlers.insert(handler.to_owned(), ());
     }
 
-    /// Returns whether containerd has recently ignored that a pull named this handler.
-    pub(crate) fn is_ignored(&self, handler: &str) -> bool {
-        self.ignored_handlers.get(handler).is_some()
+    /// Records that a pull of an image failed that was steered to this handler.
+    pub(crate) fn record_failure(&self, image: &str, handler: &str) {
+        let pull = (image.to_owned(), handler.to_owned());
+        self.failed.insert(pull, ());
+    }
+
+    /// Returns whether a pull of an image can be steered to this handler, as far as is known.
+    pub(crate) fn is_steerable(&self, image: &str, handler: &str) -> bool {
+        let pull = (image.to_owned(), handler.to_owned());
+        self.ignored_handlers.get(handler).is_none() && self.failed.get(&pull).is_none()
     }
 
     /// Records the answer to a question.

@@ -133,16 +133,16 @@ async fn steered_to(
         handlers,
         ..
     } = target;
+    let image = &request.image.as_ref()?.image;
     let handler = handlers.pull_handler(&pod.handler)?;
     if policy == When::Never
         || handlers.handler_field().is_none()
         || names_handler(request)
         || handlers.is_default(snapshotter)
-        || client.state.pull_memory.is_ignored(handler)
+        || !client.state.pull_memory.is_steerable(image, handler)
     {
         return None;
     }
-    let image = &request.image.as_ref()?.image;
     // A steered pull of an image that is nowhere would leave it without layers on the default snapshotter.
     // Where the blobs are then discarded, containerd can never start it there.
     if policy == When::Safe {

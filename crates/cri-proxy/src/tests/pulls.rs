@@ -209,6 +209,23 @@ async fn a_handler_that_containerd_ignores_is_not_steered_to_again() {
 }
 
 #[tokio::test]
+async fn after_a_failure_an_image_is_pulled_as_without_the_proxy() {
+    let node = node(ready_on(&SAFE), "2.2.2", ProxySettings::default());
+    let sent = encode(&pull_for("a")).unwrap();
+    let full = Status::new(Kind::ResourceExhausted, "no space");
+    node.containerd.fail("PullImage", full);
+    let client = node.client().await;
+    let (response, _to) = begin(&client, PULL_IMAGE, sent.clone(), true).await;
+    answered(response).await.unwrap_err();
+    assert_eq!(pulled(&node, &sent).await, sent);
+    // Other images are not affected.
+    let mut other = pull_for("a");
+    other.image.as_mut().unwrap().image = "other:1".to_owned();
+    let sent = encode(&other).unwrap();
+    assert_ne!(pulled(&node, &sent).await, sent);
+}
+
+#[tokio::test]
 async fn a_name_that_has_got_another_image_is_made_ready_on_the_default_snapshotter_too() {
     let service = ready_on(&SAFE);
     let states = [
