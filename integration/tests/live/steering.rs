@@ -147,6 +147,10 @@ impl Bed {
 
     fn end(self, served: Served) -> Result<()> {
         self.direct()?.remove_all()?;
+        // Jobs after pulls go on without anybody who waits.
+        eventually("all jobs end", DEADLINE, || {
+            Ok(self.node.leases()?.is_empty())
+        })?;
         served.stop()?;
         self.node.assert_nothing_left(self.handler)?;
         self.node.assert_nothing_left("overlayfs")
