@@ -7,6 +7,7 @@
 //! slot and the chain lock, and the fetch holds the ingest: neither waits long for the other. A
 //! layer that was left off is written from the complete blob.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ enum Stage {
 pub(crate) struct Gate {
     stage: watch::Sender<Stage>,
     feed: Mutex<Option<Feed>>,
+    /// Whether bytes that were read are not those of the blob, or not all of them.
+    is_spoiled: AtomicBool,
 }
 
 /// The reading end of the bytes.
@@ -66,6 +69,8 @@ pub(crate) struct Feeding {
     /// Bounds the feeds of the process, each of which may hold a slot.
     permits: Arc<Semaphore>,
     sender: Option<mpsc::Sender<Bytes>>,
+    /// A blob is offered once.
+    is_over: bool,
 }
 
 impl Gate {
@@ -74,6 +79,7 @@ impl Gate {
         Self {
             stage: watch::Sender::new(Stage::Settled),
             feed: Mutex::new(None),
+            is_spoiled: AtomicBool::new(false),
         }
     }
 
@@ -110,6 +116,11 @@ impl Gate {
         *self.stage.borrow() == Stage::Settled
     }
 
+    /// Returns whether a layer was written from bytes that are not those of the blob.
+    pub(crate) fn is_spoiled(&self) -> bool {
+        self.is_spoiled.load(Ordering::Relaxed)
+    }
+
     /// Closes the gate until the content is there.
     pub(crate) fn close(&self) {
         self.set(Stage::Fetching, None);
@@ -144,11 +155,15 @@ impl Feeding {
             gate: Arc::clone(gate),
             permits: Arc::clone(permits),
             sender: None,
+            is_over: false,
         }
     }
 
     /// Offers the bytes of a blob, from its first one on.
     pub(crate) fn begin(&mut self, blob: &Descriptor) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
+        }
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             return;
         };
@@ -181,9 +196,10 @@ impl Feeding {
         self.sender.is_some() && *self.gate.stage.borrow() == Stage::Read
     }
 
-    /// Ends the feed, though bytes may be missing.
+    /// Ends the feed, whose bytes are wrong or not complete.
     pub(crate) fn end(&mut self) {
         if self.sender.take().is_some() {
+            self.gate.is_spoiled.store(true, Ordering::Relaxed);
             self.gate.close();
         }
     }
@@ -257,8 +273,11 @@ mod tests {
         }
         let read: Vec<Bytes> = feed.into_stream().try_collect().await.unwrap();
         assert_eq!(read.concat(), b"abcabc");
+        assert!(!gate.is_spoiled());
         gate.settle();
         assert!(gate.is_ready());
+        feeding.end();
+        assert!(gate.is_spoiled());
     }
 
     #[tokio::test(start_paused = true)]
@@ -267,11 +286,11 @@ mod tests {
         let mut feeding = Feeding::new(&gate, &permits);
         feeding.begin(&blob(1));
         let (other, _) = self::gate();
-        let mut second = Feeding::new(&other, &permits);
-        second.begin(&blob(1));
+        Feeding::new(&other, &permits).begin(&blob(1));
         assert!(!other.is_ready());
         feeding.end();
         assert!(!gate.is_ready());
+        let mut second = Feeding::new(&other, &permits);
         second.begin(&blob(1));
         assert!(other.is_ready());
     }

@@ -237,7 +237,11 @@ impl Supply {
             }
             self.advance(chain, index).await;
         }
-        layer.state().is_fetched_ahead = false;
+        {
+            let mut state = layer.state();
+            state.is_fetched_ahead = false;
+            state.is_fed &= matches!(state.way, Some(Way::Blob));
+        }
         layer.gate.settle();
     }
 
@@ -347,8 +351,7 @@ impl Supply {
         }
         layer.gate.settled().await;
         let mut state = layer.state();
-        state.is_fed = false;
-        matches!(state.way, Some(Way::Blob))
+        std::mem::take(&mut state.is_fed) && !layer.gate.is_spoiled()
     }
 
     /// Chooses another way for a layer that could not be written. Returns false if the error has
@@ -364,7 +367,7 @@ impl Supply {
     ) -> Result<bool, UnpackError> {
         let layer = self.layer(index);
         // The bytes may have come too slowly, or have been wrong.
-        if std::mem::take(&mut layer.state().is_fed) {
+        if std::mem::take(&mut layer.state().is_fed) || !layer.gate.is_settled() {
             return Ok(true);
         }
         let is_copy = layer.state().copy().is_some();

@@ -474,8 +474,8 @@ async fn slow_bytes_are_unpacked_when_all_are_there() {
 
 /// A source of two servers, the first of which has wrong bytes.
 struct Mirrored {
-    good: Memory,
-    wrong: Memory,
+    good: Slow,
+    wrong: Slow,
     is_rejected: AtomicBool,
 }
 
@@ -499,21 +499,34 @@ impl BlobSource for Mirrored {
 
 #[tokio::test(start_paused = true)]
 async fn wrong_bytes_of_a_mirror_are_fetched_from_elsewhere() {
-    let (backend, good, image) = discarded(&[1]);
-    let digest = &image.layers[1].descriptor.digest;
-    let wrong = Memory::default();
-    let bytes = vec![b'?'; image.blob(digest).unwrap().len()];
-    wrong.blobs.lock().unwrap().insert(digest.clone(), bytes);
-    let source = Mirrored {
-        good: Arc::into_inner(good).unwrap(),
-        wrong,
-        is_rejected: AtomicBool::new(false),
-    };
-    let mut settings = EngineSettings::default();
-    settings.sources = vec![Source::Blobs(Arc::new(source))];
-    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
-    let report = engine.unpack(Request::new("web:1").on("erofs")).await;
-    assert_eq!(report.unwrap().count(LayerOutcome::Applied), 3);
+    for is_fed in [false, true] {
+        let (backend, good) = shared_layer();
+        let wrong = Memory::default();
+        let blobs = good.blobs.lock().unwrap().clone();
+        let blobs = blobs.into_iter().map(|(digest, mut bytes)| {
+            bytes[3] ^= 1;
+            (digest, bytes)
+        });
+        wrong.blobs.lock().unwrap().extend(blobs);
+        let source = Mirrored {
+            good: Slow(good, Duration::from_millis(1)),
+            wrong: Slow(Arc::new(wrong), Duration::from_millis(1)),
+            is_rejected: AtomicBool::new(false),
+        };
+        let source: Arc<dyn BlobSource> = Arc::new(source);
+        let (engine, read) = match is_fed {
+            true => incoming_engine(&backend, source),
+            false => {
+                let mut settings = EngineSettings::default();
+                settings.sources = vec![Source::Blobs(source)];
+                let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+                (engine, Arc::default())
+            }
+        };
+        let report = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
+        assert_eq!(report.await.unwrap().count(LayerOutcome::Applied), 1);
+        assert_eq!(read.lock().unwrap().len(), usize::from(is_fed));
+    }
 }
 
 #[tokio::test(start_paused = true)]
