@@ -28,6 +28,7 @@ live_tests! {
     Handler: steering_passes_pulls_for_no_pod,
     Erofs: steering_is_not_taken_for_granted,
     Handler: steering_fetches_each_blob_once_for_many_pods,
+    Handler: steering_is_not_needed_for_public_images,
 }
 
 /// Pods that start together.
@@ -35,7 +36,26 @@ const PODS: usize = 16;
 
 const SECRET: Secret = Some(CREDENTIALS);
 
-/// A node whose containerd discards layers, with a private registry.
+/// In what beds differ.
+struct Setup {
+    /// Whether containerd pulls for handlers.
+    pull_for_handlers: bool,
+    /// Whether kubelet keeps records of pulls.
+    keeps_records: bool,
+    is_private: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            pull_for_handlers: true,
+            keeps_records: false,
+            is_private: true,
+        }
+    }
+}
+
+/// A node whose containerd discards layers, with a registry.
 struct Bed {
     node: Node,
     registry: Registry,
@@ -46,11 +66,18 @@ struct Bed {
 }
 
 impl Bed {
-    /// Starts a containerd that pulls for handlers or not, and a kubelet that keeps records or not.
-    fn start(shared: &Node, pull_for_handlers: bool, keeps_records: bool) -> Result<Self> {
+    fn start(shared: &Node, setup: Setup) -> Result<Self> {
+        let Setup {
+            pull_for_handlers,
+            keeps_records,
+            is_private,
+        } = setup;
         let dist = shared.containerd.dist();
         let dir = shared.containerd.scratch().join(unique("registry"));
-        let registry = Registry::start_private(dist, &dir)?;
+        let registry = match is_private {
+            true => Registry::start_private(dist, &dir)?,
+            false => Registry::start(dist, &dir)?,
+        };
         let image = pushed(shared, &registry, &hello()?, "hello:1")?;
         let options = Options {
             discard_layers: true,
@@ -164,7 +191,13 @@ fn says_hello(exit: &Exited) -> Result<()> {
 
 /// The loop of kubelet ends with a running container, by one pull for the handler.
 fn pods_of_private_image(shared: &Node, keeps_records: bool) -> Result<()> {
-    let bed = Bed::start(shared, true, keeps_records)?;
+    let bed = Bed::start(
+        shared,
+        Setup {
+            keeps_records,
+            ..Setup::default()
+        },
+    )?;
     bed.pull_before()?;
     let served = bed.serve(NO_SIBLING)?;
     let (kubelet, direct) = (bed.kubelet(&served)?, bed.direct()?);
@@ -210,7 +243,13 @@ fn steering_needs_no_records_of_kubelet(node: &Node) -> Result<()> {
 
 /// No pod pulls, so that no pod gets the image for itself alone.
 fn steering_leaves_baked_images_to_all_pods(node: &Node) -> Result<()> {
-    let bed = Bed::start(node, true, true)?;
+    let bed = Bed::start(
+        node,
+        Setup {
+            keeps_records: true,
+            ..Setup::default()
+        },
+    )?;
     bed.bake()?;
     let served = bed.serve("")?;
     let kubelet = bed.kubelet(&served)?;
@@ -231,7 +270,13 @@ fn steering_leaves_baked_images_to_all_pods(node: &Node) -> Result<()> {
 
 /// A pull would make a record, and lock out the pods without that secret.
 fn steering_without_a_record_says_what_is_missing(node: &Node) -> Result<()> {
-    let bed = Bed::start(node, true, true)?;
+    let bed = Bed::start(
+        node,
+        Setup {
+            keeps_records: true,
+            ..Setup::default()
+        },
+    )?;
     bed.bake()?;
     let served = bed.serve(NO_SIBLING)?;
     let kubelet = bed.kubelet(&served)?;
@@ -248,7 +293,7 @@ fn steering_without_a_record_says_what_is_missing(node: &Node) -> Result<()> {
 }
 
 fn steering_never_changes_a_call(node: &Node) -> Result<()> {
-    let bed = Bed::start(node, true, false)?;
+    let bed = Bed::start(node, Setup::default())?;
     bed.pull_before()?;
     let image = &bed.image.reference;
 
@@ -274,7 +319,7 @@ fn steering_never_changes_a_call(node: &Node) -> Result<()> {
 }
 
 fn steering_passes_pulls_for_no_pod(node: &Node) -> Result<()> {
-    let bed = Bed::start(node, true, false)?;
+    let bed = Bed::start(node, Setup::default())?;
     let served = bed.serve(NO_SIBLING)?;
     let kubelet = bed.kubelet(&served)?;
     let (cri, image) = (kubelet.cri(), &bed.image.reference);
@@ -305,7 +350,13 @@ fn node_layers(bed: &Bed, snapshotter: &str) -> Result<usize> {
 
 /// Without `runtime_platforms`, containerd 2.1 and 2.2 pull for the default snapshotter, and do not say so.
 fn steering_is_not_taken_for_granted(node: &Node) -> Result<()> {
-    let bed = Bed::start(node, false, false)?;
+    let bed = Bed::start(
+        node,
+        Setup {
+            pull_for_handlers: false,
+            ..Setup::default()
+        },
+    )?;
     bed.pull_before()?;
     let served = bed.serve(NO_SIBLING)?;
     let kubelet = bed.kubelet(&served)?;
@@ -325,8 +376,13 @@ fn steering_is_not_taken_for_granted(node: &Node) -> Result<()> {
     bed.end(served)
 }
 
-fn steering_fetches_each_blob_once_for_many_pods(node: &Node) -> Result<()> {
-    let bed = Bed::start(node, true, false)?;
+/// Runs many pods at once, which get the image by pulls or by resnap.
+fn many_pods(node: &Node, is_private: bool) -> Result<()> {
+    let setup = Setup {
+        is_private,
+        ..Setup::default()
+    };
+    let bed = Bed::start(node, setup)?;
     bed.pull_before()?;
     let served = bed.serve(NO_SIBLING)?;
     let before = bed.registry.requests()?.len();
@@ -347,6 +403,7 @@ fn steering_fetches_each_blob_once_for_many_pods(node: &Node) -> Result<()> {
         }
         Ok(())
     })?;
+    ensure!((bed.pulls_for_handler() > 0) == is_private);
     let requests = bed.registry.requests()?.split_off(before);
     for layer in &bed.image.layers {
         let fetches = requests.iter().filter(|(request, status)| {
@@ -355,4 +412,12 @@ fn steering_fetches_each_blob_once_for_many_pods(node: &Node) -> Result<()> {
         ensure!(fetches.count() == 1, "{requests:#?}");
     }
     bed.end(served)
+}
+
+fn steering_fetches_each_blob_once_for_many_pods(node: &Node) -> Result<()> {
+    many_pods(node, true)
+}
+
+fn steering_is_not_needed_for_public_images(node: &Node) -> Result<()> {
+    many_pods(node, false)
 }
