@@ -6,39 +6,30 @@
 //! It brings a runtime of its own, so it is not for use inside another one:
 //! async code calls it in `spawn_blocking` or in a thread.
 
+mod connection;
 mod log;
 mod messages;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use hyper_util::rt::TokioIo;
+use anyhow::{Context, Result, bail};
 use prost::Message;
-use tokio::net::UnixStream;
-use tokio::runtime::Runtime;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
 
+use connection::Connection;
 use log::read_log;
 use messages as m;
 
 /// The time that the CRI has to answer after its start, and a container to end.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The default limit of one call, which is kubelet's.
-const CALL: Duration = Duration::from_secs(120);
-
 /// A connection to the CRI of one containerd.
 #[derive(Debug)]
 pub struct Cri {
-    runtime: Runtime,
-    channel: Channel,
+    connection: Connection,
     logs: PathBuf,
-    timeout: Duration,
 }
 
 /// A pod's sandbox, on the network of the node.
@@ -82,24 +73,9 @@ impl Cri {
     /// Connects and waits until the CRI answers, which is later than containerd
     /// does. Logs of containers are kept below `logs`.
     pub fn connect(socket: &Path, logs: &Path) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("start a tokio runtime for the CRI's client")?;
-        let path = socket.to_owned();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        let channel = {
-            let _entered = runtime.enter();
-            Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
-        };
         let this = Self {
-            runtime,
-            channel,
+            connection: Connection::new(socket)?,
             logs: logs.to_owned(),
-            timeout: CALL,
         };
         this.wait_until_up()
             .with_context(|| format!("the CRI at {socket:?} does not answer"))?;
@@ -109,7 +85,7 @@ impl Cri {
     /// Returns the same with another limit to each call, which goes along as its deadline.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.connection.set_timeout(timeout);
         self
     }
 
@@ -131,7 +107,7 @@ impl Cri {
     }
 
     /// `RunPodSandbox` with this runtime handler (`""` is the default one), on
-    /// the network of the node.
+    /// the network of the node. Its name stands for the time at which kubelet has seen the pod.
     ///
     /// The error's chain has the `tonic::Status` of the answer, here and below.
     pub fn run_pod_sandbox(&self, handler: &str, name: &str) -> Result<Sandbox> {
@@ -147,6 +123,7 @@ impl Cri {
                 namespace: "default".to_owned(),
             }),
             log_directory: dir.display().to_string(),
+            annotations: [("kubernetes.io/config.seen".to_owned(), name.to_owned())].into(),
             linux: Some(m::LinuxSandbox {
                 security_context: Some(security),
             }),
@@ -159,6 +136,21 @@ impl Cri {
         Ok(Sandbox { id, config })
     }
 
+    /// `ImageStatus`, for the pod of a sandbox or for nobody. Returns the ID of the image, if it exists.
+    pub fn image_status(&self, image: &str, sandbox: Option<&Sandbox>) -> Result<Option<String>> {
+        let request = m::ImageStatusRequest {
+            image: Some(spec(image, sandbox)),
+        };
+        let answer: m::ImageStatusResponse = self.call_images("ImageStatus", request)?;
+        Ok(answer.image.map(|image| image.id))
+    }
+
+    /// `ListImages`: the IDs.
+    pub fn list_images(&self) -> Result<BTreeSet<String>> {
+        let answer: m::ListImagesResponse = self.call_images("ListImages", m::Empty {})?;
+        Ok(answer.images.into_iter().map(|image| image.id).collect())
+    }
+
     /// `PullImage` for a sandbox, with these credentials, a user and a password. Returns the image's ID.
     pub fn pull_image(
         &self,
@@ -167,16 +159,14 @@ impl Cri {
         credentials: Option<(&str, &str)>,
     ) -> Result<String> {
         let request = m::PullImageRequest {
-            image: Some(m::ImageSpec {
-                image: image.to_owned(),
-            }),
+            image: Some(spec(image, sandbox)),
             auth: credentials.map(|(username, password)| m::AuthConfig {
                 username: username.to_owned(),
                 password: password.to_owned(),
             }),
             sandbox_config: sandbox.map(|sandbox| sandbox.config.clone()),
         };
-        let answer: m::Id = self.call_service("ImageService", "PullImage", request)?;
+        let answer: m::Id = self.call_images("PullImage", request)?;
         Ok(answer.id)
     }
 
@@ -217,9 +207,7 @@ impl Cri {
         let volumes = volumes.iter().map(|&(path, image)| m::Mount {
             container_path: path.to_owned(),
             readonly: true,
-            image: Some(m::ImageSpec {
-                image: image.to_owned(),
-            }),
+            image: Some(spec(image, None)),
         });
         let security = m::ContainerSecurity {
             namespace_options: Some(m::NamespaceOption { network: m::NODE }),
@@ -229,9 +217,7 @@ impl Cri {
             metadata: Some(m::ContainerMetadata {
                 name: name.to_owned(),
             }),
-            image: Some(m::ImageSpec {
-                image: image.to_owned(),
-            }),
+            image: Some(spec(image, None)),
             command: command.iter().map(|&word| word.to_owned()).collect(),
             mounts: volumes.collect(),
             log_path: log.clone(),
@@ -328,29 +314,24 @@ impl Cri {
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        self.call_service("RuntimeService", method, request)
+        self.connection.call("RuntimeService", method, request)
     }
 
-    fn call_service<Q, A>(&self, service: &str, method: &str, request: Q) -> Result<A>
+    fn call_images<Q, A>(&self, method: &str, request: Q) -> Result<A>
     where
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        let path = PathAndQuery::try_from(format!("/runtime.v1.{service}/{method}"))?;
-        let mut grpc =
-            tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(16 << 20);
-        let mut request = Request::new(request);
-        request.set_timeout(self.timeout);
-        let answer = self.runtime.block_on(async {
-            grpc.ready()
-                .await
-                .map_err(|error| Status::unavailable(error.to_string()))?;
-            let codec = tonic_prost::ProstCodec::<Q, A>::default();
-            grpc.unary(request, path, codec).await
-        });
-        answer
-            .map(tonic::Response::into_inner)
-            .map_err(|status| anyhow!(status).context(format!("CRI {method}")))
+        self.connection.call("ImageService", method, request)
+    }
+}
+
+/// Returns an image with the annotations of the pod that it is for.
+fn spec(image: &str, sandbox: Option<&Sandbox>) -> m::ImageSpec {
+    let annotations = sandbox.map(|sandbox| sandbox.config.annotations.clone());
+    m::ImageSpec {
+        image: image.to_owned(),
+        annotations: annotations.unwrap_or_default(),
     }
 }
 

@@ -87,7 +87,11 @@ pub enum NotReady {
     /// same result as without resnap.
     #[error(transparent)]
     Unlabelled(Error),
-    /// The unpack failed.
+    /// Layers are missing, and a registry that was asked for them wants credentials or other ones (401
+    /// or 403).
+    #[error(transparent)]
+    Denied(Error),
+    /// The unpack failed for another reason.
     #[error(transparent)]
     Failed(Error),
 }
@@ -105,6 +109,17 @@ pub trait UnpackService: Send + Sync {
         request: EnsureRequest<'_>,
         on_progress: &(dyn Fn(EnsureProgress) + Send + Sync),
     ) -> Result<(), NotReady>;
+
+    /// Returns whether all layers of `image` are on `snapshotter`, with the labels that it needs.
+    ///
+    /// # Errors
+    /// [`NotReady`].
+    async fn is_ready(
+        &self,
+        image: &str,
+        snapshotter: &str,
+        pick: ManifestPreference,
+    ) -> Result<bool, NotReady>;
 
     /// Returns whether the files of `image` on `snapshotter` appear in guests only. Mounted on the host
     /// as a volume, such an image is empty.

@@ -30,8 +30,13 @@ pub(crate) async fn pump(
     to: &mut SendStream<Bytes>,
 ) -> Result<Option<Outcome>, PumpError> {
     let end = from.is_end_stream();
-    if !first.bytes.is_empty() || end {
-        send(first.bytes, to, end).await.map_err(PumpError::Write)?;
+    let mut pieces = first.pieces;
+    let last = pieces.pop().unwrap_or_default();
+    for piece in pieces {
+        send(piece, to, false).await.map_err(PumpError::Write)?;
+    }
+    if !last.is_empty() || end {
+        send(last, to, end).await.map_err(PumpError::Write)?;
     }
     if end {
         return Ok(None);
@@ -88,18 +93,22 @@ async fn send(mut bytes: Bytes, to: &mut SendStream<Bytes>, end: bool) -> Result
 /// The bytes of a request that have been read before it is forwarded.
 #[derive(Default)]
 pub(crate) struct FirstBytes {
-    pub(crate) bytes: Bytes,
+    pieces: Vec<Bytes>,
     /// The flow-control capacity that has not been given back to the client yet.
-    pub(crate) unreleased: usize,
+    unreleased: usize,
 }
 
 impl FirstBytes {
-    /// Returns the bytes of a whole request.
-    pub(crate) fn whole(bytes: Bytes) -> Self {
+    /// Returns the bytes of a whole request, in pieces.
+    pub(crate) fn whole(pieces: Vec<Bytes>) -> Self {
         Self {
-            bytes,
+            pieces,
             unreleased: 0,
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.iter().all(Bytes::is_empty)
     }
 }
 
@@ -153,7 +162,7 @@ impl<'a> PeekedRequest<'a> {
     /// Returns what has been read, to be forwarded before the rest.
     pub(crate) fn into_first_bytes(self) -> FirstBytes {
         FirstBytes {
-            bytes: self.bytes.into(),
+            pieces: vec![self.bytes.into()],
             unreleased: self.unreleased,
         }
     }

@@ -13,11 +13,12 @@ use h2::{Error, Reason, RecvStream};
 use http::{Request, Response};
 use resnap_core::Kind;
 
+use crate::after_pull;
 use crate::body::{FirstBytes, PumpError, pump};
 use crate::call_record::CallRecord;
 use crate::deadline::Deadline;
-use crate::grpc::{Outcome, Status, outcome_in};
-use crate::inspection::{InspectedRequest, inspect, is_inspected};
+use crate::grpc::{Outcome, Status, ok_trailers, outcome_in, response_head};
+use crate::inspection::{Inspected, InspectedRequest, Inspection, inspect, is_inspected};
 use crate::preflight::{Resolution, ensure_later};
 use crate::shutdown::{Shutdown, ShutdownPhase, stopping};
 use crate::state::ClientContext;
@@ -86,19 +87,22 @@ impl ProxiedCall<'_> {
         respond: &mut SendResponse<Bytes>,
     ) -> Result<Outcome, CallError> {
         let (head, mut body) = request.into_parts();
-        let (first, inspected) = if is_inspected(head.uri.path()) {
+        let (first, inspected) = if is_inspected(self.client, head.uri.path()) {
             // Boxed, since few calls are inspected, and the future of every call would be as large.
             let inspect = Box::pin(inspect(self.client, &head, &mut body));
-            self.while_client_waits(respond, inspect).await?
+            match self.while_client_waits(respond, inspect).await? {
+                Inspection::Forward(first, inspected) => (first, inspected),
+                Inspection::Answer(body) => return answer(respond, body),
+            }
         } else {
-            Default::default()
+            (FirstBytes::default(), Inspected::None)
         };
         // A request without a body must end with its headers, as it came.
-        let end = first.bytes.is_empty() && body.is_end_stream();
+        let end = first.is_empty() && body.is_end_stream();
         let request = Request::from_parts(head, ());
         let (response, mut to) = self.client.backend.send_request(request, end).await?;
         let result = {
-            let inspected = inspected.as_ref();
+            let inspected = inspected.request();
             let upload = async {
                 if end {
                     return Ok(());
@@ -121,8 +125,12 @@ impl ProxiedCall<'_> {
                 },
             }
         };
-        if let Err(CallError::ClientReset(reason)) = result {
-            to.send_reset(reason);
+        match (&result, inspected) {
+            (Err(CallError::ClientReset(reason)), _) => to.send_reset(*reason),
+            // Before anything else of the client is read, as it may ask for the image next.
+            (Ok(Ok(())), Inspected::Pull(pull)) => after_pull::start(self.client, pull),
+            (Ok(Err(_)), Inspected::Pull(pull)) => after_pull::fail(self.client, &pull),
+            _ => {}
         }
         result
     }
@@ -229,6 +237,16 @@ impl ProxiedCall<'_> {
             None => CallError::Status(self.client.backend.connection_error(error)),
         }
     }
+}
+
+/// Sends a response of the proxy's own.
+fn answer(respond: &mut SendResponse<Bytes>, body: Bytes) -> Result<Outcome, CallError> {
+    let sent = respond.send_response(response_head(), false);
+    let mut to = sent.map_err(|error| client_error(&error))?;
+    let sent = to.send_data(body, false);
+    let sent = sent.and_then(|()| to.send_trailers(ok_trailers()));
+    sent.map_err(|error| client_error(&error))?;
+    Ok(Ok(()))
 }
 
 /// Waits until the request is evicted, if it was inspected. Returns the response to its caller.

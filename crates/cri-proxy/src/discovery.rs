@@ -61,6 +61,12 @@ impl Discovery {
         self.settings.always || !handlers.is_default(snapshotter)
     }
 
+    /// Returns whether images are made ready on any snapshotter.
+    pub(crate) fn watches_any(&self, handlers: &Handlers) -> bool {
+        let mut snapshotters = handlers.snapshotters();
+        snapshotters.any(|snapshotter| self.is_watched(handlers, snapshotter))
+    }
+
     /// Returns the handlers. They are read again after any new connection to containerd, which may
     /// have been restarted with another configuration.
     pub(crate) async fn handlers(&self, backend: &Backend) -> Result<Arc<Handlers>, Status> {

@@ -48,11 +48,23 @@ impl<T> Sourced<T> {
     }
 }
 
+/// The field of a PullImageRequest that names the runtime handler of its pod. containerd 2.0 to 2.2 heed
+/// either only for handlers in `runtime_platforms` of their configuration, which no call shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HandlerField {
+    /// `ImageSpec.runtime_handler`. Since 2.2.2.
+    ImageSpec,
+    /// An annotation of the sandbox. Since 1.7, and until 2.4.
+    Annotation,
+}
+
 /// The runtime handlers of a containerd, and what else its configuration says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Handlers {
     /// The snapshotters of the handlers that have their own.
     snapshotters: BTreeMap<String, Sourced<String>>,
+    /// The same in containerd's configuration alone.
+    configured: BTreeMap<String, String>,
     default_handler: Option<String>,
     /// The snapshotter of all other handlers.
     default_snapshotter: Option<Sourced<String>>,
@@ -60,8 +72,8 @@ pub(crate) struct Handlers {
     external_sandboxers: BTreeSet<String>,
     /// The sandbox image, if the settings or containerd (1.x) state it.
     pub(crate) sandbox_image: Option<Sourced<String>>,
-    /// The major and minor version of containerd.
-    version: Option<(u32, u32)>,
+    /// The version of containerd: major, minor and patch.
+    version: Option<(u32, u32, u32)>,
     /// The manifest that containerd chooses for containers.
     pub(crate) pick: ManifestPreference,
     /// Facts shown by `config explain` that the proxy itself does not use.
@@ -87,7 +99,7 @@ impl Handlers {
                 .or(default_snapshotter)
                 .map(|name| sourced(&name)),
             sandbox_image: text(&config["sandboxImage"]).map(|image| sourced(&image)),
-            version: major_minor(containerd),
+            version: version(containerd),
             pick: ManifestPreference::by_containerd(containerd),
             unused: vec![("version", containerd.to_owned())],
             ..Self::default()
@@ -96,6 +108,7 @@ impl Handlers {
             if let Some(snapshotter) = text(&runtime["snapshotter"]) {
                 this.snapshotters
                     .insert(name.clone(), sourced(&snapshotter));
+                this.configured.insert(name.clone(), snapshotter);
             }
             // containerd 1.7 calls it sandboxMode.
             let sandboxer = text(&runtime["sandboxer"]).or_else(|| text(&runtime["sandboxMode"]));
@@ -168,7 +181,32 @@ impl Handlers {
 
     /// Returns whether containerd has this version or a later one; `false` if it is unknown.
     pub(crate) fn is_at_least(&self, version: (u32, u32)) -> bool {
-        self.version.is_some_and(|this| this >= version)
+        let (major, minor) = version;
+        self.version.is_some_and(|this| this >= (major, minor, 0))
+    }
+
+    /// Returns the snapshotter to which containerd unpacks what it pulls.
+    pub(crate) fn default_snapshotter(&self) -> Option<&str> {
+        let default = self.default_snapshotter.as_ref();
+        default.map(|default| default.value.as_str())
+    }
+
+    /// Returns the name by which a pull can be steered to the snapshotter of a handler; `None` if
+    /// containerd has no such handler, or another snapshotter for it than the settings say.
+    pub(crate) fn pull_handler<'a>(&'a self, handler: &'a str) -> Option<&'a str> {
+        let handler = self.resolve(handler);
+        let configured = self.configured.get(handler)?;
+        (self.snapshotter(handler) == Some(configured)).then_some(handler)
+    }
+
+    /// Returns the field by which this containerd is told the handler of a pull; `None` if it pulls for
+    /// its default snapshotter only.
+    pub(crate) fn handler_field(&self) -> Option<HandlerField> {
+        match self.version? {
+            version if version >= (2, 2, 2) => Some(HandlerField::ImageSpec),
+            version if version >= (1, 7, 0) => Some(HandlerField::Annotation),
+            _ => None,
+        }
     }
 
     /// Returns all facts, for display.
@@ -202,6 +240,14 @@ impl Handlers {
             .chain(unused)
             .collect()
     }
+}
+
+/// Parses a version of containerd such as `2.1.9`, `v2.4.0-beta.0` or `1.7.24~ds1`.
+fn version(text: &str) -> Option<(u32, u32, u32)> {
+    let (major, minor) = major_minor(text)?;
+    let patch = text.split('.').nth(2)?;
+    let digits = patch.split(|character: char| !character.is_ascii_digit());
+    Some((major, minor, digits.into_iter().next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -239,6 +285,41 @@ mod tests {
         let odd = Handlers::from_config(&Value::Null, None, "");
         assert_eq!(odd.snapshotter("kata"), None);
         assert!(!odd.is_at_least((0, 0)));
+    }
+
+    #[test]
+    fn a_pull_names_its_handler_as_containerd_reads_it() {
+        let config = json!({ "containerd": { "defaultRuntimeName": "runc", "runtimes": {
+            "runc": {}, "kata": { "snapshotter": "erofs" },
+        } } });
+        let handlers = |version| Handlers::from_config(&config, None, version);
+        let (field, annotation) = (HandlerField::ImageSpec, HandlerField::Annotation);
+        for (version, expected) in [
+            ("1.6.20~ds1", None),
+            ("1.7.24~ds1", Some(annotation)),
+            ("v2.1.9", Some(annotation)),
+            ("2.2.1", Some(annotation)),
+            ("2.2.2", Some(field)),
+            ("v2.4.0-beta.0", Some(field)),
+            ("", None),
+            ("2.2", None),
+            ("2.2.x", None),
+        ] {
+            assert_eq!(handlers(version).handler_field(), expected, "{version}");
+        }
+        let mut handlers = handlers("2.2.2");
+        assert_eq!(handlers.pull_handler("kata"), Some("kata"));
+        for plain in ["", "runc", "unknown"] {
+            assert_eq!(handlers.pull_handler(plain), None, "{plain}");
+        }
+        let other = |snapshotter: &str| ProxySettings {
+            handlers: [("kata".to_owned(), snapshotter.to_owned())].into(),
+            ..ProxySettings::default()
+        };
+        handlers.apply_settings(&other("erofs"));
+        assert_eq!(handlers.pull_handler("kata"), Some("kata"));
+        handlers.apply_settings(&other("nydus"));
+        assert_eq!(handlers.pull_handler("kata"), None);
     }
 
     #[test]

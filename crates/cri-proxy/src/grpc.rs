@@ -5,7 +5,7 @@
 //! responses.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use prost::Message;
 use resnap_core::Kind;
@@ -34,10 +34,8 @@ impl Status {
 
     /// Returns a response that consists of headers only.
     pub(crate) fn into_response(self) -> Response<()> {
-        let mut response = Response::new(());
-        *response.headers_mut() = self.into_trailers();
-        let headers = response.headers_mut();
-        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+        let mut response = response_head();
+        response.headers_mut().extend(self.into_trailers());
         response
     }
 
@@ -90,6 +88,31 @@ pub(crate) fn decode<M: Message + Default>(body: &[u8]) -> Option<M> {
     M::decode(message).ok()
 }
 
+/// Appends encoded fields to a body of one message, which is not copied. Returns `None` for a body that
+/// does not have that form, and for one that would be too long.
+pub(crate) fn append(body: &Bytes, fields: Vec<u8>) -> Option<Vec<Bytes>> {
+    let length = length(body)?;
+    if body.len() != PREFIX_LEN + length {
+        return None;
+    }
+    let length = u32::try_from(length.checked_add(fields.len())?).ok()?;
+    let prefix = [&[0][..], &length.to_be_bytes()].concat();
+    Some(vec![prefix.into(), body.slice(PREFIX_LEN..), fields.into()])
+}
+
+/// Returns the headers of a response with a body.
+pub(crate) fn response_head() -> Response<()> {
+    let mut response = Response::new(());
+    let headers = response.headers_mut();
+    headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// Returns the trailers that end a response without an error.
+pub(crate) fn ok_trailers() -> HeaderMap {
+    HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from(0))])
+}
+
 /// Encodes a body that consists of this message.
 pub(crate) fn encode(message: &impl Message) -> Result<Bytes, Status> {
     let length = message.encoded_len();
@@ -105,7 +128,7 @@ pub(crate) fn encode(message: &impl Message) -> Result<Bytes, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messages::PodSandboxStatusRequest;
+    use crate::messages::{ClientImageSpec, ClientPullRequest, PodSandboxStatusRequest};
 
     #[test]
     fn a_message_survives_its_frame() {
@@ -119,6 +142,38 @@ mod tests {
         let mut compressed = body.to_vec();
         compressed[0] = 1;
         assert_eq!(decode::<PodSandboxStatusRequest>(&compressed), None);
+    }
+
+    #[test]
+    fn appended_fields_merge_and_nothing_else_changes() {
+        let spec = |image: &str, handler: &str| ClientImageSpec {
+            image: image.to_owned(),
+            annotations: [("a".to_owned(), "b".to_owned())].into(),
+            runtime_handler: handler.to_owned(),
+        };
+        let request = |image| ClientPullRequest {
+            image: Some(image),
+            ..ClientPullRequest::default()
+        };
+        let whole = encode(&request(spec("web:1", ""))).unwrap();
+        let unknown = [whole.as_ref(), b"\xfa\x7f\x01x"].concat();
+        let mut unknown = BytesMut::from(&unknown[..]);
+        let length = u32::try_from(unknown.len() - PREFIX_LEN).unwrap();
+        unknown[1..PREFIX_LEN].copy_from_slice(&length.to_be_bytes());
+        let unknown = unknown.freeze();
+        let handler = ClientImageSpec {
+            runtime_handler: "kata".to_owned(),
+            ..ClientImageSpec::default()
+        };
+        for body in [whole, unknown] {
+            let appended = append(&body, request(handler.clone()).encode_to_vec()).unwrap();
+            let all = appended.concat();
+            let decoded: ClientPullRequest = decode(&all).unwrap();
+            assert_eq!(decoded, request(spec("web:1", "kata")));
+            assert!(all[PREFIX_LEN..].starts_with(&body[PREFIX_LEN..]));
+            assert_eq!(append(&body.slice(..body.len() - 1), Vec::new()), None);
+        }
+        assert_eq!(append(&Bytes::from_static(b"\0\0"), Vec::new()), None);
     }
 
     #[test]

@@ -12,18 +12,23 @@ use resnap_core::Kind;
 
 use crate::body::{FirstBytes, PeekedRequest};
 use crate::deadline::Deadline;
-use crate::grpc::{Status, decode};
+use crate::grpc::{Status, append, decode, encode};
 use crate::held::HeldRequest;
+use crate::image_status;
+use crate::messages::ImageStatusResponse;
 use crate::observe::{ForwardReason, ProxyEvent};
 use crate::peek::{self, SkipEffect};
 use crate::preflight::{Preflight, Resolution};
 use crate::pull_credentials;
 use crate::requirements::CriRequest;
+use crate::settings::When;
 use crate::state::ClientContext;
+use crate::steering::{self, ClientPull, PullTarget};
 
 const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
 const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
 const PULL_IMAGE: &str = "/runtime.v1.ImageService/PullImage";
+const IMAGE_STATUS: &str = "/runtime.v1.ImageService/ImageStatus";
 
 /// The time in which an inspected message must arrive. Clients send it at once.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,13 +66,42 @@ impl InspectedRequest<'_> {
     }
 }
 
-/// Returns whether requests to `path` may need an image, or bring credentials for one.
-pub(crate) fn is_inspected(path: &str) -> bool {
-    matches!(path, CREATE_CONTAINER | RUN_POD_SANDBOX | PULL_IMAGE)
+/// The decision about a call after the inspection of its request.
+pub(crate) enum Inspection<'a> {
+    /// The request is forwarded, these bytes first.
+    Forward(FirstBytes, Inspected<'a>),
+    /// The caller gets this message.
+    Answer(Bytes),
 }
 
-/// Reads a request and makes its images ready. Returns the bytes to forward first, and `None` for a
-/// request that was not read to its end.
+/// The inspected part of a request that is forwarded.
+pub(crate) enum Inspected<'a> {
+    /// Nothing that matters later.
+    None,
+    /// A request that needs images.
+    Request(Box<InspectedRequest<'a>>),
+    Pull(ClientPull),
+}
+
+impl<'a> Inspected<'a> {
+    pub(crate) fn request(&self) -> Option<&InspectedRequest<'a>> {
+        match self {
+            Self::Request(request) => Some(request),
+            Self::None | Self::Pull(_) => None,
+        }
+    }
+}
+
+/// Returns whether requests to `path` may need an image, bring credentials for one, or ask for one.
+pub(crate) fn is_inspected(client: &ClientContext, path: &str) -> bool {
+    match path {
+        CREATE_CONTAINER | RUN_POD_SANDBOX | PULL_IMAGE => true,
+        IMAGE_STATUS => client.state.discovery.settings.image_status != When::Never,
+        _ => false,
+    }
+}
+
+/// Reads a request and makes its images ready.
 ///
 /// # Errors
 /// The response to the caller, if the request must not be forwarded.
@@ -75,7 +109,7 @@ pub(crate) async fn inspect<'a>(
     client: &'a ClientContext,
     head: &Parts,
     body: &mut RecvStream,
-) -> Result<(FirstBytes, Option<InspectedRequest<'a>>), Status> {
+) -> Result<Inspection<'a>, Status> {
     let deadline = Deadline::of(&head.headers);
     let path = head.uri.path();
     let mut peeked = PeekedRequest::new(body);
@@ -85,15 +119,14 @@ pub(crate) async fn inspect<'a>(
         Status::new(Kind::DeadlineExceeded, text)
     })?;
     let Some(bytes) = received? else {
-        return Ok((peeked.into_first_bytes(), None));
+        return Ok(Inspection::Forward(
+            peeked.into_first_bytes(),
+            Inspected::None,
+        ));
     };
-    if path == PULL_IMAGE {
-        if let (Some(store), Some(request)) = (&client.state.credentials, decode(&bytes)) {
-            pull_credentials::keep(store, request);
-        }
-        return Ok((FirstBytes::whole(bytes), None));
-    }
     let request = match path {
+        PULL_IMAGE => return Ok(inspect_pull(client, head, bytes).await),
+        IMAGE_STATUS => return inspect_image_status(client, deadline, bytes).await,
         CREATE_CONTAINER => decode(&bytes).map(CriRequest::CreateContainer),
         _ => decode(&bytes).map(CriRequest::RunPodSandbox),
     };
@@ -116,7 +149,50 @@ pub(crate) async fn inspect<'a>(
     let Some(bytes) = inspected.held.bytes() else {
         return Err(inspected.evicted().await);
     };
-    Ok((FirstBytes::whole(bytes), Some(inspected)))
+    Ok(Inspection::Forward(
+        FirstBytes::whole(vec![bytes]),
+        Inspected::Request(Box::new(inspected)),
+    ))
+}
+
+/// Keeps the credentials of a pull, and steers it.
+async fn inspect_pull<'a>(client: &ClientContext, head: &Parts, bytes: Bytes) -> Inspection<'a> {
+    let Some(mut request) = decode(&bytes) else {
+        return Inspection::Forward(FirstBytes::whole(vec![bytes]), Inspected::None);
+    };
+    if let Some(store) = &client.state.credentials {
+        pull_credentials::keep(store, &mut request);
+    }
+    let mut pull = steering::plan(client, &request).await;
+    // With a length in the headers, the request cannot grow.
+    let may_grow = !head.headers.contains_key("content-length");
+    let field = pull.target.as_ref().and_then(PullTarget::field);
+    let pieces = field
+        .filter(|_| may_grow)
+        .and_then(|field| append(&bytes, field));
+    if pieces.is_none()
+        && let Some(target) = &mut pull.target
+    {
+        target.steered_to = None;
+    }
+    let first = FirstBytes::whole(pieces.unwrap_or_else(|| vec![bytes]));
+    Inspection::Forward(first, Inspected::Pull(pull))
+}
+
+/// Answers an ImageStatus if the image is to be reported as absent.
+async fn inspect_image_status<'a>(
+    client: &ClientContext,
+    deadline: Option<Deadline>,
+    bytes: Bytes,
+) -> Result<Inspection<'a>, Status> {
+    if let Some(request) = decode(&bytes)
+        && image_status::is_absent(client, request, deadline).await
+    {
+        client.state.on_event(&ProxyEvent::ReportedAbsent);
+        return Ok(Inspection::Answer(encode(&ImageStatusResponse::default())?));
+    }
+    let first = FirstBytes::whole(vec![bytes]);
+    Ok(Inspection::Forward(first, Inspected::None))
 }
 
 /// Reads a whole request. Returns `None` for one that is not to be inspected.
@@ -133,7 +209,7 @@ async fn receive(
         return Ok(None);
     };
     let effect = match path {
-        PULL_IMAGE => return Ok(None),
+        PULL_IMAGE | IMAGE_STATUS => Ok(SkipEffect::Slower),
         CREATE_CONTAINER => peek::effect_on_container(client, peeked.bytes()).await,
         _ => peek::effect_on_any(client).await,
     };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A transparent proxy between kubelet and containerd. It forwards every call unchanged, and makes
-//! the image of two of them ready first, on the snapshotter of the pod's runtime handler.
+//! A transparent proxy between kubelet and containerd. It makes the images of two calls ready first, on
+//! the snapshotter of the pod's runtime handler, and forwards the calls unchanged.
 //!
 //! ```text
 //! kubelet ──► Proxy ──────────────── the same bytes ───────────────► containerd
@@ -10,6 +10,14 @@
 //!               │ CreateContainer: sandbox ─► snapshotter, the container's image, image volumes
 //!               └► UnpackService::ensure(image, snapshotter)
 //! ```
+//!
+//! Two more calls can differ, for images whose layers have to come from a registry that wants
+//! credentials. Only kubelet has those of a pod:
+//!
+//! - ImageStatus of a pod whose image cannot be made ready for want of credentials gets the response for an
+//!   image that does not exist ([`ProxySettings::image_status`]). kubelet then pulls.
+//! - PullImage for a pod names the pod's handler ([`ProxySettings::steer_pulls`]), by a field that is
+//!   appended to its message. containerd then unpacks for that handler, and fetches what it had discarded.
 //!
 //! The proxy forwards what it does not know or cannot decode, and calls whose images it fails to
 //! find: it never stops a pod that containerd would have started. The caller gets an error if the
@@ -37,6 +45,7 @@
 //! messages with unknown fields, since they are never decoded to be forwarded. All connections share
 //! one thread: with a runtime of several threads, a third of the time went into waking them.
 
+mod after_pull;
 mod backend;
 mod body;
 mod call;
@@ -45,32 +54,38 @@ mod clients;
 mod connection;
 mod deadline;
 mod discovery;
+mod expiring;
 mod facts;
 mod failure;
 mod grpc;
 mod held;
+mod image_status;
 mod inspection;
+mod kubelet_records;
 mod limits;
 mod messages;
 mod observe;
 mod outage;
 mod peek;
+mod pods;
 mod preflight;
 mod proxy;
 mod pull;
 mod pull_credentials;
+mod pull_memory;
 mod requirements;
 mod runtime;
 mod settings;
 mod shutdown;
 mod state;
+mod steering;
 #[cfg(test)]
 mod tests;
 
 pub use facts::{Fact, FactSource, Sourced};
 pub use observe::{ForwardReason, ProxyEvent, ProxyObserver};
 pub use proxy::Proxy;
-pub use settings::{ProxySettings, Unlabelled};
+pub use settings::{KUBELET_ROOT, ProxySettings, Unlabelled, When};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

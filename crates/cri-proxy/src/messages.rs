@@ -23,13 +23,22 @@ pub(crate) struct PodSandboxConfig {
     pub(crate) metadata: Option<PodSandboxMetadata>,
 }
 
-/// `PodSandboxMetadata`.
+/// `PodSandboxMetadata`, without the number of the attempt (4).
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PodSandboxMetadata {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
+    #[prost(string, tag = "2")]
+    pub(crate) uid: String,
     #[prost(string, tag = "3")]
     pub(crate) namespace: String,
+}
+
+impl PodSandboxMetadata {
+    /// Returns the pod, as `namespace/name`.
+    pub(crate) fn pod(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
 }
 
 /// `CreateContainerRequest`.
@@ -118,6 +127,27 @@ pub(crate) struct PodSandboxStatus {
     pub(crate) runtime_handler: String,
 }
 
+/// `ListPodSandboxRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ListPodSandboxRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) filter: Option<PodSandboxFilter>,
+}
+
+/// `PodSandboxFilter`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PodSandboxFilter {
+    #[prost(message, optional, tag = "2")]
+    pub(crate) state: Option<PodSandboxStateValue>,
+}
+
+/// `PodSandboxStateValue`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PodSandboxStateValue {
+    #[prost(int32, tag = "1")]
+    pub(crate) state: i32,
+}
+
 /// `ListPodSandboxResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ListPodSandboxResponse {
@@ -130,9 +160,15 @@ pub(crate) struct ListPodSandboxResponse {
 pub(crate) struct PodSandbox {
     #[prost(string, tag = "1")]
     pub(crate) id: String,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) metadata: Option<PodSandboxMetadata>,
     /// In nanoseconds since the Unix epoch.
     #[prost(int64, tag = "4")]
     pub(crate) created_at: i64,
+    #[prost(map = "string, string", tag = "6")]
+    pub(crate) annotations: HashMap<String, String>,
+    #[prost(string, tag = "7")]
+    pub(crate) runtime_handler: String,
 }
 
 /// `VersionResponse`.
@@ -142,15 +178,37 @@ pub(crate) struct VersionResponse {
     pub(crate) runtime_version: String,
 }
 
+/// An `ImageSpec` of a client that asks for an image before the container exists.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ClientImageSpec {
+    #[prost(string, tag = "1")]
+    pub(crate) image: String,
+    /// Those of the pod, from kubelet.
+    #[prost(map = "string, string", tag = "2")]
+    pub(crate) annotations: HashMap<String, String>,
+    /// The handler of the pod. kubelet sets it if its feature RuntimeClassInImageCriApi is enabled.
+    #[prost(string, tag = "19")]
+    pub(crate) runtime_handler: String,
+}
+
+/// The `PodSandboxConfig` of a pull.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ClientSandboxConfig {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) metadata: Option<PodSandboxMetadata>,
+    #[prost(map = "string, string", tag = "7")]
+    pub(crate) annotations: HashMap<String, String>,
+}
+
 /// A `PullImageRequest` of a client, with its credentials and its pod.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ClientPullRequest {
     #[prost(message, optional, tag = "1")]
-    pub(crate) image: Option<ImageSpec>,
+    pub(crate) image: Option<ClientImageSpec>,
     #[prost(message, optional, tag = "2")]
     pub(crate) auth: Option<AuthConfig>,
     #[prost(message, optional, tag = "3")]
-    pub(crate) sandbox_config: Option<PodSandboxConfig>,
+    pub(crate) sandbox_config: Option<ClientSandboxConfig>,
 }
 
 /// `AuthConfig`, without the address of the server (4).
@@ -212,9 +270,25 @@ pub(crate) struct ListImagesResponse {
     pub(crate) images: Vec<Image>,
 }
 
+/// `ImageStatusRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ImageStatusRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) image: Option<ClientImageSpec>,
+}
+
+/// `ImageStatusResponse`. It is empty if there is no such image.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ImageStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) image: Option<Image>,
+}
+
 /// `Image`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Image {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
     #[prost(string, repeated, tag = "2")]
     pub(crate) repo_tags: Vec<String>,
     #[prost(bool, tag = "8")]

@@ -17,6 +17,13 @@ pub enum ProxyEvent {
     Retried,
     /// containerd pulled the sandbox image for the proxy.
     Pulled,
+    /// A pull that named the handler of its pod has succeeded.
+    Steered {
+        /// Whether containerd has unpacked the image for that handler.
+        followed: bool,
+    },
+    /// An image was reported as absent, for kubelet to pull it with its credentials.
+    ReportedAbsent,
     /// A call ended, with a response of containerd or of the proxy.
     Answered {
         /// The name of the method in the CRI, or `other`.

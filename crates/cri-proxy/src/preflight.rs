@@ -116,14 +116,14 @@ impl Preflight<'_> {
         for image in &requirements.images {
             if let Err(error) = self.wait_until_ready(image, false).await? {
                 let kind = match &error {
-                    NotReady::Failed(error) => error.kind(),
-                    _ => Kind::Unknown,
+                    NotReady::Failed(error) | NotReady::Denied(error) => error.kind(),
+                    NotReady::Unknown | NotReady::Unlabelled(_) => Kind::Unknown,
                 };
                 let status = Status::new(kind, error_chain(&error));
                 self.forwarded(ForwardReason::Failed, Some(image), &status);
                 return match error {
                     // containerd says only that content is missing, not where it was looked for.
-                    NotReady::Failed(_) => Err(status),
+                    NotReady::Failed(_) | NotReady::Denied(_) => Err(status),
                     NotReady::Unknown | NotReady::Unlabelled(_) => Ok(false),
                 };
             }
@@ -205,9 +205,11 @@ impl Preflight<'_> {
                 self.forwarded(ForwardReason::Unlabelled, Some(image), &status(&error));
                 Ok(())
             }
-            Err(NotReady::Failed(error)) if requirement.is_some() => Err(status(&error)),
+            Err(NotReady::Failed(error) | NotReady::Denied(error)) if requirement.is_some() => {
+                Err(status(&error))
+            }
             // Without a label requirement, containerd can unpack the image itself.
-            Err(NotReady::Failed(error)) => {
+            Err(NotReady::Failed(error) | NotReady::Denied(error)) => {
                 self.forwarded(ForwardReason::Failed, Some(image), &status(&error));
                 Ok(())
             }

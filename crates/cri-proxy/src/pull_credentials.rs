@@ -5,14 +5,14 @@
 
 use resnap_core::{Credential, PullCredentials, error_chain};
 
-use crate::messages::{AuthConfig, ClientPullRequest, PodSandboxConfig};
+use crate::messages::{AuthConfig, ClientPullRequest, ClientSandboxConfig, PodSandboxMetadata};
 
 /// Keeps the credential of a pull for its pod, so that layers which containerd discards after the pull
 /// can be fetched for it. A pull without credentials, or for no pod, leaves nothing.
-pub(crate) fn keep(store: &PullCredentials, request: ClientPullRequest) {
+pub(crate) fn keep(store: &PullCredentials, request: &mut ClientPullRequest) {
     let pod = request.sandbox_config.as_ref().and_then(pod);
-    let credential = request.auth.and_then(credential);
-    let (Some(pod), Some(credential), Some(image)) = (pod, credential, request.image) else {
+    let credential = request.auth.take().and_then(credential);
+    let (Some(pod), Some(credential), Some(image)) = (pod, credential, &request.image) else {
         return;
     };
     let lifetime = PullCredentials::LIFETIME;
@@ -22,9 +22,8 @@ pub(crate) fn keep(store: &PullCredentials, request: ClientPullRequest) {
     }
 }
 
-fn pod(config: &PodSandboxConfig) -> Option<String> {
-    let metadata = config.metadata.as_ref()?;
-    Some(format!("{}/{}", metadata.namespace, metadata.name))
+fn pod(config: &ClientSandboxConfig) -> Option<String> {
+    config.metadata.as_ref().map(PodSandboxMetadata::pod)
 }
 
 /// Returns the credential that containerd uses (containerd `internal/cri/server/images/image_pull.go`,
@@ -48,14 +47,14 @@ mod tests {
     use resnap_core::Repository;
 
     use super::*;
-    use crate::messages::{ImageSpec, PodSandboxMetadata};
+    use crate::messages::ClientImageSpec;
 
     #[test]
     fn a_credential_is_for_the_repository_and_the_pod_of_its_pull() {
         let store = PullCredentials::new();
-        let image = ImageSpec {
+        let image = ClientImageSpec {
             image: "registry.example/shop/web:1".to_owned(),
-            ..ImageSpec::default()
+            ..ClientImageSpec::default()
         };
         let auth = AuthConfig {
             username: "user".to_owned(),
@@ -63,17 +62,20 @@ mod tests {
             ..AuthConfig::default()
         };
         assert!(!format!("{auth:?}").contains("secret"));
-        let request = ClientPullRequest {
+        let mut request = ClientPullRequest {
             image: Some(image),
             auth: Some(auth),
-            sandbox_config: Some(PodSandboxConfig {
+            sandbox_config: Some(ClientSandboxConfig {
                 metadata: Some(PodSandboxMetadata {
                     name: "a".to_owned(),
+                    uid: "1".to_owned(),
                     namespace: "shop".to_owned(),
                 }),
+                ..ClientSandboxConfig::default()
             }),
         };
-        keep(&store, request);
+        keep(&store, &mut request);
+        assert_eq!(request.auth, None);
         let of = |reference| Repository::of_reference(reference).unwrap();
         let web = of("registry.example/shop/web:2");
         assert!(store.get(&web, "shop/a").is_some());

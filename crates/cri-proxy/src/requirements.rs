@@ -9,7 +9,9 @@ use crate::backend::Backend;
 use crate::discovery::Discovery;
 use crate::facts::Handlers;
 use crate::grpc::Status;
-use crate::messages::{ContainerConfig, CreateContainerRequest, ImageSpec, RunPodSandboxRequest};
+use crate::messages::{
+    ContainerConfig, CreateContainerRequest, ImageSpec, PodSandboxMetadata, RunPodSandboxRequest,
+};
 
 /// A CRI request that may need an image.
 #[derive(Debug, Clone)]
@@ -33,8 +35,7 @@ impl CriRequest {
             Self::RunPodSandbox(request) => request.config.as_ref(),
             Self::CreateContainer(request) => request.sandbox_config.as_ref(),
         };
-        let metadata = config?.metadata.as_ref()?;
-        Some(format!("{}/{}", metadata.namespace, metadata.name))
+        config?.metadata.as_ref().map(PodSandboxMetadata::pod)
     }
 
     /// Returns the name of the container; empty for a sandbox.

@@ -7,15 +7,17 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use resnap_core::{PullCredentials, UnpackService};
+use resnap_core::{ManifestPreference, PullCredentials, UnpackService};
 use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, Endpoint};
 use crate::discovery::Discovery;
 use crate::held::HeldRequests;
-use crate::limits::{MAX_HELD, PEEK_BUDGET};
+use crate::kubelet_records::KubeletRecords;
+use crate::limits::{MAX_BACKGROUND, MAX_HELD, PEEK_BUDGET};
 use crate::observe::{ProxyEvent, ProxyObserver};
 use crate::pull::Pulls;
+use crate::pull_memory::PullMemory;
 use crate::runtime::{ClientThread, ServiceRuntime};
 use crate::settings::ProxySettings;
 
@@ -30,6 +32,10 @@ pub(crate) struct ProxyState {
     pub(crate) peek_budget: Semaphore,
     pub(crate) held: HeldRequests,
     pub(crate) pulls: Arc<Pulls>,
+    pub(crate) pull_memory: PullMemory,
+    pub(crate) kubelet_records: KubeletRecords,
+    /// The unused places of [`MAX_BACKGROUND`].
+    pub(crate) background: Arc<Semaphore>,
     pub(crate) observer: Option<Arc<dyn ProxyObserver>>,
     pub(crate) client_thread: ClientThread,
 }
@@ -45,10 +51,13 @@ impl ProxyState {
             endpoint: Arc::new(Endpoint::new(backend)),
             service,
             credentials: settings.credentials.clone(),
+            kubelet_records: KubeletRecords::new(&settings.kubelet_root),
             discovery: Discovery::new(settings),
             peek_budget: Semaphore::new(PEEK_BUDGET),
             held: HeldRequests::new(MAX_HELD),
             pulls: Arc::default(),
+            pull_memory: PullMemory::default(),
+            background: Arc::new(Semaphore::new(MAX_BACKGROUND)),
             observer,
             client_thread: ClientThread::default(),
         }
@@ -84,5 +93,18 @@ impl ClientContext {
             service_runtime: service_runtime.clone(),
             backend: Backend::detached(&state.endpoint),
         }
+    }
+
+    /// Returns whether an image is ready on a snapshotter. Errors count as no.
+    pub(crate) async fn is_ready(
+        &self,
+        image: &str,
+        snapshotter: &str,
+        pick: ManifestPreference,
+    ) -> bool {
+        let service = Arc::clone(&self.state.service);
+        let (image, snapshotter) = (image.to_owned(), snapshotter.to_owned());
+        let is_ready = async move { service.is_ready(&image, &snapshotter, pick).await };
+        matches!(self.service_runtime.run(is_ready).await, Ok(Ok(true)))
     }
 }

@@ -9,4 +9,5 @@ mod containerd;
 mod messages;
 mod node;
 mod preflight;
+mod pulls;
 mod service;

@@ -142,10 +142,19 @@ fn sessions(settings: &Settings, blob: &MissingBlob) -> (Vec<Session>, Vec<Failu
 fn repositories(blob: &MissingBlob) -> Vec<Repository> {
     let mut repositories = Vec::new();
     let reference = blob.reference.as_deref().and_then(Repository::of_reference);
-    let others = blob
-        .repositories
-        .iter()
-        .flat_map(|(host, paths)| paths.iter().filter_map(|path| Repository::new(host, path)));
+    // containerd's labels lack the port of the host (`core/remotes/docker/handler.go`).
+    let with_port = |host: &str| match reference.as_ref().map(Repository::host) {
+        Some(full) if full.rsplit_once(':').is_some_and(|(name, _)| name == host) => {
+            full.to_owned()
+        }
+        _ => host.to_owned(),
+    };
+    let others = blob.repositories.iter().flat_map(|(host, paths)| {
+        let host = with_port(host);
+        let paths = paths.iter();
+        paths.filter_map(move |path| Repository::new(&host, path))
+    });
+    let others: Vec<_> = others.collect();
     for repository in reference.into_iter().chain(others) {
         if !repositories.contains(&repository) {
             repositories.push(repository);
@@ -153,4 +162,46 @@ fn repositories(blob: &MissingBlob) -> Vec<Repository> {
     }
     repositories.truncate(MAX_REPOSITORIES);
     repositories
+}
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::{Descriptor, Digest};
+
+    use super::*;
+
+    #[test]
+    fn labels_of_the_host_of_the_reference_get_its_port() {
+        let blob = |reference: &str| MissingBlob {
+            descriptor: Descriptor {
+                digest: Digest::sha256(b""),
+                media_type: String::new(),
+                size: 0,
+                platform: None,
+                annotations: Default::default(),
+            },
+            reference: Some(reference.to_owned()),
+            repositories: [
+                (
+                    "a.example".to_owned(),
+                    vec!["web".to_owned(), "base".to_owned()],
+                ),
+                ("b.example".to_owned(), vec!["web".to_owned()]),
+            ]
+            .into(),
+            urls: Vec::new(),
+            pods: Default::default(),
+        };
+        let of = |reference| {
+            let all = repositories(&blob(reference)).into_iter();
+            all.map(|repository| repository.to_string())
+                .collect::<Vec<_>>()
+        };
+        let with_port = ["a.example:5000/web", "a.example:5000/base", "b.example/web"];
+        assert_eq!(of("a.example:5000/web:1"), with_port);
+        assert_eq!(
+            of("a.example/web:1"),
+            ["a.example/web", "a.example/base", "b.example/web"]
+        );
+    }
 }

@@ -17,7 +17,7 @@ use clap::ArgMatches;
 use resnap_applier::{ApplierSettings, Differ, MEMORY, STALL};
 use resnap_containerd::DEFAULT_ADDRESS;
 use resnap_core::Profiles;
-use resnap_cri_proxy::Unlabelled;
+use resnap_cri_proxy::{KUBELET_ROOT, Unlabelled, When};
 use resnap_unpacker::Configuration;
 
 use crate::args::{Common, ServeArguments};
@@ -45,6 +45,12 @@ pub(crate) struct Config {
     pub(crate) always: Setting<bool>,
     /// See [`resnap_cri_proxy::ProxySettings::unlabelled`].
     pub(crate) unlabelled: Setting<Option<Unlabelled>>,
+    /// See [`resnap_cri_proxy::ProxySettings::steer_pulls`].
+    pub(crate) steer_pulls: Setting<When>,
+    /// See [`resnap_cri_proxy::ProxySettings::image_status`].
+    pub(crate) image_status: Setting<When>,
+    /// The directory of kubelet, with its records of pulls.
+    pub(crate) kubelet_root: Setting<PathBuf>,
     pub(crate) default_snapshotter: Option<String>,
     pub(crate) sandbox_image: Option<String>,
     pub(crate) handlers: BTreeMap<String, String>,
@@ -129,6 +135,9 @@ impl Config {
             metrics_address: metrics_address(&given, serve, file.metrics.address)?,
             always: Setting::of_file(file.cri.always, false),
             unlabelled: Setting::of_file(file.cri.unlabelled.map(|word| Some(word.into())), None),
+            steer_pulls: Setting::of_file(file.cri.steer_pulls.map(When::from), When::Safe),
+            image_status: Setting::of_file(file.cri.image_status.map(When::from), When::Safe),
+            kubelet_root: Setting::of_file(file.cri.kubelet_root, KUBELET_ROOT.into()),
             unpack: unpack(file.unpack, default_snapshotter.as_deref())?,
             file: given.resolve("config", common.config.clone().map(Some), None, path),
             sandbox_image: file.cri.sandbox_image,

@@ -134,6 +134,9 @@ pub(crate) fn proxy(
     settings.profiles = config.profiles.clone();
     settings.always = config.always.value;
     settings.unlabelled = config.unlabelled.value;
+    settings.steer_pulls = config.steer_pulls.value;
+    settings.image_status = config.image_status.value;
+    settings.kubelet_root.clone_from(&config.kubelet_root.value);
     settings.default_snapshotter = config.default_snapshotter.clone();
     settings.sandbox_image = config.sandbox_image.clone();
     settings.handlers = config.handlers.clone();

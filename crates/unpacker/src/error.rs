@@ -514,6 +514,18 @@ impl UnpackError {
         }
     }
 
+    /// Returns whether content is missing and a source asks for credentials, or for other ones.
+    pub fn is_denied(&self) -> bool {
+        let is_denied = |kind: Kind| matches!(kind, Kind::Unauthenticated | Kind::PermissionDenied);
+        match self {
+            Self::MissingBlob { tried, .. } | Self::MissingForeignBlob { tried, .. } => {
+                tried.iter().any(|one| is_denied(one.error.kind()))
+            }
+            Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => cause.is_denied(),
+            _ => false,
+        }
+    }
+
     /// Returns whether the job was cancelled, cleanly or not.
     pub fn is_cancelled(&self) -> bool {
         match self {
@@ -527,6 +539,33 @@ impl UnpackError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_missing_content_that_a_source_guards_is_denied() {
+        let failed = |kind| Error::new(kind, "fetch", "a");
+        let missing = |kinds: &[Kind]| UnpackError::MissingBlob {
+            image: "web".to_owned(),
+            digest: Digest::sha256(b""),
+            snapshotter: "erofs".to_owned(),
+            fetch: Fetch::default(),
+            tried: kinds
+                .iter()
+                .map(|kind| Tried::new("registry", failed(*kind)))
+                .collect(),
+        };
+        let backed_off = |cause| UnpackError::BackedOff {
+            cause: Box::new(cause),
+            seconds: 1,
+        };
+        for kind in [Kind::Unauthenticated, Kind::PermissionDenied] {
+            let error = missing(&[Kind::NotFound, kind, Kind::Unavailable]);
+            assert!(error.is_denied(), "{error}");
+            assert!(backed_off(error).is_denied());
+            assert!(!UnpackError::Backend(failed(kind)).is_denied());
+        }
+        assert!(!missing(&[]).is_denied());
+        assert!(!missing(&[Kind::NotFound, Kind::Unavailable]).is_denied());
+    }
 
     #[test]
     fn an_unclean_end_says_everything_once() {

@@ -5,7 +5,9 @@
 
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use resnap_core::{EnsureProgress, EnsureRequest, Error, NotReady, UnpackService, error_chain};
+use resnap_core::{
+    EnsureProgress, EnsureRequest, Error, ManifestPreference, NotReady, UnpackService, error_chain,
+};
 
 use crate::{Engine, Progress, Request, UnpackError};
 
@@ -48,6 +50,21 @@ impl UnpackService for Engine {
             .map_err(|error| not_ready(want.image, &error))
     }
 
+    async fn is_ready(
+        &self,
+        image: &str,
+        snapshotter: &str,
+        pick: ManifestPreference,
+    ) -> Result<bool, NotReady> {
+        let request = Request {
+            pick,
+            by_itself: true,
+            ..Request::new(image).on(snapshotter)
+        };
+        let is_ready = is_ready(self, &request, snapshotter).await;
+        is_ready.map_err(|error| not_ready(image, &error))
+    }
+
     async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, NotReady> {
         let not_ready = |error| not_ready(image, &error);
         let plan = self.plan(&Request::new(image).on(snapshotter)).await;
@@ -73,6 +90,7 @@ fn not_ready(image: &str, error: &UnpackError) -> NotReady {
         UnpackError::Unlabelled { .. }
         | UnpackError::InUse { .. }
         | UnpackError::Unremovable { .. } => NotReady::Unlabelled(source()),
+        error if error.is_denied() => NotReady::Denied(source()),
         _ => NotReady::Failed(source()),
     }
 }

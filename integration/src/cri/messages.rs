@@ -53,6 +53,8 @@ pub(super) struct SandboxConfig {
     pub(super) metadata: Option<Metadata>,
     #[prost(string, tag = "3")]
     pub(super) log_directory: String,
+    #[prost(map = "string, string", tag = "7")]
+    pub(super) annotations: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
     pub(super) linux: Option<LinuxSandbox>,
 }
@@ -83,6 +85,33 @@ pub(super) struct Empty {}
 pub(super) struct ImageSpec {
     #[prost(string, tag = "1")]
     pub(super) image: String,
+    #[prost(map = "string, string", tag = "2")]
+    pub(super) annotations: HashMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ImageStatusRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<ImageSpec>,
+}
+
+/// `Image`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Image {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ImageStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<Image>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ListImagesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) images: Vec<Image>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::options::Options;
+use crate::image::host_platform;
 
 /// The input of both configuration files.
 pub(super) struct Plan<'a> {
@@ -93,8 +94,7 @@ state = "{root}"
             self.options.pause_image,
             self.root.display(),
             if nydus_only { "nydus" } else { "overlayfs" },
-            // As nydus wants it; containerd labels what it pulls then.
-            !self.options.nydus,
+            !self.labels_pulls(),
             self.options.discard_layers,
             self.runtimes(cri),
         )
@@ -112,28 +112,56 @@ state = "{root}"
   discard_unpacked_layers = {}
 [{images}.pinned_images]
   sandbox = "{}"
-[{runtime}]
+{}[{runtime}]
   disable_apparmor = true
   restrict_oom_score_adj = true
 [{runtime}.cni]
   conf_dir = "{}/cni"
 {}"#,
-            !self.options.nydus,
+            !self.labels_pulls(),
             self.options.discard_layers,
             self.options.pause_image,
+            self.runtime_platforms(images),
             self.root.display(),
             self.runtimes(runtime),
         )
     }
 
+    /// Returns whether containerd labels what it pulls, as nydus wants it.
+    fn labels_pulls(&self) -> bool {
+        self.options.nydus || self.options.pull_for_handlers
+    }
+
+    /// Returns the snapshotters for which the CRI of containerd 2 pulls.
+    fn runtime_platforms(&self, images: &str) -> String {
+        let (os, architecture) = host_platform();
+        let handlers = self.handlers().into_iter();
+        let tables = handlers
+            .filter(|_| self.options.pull_for_handlers)
+            .map(|name| {
+                format!(
+                    "[{images}.runtime_platforms.{name}]\n  platform = \"{os}/{architecture}\"\n  \
+                 snapshotter = \"{name}\"\n"
+                )
+            });
+        tables.collect()
+    }
+
+    /// Returns the handlers that have the snapshotters of their names.
+    fn handlers(&self) -> Vec<&'static str> {
+        let by_runtime = self.snapshotter_by_runtime();
+        let all = [
+            ("nydus", self.options.nydus && by_runtime),
+            ("native", self.options.native && by_runtime),
+            ("erofs", self.erofs()),
+        ];
+        let all = all.into_iter().filter(|(_, exists)| *exists);
+        all.map(|(name, _)| name).collect()
+    }
+
     fn runtimes(&self, plugin: &str) -> String {
         let mut handlers = vec![("runc", None)];
-        if self.options.nydus && self.snapshotter_by_runtime() {
-            handlers.push(("nydus", Some("nydus")));
-        }
-        if self.erofs() {
-            handlers.push(("erofs", Some("erofs")));
-        }
+        handlers.extend(self.handlers().into_iter().map(|name| (name, Some(name))));
         let mut text = String::new();
         for (name, snapshotter) in handlers {
             let handler = format!("{plugin}.containerd.runtimes.{name}");

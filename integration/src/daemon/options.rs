@@ -17,6 +17,11 @@ pub struct Options {
     pub pause_image: String,
     /// Whether the CRI discards the layers of an image once it has unpacked them.
     pub discard_layers: bool,
+    /// Whether there is a runtime handler `native` with the native snapshotter.
+    pub native: bool,
+    /// Whether the CRI of containerd 2 pulls for runtime handlers, too (`runtime_platforms`), and labels
+    /// the layers that it pulls.
+    pub pull_for_handlers: bool,
     /// Puts all of its files on a tmpfs of this size, such as `6g`.
     pub tmpfs: Option<&'static str>,
 }
@@ -28,6 +33,8 @@ impl Default for Options {
             diff_order: None,
             pause_image: "docker.io/library/pause:1".to_owned(),
             discard_layers: false,
+            native: false,
+            pull_for_handlers: false,
             tmpfs: None,
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use async_trait::async_trait;
-use resnap_core::{EnsureProgress, EnsureRequest, NotReady, UnpackService};
+use resnap_core::{EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService};
 use resnap_cri_proxy::{Proxy, ProxySettings};
 use resnap_integration::cri::{Container, Cri, Sandbox};
 use resnap_integration::image::hello;
@@ -83,6 +83,15 @@ impl UnpackService for Endless {
         _want: EnsureRequest<'_>,
         _tell: &(dyn Fn(EnsureProgress) + Send + Sync),
     ) -> Result<(), NotReady> {
+        std::future::pending().await
+    }
+
+    async fn is_ready(
+        &self,
+        _image: &str,
+        _snapshotter: &str,
+        _pick: ManifestPreference,
+    ) -> Result<bool, NotReady> {
         std::future::pending().await
     }
 

@@ -25,6 +25,7 @@ mod errors;
 mod examples;
 mod features;
 mod hostile;
+mod kubelet;
 mod metrics;
 mod migrate;
 mod misbehaving;
@@ -39,6 +40,7 @@ mod registry;
 mod repair;
 mod served;
 mod sockets;
+mod steering;
 mod suite;
 mod systemd;
 mod tap;
@@ -91,6 +93,7 @@ fn tests() -> Vec<Test> {
         missing::TESTS,
         registry::TESTS,
         sockets::TESTS,
+        steering::TESTS,
         systemd::TESTS,
         tap::TESTS,
         tap::through::TESTS,

@@ -279,7 +279,7 @@ pub(crate) fn pushed(node: &Node, registry: &Registry, image: &Built, name: &str
 }
 
 /// Returns the digests of the blobs that were read from the registry since `before` requests.
-fn fetched(registry: &Registry, before: usize) -> Result<BTreeSet<String>> {
+pub(crate) fn fetched(registry: &Registry, before: usize) -> Result<BTreeSet<String>> {
     let requests = registry.requests()?;
     let blobs = requests[before..].iter().filter_map(|(request, status)| {
         let blob = request.strip_prefix("GET ")?.rsplit_once("/blobs/")?.1;
@@ -288,7 +288,7 @@ fn fetched(registry: &Registry, before: usize) -> Result<BTreeSet<String>> {
     Ok(blobs.collect())
 }
 
-fn layers(image: &Built) -> BTreeSet<String> {
+pub(crate) fn layers(image: &Built) -> BTreeSet<String> {
     let layers = image.layers.iter();
     layers.map(|layer| layer.digest.clone()).collect()
 }
@@ -475,7 +475,8 @@ fn missing_layers_of_pods_come_from_an_archive(node: &Node) -> Result<()> {
     node.assert_nothing_left("erofs")
 }
 
-/// Pod A pulls with credentials. They fetch what A needs, and nothing for pod B.
+/// Pod A pulls with credentials for the default handler. They fetch nothing for pod B on erofs. Those of pod C
+/// fetch what C needs there.
 fn missing_layers_are_fetched_with_the_credentials_of_the_pod(node: &Node) -> Result<()> {
     let dir = node.containerd.scratch().join(unique("registry"));
     let registry = Registry::start_private(node.containerd.dist(), &dir)?;
@@ -483,15 +484,17 @@ fn missing_layers_are_fetched_with_the_credentials_of_the_pod(node: &Node) -> Re
     let node = discarding(node, false)?;
     let served = Served::configured(&node, node.containerd.socket(), NO_SIBLING)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
-    let [a, b] = ["a", "b"].map(|name| cri.run_pod_sandbox("erofs", name));
-    let (a, b) = (a?, b?);
+    let a = cri.run_pod_sandbox("", "a")?;
+    let [b, c] = ["b", "c"].map(|name| cri.run_pod_sandbox("erofs", name));
+    let (b, c) = (b?, c?);
     cri.pull_image(&image.reference, Some(&a), Some(CREDENTIALS))?;
     node.collect_garbage()?;
     let refused = cri.create_container(&b, "b", &image.reference, &[]);
     let refused = format!("{:#}", refused.err().context("pod B has got the image")?);
     ensure!(refused.contains("401"), "{refused}");
     ensure!(!refused.contains(CREDENTIALS.1), "{refused}");
-    let exit = cri.run(&a, "a", &image.reference, &[])?;
+    cri.pull_image(&image.reference, Some(&c), Some(CREDENTIALS))?;
+    let exit = cri.run(&c, "c", &image.reference, &[])?;
     ensure!(exit.output.trim() == HELLO_SAYS, "{exit:?}");
     cri.remove_all()?;
     drop(cri);

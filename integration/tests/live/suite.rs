@@ -55,6 +55,8 @@ pub(crate) enum Needs {
     Containerd,
     /// A working erofs snapshotter; the daemon is shared.
     Erofs,
+    /// A containerd whose runtime handlers can have snapshotters of their own; the daemon is shared.
+    Handler,
     /// A containerd of its own, to stop and start.
     Alone,
     /// A containerd of its own with nydus, which does not tell namespaces apart.
@@ -75,7 +77,9 @@ impl Needs {
             Self::Erofs | Self::ErofsHandler | Self::WalkingOnly if !containerd.has_erofs() => {
                 Some("no erofs")
             }
-            Self::NydusHandler if containerd.version() < (1, 7, 0) => Some("no handler"),
+            Self::NydusHandler | Self::Handler if containerd.version() < (1, 7, 0) => {
+                Some("no handler")
+            }
             _ => None,
         }
     }
@@ -211,7 +215,7 @@ fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
                 namespace: "k8s.io".to_owned(),
             }
         }
-        Needs::Containerd | Needs::Erofs => Node {
+        Needs::Containerd | Needs::Erofs | Needs::Handler => Node {
             containerd: shared,
             namespace: unique("test"),
         },

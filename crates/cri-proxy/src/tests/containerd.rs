@@ -16,8 +16,8 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use crate::grpc::{Status, decode, encode};
 use crate::messages::{
-    Empty, ListPodSandboxResponse, PodSandbox, PodSandboxStatusRequest, PodSandboxStatusResponse,
-    StatusResponse,
+    Empty, Image, ImageStatusResponse, ListPodSandboxResponse, PodSandbox, PodSandboxStatusRequest,
+    PodSandboxStatusResponse, StatusResponse, VersionResponse,
 };
 
 /// The state that survives a restart of the server.
@@ -33,7 +33,16 @@ pub(super) struct Containerd {
     pub(super) handlers: Mutex<Vec<&'static str>>,
     /// The sandbox image in the configuration.
     pub(super) sandbox_image: Mutex<&'static str>,
+    /// The sandboxes that are ready.
+    pub(super) sandboxes: Mutex<Vec<PodSandbox>>,
+    pub(super) version: Mutex<&'static str>,
+    /// The bodies of the requests to pull images.
+    pub(super) pulls: Mutex<Vec<Vec<u8>>>,
 }
+
+/// The ID of every image.
+pub(super) const IMAGE_ID: &str =
+    "sha256:4bcff63911fcb4448bd4fdacec207030997caf25e9bea4045fa6c8c44de311d1";
 
 impl Default for Containerd {
     fn default() -> Self {
@@ -43,6 +52,9 @@ impl Default for Containerd {
             hanging: Mutex::default(),
             handlers: Mutex::new(vec!["nydus", "erofs", "stargz"]),
             sandbox_image: Mutex::new("pause:3"),
+            sandboxes: Mutex::default(),
+            version: Mutex::default(),
+            pulls: Mutex::default(),
         }
     }
 }
@@ -136,14 +148,28 @@ impl Containerd {
                 })
             }
             // There is a sandbox once one was created.
-            "ListPodSandbox" => encode(&ListPodSandboxResponse {
-                items: (0..self.count("RunPodSandbox").min(1))
-                    .map(|_| PodSandbox {
-                        id: "nydus".to_owned(),
-                        created_at: 1,
-                    })
-                    .collect(),
+            "ListPodSandbox" => {
+                let mut items = self.sandboxes.lock().unwrap().clone();
+                items.extend((0..self.count("RunPodSandbox").min(1)).map(|_| PodSandbox {
+                    id: "nydus".to_owned(),
+                    created_at: 1,
+                    ..PodSandbox::default()
+                }));
+                encode(&ListPodSandboxResponse { items })
+            }
+            "ImageStatus" => encode(&ImageStatusResponse {
+                image: Some(Image {
+                    id: IMAGE_ID.to_owned(),
+                    ..Image::default()
+                }),
             }),
+            "Version" => encode(&VersionResponse {
+                runtime_version: self.version.lock().unwrap().to_string(),
+            }),
+            "PullImage" => {
+                self.pulls.lock().unwrap().push(body.to_vec());
+                encode(&Empty {})
+            }
             _ => encode(&Empty {}),
         };
         response.ok()

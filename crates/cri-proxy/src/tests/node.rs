@@ -25,6 +25,8 @@ use crate::settings::ProxySettings;
 
 pub(super) const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 pub(super) const CREATE_CONTAINER: &str = "/runtime.v1.RuntimeService/CreateContainer";
+pub(super) const PULL_IMAGE: &str = "/runtime.v1.ImageService/PullImage";
+pub(super) const IMAGE_STATUS: &str = "/runtime.v1.ImageService/ImageStatus";
 pub(super) const RUN_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
 
 /// The time that anything may take.
@@ -47,6 +49,14 @@ impl Node {
     }
 
     pub(super) fn with_grace(service: Service, grace: Duration) -> Self {
+        Self::configured(service, grace, ProxySettings::default())
+    }
+
+    pub(super) fn with_settings(service: Service, settings: ProxySettings) -> Self {
+        Self::configured(service, DEADLINE, settings)
+    }
+
+    fn configured(service: Service, grace: Duration, settings: ProxySettings) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let containerd = Arc::new(Containerd::default());
         let containerd_task = containerd.serve(&dir.path().join("containerd"));
@@ -54,7 +64,7 @@ impl Node {
         let proxy = Proxy::new(
             &dir.path().join("containerd"),
             Arc::clone(&service) as _,
-            ProxySettings::default(),
+            settings,
             None,
         );
         let listener = UnixListener::bind(dir.path().join("proxy")).unwrap();
@@ -133,16 +143,28 @@ pub(super) async fn begin(
 
 /// Waits for the end of a call. Returns the outcome and the error message.
 pub(super) async fn ended(response: ResponseFuture) -> (Outcome, String) {
+    match answered(response).await {
+        Ok(_) => (Ok(()), String::new()),
+        Err(status) => (Err(status.kind), status.message),
+    }
+}
+
+/// Waits for the end of a call. Returns the body of the response.
+pub(super) async fn answered(response: ResponseFuture) -> Result<Vec<u8>, Status> {
     let all = async {
         let (head, mut from) = response.await.unwrap().into_parts();
         if let Some(status) = Status::in_headers(&head.headers) {
-            return (Err(status.kind), status.message);
+            return Err(status);
         }
+        let mut body = Vec::new();
         while let Some(bytes) = from.data().await {
-            bytes.unwrap();
+            body.extend_from_slice(&bytes.unwrap());
         }
         let trailers = from.trailers().await.unwrap().unwrap();
-        (outcome_in(&trailers).unwrap(), String::new())
+        outcome_in(&trailers)
+            .unwrap()
+            .map(|()| body)
+            .map_err(|kind| Status::new(kind, ""))
     };
     tokio::time::timeout(DEADLINE, all).await.unwrap()
 }

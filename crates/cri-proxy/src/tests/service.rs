@@ -3,12 +3,14 @@
 
 //! A scripted unpack service.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use resnap_core::{EnsureProgress, EnsureRequest, Error, Kind, NotReady, UnpackService};
+use resnap_core::{
+    EnsureProgress, EnsureRequest, Error, Kind, ManifestPreference, NotReady, UnpackService,
+};
 use tokio::sync::Notify;
 
 /// A scripted answer to one request.
@@ -18,6 +20,8 @@ pub(super) enum Answer {
     NotReady(NotReady),
     /// Ready after this time.
     After(Duration),
+    /// Denied after this time.
+    DeniedAfter(Duration),
     /// Reports progress, and never ends.
     Progress(EnsureProgress),
 }
@@ -39,6 +43,8 @@ pub(super) struct Service {
     pub(super) changed: Notify,
     /// If set, `ensure` blocks its thread at it, as planning may.
     pub(super) planning: Option<Barrier>,
+    /// Whether images are ready on the snapshotters of these names: at the next looks, the last for ever.
+    pub(super) ready: Mutex<BTreeMap<&'static str, Vec<bool>>>,
     /// Whether the files of all images are in guests only.
     pub(super) is_remote: bool,
 }
@@ -98,6 +104,11 @@ impl UnpackService for Service {
                 tokio::time::sleep(time).await;
                 Ok(())
             }
+            Some(Answer::DeniedAfter(time)) => {
+                tokio::time::sleep(time).await;
+                let error = Error::new(Kind::NotFound, "unpack", request.image);
+                Err(NotReady::Denied(error))
+            }
             Some(Answer::Progress(progress)) => {
                 on_progress(progress);
                 std::future::pending().await
@@ -106,6 +117,20 @@ impl UnpackService for Service {
                 let error = Error::new(Kind::Internal, "find an answer for", request.image);
                 Err(NotReady::Failed(error))
             }
+        }
+    }
+
+    async fn is_ready(
+        &self,
+        _image: &str,
+        snapshotter: &str,
+        _pick: ManifestPreference,
+    ) -> Result<bool, NotReady> {
+        let mut ready = self.ready.lock().unwrap();
+        match ready.get_mut(snapshotter).map(Vec::as_mut_slice) {
+            Some([last]) => Ok(*last),
+            Some([_, ..]) => Ok(ready.get_mut(snapshotter).unwrap().remove(0)),
+            _ => Err(NotReady::Unknown),
         }
     }
 

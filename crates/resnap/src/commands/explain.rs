@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use resnap_applier::Differ;
 use resnap_core::{LabeledLayers, Profile, Volumes};
-use resnap_cri_proxy::{Fact, FactSource, Unlabelled};
+use resnap_cri_proxy::{Fact, FactSource, Unlabelled, When};
 use serde::Serialize;
 
 use crate::config::{Config, Setting, Source};
@@ -95,6 +95,14 @@ fn general(config: &Config) -> Vec<Row> {
         };
         Some(word.to_owned())
     };
+    let when = |value: &When| {
+        let word = match value {
+            When::Safe => "when-safe",
+            When::Always => "always",
+            When::Never => "never",
+        };
+        Some(word.to_owned())
+    };
     let max_layer_bytes = |value: &Option<u64>| match value {
         None => Some("1000 times the blob and 1 GiB".to_owned()),
         Some(bytes) => Some(bytes.to_string()),
@@ -109,6 +117,9 @@ fn general(config: &Config) -> Vec<Row> {
             Some(value.to_string())
         }),
         Row::of("cri.unlabelled", &config.unlabelled, unlabelled),
+        Row::of("cri.steer_pulls", &config.steer_pulls, when),
+        Row::of("cri.image_status", &config.image_status, when),
+        Row::of("cri.kubelet_root", &config.kubelet_root, path),
         Row::of("max_layer_bytes", &config.max_layer_bytes, max_layer_bytes),
         Row::of("memory", &config.memory, |bytes| Some(bytes.to_string())),
         Row::of("stall", &config.stall, |stall| {

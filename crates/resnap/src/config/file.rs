@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use resnap_applier::Differ;
 use resnap_core::{LabelRequirement, LabeledLayers, Profile, Volumes};
-use resnap_cri_proxy::Unlabelled;
+use resnap_cri_proxy::{Unlabelled, When};
 use resnap_unpacker::{Configuration, KeepFetched};
 use serde::Deserialize;
 
@@ -77,6 +77,9 @@ pub(super) struct CriSection {
     pub(super) socket: Option<PathBuf>,
     pub(super) always: Option<bool>,
     pub(super) unlabelled: Option<UnlabelledWord>,
+    pub(super) steer_pulls: Option<WhenWord>,
+    pub(super) image_status: Option<WhenWord>,
+    pub(super) kubelet_root: Option<PathBuf>,
     pub(super) default_snapshotter: Option<String>,
     pub(super) sandbox_image: Option<String>,
     pub(super) handlers: BTreeMap<String, String>,
@@ -225,6 +228,14 @@ impl UnpackSection {
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum WhenWord {
+    WhenSafe,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum UnlabelledWord {
     Repair,
@@ -261,6 +272,16 @@ impl From<DifferWord> for Differ {
             DifferWord::Auto => Self::Auto,
             DifferWord::Resnap => Self::Resnap,
             DifferWord::Containerd => Self::Containerd,
+        }
+    }
+}
+
+impl From<WhenWord> for When {
+    fn from(word: WhenWord) -> Self {
+        match word {
+            WhenWord::WhenSafe => Self::Safe,
+            WhenWord::Always => Self::Always,
+            WhenWord::Never => Self::Never,
         }
     }
 }

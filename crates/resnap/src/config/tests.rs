@@ -109,6 +109,22 @@ fn unpack_configurations_are_read() {
 }
 
 #[test]
+fn words_for_pulls_are_read() {
+    for (word, when) in [
+        ("when-safe", When::Safe),
+        ("always", When::Always),
+        ("never", When::Never),
+    ] {
+        let text = format!("cri.steer_pulls = '{word}'\ncri.image_status = '{word}'");
+        let config = load_text(&text).unwrap();
+        let values = (config.steer_pulls.value, config.image_status.value);
+        assert_eq!(values, (when, when));
+    }
+    let error = format!("{:#}", load_text("cri.steer_pulls = 'safe'").unwrap_err());
+    assert!(error.contains("when-safe"), "{error}");
+}
+
+#[test]
 fn differs_are_read() {
     let text = "[snapshotters.mine]\ndiffer = 'resnap'\nsync_fs = true\n[snapshotters.other]";
     let config = load_text(text).unwrap();

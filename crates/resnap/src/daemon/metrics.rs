@@ -42,6 +42,8 @@ pub(super) struct Metrics {
     forwarded: Family<Labels<1>, Counter>,
     retries: Counter,
     pulls: Counter,
+    steered: Family<Labels<1>, Counter>,
+    reported_absent: Counter,
 }
 
 impl Metrics {
@@ -63,6 +65,8 @@ impl Metrics {
             forwarded: Family::default(),
             retries: Counter::default(),
             pulls: Counter::default(),
+            steered: Family::default(),
+            reported_absent: Counter::default(),
         };
         metrics.register();
         metrics.create_series();
@@ -136,6 +140,16 @@ impl Metrics {
             "Pulls of the sandbox image that were requested from containerd",
             self.pulls.clone(),
         );
+        all.register(
+            "cri_steered_pulls",
+            "Pulls that named the handler of their pod, by whether containerd unpacked for it",
+            self.steered.clone(),
+        );
+        all.register(
+            "cri_images_reported_absent",
+            "Images reported as absent, for kubelet to pull them with its credentials",
+            self.reported_absent.clone(),
+        );
     }
 
     /// Creates the series with zero, so that the first event counts as an increase in Prometheus.
@@ -166,6 +180,9 @@ impl Metrics {
             ForwardReason::Failed,
         ] {
             drop(self.forwarded.get_or_create(&[("reason", reason(why))]));
+        }
+        for followed in [true, false] {
+            drop(self.steered.get_or_create(&steered_outcome(followed)));
         }
     }
 
@@ -232,6 +249,12 @@ impl resnap_cri_proxy::ProxyObserver for Metrics {
             ProxyEvent::Pulled => {
                 self.pulls.inc();
             }
+            ProxyEvent::Steered { followed } => {
+                self.steered.get_or_create(&steered_outcome(followed)).inc();
+            }
+            ProxyEvent::ReportedAbsent => {
+                self.reported_absent.inc();
+            }
             _ => {}
         }
     }
@@ -257,6 +280,14 @@ fn layer_outcome(phase: Phase) -> Option<&'static str> {
         Phase::Failed => "failed",
         _ => return None,
     })
+}
+
+fn steered_outcome(followed: bool) -> Labels<1> {
+    let outcome = match followed {
+        true => "followed",
+        false => "ignored",
+    };
+    [("outcome", outcome)]
 }
 
 fn reason(why: ForwardReason) -> &'static str {
