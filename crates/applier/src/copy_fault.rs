@@ -83,6 +83,10 @@ impl CopyFault {
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Snapshotter(_) | Self::UserNamespace => Kind::Unimplemented,
+            Self::Entry {
+                fault: EntryFault::Parentless,
+                ..
+            } => Kind::DataLoss,
             Self::Chain(_)
             | Self::NoLayer(_)
             | Self::Foreign { .. }

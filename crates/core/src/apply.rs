@@ -50,8 +50,9 @@ pub trait Applier: Send + Sync {
     ///
     /// # Errors
     /// [`Kind::Unimplemented`](crate::Kind::Unimplemented) if the applier cannot copy layers of this
-    /// snapshotter; [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) if a copy would not
-    /// be the layer, with the reason.
+    /// snapshotter; [`Kind::DataLoss`](crate::Kind::DataLoss) if the chain itself is wrong, as it was
+    /// made without the layers' parents; [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition)
+    /// if a copy would not be the layer, with the reason.
     async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
         let _ = layers;
         Err(cannot_copy(chain))

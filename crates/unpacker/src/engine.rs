@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use resnap_core::{Ports, Profiles, Scope, SnapshotterInfo};
+use resnap_core::{Ports, Profiles, Scope, SnapshotterInfo, error_chain};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
@@ -24,6 +24,7 @@ use crate::registry::JobRegistry;
 use crate::route::pick_target;
 use crate::run::Runner;
 use crate::running::Waiter;
+use crate::sibling::inspect;
 use crate::slots::Slots;
 use crate::support::require_reference;
 use crate::unpack::is_rooted;
@@ -160,7 +161,8 @@ impl Engine {
     }
 
     /// Checks how ready an image is on the snapshotter that `request` names, or on all working
-    /// snapshotters if it names none.
+    /// snapshotters if it names none. Warns of chains that were made without the layers' parents, by
+    /// views of them under a lease of its own.
     ///
     /// # Errors
     /// As for [`Engine::plan`] and [`Engine::require_snapshotter`].
@@ -173,7 +175,19 @@ impl Engine {
             }
         };
         let plan = self.plan(request).await?;
-        self.check(&plan, &snapshotters).await
+        let mut check = self.check(&plan, &snapshotters).await?;
+        let ready = check.snapshotters.iter();
+        let ready = ready.filter(|(_, readiness)| readiness.ready && plan.layers.len() > 1);
+        for (snapshotter, _) in ready {
+            if let Err(error) = inspect(&self.keeper, &plan, snapshotter).await {
+                check.warnings.push(format!(
+                    "on {snapshotter}, files may be wrong: {}; remove it with `resnap evict` and \
+                     unpack it again",
+                    error_chain(&error)
+                ));
+            }
+        }
+        Ok(check)
     }
 
     /// Returns the names of the snapshotters that work.

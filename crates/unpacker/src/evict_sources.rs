@@ -9,9 +9,9 @@ use std::sync::Arc;
 use resnap_core::{Error, Labels};
 use tokio::sync::OnceCell;
 
-use crate::lease::{JobLease, LeaseKeeper};
+use crate::lease::LeaseKeeper;
 use crate::missing::missing_layer;
-use crate::sibling::{Layers, Sibling};
+use crate::sibling::{Sibling, within_lease};
 use crate::sources::{Source, Tried};
 use crate::{Plan, UnpackError};
 
@@ -65,27 +65,10 @@ async fn find_sibling(
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<Result<Sibling, Error>, UnpackError> {
-    let lease = JobLease::new(
-        Arc::clone(keeper),
-        &plan.image.target.digest,
-        None,
-        &plan.image.name,
-        snapshotter,
-    );
-    let found = async {
-        lease.begin().await?;
-        let layers = Layers {
-            backend: &keeper.backend,
-            lease: &lease,
-            plan,
-            first: 0,
-        };
+    within_lease(keeper, plan, snapshotter, async |layers| {
         let sibling = Sibling::find(layers, snapshotter).await?;
         sibling.end(&keeper.backend).await;
         Ok(sibling)
-    };
-    let found = found.await;
-    let ended = lease.end(false).await;
-    ended.map_err(|error| UnpackError::Backend(error.into_source()))?;
-    Ok(found)
+    })
+    .await
 }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use resnap_core::{ChainId, ChainView, Error, Kind, LayerCopy, SnapshotInfo, SnapshotKey, labels};
 use uuid::Uuid;
 
-use crate::Plan;
 use crate::backend::Backend;
-use crate::lease::{JobLease, undo};
+use crate::lease::{JobLease, LeaseKeeper, undo};
+use crate::{Plan, UnpackError};
 
 /// A chain on another snapshotter, and the view that names the directories of its layers.
 pub(crate) struct Sibling {
@@ -26,6 +26,62 @@ pub(crate) struct Layers<'a> {
     pub(crate) lease: &'a JobLease,
     pub(crate) plan: &'a Plan,
     pub(crate) first: usize,
+}
+
+/// Looks at all planned layers under a lease of its own.
+pub(crate) async fn within_lease<T>(
+    keeper: &Arc<LeaseKeeper>,
+    plan: &Plan,
+    snapshotter: &str,
+    look: impl AsyncFnOnce(Layers<'_>) -> Result<T, Error>,
+) -> Result<Result<T, Error>, UnpackError> {
+    let (target, name) = (&plan.image.target.digest, &plan.image.name);
+    let lease = JobLease::new(Arc::clone(keeper), target, None, name, snapshotter);
+    let looked = async {
+        lease.begin().await?;
+        look(Layers {
+            backend: &keeper.backend,
+            lease: &lease,
+            plan,
+            first: 0,
+        })
+        .await
+    };
+    let looked = looked.await;
+    let ended = lease.end(false).await;
+    ended.map_err(|error| UnpackError::Backend(error.into_source()))?;
+    Ok(looked)
+}
+
+/// Checks that the planned layers on a snapshotter are right, as far as their directories tell.
+/// Snapshotters whose layers cannot be looked at are skipped.
+///
+/// # Errors
+/// The error for a chain that was made without the layers' parents.
+pub(crate) async fn inspect(
+    keeper: &Arc<LeaseKeeper>,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<(), Error> {
+    if !keeper.backend.ports.applier.can_copy_from(snapshotter) {
+        return Ok(());
+    }
+    let looked = within_lease(keeper, plan, snapshotter, async |layers| {
+        let snapshots = committed(layers.backend, plan, snapshotter).await?;
+        if snapshots.is_empty() {
+            return Ok(());
+        }
+        let sibling = Sibling::open(layers, snapshotter.to_owned(), snapshots).await?;
+        sibling.end(layers.backend).await;
+        Ok(())
+    });
+    match looked.await {
+        Ok(Err(error)) if error.kind() == Kind::DataLoss => Err(error),
+        looked => {
+            tracing::debug!(?looked, snapshotter, "looked at a chain");
+            Ok(())
+        }
+    }
 }
 
 impl Sibling {
