@@ -3,6 +3,7 @@
 
 //! Credentials for registries, kept in memory only.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -146,10 +147,15 @@ impl PullCredentials {
         drop(self.entries_at(Instant::now()));
     }
 
-    /// Drops the credentials of a pod (`namespace/name`).
-    pub fn remove_pod(&self, pod: &str) {
+    /// Drops the credentials of all pods but these (`namespace/name`).
+    pub fn retain_pods(&self, pods: &BTreeSet<String>) {
         self.entries_at(Instant::now())
-            .retain(|entry| entry.pod != pod);
+            .retain(|entry| pods.contains(&entry.pod));
+    }
+
+    /// Returns whether there is no credential.
+    pub fn is_empty(&self) -> bool {
+        self.entries_at(Instant::now()).is_empty()
     }
 
     /// Returns the entries that live at this time.
@@ -192,8 +198,10 @@ mod tests {
         assert_eq!(found("a.b/c", ""), None);
         store.insert("a.b/c", token("y"), "ns/p", hour).unwrap();
         assert_eq!(found("a.b/c", "ns/p"), Some(token("y")));
-        store.remove_pod("ns/p");
-        assert_eq!(found("a.b/c", "ns/p"), None);
+        store.retain_pods(&["ns/p".to_owned()].into());
+        assert!(!store.is_empty());
+        store.retain_pods(&["ns/q".to_owned()].into());
+        assert!(store.is_empty());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::deadline::Deadline;
 use crate::grpc::{Outcome, Status, ok_trailers, outcome_in, response_head};
 use crate::inspection::{Inspected, InspectedRequest, Inspection, inspect, is_inspected};
 use crate::preflight::{Resolution, ensure_later};
+use crate::pull_credentials::{REMOVE_POD_SANDBOX, forget_removed};
 use crate::shutdown::{Shutdown, ShutdownPhase, stopping};
 use crate::state::ClientContext;
 
@@ -99,6 +100,7 @@ impl ProxiedCall<'_> {
         };
         // A request without a body must end with its headers, as it came.
         let end = first.is_empty() && body.is_end_stream();
+        let removes_pod = head.uri.path() == REMOVE_POD_SANDBOX;
         let request = Request::from_parts(head, ());
         let (response, mut to) = self.client.backend.send_request(request, end).await?;
         let result = {
@@ -130,6 +132,7 @@ impl ProxiedCall<'_> {
             // Before anything else of the client is read, as it may ask for the image next.
             (Ok(Ok(())), Inspected::Pull(pull)) => after_pull::start(self.client, pull),
             (Ok(Err(_)), Inspected::Pull(pull)) => after_pull::fail(self.client, &pull),
+            (Ok(Ok(())), Inspected::None) if removes_pod => forget_removed(self.client),
             _ => {}
         }
         result

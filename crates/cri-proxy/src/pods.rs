@@ -4,7 +4,7 @@
 //! The pods for which images are pulled and looked up. kubelet starts a pod's sandbox before it looks for
 //! the images of its containers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::backend::Backend;
 use crate::grpc::Status;
@@ -53,18 +53,36 @@ pub(crate) async fn with_annotations(
     find(backend, is_wanted).await
 }
 
+/// Returns all pods with a sandbox, as `namespace/name`.
+///
+/// # Errors
+/// The error of containerd, if it does not answer.
+pub(crate) async fn names(backend: &Backend) -> Result<BTreeSet<String>, Status> {
+    let sandboxes = list(backend, None).await?;
+    let metadata = sandboxes
+        .iter()
+        .filter_map(|sandbox| sandbox.metadata.as_ref());
+    Ok(metadata.map(PodSandboxMetadata::pod).collect())
+}
+
 async fn find(
     backend: &Backend,
     is_wanted: impl Fn(&PodSandbox) -> bool,
 ) -> Result<Option<Pod>, Status> {
     // Ready is zero.
     let state = Some(PodSandboxStateValue { state: 0 });
-    let request = ListPodSandboxRequest {
-        filter: Some(PodSandboxFilter { state }),
-    };
+    let ready = list(backend, Some(PodSandboxFilter { state })).await?;
+    Ok(only(ready.into_iter().filter(is_wanted)))
+}
+
+async fn list(
+    backend: &Backend,
+    filter: Option<PodSandboxFilter>,
+) -> Result<Vec<PodSandbox>, Status> {
     let path = "/runtime.v1.RuntimeService/ListPodSandbox";
+    let request = ListPodSandboxRequest { filter };
     let response: ListPodSandboxResponse = backend.unary(path, &request).await?;
-    Ok(only(response.items.into_iter().filter(is_wanted)))
+    Ok(response.items)
 }
 
 /// Returns what these sandboxes have in common; `None` if that is not even the handler.

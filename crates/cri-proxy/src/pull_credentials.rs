@@ -3,9 +3,16 @@
 
 //! The credentials of pulls that pass through the proxy.
 
+use std::sync::Arc;
+
 use resnap_core::{Credential, PullCredentials, error_chain};
 
 use crate::messages::{AuthConfig, ClientPullRequest, ClientSandboxConfig, PodSandboxMetadata};
+use crate::pods;
+use crate::state::ClientContext;
+
+/// The call after which the credentials of a pod are dropped.
+pub(crate) const REMOVE_POD_SANDBOX: &str = "/runtime.v1.RuntimeService/RemovePodSandbox";
 
 /// Keeps the credential of a pull for its pod, so that layers which containerd discards after the pull
 /// can be fetched for it. A pull without credentials, or for no pod, leaves nothing.
@@ -20,6 +27,25 @@ pub(crate) fn keep(store: &PullCredentials, request: &mut ClientPullRequest) {
         let error = error_chain(&error);
         tracing::debug!(error, "the credential of a pull is not kept");
     }
+}
+
+/// Drops the credentials of pods without a sandbox, in the background: another pod may get the name of one
+/// that was removed.
+pub(crate) fn forget_removed(client: &ClientContext) {
+    let Some(store) = client.state.credentials.clone() else {
+        return;
+    };
+    if store.is_empty() {
+        return;
+    }
+    let (state, runtime) = (Arc::clone(&client.state), client.service_runtime.clone());
+    client.service_runtime.spawn(async move {
+        let client = ClientContext::detached(&state, &runtime);
+        match pods::names(&client.backend).await {
+            Ok(pods) => store.retain_pods(&pods),
+            Err(error) => tracing::debug!(%error, "the credentials of a removed pod expire later"),
+        }
+    });
 }
 
 fn pod(config: &ClientSandboxConfig) -> Option<String> {

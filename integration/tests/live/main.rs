@@ -18,6 +18,7 @@ mod cli;
 mod command;
 mod conformance;
 mod crash;
+mod credentials;
 mod differ;
 mod differential;
 mod drain;
