@@ -244,11 +244,7 @@ impl Supply {
             }
             self.advance(chain, index).await;
         }
-        {
-            let mut state = layer.state();
-            state.is_fetched_ahead = false;
-            state.is_fed &= matches!(state.way, Some(Way::Blob));
-        }
+        layer.state().is_fetched_ahead = false;
         layer.gate.settle();
     }
 
@@ -350,15 +346,14 @@ impl Supply {
     }
 
     /// Waits until the blob of a layer that was written is complete, and has the right digest. Returns
-    /// false if it does not.
+    /// false if it does not, or never will.
     pub(crate) async fn confirm(&self, index: usize) -> bool {
         let layer = self.layer(index);
-        if !layer.state().is_fed {
+        if !std::mem::take(&mut layer.state().is_fed) {
             return true;
         }
         layer.gate.settled().await;
-        let mut state = layer.state();
-        std::mem::take(&mut state.is_fed) && !layer.gate.is_spoiled()
+        matches!(layer.state().way, Some(Way::Blob)) && !layer.gate.is_spoiled()
     }
 
     /// Chooses another way for a layer that could not be written. Returns false if the error has

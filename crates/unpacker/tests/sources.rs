@@ -370,12 +370,15 @@ struct Incoming {
     inner: Arc<dyn Applier>,
     /// The layers whose bytes were read to their end.
     read: Arc<Mutex<Vec<usize>>>,
+    /// How long a layer takes after its bytes were read; `None` if it is then written from its blob.
+    writes: Option<Duration>,
 }
 
 struct IncomingBatch {
     inner: Arc<dyn BatchApplier>,
     monitor: Arc<dyn ApplyMonitor>,
     read: Arc<Mutex<Vec<usize>>>,
+    writes: Option<Duration>,
 }
 
 #[async_trait]
@@ -395,6 +398,7 @@ impl Applier for Incoming {
             inner: in_batch(&self.inner, batch.clone()),
             monitor: Arc::clone(&batch.monitor),
             read: Arc::clone(&self.read),
+            writes: self.writes,
         }))
     }
 }
@@ -405,10 +409,19 @@ impl BatchApplier for IncomingBatch {
         {
             let _permit = self.monitor.admit(index).await;
             if let Some(mut incoming) = self.monitor.incoming(index) {
+                let mut bytes = Vec::new();
                 while let Some(piece) = incoming.next().await {
-                    piece?;
+                    bytes.extend_from_slice(&piece?);
                 }
                 self.read.lock().unwrap().push(index);
+                if let Some(time) = self.writes {
+                    tokio::time::sleep(time).await;
+                    return Ok(Applied {
+                        diff_id: Some(Digest::sha256(&bytes)),
+                        size: bytes.len() as u64,
+                        is_own_image: false,
+                    });
+                }
             }
         }
         self.inner.apply(scope, index, mounts).await
@@ -422,12 +435,14 @@ impl BatchApplier for IncomingBatch {
 fn incoming_engine(
     backend: &Simulated,
     source: Arc<dyn BlobSource>,
+    writes: Option<Duration>,
 ) -> (Engine, Arc<Mutex<Vec<usize>>>) {
     let mut ports = backend.ports();
     let read = Arc::<Mutex<Vec<usize>>>::default();
     ports.applier = Arc::new(Incoming {
         inner: ports.applier,
         read: Arc::clone(&read),
+        writes,
     });
     let mut settings = EngineSettings::default();
     settings.sources = vec![Source::Blobs(source)];
@@ -439,7 +454,7 @@ fn incoming_engine(
 async fn a_layer_is_written_from_the_bytes_that_are_fetched() {
     let (backend, source) = shared_layer();
     let source = Slow(source, Duration::from_millis(1));
-    let (engine, read) = incoming_engine(&backend, Arc::new(source));
+    let (engine, read) = incoming_engine(&backend, Arc::new(source), None);
     let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
     assert_eq!(job.await.unwrap().count(LayerOutcome::Applied), 1);
     assert_eq!(*read.lock().unwrap(), [0]);
@@ -447,26 +462,30 @@ async fn a_layer_is_written_from_the_bytes_that_are_fetched() {
 
 #[tokio::test(start_paused = true)]
 async fn a_layer_of_wrong_bytes_is_not_committed() {
-    let (backend, source, image) = discarded(&[0]);
-    let digest = &image.layers[0].descriptor.digest;
-    let mut wrong = image.blob(digest).unwrap().to_vec();
-    wrong[3] ^= 1;
-    source.blobs.lock().unwrap().insert(digest.clone(), wrong);
-    let (engine, read) = incoming_engine(&backend, source);
-    let error = engine.unpack(Request::new("web:1").on("erofs")).await;
-    let UnpackError::MissingBlob { tried, .. } = error.unwrap_err() else {
-        panic!("another error");
-    };
-    assert_eq!(tried[0].error.kind(), Kind::DataLoss);
-    assert_eq!(*read.lock().unwrap(), [0]);
-    assert_eq!(backend.snapshots(NAMESPACE, "erofs"), []);
+    // The blob turns out wrong before or while the layer is written, or after.
+    for writes in [None, Some(Duration::ZERO), Some(Duration::from_secs(60))] {
+        let (backend, source, image) = discarded(&[0]);
+        let digest = &image.layers[0].descriptor.digest;
+        let mut wrong = image.blob(digest).unwrap().to_vec();
+        wrong[3] ^= 1;
+        source.blobs.lock().unwrap().insert(digest.clone(), wrong);
+        let (engine, read) = incoming_engine(&backend, source, writes);
+        let error = engine.unpack(Request::new("web:1").on("erofs")).await;
+        let error = error.unwrap_err();
+        let UnpackError::MissingBlob { tried, .. } = &error else {
+            panic!("{writes:?}: {error}");
+        };
+        assert_eq!(tried[0].error.kind(), Kind::DataLoss);
+        assert_eq!(*read.lock().unwrap(), [0]);
+        assert_eq!(backend.snapshots(NAMESPACE, "erofs"), []);
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn slow_bytes_are_unpacked_when_all_are_there() {
     let (backend, source) = shared_layer();
     let source = Slow(source, Duration::from_millis(10));
-    let (engine, read) = incoming_engine(&backend, Arc::new(source));
+    let (engine, read) = incoming_engine(&backend, Arc::new(source), None);
     let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
     assert_eq!(job.await.unwrap().count(LayerOutcome::Applied), 1);
     assert!(read.lock().unwrap().is_empty());
@@ -515,7 +534,7 @@ async fn wrong_bytes_of_a_mirror_are_fetched_from_elsewhere() {
         };
         let source: Arc<dyn BlobSource> = Arc::new(source);
         let (engine, read) = match is_fed {
-            true => incoming_engine(&backend, source),
+            true => incoming_engine(&backend, source, None),
             false => {
                 let mut settings = EngineSettings::default();
                 settings.sources = vec![Source::Blobs(source)];
