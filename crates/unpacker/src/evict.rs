@@ -7,13 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use resnap_core::{Digest, SnapshotKey, Usage};
+use resnap_core::{Digest, Error, Kind, SnapshotKey, Usage};
 
 use crate::backend::Backend;
 use crate::evict_check::EvictCheck;
 use crate::eviction::{EvictState, EvictedChain, Eviction};
 use crate::inventory::{ChainLabel, Inventory, list_snapshots};
 use crate::lease::LeaseKeeper;
+use crate::locks::Lock;
 use crate::planner::Planner;
 use crate::{EvictRequest, UnpackError};
 
@@ -25,6 +26,8 @@ pub(crate) async fn evict(
 ) -> Result<Eviction, UnpackError> {
     let backend = &keeper.backend;
     backend.require_snapshotter(&request.snapshotter).await?;
+    // Another eviction may remove what this one relies on.
+    let _lock = lock(keeper, request).await?;
     let inventory = Inventory::read(backend, &request.snapshotter).await?;
     let (wanted, mut chains) = wanted(planner, &inventory, request).await?;
     let check = EvictCheck::new(keeper, planner, &inventory, request).await?;
@@ -67,6 +70,14 @@ pub(crate) async fn evict(
         }
     }
     Ok(sum(&inventory, chains))
+}
+
+/// Waits until no other process evicts images.
+async fn lock(keeper: &LeaseKeeper, request: &EvictRequest) -> Result<Lock, UnpackError> {
+    let purpose = format!("an eviction from {}", request.snapshotter);
+    let lock = keeper.locks.lock("evictions", &purpose, drop).await;
+    let failed = |error| Error::new(Kind::FailedPrecondition, "lock", &*purpose).with_source(error);
+    Ok(lock.map_err(failed)?)
 }
 
 /// Returns the chains of the requested images, and a row for each image that has none.

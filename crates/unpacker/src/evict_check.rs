@@ -21,6 +21,8 @@ pub(crate) struct EvictCheck<'a> {
     planner: &'a Planner,
     inventory: &'a Inventory,
     request: &'a EvictRequest,
+    /// The blobs that are there for longer than a lease.
+    kept_blobs: BTreeSet<Digest>,
     /// The configs of the sandbox images.
     sandboxes: BTreeSet<Digest>,
     /// The snapshots of the snapshotter that the images were moved to.
@@ -54,6 +56,7 @@ impl<'a> EvictCheck<'a> {
             planner,
             inventory,
             request,
+            kept_blobs: inventory.kept_blobs(),
             sandboxes,
             moved,
         })
@@ -86,8 +89,13 @@ impl<'a> EvictCheck<'a> {
                 let snapshotter = to.clone();
                 return Ok(Some(Refusal::NotMoved { image, snapshotter }));
             }
-            if let Some(refusal) = self.missing_layer(&image, config).await? {
-                return Ok(Some(refusal));
+            // A config may have several manifests, and a name may stand for another one.
+            let mut manifests = BTreeSet::new();
+            for image in names {
+                let refusal = self.missing_layer(image, config, &mut manifests).await?;
+                if refusal.is_some() {
+                    return Ok(refusal);
+                }
             }
         }
         Ok(None)
@@ -107,11 +115,13 @@ impl<'a> EvictCheck<'a> {
         label.is_some_and(|value| value == labels::PINNED_VALUE)
     }
 
-    /// Returns the refusal for an image of which a layer could not be unpacked again.
+    /// Returns the refusal for an image of which a layer could not be unpacked again. One that does not
+    /// need the config, or has one of these manifests, is not looked at; its manifest is added.
     async fn missing_layer(
         &self,
         image: &str,
         config: &Digest,
+        manifests: &mut BTreeSet<Digest>,
     ) -> Result<Option<Refusal>, UnpackError> {
         let EvictRequest {
             snapshotter,
@@ -141,17 +151,18 @@ impl<'a> EvictCheck<'a> {
                 }));
             }
         };
-        if plan.config.digest != *config {
+        if plan.config.digest != *config || !manifests.insert(plan.manifest.digest.clone()) {
             return Ok(None);
         }
-        let blobs = &self.inventory.blobs;
         let layers = plan.layers.iter().enumerate();
-        let missing = layers.filter(|(_, layer)| !blobs.contains_key(&layer.descriptor.digest));
+        let missing =
+            layers.filter(|(_, layer)| !self.kept_blobs.contains(&layer.descriptor.digest));
         let missing: Vec<usize> = missing.map(|(index, _)| index).collect();
         let lacking = match is_prepared {
             true => {
                 let none = Labels::new();
-                let labels = blobs.get(&plan.manifest.digest).unwrap_or(&none);
+                let labels = self.inventory.blobs.get(&plan.manifest.digest);
+                let labels = labels.unwrap_or(&none);
                 first_lacking(self.keeper, &plan, snapshotter, labels, &missing).await?
             }
             false => missing.first().map(|first| (*first, Vec::new())),

@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use resnap_core::{Error, Labels};
+use resnap_core::{Error, Kind, Labels};
 use tokio::sync::OnceCell;
 
 use crate::lease::LeaseKeeper;
 use crate::missing::missing_layer;
 use crate::sibling::{Sibling, within_lease};
 use crate::sources::{Source, Tried};
+use crate::unpack::is_rooted;
 use crate::{Plan, UnpackError};
 
 /// Tries the sources for the layers at these indices, whose blobs are missing, and returns the first
@@ -58,8 +59,8 @@ pub(crate) async fn first_lacking(
     Ok(None)
 }
 
-/// Finds the layers that can be copied from another snapshotter, as a job does. The view of them is
-/// removed.
+/// Finds the layers that can be copied from another snapshotter, as a job does, and that stay there. The
+/// view of them is removed.
 async fn find_sibling(
     keeper: &Arc<LeaseKeeper>,
     plan: &Plan,
@@ -68,6 +69,11 @@ async fn find_sibling(
     within_lease(keeper, plan, snapshotter, async |layers| {
         let sibling = Sibling::find(layers, snapshotter).await?;
         sibling.end(&keeper.backend).await;
+        let other = sibling.snapshotter();
+        if !is_rooted(&keeper.backend, plan, other).await? {
+            let unkept = Error::new(Kind::FailedPrecondition, "copy layers from", other);
+            return Err(unkept.with_source("the image does not keep them there"));
+        }
         Ok(sibling)
     })
     .await

@@ -82,9 +82,20 @@ impl Inventory {
         images
     }
 
+    /// Returns the blobs that are there and that images keep.
+    pub(crate) fn kept_blobs(&self) -> BTreeSet<Digest> {
+        let targets = self
+            .images
+            .values()
+            .map(|image| image.target.digest.clone());
+        let mut kept = reachable(&self.blobs, targets);
+        kept.retain(|digest| self.blobs.contains_key(digest));
+        kept
+    }
+
     /// Returns the labels by which an image keeps chains.
     pub(crate) fn labels_of(&self, target: &Digest) -> Vec<&ChainLabel> {
-        let reachable = reachable(&self.blobs, target);
+        let reachable = reachable(&self.blobs, [target.clone()]);
         let labels = self.chain_labels.iter();
         labels
             .filter(|label| reachable.contains(&label.config))
@@ -160,10 +171,13 @@ fn chain_labels<'a>(
     })
 }
 
-/// Returns the blobs that garbage collection keeps with `target`, as the labels say.
-fn reachable(blobs: &BTreeMap<Digest, Labels>, target: &Digest) -> BTreeSet<Digest> {
+/// Returns the blobs that garbage collection keeps with `targets`, as the labels say.
+fn reachable(
+    blobs: &BTreeMap<Digest, Labels>,
+    targets: impl IntoIterator<Item = Digest>,
+) -> BTreeSet<Digest> {
     let mut reachable = BTreeSet::new();
-    let mut next = vec![target.clone()];
+    let mut next: Vec<Digest> = targets.into_iter().collect();
     while let Some(digest) = next.pop() {
         let labels = blobs.get(&digest).into_iter().flatten();
         let references = labels.filter(|(key, _)| key.starts_with(labels::GC_CONTENT_PREFIX));
@@ -188,7 +202,7 @@ fn names(
     }
     let mut names: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
     for (target, of_target) in by_target {
-        for digest in reachable(blobs, target) {
+        for digest in reachable(blobs, [target.clone()]) {
             if configs.contains(&digest) {
                 let names = names.entry(digest).or_default();
                 names.extend(of_target.iter().copied().cloned());

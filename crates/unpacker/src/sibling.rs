@@ -163,6 +163,11 @@ impl Sibling {
         Ok(sibling)
     }
 
+    /// Returns the name of the snapshotter.
+    pub(crate) fn snapshotter(&self) -> &str {
+        &self.view.snapshotter
+    }
+
     /// Returns the copy of the layer at `index`.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 // Test code: it fails by panicking.
 #![allow(clippy::unwrap_used)]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,8 +14,8 @@ use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
 };
 use resnap_core::{
-    BlobSource, ByteStream, ChainId, Container, Error, Kind, MissingBlob, Result, SnapshotKey,
-    labels,
+    Applied, Applier, BlobSource, ByteStream, ChainId, ChainView, Container, Descriptor, Error,
+    Kind, MissingBlob, Mount, Platform, Result, Scope, SnapshotKey, labels,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, EvictRequest, EvictState, EvictedChain, Eviction, Request, Source,
@@ -25,6 +26,30 @@ const PAGE: u64 = 4096;
 
 fn image(layers: &[&str]) -> SimulatedImage {
     SimulatedImage::new(layers.iter().map(|text| SimulatedLayer::new(text)))
+}
+
+/// An applier that can copy layers from all snapshotters.
+struct Copying(Arc<dyn Applier>);
+
+#[async_trait]
+impl Applier for Copying {
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        self.0.apply(scope, layer, mounts, sync_fs).await
+    }
+
+    fn can_copy_from(&self, _: &str) -> bool {
+        true
+    }
+
+    async fn inspect(&self, _: &ChainView, _: Range<usize>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A node with the snapshotters `from` and `to`.
@@ -45,7 +70,9 @@ impl Node {
         }
         let mut settings = EngineSettings::default();
         settings.sources = sources;
-        let engine = Engine::new(simulated.ports(), NAMESPACE, settings).unwrap();
+        let mut ports = simulated.ports();
+        ports.applier = Arc::new(Copying(ports.applier));
+        let engine = Engine::new(ports, NAMESPACE, settings).unwrap();
         Self { simulated, engine }
     }
 
@@ -78,6 +105,18 @@ impl Node {
         let none = labels::Labels::new();
         let prepared = snapshotter.prepare(&scope, &key, Some(top), &none);
         prepared.await.unwrap();
+    }
+
+    /// Adds the image's chain, which is there, but may go at any time.
+    fn unpack_unkept(&self, snapshotter: &str, image: &SimulatedImage) {
+        for (index, layer) in image.layers.iter().enumerate() {
+            let below = &image.layers[..index];
+            let parent = (index > 0).then(|| top(&SimulatedImage::new(below.to_vec())));
+            let (parent, none) = (parent.as_ref(), labels::Labels::new());
+            let diff_id = &layer.diff_id;
+            let simulated = &self.simulated;
+            assert!(simulated.unpack(NAMESPACE, snapshotter, parent, diff_id, &none));
+        }
     }
 
     fn count(&self, snapshotter: &str) -> usize {
@@ -284,6 +323,83 @@ async fn an_image_that_could_not_be_unpacked_again_stays() {
 }
 
 #[tokio::test]
+async fn layers_that_nothing_keeps_are_not_copied_later() {
+    let node = Node::with_sources(vec![Source::Sibling { always: false }]);
+    let web = image(&["base", "web"]);
+    node.add("docker.io/library/web:1", &web).await;
+    node.discard(&web);
+    let mut request = request(&["web:1"]);
+    request.is_prepared = true;
+    // As after an eviction while a container is running.
+    node.unpack_unkept("to", &web);
+    let text = refusal(&node.engine.evict(&request).await.unwrap());
+    assert!(
+        text.contains("sibling: copy layers from to: the image does not keep"),
+        "{text}"
+    );
+    let kept = node.engine.unpack(Request::new("web:1").on("to")).await;
+    kept.unwrap();
+    assert_eq!(node.evict(request).await.snapshots, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_evictions_at_once_one_finds_the_other_gone() {
+    for seed in 0..16 {
+        let node = Node::with_sources(vec![Source::Sibling { always: false }]);
+        let web = image(&["base", "web"]);
+        node.add("docker.io/library/web:1", &web).await;
+        node.engine
+            .unpack(Request::new("web:1").on("to"))
+            .await
+            .unwrap();
+        node.discard(&web);
+        node.simulated.set_jitter(seed);
+        let mut from = request(&["web:1"]);
+        from.is_prepared = true;
+        let mut to = from.clone();
+        to.snapshotter = "to".to_owned();
+        let (from, to) = tokio::join!(node.engine.evict(&from), node.engine.evict(&to));
+        let removed = from.unwrap().snapshots + to.unwrap().snapshots;
+        assert_eq!((removed, node.count("from") + node.count("to")), (2, 2));
+    }
+}
+
+#[tokio::test]
+async fn blobs_that_only_a_lease_keeps_count_as_missing() {
+    let node = Node::new();
+    let web = image(&["base", "web"]);
+    node.add("docker.io/library/web:1", &web).await;
+    // As on a node that discards blobs, while they were just fetched for another snapshotter.
+    let ports = node.simulated.ports();
+    let scope = Scope::new(NAMESPACE);
+    let label = format!("{}1", labels::GC_LAYER_PREFIX);
+    let removed = ports
+        .labeler
+        .remove_label(&scope, &web.manifest.digest, &label);
+    removed.await.unwrap();
+    let text = refusal(&node.evict(request(&["web:1"])).await);
+    let digest = web.layers[1].descriptor.digest.as_str();
+    assert!(text.contains(digest), "{text}");
+}
+
+#[tokio::test]
+async fn every_name_of_a_config_is_looked_at() {
+    let node = Node::new();
+    let (first, second) = (image(&["base", "first"]), image(&["base", "second"]));
+    let entries = [
+        (Platform::host(), first.clone()),
+        (Platform::host(), second.clone()),
+    ];
+    // Its containers need the first, but it refers to both.
+    let simulated = &node.simulated;
+    simulated.add_index(NAMESPACE, "docker.io/library/a:1", &entries);
+    node.add("docker.io/library/b:1", &second).await;
+    node.discard(&second);
+    let text = refusal(&node.evict(request(&["b:1"])).await);
+    assert!(text.contains("image docker.io/library/b:1"), "{text}");
+}
+
+#[tokio::test]
 async fn only_what_was_moved_goes() {
     let node = Node::new();
     let web = image(&["base", "web"]);
@@ -292,16 +408,7 @@ async fn only_what_was_moved_goes() {
     request.moved_to = Some("to".to_owned());
     let text = refusal(&node.evict(request.clone()).await);
     assert!(text.contains("is not on to"), "{text}");
-    // Its chain is there, but may go at any time.
-    for (index, layer) in web.layers.iter().enumerate() {
-        let below = &web.layers[..index];
-        let parent = (index > 0).then(|| top(&SimulatedImage::new(below.to_vec())));
-        let (parent, none) = (parent.as_ref(), labels::Labels::new());
-        let made = node
-            .simulated
-            .unpack(NAMESPACE, "to", parent, &layer.diff_id, &none);
-        assert!(made);
-    }
+    node.unpack_unkept("to", &web);
     let text = refusal(&node.engine.evict(&request).await.unwrap());
     assert!(text.contains("is not on to"), "{text}");
     let moved = node.engine.unpack(Request::new("web:1").on("to")).await;
