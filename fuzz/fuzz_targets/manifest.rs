@@ -78,6 +78,7 @@ impl Store {
         Image {
             name: NAME.to_owned(),
             target: self.target.clone(),
+            labels: Default::default(),
         }
     }
 }

@@ -14,8 +14,10 @@ use anyhow::{Context, Result, bail};
 use crate::debian::Dist;
 
 mod faulty;
+mod link;
 
 pub use faulty::{Fault, FaultyHost};
+pub use link::Link;
 
 /// The user and password of a private registry. Nothing else has this password.
 pub const CREDENTIALS: (&str, &str) = ("user", "resnap-live-4711-only");

@@ -63,7 +63,7 @@ impl resnap_core::Applier for InProcessApplier {
     }
 
     fn can_copy_from(&self, snapshotter: &str) -> bool {
-        snapshotter == sibling::SNAPSHOTTER
+        sibling::can_copy_from(snapshotter)
     }
 
     async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {

@@ -17,9 +17,11 @@ use crate::erofs::{self, Parents};
 use crate::error::{Error, IoContext as _};
 use crate::extract::Extraction;
 use crate::guard::Guard;
+use crate::layer_source::LayerSource;
 use crate::lower::LowerDirs;
 use crate::pipeline::{Work, run};
 use crate::remove::remove;
+use crate::sibling::CopiedLayer;
 use crate::source::Source;
 use crate::target::{LayerForm, Target};
 use crate::xattr::XattrNamespace;
@@ -29,6 +31,13 @@ pub(crate) struct Built {
     pub(crate) applied: Applied,
     path: PathBuf,
     rest: Rest,
+}
+
+/// The content of a layer.
+pub(crate) enum LayerContent {
+    Blob(Source),
+    /// The snapshot that it is copied from.
+    Copy(Box<CopiedLayer>),
 }
 
 /// The part of the work that needs the layers below.
@@ -59,49 +68,66 @@ fn discard(path: &Path) {
     }
 }
 
+/// Writes the entries of a layer, except for what depends on the layers below.
+fn write(
+    layer: &mut impl LayerSource,
+    form: LayerForm,
+    path: &Path,
+    namespace: XattrNamespace,
+    guard: &Guard,
+) -> Result<Rest, Error> {
+    match form {
+        LayerForm::Blob => Err(Error::Unsupported(
+            "the entries of an EROFS image are not copied".to_owned(),
+        )),
+        LayerForm::Image { is_lowest } => {
+            let writer = erofs::write(path, layer, is_lowest, guard)?;
+            Ok(Rest::Image(Box::new(writer), guard.clone()))
+        }
+        LayerForm::Tree(mode) => {
+            if !path.exists() {
+                let made = DirBuilder::new().mode(0o755).create(path);
+                made.context("make the directory to write to")?;
+            }
+            let mut extraction = Extraction::new(path, mode, namespace, guard.clone())?;
+            extraction.add(layer)?;
+            Ok(Rest::Tree(Box::new(extraction)))
+        }
+    }
+}
+
 /// Writes a layer to `path`: an empty directory for a [`LayerForm::Tree`] (which must not exist yet in
 /// staging), otherwise a file that does not exist yet.
 pub(crate) fn build(
-    source: Source,
+    content: LayerContent,
     work: &Work,
     form: LayerForm,
     path: PathBuf,
     placement: Placement,
     namespace: XattrNamespace,
 ) -> Result<Built, Error> {
-    let result = run(source, work, |stream| {
-        let layer = |stream| Layer::new(stream, Limits::default());
-        Ok(match form {
-            LayerForm::Blob => {
+    let result = match content {
+        LayerContent::Blob(source) => run(source, work, |stream| {
+            if form == LayerForm::Blob {
                 erofs::copy(&path, stream)?;
-                Rest::Nothing
+                return Ok(Rest::Nothing);
             }
-            LayerForm::Image { is_lowest } => {
-                let mut layer = layer(stream);
-                let writer = erofs::write(&path, &mut layer, is_lowest, &work.guard)?;
-                layer.finish()?;
-                Rest::Image(Box::new(writer), work.guard.clone())
-            }
-            LayerForm::Tree(mode) => {
-                if !path.exists() {
-                    let made = DirBuilder::new().mode(0o755).create(&path);
-                    made.context("make the directory to write to")?;
-                }
-                let guard = work.guard.clone();
-                let mut extraction = Extraction::new(&path, mode, namespace, guard)?;
-                let mut layer = layer(stream);
-                extraction.add(&mut layer)?;
-                layer.finish()?;
-                Rest::Tree(Box::new(extraction))
-            }
-        })
-    });
-    let (rest, applied) = result.map_err(|error| {
+            let mut layer = Layer::new(stream, Limits::default());
+            let rest = write(&mut layer, form, &path, namespace, &work.guard)?;
+            layer.finish()?;
+            Ok(rest)
+        }),
+        LayerContent::Copy(layer) => layer.run(work, |entries| {
+            write(entries, form, &path, namespace, &work.guard)
+        }),
+    };
+    let (rest, mut applied) = result.map_err(|error| {
         if placement == Placement::Staging || !matches!(form, LayerForm::Tree(_)) {
             discard(&path);
         }
         error.unwrap_stop_reason()
     })?;
+    applied.is_own_image = matches!(form, LayerForm::Image { .. });
     Ok(Built {
         applied,
         path,

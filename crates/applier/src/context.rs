@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::build::{Built, Placement, build};
+use crate::build::{Built, LayerContent, Placement, build};
 use crate::erofs::Parents;
 use crate::error::Error;
 use crate::guard::Guard;
@@ -25,7 +25,7 @@ use crate::memory::ImageMemory;
 use crate::pipeline::Work;
 use crate::shared::Shared;
 use crate::sibling;
-use crate::source::{self, Source};
+use crate::source;
 use crate::target::LayerForm;
 use crate::user_namespace::is_user_namespace;
 use crate::xattr::XattrNamespace;
@@ -140,7 +140,6 @@ impl BatchContext {
         } = request;
         let (layer, shared) = (self.layer(index)?, &self.shared);
         let copy = self.copy(index).cloned();
-        let copy_of = copy.as_ref().map(|_| layer.size);
         let source = tokio::select! {
             source = self.source(index, copy, &guard) => source?,
             () = self.cancellation.cancelled() => return Err(Error::Cancelled),
@@ -152,7 +151,6 @@ impl BatchContext {
             limit: shared.settings.limit(layer),
             guard,
             monitor: Arc::clone(&self.batch.monitor),
-            copy_of,
         };
         let namespace = self.namespace;
         let built = spawn_blocking(move || {
@@ -168,20 +166,21 @@ impl BatchContext {
         index: usize,
         copy: Option<LayerCopy>,
         guard: &Guard,
-    ) -> Result<Source, Error> {
+    ) -> Result<LayerContent, Error> {
         let (layer, shared) = (self.layer(index)?, &self.shared);
         let Some(copy) = copy else {
             if let Some(incoming) = self.batch.monitor.incoming(index) {
-                return Ok(source::stream(incoming, guard));
+                return Ok(LayerContent::Blob(source::stream(incoming, guard)));
             }
             let (root, scope) = (self.content_root().await?, &self.batch.scope);
-            return Ok(source::open(&*shared.content, root, scope, layer, guard).await?);
+            let blob = source::open(&*shared.content, root, scope, layer, guard).await?;
+            return Ok(LayerContent::Blob(blob));
         };
         let root = sibling::root(shared, &copy.chain.snapshotter).await?;
-        let guard = guard.clone();
-        let opened = spawn_blocking(move || sibling::open(&copy, &root, &guard));
+        let (guard, size) = (guard.clone(), layer.size);
+        let opened = spawn_blocking(move || sibling::open(&copy, &root, size, &guard));
         let opened = opened.await.map_err(|_| Error::Panicked("reads"))??;
-        Ok(Source::Copy(Box::new(opened)))
+        Ok(LayerContent::Copy(Box::new(opened)))
     }
 
     /// Returns the format and compression in which a layer is read.

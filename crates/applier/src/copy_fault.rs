@@ -9,7 +9,7 @@ use resnap_core::Kind;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CopyFault {
     /// Layers of this snapshotter cannot be copied.
-    #[error("layers are copied from overlayfs only, not from {0}")]
+    #[error("layers are copied from overlayfs and erofs only, not from {0}")]
     Snapshotter(String),
     /// Attributes of overlayfs cannot be read.
     #[error("layers are not copied in a user namespace")]
@@ -17,6 +17,19 @@ pub(crate) enum CopyFault {
     /// The chain is not what a view of overlayfs shows.
     #[error("the chain cannot be read: {0}")]
     Chain(String),
+    /// The chain has no such layer.
+    #[error("the chain has no layer {0}")]
+    NoLayer(usize),
+    /// An image that another program wrote.
+    #[error(
+        "layer {index} (snapshot {snapshot}) was not written by resnap: images of mkfs.erofs lack some of what the layer has"
+    )]
+    Foreign {
+        /// The index of the layer in the chain, the base being 0.
+        index: usize,
+        /// The name of the snapshot.
+        snapshot: String,
+    },
     /// The layer cannot be written to its snapshot in this process.
     #[error("a copy cannot be written to the snapshot: {0}")]
     Target(String),
@@ -70,7 +83,11 @@ impl CopyFault {
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Snapshotter(_) | Self::UserNamespace => Kind::Unimplemented,
-            Self::Chain(_) | Self::Target(_) | Self::Entry { .. } => Kind::FailedPrecondition,
+            Self::Chain(_)
+            | Self::NoLayer(_)
+            | Self::Foreign { .. }
+            | Self::Target(_)
+            | Self::Entry { .. } => Kind::FailedPrecondition,
         }
     }
 }

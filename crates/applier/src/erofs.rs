@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use resnap_core::Digest;
 use resnap_erofs::{ErofsReader, Lower, Stack, Writer};
-use resnap_layer::{Layer, Metadata};
+use resnap_layer::{EntrySource, Metadata};
 
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
@@ -45,9 +45,9 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Writes a layer, except for what depends on the layers below.
-pub(crate) fn write<R: Read>(
+pub(crate) fn write(
     path: &Path,
-    layer: &mut Layer<R>,
+    layer: &mut impl EntrySource,
     is_lowest: bool,
     guard: &Guard,
 ) -> Result<Writer<File>, Error> {

@@ -11,13 +11,12 @@ mod records;
 mod tests;
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use resnap_layer::path::{join, split};
-use resnap_layer::{Entry, EntryKind, Layer, Metadata, Time};
+use resnap_layer::{Entry, EntryKind, Metadata, Time};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -25,6 +24,7 @@ use self::destination::{Destination, OpenDir};
 use crate::error::{Error, Fault, IoContext as _};
 use crate::guard::Guard;
 use crate::inode;
+use crate::layer_source::LayerSource;
 use crate::lower::LowerDirs;
 use crate::whiteout::WhiteoutMode;
 use crate::xattr::{XattrNamespace, has_default_acl};
@@ -59,7 +59,7 @@ impl Extraction {
     }
 
     /// Writes all entries of the layer, and the metadata of the directories that it states.
-    pub(crate) fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, layer: &mut impl LayerSource) -> Result<(), Error> {
         while let Some(entry) = layer.next()? {
             self.to.guard.begin_entry()?;
             self.to.lookups.add_entry();
@@ -228,11 +228,11 @@ impl Extraction {
     }
 
     /// Writes the data of a file, and sets its metadata.
-    fn write_data<R: Read>(
+    fn write_data(
         &mut self,
         entry: &Entry,
         file: File,
-        layer: &mut Layer<R>,
+        layer: &mut impl LayerSource,
     ) -> Result<(), Error> {
         let EntryKind::File(described) = &entry.kind else {
             return Ok(());
@@ -241,7 +241,7 @@ impl Extraction {
             path: entry.path.clone(),
             fault,
         };
-        let mut end = 0;
+        let mut end = layer.copy_data(&file)?;
         while let Some(piece) = layer.data()? {
             let written = file.write_all_at(piece.bytes, piece.offset);
             written.entry_context("write its data").map_err(failed)?;

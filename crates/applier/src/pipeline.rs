@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use self::members::{Blob, Gzip, Zstd};
 use crate::error::{Error, IoContext as _, StreamError};
 use crate::guard::Guard;
+use crate::meter::Meter;
 use crate::source::Source;
 
 mod members;
@@ -39,39 +40,6 @@ pub(crate) struct Work {
     pub(crate) limit: u64,
     pub(crate) guard: Guard,
     pub(crate) monitor: Arc<dyn ApplyMonitor>,
-    /// The size of the blob, if the source is a copy of the layer. A copy has another digest.
-    pub(crate) copy_of: Option<u64>,
-}
-
-/// The bytes of a copy that count as two bytes of its blob, as long as its size is not known.
-const COPIED_PER_TWO: u64 = 5;
-
-/// A measurement of the time that a stage is busy.
-#[derive(Debug, Default)]
-struct Meter {
-    begin: Option<Instant>,
-    end: Option<Instant>,
-    busy: Duration,
-}
-
-impl Meter {
-    fn time<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        let begin = Instant::now();
-        let done = work();
-        let end = Instant::now();
-        self.begin.get_or_insert(begin);
-        self.end = Some(end);
-        self.busy += end - begin;
-        done
-    }
-
-    fn timing(&self) -> Option<StageTiming> {
-        Some(StageTiming {
-            start: self.begin?,
-            end: self.end?,
-            busy: self.busy,
-        })
-    }
 }
 
 /// Runs `consume` on the decompressed blob, which it must read to the end. Returns its result, and the
@@ -92,7 +60,7 @@ pub(crate) fn run<T>(
             .context("start a thread")?;
         let hasher = thread::Builder::new()
             .name("hash".to_owned())
-            .spawn_scoped(scope, move || hash(&to_hash, work.copy_of.is_none()))
+            .spawn_scoped(scope, move || hash(&to_hash))
             .context("start a thread")?;
         let mut stream = Stream {
             chunks,
@@ -184,12 +152,7 @@ impl Read for Counted<'_> {
         let count = self.meter.borrow_mut().time(|| self.source.read(buffer))?;
         self.count += count as u64;
         self.work.guard.progress.advance();
-        let of_blob = match self.work.copy_of {
-            None => self.count,
-            Some(size) if count == 0 && !buffer.is_empty() => size,
-            Some(size) => size.min(self.count.saturating_mul(2) / COPIED_PER_TWO),
-        };
-        self.work.monitor.read(self.work.index, of_blob);
+        self.work.monitor.read(self.work.index, self.count);
         Ok(count)
     }
 }
@@ -317,20 +280,19 @@ fn fill(decoder: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, (usize, io::
     Ok(count)
 }
 
-/// Hashes the decompressed blob, or only counts its bytes.
-fn hash(chunks: &Receiver<Chunk>, is_hashed: bool) -> (Meter, Applied) {
+/// Hashes the decompressed blob.
+fn hash(chunks: &Receiver<Chunk>) -> (Meter, Applied) {
     let mut meter = Meter::default();
     let mut hasher = Sha256::new();
     let mut size = 0;
     for chunk in chunks {
-        if is_hashed {
-            meter.time(|| hasher.update(&*chunk));
-        }
+        meter.time(|| hasher.update(&*chunk));
         size += chunk.len() as u64;
     }
     let applied = Applied {
-        diff_id: is_hashed.then(|| Digest::from_sha256(hasher.finalize().into())),
+        diff_id: Some(Digest::from_sha256(hasher.finalize().into())),
         size,
+        is_own_image: false,
     };
     (meter, applied)
 }

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Copies of layers from the committed snapshots of `overlayfs`.
+//! Copies of layers from the committed snapshots of `overlayfs`, and of `erofs` if resnap wrote them.
 //!
 //! ```text
-//! view -> snapshots/N/fs of each layer -> a walk -> a tar stream -> as from a blob
+//! view -> snapshots/N/fs of each layer          -> a walk -> entries -> as from a blob
+//!      -> snapshots/N/layer.erofs of each layer ->
 //! ```
 //!
 //! A layer's directory has nearly all that its blob has: files with their holes, links, devices, times, the
-//! attributes that are copied ([`metadata`]). So it becomes a tar stream again, and is written as that of a
-//! blob is, to each kind of target. The diff ID cannot be computed.
+//! attributes that are copied ([`metadata`]); its image has all of it. So one thread walks through it, and its
+//! entries are written as those of a blob are, to each kind of target ([`reading`]). The diff ID cannot be
+//! computed.
+//!
+//! Images are read without a mount. Those of `mkfs.erofs` lack some of what a layer has, so each snapshot must
+//! have the label of an image that resnap wrote ([`resnap_core::labels::IMAGE_WRITER`]).
 //!
 //! # What a directory does not tell
 //!
@@ -35,34 +40,48 @@
 //!
 //! # What is refused
 //!
-//! - Chains of other snapshotters, and views of forms that `overlayfs` does not have ([`chain`]).
+//! - Chains of other snapshotters, images of other programs, and views of other forms ([`view`]).
 //! - A chain that was made without its parents: containerd 2.2.2 and later do so in CreateContainer. A
 //!   directory that a layer does not state has mode 0755 and owner 0:0 then, and hides the directory below
 //!   ([`stated`]).
 //! - Attributes of overlayfs that change what a mount shows: `redirect`, `metacopy`, `whiteout`, an `opaque`
 //!   other than `y`, all that are not known, and `user.overlay.*`.
-//! - Names that a layer cannot have.
+//! - Names of files that a layer cannot have.
+//!
+//! Directories of all layers are looked at before the first is copied; what concerns a single file is found when
+//! its layer is.
 //!
 //! # Hostile directories
 //!
-//! An image has named what is in the directories. Each is opened by its path below the snapshot's, without
-//! following symbolic links; a file is opened if its directory lists it as regular, without waiting, and looked at
-//! again. The number of files, the length of paths and of attributes are those of a layer
-//! ([`resnap_layer::Limits`]), and names are in the memory of the layer. Nothing is read of another file system
-//! that is mounted there.
+//! An image has named what is in the directories and images. Each directory is opened by its path below the
+//! snapshot's, without following symbolic links; a file is opened if its directory lists it as regular, without
+//! waiting, and looked at again. The number of files, the length of paths and of attributes are those of a
+//! layer ([`resnap_layer::Limits`]), and names are in the memory of the layer. Nothing is read of another file
+//! system that is mounted there.
 
-pub(crate) use chain::SNAPSHOTTER;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use entries::Entries;
+pub(crate) use reading::CopiedLayer;
 
 mod below;
 mod chain;
+mod chunk;
+mod data;
+mod directory_walk;
+mod entries;
 mod fault;
+mod image_walk;
 mod item;
+mod layers;
+mod links;
 mod listing;
 mod metadata;
+mod place;
+mod reading;
 mod stated;
-mod stream;
-mod tar;
+mod view;
 mod walk;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -77,8 +96,8 @@ use resnap_core::{ChainView, LayerCopy};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use self::chain::ChainLayer;
-pub(crate) use self::stream::LayerStream;
+use self::chain::Layers;
+use self::directory_walk::DirectoryWalk;
 use self::walk::Walk;
 use crate::copy_fault::CopyFault;
 use crate::error::{Error, IoContext as _};
@@ -86,9 +105,14 @@ use crate::guard::Guard;
 use crate::shared::Shared;
 use crate::user_namespace::is_user_namespace;
 
+/// Returns whether layers of a snapshotter can be copied.
+pub(crate) fn can_copy_from(snapshotter: &str) -> bool {
+    chain::form(snapshotter).is_ok()
+}
+
 /// Returns the directory of a chain's snapshotter.
 pub(crate) async fn root(shared: &Shared, snapshotter: &str) -> Result<PathBuf, Error> {
-    chain::check_snapshotter(snapshotter)?;
+    chain::form(snapshotter)?;
     let root = shared.root(snapshotter).await;
     root.map_err(|error| match error {
         Error::Unsupported(reason) => CopyFault::Chain(reason).into(),
@@ -96,14 +120,19 @@ pub(crate) async fn root(shared: &Shared, snapshotter: &str) -> Result<PathBuf, 
     })
 }
 
-/// Returns the stream of a layer. `root` is the directory of the chain's snapshotter.
-pub(crate) fn open(copy: &LayerCopy, root: &Path, guard: &Guard) -> Result<LayerStream, Error> {
+/// Opens a layer. `root` is the directory of the chain's snapshotter.
+pub(crate) fn open(
+    copy: &LayerCopy,
+    root: &Path,
+    blob_size: u64,
+    guard: &Guard,
+) -> Result<CopiedLayer, Error> {
     let chain = open_chain(&copy.chain, root)?;
     let walk = Walk::new(&chain, copy.index, guard.clone())?;
-    Ok(LayerStream::new(walk))
+    Ok(CopiedLayer::new(walk, blob_size))
 }
 
-/// Checks that layers of a chain can be copied.
+/// Checks that the layers of a chain were made on their parents.
 pub(crate) async fn inspect(
     shared: &Shared,
     chain: &ChainView,
@@ -117,7 +146,7 @@ pub(crate) async fn inspect(
     let guard = Guard::new(cancellation, memory);
     let progress = Arc::clone(&guard.progress);
     let chain = chain.clone();
-    let mut inspected = pin!(spawn_blocking(move || walk_all(
+    let mut inspected = pin!(spawn_blocking(move || inspect_all(
         &chain, root, layers, &guard
     )));
     let limit = shared.settings.stall;
@@ -132,27 +161,27 @@ pub(crate) async fn inspect(
     inspected.map_err(Error::unwrap_stop_reason)
 }
 
-/// Walks through layers of a chain.
-fn walk_all(
+/// Looks at the directories of layers.
+fn inspect_all(
     chain: &ChainView,
     root: PathBuf,
     layers: Range<usize>,
     guard: &Guard,
 ) -> Result<(), Error> {
     let chain = open_chain(chain, &root)?;
+    // Whoever wrote an image had its parents.
+    let Layers::Directories(chain) = chain else {
+        return Ok(());
+    };
     for index in layers {
-        let mut walk = Walk::new(&chain, index, guard.clone())?;
-        while walk
-            .next()
-            .map_err(std::io::Error::from)
-            .context("read the snapshot")?
-            .is_some()
-        {}
+        let walk = DirectoryWalk::new(&chain, index, guard.clone())?;
+        let inspected = walk.inspect().map_err(std::io::Error::from);
+        inspected.context("read the snapshot")?;
     }
     Ok(())
 }
 
-fn open_chain(chain: &ChainView, root: &Path) -> Result<Vec<ChainLayer>, CopyFault> {
+fn open_chain(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> {
     match is_user_namespace() {
         true => Err(CopyFault::UserNamespace),
         false => chain::open(chain, root),

@@ -17,7 +17,6 @@ use tokio::time::timeout;
 
 use crate::error::StreamError;
 use crate::guard::Guard;
-use crate::sibling::LayerStream;
 
 /// The number of pieces of a stream that are queued. containerd sends up to 1 MiB in a piece.
 const QUEUED_PIECES: usize = 4;
@@ -28,8 +27,6 @@ pub(crate) enum Source {
     File(File),
     /// A stream from the backend.
     Stream(Pieces),
-    /// The stream of a snapshot that the layer is copied from.
-    Copy(Box<LayerStream>),
 }
 
 /// A stream from the backend, read by a thread.
@@ -126,7 +123,6 @@ impl Read for Source {
         match self {
             Self::File(file) => file.read(buffer),
             Self::Stream(pieces) => pieces.read(buffer),
-            Self::Copy(stream) => stream.read(buffer),
         }
     }
 }

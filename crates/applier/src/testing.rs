@@ -16,7 +16,7 @@ use std::path::Path;
 
 use self::copies::Chain;
 pub use self::layers::{Item, RECORD, layers};
-use self::writing::{extract, write};
+use self::writing::{extract, of_stream, write};
 
 /// Writes layers, the lowest first, to directories and to EROFS images. Checks that both have the same
 /// content, or are refused for the same reason. Files are written to `within`, and removed.
@@ -31,8 +31,11 @@ pub fn compare(layers: &[Vec<Item>], within: &Path) {
         let stream = layers::archive(items);
         let directory = root.path().join(number.to_string());
         fs::create_dir(&directory).unwrap();
-        let extracted = extract(&stream[..], &directory, &directories);
-        let written = write(&stream[..], &directory.with_extension("erofs"), &images);
+        let extracted = of_stream(&stream[..], |layer| {
+            extract(layer, &directory, &directories)
+        });
+        let image = directory.with_extension("erofs");
+        let written = of_stream(&stream[..], |layer| write(layer, &image, &images));
         let image = match (extracted, written) {
             (Ok(()), Ok(image)) => image,
             (Err(extracted), Err(written)) => {

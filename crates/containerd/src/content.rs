@@ -3,7 +3,7 @@
 
 //! Content (containerd `api/services/content/v1/content.proto`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use async_trait::async_trait;
 use containerd_client::services::v1::content_client::ContentClient;
@@ -12,7 +12,9 @@ use containerd_client::services::v1::{
 };
 use futures::StreamExt as _;
 use prost_types::FieldMask;
-use resnap_core::{ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Result, Scope};
+use resnap_core::{
+    ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Labels, Result, Scope,
+};
 use tonic::transport::Channel;
 
 use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
@@ -48,20 +50,8 @@ impl ContentReader for Connection {
         if message.filters.is_empty() {
             return Ok(HashSet::new());
         }
-        let failed = |status| error("list content in", &*scope.namespace, status);
-        let mut client = client(self);
-        let list = async {
-            let answer = client.list(request(scope, message)?).await;
-            let mut answer = answer.map_err(failed)?.into_inner();
-            let mut existing = HashSet::new();
-            while let Some(piece) = answer.message().await.map_err(failed)? {
-                let digests = piece.info.into_iter();
-                existing.extend(digests.filter_map(|info| info.digest.parse().ok()));
-            }
-            Ok(existing)
-        };
-        self.in_time("list content in", &*scope.namespace, list)
-            .await
+        let infos = list(self, scope, message).await?.into_iter();
+        Ok(infos.map(|(digest, _)| digest).collect())
     }
 
     async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream> {
@@ -92,19 +82,65 @@ impl ContentLabeler for Connection {
         key: &str,
         value: &str,
     ) -> Result<()> {
-        let message = UpdateRequest {
-            info: Some(Info {
-                digest: digest.to_string(),
-                labels: [(key.to_owned(), value.to_owned())].into(),
-                ..Info::default()
-            }),
-            update_mask: Some(FieldMask {
-                paths: vec![format!("labels.{key}")],
-            }),
-        };
-        let mut client = client(self);
-        let call = client.update(request(scope, message)?);
-        self.call("label content", digest.as_str(), call).await?;
-        Ok(())
+        let labels = [(key.to_owned(), value.to_owned())].into();
+        update(self, scope, digest, labels, key).await
     }
+
+    async fn remove_label(&self, scope: &Scope, digest: &Digest, key: &str) -> Result<()> {
+        // containerd removes a label of the mask that the message does not have.
+        update(self, scope, digest, HashMap::new(), key).await
+    }
+
+    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, Labels>> {
+        let infos = list(self, scope, ListContentRequest::default()).await?;
+        Ok(infos.into_iter().collect())
+    }
+}
+
+/// Sets one label of a blob to that in `labels`, or removes it.
+async fn update(
+    connection: &Connection,
+    scope: &Scope,
+    digest: &Digest,
+    labels: HashMap<String, String>,
+    key: &str,
+) -> Result<()> {
+    let message = UpdateRequest {
+        info: Some(Info {
+            digest: digest.to_string(),
+            labels,
+            ..Info::default()
+        }),
+        update_mask: Some(FieldMask {
+            paths: vec![format!("labels.{key}")],
+        }),
+    };
+    let mut client = client(connection);
+    let call = client.update(request(scope, message)?);
+    let answer = connection.call("label content", digest.as_str(), call);
+    answer.await.map(drop)
+}
+
+/// Returns the digests and labels of blobs.
+async fn list(
+    connection: &Connection,
+    scope: &Scope,
+    message: ListContentRequest,
+) -> Result<Vec<(Digest, Labels)>> {
+    const OPERATION: &str = "list content in";
+    let failed = |status| error(OPERATION, &*scope.namespace, status);
+    let mut client = client(connection);
+    let list = async {
+        let answer = client.list(request(scope, message)?).await;
+        let mut answer = answer.map_err(failed)?.into_inner();
+        let mut found = Vec::new();
+        while let Some(piece) = answer.message().await.map_err(failed)? {
+            found.extend(piece.info.into_iter().filter_map(|info| {
+                let digest = info.digest.parse().ok()?;
+                Some((digest, info.labels.into_iter().collect()))
+            }));
+        }
+        Ok(found)
+    };
+    connection.in_time(OPERATION, &*scope.namespace, list).await
 }

@@ -45,6 +45,7 @@ impl Applier for Connection {
                 Error::new(Kind::Internal, "apply layer", subject()).with_source(error)
             })?),
             size: u64::try_from(applied.size).unwrap_or(0),
+            is_own_image: false,
         })
     }
 }

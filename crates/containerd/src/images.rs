@@ -52,5 +52,6 @@ fn from_message(image: ImageMessage) -> Result<Image> {
             annotations: target.annotations.into_iter().collect(),
             platform: None,
         },
+        labels: image.labels.into_iter().collect(),
     })
 }

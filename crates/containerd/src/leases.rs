@@ -3,7 +3,7 @@
 
 //! Leases (containerd `api/services/leases/v1/leases.proto`).
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use containerd_client::services::v1::leases_client::LeasesClient;
@@ -12,10 +12,16 @@ use containerd_client::services::v1::{
     Resource as ResourceMessage,
 };
 use prost_types::Timestamp;
-use resnap_core::{Labels, LeaseId, LeaseInfo, Leases, Resource, Result, Scope};
+use resnap_core::{Labels, LeaseId, LeaseInfo, Leases, Resource, Result, Scope, labels};
 use tonic::transport::Channel;
 
 use crate::connection::{Connection, request};
+
+/// The time limit of a garbage collection, which removes the files of snapshots.
+const COLLECTION_TIME: Duration = Duration::from_secs(600);
+
+/// The time after which the lease of a garbage collection expires, if it was not deleted.
+const COLLECTION_LEASE: Duration = Duration::from_secs(60);
 
 fn client(connection: &Connection) -> LeasesClient<Channel> {
     LeasesClient::new(connection.channel.clone())
@@ -61,9 +67,10 @@ impl Leases for Connection {
         Ok(())
     }
 
-    async fn list(&self, scope: &Scope, label: &str) -> Result<Vec<LeaseInfo>> {
+    async fn list(&self, scope: &Scope, label: Option<&str>) -> Result<Vec<LeaseInfo>> {
+        let filter = label.map(|label| format!("labels.{label:?}"));
         let message = ListRequest {
-            filters: vec![format!("labels.{label:?}")],
+            filters: filter.into_iter().collect(),
         };
         let mut client = client(self);
         let call = client.list(request(scope, message)?);
@@ -87,6 +94,26 @@ impl Leases for Connection {
         let answer = self.call("look into lease", &*lease.0, call).await?;
         let resources = answer.resources.into_iter();
         Ok(resources.filter_map(from_message).collect())
+    }
+
+    async fn collect_garbage(&self, scope: &Scope) -> Result<()> {
+        // containerd collects garbage on request only when a lease is deleted, and names the lease.
+        let expiry = humantime::format_rfc3339_seconds(SystemTime::now() + COLLECTION_LEASE);
+        let message = CreateRequest {
+            id: String::new(),
+            labels: [(labels::GC_EXPIRE.to_owned(), expiry.to_string())].into(),
+        };
+        let mut client = client(self);
+        let call = client.create(request(scope, message)?);
+        let answer = self.call("create a lease in", &*scope.namespace, call);
+        let message = DeleteRequest {
+            id: answer.await?.lease.unwrap_or_default().id,
+            sync: true,
+        };
+        let deleted = client.delete(request(scope, message)?);
+        let connection = self.clone().with_call_timeout(COLLECTION_TIME);
+        let collected = connection.call("collect garbage of", &*scope.namespace, deleted);
+        collected.await.map(drop)
     }
 }
 

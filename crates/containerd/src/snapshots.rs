@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, Info, Kind as KindMessage, ListSnapshotsRequest, PrepareSnapshotRequest,
-    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, ViewSnapshotRequest,
+    RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest,
+    ViewSnapshotRequest,
 };
 use prost_types::FieldMask;
 use resnap_core::{
     ChainId, Error, Kind, Labels, Mount, Result, Scope, SnapshotInfo, SnapshotKey, SnapshotKind,
-    Snapshotter, Snapshotters,
+    Snapshotter, Snapshotters, Usage,
 };
 use tonic::transport::Channel;
 
@@ -46,6 +47,31 @@ impl Remote {
 
     fn subject(&self, key: &impl std::fmt::Display) -> String {
         format!("{key} on {}", self.name)
+    }
+
+    /// Returns the snapshots that match the filters.
+    async fn list_filtered(
+        &self,
+        scope: &Scope,
+        filters: Vec<String>,
+        (operation, subject): (&'static str, String),
+    ) -> Result<Vec<SnapshotInfo>> {
+        let message = ListSnapshotsRequest {
+            snapshotter: self.name.clone(),
+            filters,
+        };
+        let failed = |status| error(operation, subject.as_str(), status);
+        let mut client = self.snapshots();
+        let all = async {
+            let answer = client.list(request(scope, message)?).await;
+            let mut answer = answer.map_err(failed)?.into_inner();
+            let mut found = Vec::new();
+            while let Some(piece) = answer.message().await.map_err(failed)? {
+                found.extend(piece.info.into_iter().filter_map(info));
+            }
+            Ok(found)
+        };
+        self.client.in_time(operation, subject.as_str(), all).await
     }
 }
 
@@ -161,26 +187,29 @@ impl Snapshotter for Remote {
     }
 
     async fn children(&self, scope: &Scope, parent: &SnapshotKey) -> Result<Vec<SnapshotInfo>> {
-        let message = ListSnapshotsRequest {
+        let filter = format!("parent=={:?}", parent.as_str());
+        let operation = ("list snapshots on", self.subject(parent));
+        self.list_filtered(scope, vec![filter], operation).await
+    }
+
+    async fn list(&self, scope: &Scope) -> Result<Vec<SnapshotInfo>> {
+        let operation = ("list snapshots of", self.name.clone());
+        self.list_filtered(scope, Vec::new(), operation).await
+    }
+
+    async fn usage(&self, scope: &Scope, key: &SnapshotKey) -> Result<Usage> {
+        let message = UsageRequest {
             snapshotter: self.name.clone(),
-            filters: vec![format!("parent=={:?}", parent.as_str())],
+            key: key.as_str().to_owned(),
         };
-        let failed = |status| error("list snapshots on", self.subject(parent), status);
         let mut client = self.snapshots();
-        let all = async {
-            let mut answer = client
-                .list(request(scope, message)?)
-                .await
-                .map_err(failed)?;
-            let mut found = Vec::new();
-            while let Some(piece) = answer.get_mut().message().await.map_err(failed)? {
-                found.extend(piece.info.into_iter().filter_map(info));
-            }
-            Ok(found)
-        };
-        self.client
-            .in_time("list snapshots on", self.subject(parent), all)
-            .await
+        let call = client.usage(request(scope, message)?);
+        let operation = "get usage of snapshot";
+        let answer = self.client.call(operation, self.subject(key), call).await?;
+        Ok(Usage {
+            bytes: u64::try_from(answer.size).unwrap_or(0),
+            inodes: u64::try_from(answer.inodes).unwrap_or(0),
+        })
     }
 }
 

@@ -19,8 +19,10 @@ use crate::{ByteStream, Descriptor, Digest, Error, Kind, Mount, Result, Scope, S
 pub struct Applied {
     /// The digest of the uncompressed tar that was written; `None` for a [`LayerCopy`].
     pub diff_id: Option<Digest>,
-    /// Its size in bytes.
+    /// Its size in bytes; that of the files' data for a [`LayerCopy`].
     pub size: u64,
+    /// Whether an EROFS image was made of the layer's entries, by this program.
+    pub is_own_image: bool,
 }
 
 /// Writes layers to snapshots.
@@ -42,8 +44,9 @@ pub trait Applier: Send + Sync {
         false
     }
 
-    /// Checks that layers of a chain can be copied. The layers are those at these indexes of the chain,
-    /// the base being 0.
+    /// Checks that the snapshots of a chain are its layers: one that was made without its parents shows
+    /// that others may have been. The layers are those at these indexes of the chain, the base being 0. What
+    /// concerns a single file is found when its layer is copied.
     ///
     /// # Errors
     /// [`Kind::Unimplemented`](crate::Kind::Unimplemented) if the applier cannot copy layers of this
@@ -134,7 +137,7 @@ pub trait BatchApplier: Send + Sync {
     /// Writes the layer at `index` through the mounts of its active snapshot. The layers before it must
     /// be committed, by any client. A layer may be skipped, and may be applied again to another
     /// snapshot. [`Kind::NotFound`](crate::Kind::NotFound) if the blob does not exist. A layer that
-    /// cannot be copied is refused as by [`Applier::inspect`]; its snapshot must be removed then.
+    /// cannot be copied is refused with [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition); its snapshot must be removed then.
     async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied>;
 
     /// Stops all work and waits for it: afterwards nothing is written to a snapshot any more, and layers

@@ -32,6 +32,11 @@ pub const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 /// The prefix of a label of a config blob; the snapshotter's name follows. The value is the top chain
 /// ID, which garbage collection then keeps for as long as the image exists.
 pub const GC_SNAPSHOT_PREFIX: &str = "containerd.io/gc.ref.snapshot.";
+/// The prefix of the labels of a blob that name other blobs, which garbage collection keeps with it
+/// (containerd `core/metadata/gc.go`).
+pub const GC_CONTENT_PREFIX: &str = "containerd.io/gc.ref.content";
+/// The label of a snapshot or a blob that garbage collection keeps.
+pub const GC_ROOT: &str = "containerd.io/gc.root";
 /// The label of a manifest with the digest of its config, which garbage collection then keeps
 /// (containerd `core/images/handlers.go`, `ChildGCLabels`, like the next two).
 pub const GC_CONFIG: &str = "containerd.io/gc.ref.content.config";
@@ -43,6 +48,12 @@ pub const GC_MANIFEST_PREFIX: &str = "containerd.io/gc.ref.content.m.";
 /// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";
 
+/// The label of an image record that the CRI reports as pinned if it has [`PINNED_VALUE`] (containerd
+/// `internal/cri/labels/labels.go`). kubelet removes no pinned image.
+pub const PINNED: &str = "io.cri-containerd.pinned";
+/// See [`PINNED`].
+pub const PINNED_VALUE: &str = "pinned";
+
 /// The prefix of a label of a blob with the repositories that it was pulled from, comma separated; the
 /// host of their registry follows (containerd `pkg/labels/labels.go`).
 pub const DISTRIBUTION_SOURCE_PREFIX: &str = "containerd.io/distribution.source.";
@@ -51,6 +62,10 @@ pub const DISTRIBUTION_SOURCE_PREFIX: &str = "containerd.io/distribution.source.
 /// snapshotter's name. Its content could not be compared with the diff ID. A copy of a copy names the
 /// first snapshotter.
 pub const COPIED_FROM: &str = "resnap.io/copied-from";
+
+/// The label of a committed snapshot whose EROFS image resnap made of the layer's entries, with the name
+/// of the program. Such an image has all that the layer has.
+pub const IMAGE_WRITER: &str = "resnap.io/image-writer";
 
 /// The maximum number of bytes of a label's key and value together (containerd
 /// `pkg/labels/validate.go`).

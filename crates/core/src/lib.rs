@@ -58,8 +58,9 @@ pub use resnap_platforms::Platform;
 pub use scope::{LeaseId, Scope};
 pub use service::{
     EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
+    unpacks_without_parents,
 };
-pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind};
+pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind, Usage};
 pub use source::{BlobSource, MissingBlob};
 pub use stream::ByteStream;
 

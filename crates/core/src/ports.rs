@@ -8,7 +8,7 @@
 //! and undone by name. No method retries.
 
 use std::any::Any;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::{
     Applier, ByteStream, ChainId, Descriptor, Digest, Labels, LeaseId, Mount, Platform, Result,
-    Scope, SnapshotInfo, SnapshotKey,
+    Scope, SnapshotInfo, SnapshotKey, Usage,
 };
 
 /// An image record.
@@ -27,6 +27,8 @@ pub struct Image {
     pub name: String,
     /// The index or manifest.
     pub target: Descriptor,
+    /// The labels of the record.
+    pub labels: Labels,
 }
 
 /// The image store.
@@ -88,12 +90,16 @@ pub type LargeReadPermit = Box<dyn Any + Send>;
 /// A piece of work.
 pub type Work = Box<dyn FnOnce() + Send>;
 
-/// Labels blobs.
+/// The labels of blobs.
 #[async_trait]
 pub trait ContentLabeler: Send + Sync {
     /// Sets one label and keeps the others.
     async fn set_label(&self, scope: &Scope, digest: &Digest, key: &str, value: &str)
     -> Result<()>;
+    /// Removes one label, if the blob has it, and keeps the others.
+    async fn remove_label(&self, scope: &Scope, digest: &Digest, key: &str) -> Result<()>;
+    /// Returns the labels of all blobs of the namespace.
+    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, Labels>>;
 }
 
 /// Writes blobs to the content store.
@@ -163,6 +169,10 @@ pub trait Snapshotter: Send + Sync {
     async fn set_labels(&self, scope: &Scope, key: &SnapshotKey, labels: &Labels) -> Result<()>;
     /// Returns the direct children of `parent`, in no particular order.
     async fn children(&self, scope: &Scope, parent: &SnapshotKey) -> Result<Vec<SnapshotInfo>>;
+    /// Returns all snapshots of the namespace, in no particular order.
+    async fn list(&self, scope: &Scope) -> Result<Vec<SnapshotInfo>>;
+    /// Returns the disk space of a snapshot without its parents.
+    async fn usage(&self, scope: &Scope, key: &SnapshotKey) -> Result<Usage>;
 }
 
 /// The snapshotters of a backend.
@@ -209,11 +219,14 @@ pub trait Leases: Send + Sync {
     /// Adds a resource to a lease. The resource is *not* checked for existence.
     async fn add_resource(&self, scope: &Scope, lease: &LeaseId, resource: &Resource)
     -> Result<()>;
-    /// Returns the leases of the namespace that have a label of this name, in no particular order.
-    async fn list(&self, scope: &Scope, label: &str) -> Result<Vec<LeaseInfo>>;
+    /// Returns the leases of the namespace, or those that have a label of this name, in no particular
+    /// order.
+    async fn list(&self, scope: &Scope, label: Option<&str>) -> Result<Vec<LeaseInfo>>;
     /// Returns the resources of a lease, in no particular order, without those that are no [`Resource`].
     /// [`Kind::NotFound`](crate::Kind::NotFound) if there is no such lease.
     async fn resources(&self, scope: &Scope, lease: &LeaseId) -> Result<Vec<Resource>>;
+    /// Collects garbage, and returns when it is gone. The time limit is ten minutes: files are removed.
+    async fn collect_garbage(&self, scope: &Scope) -> Result<()>;
 }
 
 /// The description of a snapshotter.

@@ -39,6 +39,15 @@ pub fn major_minor(version: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// Returns whether this containerd, from 2.2.2 on, unpacks an image without the parents of its layers
+/// for a container on a snapshotter that does not have it (`internal/cri/opts/container.go`).
+pub fn unpacks_without_parents(version: &str) -> bool {
+    let patch = version.trim_start_matches('v').split('.').nth(2);
+    let digits = patch.and_then(|patch| patch.split(|char: char| !char.is_ascii_digit()).next());
+    let patch: u32 = digits.and_then(|digits| digits.parse().ok()).unwrap_or(0);
+    major_minor(version).is_some_and(|(major, minor)| (major, minor, patch) >= (2, 2, 2))
+}
+
 /// A request to make an image ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EnsureRequest<'a> {
@@ -118,4 +127,25 @@ pub trait UnpackService: Send + Sync {
     /// # Errors
     /// [`NotReady`].
     async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, NotReady>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containerd_unpacks_without_parents_from_2_2_2_on() {
+        for (version, expected) in [
+            ("1.7.24~ds1", false),
+            ("v2.1.9", false),
+            ("2.2.1", false),
+            ("2.2.2", true),
+            ("v2.2.7-rc.1", true),
+            ("2.3.0", true),
+            ("v2.4.0-beta.0", true),
+            ("unknown", false),
+        ] {
+            assert_eq!(unpacks_without_parents(version), expected, "{version}");
+        }
+    }
 }

@@ -77,3 +77,12 @@ pub struct SnapshotInfo {
     /// The time of creation, or of the commit.
     pub created: SystemTime,
 }
+
+/// The disk space of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// The bytes.
+    pub bytes: u64,
+    /// The inodes.
+    pub inodes: u64,
+}

@@ -4,7 +4,7 @@
 //! The simulated backend keeps the contracts that a real one keeps.
 
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer, conformance};
-use resnap_core::{Container, Image, Scope, SnapshotKey};
+use resnap_core::{Container, Image, Labels, Scope, SnapshotKey};
 
 #[tokio::test(start_paused = true)]
 async fn the_simulated_backend_conforms() {
@@ -26,6 +26,7 @@ async fn the_simulated_backend_conforms() {
         image: Image {
             name: "docker.io/library/web:1".to_owned(),
             target: image.manifest.clone(),
+            labels: Labels::new(),
         },
         config: image.config.digest.clone(),
         layers: layers

@@ -131,6 +131,14 @@ impl<R: ReadAt> Image<R> {
         Ok(done)
     }
 
+    /// Returns the offset in the file of all data of a node.
+    pub(crate) fn position(&self, node: &Node) -> Result<u64> {
+        match self.locate(node, 0)? {
+            (place, left) if left == node.size => Ok(place),
+            _ => Err(ImageError::Unsupported("data in several pieces here")),
+        }
+    }
+
     /// Returns the bytes of a block.
     pub(crate) fn block_size(&self) -> u64 {
         1 << self.superblock.block_bits

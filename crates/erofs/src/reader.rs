@@ -194,6 +194,15 @@ impl<R: ReadAt> ErofsReader<R> {
         self.image.read(node, offset, buffer)
     }
 
+    /// Returns the offset in the image of the data of a file, which is all there.
+    ///
+    /// # Errors
+    ///
+    /// The data is compressed, or not in one piece.
+    pub fn position(&self, node: &Node) -> Result<u64> {
+        self.image.position(node)
+    }
+
     /// Reads a block of a directory. Returns the number of its entries.
     fn directory_block(&self, directory: &Node, index: u64, block: &mut Vec<u8>) -> Result<usize> {
         let corrupt = ImageError::Corrupt {

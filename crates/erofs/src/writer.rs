@@ -3,10 +3,10 @@
 
 //! A writer that turns a layer into an image.
 
-use std::io::{Read, Seek, Write};
+use std::io::{Seek, Write};
 
 use resnap_layer::resolve::LookupBudget;
-use resnap_layer::{Entry, EntryKind, File, Layer, Metadata};
+use resnap_layer::{Entry, EntryKind, EntrySource, File, Metadata};
 
 use crate::add::add;
 use crate::error::{Error, Fault};
@@ -53,7 +53,7 @@ impl<W: Write + Seek> Writer<W> {
     ///
     /// The layer is malformed, or has an entry that cannot be in an image, or the target cannot be
     /// written.
-    pub fn add<R: Read>(&mut self, layer: &mut Layer<R>) -> Result<(), Error> {
+    pub fn add(&mut self, layer: &mut impl EntrySource) -> Result<(), Error> {
         while let Some(entry) = layer.next()? {
             let failed = |fault| Error::Entry {
                 path: entry.path.clone(),
@@ -91,11 +91,11 @@ impl<W: Write + Seek> Writer<W> {
     }
 
     /// Writes a file's data. Returns the first block.
-    fn write_data<R: Read>(
+    fn write_data(
         &mut self,
         entry: &Entry,
         file: &File,
-        layer: &mut Layer<R>,
+        layer: &mut impl EntrySource,
     ) -> Result<u32, Error> {
         if file.size == 0 {
             return Ok(NO_BLOCK);

@@ -80,6 +80,7 @@
 mod compose;
 mod current;
 mod entry;
+mod entry_source;
 mod error;
 mod header;
 mod limits;
@@ -95,6 +96,7 @@ mod sparse;
 pub mod testing;
 
 pub use entry::{Entry, EntryKind, Extent, File, Metadata, Piece, Time, Xattr};
+pub use entry_source::EntrySource;
 pub use error::{Error, Fault};
 pub use limits::Limits;
 pub use reader::Layer;

@@ -4,6 +4,7 @@
 //! The arguments.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -22,6 +23,7 @@ use crate::warm::Floor;
   resnap snapshotters                          the snapshotters of this containerd
   resnap unpack web --snapshotter erofs        make docker.io/library/web:latest ready on erofs
   resnap check web --snapshotter erofs         is it? (exit code 0: yes, 1: no)
+  resnap migrate --from overlayfs --to erofs --all --evict   move all images to erofs
   resnap --namespace default images            the images and where they are ready
   resnap jobs                                  the jobs of the daemon
 
@@ -69,6 +71,17 @@ pub(crate) enum Command {
     Unpack(UnpackArguments),
     /// Make images ready in advance, if there is enough space
     Warm(WarmArguments),
+    /// Make images of one snapshotter ready on another, and with --evict remove them from the first
+    ///
+    /// Images that are ready are skipped, so an interrupted run is completed by the next. This process
+    /// does the work, also if a daemon runs; neither unpacks what the other unpacks.
+    Migrate(MigrateArguments),
+    /// Remove the snapshots of images from a snapshotter
+    ///
+    /// Layers of other images stay, and so does what containers use, until they end. Images with the
+    /// same layers are evicted together. Pinned images, sandbox images, and images that could not be
+    /// unpacked again are refused.
+    Evict(EvictArguments),
     /// Show the state of each layer: snapshots, labels, blobs
     Check(CheckArguments),
     /// List the images and the snapshotters they are ready on
@@ -155,6 +168,52 @@ pub(crate) struct WarmArguments {
     #[arg(long, value_name = "FLOOR")]
     pub(crate) min_free: Option<Floor>,
     /// Only print what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArguments {
+    /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
+    #[arg(
+        required_unless_present = "all",
+        conflicts_with = "all",
+        value_name = "IMAGE"
+    )]
+    pub(crate) images: Vec<String>,
+    /// Select all images that are unpacked on --from
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The snapshotter that has the images
+    #[arg(long, value_name = "SNAPSHOTTER")]
+    pub(crate) from: String,
+    /// The target snapshotter
+    #[arg(long, value_name = "SNAPSHOTTER")]
+    pub(crate) to: String,
+    /// The number of images at a time [default: prewarm_jobs of the configuration]
+    #[arg(long, value_name = "N")]
+    pub(crate) jobs: Option<NonZeroUsize>,
+    /// The space that must stay free on the target's file system, as a percentage or a size
+    /// [default: 15%]
+    #[arg(long, value_name = "FLOOR")]
+    pub(crate) min_free: Option<Floor>,
+    /// Evict the images that are ready on --to from --from, as `resnap evict` does
+    #[arg(long)]
+    pub(crate) evict: bool,
+    /// Only print what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvictArguments {
+    /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// The snapshotter
+    #[arg(long, short)]
+    pub(crate) snapshotter: String,
+    /// Only print what would be removed
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

@@ -5,12 +5,14 @@
 
 pub(crate) mod check;
 pub(crate) mod daemon_client;
+pub(crate) mod evict;
 pub(crate) mod executor;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod images;
 pub(crate) mod jobs;
 pub(crate) mod leases;
+pub(crate) mod migrate;
 pub(crate) mod snapshotters;
 pub(crate) mod unpack;
 pub(crate) mod warm;

@@ -9,10 +9,10 @@ use anyhow::Result;
 use resnap_applier::InProcessApplier;
 use resnap_archive::ArchiveSource;
 use resnap_containerd::Client;
-use resnap_core::{ManifestPreference, PullCredentials};
+use resnap_core::{ManifestPreference, PullCredentials, unpacks_without_parents};
 use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
 use resnap_registry::{RegistrySource, Settings as RegistrySettings};
-use resnap_unpacker::{Engine, EngineObserver, EngineSettings, Source, UnpackError};
+use resnap_unpacker::{Engine, EngineObserver, EngineSettings, EvictRequest, Source, UnpackError};
 
 use crate::config::{Config, SiblingWord, SourceName};
 
@@ -84,6 +84,42 @@ pub(crate) async fn manifest_preference(config: &Config) -> Result<ManifestPrefe
     let client = connected.map_err(UnpackError::from)?;
     let version = client.version().await.map_err(UnpackError::from)?;
     Ok(ManifestPreference::by_containerd(&version))
+}
+
+/// Returns a request to evict images, with what the configuration and containerd say of pods, and a
+/// warning to show before pods need the images again.
+pub(crate) async fn evict_request(
+    config: &Config,
+    images: Vec<String>,
+    snapshotter: &str,
+) -> Result<(EvictRequest, Option<String>)> {
+    let mut request = EvictRequest::new(images, snapshotter);
+    let client = Client::connect(&config.address.value).await;
+    let version = client.map_err(UnpackError::from)?.version().await;
+    let version = version.map_err(UnpackError::from)?;
+    request.pick = ManifestPreference::by_containerd(&version);
+    let proxy = proxy(config, engine(config).await?, None, None);
+    let facts = proxy.facts().await.unwrap_or_else(|error| {
+        // The configuration may have them.
+        tracing::warn!(error, "containerd's CRI does not say what it needs");
+        Vec::new()
+    });
+    let fact = |name: &str| {
+        let fact = facts.iter().find(|fact| fact.name == name)?;
+        fact.value.as_ref().map(|sourced| sourced.value.clone())
+    };
+    let sandbox_image = fact("sandbox_image").or_else(|| config.sandbox_image.clone());
+    request.sandbox_images = sandbox_image.into_iter().collect();
+    let default = fact("default_snapshotter").or_else(|| config.default_snapshotter.clone());
+    let is_default = default.as_deref().unwrap_or("overlayfs") == snapshotter;
+    // Handlers with a snapshotter of their own are always prepared.
+    request.is_prepared = config.always.value || !is_default;
+    let warning = (!request.is_prepared && unpacks_without_parents(&version)).then(|| {
+        format!(
+            "containerd {version} unpacks evicted images again for the next pod on {snapshotter}, without the layers' parents: directories may get wrong owners and modes; [cri] always = true lets `resnap serve` unpack them"
+        )
+    });
+    Ok((request, warning))
 }
 
 /// Returns the proxy in front of the configured containerd, with `engine` as its unpack service. It puts

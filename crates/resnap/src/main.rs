@@ -27,7 +27,8 @@ use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::executor::Executor;
 use commands::{
-    check, explain, generate, images, jobs, leases, snapshotters, unpack, warm as warm_command,
+    check, evict, explain, generate, images, jobs, leases, migrate, snapshotters, unpack,
+    warm as warm_command,
 };
 use config::Config;
 use connect::{engine, manifest_preference, working_engine};
@@ -102,6 +103,8 @@ fn run(
                 )
                 .await
             }
+            Command::Migrate(arguments) => migrate::run(&config, arguments, output).await,
+            Command::Evict(arguments) => evict::run(&config, arguments, output).await,
             Command::Check(arguments) => {
                 let executor = Executor::find(&config, engine(&config)).await?;
                 check::run(&executor, arguments, output).await

@@ -70,6 +70,16 @@ impl Progress {
         bars.total.set_prefix(printable(&prefix).into_owned());
     }
 
+    /// Shows a line about all images.
+    pub(crate) fn note(&self, line: &str) {
+        let line = printable(line);
+        // Progress is optional; the terminal may be gone, or standard error closed.
+        let _ = match &self.terminal {
+            Some(terminal) => terminal.println(line),
+            None => writeln!(io::stderr(), "{line}"),
+        };
+    }
+
     /// Removes the bars of the image with this number.
     pub(crate) fn finish(&mut self, number: usize) {
         if let Some(bars) = self.images.get_mut(number).and_then(Option::take) {

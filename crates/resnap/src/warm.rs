@@ -122,7 +122,6 @@ pub(crate) async fn choose(
         .into_iter()
         .filter(|name| patterns.iter().any(|pattern| pattern.matches(name)))
         .collect();
-    let rank = |name: &str| (name.parse::<Digest>().is_ok(), name.contains('@'));
     names.sort_by(|a, b| (rank(a), a).cmp(&(rank(b), b)));
     let mut targets = BTreeSet::new();
     let mut chosen = Vec::new();
@@ -136,6 +135,11 @@ pub(crate) async fn choose(
         }
     }
     chosen
+}
+
+/// Returns the rank of a name: those with a tag go before those with a digest, and bare IDs last.
+pub(crate) fn rank(name: &str) -> (bool, bool) {
+    (name.parse::<Digest>().is_ok(), name.contains('@'))
 }
 
 /// Makes one image ready if there is enough space, and passes events to `on_event`. With `dry_run` it only
@@ -160,7 +164,7 @@ pub(crate) async fn warm(
         Err(error) if is_permanent(&error) => return Ok(Warmed::Skipped(error)),
         plan => plan?,
     };
-    if engine.is_ready(&plan, snapshotter).await? {
+    if engine.is_ready(&plan, snapshotter).await? && engine.is_kept(&plan, snapshotter).await? {
         return Ok(Warmed::Ready);
     }
     if let Some((free, total)) = space(engine, snapshotter).await? {

@@ -3,6 +3,7 @@
 
 //! The content store, for documents that a hostile image may make large.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -41,6 +42,10 @@ impl ContentReader for OffLoop {
 
     async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream> {
         self.inner.open(scope, digest).await
+    }
+
+    async fn existing(&self, scope: &Scope, digests: &[Digest]) -> Result<HashSet<Digest>> {
+        self.inner.existing(scope, digests).await
     }
 
     async fn work(&self, work: Work) {

@@ -14,6 +14,7 @@ use crate::alternatives::complete_plan;
 use crate::backend::Backend;
 use crate::content::OffLoop;
 use crate::documents::Documents;
+use crate::inventory::Inventory;
 use crate::job::Canceller;
 use crate::lease::LeaseKeeper;
 use crate::locks::Locks;
@@ -25,10 +26,11 @@ use crate::run::Runner;
 use crate::running::Waiter;
 use crate::slots::Slots;
 use crate::support::require_reference;
+use crate::unpack::is_rooted;
 use crate::watch::watch_jobs;
 use crate::{
-    Check, Configuration, EngineSettings, Job, JobStatus, LeaseStatus, Plan, Request,
-    ResolvedImage, UnpackError, check, orphans,
+    Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LeaseStatus,
+    Plan, Request, ResolvedImage, UnpackError, UnpackedImage, check, evict, orphans,
 };
 
 /// Makes images ready in one containerd namespace. Clones share jobs and limits.
@@ -201,6 +203,15 @@ impl Engine {
         check::is_ready(&self.backend, plan, snapshotter).await
     }
 
+    /// Returns whether the planned image keeps its chain on `snapshotter` from garbage collection. Without,
+    /// a chain that is ready may still go with a lease or another image.
+    ///
+    /// # Errors
+    /// The backend's error.
+    pub async fn is_kept(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
+        Ok(is_rooted(&self.backend, plan, snapshotter).await?)
+    }
+
     /// Returns whether the planned image, or a layer that it shares with another image, is on
     /// `snapshotter` in a form whose files exist only in guests. Mounted on the host, they are
     /// missing.
@@ -249,6 +260,32 @@ impl Engine {
         let mut names: Vec<String> = images.into_iter().map(|image| image.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// Returns the images that are unpacked on `snapshotter`, ordered by name. Takes as few calls for many
+    /// images as for one.
+    ///
+    /// # Errors
+    /// As for [`Engine::require_snapshotter`], or the backend's error.
+    pub async fn unpacked_images(
+        &self,
+        snapshotter: &str,
+    ) -> Result<Vec<UnpackedImage>, UnpackError> {
+        self.require_snapshotter(snapshotter).await?;
+        let inventory = Inventory::read(&self.backend, snapshotter).await?;
+        Ok(inventory.unpacked())
+    }
+
+    /// Evicts images from a snapshotter: removes the labels by which garbage collection keeps their
+    /// chains there, and collects garbage. Images with the same chain are evicted together. Containers
+    /// keep their snapshots until they end. A refused image does not keep the others from being evicted.
+    /// Dropping the future may leave the rest to the backend's next garbage collection.
+    ///
+    /// # Errors
+    /// As for [`Engine::resolve`] and [`Engine::require_snapshotter`], before anything is changed; or the
+    /// backend's error.
+    pub async fn evict(&self, request: &EvictRequest) -> Result<Eviction, UnpackError> {
+        evict::evict(&self.keeper, &self.planner, request).await
     }
 
     /// Returns all snapshotters, including those that failed to load.

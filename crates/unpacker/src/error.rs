@@ -386,7 +386,8 @@ fn there(tags: &[(String, Digest)]) -> String {
     tags.collect()
 }
 
-fn attempts(tried: &[Tried]) -> String {
+/// Returns the sources that were tried, for the end of a message.
+pub(crate) fn attempts(tried: &[Tried]) -> String {
     let tried = tried
         .iter()
         .map(|Tried { source, error, .. }| format!("; {source}: {}", error_chain(error)));

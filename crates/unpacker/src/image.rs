@@ -132,13 +132,13 @@ pub(crate) fn normalise(name: &str) -> Option<String> {
 
 /// The order in which names are preferred for pulling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
+pub(crate) enum Rank {
     Tagged,
     Digested,
     BareId,
 }
 
-fn rank(name: &str) -> Rank {
+pub(crate) fn rank(name: &str) -> Rank {
     // A bare ID would also parse as a repository "sha256" with a long tag.
     if name.parse::<Digest>().is_ok() {
         Rank::BareId
@@ -264,6 +264,7 @@ mod tests {
         Image {
             name: name.to_owned(),
             target,
+            labels: Default::default(),
         }
     }
 

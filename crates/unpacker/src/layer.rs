@@ -166,21 +166,22 @@ impl MissingLayer<'_> {
 
     /// Applies the layer to its active snapshot, unless that is staged, and commits it.
     async fn fill(&self, key: &SnapshotKey, mounts: &[Mount]) -> Result<Attempt, UnpackError> {
-        let outcome = if mounts.last().is_some_and(Mount::is_read_only) {
-            LayerOutcome::Staged
+        let (outcome, is_own_image) = if mounts.last().is_some_and(Mount::is_read_only) {
+            (LayerOutcome::Staged, false)
         } else {
-            if !self.apply(mounts).await? {
+            let Some(applied) = self.apply(mounts).await? else {
                 let removed = self.chain.lease.remove_active().await;
                 removed.map_err(|error| self.failed(error.into_source()))?;
                 return Ok(Attempt::OtherSource);
-            }
-            match self.batch.supply.copied_from(self.index) {
+            };
+            let outcome = match self.batch.supply.copied_from(self.index) {
                 Some(_) => LayerOutcome::Copied,
                 None => LayerOutcome::Applied,
-            }
+            };
+            (outcome, applied.is_own_image)
         };
         self.chain.job.check_cancelled()?;
-        match self.commit(key, outcome).await? {
+        match self.commit(key, outcome, is_own_image).await? {
             Ok(()) => {
                 self.chain.lease.clear_active();
                 self.chain.lease.keep_on_failure();
@@ -195,6 +196,7 @@ impl MissingLayer<'_> {
         &self,
         key: &SnapshotKey,
         outcome: LayerOutcome,
+        is_own_image: bool,
     ) -> Result<Result<(), Error>, UnpackError> {
         let (chain, layer) = (self.chain, self.layer());
         let scope = chain.lease.scope().await;
@@ -204,6 +206,9 @@ impl MissingLayer<'_> {
         let origin = self.batch.supply.copied_from(self.index);
         if let Some(origin) = origin.filter(|_| outcome == LayerOutcome::Copied) {
             labels.insert(names::COPIED_FROM.to_owned(), origin);
+        }
+        if is_own_image {
+            labels.insert(names::IMAGE_WRITER.to_owned(), "resnap".to_owned());
         }
         let committed = chain.snapshotter.commit(&scope, name, key, &labels).await;
         let timing = StageTiming::since(started);
@@ -243,8 +248,8 @@ impl MissingLayer<'_> {
         }
     }
 
-    /// Writes the layer. Returns false if its content has to come from another source.
-    async fn apply(&self, mounts: &[Mount]) -> Result<bool, UnpackError> {
+    /// Writes the layer. Returns `None` if its content has to come from another source.
+    async fn apply(&self, mounts: &[Mount]) -> Result<Option<Applied>, UnpackError> {
         let (chain, job, layer) = (self.chain, &self.chain.job, self.layer());
         let supply = &self.batch.supply;
         let work = async {
@@ -270,7 +275,7 @@ impl MissingLayer<'_> {
                     () = job.cancelled() => return Err(job.cancelled_error()),
                 };
                 if other {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 if is_limit(&error) {
                     job.set_at_limit();
@@ -283,13 +288,14 @@ impl MissingLayer<'_> {
             () = job.cancelled() => return Err(job.cancelled_error()),
         };
         if !is_right {
-            return Ok(false);
+            return Ok(None);
         }
         let Some(computed) = applied
             .diff_id
+            .clone()
             .filter(|computed| *computed != layer.diff_id.0)
         else {
-            return Ok(true);
+            return Ok(Some(applied));
         };
         Err(UnpackError::WrongDiffId {
             image: job.spec.title.clone(),

@@ -55,7 +55,11 @@ pub enum Owner {
 /// Returns the leases that engines made in the namespace, the oldest first.
 pub(crate) async fn leases(keeper: &LeaseKeeper) -> Result<Vec<LeaseStatus>, UnpackError> {
     let backend = &keeper.backend;
-    let mut leases = backend.ports.leases.list(&backend.scope, IMAGE).await?;
+    let mut leases = backend
+        .ports
+        .leases
+        .list(&backend.scope, Some(IMAGE))
+        .await?;
     leases.sort_by(|left, right| (left.created, &left.id.0).cmp(&(right.created, &right.id.0)));
     let leases = leases.into_iter();
     Ok(leases.map(|lease| status(keeper, lease)).collect())

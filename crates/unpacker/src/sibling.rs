@@ -3,13 +3,15 @@
 
 //! The chain of the same image on another snapshotter, from which layers are copied.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use resnap_core::{ChainId, ChainView, Error, Kind, LayerCopy, SnapshotInfo, SnapshotKey, labels};
 use uuid::Uuid;
 
-use crate::chain::Chain;
-use crate::lease::undo;
+use crate::Plan;
+use crate::backend::Backend;
+use crate::lease::{JobLease, undo};
 
 /// A chain on another snapshotter, and the view that names the directories of its layers.
 pub(crate) struct Sibling {
@@ -17,40 +19,68 @@ pub(crate) struct Sibling {
     key: SnapshotKey,
 }
 
+/// The planned layers from `first` on, and the lease under which they are looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct Layers<'a> {
+    pub(crate) backend: &'a Backend,
+    pub(crate) lease: &'a JobLease,
+    pub(crate) plan: &'a Plan,
+    pub(crate) first: usize,
+}
+
 impl Sibling {
-    /// Finds the snapshotter that has the most of the chain's layers, creates a view of them under
-    /// the lease of the job, as garbage collection would remove it otherwise, and inspects the layers
-    /// from `first` on: if one of them is wrong, so may be the others.
-    pub(crate) async fn find(chain: &Chain, first: usize) -> Result<Self, Error> {
-        let spec = &chain.job.spec;
-        let ports = &chain.backend.ports;
+    /// Finds the snapshotter, other than `target`, that has the most of the layers in a form that can
+    /// be copied.
+    pub(crate) async fn find(layers: Layers<'_>, target: &str) -> Result<Self, Error> {
+        let ports = &layers.backend.ports;
         let all = ports.introspection.snapshotters().await?;
         let others = all.into_iter().filter(|other| {
             other.failure.is_none()
-                && other.name != spec.snapshotter
+                && other.name != target
                 && ports.applier.can_copy_from(&other.name)
         });
-        let mut best: Option<(String, Vec<SnapshotInfo>)> = None;
+        let mut found: Vec<(String, Vec<SnapshotInfo>)> = Vec::new();
         for other in others {
-            let found = committed(chain, &other.name).await?;
-            let most = best.as_ref().map_or(0, |(_, found)| found.len());
-            if found.len() > most {
-                best = Some((other.name, found));
+            let snapshots = committed(layers.backend, layers.plan, &other.name).await?;
+            if snapshots.len() > layers.first {
+                found.push((other.name, snapshots));
             }
         }
-        let Some((snapshotter, snapshots)) = best else {
+        found.sort_by_key(|(_, snapshots)| Reverse(snapshots.len()));
+        let mut refusal = None;
+        for (snapshotter, snapshots) in found {
+            match Self::open(layers, snapshotter, snapshots).await {
+                Ok(sibling) => return Ok(sibling),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        Err(refusal.unwrap_or_else(|| {
             let none = Error::new(Kind::NotFound, "copy layers from", "another snapshotter");
-            return Err(none.with_source("none has them in a form that can be copied"));
-        };
-        let top = &chain.layers()[snapshots.len() - 1].chain_id;
+            none.with_source("none has them in a form that can be copied")
+        }))
+    }
+
+    /// Creates a view of the snapshots under the lease, as garbage collection would remove it
+    /// otherwise, and inspects the layers: if one of them is wrong, so may be the others.
+    async fn open(
+        layers: Layers<'_>,
+        snapshotter: String,
+        snapshots: Vec<SnapshotInfo>,
+    ) -> Result<Self, Error> {
+        let Layers {
+            backend,
+            lease,
+            plan,
+            first,
+        } = layers;
+        let top = &plan.layers[snapshots.len() - 1].chain_id;
         let unique = Uuid::new_v4().simple().to_string();
         // The name of an extraction, so that it is removed with those of a process that was killed.
         let key = SnapshotKey::extraction(&unique, top);
-        let backend = &chain.backend;
         let source = backend.snapshotter(&snapshotter);
         let viewed = {
             // Held meanwhile: a lease that is renewed would miss the view.
-            let scope = chain.lease.scope().await?;
+            let scope = lease.scope().await?;
             source.view(&scope, &key, top).await
         };
         let mounts = match viewed {
@@ -70,9 +100,8 @@ impl Sibling {
             key,
         };
         let layers = first..sibling.view.snapshots.len();
-        let applier = &chain.backend.ports.applier;
-        if let Err(error) = applier.inspect(&sibling.view, layers).await {
-            sibling.end(chain).await;
+        if let Err(error) = backend.ports.applier.inspect(&sibling.view, layers).await {
+            sibling.end(backend).await;
             return Err(error);
         }
         Ok(sibling)
@@ -95,8 +124,7 @@ impl Sibling {
     }
 
     /// Removes the view. If that fails, it goes with the lease.
-    pub(crate) async fn end(&self, chain: &Chain) {
-        let backend = &chain.backend;
+    pub(crate) async fn end(&self, backend: &Backend) {
         let snapshotter = backend.snapshotter(&self.view.snapshotter);
         if let Err(error) = undo(|| snapshotter.remove(&backend.scope, &self.key)).await {
             let error: &dyn std::error::Error = &error;
@@ -113,13 +141,16 @@ pub(crate) fn origin(copy: &LayerCopy) -> &str {
 }
 
 /// Returns the committed snapshots of the chain on a snapshotter, from the base to the highest.
-async fn committed(chain: &Chain, snapshotter: &str) -> Result<Vec<SnapshotInfo>, Error> {
-    let backend = &chain.backend;
+async fn committed(
+    backend: &Backend,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<Vec<SnapshotInfo>, Error> {
     let snapshotter = backend.snapshotter(snapshotter);
     let find = async |chain_id: &ChainId| backend.committed(&*snapshotter, chain_id).await;
     let mut found = Vec::new();
     // The parents of a committed snapshot exist.
-    for layer in chain.layers().iter().rev() {
+    for layer in plan.layers.iter().rev() {
         match find(&layer.chain_id).await? {
             Some(info) => found.push(info),
             None if found.is_empty() => {}

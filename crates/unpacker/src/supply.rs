@@ -24,7 +24,7 @@ use crate::feed::{Feeding, Gate};
 use crate::fetch::{Fetching, adopt};
 use crate::missing::missing_layer;
 use crate::retention::retain;
-use crate::sibling::{Sibling, origin};
+use crate::sibling::{Layers, Sibling, origin};
 use crate::sources::{Source, Tried};
 
 /// The number of blobs that a job fetches at once, as in containerd (`max_concurrent_downloads`).
@@ -160,7 +160,14 @@ impl Supply {
                 Err(none.with_source("it is not there"))
             }
             Source::Sibling { .. } => {
-                let find = || Sibling::find(chain, self.first);
+                let spec = &chain.job.spec;
+                let layers = Layers {
+                    backend: &chain.backend,
+                    lease: &chain.lease,
+                    plan: &spec.plan,
+                    first: self.first,
+                };
+                let find = || Sibling::find(layers, &spec.snapshotter);
                 match self.sibling.get_or_init(find).await {
                     Ok(sibling) => sibling.copy(index).map(Way::Copy),
                     Err(error) => Err(error.clone()),
@@ -391,7 +398,7 @@ impl Supply {
     /// Removes what is not needed after the job. What was fetched in part goes with the lease.
     pub(crate) async fn end(&self, chain: &Chain) {
         if let Some(Ok(sibling)) = self.sibling.get() {
-            sibling.end(chain).await;
+            sibling.end(&chain.backend).await;
         }
     }
 

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use resnap_core::labels;
+use resnap_core::{Error, labels};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::UnpackError;
+use crate::backend::Backend;
 use crate::chain::Chain;
 use crate::event::{LayerOutcome, LayerReport, Phase};
 use crate::layer::{MissingLayer, MissingLayers, start_batch};
@@ -19,6 +19,7 @@ use crate::orphans::take_over;
 use crate::plan::PlannedLayer;
 use crate::repair::repair;
 use crate::supply::Supply;
+use crate::{Plan, UnpackError};
 
 /// Unpacks the chain, protects it from garbage collection by a label of the config blob, and
 /// returns the reports of its layers.
@@ -35,7 +36,8 @@ pub(crate) async fn unpack(
     if spec.repair {
         repair(chain).await?;
     }
-    if is_rooted(chain).await?
+    let is_rooted = is_rooted(&chain.backend, &spec.plan, &spec.snapshotter).await;
+    if is_rooted.map_err(|error| chain.failed(error))?
         && chain.find(top).await?.is_some()
         && chain.require_labels(layers.len()).await?
     {
@@ -127,20 +129,21 @@ async fn keep_present(chain: &Chain) -> Result<usize, UnpackError> {
     Ok(0)
 }
 
-fn gc_label(chain: &Chain) -> String {
-    let snapshotter = &chain.job.spec.snapshotter;
+fn gc_label(snapshotter: &str) -> String {
     format!("{}{snapshotter}", labels::GC_SNAPSHOT_PREFIX)
 }
 
 /// Returns whether the label of the config blob already protects the whole chain from garbage
 /// collection.
-async fn is_rooted(chain: &Chain) -> Result<bool, UnpackError> {
-    let (backend, plan) = (&chain.backend, &chain.job.spec.plan);
+pub(crate) async fn is_rooted(
+    backend: &Backend,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<bool, Error> {
     let content = &backend.ports.content;
-    let info = content.info(&backend.scope, &plan.config.digest).await;
-    let info = info.map_err(|error| chain.failed(error))?;
-    let root = info.labels.get(&gc_label(chain)).map(String::as_str);
-    Ok(root.is_some() && root == plan.top().map(|top| top.as_str()))
+    let info = content.info(&backend.scope, &plan.config.digest).await?;
+    let root = info.labels.get(&gc_label(snapshotter)).map(String::as_str);
+    Ok(root == plan.top().map(|top| top.as_str()))
 }
 
 /// Sets the label of the config blob that protects the chain from garbage collection.
@@ -149,7 +152,8 @@ async fn root(chain: &Chain) -> Result<(), UnpackError> {
     let Some(top) = plan.top() else {
         return Ok(());
     };
-    let (labeler, config, label) = (&backend.ports.labeler, &plan.config.digest, gc_label(chain));
+    let (labeler, config) = (&backend.ports.labeler, &plan.config.digest);
+    let label = gc_label(&chain.job.spec.snapshotter);
     let labelled = labeler.set_label(&backend.scope, config, &label, top.as_str());
     labelled.await.map_err(|error| chain.failed(error))
 }

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use futures::StreamExt as _;
 use resnap_containerd::Client;
 use resnap_core::testing::conformance::{self, Given};
-use resnap_core::{Container, Digest, Image, Scope, SnapshotKey};
+use resnap_core::{Container, Digest, Image, Labels, Scope, SnapshotKey};
 use resnap_integration::image::{digest, hello};
 use resnap_unpacker::{Engine, EngineSettings, Request};
 
@@ -100,6 +100,7 @@ fn conforms(node: &Node, snapshotter: &str) -> Result<()> {
             image: Image {
                 name: plan.image.name.clone(),
                 target: plan.image.target.clone(),
+                labels: Labels::new(),
             },
             config: plan.config.digest.clone(),
             layers: layers

@@ -27,6 +27,7 @@ mod features;
 mod hostile;
 mod kubelet;
 mod metrics;
+mod migrate;
 mod misbehaving;
 mod missing;
 mod node;
@@ -80,6 +81,9 @@ fn tests() -> Vec<Test> {
         hostile::layers::TESTS,
         hostile::neighbours::TESTS,
         metrics::TESTS,
+        migrate::TESTS,
+        migrate::refused::TESTS,
+        migrate::runs::TESTS,
         nydus::TESTS,
         policy::TESTS,
         prewarm::TESTS,

@@ -16,7 +16,7 @@ use resnap_integration::image::{
     pause, web,
 };
 use resnap_integration::registry::{CREDENTIALS, Registry};
-use resnap_integration::tree::{Expected, compare, surprises};
+use resnap_integration::tree::{Difference, Expected, compare, surprises};
 use serde_json::Value;
 
 use crate::command::{CommandOutput, run_to_end};
@@ -31,9 +31,12 @@ live_tests! {
     Containerd: missing_layers_without_a_source_are_an_error,
     Containerd: missing_layers_are_copied_from_overlayfs,
     Erofs: missing_layers_are_copied_from_overlayfs_to_erofs,
+    Erofs: missing_layers_are_copied_from_images_of_resnap,
+    Erofs: missing_layers_are_not_copied_from_images_of_others,
     Containerd: copied_layers_are_replaced_by_a_repair,
     Containerd: missing_layers_come_from_a_registry,
     Containerd: missing_layers_of_a_private_registry_are_refused,
+    Alone: chains_that_create_container_made_are_copied_if_they_are_right,
     ErofsHandler: missing_layers_of_pods_are_copied,
     ErofsHandler: missing_layers_of_pods_are_fetched,
     ErofsHandler: missing_layers_of_pods_come_from_an_archive,
@@ -154,24 +157,44 @@ fn missing_layers_without_a_source_are_an_error(node: &Node) -> Result<()> {
 fn copied(node: &Node, snapshotter: &str, image: &Built, expected: &[Expected]) -> Result<()> {
     node.import(image)?;
     node.unpack_by_containerd("overlayfs", &image.reference)?;
+    copied_from(node, ("overlayfs", snapshotter), image, expected)
+}
+
+/// Checks that the image is copied from the snapshots of another snapshotter, with no difference.
+fn copied_from(
+    node: &Node,
+    (from, snapshotter): (&str, &str),
+    image: &Built,
+    expected: &[Expected],
+) -> Result<()> {
     discard(node, image)?;
     let report = unpack(node, "", image, &["--snapshotter", snapshotter])?;
     assert_outcome(&report, "copied")?;
     for layer in &image.layers {
         let labels = node.labels(snapshotter, &layer.chain_id)?;
         let origin = labels.get("resnap.io/copied-from").map(String::as_str);
-        ensure!(origin == Some("overlayfs"), "{labels:?}");
+        ensure!(origin == Some(from), "{labels:?}");
+        let is_image = labels.contains_key("resnap.io/image-writer");
+        ensure!(is_image == (snapshotter == "erofs"), "{labels:?}");
     }
     let check = node.resnap(&["check", &image.reference])?.ok()?;
-    ensure!(check.contains("copied from overlayfs"), "{check}");
+    ensure!(check.contains(&format!("copied from {from}")), "{check}");
     node.assert_nothing_left(snapshotter)?;
-    node.assert_no_active_snapshot("overlayfs")?;
+    node.assert_no_active_snapshot(from)?;
     let differences = compare(
-        &node.tree("overlayfs", &image.reference)?,
+        &node.tree(from, &image.reference)?,
         &node.tree(snapshotter, &image.reference)?,
     );
-    // The native snapshotter gives directories that it copies the time of the copy. Attributes of
-    // security modules are not copied.
+    assert_same(differences, snapshotter, expected)
+}
+
+/// Checks that a copy differs from its layers as expected only. The native snapshotter gives
+/// directories that it copies the time of the copy. Attributes of security modules are not copied.
+fn assert_same(
+    differences: Vec<Difference>,
+    snapshotter: &str,
+    expected: &[Expected],
+) -> Result<()> {
     let unequal = differences.into_iter().filter(|difference| {
         let text = difference.to_string();
         !(snapshotter == "native" && text.contains(": Mtime: ") || text.contains("security.test"))
@@ -195,6 +218,29 @@ fn missing_layers_are_copied_from_overlayfs_to_erofs(node: &Node) -> Result<()> 
         &edge_cases()?,
         EDGE_CASES_CLOCK,
     )
+}
+
+fn missing_layers_are_copied_from_images_of_resnap(node: &Node) -> Result<()> {
+    for image in [web()?, edge_cases()?] {
+        let node = node.in_new_namespace();
+        node.import(&image)?;
+        unpack(&node, "", &image, &["--snapshotter", "erofs"])?;
+        copied_from(&node, ("erofs", "overlayfs"), &image, ROOT_CLOCK)?;
+    }
+    Ok(())
+}
+
+/// mkfs.erofs writes some of a layer's entries wrongly.
+fn missing_layers_are_not_copied_from_images_of_others(node: &Node) -> Result<()> {
+    let image = unlike_others(node)?;
+    node.import(&image)?;
+    node.unpack_by_containerd("erofs", &image.reference)?;
+    discard(node, &image)?;
+    let output = try_unpack(node, "", &image, &["--snapshotter", "native"])?;
+    let text = output.error()?.to_string();
+    ensure!(text.contains("was not written by resnap"), "{text}");
+    node.assert_nothing_left("native")?;
+    node.assert_no_active_snapshot("erofs")
 }
 
 fn copied_layers_are_replaced_by_a_repair(node: &Node) -> Result<()> {
@@ -295,7 +341,7 @@ fn missing_layers_of_a_private_registry_are_refused(node: &Node) -> Result<()> {
 }
 
 /// Starts a containerd that discards unpacked layers, with the image of sandboxes.
-fn discarding(node: &Node, nydus: bool) -> Result<Node> {
+pub(crate) fn discarding(node: &Node, nydus: bool) -> Result<Node> {
     let options = Options {
         nydus,
         discard_layers: true,
@@ -366,6 +412,42 @@ fn missing_layers_of_pods_on_nydus_are_not_needed(node: &Node) -> Result<()> {
     let (_, fetched) = pods_of_discarded_image(node, "nydus", NO_SIBLING)?;
     ensure!(fetched.is_empty(), "{fetched:?}");
     Ok(())
+}
+
+/// From 2.2.2 on, containerd makes the chain of a container without the layers' parents.
+fn chains_that_create_container_made_are_copied_if_they_are_right(node: &Node) -> Result<()> {
+    let node = &Node {
+        containerd: Arc::clone(&node.containerd),
+        namespace: "k8s.io".to_owned(),
+    };
+    // A full copy cannot be told where lower layers would show again.
+    let (image, snapshotter, expected): (_, _, &[_]) = match node.containerd.has_erofs() {
+        true => (edge_cases()?, "erofs", EDGE_CASES_CLOCK),
+        false => (web()?, "native", &[]),
+    };
+    node.import(&pause()?)?;
+    node.import(&image)?;
+    let cri = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
+    let sandbox = cri.run_pod_sandbox("", "direct")?;
+    cri.create_container(&sandbox, "direct", &image.reference, &[])?;
+    discard(node, &image)?;
+    let config = "sources.order = [\"sibling\"]\n";
+    let output = try_unpack(node, config, &image, &["--snapshotter", snapshotter])?;
+    if node.containerd.version() >= (2, 2, 2) {
+        let text = output.error()?.to_string();
+        for part in ["sibling: ", "overlayfs", "was made without its parents"] {
+            ensure!(text.contains(part), "{part:?} is not in {text}");
+        }
+    } else {
+        output.ok()?;
+        let differences = compare(
+            &node.tree("overlayfs", &image.reference)?,
+            &node.tree(snapshotter, &image.reference)?,
+        );
+        assert_same(differences, snapshotter, expected)?;
+    }
+    cri.remove_all()?;
+    node.assert_nothing_left(snapshotter)
 }
 
 /// The registry is gone, and there is no sibling.

@@ -29,7 +29,6 @@ fn read_with(
         limit,
         guard,
         monitor: Arc::new(NoopMonitor),
-        copy_of: None,
     };
     run(Source::File(file), &work, |stream| {
         let mut bytes = Vec::new();
@@ -107,7 +106,6 @@ fn cancelled_work_ends() {
         limit: u64::MAX,
         guard: token.clone().into(),
         monitor: Arc::new(NoopMonitor),
-        copy_of: None,
     };
     let cancelled = run(Source::File(file), &work, |stream| {
         let mut byte = [0];

@@ -5,6 +5,8 @@
 
 use std::io;
 
+use resnap_erofs::ImageError;
+
 use crate::copy_fault::EntryFault;
 use crate::memory::StopReason;
 
@@ -27,6 +29,15 @@ impl From<rustix::io::Errno> for Fault {
                 EntryFault::Changed.into()
             }
             error => Self::Io(error.into()),
+        }
+    }
+}
+
+impl From<ImageError> for Fault {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::Read { source, .. } => Self::Io(source),
+            error => Self::Io(io::Error::new(io::ErrorKind::InvalidData, error)),
         }
     }
 }

@@ -33,6 +33,9 @@ const OVERLAY: &[u8] = b"trusted.overlay.";
 /// Attributes of overlayfs that do not change what a layer shows.
 const HARMLESS: [&[u8]; 5] = [b"origin", b"impure", b"nlink", b"upper", b"uuid"];
 
+/// Most lists and values are shorter. The kernel clears as much memory as the buffer has at each call.
+const SHORT: usize = 256;
+
 /// The use of an attribute.
 enum Use {
     Copied,
@@ -50,8 +53,8 @@ pub(super) struct MetadataReader {
 impl Default for MetadataReader {
     fn default() -> Self {
         Self {
-            names: vec![0; LONGEST],
-            value: vec![0; LONGEST],
+            names: vec![0; SHORT],
+            value: vec![0; SHORT],
         }
     }
 }
@@ -73,24 +76,44 @@ impl At<'_> {
         Self::Path(path)
     }
 
-    fn list(&self, buffer: &mut [u8]) -> rustix::io::Result<usize> {
-        match self {
+    /// Returns the list of names.
+    fn list<'b>(&self, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
+        let list = |buffer: &mut [u8]| match self {
             Self::Open(fd) => fs::flistxattr(fd, buffer),
             Self::Path(path) => fs::llistxattr(path, buffer),
+        };
+        match fill(buffer, list) {
+            Err(Errno::OPNOTSUPP) => Ok(&[]),
+            list => Ok(list?),
         }
     }
 
     /// Returns the value of an attribute, or `None` if it is not set.
-    fn get<'b>(&self, name: &[u8], buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
-        let length = match self {
-            Self::Open(fd) => fs::fgetxattr(fd, name, &mut *buffer),
-            Self::Path(path) => fs::lgetxattr(path, name, &mut *buffer),
+    fn get<'b>(&self, name: &[u8], buffer: &'b mut Vec<u8>) -> io::Result<Option<&'b [u8]>> {
+        let get = |buffer: &mut [u8]| match self {
+            Self::Open(fd) => fs::fgetxattr(fd, name, buffer),
+            Self::Path(path) => fs::lgetxattr(path, name, buffer),
         };
-        match length {
+        match fill(buffer, get) {
             Err(Errno::NODATA) => Ok(None),
-            length => Ok(buffer.get(..length?)),
+            value => Ok(Some(value?)),
         }
     }
+}
+
+/// Fills a buffer, which grows if it is too short.
+fn fill(
+    buffer: &mut Vec<u8>,
+    read: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
+) -> rustix::io::Result<&[u8]> {
+    let length = match read(buffer) {
+        Err(Errno::RANGE) if buffer.len() < LONGEST => {
+            buffer.resize(LONGEST, 0);
+            read(buffer)?
+        }
+        length => length?,
+    };
+    Ok(buffer.get(..length).unwrap_or_default())
 }
 
 impl MetadataReader {
@@ -104,11 +127,7 @@ impl MetadataReader {
             xattrs: Vec::new(),
         };
         let mut is_opaque = false;
-        let length = match at.list(&mut self.names) {
-            Err(Errno::OPNOTSUPP) => 0,
-            length => length.map_err(io::Error::from)?,
-        };
-        let (names, mut total) = (self.names.get(..length).unwrap_or_default(), 0);
+        let (names, mut total) = (at.list(&mut self.names)?, 0);
         for name in names.split(|byte| *byte == 0) {
             match of(name)? {
                 Use::Ignored => {}
@@ -137,6 +156,22 @@ impl MetadataReader {
         metadata.xattrs.sort_unstable();
         Ok((metadata, is_opaque))
     }
+}
+
+/// Removes the attributes that are not copied. Returns whether this is an opaque directory.
+pub(super) fn copied(metadata: &mut Metadata) -> Result<bool, EntryFault> {
+    let mut is_opaque = false;
+    let mut kept = Vec::new();
+    for xattr in std::mem::take(&mut metadata.xattrs) {
+        match of(&xattr.name)? {
+            Use::Ignored => {}
+            Use::Opaque if xattr.value == OPAQUE_VALUE => is_opaque = true,
+            Use::Opaque => return Err(EntryFault::Attribute(xattr.name)),
+            Use::Copied => kept.push(xattr),
+        }
+    }
+    metadata.xattrs = kept;
+    Ok(is_opaque)
 }
 
 /// Returns the use of an attribute.

@@ -11,7 +11,9 @@ use resnap_layer::testing::typeflag;
 use crate::testing::{RECORD, compare_copies, layers};
 
 mod edges;
+mod images;
 mod refusals;
+mod table;
 
 const CASES: u32 = 200;
 

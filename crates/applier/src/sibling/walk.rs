@@ -1,333 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A walk through the directory of a layer. Parents come before their children, the files of a directory
-//! before its directories, all ordered by name. One directory is open at a time.
+//! Walks through layers of all forms. Parents come before their children, the files of a directory before
+//! its directories, all ordered by name.
 
-use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
-
-use resnap_layer::path::join;
-use resnap_layer::{EntryKind, Limits, Metadata};
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
-use rustix::io::Errno;
-
-use super::below::Below;
-use super::chain::ChainLayer;
+use super::chain::Layers;
+use super::directory_walk::DirectoryWalk;
 use super::fault::Fault;
-use super::item::{Item, ItemKind};
-use super::listing::{FileName, Listing, NAME};
-use super::metadata::{At, MetadataReader};
-use super::stated::{State, Time, state};
-use crate::beneath::open_beneath;
-use crate::copy_fault::{CopyFault, EntryFault};
+use super::image_walk::ImageWalk;
+use super::item::Item;
+use super::place::Place;
+use crate::copy_fault::CopyFault;
 use crate::error::StreamError;
 use crate::guard::Guard;
-use crate::inode::is_whiteout;
-use crate::xattr::has_default_acl;
-
-/// A step of the walk.
-enum Step {
-    /// Walks through a directory; with the layers below whose parent of it shows.
-    Enter(Vec<u8>, Vec<usize>),
-    /// Returns an item.
-    Return(Item),
-}
-
-/// A directory that is being walked through.
-struct Current {
-    fd: OwnedFd,
-    path: Vec<u8>,
-    /// The names of its files, in reverse order.
-    names: Vec<FileName>,
-}
 
 /// A walk through a layer.
-pub(super) struct Walk {
-    layer: ChainLayer,
-    index: usize,
-    device: u64,
-    below: Below,
-    guard: Guard,
-    reader: MetadataReader,
-    /// The next step is the last.
-    steps: Vec<Step>,
-    ready: VecDeque<Item>,
-    current: Option<Current>,
-    /// The first paths of inodes that have several.
-    links: HashMap<u64, Vec<u8>>,
-    count: usize,
-    /// The path that is looked at, for errors.
-    at: Vec<u8>,
+pub(super) enum Walk {
+    Directory(Box<DirectoryWalk>),
+    Image(Box<ImageWalk>),
 }
 
 impl Walk {
     /// Starts a walk through the layer at `index` of a chain.
-    pub(super) fn new(chain: &[ChainLayer], index: usize, guard: Guard) -> Result<Self, CopyFault> {
-        let missing = || CopyFault::Chain(format!("it has no layer {index}"));
-        let layer = chain.get(index).ok_or_else(missing)?.clone();
-        let device = fs::fstat(&layer.root)
-            .map_err(|error| CopyFault::Chain(format!("the root of layer {index}: {error}")))?
-            .st_dev;
-        let below = chain.iter().take(index).rev();
-        let below = Below::new(below.map(|layer| layer.root.clone()).collect());
-        Ok(Self {
-            steps: vec![Step::Enter(Vec::new(), below.all())],
-            layer,
-            index,
-            device,
-            below,
-            guard,
-            reader: MetadataReader::default(),
-            ready: VecDeque::new(),
-            current: None,
-            links: HashMap::new(),
-            count: 0,
-            at: Vec::new(),
+    pub(super) fn new(chain: &Layers, index: usize, guard: Guard) -> Result<Self, CopyFault> {
+        Ok(match chain {
+            Layers::Directories(layers) => {
+                Self::Directory(Box::new(DirectoryWalk::new(layers, index, guard)?))
+            }
+            Layers::Images(layers) => Self::Image(Box::new(ImageWalk::new(layers, index, guard)?)),
         })
     }
 
     /// Returns the next item, or `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<Item>, StreamError> {
-        self.advance().map_err(|fault| self.error(fault))
+        let next = match self {
+            Self::Directory(walk) => walk.next(),
+            Self::Image(walk) => walk.next(),
+        };
+        next.map_err(|fault| self.error(fault))
     }
 
     /// Returns the error of a fault at the current path.
     pub(super) fn error(&self, fault: impl Into<Fault>) -> StreamError {
-        match fault.into() {
-            Fault::Stopped(reason) => StreamError::Stopped(reason),
-            Fault::Io(error) => StreamError::Source(self.at.clone(), error),
-            Fault::Entry(fault) => StreamError::Copy(CopyFault::Entry {
-                index: self.index,
-                snapshot: self.layer.name.clone(),
-                path: self.at.clone(),
-                fault,
-            }),
-        }
+        let path = match self {
+            Self::Directory(walk) => walk.path(),
+            Self::Image(walk) => walk.path(),
+        };
+        self.place().error(path, fault.into())
     }
 
-    fn advance(&mut self) -> Result<Option<Item>, Fault> {
-        loop {
-            if let Some(item) = self.ready.pop_front() {
-                return Ok(Some(item));
-            }
-            if let Some(current) = &mut self.current {
-                let Some(name) = current.names.pop() else {
-                    self.current = None;
-                    continue;
-                };
-                self.guard.give_memory(NAME + name.name.len() as u64);
-                return self.file(&name);
-            }
-            match self.steps.pop() {
-                None => return Ok(None),
-                Some(Step::Return(item)) => return Ok(Some(item)),
-                Some(Step::Enter(path, parents)) => {
-                    self.guard.give_memory(size_of_step(&path, &parents));
-                    self.enter(path, &parents)?;
-                }
-            }
+    /// Returns the place of the layer.
+    pub(super) fn place(&self) -> &Place {
+        match self {
+            Self::Directory(walk) => walk.place(),
+            Self::Image(walk) => walk.place(),
         }
     }
-
-    /// Counts a file or directory.
-    fn begin(&mut self, path: Vec<u8>) -> Result<(), Fault> {
-        self.guard.begin_entry()?;
-        self.at = path;
-        let limits = Limits::default();
-        self.count += 1;
-        if self.count > limits.entries {
-            return Err(EntryFault::Count(limits.entries).into());
-        }
-        if self.at.len() > limits.path {
-            return Err(EntryFault::Path(limits.path).into());
-        }
-        Ok(())
-    }
-
-    fn is_mounted(&self, stat: &Stat) -> Result<(), Fault> {
-        match stat.st_dev == self.device {
-            true => Ok(()),
-            false => Err(EntryFault::Mounted.into()),
-        }
-    }
-
-    /// Enters a directory.
-    fn enter(&mut self, path: Vec<u8>, parents: &[usize]) -> Result<(), Fault> {
-        self.begin(path.clone())?;
-        let fd = open_beneath(&self.layer.root, &path)?;
-        let stat = fs::fstat(&fd)?;
-        self.is_mounted(&stat)?;
-        let (own, is_opaque) = self.reader.read(&At::Open(&fd), &stat)?;
-        let Listing { files, directories } = Listing::read(&fd, self.count, &self.guard)?;
-
-        self.guard.count_lookup(parents.len())?;
-        let merged = self.below.merge(parents, &path)?;
-        let below = match &merged.top {
-            Some(top) => Some(self.reader.read(&At::Open(top), &fs::fstat(top)?)?.0),
-            None => None,
-        };
-        let time = Time {
-            modified: own.mtime,
-            changed: resnap_layer::Time {
-                seconds: stat.st_ctime,
-                nanoseconds: u32::try_from(stat.st_ctime_nsec).unwrap_or_default(),
-            },
-            created: self.layer.since,
-        };
-        let is_empty = files.is_empty() && directories.is_empty() && !is_opaque;
-        let metadata = match state(own, below, time, is_empty && !path.is_empty())? {
-            State::Stated(metadata) => Some(metadata),
-            State::Unstated => None,
-        };
-        let directory = |metadata| Item {
-            path: path.clone(),
-            kind: ItemKind::Other(EntryKind::Directory),
-            metadata,
-        };
-        if let Some(mut metadata) = metadata {
-            if is_special(&path) {
-                return Err(EntryFault::Name.into());
-            }
-            // What is in it has got its own list by now, and must not inherit one.
-            let inherits = has_default_acl(&metadata.xattrs);
-            if inherits && !(files.is_empty() && directories.is_empty()) {
-                self.steps.push(Step::Return(directory(metadata.clone())));
-                metadata.xattrs.clear();
-            }
-            self.ready.push_back(directory(metadata));
-        }
-        if is_opaque {
-            self.ready.push_back(Item {
-                path: path.clone(),
-                kind: ItemKind::Other(EntryKind::Opaque),
-                metadata: Metadata::default(),
-            });
-        }
-        let shown = match is_opaque && !path.is_empty() {
-            true => Vec::new(),
-            false => merged.layers,
-        };
-        for name in directories.into_iter().rev() {
-            let child = join(&path, &name);
-            self.guard.give_memory(NAME + name.len() as u64);
-            self.guard.take_memory(size_of_step(&child, &shown))?;
-            self.steps.push(Step::Enter(child, shown.clone()));
-        }
-        let names = files.into_iter().rev().collect();
-        self.current = Some(Current { fd, path, names });
-        Ok(())
-    }
-
-    /// Returns the file of this name in the current directory.
-    fn file(&mut self, name: &FileName) -> Result<Option<Item>, Fault> {
-        let FileName { name, is_regular } = name;
-        let parent = self.current.as_ref().map(|current| &current.path[..]);
-        self.begin(join(parent.unwrap_or_default(), name))?;
-        let Some(Current { fd, .. }) = &self.current else {
-            return Ok(None);
-        };
-        let file = match is_regular {
-            true => Some(open(fd, name)?),
-            false => None,
-        };
-        let stat = match &file {
-            Some(file) => fs::fstat(file)?,
-            None => fs::statat(fd, &name[..], AtFlags::SYMLINK_NOFOLLOW)?,
-        };
-        self.is_mounted(&stat)?;
-        if is_whiteout(&stat) {
-            // This name would make it an opaque marker.
-            if name == b".wh..opq" {
-                return Err(EntryFault::Name.into());
-            }
-            return Ok(Some(Item {
-                path: self.at.clone(),
-                kind: ItemKind::Other(EntryKind::Whiteout),
-                metadata: Metadata::default(),
-            }));
-        }
-        if is_special(name) {
-            return Err(EntryFault::Name.into());
-        }
-        let at = match &file {
-            Some(file) => At::Open(file),
-            None => At::name(fd, name),
-        };
-        let (metadata, _) = self.reader.read(&at, &stat)?;
-        let kind = kind(fd, name, &stat, file)?;
-        let kind = match self.link(&stat)? {
-            Some(first) => ItemKind::Other(EntryKind::Hardlink(first)),
-            None => kind,
-        };
-        Ok(Some(Item {
-            path: self.at.clone(),
-            kind,
-            metadata,
-        }))
-    }
-
-    /// Returns the first path of an inode, if this is another.
-    fn link(&mut self, stat: &Stat) -> Result<Option<Vec<u8>>, Fault> {
-        if stat.st_nlink < 2 {
-            return Ok(None);
-        }
-        if let Some(first) = self.links.get(&stat.st_ino) {
-            return Ok(Some(first.clone()));
-        }
-        self.guard.take_memory(NAME + self.at.len() as u64)?;
-        self.links.insert(stat.st_ino, self.at.clone());
-        Ok(None)
-    }
-}
-
-/// Opens a regular file, and does not wait if it is another by now.
-fn open(parent: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Fault> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let open = |more| fs::openat(parent, name, flags | more, Mode::empty());
-    // Only the owner of a file may leave its access time alone.
-    match open(OFlags::NOATIME) {
-        Err(Errno::PERM) => Ok(open(OFlags::empty())?),
-        opened => Ok(opened?),
-    }
-}
-
-/// Returns the type of an inode, which is open if it is a file.
-fn kind(
-    parent: &OwnedFd,
-    name: &[u8],
-    stat: &Stat,
-    file: Option<OwnedFd>,
-) -> Result<ItemKind, Fault> {
-    let (major, minor) = (fs::major(stat.st_rdev), fs::minor(stat.st_rdev));
-    Ok(ItemKind::Other(
-        match (FileType::from_raw_mode(stat.st_mode), file) {
-            (FileType::RegularFile, Some(file)) => {
-                let size = u64::try_from(stat.st_size).unwrap_or_default();
-                let stored = u64::try_from(stat.st_blocks).unwrap_or_default();
-                return Ok(ItemKind::File {
-                    file: file.into(),
-                    size,
-                    may_have_holes: stored.saturating_mul(512) < size,
-                });
-            }
-            (FileType::Symlink, None) => {
-                let target = fs::readlinkat(parent, name, Vec::new())?;
-                EntryKind::Symlink(target.into_bytes())
-            }
-            (FileType::CharacterDevice, None) => EntryKind::Character { major, minor },
-            (FileType::BlockDevice, None) => EntryKind::Block { major, minor },
-            (FileType::Fifo, None) => EntryKind::Fifo,
-            _ => return Err(EntryFault::Changed.into()),
-        },
-    ))
-}
-
-/// Returns whether a layer's reader takes this name, or the last of this path, for a marker.
-fn is_special(path: &[u8]) -> bool {
-    resnap_layer::path::split(path).1.starts_with(b".wh.")
-}
-
-fn size_of_step(path: &[u8], layers: &[usize]) -> u64 {
-    NAME + path.len() as u64 + size_of_val(layers) as u64
 }

@@ -8,16 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use resnap_core::{ChainView, LayerCopy, Mount, SnapshotInfo, SnapshotKey, SnapshotKind};
+use resnap_core::media_type::Compression;
+use resnap_core::testing::NoopMonitor;
+use resnap_core::{ChainView, LayerCopy, Mount, SnapshotInfo, SnapshotKey, SnapshotKind, labels};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::tree;
-use super::writing::{extract, write};
+use super::writing::{extract, of_stream, write};
 use crate::erofs::Parent;
 use crate::error::Error;
 use crate::guard::Guard;
-use crate::sibling;
+use crate::pipeline::Work;
+use crate::sibling::{self, Entries};
 
 /// A chain of snapshots below a root of `overlayfs`.
 pub(crate) struct Chain {
@@ -57,9 +60,10 @@ impl Chain {
         let below = self.below(&self.layers);
         let images = self.images.iter().rev().cloned().collect::<Vec<_>>();
         let directory = self.add_empty();
-        let image = self.root().join(format!("{}.erofs", self.layers.len()));
-        let written = write(stream, &image, &images);
-        match (extract(stream, &directory, &below), written) {
+        let image = directory.with_file_name("layer.erofs");
+        let written = of_stream(stream, |layer| write(layer, &image, &images));
+        let extracted = of_stream(stream, |layer| extract(layer, &directory, &below));
+        match (extracted, written) {
             (Ok(()), Ok(image)) => {
                 self.images.push(image);
                 true
@@ -74,6 +78,36 @@ impl Chain {
     /// Returns directories, the topmost first.
     fn below(&self, layers: &[PathBuf]) -> Vec<PathBuf> {
         layers.iter().rev().cloned().collect()
+    }
+
+    /// Returns a view of the chain as images, as erofs of containerd 2.2 and later has it.
+    pub(crate) fn view_of_images(&self) -> ChainView {
+        let mut view = self.view();
+        "erofs".clone_into(&mut view.snapshotter);
+        for snapshot in &mut view.snapshots {
+            let (key, value) = (labels::IMAGE_WRITER.to_owned(), "resnap".to_owned());
+            snapshot.labels.insert(key, value);
+        }
+        let mount = |directory: &PathBuf| Mount {
+            kind: "erofs".to_owned(),
+            source: directory
+                .with_file_name("layer.erofs")
+                .display()
+                .to_string(),
+            options: vec!["ro".to_owned()],
+            ..Mount::default()
+        };
+        view.mounts = self.layers.iter().rev().map(mount).collect();
+        view.mounts.push(Mount {
+            kind: "format/mkdir/overlay".to_owned(),
+            source: "overlay".to_owned(),
+            options: vec![format!(
+                "lowerdir={{{{ overlay 0 {} }}}}",
+                self.layers.len() - 1
+            )],
+            ..Mount::default()
+        });
+        view
     }
 
     /// Returns a view of the chain.
@@ -112,33 +146,69 @@ impl Chain {
         }
     }
 
-    /// Returns the stream of a copy.
-    pub(crate) fn copy(&self, index: usize) -> Result<sibling::LayerStream, Error> {
+    /// Copies a layer from its directory with `consume`.
+    pub(crate) fn copy<T>(
+        &self,
+        index: usize,
+        consume: impl FnOnce(&mut Entries<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.copy_from(self.view(), index, consume)
+    }
+
+    /// Copies a layer of a view with `consume`.
+    pub(crate) fn copy_from<T>(
+        &self,
+        view: ChainView,
+        index: usize,
+        consume: impl FnOnce(&mut Entries<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let copy = LayerCopy {
-            chain: Arc::new(self.view()),
+            chain: Arc::new(view),
             index,
         };
         let guard = Guard::from(CancellationToken::new());
-        sibling::open(&copy, self.root(), &guard)
+        let layer = sibling::open(&copy, self.root(), 0, &guard)?;
+        let work = Work {
+            index,
+            compression: Compression::None,
+            limit: u64::MAX,
+            guard,
+            monitor: Arc::new(NoopMonitor),
+        };
+        layer.run(&work, consume).map(|(done, _)| done)
     }
 
-    /// Copies all layers to another chain, and checks that they are those of the blobs.
+    /// Copies all layers to other chains, and checks that they are those of the blobs.
     pub(crate) fn check(&self) {
         if let Some(difference) = self.differences() {
             panic!("{difference}");
+        }
+        if self.images.len() == self.layers.len()
+            && !self.images.is_empty()
+            && let Some(difference) = self.differences_from(&self.view_of_images())
+        {
+            panic!("from images: {difference}");
         }
     }
 
     /// Returns the differences between the copies and the layers of the blobs.
     pub(crate) fn differences(&self) -> Option<String> {
+        self.differences_from(&self.view())
+    }
+
+    fn differences_from(&self, view: &ChainView) -> Option<String> {
         let root = tempfile::tempdir_in(self.root()).unwrap();
         let (mut directories, mut images) = (Vec::new(), Vec::new());
         for (index, from) in self.layers.iter().enumerate() {
             let to = root.path().join(index.to_string());
             fs::create_dir(&to).unwrap();
-            extract(self.copy(index).unwrap(), &to, &directories).unwrap();
+            let extracted = self.copy_from(view.clone(), index, |layer| {
+                extract(layer, &to, &directories)
+            });
+            extracted.unwrap();
             let image = to.with_extension("erofs");
-            let image = write(self.copy(index).unwrap(), &image, &images).unwrap();
+            let image = self.copy_from(view.clone(), index, |layer| write(layer, &image, &images));
+            let image = image.unwrap();
             let (one, other) = (tree::on_disk(from), tree::on_disk(&to));
             let differences = tree::differences(&one, &other);
             if !differences.is_empty() {

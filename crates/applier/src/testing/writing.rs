@@ -17,34 +17,50 @@ use crate::erofs::{self, Parent};
 use crate::error::Error;
 use crate::extract::Extraction;
 use crate::guard::Guard;
+use crate::layer_source::LayerSource;
 use crate::lower::LowerDirs;
 use crate::whiteout::WhiteoutMode;
 use crate::xattr::XattrNamespace;
 
+/// Reads a layer from its stream, to the end.
+pub(crate) fn of_stream<R: Read, T>(
+    stream: R,
+    consume: impl FnOnce(&mut Layer<R>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut layer = Layer::new(stream, Limits::default());
+    let done = consume(&mut layer)?;
+    layer.finish()?;
+    Ok(done)
+}
+
 /// Writes a layer to a directory. `below` are the directories of the lower layers, the topmost first.
-pub(crate) fn extract(stream: impl Read, directory: &Path, below: &[PathBuf]) -> Result<(), Error> {
+pub(crate) fn extract(
+    layer: &mut impl LayerSource,
+    directory: &Path,
+    below: &[PathBuf],
+) -> Result<(), Error> {
     let mode = match below {
         [] => WhiteoutMode::Base,
         _ => WhiteoutMode::Upper,
     };
-    let mut layer = Layer::new(stream, Limits::default());
     let mut extraction = Extraction::new(
         directory,
         mode,
         XattrNamespace::Trusted,
         CancellationToken::new(),
     )?;
-    extraction.add(&mut layer)?;
-    layer.finish()?;
+    extraction.add(layer)?;
     extraction.finish(&LowerDirs::open(below).unwrap())
 }
 
 /// Writes a layer to an image. `below` are the images of the lower layers, the topmost first.
-pub(crate) fn write(stream: impl Read, path: &Path, below: &[Parent]) -> Result<Parent, Error> {
+pub(crate) fn write(
+    layer: &mut impl LayerSource,
+    path: &Path,
+    below: &[Parent],
+) -> Result<Parent, Error> {
     let guard = Guard::from(CancellationToken::new());
-    let mut layer = Layer::new(stream, Limits::default());
-    let writer = erofs::write(path, &mut layer, below.is_empty(), &guard)?;
-    layer.finish()?;
+    let writer = erofs::write(path, layer, below.is_empty(), &guard)?;
     erofs::finish(writer, below.to_vec(), &Digest::sha256(b""), &guard)?;
     Ok(ErofsReader::open(Arc::new(File::open(path).unwrap())).unwrap())
 }

@@ -357,6 +357,7 @@ impl resnap_core::Applier for Backend {
         Ok(Applied {
             diff_id: Some(layer.digest.clone()),
             size: 0,
+            is_own_image: false,
         })
     }
 }

@@ -82,7 +82,7 @@ async fn layers_are_copied_without_their_blobs() {
         let applied = batch.apply(&Scope::new("default"), index, &mounts).await;
         let applied = applied.unwrap();
         assert_eq!(applied.diff_id, None);
-        assert!(applied.size > 1024, "{}", applied.size);
+        assert_eq!(applied.size, format!("a {index}").len() as u64);
         snapshots.push(snapshot);
         assert_eq!(text(&bed, snapshot), format!("a {index}"));
     }
@@ -183,7 +183,7 @@ async fn what_cannot_be_copied_is_not_left_to_containerd() {
     let (kind, said) = refused(&bed, encrypted, &mounts).await;
     assert_eq!(kind, Kind::FailedPrecondition, "{said}");
     let mut other = view.clone();
-    other.snapshotter = "erofs".to_owned();
+    other.snapshotter = "native".to_owned();
     let applier = bed.applier(ApplierSettings::default());
     let error = applier.inspect(&other, 0..1).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unimplemented);
@@ -199,9 +199,7 @@ async fn what_cannot_be_copied_is_not_left_to_containerd() {
         said.contains("etc/.wh.x") && said.contains("layer 0"),
         "{said}"
     );
-    let error = applier.inspect(&view, 0..1).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::FailedPrecondition);
-    assert!(error_chain(&error).contains("etc/.wh.x"));
+    applier.inspect(&view, 0..1).await.unwrap();
     // The differ of containerd alone cannot copy.
     let mut settings = ApplierSettings::default();
     settings

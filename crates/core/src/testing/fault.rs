@@ -29,6 +29,10 @@ pub enum Operation {
     AbortIngest,
     /// [`ContentLabeler::set_label`](crate::ContentLabeler::set_label).
     SetLabel,
+    /// [`ContentLabeler::remove_label`](crate::ContentLabeler::remove_label).
+    RemoveLabel,
+    /// [`ContentLabeler::list`](crate::ContentLabeler::list).
+    ListContent,
     /// [`Snapshotter::stat`](crate::Snapshotter::stat).
     Stat,
     /// [`Snapshotter::prepare`](crate::Snapshotter::prepare).
@@ -51,10 +55,16 @@ pub enum Operation {
     LabelSnapshot,
     /// [`Snapshotter::children`](crate::Snapshotter::children).
     Children,
+    /// [`Snapshotter::list`](crate::Snapshotter::list).
+    ListSnapshots,
+    /// [`Snapshotter::usage`](crate::Snapshotter::usage).
+    SnapshotUsage,
     /// [`Leases::list`](crate::Leases::list).
     ListLeases,
     /// [`Leases::resources`](crate::Leases::resources).
     LeaseResources,
+    /// [`Leases::collect_garbage`](crate::Leases::collect_garbage).
+    CollectGarbage,
     /// [`Containers::list`](crate::Containers::list).
     ListContainers,
     /// A call of [`Introspection`](crate::Introspection).
@@ -63,7 +73,7 @@ pub enum Operation {
 
 impl Operation {
     /// All operations.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 29] = [
         Self::GetImage,
         Self::ListImages,
         Self::ContentInfo,
@@ -73,6 +83,8 @@ impl Operation {
         Self::CommitIngest,
         Self::AbortIngest,
         Self::SetLabel,
+        Self::RemoveLabel,
+        Self::ListContent,
         Self::Stat,
         Self::Prepare,
         Self::View,
@@ -84,8 +96,11 @@ impl Operation {
         Self::AddResource,
         Self::LabelSnapshot,
         Self::Children,
+        Self::ListSnapshots,
+        Self::SnapshotUsage,
         Self::ListLeases,
         Self::LeaseResources,
+        Self::CollectGarbage,
         Self::ListContainers,
         Self::Introspect,
     ];

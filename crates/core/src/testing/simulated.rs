@@ -121,7 +121,7 @@ impl Simulated {
         let namespace = state.namespace(namespace);
         let blobs = &mut namespace.blobs;
         blobs.insert(target.digest.clone(), (blob, references));
-        namespace.images.insert(name.to_owned(), target);
+        namespace.set_image(name, target);
     }
 
     /// Adds a container's record, which holds its snapshot.
@@ -149,6 +149,15 @@ impl Simulated {
         };
         let parent = parent.map(SnapshotKey::from);
         snapshots::unpack(&mut self.state(), commit, parent, diff_id)
+    }
+
+    /// Labels an image's record like another client.
+    pub fn label_image(&self, namespace: &str, name: &str, key: &str, value: &str) {
+        let mut state = self.state();
+        // A missing image is ignored.
+        if let Some((_, labels)) = state.namespace(namespace).images.get_mut(name) {
+            labels.insert(key.to_owned(), value.to_owned());
+        }
     }
 
     /// Removes an image's record.

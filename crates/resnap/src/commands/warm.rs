@@ -11,7 +11,7 @@ use wildmatch::WildMatch;
 
 use crate::args::WarmArguments;
 use crate::exit_status::ExitStatus;
-use crate::output::{Output, bytes, reason};
+use crate::output::{Output, Table, bytes, reason};
 use crate::progress::Progress;
 use crate::warm::{Warmed, choose, warm};
 
@@ -20,20 +20,20 @@ const SKIPPED: &str = "skipped";
 
 /// A row of the table.
 #[derive(Serialize)]
-struct Row {
-    image: String,
-    snapshotter: String,
-    state: &'static str,
+pub(crate) struct Row {
+    pub(crate) image: String,
+    pub(crate) snapshotter: String,
+    pub(crate) state: &'static str,
     /// The bytes of the blobs that were unpacked.
-    unpacked: Option<u64>,
+    pub(crate) unpacked: Option<u64>,
     /// The reason why the image is not ready.
-    problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 impl Row {
     /// Creates a row. An image that was named exactly, and not by a pattern, fails instead of being
     /// skipped.
-    fn new(
+    pub(crate) fn new(
         image: &str,
         snapshotter: &str,
         warmed: Result<Warmed, UnpackError>,
@@ -68,6 +68,27 @@ impl Row {
             unpacked,
             problem,
         }
+    }
+
+    /// Returns whether the image should be ready and is not.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.problem.is_some() && self.state != SKIPPED
+    }
+}
+
+/// Shows rows as a table.
+pub(crate) fn show(rows: &[Row], table: &mut Table) {
+    table.header(["IMAGE", "SNAPSHOTTER", "STATE", "UNPACKED", "PROBLEM"]);
+    for row in rows {
+        table.row([
+            row.image.clone(),
+            row.snapshotter.clone(),
+            row.state.to_owned(),
+            row.unpacked.map_or_else(|| "-".to_owned(), bytes),
+            row.problem
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |why| table.cut(why, 72)),
+        ]);
     }
 }
 
@@ -111,23 +132,8 @@ pub(crate) async fn run(
             progress.finish(number);
         }
     }
-    output.document(&rows, |table| {
-        table.header(["IMAGE", "SNAPSHOTTER", "STATE", "UNPACKED", "PROBLEM"]);
-        for row in &rows {
-            table.row([
-                row.image.clone(),
-                row.snapshotter.clone(),
-                row.state.to_owned(),
-                row.unpacked.map_or_else(|| "-".to_owned(), bytes),
-                row.problem
-                    .as_ref()
-                    .map_or_else(|| "-".to_owned(), |why| table.cut(why, 72)),
-            ]);
-        }
-    })?;
-    let has_failed = rows
-        .iter()
-        .any(|row| row.problem.is_some() && row.state != SKIPPED);
+    output.document(&rows, |table| show(&rows, table))?;
+    let has_failed = rows.iter().any(Row::has_failed);
     Ok(if has_failed {
         ExitStatus::Failed
     } else {

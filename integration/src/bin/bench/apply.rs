@@ -6,7 +6,6 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +15,8 @@ use resnap_integration::image::{Built, large_files, small_files, web};
 use sha2::{Digest as _, Sha256};
 
 use crate::plot;
-use crate::process::{cpu, memory};
+use crate::process::cpu;
+use crate::sample::{Sample, median};
 use crate::setup::{Resnap, Setup};
 use crate::table::{Row, Table};
 
@@ -27,17 +27,6 @@ const PLACES: [(&str, Option<&str>, usize); 2] = [("tmpfs", Some("6g"), 3), ("di
 
 /// As the configuration has them; the first is what the others are compared with.
 const DIFFERS: [&str; 2] = ["containerd", "resnap"];
-
-/// Often enough for the peak, which only grows, to be that of the last moment.
-const LOOK: Duration = Duration::from_millis(2);
-
-/// The cost of one run.
-#[derive(Default)]
-struct Sample {
-    wall: Duration,
-    cpu: f64,
-    peak_kib: u64,
-}
 
 pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let images = [
@@ -96,14 +85,7 @@ fn image_rows(setup: &Setup, image: &Built, label: &str, rounds: usize) -> Resul
         floors.push(floor(setup, image)?);
         for variant in &mut variants {
             let sample = variant.unpack(setup, image)?;
-            // It takes minutes.
-            println!(
-                "{}: {:.2} s, {:.2} s CPU, {} KiB",
-                variant.name(label),
-                sample.wall.as_secs_f64(),
-                sample.cpu,
-                sample.peak_kib
-            );
+            sample.show(&variant.name(label));
             variant.samples.push(sample);
         }
         variants.reverse();
@@ -164,12 +146,8 @@ impl Variant<'_> {
     }
 
     fn row(&self, label: &str, floor: &Row) -> Row {
-        let samples = self.samples.iter();
-        let walls: Vec<_> = samples.clone().map(|sample| sample.wall).collect();
-        let row = Row::timed(self.name(label), &walls);
+        let row = Sample::row(self.name(label), &self.samples);
         Row {
-            cpu_seconds: median(samples.clone().map(|sample| sample.cpu).collect()),
-            peak_kib: samples.map(|sample| sample.peak_kib).max(),
             of_floor: row.of(floor),
             ..row
         }
@@ -190,31 +168,11 @@ impl Variant<'_> {
         let socket = setup.containerd.socket();
         let mut command = self.resnap.unpack(socket, NAMESPACE, snapshotter, image);
         command.arg("--config").arg(&config);
-        let before = cpu(daemon)?.0 + cpu(std::process::id())?.1;
-        let (wall, peak_kib) = watch(&mut command)?;
-        let after = cpu(daemon)?.0 + cpu(std::process::id())?.1;
+        let before = cpu(daemon)?.0;
+        let mut sample = Sample::of(&mut command)?;
+        sample.cpu += cpu(daemon)?.0 - before;
         setup.remove_snapshots(NAMESPACE, snapshotter, image)?;
-        Ok(Sample {
-            wall,
-            cpu: after - before,
-            peak_kib,
-        })
-    }
-}
-
-/// Runs it to its end; with the most memory that it had.
-fn watch(command: &mut Command) -> Result<(Duration, u64)> {
-    let begin = Instant::now();
-    let mut child = command.spawn().context("start resnap")?;
-    let mut peak = 0;
-    loop {
-        // There is none when it is ending.
-        peak = memory(child.id(), "VmHWM").unwrap_or(peak);
-        if let Some(status) = child.try_wait()? {
-            ensure!(status.success(), "{command:?}: {status}");
-            return Ok((begin.elapsed(), peak));
-        }
-        std::thread::sleep(LOOK);
+        Ok(sample)
     }
 }
 
@@ -252,9 +210,4 @@ fn floor(setup: &Setup, image: &Built) -> Result<Duration> {
 
 fn remove(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| format!("remove {path:?}"))
-}
-
-fn median(mut samples: Vec<f64>) -> Option<f64> {
-    samples.sort_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied()
 }

@@ -7,7 +7,7 @@
 //! them alike, and medians and their ratios are shown. Samples go to `target/bench/<name>.json`.
 //! The names of tables as arguments choose some.
 //!
-//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `hostile` and `apply` measure another build of resnap
+//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `hostile`, `apply` and `sibling` measure another build of resnap
 //! as well, in turns with this one.
 
 // Printing is the purpose of this program.
@@ -15,6 +15,7 @@
 
 mod apply;
 mod cold;
+mod fetch;
 mod herd;
 mod hostile;
 mod memory;
@@ -22,7 +23,9 @@ mod misbehaving;
 mod plot;
 mod process;
 mod proxy;
+mod sample;
 mod setup;
+mod sibling;
 mod table;
 mod warm;
 
@@ -44,6 +47,8 @@ const TABLES: &[(&str, Measure)] = &[
     ("misbehaving", misbehaving::run),
     ("hostile", hostile::run),
     ("apply", apply::run),
+    ("sibling", sibling::run),
+    ("fetch", fetch::run),
 ];
 
 fn main() -> ExitCode {

@@ -7,10 +7,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, symlink};
 
 use resnap_core::{Kind, error_chain};
+use resnap_layer::EntrySource as _;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 
 use super::edges::tar;
-use crate::sibling::{chain, walk_all};
+use crate::error::Error;
+use crate::sibling::{Entries, chain, inspect_all};
 use crate::testing::copies::Chain;
 
 fn chain() -> Chain {
@@ -24,10 +26,26 @@ fn guard() -> crate::guard::Guard {
     tokio_util::sync::CancellationToken::new().into()
 }
 
+/// Reads all entries of a copy.
+fn read(layer: &mut Entries<'_>) -> Result<(), Error> {
+    while layer.next()?.is_some() {
+        while layer.data()?.is_some() {}
+    }
+    Ok(())
+}
+
+/// Returns the error of copying a layer.
+fn not_copied(chain: &Chain, index: usize) -> String {
+    let error = chain.copy(index, read).unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+    error_chain(&error)
+}
+
 /// Returns the error of inspecting all layers.
 fn refused(chain: &Chain) -> String {
     let layers = 0..chain.layers.len();
-    let error = walk_all(&chain.view(), chain.root().to_path_buf(), layers, &guard()).unwrap_err();
+    let error =
+        inspect_all(&chain.view(), chain.root().to_path_buf(), layers, &guard()).unwrap_err();
     assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
     error_chain(&error)
 }
@@ -76,12 +94,12 @@ fn a_chain_without_its_parents_is_refused() {
         // Hidden by the layer between.
         let whiteout = chain.layers[1].join("a");
         mknodat(CWD, &whiteout, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
-        walk_all(&chain.view(), chain.root().to_path_buf(), 0..3, &guard()).unwrap();
+        inspect_all(&chain.view(), chain.root().to_path_buf(), 0..3, &guard()).unwrap();
         // With an entry of its own.
         fs::remove_file(whiteout).unwrap();
         let stated = File::open(directory.join("a")).unwrap();
         stated.set_modified(std::time::UNIX_EPOCH).unwrap();
-        walk_all(&chain.view(), chain.root().to_path_buf(), 0..3, &guard()).unwrap();
+        inspect_all(&chain.view(), chain.root().to_path_buf(), 0..3, &guard()).unwrap();
     }
 }
 
@@ -100,7 +118,7 @@ fn a_hidden_parent_does_not_count() {
         .unwrap()
         .set_modified(std::time::UNIX_EPOCH)
         .unwrap();
-    walk_all(&chain.view(), chain.root().to_path_buf(), 0..2, &guard()).unwrap();
+    inspect_all(&chain.view(), chain.root().to_path_buf(), 0..2, &guard()).unwrap();
     // Now `a/b` below shows.
     rustix::fs::lremovexattr(&a, "trusted.overlay.opaque").unwrap();
     assert!(refused(&chain).contains("\"a/b\""));
@@ -124,13 +142,11 @@ fn attributes_of_overlayfs_are_refused() {
         let chain = chain();
         let at = chain.layers[1].join(path);
         lsetxattr(&at, name, value, XattrFlags::empty()).unwrap();
-        let said = refused(&chain);
+        let said = not_copied(&chain, 1);
         assert!(
             said.contains(name) && said.contains(&format!("\"{path}\"")),
             "{said}"
         );
-        let copied = std::io::copy(&mut chain.copy(1).unwrap(), &mut std::io::sink());
-        assert!(copied.is_err(), "{name}");
     }
 }
 
@@ -138,22 +154,16 @@ fn attributes_of_overlayfs_are_refused() {
 #[ignore = "needs root: make test runs it"]
 fn names_of_markers_are_refused() {
     for name in [".wh.x", ".wh..wh..opq"] {
-        for is_directory in [true, false] {
-            let chain = chain();
-            let path = chain.layers[1].join("a").join(name);
-            match is_directory {
-                true => fs::create_dir(&path).unwrap(),
-                false => fs::write(&path, "x").unwrap(),
-            }
-            let said = refused(&chain);
-            assert!(said.contains("no layer can have"), "{said}");
-        }
+        let chain = chain();
+        fs::write(chain.layers[1].join("a").join(name), "x").unwrap();
+        let said = not_copied(&chain, 1);
+        assert!(said.contains("no layer can have"), "{said}");
     }
     // A whiteout that would be an opaque marker.
     let chain = chain();
     let path = chain.layers[1].join("a/.wh..opq");
     mknodat(CWD, &path, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
-    assert!(refused(&chain).contains("no layer can have"));
+    assert!(not_copied(&chain, 1).contains("no layer can have"));
 }
 
 #[test]
@@ -161,7 +171,7 @@ fn names_of_markers_are_refused() {
 fn views_of_other_forms_are_refused() {
     let bed = chain();
     let (view, root) = (bed.view(), bed.root());
-    assert_eq!(chain::open(&view, root).unwrap().len(), 2);
+    assert!(chain::open(&view, root).is_ok());
     let elsewhere = tempfile::tempdir().unwrap();
     let lower = bed
         .layers
@@ -198,13 +208,10 @@ fn views_of_other_forms_are_refused() {
             vec![format!("lowerdir={top}:{base}"), format!("upperdir={top}")],
             "upperdir",
         ),
-        (vec![format!("lowerdir={top}")], "1 directories"),
+        (vec![format!("lowerdir={top}")], "1 layers"),
         (vec![format!("lowerdir={top}:{top}")], "twice"),
-        (
-            vec![format!("lowerdir={top}:{base}:{base}")],
-            "3 directories",
-        ),
-        (vec![format!("lowerdir={top}::{base}")], "3 directories"),
+        (vec![format!("lowerdir={top}:{base}:{base}")], "3 layers"),
+        (vec![format!("lowerdir={top}::{base}")], "3 layers"),
         (vec![format!("lowerdir={top}\\:{base}")], "can be read"),
         (vec![], "can be read"),
         (vec![outside], "is not a snapshot"),
@@ -276,11 +283,15 @@ fn files_that_change_are_errors() {
     let path = bed.layers[1].join("a/other");
     let file = File::options().write(true).open(&path).unwrap();
     file.write_all_at(&[0; 1 << 20], 0).unwrap();
-    let mut stream = bed.copy(1).unwrap();
-    let mut buffer = [0; 4096];
-    std::io::Read::read_exact(&mut stream, &mut buffer).unwrap();
-    file.set_len(1 << 19).unwrap();
-    let copied = std::io::copy(&mut stream, &mut std::io::sink());
+    let copied = bed.copy(1, |layer| {
+        while layer.next()?.is_some() {
+            if layer.data()?.is_some() {
+                file.set_len(1 << 19).unwrap();
+            }
+            while layer.data()?.is_some() {}
+        }
+        Ok(())
+    });
     let said = error_chain(&copied.unwrap_err());
     assert!(
         said.contains("has changed") && said.contains("a/other"),

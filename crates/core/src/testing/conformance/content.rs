@@ -66,9 +66,25 @@ pub async fn content(given: &Given) {
     expected.insert("example.com/b.c".to_owned(), "2".to_owned());
     let after = content.info(scope, layer).await.unwrap().labels;
     assert_eq!(after, expected, "a label is set and the others stay");
+    let list = || async { labeler.list(scope).await.unwrap() };
+    assert_eq!(list().await.get(layer), Some(&after));
+    for key in ["example.com/b.c", "example.com/none"] {
+        let removed = labeler.remove_label(scope, layer, key).await;
+        removed.unwrap_or_else(|error| panic!("remove {key}: {error:?}"));
+    }
+    expected.remove("example.com/b.c");
+    let after = list().await;
+    assert_eq!(after.get(layer), Some(&expected), "one label is removed");
+    for (layer, _) in &given.layers {
+        assert!(after.contains_key(&layer.digest), "{after:?}");
+    }
+    let elsewhere = Scope::new("conformance-elsewhere");
+    assert!(labeler.list(&elsewhere).await.unwrap().is_empty());
     let missing = nowhere();
     let set = labeler.set_label(scope, &missing, "example.com/a", "1");
     assert_kind(set.await, Kind::NotFound);
+    let removed = labeler.remove_label(scope, &missing, "example.com/a");
+    assert_kind(removed.await, Kind::NotFound);
 }
 
 /// Ingests: written by one client at a time, resumed, and committed only if they are complete and right.

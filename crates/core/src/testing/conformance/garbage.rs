@@ -109,4 +109,14 @@ async fn rooted(given: &Given) {
     (given.collect_garbage)();
     assert!(given.is_committed("rooted").await, "the image keeps it");
     assert!(given.is_committed("rooted below").await);
+
+    let removed = labeler.remove_label(&given.scope, config, &label).await;
+    removed.unwrap();
+    let leases = &given.ports.leases;
+    let before = leases.list(&given.scope, None).await.unwrap();
+    leases.collect_garbage(&given.scope).await.unwrap();
+    assert!(!given.is_committed("rooted").await, "nothing keeps it");
+    assert!(!given.is_committed("rooted below").await);
+    let after = leases.list(&given.scope, None).await.unwrap();
+    assert_eq!(after, before, "no lease is left of it");
 }

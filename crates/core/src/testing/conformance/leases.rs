@@ -62,13 +62,13 @@ async fn changed(given: &Given) {
 
 async fn listed(given: &Given) {
     let (leases, scope) = (&given.ports.leases, &given.scope);
-    assert_eq!(leases.list(scope, LISTED).await.unwrap(), []);
+    assert_eq!(leases.list(scope, Some(LISTED)).await.unwrap(), []);
     let ours = labels([(LISTED, "as such"), ("example.com/other", "too")]);
     let before = SystemTime::now();
     let (lease, _) = given.lease_with("conformance-listed", &ours).await;
     let others = labels([("example.com/other", LISTED)]);
     let (other, _) = given.lease_with("conformance-other", &others).await;
-    let mut all = leases.list(scope, LISTED).await.unwrap();
+    let mut all = leases.list(scope, Some(LISTED)).await.unwrap();
     assert_eq!(all.len(), 1, "only those with the label: {all:?}");
     let info = all.remove(0);
     assert_eq!((&info.id, &info.labels), (&lease, &ours));
@@ -76,11 +76,15 @@ async fn listed(given: &Given) {
     let minute = Duration::from_secs(60);
     let around = before - minute..SystemTime::now() + minute;
     assert!(around.contains(&info.created), "{info:?}");
+    let all = leases.list(scope, None).await.unwrap();
+    for id in [&lease, &other] {
+        assert!(all.iter().any(|lease| lease.id == *id), "{id:?}: {all:?}");
+    }
     let elsewhere = Scope::new("conformance-elsewhere");
-    assert_eq!(leases.list(&elsewhere, LISTED).await.unwrap(), []);
+    assert_eq!(leases.list(&elsewhere, Some(LISTED)).await.unwrap(), []);
     given.end_lease(&lease).await;
     given.end_lease(&other).await;
-    assert_eq!(leases.list(scope, LISTED).await.unwrap(), []);
+    assert_eq!(leases.list(scope, Some(LISTED)).await.unwrap(), []);
 }
 
 async fn resources(given: &Given) {

@@ -137,6 +137,16 @@ async fn children(given: &Given, scope: &Scope) {
     keys.sort();
     assert_eq!(keys, [key("h"), upper.clone()], "active ones too");
     given.remove(scope, &key("h")).await.unwrap();
+    let all = snapshotter.list(scope).await.unwrap();
+    for key in [&lower, &upper] {
+        let info = snapshotter.stat(scope, key).await.unwrap();
+        assert!(all.contains(&info), "{key} is not in {all:?}");
+        let usage = snapshotter.usage(scope, key).await.unwrap();
+        assert!(usage.inodes > 0 || usage.bytes > 0, "{key}: {usage:?}");
+    }
+    assert!(all.iter().all(|info| info.key != key("h")), "{all:?}");
+    let usage = snapshotter.usage(scope, &key("nowhere")).await;
+    assert_kind(usage, Kind::NotFound);
     let keys = snapshotter.children(scope, &lower).await.unwrap();
     assert_eq!(keys.len(), 1, "not those that are gone: {keys:?}");
     for childless in [upper, key("nowhere")] {
@@ -174,6 +184,8 @@ async fn elsewhere(given: &Given, scope: &Scope) {
     let set = none.set_labels(scope, &name, &Labels::new()).await;
     assert_kind(set, Kind::InvalidArgument);
     assert_kind(none.children(scope, &name).await, Kind::InvalidArgument);
+    assert_kind(none.list(scope).await, Kind::InvalidArgument);
+    assert_eq!(given.snapshotter().list(&stranger).await.unwrap(), []);
     let none = given.snapshotter().children(&stranger, &name).await;
     assert_eq!(none.unwrap(), []);
 

@@ -10,8 +10,6 @@ use std::time::SystemTime;
 use super::state::{Lease, Namespace, State};
 use crate::{Digest, SnapshotKey, labels};
 
-const CONTENT_REFERENCE: &str = "containerd.io/gc.ref.content.";
-
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Node {
     Content(Digest),
@@ -44,7 +42,7 @@ fn has_expired(lease: &Lease, now: SystemTime) -> bool {
 fn used(namespace: &Namespace) -> BTreeSet<Node> {
     let targets = namespace.images.values();
     let mut next: Vec<Node> = targets
-        .map(|target| Node::Content(target.digest.clone()))
+        .map(|(target, _)| Node::Content(target.digest.clone()))
         .collect();
     for lease in namespace.leases.values() {
         next.extend(lease.content.iter().cloned().map(Node::Content));
@@ -82,7 +80,7 @@ fn references(namespace: &Namespace, node: &Node) -> Vec<Node> {
 }
 
 fn refer(key: &str, value: &str) -> Option<Node> {
-    if key.starts_with(CONTENT_REFERENCE) {
+    if key.starts_with(labels::GC_CONTENT_PREFIX) {
         return value.parse().ok().map(Node::Content);
     }
     let snapshotter = key.strip_prefix(labels::GC_SNAPSHOT_PREFIX)?;

@@ -3,12 +3,14 @@
 
 //! The ports of a simulated containerd.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 
+use super::garbage;
 use super::snapshots::{self, Commit, Prepare};
 use super::state::State;
 use super::{Operation, Simulated};
@@ -16,7 +18,7 @@ use crate::{
     Applied, Applier, ByteStream, ChainId, Container, Containers, ContentInfo, ContentLabeler,
     ContentReader, Descriptor, DiffId, Digest, Image, Images, Introspection, Labels, LeaseId,
     LeaseInfo, Leases, Mount, Platform, Resource, Result, Scope, SnapshotInfo, SnapshotKey,
-    Snapshotter, SnapshotterInfo, Snapshotters,
+    Snapshotter, SnapshotterInfo, Snapshotters, Usage,
 };
 
 /// The size of the pieces of content, small enough that there are several.
@@ -83,6 +85,26 @@ impl ContentLabeler for Simulated {
         self.call(Operation::SetLabel, digest.as_str(), move |state| {
             let namespace = state.namespace(&scope.namespace);
             namespace.set_label(&wanted, key, value)
+        })
+        .await
+    }
+
+    async fn remove_label(&self, scope: &Scope, digest: &Digest, key: &str) -> Result<()> {
+        let (scope, wanted, key) = (scope.clone(), digest.clone(), key.to_owned());
+        self.call(Operation::RemoveLabel, digest.as_str(), move |state| {
+            let namespace = state.namespace(&scope.namespace);
+            namespace.remove_label(&wanted, &key)
+        })
+        .await
+    }
+
+    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, Labels>> {
+        let namespace = Arc::clone(&scope.namespace);
+        self.call(Operation::ListContent, &scope.namespace, move |state| {
+            let blobs = state.namespace(&namespace).blobs.iter();
+            Ok(blobs
+                .map(|(digest, (_, labels))| (digest.clone(), labels.clone()))
+                .collect())
         })
         .await
     }
@@ -192,6 +214,24 @@ impl Snapshotter for SimulatedSnapshotter {
             })
             .await
     }
+
+    async fn list(&self, scope: &Scope) -> Result<Vec<SnapshotInfo>> {
+        let (scope, name) = (scope.clone(), self.name.clone());
+        self.simulated
+            .call(Operation::ListSnapshots, &self.name, move |state| {
+                snapshots::list(state, &scope, &name)
+            })
+            .await
+    }
+
+    async fn usage(&self, scope: &Scope, key: &SnapshotKey) -> Result<Usage> {
+        let (scope, name, wanted) = (scope.clone(), self.name.clone(), key.clone());
+        self.simulated
+            .call(Operation::SnapshotUsage, key.as_str(), move |state| {
+                snapshots::usage(state, &scope, &name, &wanted)
+            })
+            .await
+    }
 }
 
 #[async_trait]
@@ -252,10 +292,10 @@ impl Leases for Simulated {
         .await
     }
 
-    async fn list(&self, scope: &Scope, label: &str) -> Result<Vec<LeaseInfo>> {
-        let (namespace, wanted) = (Arc::clone(&scope.namespace), label.to_owned());
+    async fn list(&self, scope: &Scope, label: Option<&str>) -> Result<Vec<LeaseInfo>> {
+        let (namespace, wanted) = (Arc::clone(&scope.namespace), label.map(str::to_owned));
         self.call(Operation::ListLeases, &scope.namespace, move |state| {
-            Ok(state.namespace(&namespace).leases_labelled(&wanted))
+            Ok(state.namespace(&namespace).leases(wanted.as_deref()))
         })
         .await
     }
@@ -264,6 +304,15 @@ impl Leases for Simulated {
         let (scope, id) = (scope.clone(), lease.clone());
         self.call(Operation::LeaseResources, &lease.0, move |state| {
             Ok(state.namespace(&scope.namespace).lease(&id)?.resources())
+        })
+        .await
+    }
+
+    async fn collect_garbage(&self, scope: &Scope) -> Result<()> {
+        let now = self.now();
+        self.call(Operation::CollectGarbage, &scope.namespace, move |state| {
+            garbage::collect(state, now);
+            Ok(())
         })
         .await
     }

@@ -10,7 +10,7 @@ use super::state::{Snapshot, State, check_labels, not_found};
 use crate::testing::image::decompress;
 use crate::{
     Applied, DiffId, Digest, Error, Kind, Labels, Mount, Result, Scope, SnapshotInfo, SnapshotKey,
-    SnapshotKind, labels,
+    SnapshotKind, Usage, labels,
 };
 
 /// The prefix of the sources of mounts; the number of the snapshot's directory follows.
@@ -87,6 +87,31 @@ pub(super) fn children(
     Ok(children
         .map(|((_, key), snapshot)| snapshot.info(key))
         .collect())
+}
+
+pub(super) fn list(
+    state: &mut State,
+    scope: &Scope,
+    snapshotter: &str,
+) -> Result<Vec<SnapshotInfo>> {
+    behaviour(state, snapshotter)?;
+    let snapshots = state.namespace(&scope.namespace).snapshots.iter();
+    let own = snapshots.filter(|((owner, _), _)| owner == snapshotter);
+    Ok(own.map(|((_, key), snapshot)| snapshot.info(key)).collect())
+}
+
+/// Returns one page and one inode for each snapshot.
+pub(super) fn usage(
+    state: &mut State,
+    scope: &Scope,
+    snapshotter: &str,
+    key: &SnapshotKey,
+) -> Result<Usage> {
+    stat(state, scope, snapshotter, key)?;
+    Ok(Usage {
+        bytes: 4096,
+        inodes: 1,
+    })
 }
 
 pub(super) fn prepare(state: &mut State, prepare: Prepare) -> Result<Vec<Mount>> {
@@ -316,6 +341,7 @@ pub(super) fn apply(
     Ok(Applied {
         diff_id: Some(diff_id),
         size,
+        is_own_image: false,
     })
 }
 

@@ -32,7 +32,7 @@ pub(super) struct State {
 
 #[derive(Debug, Default)]
 pub(super) struct Namespace {
-    pub(super) images: BTreeMap<String, Descriptor>,
+    pub(super) images: BTreeMap<String, (Descriptor, Labels)>,
     pub(super) blobs: BTreeMap<Digest, (Vec<u8>, Labels)>,
     pub(super) leases: BTreeMap<Arc<str>, Lease>,
     /// By snapshotter and name.
@@ -101,9 +101,7 @@ impl State {
             self.registry.insert(digest, layer.diff_id.clone());
         }
         let namespace = self.namespace(namespace);
-        namespace
-            .images
-            .insert(name.to_owned(), image.manifest.clone());
+        namespace.set_image(name, image.manifest.clone());
         for (digest, blob) in &image.blobs {
             // An existing blob keeps its labels.
             let there = namespace.blobs.entry(digest.clone());
@@ -132,12 +130,18 @@ impl State {
 
 impl Namespace {
     pub(super) fn image(&self, name: &str) -> Result<Image> {
-        let target = self.images.get(name);
-        let target = target.ok_or_else(|| not_found("get image", name))?;
+        let image = self.images.get(name);
+        let (target, labels) = image.ok_or_else(|| not_found("get image", name))?;
         Ok(Image {
             name: name.to_owned(),
             target: target.clone(),
+            labels: labels.clone(),
         })
+    }
+
+    pub(super) fn set_image(&mut self, name: &str, target: Descriptor) {
+        let image = (target, Labels::new());
+        self.images.insert(name.to_owned(), image);
     }
 
     pub(super) fn blob(&self, digest: &Digest) -> Result<&(Vec<u8>, Labels)> {
@@ -158,6 +162,13 @@ impl Namespace {
         let (_, labels) = blob.ok_or_else(|| not_found("label content", digest))?;
         check_labels([(&key, &value)])?;
         labels.insert(key, value);
+        Ok(())
+    }
+
+    pub(super) fn remove_label(&mut self, digest: &Digest, key: &str) -> Result<()> {
+        let blob = self.blobs.get_mut(digest);
+        let (_, labels) = blob.ok_or_else(|| not_found("label content", digest))?;
+        labels.remove(key);
         Ok(())
     }
 
@@ -189,10 +200,10 @@ impl Namespace {
             .ok_or_else(|| not_found("delete lease", &id.0))
     }
 
-    pub(super) fn leases_labelled(&self, label: &str) -> Vec<LeaseInfo> {
+    pub(super) fn leases(&self, label: Option<&str>) -> Vec<LeaseInfo> {
         let leases = self.leases.iter();
         leases
-            .filter(|(_, lease)| lease.labels.contains_key(label))
+            .filter(|(_, lease)| label.is_none_or(|label| lease.labels.contains_key(label)))
             .map(|(id, lease)| LeaseInfo {
                 id: LeaseId(Arc::clone(id)),
                 created: lease.created,

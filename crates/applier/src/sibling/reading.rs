@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The thread that reads a layer that is copied, while the caller's writes it.
+
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
+use std::time::Instant;
+
+use resnap_core::{Applied, Stage, StageTiming};
+
+use super::chunk::Chunk;
+use super::entries::Entries;
+use super::walk::Walk;
+use crate::error::{Error, IoContext as _, StreamError};
+use crate::meter::Meter;
+use crate::pipeline::Work;
+
+/// The number of chunks queued between the threads.
+const DEPTH: usize = 4;
+
+/// The bytes of a copy that count as two bytes of its blob, as long as its size is not known.
+const COPIED_PER_TWO: u64 = 5;
+
+/// A layer that can be copied.
+pub(crate) struct CopiedLayer {
+    walk: Walk,
+    /// The size of its blob, for the progress.
+    blob_size: u64,
+}
+
+impl CopiedLayer {
+    pub(super) fn new(walk: Walk, blob_size: u64) -> Self {
+        Self { walk, blob_size }
+    }
+
+    /// Runs `consume` on the entries of the layer, which it must read to the end. Returns its result; a copy
+    /// has another digest than the layer.
+    pub(crate) fn run<T>(
+        self,
+        work: &Work,
+        consume: impl FnOnce(&mut Entries<'_>) -> Result<T, Error>,
+    ) -> Result<(T, Applied), Error> {
+        let Self { walk, blob_size } = self;
+        let place = walk.place().clone();
+        let error = |path: &[u8], fault| place.error(path, fault);
+        let (sender, chunks) = sync_channel(DEPTH);
+        thread::scope(|scope| {
+            let reader = thread::Builder::new()
+                .name("copy".to_owned())
+                .spawn_scoped(scope, move || read(walk, work, blob_size, &sender))
+                .context("start a thread")?;
+            let mut entries = Entries::new(chunks, &work.guard, work.limit, &error);
+            let begin = Instant::now();
+            let consumed = consume(&mut entries);
+            let (size, waited) = entries.totals();
+            let mut write = StageTiming::since(begin);
+            write.busy = write.busy.saturating_sub(waited);
+            // The thread ends when its channel is closed.
+            drop(entries);
+            if consumed.is_err() {
+                work.guard.progress.abandon();
+            }
+            let read = reader.join().map_err(|_| Error::Panicked("reads"));
+            let consumed =
+                consumed.map_err(|error| match work.guard.cancellation.is_cancelled() {
+                    true => Error::Cancelled,
+                    false => error,
+                })?;
+            work.monitor.record_stage(work.index, Stage::Write, write);
+            if let Some(timing) = read?.timing() {
+                work.monitor.record_stage(work.index, Stage::Read, timing);
+            }
+            work.monitor.read(work.index, blob_size);
+            let applied = Applied {
+                diff_id: None,
+                size,
+                is_own_image: false,
+            };
+            Ok((consumed, applied))
+        })
+    }
+}
+
+/// Reads a layer until its end, an error, or until the receiver is closed.
+fn read(
+    mut walk: Walk,
+    work: &Work,
+    blob_size: u64,
+    to: &SyncSender<Result<Chunk, StreamError>>,
+) -> Meter {
+    let (mut meter, mut total) = (Meter::default(), 0u64);
+    loop {
+        let chunk = meter.time(|| Chunk::read(&mut walk));
+        let is_last = match &chunk {
+            Ok(chunk) => {
+                total = total.saturating_add(chunk.size);
+                let of_blob = total.saturating_mul(2) / COPIED_PER_TWO;
+                work.monitor.read(work.index, of_blob.min(blob_size));
+                chunk.records.is_empty()
+            }
+            Err(_) => true,
+        };
+        // The consumer may have ended by itself.
+        if to.send(chunk).is_err() || is_last {
+            return meter;
+        }
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap migrate`.
+
+use std::cell::RefCell;
+
+use anyhow::{Result, bail};
+use futures::StreamExt as _;
+use resnap_core::{ManifestPreference, SnapshotKey};
+use resnap_unpacker::{Engine, Eviction, UnpackedImage};
+use serde::Serialize;
+
+use super::evict::{show as show_eviction, show_warning};
+use super::warm::{Row, show as show_rows};
+use crate::args::MigrateArguments;
+use crate::config::Config;
+use crate::connect::{evict_request, manifest_preference, working_engine};
+use crate::exit_status::ExitStatus;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::warm::{Floor, Warmed, warm};
+
+#[derive(Serialize)]
+struct Document {
+    images: Vec<Row>,
+    /// `None` without `--evict`.
+    eviction: Option<Eviction>,
+    warning: Option<String>,
+}
+
+/// An image to be made ready on the target.
+struct Item {
+    image: String,
+    /// The chain on the snapshotter that has the image; `None` if it has been evicted there.
+    chain: Option<SnapshotKey>,
+    state: State,
+}
+
+enum State {
+    Pending,
+    NoRoom(Row),
+    Ready(Row),
+    Ended(Row),
+}
+
+pub(crate) async fn run(
+    config: &Config,
+    arguments: MigrateArguments,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    if arguments.from == arguments.to {
+        bail!("--from and --to name the same snapshotter");
+    }
+    let engine = working_engine(config).await?;
+    engine.require_snapshotter(&arguments.to).await?;
+    let mut items = items(&engine, &arguments).await?;
+    let migration = Migration {
+        config,
+        engine: &engine,
+        pick: manifest_preference(config).await?,
+        progress: RefCell::new((!output.is_json()).then(|| Progress::new(items.len()))),
+        arguments: &arguments,
+    };
+    let mut eviction = arguments.evict.then(Eviction::default);
+    let mut warning = None;
+    loop {
+        migration.unpack(&mut items).await;
+        let Some(total) = &mut eviction else {
+            break;
+        };
+        let (evicted, warns) = migration.evict(&mut items).await?;
+        warning = warning.or(warns);
+        let has_room = evicted.bytes > 0 && !arguments.dry_run;
+        add(total, evicted);
+        // What has left makes room for what had none.
+        if !has_room || !items.iter_mut().any(retry) {
+            break;
+        }
+    }
+    let document = Document {
+        images: items.into_iter().filter_map(Item::row).collect(),
+        eviction,
+        warning,
+    };
+    output.document(&document, |table| {
+        show_rows(&document.images, table);
+        if let Some(eviction) = &document.eviction {
+            table.line(String::new());
+            show_eviction(eviction, &arguments.from, arguments.dry_run, table);
+        }
+        show_warning(document.warning.as_deref(), table);
+    })?;
+    Ok(status(&document, arguments.all))
+}
+
+/// Returns the images to be made ready: one name of each config, and with an image also those that have
+/// the same chain, as they are evicted together.
+async fn items(engine: &Engine, arguments: &MigrateArguments) -> Result<Vec<Item>> {
+    let unpacked = engine.unpacked_images(&arguments.from).await?;
+    let item = |image: &UnpackedImage| Item {
+        image: image.names.first().cloned().unwrap_or_default(),
+        chain: Some(image.chain_id.clone()),
+        state: State::Pending,
+    };
+    if arguments.all {
+        return Ok(unpacked.iter().map(item).collect());
+    }
+    let mut items: Vec<Item> = Vec::new();
+    for name in &arguments.images {
+        let image = engine.resolve(name).await?.name;
+        let named = |other: &&UnpackedImage| other.names.contains(&image);
+        let chains = unpacked.iter().filter(named);
+        let chains: Vec<_> = chains.map(|image| &image.chain_id).collect();
+        let of_chain = unpacked.iter();
+        let mut new: Vec<Item> = of_chain
+            .filter(|image| chains.contains(&&image.chain_id))
+            .map(item)
+            .collect();
+        if new.is_empty() {
+            new.push(Item {
+                image,
+                chain: None,
+                state: State::Pending,
+            });
+        }
+        new.retain(|new| items.iter().all(|item| item.image != new.image));
+        items.extend(new);
+    }
+    Ok(items)
+}
+
+/// The work on all images.
+struct Migration<'a> {
+    config: &'a Config,
+    engine: &'a Engine,
+    pick: ManifestPreference,
+    progress: RefCell<Option<Progress>>,
+    arguments: &'a MigrateArguments,
+}
+
+impl Migration<'_> {
+    /// Makes the pending images ready, several at a time.
+    async fn unpack(&self, items: &mut [Item]) {
+        let jobs = self.arguments.jobs.map(usize::from);
+        let jobs = jobs.unwrap_or(self.config.prewarm_jobs.value);
+        let count = items.len();
+        let is_pending = |item: &&Item| matches!(item.state, State::Pending);
+        let mut done = count - items.iter().filter(is_pending).count();
+        let pending = items.iter_mut().enumerate();
+        let pending = pending.filter(|(_, item)| matches!(item.state, State::Pending));
+        let mut ended = futures::stream::iter(pending)
+            .map(|(number, item)| self.unpack_one(number, item))
+            .buffer_unordered(jobs);
+        while let Some(row) = ended.next().await {
+            done += 1;
+            if let Some(progress) = &*self.progress.borrow() {
+                progress.note(&format!("{done} of {count} images: {row}"));
+            }
+        }
+    }
+
+    /// Makes one image ready, and returns a line about it.
+    async fn unpack_one(&self, number: usize, item: &mut Item) -> String {
+        let MigrateArguments {
+            to,
+            all,
+            min_free,
+            dry_run,
+            ..
+        } = self.arguments;
+        let floor: Floor = min_free.unwrap_or_default();
+        let on_event = |event: &_| {
+            if let Some(progress) = &mut *self.progress.borrow_mut() {
+                progress.show(number, event);
+            }
+        };
+        let image = &item.image;
+        let warmed = warm(self.engine, image, to, floor, *dry_run, self.pick, on_event);
+        let warmed = warmed.await;
+        let state = match &warmed {
+            Ok(Warmed::Ready | Warmed::Unpacked(_) | Warmed::Would) => State::Ready,
+            Ok(Warmed::NoRoom { .. }) => State::NoRoom,
+            Ok(Warmed::Skipped(_)) | Err(_) => State::Ended,
+        };
+        let row = Row::new(image, to, warmed, !all);
+        let line = format!("{image} {}", row.state);
+        item.state = state(row);
+        if let Some(progress) = &mut *self.progress.borrow_mut() {
+            progress.finish(number);
+        }
+        line
+    }
+
+    /// Evicts the chains whose images are all ready.
+    async fn evict(&self, items: &mut [Item]) -> Result<(Eviction, Option<String>)> {
+        let MigrateArguments {
+            from, to, dry_run, ..
+        } = self.arguments;
+        let is_ready = |item: &Item| matches!(item.state, State::Ready(_));
+        let waits = |chain: &SnapshotKey| {
+            let mut of_chain = items
+                .iter()
+                .filter(|item| item.chain.as_ref() == Some(chain));
+            of_chain.any(|item| !is_ready(item))
+        };
+        let chains = items.iter().filter_map(|item| item.chain.clone());
+        let ready: Vec<SnapshotKey> = chains.filter(|chain| !waits(chain)).collect();
+        let mut images = Vec::new();
+        for item in items {
+            if let Some(_chain) = item.chain.take_if(|chain| ready.contains(chain)) {
+                images.push(item.image.clone());
+            }
+        }
+        let (mut request, warning) = evict_request(self.config, images, from).await?;
+        request.dry_run = *dry_run;
+        request.moved_to = (!dry_run).then(|| to.clone());
+        Ok((self.engine.evict(&request).await?, warning))
+    }
+}
+
+impl Item {
+    fn row(self) -> Option<Row> {
+        match self.state {
+            State::Pending => None,
+            State::NoRoom(row) | State::Ready(row) | State::Ended(row) => Some(row),
+        }
+    }
+}
+
+/// Returns whether the image had no room and is pending again.
+fn retry(item: &mut Item) -> bool {
+    let had_no_room = matches!(item.state, State::NoRoom(_));
+    if had_no_room {
+        item.state = State::Pending;
+    }
+    had_no_room
+}
+
+fn add(total: &mut Eviction, other: Eviction) {
+    total.chains.extend(other.chains);
+    total.snapshots += other.snapshots;
+    total.bytes += other.bytes;
+    total.inodes += other.inodes;
+}
+
+fn status(document: &Document, all: bool) -> ExitStatus {
+    let chains = document
+        .eviction
+        .iter()
+        .flat_map(|eviction| &eviction.chains);
+    let mut refusals = chains.filter_map(|chain| chain.refusal.as_ref());
+    // Of all images, some may not be evicted; one that was named fails.
+    let is_refused = refusals.any(|refusal| !all || !refusal.is_permanent());
+    match is_refused || document.images.iter().any(Row::has_failed) {
+        true => ExitStatus::Failed,
+        false => ExitStatus::Done,
+    }
+}

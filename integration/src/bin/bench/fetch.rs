@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The time to fetch and unpack missing layers from a registry behind a slow link.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::daemon::Options;
+use resnap_integration::image::{Built, large_files, small_files, web};
+use resnap_integration::registry::{Link, Registry};
+
+use crate::sample::Sample;
+use crate::setup::Setup;
+use crate::table::{Row, Table};
+
+const NAMESPACE: &str = "fetch";
+const ROUNDS: usize = 3;
+
+/// A gigabit per second.
+const RATE: f64 = 125e6;
+
+/// Nothing but the registry has the layers.
+const CONFIG: &str = "sources.order = [\"registry\"]\n";
+
+pub(crate) fn run(setup: &Setup) -> Result<Table> {
+    let images = [
+        ("small-files", small_files()?),
+        ("large-files", large_files()?),
+        ("web", web()?),
+    ];
+    let there = setup.another(Options {
+        tmpfs: Some("8g"),
+        ..Options::default()
+    })?;
+    let dir = there.containerd.scratch().join("registry");
+    let registry = Registry::start(there.containerd.dist(), &dir)?;
+    let link = Link::start(registry.address(), RATE)?;
+    let mut rows = Vec::new();
+    for (name, image) in &images {
+        push(&there, &registry, image, name)?;
+        let at_link = Built {
+            reference: link.reference(&format!("{name}:1")),
+            ..image.clone()
+        };
+        for snapshotter in there.snapshotters() {
+            let bed = Bed {
+                setup: &there,
+                link: &link,
+                name,
+                image,
+                at_link: &at_link,
+                snapshotter,
+            };
+            rows.extend(bed.rows()?);
+        }
+    }
+    drop((link, registry));
+    there.stop()?;
+    Ok(Table {
+        name: "fetch",
+        about: format!(
+            "`resnap unpack` of images without their layers, from a registry on loopback behind a link\n\
+             of 1 Gbit/s, and `ctr images pull --local` of the same, on tmpfs, {ROUNDS} rounds. Network:\n\
+             reading all blobs. Unpack: `resnap unpack` with all blobs there. Floor: to the slower of\n\
+             both. Ratio: to ctr. CPU and peak: of resnap, or of ctr alone."
+        ),
+        containerd: setup.containerd.name(),
+        cores: std::thread::available_parallelism()?.get(),
+        rows,
+    })
+}
+
+/// Puts the image into the registry, and leaves nothing of it in containerd.
+fn push(setup: &Setup, registry: &Registry, image: &Built, name: &str) -> Result<()> {
+    let reference = registry.reference(&format!("{name}:1"));
+    setup.import(NAMESPACE, image)?;
+    setup.ctr(NAMESPACE, &["images", "tag", &image.reference, &reference])?;
+    setup.ctr(NAMESPACE, &["images", "push", "--plain-http", &reference])?;
+    setup.ctr(NAMESPACE, &["images", "rm", "--sync", &reference])?;
+    setup.remove(NAMESPACE, image)
+}
+
+/// An image on a snapshotter.
+struct Bed<'a> {
+    setup: &'a Setup,
+    link: &'a Link,
+    name: &'a str,
+    image: &'a Built,
+    /// The same by its reference at the link.
+    at_link: &'a Built,
+    snapshotter: &'static str,
+}
+
+impl Bed<'_> {
+    fn rows(&self) -> Result<Vec<Row>> {
+        let mut network = Vec::new();
+        let [mut unpacks, mut resnaps, mut pulls] = [const { Vec::new() }; 3];
+        for round in 0..=ROUNDS {
+            let samples = (
+                self.network()?,
+                self.unpack(true)?,
+                self.unpack(false)?,
+                self.pull()?,
+            );
+            // The first warms up.
+            if round > 0 {
+                samples.1.show(&self.variant("unpack"));
+                samples.2.show(&self.variant("resnap"));
+                samples.3.show(&self.variant("ctr"));
+                network.push(samples.0);
+                unpacks.push(samples.1);
+                resnaps.push(samples.2);
+                pulls.push(samples.3);
+            }
+        }
+        let network = Row::timed(self.variant("network"), &network);
+        let unpack = Sample::row(self.variant("unpack"), &unpacks);
+        let floor = match network.median > unpack.median {
+            true => &network,
+            false => &unpack,
+        };
+        let ctr = Sample::row(self.variant("ctr"), &pulls);
+        let resnap = Sample::row(self.variant("resnap"), &resnaps).against(&ctr);
+        let [resnap, ctr] = [resnap, ctr].map(|row| Row {
+            of_floor: row.of(floor),
+            ..row
+        });
+        Ok(vec![network, unpack, resnap, ctr])
+    }
+
+    fn variant(&self, of: &str) -> String {
+        format!("{}, {}: {of}", self.name, self.snapshotter)
+    }
+
+    /// Returns the time to read all blobs through the link.
+    fn network(&self) -> Result<Duration> {
+        let begin = Instant::now();
+        let mut buffer = vec![0; 256 * 1024];
+        for layer in &self.image.layers {
+            let mut stream = TcpStream::connect(self.link.address())?;
+            write!(
+                stream,
+                "GET /v2/{}/blobs/{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+                self.name, layer.digest
+            )?;
+            let mut total = 0;
+            loop {
+                match stream.read(&mut buffer)? {
+                    0 => break,
+                    count => total += count as u64,
+                }
+            }
+            ensure!(total > layer.size, "{total} bytes of {}", layer.digest);
+        }
+        Ok(begin.elapsed())
+    }
+
+    /// Unpacks the image, with its layers' blobs or without, and removes all that came of it.
+    fn unpack(&self, has_blobs: bool) -> Result<Sample> {
+        let Self { setup, image, .. } = self;
+        setup.import(NAMESPACE, image)?;
+        let tag = ["images", "tag", &image.reference, &self.at_link.reference];
+        setup.ctr(NAMESPACE, &tag)?;
+        setup.remove(NAMESPACE, image)?;
+        if !has_blobs {
+            let layers = image.layers.iter().map(|layer| &*layer.digest);
+            let remove = ["content", "rm"].into_iter().chain(layers);
+            setup.ctr(NAMESPACE, &remove.collect::<Vec<_>>())?;
+        }
+        let config = setup.containerd.scratch().join("fetch.toml");
+        fs::write(&config, CONFIG).with_context(|| format!("write {config:?}"))?;
+        let socket = setup.containerd.socket();
+        let mut command = setup.unpack(socket, NAMESPACE, self.snapshotter, self.at_link);
+        let sample = Sample::of(command.arg("--config").arg(&config))?;
+        setup.remove(NAMESPACE, self.at_link)?;
+        Ok(sample)
+    }
+
+    /// Pulls the image with `ctr`, and removes it.
+    fn pull(&self) -> Result<Sample> {
+        let mut command = self.setup.containerd.ctr(NAMESPACE);
+        command
+            .args(["images", "pull", "--local", "--plain-http"])
+            .args(["--snapshotter", self.snapshotter])
+            .arg(&self.at_link.reference)
+            .stdout(std::process::Stdio::null());
+        let sample = Sample::of(&mut command)?;
+        self.setup.remove(NAMESPACE, self.at_link)?;
+        Ok(sample)
+    }
+}
