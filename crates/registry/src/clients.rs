@@ -20,6 +20,9 @@ const MAX_CLIENTS: usize = 8;
 /// The limit on the number of idle connections to one host.
 const MAX_IDLE: usize = 4;
 
+/// The time for which a connection stays idle. Its buffers hold the credential of its last request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The properties that tell clients apart: the certificates, whether servers are not verified, whether
 /// the server is on this machine, and the limit on the time to connect.
 type Key = ((Vec<Digest>, bool), bool, Duration);
@@ -61,6 +64,7 @@ fn build(material: &Material, is_local: bool, connect: Duration) -> Result<Clien
         .referer(false)
         .connect_timeout(connect)
         .pool_max_idle_per_host(MAX_IDLE)
+        .pool_idle_timeout(IDLE_TIMEOUT)
         .user_agent(concat!("resnap/", env!("CARGO_PKG_VERSION")));
     let builder = if is_local {
         builder.no_proxy()

@@ -21,6 +21,9 @@ live_tests! {
     ErofsHandler: credentials_are_in_no_log_and_leave_memory_with_their_pod,
 }
 
+/// A level alone is for the crates of resnap; those of others are named.
+const LOG: &str = "trace,h2=trace,hyper=trace,hyper_util=trace,reqwest=trace,rustls=trace";
+
 fn credentials_are_in_no_log_and_leave_memory_with_their_pod(node: &Node) -> Result<()> {
     let scratch = node.containerd.scratch();
     let registry = scratch.join(unique("registry"));
@@ -32,9 +35,7 @@ fn credentials_are_in_no_log_and_leave_memory_with_their_pod(node: &Node) -> Res
     let (config, log) = (dir.join("config.toml"), scratch.join(unique("log")));
     fs::write(&config, NO_SIBLING)?;
     let mut command = node.resnap_command()?;
-    command
-        .env("RESNAP_CONFIG", config)
-        .env("RESNAP_LOG", "trace");
+    command.env("RESNAP_CONFIG", config).env("RESNAP_LOG", LOG);
     command.stderr(File::create(&log)?);
     command
         .arg("--address")
@@ -53,7 +54,14 @@ fn credentials_are_in_no_log_and_leave_memory_with_their_pod(node: &Node) -> Res
         "this test does not find what is there"
     );
     cri.remove_all()?;
-    let are_gone = || Ok(!holds(served.process.id())?);
+    let are_gone = || {
+        // The buffer of a connection keeps what it has received until as much has come again. That are
+        // some minutes of a kubelet.
+        for _ in 0..400 {
+            cri.status()?;
+        }
+        Ok(!holds(served.process.id())?)
+    };
     eventually("the credentials are gone", DEADLINE, are_gone)?;
     drop(cri);
     served.stop()?;

@@ -92,6 +92,7 @@ fn tests() -> Vec<Test> {
         repair::TESTS,
         misbehaving::TESTS,
         missing::TESTS,
+        credentials::TESTS,
         registry::TESTS,
         sockets::TESTS,
         steering::TESTS,

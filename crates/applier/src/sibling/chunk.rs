@@ -23,11 +23,17 @@ const AHEAD: u64 = 64 * 1024;
 /// The bytes that an entry counts for besides its path and attributes.
 const ENTRY: usize = size_of::<Record>();
 
+/// The most bytes of data in a chunk: the last file may begin just before its end.
+const BUFFER: usize = CHUNK + AHEAD as usize;
+
 /// Entries of a layer, with the data of small files.
 #[derive(Default)]
 pub(super) struct Chunk {
     pub(super) records: VecDeque<Record>,
+    /// The data, and what is left of the buffer's former use.
     pub(super) bytes: Vec<u8>,
+    /// The bytes of the buffer that are used.
+    used: usize,
     /// The bytes of data of all entries.
     pub(super) size: u64,
 }
@@ -48,9 +54,12 @@ pub(super) enum Data {
 }
 
 impl Chunk {
-    /// Reads the next entries. Returns none at the end of the layer.
-    pub(super) fn read(walk: &mut Walk) -> Result<Self, StreamError> {
-        let mut chunk = Self::default();
+    /// Reads the next entries, with data in this buffer. Returns none at the end of the layer.
+    pub(super) fn read(walk: &mut Walk, buffer: Vec<u8>) -> Result<Self, StreamError> {
+        let mut chunk = Self {
+            bytes: buffer,
+            ..Self::default()
+        };
         let mut weight = 0;
         while weight < CHUNK {
             let Some(item) = walk.next()? else {
@@ -59,13 +68,13 @@ impl Chunk {
             let xattrs = item.entry.metadata.xattrs.iter();
             let xattrs = xattrs.map(|xattr| xattr.name.len() + xattr.value.len());
             weight += ENTRY + item.entry.path.len() + xattrs.sum::<usize>();
-            let before = chunk.bytes.len();
+            let before = chunk.used;
             let Item { entry, data } = item;
             let data = match data {
                 None => Data::None,
                 Some(data) => chunk.data(data).map_err(|fault| walk.error(fault))?,
             };
-            weight += chunk.bytes.len() - before;
+            weight += chunk.used - before;
             let is_open = matches!(data, Data::File(..));
             chunk.records.push_back(Record { entry, data });
             // Only so many files are open.
@@ -81,16 +90,18 @@ impl Chunk {
         let extents = data.extents()?;
         self.size += extents.iter().map(|extent| extent.length).sum::<u64>();
         let is_dense = matches!(extents[..], [extent] if extent.length == data.size);
-        let size = usize::try_from(data.size).unwrap_or(usize::MAX);
-        if !is_dense || data.size > AHEAD {
-            return Ok(Data::File(data, extents.into()));
+        if self.bytes.is_empty() {
+            self.bytes.resize(BUFFER, 0);
         }
-        let start = self.bytes.len();
-        let end = start + size;
-        self.bytes.resize(end, 0);
-        let bytes = self.bytes.get_mut(start..).unwrap_or_default();
+        let size = usize::try_from(data.size).unwrap_or(usize::MAX);
+        let (start, end) = (self.used, self.used.saturating_add(size));
+        let bytes = self.bytes.get_mut(start..end);
+        let Some(bytes) = bytes.filter(|_| is_dense && data.size <= AHEAD) else {
+            return Ok(Data::File(data, extents.into()));
+        };
         data.read(0, bytes)?;
         data.check()?;
+        self.used = end;
         Ok(Data::Ahead(start..end))
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use resnap_layer::{Entry, EntrySource, Error, Extent, Fault as ReadFault, Piece};
@@ -28,6 +28,8 @@ const COPY: usize = 16 << 20;
 /// The entries of a layer that another thread reads.
 pub(crate) struct Entries<'a> {
     chunks: Receiver<Result<Chunk, StreamError>>,
+    /// Takes the buffers of chunks back.
+    used: Sender<Vec<u8>>,
     guard: &'a Guard,
     /// Returns the error of a fault at a path.
     error: &'a dyn Fn(&[u8], Fault) -> StreamError,
@@ -45,13 +47,14 @@ pub(crate) struct Entries<'a> {
 
 impl<'a> Entries<'a> {
     pub(super) fn new(
-        chunks: Receiver<Result<Chunk, StreamError>>,
+        (chunks, used): (Receiver<Result<Chunk, StreamError>>, Sender<Vec<u8>>),
         guard: &'a Guard,
         limit: u64,
         error: &'a dyn Fn(&[u8], Fault) -> StreamError,
     ) -> Self {
         Self {
             chunks,
+            used,
             guard,
             error,
             chunk: Chunk::default(),
@@ -118,6 +121,11 @@ impl EntrySource for Entries<'_> {
     fn next(&mut self) -> Result<Option<Entry>, Error> {
         self.data = Data::None;
         while self.chunk.records.is_empty() {
+            let used = std::mem::take(&mut self.chunk.bytes);
+            if !used.is_empty() {
+                // The reader may have ended.
+                let _ = self.used.send(used);
+            }
             let begin = Instant::now();
             let next = self.chunks.recv();
             self.waited += begin.elapsed();

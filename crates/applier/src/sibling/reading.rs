@@ -3,7 +3,7 @@
 
 //! The thread that reads a layer that is copied, while the caller's writes it.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::Instant;
 
@@ -45,12 +45,13 @@ impl CopiedLayer {
         let place = walk.place().clone();
         let error = |path: &[u8], fault| place.error(path, fault);
         let (sender, chunks) = sync_channel(DEPTH);
+        let (to_reader, used) = channel();
         thread::scope(|scope| {
             let reader = thread::Builder::new()
                 .name("copy".to_owned())
-                .spawn_scoped(scope, move || read(walk, work, blob_size, &sender))
+                .spawn_scoped(scope, move || read(walk, work, blob_size, &sender, &used))
                 .context("start a thread")?;
-            let mut entries = Entries::new(chunks, &work.guard, work.limit, &error);
+            let mut entries = Entries::new((chunks, to_reader), &work.guard, work.limit, &error);
             let begin = Instant::now();
             let consumed = consume(&mut entries);
             let (size, waited) = entries.totals();
@@ -82,16 +83,18 @@ impl CopiedLayer {
     }
 }
 
-/// Reads a layer until its end, an error, or until the receiver is closed.
+/// Reads a layer until its end, an error, or until the receiver is closed. Buffers of `used` are filled again.
 fn read(
     mut walk: Walk,
     work: &Work,
     blob_size: u64,
     to: &SyncSender<Result<Chunk, StreamError>>,
+    used: &Receiver<Vec<u8>>,
 ) -> Meter {
     let (mut meter, mut total) = (Meter::default(), 0u64);
     loop {
-        let chunk = meter.time(|| Chunk::read(&mut walk));
+        let buffer = used.try_recv().unwrap_or_default();
+        let chunk = meter.time(|| Chunk::read(&mut walk, buffer));
         let is_last = match &chunk {
             Ok(chunk) => {
                 total = total.saturating_add(chunk.size);

@@ -147,6 +147,7 @@ impl Chain {
     }
 
     /// Copies a layer from its directory with `consume`.
+    #[cfg(test)]
     pub(crate) fn copy<T>(
         &self,
         index: usize,
