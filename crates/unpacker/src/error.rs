@@ -516,10 +516,9 @@ impl UnpackError {
 
     /// Returns whether content is missing and a source asks for credentials, or for other ones.
     pub fn is_denied(&self) -> bool {
-        let is_denied = |kind: Kind| matches!(kind, Kind::Unauthenticated | Kind::PermissionDenied);
         match self {
             Self::MissingBlob { tried, .. } | Self::MissingForeignBlob { tried, .. } => {
-                tried.iter().any(|one| is_denied(one.error.kind()))
+                tried.iter().any(Tried::is_denied)
             }
             Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => cause.is_denied(),
             _ => false,
@@ -539,6 +538,7 @@ impl UnpackError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources::SIBLING;
 
     #[test]
     fn only_missing_content_that_a_source_guards_is_denied() {
@@ -565,6 +565,12 @@ mod tests {
         }
         assert!(!missing(&[]).is_denied());
         assert!(!missing(&[Kind::NotFound, Kind::Unavailable]).is_denied());
+        // A file system may deny access to layers that are copied.
+        let mut error = missing(&[Kind::NotFound]);
+        if let UnpackError::MissingBlob { tried, .. } = &mut error {
+            tried.push(Tried::new(SIBLING, failed(Kind::PermissionDenied)));
+        }
+        assert!(!error.is_denied());
     }
 
     #[test]

@@ -6,7 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use resnap_core::{BlobSource, Error, Labels, labels};
+use resnap_core::{BlobSource, Error, Kind, Labels, labels};
+
+/// The name of [`Source::Sibling`] in the configuration.
+pub(crate) const SIBLING: &str = "sibling";
 
 /// A source of layers whose blobs are missing.
 #[derive(Clone)]
@@ -26,7 +29,7 @@ impl Source {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Blobs(source) => source.name(),
-            Self::Sibling { .. } => "sibling",
+            Self::Sibling { .. } => SIBLING,
         }
     }
 }
@@ -51,6 +54,13 @@ impl Tried {
     /// Returns that a source failed with this error.
     pub fn new(source: &'static str, error: Error) -> Self {
         Self { source, error }
+    }
+
+    /// Returns whether the source asks for credentials, or for other ones. Layers that are copied need
+    /// none: what is denied there is a file.
+    pub(crate) fn is_denied(&self) -> bool {
+        let kind = self.error.kind();
+        self.source != SIBLING && matches!(kind, Kind::Unauthenticated | Kind::PermissionDenied)
     }
 }
 

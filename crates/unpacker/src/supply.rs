@@ -25,7 +25,7 @@ use crate::fetch::{Fetching, adopt};
 use crate::missing::missing_layer;
 use crate::retention::retain;
 use crate::sibling::{Layers, Sibling, origin};
-use crate::sources::{Source, Tried};
+use crate::sources::{SIBLING, Source, Tried};
 
 /// The number of blobs that a job fetches at once, as in containerd (`max_concurrent_downloads`).
 const PARALLEL_FETCHES: usize = 3;
@@ -377,7 +377,7 @@ impl Supply {
             if error.kind() == Kind::Cancelled {
                 return Ok(false);
             }
-            self.add_tried(index, "sibling", error.clone());
+            self.add_tried(index, SIBLING, error.clone());
         } else {
             let blob = self.blob(chain, index).await;
             let adopted = adopt(&chain.backend, &chain.lease, &blob).await;
