@@ -34,6 +34,10 @@ const MIN_BYTES: u64 = 3 << 20;
 /// The time over which the pace is measured, longer than a registry may ask to wait.
 const PACE_WINDOW: Duration = Duration::from_secs(300);
 
+/// The number of servers of a source whose bytes of a blob may be wrong or too slow. A source forgets which
+/// it has rejected, and a fetch from all of them takes time.
+const MAX_SERVERS: usize = 8;
+
 /// The pace of a transfer.
 struct Pace {
     since: Instant,
@@ -77,7 +81,9 @@ impl Fetching<'_> {
     /// lease, for the next source or job.
     pub(crate) async fn fetch(&mut self, source: &dyn BlobSource) -> Result<()> {
         let name = ingest_name(self.blob);
+        let mut servers = 0;
         loop {
+            servers += 1;
             let Some(ingest) = self.open(&name).await? else {
                 return Ok(());
             };
@@ -94,7 +100,7 @@ impl Fetching<'_> {
             }
             let has_others = source.reject(self.blob);
             // Another client may have written wrong bytes before.
-            if !(has_others || is_wrong && is_resumed) {
+            if servers == MAX_SERVERS || !(has_others || is_wrong && is_resumed) {
                 return fetched;
             }
         }

@@ -548,6 +548,43 @@ async fn wrong_bytes_of_a_mirror_are_fetched_from_elsewhere() {
     }
 }
 
+/// A source of many servers, all of which have wrong bytes. It forgets which it has rejected.
+struct Forgetful(Memory);
+
+#[async_trait]
+impl BlobSource for Forgetful {
+    fn name(&self) -> &'static str {
+        "forgetful"
+    }
+
+    async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
+        self.0.open(blob, offset).await
+    }
+
+    fn reject(&self, _: &MissingBlob) -> bool {
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_is_fetched_from_so_many_servers() {
+    let (backend, source) = shared_layer();
+    let source = Arc::into_inner(source).unwrap();
+    for bytes in source.blobs.lock().unwrap().values_mut() {
+        bytes[3] ^= 1;
+    }
+    let source = Arc::new(Forgetful(source));
+    let mut settings = EngineSettings::default();
+    settings.sources = vec![Source::Blobs(Arc::clone(&source) as _)];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
+    let ended = tokio::time::timeout(Duration::from_secs(3600), job).await;
+    let error = ended.expect("it is fetched for ever").unwrap_err();
+    assert!(matches!(error, UnpackError::MissingBlob { .. }), "{error}");
+    assert!(source.0.opened().len() <= 8);
+    assert_eq!(backend.ingests(NAMESPACE), [""; 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn missing_documents_are_fetched_and_kept() {
     let name = "docker.io/library/index:1";
