@@ -34,7 +34,7 @@ pub(crate) enum Way {
 /// The content of one layer.
 pub(crate) struct LayerSupply {
     pub(crate) gate: Arc<Gate>,
-    pub(crate) state: Mutex<LayerState>,
+    state: Mutex<LayerState>,
 }
 
 #[derive(Default)]
@@ -45,7 +45,7 @@ pub(crate) struct LayerState {
     pub(crate) candidates: VecDeque<Candidate>,
     /// Whether the layer is copied in the batch.
     pub(crate) is_copy_in_batch: bool,
-    /// Whether [`Supply::fetch_planned`] fetches its blob.
+    /// Whether its blob is fetched before its turn.
     pub(crate) is_fetched_ahead: bool,
     /// Whether it is written from the bytes that are being fetched.
     pub(crate) is_fed: bool,
