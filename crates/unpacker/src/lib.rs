@@ -100,6 +100,7 @@ mod title;
 mod unpack;
 mod warnings;
 mod watch;
+mod ways;
 
 pub use check::{Check, LabelState, LayerCheck, LayerState, Readiness};
 pub use clock::Clock;

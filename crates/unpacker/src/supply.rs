@@ -4,15 +4,15 @@
 //! The supply of a job with the content of missing layers: from blobs that exist, from blobs that
 //! are fetched, or from snapshots of another snapshotter.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures::stream;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use resnap_core::{
-    BatchLayer, BlobSource, ByteStream, Digest, Error, Kind, Labels, LayerCopy, MissingBlob, Stage,
+    BatchLayer, BlobSource, ByteStream, Digest, Error, Kind, Labels, MissingBlob, Stage,
     StageTiming, error_chain,
 };
 use tokio::sync::OnceCell;
@@ -26,49 +26,10 @@ use crate::missing::missing_layer;
 use crate::retention::retain;
 use crate::sibling::{Layers, Sibling, origin};
 use crate::sources::{SIBLING, Source, Tried};
+use crate::ways::{Candidate, LayerSupply, Way, candidates};
 
 /// The number of blobs that a job fetches at once, as in containerd (`max_concurrent_downloads`).
 const PARALLEL_FETCHES: usize = 3;
-
-/// A candidate for the content of a layer.
-#[derive(Clone)]
-enum Candidate {
-    /// Its blob, if that exists.
-    Blob,
-    Source(Source),
-}
-
-/// A way to get the content of a layer.
-#[derive(Clone)]
-enum Way {
-    /// From its blob, which exists.
-    Blob,
-    /// From its blob, which is fetched from a source.
-    Fetch(Arc<dyn BlobSource>),
-    /// From a snapshot of another snapshotter.
-    Copy(LayerCopy),
-}
-
-/// The content of one layer.
-struct LayerSupply {
-    gate: Arc<Gate>,
-    state: Mutex<LayerState>,
-}
-
-#[derive(Default)]
-struct LayerState {
-    /// `None` if there is no way, or none was chosen yet.
-    way: Option<Way>,
-    /// The candidates for the ways after this one.
-    candidates: VecDeque<Candidate>,
-    /// Whether the layer is copied in the batch.
-    is_copy_in_batch: bool,
-    /// Whether [`Supply::fetch_planned`] fetches its blob.
-    is_fetched_ahead: bool,
-    /// Whether it is written from the bytes that are being fetched.
-    is_fed: bool,
-    tried: Vec<Tried>,
-}
 
 /// The content of the missing layers of a job, from `first` on.
 pub(crate) struct Supply {
@@ -106,13 +67,9 @@ impl Supply {
     /// needed.
     async fn new(chain: &Chain, first: usize, existing: Option<HashSet<Digest>>) -> Self {
         let exists = |digest| existing.as_ref().map(|existing| existing.contains(digest));
-        let layers = chain.layers()[first..].iter().map(|layer| LayerSupply {
-            gate: Arc::new(Gate::new()),
-            state: Mutex::new(LayerState {
-                candidates: candidates(chain, exists(&layer.descriptor.digest)),
-                ..LayerState::default()
-            }),
-        });
+        let layers = chain.layers()[first..]
+            .iter()
+            .map(|layer| LayerSupply::new(candidates(chain, exists(&layer.descriptor.digest))));
         let supply = Self {
             first,
             layers: layers.collect(),
@@ -406,40 +363,5 @@ impl Supply {
         tracing::debug!(source, index, reason, "no layer from this source");
         let mut state = self.layer(index).state();
         state.tried.push(Tried::new(source, error));
-    }
-}
-
-/// Returns the candidates for the content of a layer, in order. `exists` is whether its blob exists, if
-/// that is known.
-fn candidates(chain: &Chain, exists: Option<bool>) -> VecDeque<Candidate> {
-    let replaces_copies = chain.job.spec.replace_copies;
-    let is_allowed =
-        |source: &&Source| !(replaces_copies && matches!(source, Source::Sibling { .. }));
-    let is_first = |source: &&Source| {
-        exists == Some(true) && matches!(source, Source::Sibling { always: true })
-    };
-    let sources = chain.backend.sources.iter().filter(is_allowed);
-    let (first, others): (Vec<_>, Vec<_>) = sources.partition(is_first);
-    let candidates = |sources: Vec<&Source>| {
-        let sources = sources.into_iter().cloned();
-        sources.map(Candidate::Source).collect::<Vec<_>>()
-    };
-    let blob = exists.unwrap_or(true).then_some(Candidate::Blob);
-    let all = candidates(first).into_iter().chain(blob);
-    all.chain(candidates(others)).collect()
-}
-
-impl LayerSupply {
-    fn state(&self) -> MutexGuard<'_, LayerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl LayerState {
-    fn copy(&self) -> Option<LayerCopy> {
-        match &self.way {
-            Some(Way::Copy(copy)) => Some(copy.clone()),
-            Some(Way::Blob | Way::Fetch(_)) | None => None,
-        }
     }
 }

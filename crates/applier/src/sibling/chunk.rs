@@ -11,7 +11,7 @@ use resnap_layer::{Entry, Extent};
 use super::data::FileData;
 use super::fault::Fault;
 use super::item::Item;
-use super::walk::Walk;
+use super::place::Place;
 use crate::error::StreamError;
 
 /// Bytes of a chunk: large compared to the cost of passing it, small compared to a second-level cache.
@@ -54,15 +54,19 @@ pub(super) enum Data {
 }
 
 impl Chunk {
-    /// Reads the next entries, with data in this buffer. Returns none at the end of the layer.
-    pub(super) fn read(walk: &mut Walk, buffer: Vec<u8>) -> Result<Self, StreamError> {
+    /// Reads the data of the next items into this buffer. Returns no entry at the end of the layer.
+    pub(super) fn read(
+        place: &Place,
+        items: &mut impl Iterator<Item = Result<Item, StreamError>>,
+        buffer: Vec<u8>,
+    ) -> Result<Self, StreamError> {
         let mut chunk = Self {
             bytes: buffer,
             ..Self::default()
         };
         let mut weight = 0;
         while weight < CHUNK {
-            let Some(item) = walk.next()? else {
+            let Some(item) = items.next().transpose()? else {
                 break;
             };
             let xattrs = item.entry.metadata.xattrs.iter();
@@ -72,7 +76,10 @@ impl Chunk {
             let Item { entry, data } = item;
             let data = match data {
                 None => Data::None,
-                Some(data) => chunk.data(data).map_err(|fault| walk.error(fault))?,
+                Some(data) => {
+                    let read = chunk.data(data);
+                    read.map_err(|fault| place.error(&entry.path, fault))?
+                }
             };
             weight += chunk.used - before;
             let is_open = matches!(data, Data::File(..));

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The thread that reads a layer that is copied, while the caller's writes it.
+//! The threads that read a layer that is copied, while the caller's writes it: one walks through it and
+//! opens its files, the other reads the data of small ones.
 
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
@@ -11,6 +12,8 @@ use resnap_core::{Applied, Stage, StageTiming};
 
 use super::chunk::Chunk;
 use super::entries::Entries;
+use super::item::Item;
+use super::place::Place;
 use super::walk::Walk;
 use crate::error::{Error, IoContext as _, StreamError};
 use crate::meter::Meter;
@@ -18,6 +21,12 @@ use crate::pipeline::Work;
 
 /// The number of chunks queued between the threads.
 const DEPTH: usize = 4;
+
+/// The number of items that are found at once, each of which may be an open file.
+const BATCH: usize = 16;
+
+/// The number of such batches that are queued.
+const BATCHES: usize = 2;
 
 /// The bytes of a copy that count as two bytes of its blob, as long as its size is not known.
 const COPIED_PER_TWO: u64 = 5;
@@ -45,11 +54,19 @@ impl CopiedLayer {
         let place = walk.place().clone();
         let error = |path: &[u8], fault| place.error(path, fault);
         let (sender, chunks) = sync_channel(DEPTH);
+        let (to_data, items) = sync_channel(BATCHES);
         let (to_reader, used) = channel();
         thread::scope(|scope| {
+            let walker = thread::Builder::new()
+                .name("walk".to_owned())
+                .spawn_scoped(scope, move || find(walk, &to_data))
+                .context("start a thread")?;
+            let place = &place;
             let reader = thread::Builder::new()
                 .name("copy".to_owned())
-                .spawn_scoped(scope, move || read(walk, work, blob_size, &sender, &used))
+                .spawn_scoped(scope, move || {
+                    read(place, items, work, blob_size, &sender, &used)
+                })
                 .context("start a thread")?;
             let mut entries = Entries::new((chunks, to_reader), &work.guard, work.limit, &error);
             let begin = Instant::now();
@@ -57,12 +74,13 @@ impl CopiedLayer {
             let (size, waited) = entries.totals();
             let mut write = StageTiming::since(begin);
             write.busy = write.busy.saturating_sub(waited);
-            // The thread ends when its channel is closed.
+            // The threads end when their channels are closed.
             drop(entries);
             if consumed.is_err() {
                 work.guard.progress.abandon();
             }
             let read = reader.join().map_err(|_| Error::Panicked("reads"));
+            walker.join().map_err(|_| Error::Panicked("walks"))?;
             let consumed =
                 consumed.map_err(|error| match work.guard.cancellation.is_cancelled() {
                     true => Error::Cancelled,
@@ -83,18 +101,40 @@ impl CopiedLayer {
     }
 }
 
-/// Reads a layer until its end, an error, or until the receiver is closed. Buffers of `used` are filled again.
+/// Walks through a layer until its end, an error, or until the receiver is closed.
+fn find(mut walk: Walk, to: &SyncSender<Vec<Result<Item, StreamError>>>) {
+    let mut is_over = false;
+    while !is_over {
+        let items = std::iter::from_fn(|| match is_over {
+            true => None,
+            false => {
+                let item = walk.next().transpose();
+                is_over = !matches!(item, Some(Ok(_)));
+                item
+            }
+        });
+        let items = items.take(BATCH).collect();
+        if to.send(items).is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads the data of items until their end, an error, or until the receiver is closed. Buffers of `used`
+/// are filled again.
 fn read(
-    mut walk: Walk,
+    place: &Place,
+    items: Receiver<Vec<Result<Item, StreamError>>>,
     work: &Work,
     blob_size: u64,
     to: &SyncSender<Result<Chunk, StreamError>>,
     used: &Receiver<Vec<u8>>,
 ) -> Meter {
     let (mut meter, mut total) = (Meter::default(), 0u64);
+    let mut items = items.into_iter().flatten();
     loop {
         let buffer = used.try_recv().unwrap_or_default();
-        let chunk = meter.time(|| Chunk::read(&mut walk, buffer));
+        let chunk = meter.time(|| Chunk::read(place, &mut items, buffer));
         let is_last = match &chunk {
             Ok(chunk) => {
                 total = total.saturating_add(chunk.size);

@@ -41,12 +41,12 @@ fn not_copied(chain: &Chain, index: usize) -> String {
     error_chain(&error)
 }
 
-/// Returns the error of inspecting all layers.
+/// Returns the error of inspecting all layers of a chain that was made without its parents.
 fn refused(chain: &Chain) -> String {
     let layers = 0..chain.layers.len();
     let error =
         inspect_all(&chain.view(), chain.root().to_path_buf(), layers, &guard()).unwrap_err();
-    assert_eq!(error.kind(), Kind::FailedPrecondition, "{error}");
+    assert_eq!(error.kind(), Kind::DataLoss, "{error}");
     error_chain(&error)
 }
 
