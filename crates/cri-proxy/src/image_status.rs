@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use resnap_core::{EnsureRequest, NotReady, error_chain};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::deadline::Deadline;
@@ -113,20 +113,51 @@ async fn decide(client: &ClientContext, question: &AbsenceQuestion) -> bool {
             return false;
         }
     }
-    let Ok(permit) = Arc::clone(&client.state.background).try_acquire_owned() else {
-        return false;
+    let mut answer = match client.state.pull_memory.ask(question) {
+        Ok(answer) => answer,
+        Err(sender) => {
+            let answer = sender.subscribe();
+            let asked = Asked {
+                state: Arc::clone(&client.state),
+                question: question.clone(),
+                sender,
+            };
+            let Ok(permit) = Arc::clone(&client.state.background).try_acquire_owned() else {
+                return false;
+            };
+            // An answer that comes too late is there for the next request.
+            client.service_runtime.spawn(async move {
+                asked.answer().await;
+                drop(permit);
+            });
+            answer
+        }
     };
-    // An answer that comes too late is there for the next request.
-    let (state, asked) = (Arc::clone(&client.state), question.clone());
-    let (send, answer) = oneshot::channel();
-    client.service_runtime.spawn(async move {
-        let is_denied = is_denied(&state, &asked).await;
-        state.pull_memory.record_decision(asked, is_denied);
-        // The receiver may have gone.
-        let _ = send.send(is_denied);
-        drop(permit);
-    });
-    answer.await.unwrap_or(false)
+    // There is none if the task ended early.
+    let answer = answer.wait_for(Option::is_some).await;
+    answer.is_ok_and(|answer| *answer == Some(true))
+}
+
+/// A question that is being answered, for all requests that ask it.
+struct Asked {
+    state: Arc<ProxyState>,
+    question: AbsenceQuestion,
+    sender: watch::Sender<Option<bool>>,
+}
+
+impl Asked {
+    async fn answer(self) {
+        let is_denied = is_denied(&self.state, &self.question).await;
+        let memory = &self.state.pull_memory;
+        memory.record_decision(self.question.clone(), is_denied);
+        self.sender.send_replace(Some(is_denied));
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.state.pull_memory.end(&self.question);
+    }
 }
 
 /// Tries to make an image ready. Returns whether credentials are what is missing.

@@ -3,9 +3,12 @@
 
 //! Recent pulls and decisions, which others depend on for a while.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use resnap_core::ManifestPreference;
+use tokio::sync::watch;
 
 use crate::expiring::ExpiringMap;
 
@@ -41,6 +44,8 @@ pub(crate) struct PullMemory {
     /// By the names of the images and of the handlers.
     failed: ExpiringMap<(String, String), ()>,
     decisions: ExpiringMap<AbsenceQuestion, bool>,
+    /// The questions that are being answered. The answer is `None` before.
+    asked: Mutex<HashMap<AbsenceQuestion, watch::Receiver<Option<bool>>>>,
 }
 
 impl Default for PullMemory {
@@ -50,6 +55,7 @@ impl Default for PullMemory {
             ignored_handlers: ExpiringMap::new(UNSTEERED),
             failed: ExpiringMap::new(UNSTEERED),
             decisions: ExpiringMap::new(DECISION),
+            asked: Mutex::default(),
         }
     }
 }
@@ -82,6 +88,32 @@ impl PullMemory {
     pub(crate) fn is_steerable(&self, image: &str, handler: &str) -> bool {
         let pull = (image.to_owned(), handler.to_owned());
         self.ignored_handlers.get(handler).is_none() && self.failed.get(&pull).is_none()
+    }
+
+    /// Returns where the answer to a question will be, if it is being answered.
+    ///
+    /// # Errors
+    /// Where the caller has to put the answer, if it is not.
+    pub(crate) fn ask(
+        &self,
+        question: &AbsenceQuestion,
+    ) -> Result<watch::Receiver<Option<bool>>, watch::Sender<Option<bool>>> {
+        let mut asked = self.asked();
+        if let Some(answer) = asked.get(question) {
+            return Ok(answer.clone());
+        }
+        let (sender, answer) = watch::channel(None);
+        asked.insert(question.clone(), answer);
+        Err(sender)
+    }
+
+    /// Records that a question is not being answered any more.
+    pub(crate) fn end(&self, question: &AbsenceQuestion) {
+        self.asked().remove(question);
+    }
+
+    fn asked(&self) -> MutexGuard<'_, HashMap<AbsenceQuestion, watch::Receiver<Option<bool>>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records the answer to a question.

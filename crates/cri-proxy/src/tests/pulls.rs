@@ -429,6 +429,17 @@ async fn a_decision_that_takes_too_long_is_left_to_containerd_until_it_is_made()
 }
 
 #[tokio::test]
+async fn a_decision_is_made_once_for_requests_at_once() {
+    let (_dir, settings) = old_kubelet();
+    let late = Answer::DeniedAfter(Duration::from_secs(1));
+    let node = node(Service::answering([late]), "2.1.9", settings);
+    let lookup = lookup_for("a");
+    let (one, other) = tokio::join!(is_present(&node, &lookup), is_present(&node, &lookup));
+    assert_eq!((one, other), (false, false));
+    assert_eq!(node.service.asked().len(), 1);
+}
+
+#[tokio::test]
 async fn without_containerd_nothing_is_decided() {
     let (_dir, settings) = old_kubelet();
     let node = node(Service::answering([denied()]), "2.1.9", settings);
