@@ -16,8 +16,9 @@ use crate::steering::{ClientPull, PullTarget};
 /// Starts the work after a pull that has succeeded, in the background: kubelet pulls one image at a time.
 /// A container that needs the image joins the job.
 pub(crate) fn start(client: &ClientContext, pull: ClientPull) {
-    let ClientPull { image, target } = pull;
-    client.state.pull_memory.record_pull(&image);
+    let ClientPull { image, pod, target } = pull;
+    let memory = &client.state.pull_memory;
+    memory.record_pull(&image, pod.as_deref());
     let Some(target) = target else {
         return;
     };

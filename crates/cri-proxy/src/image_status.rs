@@ -37,10 +37,6 @@ pub(crate) async fn is_absent(
     let Some(spec) = request.image.filter(is_of_pod) else {
         return false;
     };
-    // kubelet also asks for the size of what it has just pulled.
-    if client.state.pull_memory.is_pulled(&spec.image) {
-        return false;
-    }
     let limit = Instant::now() + DECISION_TIMEOUT;
     let limit = deadline.map_or(limit, |deadline| deadline.answer_at().min(limit));
     let question = match timeout_at(limit, question(client, &spec)).await {
@@ -53,6 +49,10 @@ pub(crate) async fn is_absent(
         Err(_) => return false,
     };
     let memory = &client.state.pull_memory;
+    // kubelet also asks for the size of what it has just pulled.
+    if memory.is_pulled(&question.image, question.pod.as_deref()) {
+        return false;
+    }
     if let Some(known) = memory.decision(&question) {
         return known;
     }

@@ -38,8 +38,8 @@ pub(crate) struct AbsenceQuestion {
 /// The recent pulls and decisions.
 #[derive(Debug)]
 pub(crate) struct PullMemory {
-    /// By the names of the images in the requests.
-    pulled: ExpiringMap<String, ()>,
+    /// By the names of the images in the requests, and of the pods; `None` stands for any pod.
+    pulled: ExpiringMap<(String, Option<String>), ()>,
     ignored_handlers: ExpiringMap<String, ()>,
     /// By the names of the images and of the handlers.
     failed: ExpiringMap<(String, String), ()>,
@@ -61,16 +61,21 @@ impl Default for PullMemory {
 }
 
 impl PullMemory {
-    /// Records that a client has pulled an image.
-    pub(crate) fn record_pull(&self, image: &str) {
+    /// Records that a client has pulled an image for a pod.
+    pub(crate) fn record_pull(&self, image: &str, pod: Option<&str>) {
         if image.len() <= MAX_NAME {
-            self.pulled.insert(image.to_owned(), ());
+            self.pulled.insert((image.to_owned(), None), ());
+            if let Some(pod) = pod.filter(|pod| pod.len() <= MAX_NAME) {
+                let pull = (image.to_owned(), Some(pod.to_owned()));
+                self.pulled.insert(pull, ());
+            }
         }
     }
 
-    /// Returns whether a client has pulled an image recently.
-    pub(crate) fn is_pulled(&self, image: &str) -> bool {
-        self.pulled.get(image).is_some()
+    /// Returns whether a client has pulled an image for this pod recently, or for any if it is unknown.
+    pub(crate) fn is_pulled(&self, image: &str, pod: Option<&str>) -> bool {
+        let pull = (image.to_owned(), pod.map(str::to_owned));
+        self.pulled.get(&pull).is_some()
     }
 
     /// Records that containerd has not unpacked a steered pull for this handler.

@@ -14,7 +14,9 @@ use tokio::time::timeout;
 
 use crate::facts::{HandlerField, Handlers};
 use crate::grpc::Status;
-use crate::messages::{ClientImageSpec, ClientPullRequest, ClientSandboxConfig};
+use crate::messages::{
+    ClientImageSpec, ClientPullRequest, ClientSandboxConfig, PodSandboxMetadata,
+};
 use crate::pods::{self, Pod};
 use crate::pull_memory::MAX_NAME;
 use crate::settings::When;
@@ -31,6 +33,8 @@ const DECISION_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct ClientPull {
     pub(crate) image: String,
+    /// The pod that the request names, as `namespace/name`.
+    pub(crate) pod: Option<String>,
     /// `None` if the image is not made ready for a handler after the pull.
     pub(crate) target: Option<PullTarget>,
 }
@@ -58,6 +62,9 @@ impl PullTarget {
 pub(crate) async fn plan(client: &ClientContext, request: &ClientPullRequest) -> ClientPull {
     let image = request.image.as_ref().map(|spec| spec.image.clone());
     let image = image.unwrap_or_default();
+    let config = request.sandbox_config.as_ref();
+    let metadata = config.and_then(|config| config.metadata.as_ref());
+    let pod = metadata.map(PodSandboxMetadata::pod);
     let target = async {
         let mut target = target(client, request).await?;
         if let Some(target) = &mut target {
@@ -76,7 +83,7 @@ pub(crate) async fn plan(client: &ClientContext, request: &ClientPullRequest) ->
             None
         }
     };
-    ClientPull { image, target }
+    ClientPull { image, pod, target }
 }
 
 async fn target(

@@ -392,6 +392,9 @@ async fn right_after_a_pull_an_image_is_present() {
     let service = Service::answering((0..9).map(|_| denied()));
     let node = node(service, "2.1.9", settings);
     assert!(!is_present(&node, &lookup_for("a")).await);
+    // What another pod pulls changes nothing for this one.
+    pulled(&node, &encode(&pull_for("c")).unwrap()).await;
+    assert!(!is_present(&node, &lookup_for("a")).await);
     pulled(&node, &encode(&pull_for("a")).unwrap()).await;
     assert!(is_present(&node, &lookup_for("a")).await);
 }
