@@ -18,6 +18,7 @@ use resnap_core::{
 use tokio::sync::OnceCell;
 
 use crate::UnpackError;
+use crate::backoff::is_limit;
 use crate::chain::Chain;
 use crate::event::Phase;
 use crate::feed::{Feeding, Gate};
@@ -331,7 +332,9 @@ impl Supply {
         }
         let is_copy = layer.state().copy().is_some();
         if is_copy {
-            if error.kind() == Kind::Cancelled {
+            // What the system lacks, such as space, it lacks for other sources as well.
+            let is_lack = error.kind() == Kind::ResourceExhausted && !is_limit(error);
+            if is_lack || error.kind() == Kind::Cancelled {
                 return Ok(false);
             }
             self.add_tried(index, SIBLING, error.clone());

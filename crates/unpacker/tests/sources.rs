@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,9 +18,9 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{
-    Applied, Applier, ApplyMonitor, Batch, BatchApplier, BlobSource, ByteStream, Descriptor,
-    Digest, Error, Kind, Labels, MissingBlob, Mount, Platform, Result, Scope, error_chain,
-    in_batch,
+    Applied, Applier, ApplyMonitor, Batch, BatchApplier, BlobSource, ByteStream, ChainView,
+    Descriptor, Digest, Error, Kind, Labels, MissingBlob, Mount, Platform, Result, Scope,
+    error_chain, in_batch,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,
@@ -489,6 +491,82 @@ async fn slow_bytes_are_unpacked_when_all_are_there() {
     let job = engine.unpack(Request::new("evil.io/web:1").on("erofs"));
     assert_eq!(job.await.unwrap().count(LayerOutcome::Applied), 1);
     assert!(read.lock().unwrap().is_empty());
+}
+
+/// The number of `ENOSPC`.
+const NO_SPACE: i32 = 28;
+
+/// An applier whose copies fail for want of space.
+struct Full(Arc<dyn Applier>);
+
+struct FullBatch {
+    inner: Arc<dyn BatchApplier>,
+    batch: Batch,
+}
+
+#[async_trait]
+impl Applier for Full {
+    async fn apply(
+        &self,
+        scope: &Scope,
+        layer: &Descriptor,
+        mounts: &[Mount],
+        sync_fs: bool,
+    ) -> Result<Applied> {
+        self.0.apply(scope, layer, mounts, sync_fs).await
+    }
+
+    fn can_copy_from(&self, _: &str) -> bool {
+        true
+    }
+
+    async fn inspect(&self, _: &ChainView, _: Range<usize>) -> Result<()> {
+        Ok(())
+    }
+
+    fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
+        Some(Arc::new(FullBatch {
+            inner: in_batch(&self.0, batch.clone()),
+            batch: batch.clone(),
+        }))
+    }
+}
+
+#[async_trait]
+impl BatchApplier for FullBatch {
+    async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied> {
+        match &self.batch.layers[index].copy {
+            Some(_) => Err(Error::new(Kind::ResourceExhausted, "write", "a file")
+                .with_source(io::Error::from_raw_os_error(NO_SPACE))),
+            None => self.inner.apply(scope, index, mounts).await,
+        }
+    }
+
+    async fn end(&self) {
+        self.inner.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_without_room_is_not_fetched_instead() {
+    let (backend, source, _) = discarded(&[]);
+    backend.add_snapshotter("other", Behaviour::Ordinary);
+    let mut ports = backend.ports();
+    ports.applier = Arc::new(Full(ports.applier));
+    let mut settings = EngineSettings::default();
+    let blobs = Source::Blobs(Arc::clone(&source) as _);
+    settings.sources = vec![Source::Sibling { always: true }, blobs];
+    let engine = Engine::new(ports, NAMESPACE, settings).unwrap();
+    let first = Engine::new(backend.ports(), NAMESPACE, EngineSettings::default()).unwrap();
+    first
+        .unpack(Request::new("web:1").on("other"))
+        .await
+        .unwrap();
+    let error = engine.unpack(Request::new("web:1").on("erofs")).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), Kind::ResourceExhausted, "{error}");
+    assert!(error_chain(&error).contains("No space left"), "{error}");
+    assert_eq!(source.opened(), []);
 }
 
 /// A source of two servers, the first of which has wrong bytes.
