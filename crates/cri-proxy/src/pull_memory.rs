@@ -98,7 +98,7 @@ impl PullMemory {
     /// Returns where the answer to a question will be, if it is being answered.
     ///
     /// # Errors
-    /// Where the caller has to put the answer, if it is not.
+    /// The sender of the answer, which the caller has to find, if it is not.
     pub(crate) fn ask(
         &self,
         question: &AbsenceQuestion,

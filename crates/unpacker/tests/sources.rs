@@ -372,7 +372,7 @@ struct Incoming {
     inner: Arc<dyn Applier>,
     /// The layers whose bytes were read to their end.
     read: Arc<Mutex<Vec<usize>>>,
-    /// How long a layer takes after its bytes were read; `None` if it is then written from its blob.
+    /// The time that a layer takes after its bytes were read; `None` if it is then written from its blob.
     writes: Option<Duration>,
 }
 
