@@ -49,6 +49,7 @@ pub(crate) fn run(setup: &Setup) -> Result<Table> {
         for snapshotter in there.snapshotters() {
             let bed = Bed {
                 setup: &there,
+                registry: &registry,
                 link: &link,
                 name,
                 image,
@@ -87,6 +88,7 @@ fn push(setup: &Setup, registry: &Registry, image: &Built, name: &str) -> Result
 /// An image on a snapshotter.
 struct Bed<'a> {
     setup: &'a Setup,
+    registry: &'a Registry,
     link: &'a Link,
     name: &'a str,
     image: &'a Built,
@@ -170,12 +172,22 @@ impl Bed<'_> {
             let layers = image.layers.iter().map(|layer| &*layer.digest);
             let remove = ["content", "rm"].into_iter().chain(layers);
             setup.ctr(NAMESPACE, &remove.collect::<Vec<_>>())?;
+            // Until garbage is collected, containerd has the blobs and would take them for fetched.
+            setup.ctr(NAMESPACE, &["leases", "create", "--id", "garbage"])?;
+            setup.ctr(NAMESPACE, &["leases", "delete", "--sync", "garbage"])?;
         }
         let config = setup.containerd.scratch().join("fetch.toml");
         fs::write(&config, CONFIG).with_context(|| format!("write {config:?}"))?;
         let socket = setup.containerd.socket();
         let mut command = setup.unpack(socket, NAMESPACE, self.snapshotter, self.at_link);
+        let before = self.registry.requests()?.len();
         let sample = Sample::of(command.arg("--config").arg(&config))?;
+        let asked = self.registry.requests()?.len() - before;
+        let layers = image.layers.len();
+        ensure!(
+            has_blobs || asked >= layers,
+            "{asked} requests for {layers} layers"
+        );
         setup.remove(NAMESPACE, self.at_link)?;
         Ok(sample)
     }
