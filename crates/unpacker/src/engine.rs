@@ -69,8 +69,8 @@ impl Engine {
             profiles: settings.profiles,
             sources: settings.sources,
             keep_fetched: settings.keep_fetched,
-            // Half of the slots at most wait for registries.
-            feeds: Arc::new(Semaphore::new((settings.parallel_applies / 2).max(1))),
+            // Others get slots beyond the limit if all of these wait for registries.
+            feeds: Arc::new(Semaphore::new(settings.parallel_applies)),
         });
         let keeper = Arc::new(LeaseKeeper {
             backend: Arc::clone(&backend),
