@@ -5,6 +5,7 @@
 
 mod file;
 mod setting;
+mod words;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,10 +23,11 @@ use resnap_unpacker::Configuration;
 
 use crate::args::{Common, ServeArguments};
 
+pub(crate) use file::Rule;
 use file::{File, UnpackSection};
-pub(crate) use file::{KeepWord, Rule, SiblingWord, SourceName};
 use setting::Overrides;
 pub(crate) use setting::{Setting, Source};
+pub(crate) use words::{KeepWord, SiblingWord, SourceName};
 
 /// The default directory of archives.
 const ARCHIVES: &str = "/var/lib/resnap/archives";
