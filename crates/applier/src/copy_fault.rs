@@ -95,3 +95,8 @@ impl CopyFault {
         }
     }
 }
+
+/// Refuses a chain.
+pub(crate) fn refuse<T>(reason: impl Into<String>) -> Result<T, CopyFault> {
+    Err(CopyFault::Chain(reason.into()))
+}

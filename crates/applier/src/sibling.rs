@@ -77,6 +77,7 @@ mod links;
 mod listing;
 mod metadata;
 mod place;
+mod position;
 mod reading;
 mod stated;
 mod view;

@@ -9,7 +9,7 @@ use resnap_core::{ChainView, SnapshotKind, labels};
 
 use super::layers::{LayerDirectory, LayerImage, Roots};
 use super::view;
-use crate::copy_fault::CopyFault;
+use crate::copy_fault::{CopyFault, refuse};
 
 /// The layers of a chain, the base first.
 #[derive(Debug)]
@@ -23,10 +23,6 @@ pub(super) enum Layers {
 pub(super) enum Form {
     Directories,
     Images,
-}
-
-fn refuse<T>(reason: impl Into<String>) -> Result<T, CopyFault> {
-    Err(CopyFault::Chain(reason.into()))
 }
 
 /// Returns the form of the layers of a snapshotter that can be copied.

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use resnap_layer::path::join;
-use resnap_layer::{EntryKind, File, Limits};
+use resnap_layer::{EntryKind, File};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -22,6 +22,7 @@ use super::links::Links;
 use super::listing::{FileName, Listing, NAME};
 use super::metadata::{At, MetadataReader};
 use super::place::Place;
+use super::position::Position;
 use super::stated::{State, Time, state};
 use crate::beneath::open_beneath;
 use crate::copy_fault::{CopyFault, EntryFault};
@@ -58,9 +59,7 @@ pub(super) struct DirectoryWalk {
     ready: VecDeque<Item>,
     current: Option<Current>,
     links: Links,
-    count: usize,
-    /// The path that is looked at, for errors.
-    at: Vec<u8>,
+    at: Position,
 }
 
 impl DirectoryWalk {
@@ -90,8 +89,7 @@ impl DirectoryWalk {
             ready: VecDeque::new(),
             current: None,
             links: Links::default(),
-            count: 0,
-            at: Vec::new(),
+            at: Position::default(),
         })
     }
 
@@ -100,7 +98,7 @@ impl DirectoryWalk {
     }
 
     pub(super) fn path(&self) -> &[u8] {
-        &self.at
+        &self.at.path
     }
 
     /// Looks at all directories of the layer, and at nothing else. A copy looks at the rest, whose faults
@@ -110,7 +108,7 @@ impl DirectoryWalk {
             if let Step::Enter(path, parents) = step {
                 self.guard.give_memory(size_of_step(&path, &parents));
                 let entered = self.enter(path, &parents);
-                entered.map_err(|fault| self.place.error(&self.at, fault))?;
+                entered.map_err(|fault| self.place.error(&self.at.path, fault))?;
                 let names = self.current.take().map(|current| current.names);
                 for name in names.unwrap_or_default() {
                     self.guard.give_memory(NAME + name.name.len() as u64);
@@ -146,21 +144,6 @@ impl DirectoryWalk {
         }
     }
 
-    /// Counts a file or directory.
-    fn begin(&mut self, path: Vec<u8>) -> Result<(), Fault> {
-        self.guard.begin_entry()?;
-        self.at = path;
-        let limits = Limits::default();
-        self.count += 1;
-        if self.count > limits.entries {
-            return Err(EntryFault::Count(limits.entries).into());
-        }
-        if self.at.len() > limits.path {
-            return Err(EntryFault::Path(limits.path).into());
-        }
-        Ok(())
-    }
-
     fn is_mounted(&self, stat: &Stat) -> Result<(), Fault> {
         match stat.st_dev == self.device {
             true => Ok(()),
@@ -170,12 +153,12 @@ impl DirectoryWalk {
 
     /// Enters a directory.
     fn enter(&mut self, path: Vec<u8>, parents: &[usize]) -> Result<(), Fault> {
-        self.begin(path.clone())?;
+        self.at.go_to(path.clone(), &self.guard)?;
         let fd = open_beneath(&self.layer.root, &path)?;
         let stat = fs::fstat(&fd)?;
         self.is_mounted(&stat)?;
         let (own, is_opaque) = self.reader.read(&At::Open(&fd), &stat)?;
-        let Listing { files, directories } = Listing::read(&fd, self.count, &self.guard)?;
+        let Listing { files, directories } = Listing::read(&fd, self.at.count, &self.guard)?;
 
         self.guard.count_lookup(parents.len())?;
         let merged = self.below.merge(parents, &path)?;
@@ -224,7 +207,8 @@ impl DirectoryWalk {
     fn file(&mut self, name: &FileName) -> Result<Option<Item>, Fault> {
         let FileName { name, is_regular } = name;
         let parent = self.current.as_ref().map(|current| &current.path[..]);
-        self.begin(join(parent.unwrap_or_default(), name))?;
+        self.at
+            .go_to(join(parent.unwrap_or_default(), name), &self.guard)?;
         let Some(Current { fd, .. }) = &self.current else {
             return Ok(None);
         };
@@ -238,7 +222,7 @@ impl DirectoryWalk {
         };
         self.is_mounted(&stat)?;
         if is_whiteout(&stat) {
-            return Ok(Some(Item::whiteout(self.at.clone())?));
+            return Ok(Some(Item::whiteout(self.at.path.clone())?));
         }
         if is_marker(name) {
             return Err(EntryFault::Name.into());
@@ -253,11 +237,11 @@ impl DirectoryWalk {
             None => (other(fd, name, &stat)?, None),
         };
         let links = (stat.st_nlink > 1).then_some(stat.st_ino);
-        let (kind, data) = match self.links.find(links, &self.at, &self.guard)? {
+        let (kind, data) = match self.links.find(links, &self.at.path, &self.guard)? {
             Some(first) => (EntryKind::Hardlink(first), None),
             None => (kind, data),
         };
-        let mut item = Item::new(self.at.clone(), kind, metadata);
+        let mut item = Item::new(self.at.path.clone(), kind, metadata);
         item.data = data;
         Ok(Some(item))
     }

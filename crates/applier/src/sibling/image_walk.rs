@@ -21,6 +21,7 @@ use super::links::Links;
 use super::listing::NAME;
 use super::metadata::copied;
 use super::place::Place;
+use super::position::Position;
 use super::window::Window;
 use crate::copy_fault::{CopyFault, EntryFault};
 use crate::guard::Guard;
@@ -49,9 +50,7 @@ pub(super) struct ImageWalk {
     files: IntoIter<(Vec<u8>, Node)>,
     parent: Vec<u8>,
     links: Links,
-    count: usize,
-    /// The path that is looked at, for errors.
-    at: Vec<u8>,
+    at: Position,
 }
 
 impl ImageWalk {
@@ -79,8 +78,7 @@ impl ImageWalk {
             files: Vec::new().into_iter(),
             parent: Vec::new(),
             links: Links::default(),
-            count: 0,
-            at: Vec::new(),
+            at: Position::default(),
         })
     }
 
@@ -89,7 +87,7 @@ impl ImageWalk {
     }
 
     pub(super) fn path(&self) -> &[u8] {
-        &self.at
+        &self.at.path
     }
 
     /// Returns the next item, or `None` at the end.
@@ -113,31 +111,16 @@ impl ImageWalk {
         }
     }
 
-    /// Counts a file or directory.
-    fn begin(&mut self, path: Vec<u8>) -> Result<(), Fault> {
-        self.guard.begin_entry()?;
-        self.at = path;
-        let limits = Limits::default();
-        self.count += 1;
-        if self.count > limits.entries {
-            return Err(EntryFault::Count(limits.entries).into());
-        }
-        if self.at.len() > limits.path {
-            return Err(EntryFault::Path(limits.path).into());
-        }
-        Ok(())
-    }
-
     /// Enters a directory.
     fn enter(&mut self, path: Vec<u8>, directory: &Node) -> Result<(), Fault> {
-        self.begin(path.clone())?;
+        self.at.go_to(path.clone(), &self.guard)?;
         let (metadata, is_opaque) = self.metadata(directory)?;
         let (mut files, mut directories) = (Vec::new(), Vec::new());
         for entry in self.image.entries(directory) {
             let name = entry?;
             let node = self.image.node(name.id)?;
             // The image may have loops.
-            if self.count + files.len() + directories.len() > Limits::default().entries {
+            if self.at.count + files.len() + directories.len() > Limits::default().entries {
                 return Err(EntryFault::Count(Limits::default().entries).into());
             }
             match node.is_directory() {
@@ -172,18 +155,18 @@ impl ImageWalk {
 
     /// Returns the file of this name in the current directory.
     fn file(&mut self, name: &[u8], node: &Node) -> Result<Item, Fault> {
-        self.begin(join(&self.parent, name))?;
+        self.at.go_to(join(&self.parent, name), &self.guard)?;
         if node.is_whiteout() {
-            return Ok(Item::whiteout(self.at.clone())?);
+            return Ok(Item::whiteout(self.at.path.clone())?);
         }
         if is_marker(name) {
             return Err(EntryFault::Name.into());
         }
         let (metadata, _) = self.metadata(node)?;
         let links = (node.links > 1).then_some(node.id);
-        if let Some(first) = self.links.find(links, &self.at, &self.guard)? {
+        if let Some(first) = self.links.find(links, &self.at.path, &self.guard)? {
             let kind = EntryKind::Hardlink(first);
-            return Ok(Item::new(self.at.clone(), kind, metadata));
+            return Ok(Item::new(self.at.path.clone(), kind, metadata));
         }
         let device = node.device().unwrap_or_default().into();
         let (major, minor) = (major(device), minor(device));
@@ -201,7 +184,7 @@ impl ImageWalk {
             // No layer has sockets.
             _ => return Err(EntryFault::Changed.into()),
         };
-        let mut item = Item::new(self.at.clone(), kind, metadata);
+        let mut item = Item::new(self.at.path.clone(), kind, metadata);
         item.data = data;
         Ok(item)
     }

@@ -14,7 +14,7 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, StatxFlags};
 use rustix::process::geteuid;
 
 use crate::beneath::{DIRECTORY, open_beneath};
-use crate::copy_fault::CopyFault;
+use crate::copy_fault::{CopyFault, refuse};
 use crate::erofs::NAME;
 use crate::inode::mtime;
 
@@ -37,10 +37,6 @@ pub(super) struct LayerImage {
     pub(super) file: Arc<File>,
     /// The name of the snapshot.
     pub(super) name: String,
-}
-
-fn refuse<T>(reason: impl Into<String>) -> Result<T, CopyFault> {
-    Err(CopyFault::Chain(reason.into()))
 }
 
 /// The root of the snapshotter.

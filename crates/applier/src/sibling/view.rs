@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use resnap_core::Mount;
 
-use crate::copy_fault::CopyFault;
+use crate::copy_fault::{CopyFault, refuse};
 use crate::erofs::NAME;
 
 /// Options with which a layer's directory does not have all that the mount shows, or has it otherwise.
@@ -28,10 +28,6 @@ const REFUSED: [&str; 9] = [
     "lowerdir+=",
     "datadir+=",
 ];
-
-fn refuse<T>(reason: impl Into<String>) -> Result<T, CopyFault> {
-    Err(CopyFault::Chain(reason.into()))
-}
 
 /// Returns the directories of a view of overlayfs, the base first.
 pub(super) fn directories(mounts: &[Mount]) -> Result<Vec<PathBuf>, CopyFault> {

@@ -41,12 +41,12 @@ impl Walk {
     }
 
     /// Returns the error of a fault at the current path.
-    pub(super) fn error(&self, fault: impl Into<Fault>) -> StreamError {
+    fn error(&self, fault: Fault) -> StreamError {
         let path = match self {
             Self::Directory(walk) => walk.path(),
             Self::Image(walk) => walk.path(),
         };
-        self.place().error(path, fault.into())
+        self.place().error(path, fault)
     }
 
     /// Returns the place of the layer.
