@@ -32,6 +32,7 @@ mod edge_cases;
 pub mod hostile;
 mod layer;
 mod native;
+mod noise;
 mod payload;
 pub mod tar_entry;
 
@@ -47,4 +48,5 @@ pub use edge_cases::{
 };
 pub use layer::{Compression, Format, Layer, digest};
 pub use native::{Form, foreign_architecture, forms};
+pub use noise::noise;
 pub use tar_entry::Entry;

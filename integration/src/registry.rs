@@ -15,6 +15,7 @@ use crate::debian::Dist;
 
 mod faulty;
 mod link;
+mod listening;
 
 pub use faulty::{Fault, FaultyHost};
 pub use link::Link;

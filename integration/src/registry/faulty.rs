@@ -4,13 +4,14 @@
 //! A host that forwards to a registry, and injects faults into its answers to requests for blobs.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+
+use super::listening::Listening;
 
 /// The first byte of a client that expects TLS.
 const TLS: &[u8] = &[0x16];
@@ -37,10 +38,8 @@ pub enum Fault {
 /// A running host, ended with the value.
 #[derive(Debug)]
 pub struct FaultyHost {
-    address: SocketAddr,
+    listening: Listening,
     heads: Arc<Mutex<Vec<String>>>,
-    is_over: Arc<AtomicBool>,
-    listener: Option<JoinHandle<()>>,
 }
 
 impl FaultyHost {
@@ -50,54 +49,29 @@ impl FaultyHost {
         upstream: SocketAddr,
         choose: impl Fn(usize) -> Fault + Send + Sync + 'static,
     ) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?;
         let heads = Arc::<Mutex<Vec<String>>>::default();
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (seen, over, choose) = (Arc::clone(&heads), Arc::clone(&is_over), Arc::new(choose));
-        let accept = move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if over.load(Ordering::Relaxed) {
-                    return;
-                }
-                let (seen, choose) = (Arc::clone(&seen), Arc::clone(&choose));
-                // A client may end at any time.
-                thread::spawn(move || _ = serve(client, upstream, &seen, &*choose));
-            }
-        };
+        let seen = Arc::clone(&heads);
+        let serve = move |client| serve(client, upstream, &seen, &choose);
         Ok(Self {
-            address,
+            listening: Listening::start(serve)?,
             heads,
-            is_over,
-            listener: Some(thread::spawn(accept)),
         })
     }
 
     /// Returns the address.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.listening.address
     }
 
     /// Returns the host and port.
     pub fn host(&self) -> String {
-        format!("localhost:{}", self.address.port())
+        format!("localhost:{}", self.address().port())
     }
 
     /// Returns the heads of the requests for blobs so far.
     pub fn requests(&self) -> Vec<String> {
         let heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
         heads.clone()
-    }
-}
-
-impl Drop for FaultyHost {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        // Wakes the listener.
-        let _ = TcpStream::connect(self.address);
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
-        }
     }
 }
 

@@ -4,13 +4,14 @@
 //! A link to a registry, whose answers share a limited rate.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+
+use super::listening::Listening;
 
 /// Bytes that are passed at once: half a millisecond of a gigabit per second.
 const PIECE: usize = 64 * 1024;
@@ -20,11 +21,7 @@ const BURST: Duration = Duration::from_millis(2);
 
 /// A link with a limited rate, ended with the value.
 #[derive(Debug)]
-pub struct Link {
-    address: SocketAddr,
-    is_over: Arc<AtomicBool>,
-    listener: Option<JoinHandle<()>>,
-}
+pub struct Link(Listening);
 
 /// The rate that all connections share.
 struct Rate {
@@ -50,50 +47,23 @@ impl Rate {
 impl Link {
     /// Starts a link to the registry at `upstream`.
     pub fn start(upstream: SocketAddr, bytes_per_second: f64) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?;
-        let is_over = Arc::new(AtomicBool::new(false));
-        let rate = Arc::new(Rate {
+        let rate = Rate {
             bytes_per_second,
             free: Mutex::new(Instant::now()),
-        });
-        let over = Arc::clone(&is_over);
-        let accept = move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                if over.load(Ordering::Relaxed) {
-                    return;
-                }
-                let rate = Arc::clone(&rate);
-                // A client may end at any time.
-                thread::spawn(move || _ = forward(client, upstream, &rate));
-            }
         };
-        Ok(Self {
-            address,
-            is_over,
-            listener: Some(thread::spawn(accept)),
-        })
+        Ok(Self(Listening::start(move |client| {
+            forward(client, upstream, &rate)
+        })?))
     }
 
     /// Returns the address.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.0.address
     }
 
     /// The reference of an image of the registry; containerd takes registries by this name without TLS.
     pub fn reference(&self, name: &str) -> String {
-        format!("localhost:{}/{name}", self.address.port())
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        // It waits for a client.
-        let _ = TcpStream::connect(self.address);
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
-        }
+        format!("localhost:{}/{name}", self.address().port())
     }
 }
 

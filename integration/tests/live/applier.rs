@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
     Built, Compression, EDGE_CASES_CLOCK, Entry, ImageBuilder, Layer, ROOT_CLOCK, edge_cases,
-    hello, shared_pair, web,
+    hello, noise, shared_pair, web,
 };
 use resnap_integration::tree::{Expected, Field, Kind, Surprise, compare, surprises};
 
@@ -126,16 +126,8 @@ fn edge_cases_expected() -> Vec<Expected> {
 
 /// Layers that take a while, of files of random bytes.
 fn heavy(node: &Node, layers: u8, megabytes: usize) -> Result<Built> {
-    let mut state = 1u64;
     let layers = (0..layers).map(|number| {
-        let noise: Vec<u8> = (0..megabytes << 20)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                state.to_le_bytes()[0]
-            })
-            .collect();
+        let noise = noise(u64::from(number) + 1, megabytes << 20);
         let path = format!("file{number}");
         let tar = resnap_integration::image::tar_entry::pack(&[Entry::file(path, noise)])?;
         Layer::new(&tar, Compression::Gzip)

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_integration::image::{Built, Entry, ImageBuilder, Layer};
+use resnap_integration::image::{Built, Entry, ImageBuilder, Layer, noise};
 use resnap_integration::registry::{Fault, FaultyHost, Registry};
 
 use crate::missing::{
@@ -213,15 +213,7 @@ fn a_registry_with_tls_and_a_mirror_is_asked_by_hosts_toml(node: &Node) -> Resul
 fn slow_image(node: &Node) -> Result<Built> {
     let name = unique("slow");
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    let mut state = u64::from(now.subsec_nanos()) << 32 | 1;
-    let noise: Vec<u8> = (0..600_000)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()[0]
-        })
-        .collect();
+    let noise = noise(u64::from(now.subsec_nanos()) << 32 | 1, 600_000);
     let layer = Layer::of(&[Entry::dir("./"), Entry::file("noise", noise)])?;
     ImageBuilder::new(&format!("docker.io/library/{name}:1"))
         .layer(layer)

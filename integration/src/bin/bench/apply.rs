@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use flate2::bufread::MultiGzDecoder;
 use resnap_integration::daemon::Options;
-use resnap_integration::image::{Built, large_files, small_files, web};
+use resnap_integration::image::Built;
 use sha2::{Digest as _, Sha256};
 
 use crate::plot;
 use crate::process::cpu;
 use crate::sample::{Sample, median};
-use crate::setup::{Resnap, Setup};
+use crate::setup::{Resnap, Setup, images};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "apply";
@@ -29,11 +29,7 @@ const PLACES: [(&str, Option<&str>, usize); 2] = [("tmpfs", Some("6g"), 3), ("di
 const DIFFERS: [&str; 2] = ["containerd", "resnap"];
 
 pub(crate) fn run(setup: &Setup) -> Result<Table> {
-    let images = [
-        ("small files", small_files()?),
-        ("large files", large_files()?),
-        ("web", web()?),
-    ];
+    let images = images()?;
     let mut rows = Vec::new();
     for (place, tmpfs, rounds) in PLACES {
         let there = setup.another(Options {

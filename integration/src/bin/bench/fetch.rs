@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::daemon::Options;
-use resnap_integration::image::{Built, large_files, small_files, web};
+use resnap_integration::image::Built;
 use resnap_integration::registry::{Link, Registry};
 
 use crate::sample::Sample;
-use crate::setup::Setup;
+use crate::setup::{Setup, images};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "fetch";
@@ -27,11 +27,7 @@ const RATE: f64 = 125e6;
 const CONFIG: &str = "sources.order = [\"registry\"]\n";
 
 pub(crate) fn run(setup: &Setup) -> Result<Table> {
-    let images = [
-        ("small-files", small_files()?),
-        ("large-files", large_files()?),
-        ("web", web()?),
-    ];
+    let images = images()?;
     let there = setup.another(Options {
         tmpfs: Some("8g"),
         ..Options::default()
@@ -41,6 +37,8 @@ pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let link = Link::start(registry.address(), RATE)?;
     let mut rows = Vec::new();
     for (name, image) in &images {
+        // The name of a repository.
+        let name = &*name.replace(' ', "-");
         push(&there, &registry, image, name)?;
         let at_link = Built {
             reference: link.reference(&format!("{name}:1")),

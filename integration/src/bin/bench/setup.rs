@@ -12,12 +12,21 @@ use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::daemon::{Containerd, Options};
 use resnap_integration::debian::{output, provision};
-use resnap_integration::image::Built;
+use resnap_integration::image::{Built, large_files, small_files, web};
 
 use crate::process;
 
 /// Names the program of another build, to be measured in the same run.
 const OTHER: &str = "RESNAP_BENCH_BINARY";
+
+/// Returns the images whose layers are written, with their names in the tables.
+pub(crate) fn images() -> Result<[(&'static str, Built); 3]> {
+    Ok([
+        ("small files", small_files()?),
+        ("large files", large_files()?),
+        ("web", web()?),
+    ])
+}
 
 /// A containerd of its own, and builds of resnap.
 pub(crate) struct Setup {

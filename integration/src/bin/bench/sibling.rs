@@ -8,10 +8,10 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::daemon::Options;
 use resnap_integration::debian::output;
-use resnap_integration::image::{Built, large_files, small_files, web};
+use resnap_integration::image::Built;
 
 use crate::sample::Sample;
-use crate::setup::{Resnap, Setup};
+use crate::setup::{Resnap, Setup, images};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "sibling";
@@ -25,11 +25,7 @@ const WAYS: [(&str, &str); 2] = [("blobs", "never"), ("copies", "always")];
 
 pub(crate) fn run(setup: &Setup) -> Result<Table> {
     ensure!(setup.containerd.has_erofs(), "containerd has no erofs");
-    let images = [
-        ("small files", small_files()?),
-        ("large files", large_files()?),
-        ("web", web()?),
-    ];
+    let images = images()?;
     // A disk would hide the work of this process.
     let there = setup.another(Options {
         tmpfs: Some("7g"),

@@ -65,14 +65,7 @@ pub(super) fn all_within(dir: &str, entries: Vec<Entry>) -> io::Result<Vec<u8>> 
     tar_entry::pack(&all)
 }
 
-/// `length` bytes that do not compress, always the same ones.
+/// Returns `length` bytes that do not compress, always the same ones.
 pub(super) fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..length).map(|_| next()).collect()
+    super::super::noise::noise(0x2545_f491_4f6c_dd1d, length)
 }
