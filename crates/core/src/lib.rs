@@ -58,7 +58,7 @@ pub use resnap_platforms::Platform;
 pub use scope::{LeaseId, Scope};
 pub use service::{
     EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
-    unpacks_without_parents,
+    unpacks_without_parents, version_parts,
 };
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind, Usage};
 pub use source::{BlobSource, MissingBlob};

@@ -33,19 +33,26 @@ impl ManifestPreference {
     }
 }
 
-/// Returns major and minor of a containerd version such as `2.1.9`, `v2.4.0-beta.0` or `1.7.24~ds1`.
-pub fn major_minor(version: &str) -> Option<(u32, u32)> {
+/// Returns major, minor and patch of a containerd version such as `2.1.9`, `v2.4.0-beta.0` or `1.7.24~ds1`;
+/// no patch if that is no number.
+pub fn version_parts(version: &str) -> Option<(u32, u32, Option<u32>)> {
     let mut parts = version.trim_start_matches('v').split('.');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let patch = parts.next().unwrap_or_default();
+    let digits = patch.split(|char: char| !char.is_ascii_digit()).next();
+    Some((major, minor, digits.and_then(|digits| digits.parse().ok())))
+}
+
+/// Returns major and minor of a containerd version.
+pub fn major_minor(version: &str) -> Option<(u32, u32)> {
+    version_parts(version).map(|(major, minor, _)| (major, minor))
 }
 
 /// Returns whether this containerd, from 2.2.2 on, unpacks an image without the parents of its layers
 /// for a container on a snapshotter that does not have it (`internal/cri/opts/container.go`).
 pub fn unpacks_without_parents(version: &str) -> bool {
-    let patch = version.trim_start_matches('v').split('.').nth(2);
-    let digits = patch.and_then(|patch| patch.split(|char: char| !char.is_ascii_digit()).next());
-    let patch: u32 = digits.and_then(|digits| digits.parse().ok()).unwrap_or(0);
-    major_minor(version).is_some_and(|(major, minor)| (major, minor, patch) >= (2, 2, 2))
+    let parts = version_parts(version);
+    parts.is_some_and(|(major, minor, patch)| (major, minor, patch.unwrap_or(0)) >= (2, 2, 2))
 }
 
 /// A request to make an image ready.
@@ -132,6 +139,21 @@ pub trait UnpackService: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_of_containerd_are_read() {
+        for (version, expected) in [
+            ("2.1.9", Some((2, 1, Some(9)))),
+            ("v2.4.0-beta.0", Some((2, 4, Some(0)))),
+            ("1.7.24~ds1", Some((1, 7, Some(24)))),
+            ("2.2", Some((2, 2, None))),
+            ("2.2.x", Some((2, 2, None))),
+            ("2", None),
+            ("", None),
+        ] {
+            assert_eq!(version_parts(version), expected, "{version}");
+        }
+    }
 
     #[test]
     fn containerd_unpacks_without_parents_from_2_2_2_on() {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use resnap_core::{ManifestPreference, major_minor};
+use resnap_core::{ManifestPreference, version_parts};
 use serde_json::Value;
 
 use crate::settings::ProxySettings;
@@ -72,8 +72,8 @@ pub(crate) struct Handlers {
     external_sandboxers: BTreeSet<String>,
     /// The sandbox image, if the settings or containerd (1.x) state it.
     pub(crate) sandbox_image: Option<Sourced<String>>,
-    /// The version of containerd: major, minor and patch.
-    version: Option<(u32, u32, u32)>,
+    /// The version of containerd: major, minor and patch, if that is a number.
+    version: Option<(u32, u32, Option<u32>)>,
     /// The manifest that containerd chooses for containers.
     pub(crate) pick: ManifestPreference,
     /// Facts shown by `config explain` that the proxy itself does not use.
@@ -99,7 +99,7 @@ impl Handlers {
                 .or(default_snapshotter)
                 .map(|name| sourced(&name)),
             sandbox_image: text(&config["sandboxImage"]).map(|image| sourced(&image)),
-            version: version(containerd),
+            version: version_parts(containerd),
             pick: ManifestPreference::by_containerd(containerd),
             unused: vec![("version", containerd.to_owned())],
             ..Self::default()
@@ -181,8 +181,8 @@ impl Handlers {
 
     /// Returns whether containerd has this version or a later one; `false` if it is unknown.
     pub(crate) fn is_at_least(&self, version: (u32, u32)) -> bool {
-        let (major, minor) = version;
-        self.version.is_some_and(|this| this >= (major, minor, 0))
+        self.version
+            .is_some_and(|(major, minor, _)| (major, minor) >= version)
     }
 
     /// Returns the snapshotter to which containerd unpacks what it pulls.
@@ -202,7 +202,8 @@ impl Handlers {
     /// Returns the field by which this containerd is told the handler of a pull; `None` if it pulls for
     /// its default snapshotter only.
     pub(crate) fn handler_field(&self) -> Option<HandlerField> {
-        match self.version? {
+        let (major, minor, patch) = self.version?;
+        match (major, minor, patch?) {
             version if version >= (2, 2, 2) => Some(HandlerField::ImageSpec),
             version if version >= (1, 7, 0) => Some(HandlerField::Annotation),
             _ => None,
@@ -240,14 +241,6 @@ impl Handlers {
             .chain(unused)
             .collect()
     }
-}
-
-/// Parses a version of containerd such as `2.1.9`, `v2.4.0-beta.0` or `1.7.24~ds1`.
-fn version(text: &str) -> Option<(u32, u32, u32)> {
-    let (major, minor) = major_minor(text)?;
-    let patch = text.split('.').nth(2)?;
-    let digits = patch.split(|character: char| !character.is_ascii_digit());
-    Some((major, minor, digits.into_iter().next()?.parse().ok()?))
 }
 
 #[cfg(test)]

@@ -78,12 +78,16 @@ fn sources(config: &Config, credentials: &PullCredentials) -> Vec<Source> {
     sources.collect()
 }
 
-/// Returns the preference by which this containerd chooses manifests for containers.
-pub(crate) async fn manifest_preference(config: &Config) -> Result<ManifestPreference> {
+/// Returns the version of the configured containerd.
+async fn version(config: &Config) -> Result<String> {
     let connected = Client::connect(&config.address.value).await;
     let client = connected.map_err(UnpackError::from)?;
-    let version = client.version().await.map_err(UnpackError::from)?;
-    Ok(ManifestPreference::by_containerd(&version))
+    Ok(client.version().await.map_err(UnpackError::from)?)
+}
+
+/// Returns the preference by which this containerd chooses manifests for containers.
+pub(crate) async fn manifest_preference(config: &Config) -> Result<ManifestPreference> {
+    Ok(ManifestPreference::by_containerd(&version(config).await?))
 }
 
 /// Returns a request to evict images, with what the configuration and containerd say of pods, and a
@@ -94,9 +98,7 @@ pub(crate) async fn evict_request(
     snapshotter: &str,
 ) -> Result<(EvictRequest, Option<String>)> {
     let mut request = EvictRequest::new(images, snapshotter);
-    let client = Client::connect(&config.address.value).await;
-    let version = client.map_err(UnpackError::from)?.version().await;
-    let version = version.map_err(UnpackError::from)?;
+    let version = version(config).await?;
     request.pick = ManifestPreference::by_containerd(&version);
     let proxy = proxy(config, engine(config).await?, None, None);
     let facts = proxy.facts().await.unwrap_or_else(|error| {

@@ -6,13 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use resnap_core::{Digest, Kind, Labels, SnapshotInfo, SnapshotKey, error_chain, labels};
+use resnap_core::{Digest, Labels, SnapshotInfo, SnapshotKey, error_chain, labels};
 
 use crate::evict_sources::first_lacking;
 use crate::eviction::Refusal;
+use crate::image::is_backend_failure;
 use crate::inventory::{Inventory, list_snapshots};
 use crate::lease::LeaseKeeper;
 use crate::planner::Planner;
+use crate::unpack::gc_label;
 use crate::{EvictRequest, Request, UnpackError};
 
 /// The facts by which chains are refused.
@@ -103,9 +105,8 @@ impl<'a> EvictCheck<'a> {
 
     /// Returns whether a config keeps the same chain on the other snapshotter.
     fn is_moved(&self, chain: &SnapshotKey, config: &Digest, to: &str) -> bool {
-        let label = format!("{}{to}", labels::GC_SNAPSHOT_PREFIX);
         let labels = self.inventory.blobs.get(config);
-        let kept = labels.and_then(|labels| labels.get(&label));
+        let kept = labels.and_then(|labels| labels.get(&gc_label(to)));
         kept.is_some_and(|kept| kept == chain.as_str()) && self.moved.contains_key(chain)
     }
 
@@ -143,7 +144,7 @@ impl<'a> EvictCheck<'a> {
             Err(UnpackError::NoManifest { .. } | UnpackError::Unsupported { .. }) => {
                 return Ok(None);
             }
-            Err(error) if is_of_backend(&error) => return Err(error),
+            Err(error) if is_backend_failure(error.kind()) => return Err(error),
             Err(error) => {
                 return Ok(Some(Refusal::Unreadable {
                     image: image.to_owned(),
@@ -175,12 +176,4 @@ impl<'a> EvictCheck<'a> {
             tried,
         }))
     }
-}
-
-/// Returns whether an error says nothing about the image.
-fn is_of_backend(error: &UnpackError) -> bool {
-    matches!(
-        error.kind(),
-        Kind::Cancelled | Kind::DeadlineExceeded | Kind::PermissionDenied | Kind::Unavailable
-    )
 }

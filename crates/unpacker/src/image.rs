@@ -242,7 +242,7 @@ pub(crate) async fn image_id(
 }
 
 /// Returns whether an error concerns the backend rather than the image.
-fn is_backend_failure(kind: Kind) -> bool {
+pub(crate) fn is_backend_failure(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::Cancelled | Kind::DeadlineExceeded | Kind::PermissionDenied | Kind::Unavailable

@@ -129,7 +129,8 @@ async fn keep_present(chain: &Chain) -> Result<usize, UnpackError> {
     Ok(0)
 }
 
-fn gc_label(snapshotter: &str) -> String {
+/// Returns the label of a config blob that keeps the chain on a snapshotter.
+pub(crate) fn gc_label(snapshotter: &str) -> String {
     format!("{}{snapshotter}", labels::GC_SNAPSHOT_PREFIX)
 }
 
