@@ -21,6 +21,7 @@ mod descriptor;
 mod digest;
 pub mod erofs_layer;
 mod error;
+mod integrity;
 pub mod labels;
 pub mod media_type;
 mod mount;
@@ -44,6 +45,7 @@ pub use credential::{Credential, PullCredentials, Secret};
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
 pub use error::{Error, Kind, Result, error_chain};
+pub use integrity::{ErofsMode, Integrity, Proof, ProofOrigin, ProofSignature};
 pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{
