@@ -14,13 +14,14 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::Cri;
-use resnap_integration::image::{Built, HELLO_SAYS, edge_cases, hello, pause, web};
+use resnap_integration::image::{Built, HELLO_SAYS, ROOT_CLOCK, edge_cases, hello, pause, web};
 use resnap_integration::tree::{compare, surprises};
 use resnap_verity::{Sidecar, Work, verify};
 use serde_json::Value;
 
 use crate::command::{CommandOutput, run_to_end};
 use crate::errors::assert_error;
+use crate::migrate::ten_images;
 use crate::missing::assert_outcome;
 use crate::node::{Node, unique};
 use crate::served::Served;
@@ -31,6 +32,7 @@ live_tests! {
     Erofs: integrity_needs_a_kernel_with_dm_verity,
     Containerd: integrity_needs_images,
     Erofs: integrity_of_layers_that_exist_comes_with_a_repair,
+    Erofs: integrity_of_all_images_comes_with_one_repair,
     Erofs: integrity_is_not_proven_by_copies,
     ErofsHandler: integrity_of_pods,
 }
@@ -166,7 +168,7 @@ fn integrity_gives_layers_trees(node: &Node) -> Result<()> {
             &overlayfs.tree("overlayfs", &image.reference)?,
             &node.tree("erofs", &image.reference)?,
         );
-        let surprises = surprises(&differences, &[]);
+        let surprises = surprises(&differences, ROOT_CLOCK);
         let report: Vec<String> = surprises.iter().map(ToString::to_string).collect();
         ensure!(report.is_empty(), "{report:#?}");
         node.assert_nothing_left("erofs")?;
@@ -261,6 +263,49 @@ fn integrity_of_layers_that_exist_comes_with_a_repair(node: &Node) -> Result<()>
     node.assert_nothing_left("erofs")?;
     let report = unpack(node, VERITY, &image, &["--repair"])?;
     assert_outcome(&report, "existed")
+}
+
+/// Three of the images are in use.
+fn integrity_of_all_images_comes_with_one_repair(node: &Node) -> Result<()> {
+    let images = ten_images()?;
+    for (image, _) in &images {
+        node.import(image)?;
+        node.unpack("erofs", &image.reference)?;
+    }
+    let (containerd, namespace) = (&node.containerd, &node.namespace);
+    let use_image = |number: usize, rest: &dyn Fn() -> Result<()>| {
+        let reference = &images[number].0.reference;
+        containerd.look_into(namespace, "erofs", reference, |rootfs| {
+            let before = fs::read(rootfs.join("bin/busybox"))?;
+            rest()?;
+            ensure!(
+                fs::read(rootfs.join("bin/busybox"))? == before,
+                "another file"
+            );
+            Ok(())
+        })
+    };
+    use_image(0, &|| {
+        use_image(6, &|| {
+            use_image(8, &|| {
+                let mut command = resnap(node, VERITY)?;
+                command.args(["unpack", "--json", "--repair", "--all", "-s", "erofs"]);
+                run_to_end(&mut with_dm_verity(&command))?.ok()?;
+                images
+                    .iter()
+                    .try_for_each(|(image, _)| assert_proven(node, image).map(drop))
+            })
+        })
+    })?;
+    for (image, says) in &images {
+        assert_outcome(&unpack(node, VERITY, image, &[])?, "existed")?;
+        let output = node.run("erofs", &image.reference)?;
+        ensure!(
+            output.trim() == says.trim(),
+            "{output:?} instead of {says:?}"
+        );
+    }
+    node.assert_nothing_left("erofs")
 }
 
 fn integrity_is_not_proven_by_copies(node: &Node) -> Result<()> {
