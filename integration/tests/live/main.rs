@@ -40,6 +40,7 @@ mod proxy;
 mod registry;
 mod repair;
 mod served;
+mod signatures;
 mod sockets;
 mod steering;
 mod suite;
@@ -95,6 +96,7 @@ fn tests() -> Vec<Test> {
         missing::TESTS,
         credentials::TESTS,
         registry::TESTS,
+        signatures::TESTS,
         sockets::TESTS,
         steering::TESTS,
         systemd::TESTS,
