@@ -61,6 +61,8 @@ pub(crate) enum LayerForm {
         /// Whether it gets a dm-verity tree.
         has_tree: bool,
     },
+    /// A signed index and the layer's tar.
+    Indexed,
     /// An EROFS image that is copied.
     Blob,
 }
