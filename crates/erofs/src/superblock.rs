@@ -111,7 +111,11 @@ impl Superblock {
         let mut put = Put::new(&mut header, SUPER_OFFSET);
         put.bytes(&MAGIC.to_le_bytes());
         put.bytes(&[0; 4]);
-        put.bytes(&(COMPAT_CHECKSUM | COMPAT_MTIME).to_le_bytes());
+        let compatible = match self.checksum_end() {
+            0 => COMPAT_MTIME,
+            _ => COMPAT_CHECKSUM | COMPAT_MTIME,
+        };
+        put.bytes(&compatible.to_le_bytes());
         put.bytes(&[self.block_bits, 0]);
         put.bytes(&self.root.to_le_bytes());
         put.bytes(&self.inodes.to_le_bytes());
@@ -132,16 +136,21 @@ impl Superblock {
             put.bytes(&device.blocks.to_le_bytes());
             put.bytes(&device.start.to_le_bytes());
         }
-        // The rest of the superblock's block, or a whole block if that is smaller.
-        let block = 1 << self.block_bits;
-        let end = if block > SUPER_OFFSET {
-            block
-        } else {
-            SUPER_OFFSET + block
-        };
-        let checksum = crc32c(header.get(SUPER_OFFSET..end).unwrap_or_default());
-        Put::new(&mut header, SUPER_OFFSET + 4).bytes(&checksum.to_le_bytes());
+        if let Some(covered) = header.get(SUPER_OFFSET..self.checksum_end()) {
+            let checksum = crc32c(covered);
+            let mut put = Put::new(&mut header, SUPER_OFFSET + 4);
+            put.bytes(&checksum.to_le_bytes());
+        }
         header
+    }
+
+    /// Returns where the bytes end that the checksum covers: with the superblock's block. If that is not the
+    /// first block, there is no checksum (0): fsck.erofs 1.8 crashes on one.
+    fn checksum_end(&self) -> usize {
+        match 1 << self.block_bits {
+            block if block > SUPER_OFFSET => block,
+            _ => 0,
+        }
     }
 
     /// Returns the superblock in these bytes, or `None` if it is none.
