@@ -186,7 +186,7 @@ pub(crate) fn tools() -> Result<&'static Path> {
 }
 
 /// Unpacks the packages to `prefix`, once for every set of their versions.
-fn lay_out(prefix: &Path, debs: &[PathBuf]) -> Result<()> {
+pub(crate) fn lay_out(prefix: &Path, debs: &[PathBuf]) -> Result<()> {
     let stamp = prefix.join(".packages");
     let want: String = debs
         .iter()
@@ -229,7 +229,7 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
         }
     }
     let erofs = root.join("erofs");
-    let lib = erofs.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+    let lib = libraries(&erofs);
     let loader = loader(&lib)?;
     let (loader, lib, erofs) = (loader.display(), lib.display(), erofs.display());
     for program in ["mkfs.erofs", "fsck.erofs", "dump.erofs"] {
@@ -241,8 +241,13 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Returns the folder of libraries of packages that are unpacked to `prefix`.
+pub(crate) fn libraries(prefix: &Path) -> PathBuf {
+    prefix.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH))
+}
+
 /// Returns the libc's program loader, whose name differs by architecture.
-fn loader(lib: &Path) -> Result<PathBuf> {
+pub(crate) fn loader(lib: &Path) -> Result<PathBuf> {
     fs::read_dir(lib)
         .with_context(|| format!("list {lib:?}"))?
         .flatten()
