@@ -27,16 +27,26 @@ const BOOKWORM: [&str; 4] = ["containerd", "runc", "busybox-static", "docker-reg
 
 const TRIXIE: [&str; 2] = ["containerd", "nydus-snapshotter"];
 
-/// mkfs.erofs with every library that it loads, so that neither the age of
-/// the system's libraries nor a missing one matters.
-const EROFS: [&str; 11] = [
+/// Programs with every library that they load, so that neither the age of the system's libraries nor a
+/// missing one matters.
+const WITH_LIBRARIES: [&str; 21] = [
     "erofs-utils",
+    "cryptsetup-bin",
+    "openssl",
+    "libblkid1",
     "libc6",
+    "libcap2",
+    "libcryptsetup12",
     "libdeflate0",
+    "libdevmapper1.02.1",
+    "libjson-c5",
     "liblz4-1",
     "liblzma5",
     "libpcre2-8-0",
+    "libpopt0",
     "libselinux1",
+    "libssl3t64",
+    "libudev1",
     "libuuid1",
     "libxxhash0",
     "libzstd1",
@@ -61,7 +71,8 @@ impl Dist {
 
     /// Returns the folder with the programs that all containerds share: `runc`,
     /// `containerd-nydus-grpc`, `nydus-overlayfs`, `mkfs.erofs`, `fsck.erofs`,
-    /// `dump.erofs`, a static `busybox`, `docker-registry` and the shim of containerd 1.7.
+    /// `dump.erofs`, `veritysetup`, `openssl`, a static `busybox`, `docker-registry` and the shim of
+    /// containerd 1.7.
     pub fn tools(&self) -> &Path {
         &self.tools
     }
@@ -148,7 +159,7 @@ pub fn provision() -> Result<Provisioned> {
     let _lock = lock(&root)?;
     let bookworm = debs(&BOOKWORM, Suite::Bookworm)?;
     let trixie = debs(&TRIXIE, Suite::Trixie)?;
-    let erofs = debs(&EROFS, Suite::Trixie)?;
+    let with_libraries = debs(&WITH_LIBRARIES, Suite::Trixie)?;
     let forky = debs(&FORKY, Suite::Forky)?;
 
     lay_out(&root.join("containerd-bookworm"), &bookworm[..1])?;
@@ -158,7 +169,7 @@ pub fn provision() -> Result<Provisioned> {
         &root.join("common"),
         &[&bookworm[1..], &trixie[1..]].concat(),
     )?;
-    lay_out(&root.join("erofs"), &erofs)?;
+    lay_out(&root.join("with-libraries"), &with_libraries)?;
     let tools = root.join("bin");
     link_tools(&root, &tools)?;
 
@@ -228,15 +239,23 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
             symlink(&from, &to).with_context(|| format!("link {to:?} to {from:?}"))?;
         }
     }
-    let erofs = root.join("erofs");
-    let lib = libraries(&erofs);
+    let prefix = root.join("with-libraries");
+    let lib = libraries(&prefix);
     let loader = loader(&lib)?;
-    let (loader, lib, erofs) = (loader.display(), lib.display(), erofs.display());
-    for program in ["mkfs.erofs", "fsck.erofs", "dump.erofs"] {
-        let script = format!(
-            "#!/bin/sh\nexec '{loader}' --library-path '{lib}' '{erofs}/usr/bin/{program}' \"$@\"\n"
-        );
-        write_program(&bin.join(program), &script)?;
+    let (loader, lib) = (loader.display(), lib.display());
+    for program in [
+        "usr/bin/mkfs.erofs",
+        "usr/bin/fsck.erofs",
+        "usr/bin/dump.erofs",
+        "usr/sbin/veritysetup",
+        "usr/bin/openssl",
+    ] {
+        let program = prefix.join(program);
+        let name = program.file_name().context("a program has no name")?;
+        let program = program.display();
+        let script =
+            format!("#!/bin/sh\nexec '{loader}' --library-path '{lib}' '{program}' \"$@\"\n");
+        write_program(&bin.join(name), &script)?;
     }
     Ok(())
 }

@@ -48,6 +48,7 @@ mod tap;
 mod together;
 mod transparent;
 mod unpack;
+mod verity;
 mod volumes;
 
 use std::process::ExitCode;
@@ -103,6 +104,7 @@ fn tests() -> Vec<Test> {
         transparent::TESTS,
         unpack::TESTS,
         unpack::unusual::TESTS,
+        verity::TESTS,
         volumes::TESTS,
     ]
     .concat()
