@@ -40,7 +40,7 @@ const GUEST: [&str; 9] = [
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mkdir /dev/bin
 /bin/busybox --install -s /dev/bin
-export PATH=/dev/bin:/usr/sbin:/usr/bin
+export PATH=/dev/bin:/usr/sbin:/usr/bin DM_DISABLE_UDEV=1
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /tmp
@@ -178,6 +178,7 @@ fn root() -> Result<&'static Path> {
 fn lay_out(root: &Path) -> Result<()> {
     let _lock = debian::lock(&root.with_extension("lock"))?;
     debian::lay_out(root, &debs(&GUEST, Suite::Trixie)?)?;
+    write_program(&root.join("init"), INIT)?;
     // The program is not for the machine's libc, and a root that was copied names the one it was copied from.
     let stamp = root.join(".kernel");
     if fs::read_to_string(&stamp).is_ok_and(|path| Path::new(&path) == root) {
@@ -198,7 +199,6 @@ fn lay_out(root: &Path) -> Result<()> {
             symlink(target, root.join(link)).with_context(|| format!("link {link}"))?;
         }
     }
-    write_program(&root.join("init"), INIT)?;
     let kernel = root.join("kernel");
     fs::copy(root.join("usr/bin/linux.uml"), &kernel).context("copy the kernel")?;
     let tool = root.with_extension("patchelf");
