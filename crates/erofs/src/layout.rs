@@ -13,11 +13,11 @@ use crate::dirent;
 use crate::error::{Error, Fault};
 use crate::format::{self, INODE, Layout, NO_BLOCK, SLOT, entry_type, mode};
 use crate::output::Output;
-use crate::plan::{InodeLayout, ROOT_NODE, directory_blocks, group_at, plan, visited};
+use crate::plan::{InodeLayout, directory_blocks, group_at, plan, visited};
 use crate::superblock::{
     DeviceSlot, Devices, INCOMPAT_CHUNKS, INCOMPAT_DEVICES, Prefixes, Superblock,
 };
-use crate::tree::{Inode, Name, Tree};
+use crate::tree::{Inode, Name, ROOT, Tree};
 
 /// The device of the tar of an index.
 const TAR: u16 = 1;
@@ -69,7 +69,7 @@ pub(crate) fn write<W: Write + Seek>(
 
     let superblock = Superblock {
         block_bits: block.bits,
-        root: u16::try_from(ROOT_NODE).unwrap_or_default(),
+        root: root_node(&tree),
         inodes,
         epoch: resnap_layer::Time::default(),
         blocks,
@@ -90,6 +90,12 @@ pub(crate) fn write<W: Write + Seek>(
     let header = superblock.encode(device);
     let target = output.finish(&header).map_err(Error::Write)?;
     Ok((target, Summary { size, inodes }))
+}
+
+/// Returns the node ID of the root, which is in one of the first blocks.
+fn root_node(tree: &Tree) -> u16 {
+    let root = tree.inode(ROOT).map_or(0, |root| root.node);
+    u16::try_from(root).unwrap_or_default()
 }
 
 /// Returns the slot of a tar with this many blocks of data, behind an index of `size` bytes.

@@ -13,8 +13,8 @@ use crate::format::{INODE, Layout, NO_BLOCK, SLOT, mode};
 use crate::tree::{IN_TAR, Inode, OPAQUE, ROOT, Tree};
 use crate::xattr;
 
-/// The node ID of the root. It is not 0, which some programs treat as that of a deleted file.
-pub(crate) const ROOT_NODE: u32 = 2;
+/// The first node ID. It is not 0, which some programs treat as that of a deleted file.
+const FIRST_NODE: u32 = 2;
 
 /// Assigns a node ID to every inode that has a name, and blocks to every directory. Returns the number
 /// of inodes, and the bytes of all metadata.
@@ -22,7 +22,7 @@ pub(crate) fn plan(tree: &mut Tree, start: u64, block: BlockSize) -> Result<(u64
     tree.seal()?;
     measure(tree, block)?;
 
-    let mut cursor = u64::from(ROOT_NODE) * SLOT as u64;
+    let mut cursor = u64::from(FIRST_NODE) * SLOT as u64;
     let mut inodes = 0;
     for index in 0..=tree.names.len() {
         let number = visited(tree, index);
