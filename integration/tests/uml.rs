@@ -87,30 +87,34 @@ const SHOW: &str = r#"cd /tmp/mnt && find . | sort | while read -r path; do
     fi
 done"#;
 
-/// Writes a layer as an image, or as an index before its tar, with a tree, to `path`.
-fn write(tar: &[u8], is_index: bool, path: &Path) -> (BlockSize, u64, Appended) {
-    let open = File::options()
+/// Writes a layer as an image, or as an index of its tar, to `path`.
+fn write(tar: &[u8], is_index: bool, path: &Path) -> (File, u64) {
+    let file = File::options();
+    let file = file
+        .clone()
         .read(true)
         .write(true)
         .create_new(true)
         .open(path);
-    let mut writer = Writer::new(open.unwrap(), Box::new(Memory::new(1 << 20))).unwrap();
+    let mut writer = Writer::new(file.unwrap(), Box::new(Memory::new(1 << 20))).unwrap();
     if is_index {
         writer = writer.index();
     }
-    writer
-        .add(&mut Layer::new(tar, Default::default()))
-        .unwrap();
+    let mut layer = Layer::new(tar, Default::default());
+    writer.add(&mut layer).unwrap();
     let (file, summary) = writer.finish(&mut NoLower, [7; 16]).unwrap();
-    let (block, size) = match is_index {
-        false => (BlockSize::B4096, summary.size),
-        true => {
-            file.write_all_at(tar, summary.size).unwrap();
-            let size = joined_size(summary.size, tar.len() as u64);
-            file.set_len(size).unwrap();
-            (BlockSize::B512, size)
-        }
-    };
+    (file, summary.size)
+}
+
+/// Writes a layer as an image, or as an index before its tar, with a tree, to `path`.
+fn write_with_tree(tar: &[u8], is_index: bool, path: &Path) -> (BlockSize, u64, Appended) {
+    let (file, mut size) = write(tar, is_index, path);
+    let mut block = BlockSize::B4096;
+    if is_index {
+        file.write_all_at(tar, size).unwrap();
+        (block, size) = (BlockSize::B512, joined_size(size, tar.len() as u64));
+        file.set_len(size).unwrap();
+    }
     let appended = append(&file, size, block, [8; 16], None, Work::new(&|| Ok(()))).unwrap();
     (block, size, appended)
 }
@@ -174,7 +178,7 @@ fn layers_behind_verity_are_read_and_a_flipped_bit_is_found() {
     let mut script = String::new();
     let mut expected = String::new();
     for (name, is_index) in [("full", false), ("index", true)] {
-        let (block, size, appended) = write(&tar, is_index, &at(name));
+        let (block, size, appended) = write_with_tree(&tar, is_index, &at(name));
         let (flipped, other) = (format!("{name}-flipped"), format!("{name}-other"));
         for copy in [&flipped, &other] {
             fs::copy(at(name), at(copy)).unwrap();
@@ -202,4 +206,20 @@ dmsetup remove {name}\n"
     // The reasons are in other words on other kernels.
     let finished = run_script(work.path(), &format!("exec 2>/dev/null\n{script}"), LIMIT).unwrap();
     assert_eq!(finished.output, expected);
+}
+
+#[test]
+fn an_index_is_read_with_its_tar_as_a_device() {
+    let work = tempfile::tempdir().unwrap();
+    let tar = layer();
+    write(&tar, true, &work.path().join("index"));
+    fs::write(work.path().join("tar"), &tar).unwrap();
+    let script = format!(
+        "exec 2>/dev/null
+mkdir /tmp/mnt
+losetup -r /dev/loop0 index && losetup -r /dev/loop1 tar
+mount -t erofs -o ro,device=/dev/loop1 /dev/loop0 /tmp/mnt && {SHOW}"
+    );
+    let finished = run_script(work.path(), &script, LIMIT).unwrap();
+    assert_eq!(finished.output.trim_end(), shown(None));
 }

@@ -60,6 +60,7 @@ fn tests() -> Vec<Test> {
         api::TESTS,
         applier::TESTS,
         applier::choice::TESTS,
+        applier::tar_index::TESTS,
         authority::TESTS,
         cli::TESTS,
         conformance::TESTS,

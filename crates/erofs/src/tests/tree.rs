@@ -687,8 +687,8 @@ fn nothing_is_made_that_would_inherit() {
 #[test]
 fn roots_of_any_size_are_found() {
     // A root that just fits in a block needs one of its own.
-    for others in [1, 14] {
-        for length in 1..=255 {
+    for (others, lengths) in [(1, 60..100), (14, 180..200)] {
+        for length in lengths {
             let mut items: Vec<_> = (0..others)
                 .map(|number| link(typeflag::SYMLINK, &format!("{number:0255}"), "x"))
                 .collect();
