@@ -3,7 +3,7 @@
 
 //! Conversion of checks to and from messages.
 
-use resnap_core::{ChainId, DiffId};
+use resnap_core::{ChainId, DiffId, Proof, ProofSignature};
 use resnap_unpacker::{Check, LabelState, LayerCheck, LayerState, Readiness};
 
 use crate::v1::layer_state::State;
@@ -15,6 +15,8 @@ impl From<LayerState> for v1::LayerState {
             LayerState::Committed {
                 labels,
                 copied_from,
+                proof,
+                unproven,
             } => {
                 let (reference, missing_labels) = match labels {
                     LabelState::Complete(reference) => (Some(reference), Vec::new()),
@@ -24,6 +26,8 @@ impl From<LayerState> for v1::LayerState {
                     reference,
                     missing_labels,
                     copied_from,
+                    proof: proof.map(Into::into),
+                    unproven,
                 })
             }
             LayerState::Missing => State::Missing(v1::Missing {}),
@@ -44,10 +48,40 @@ impl TryFrom<v1::LayerState> for LayerState {
                     None => LabelState::Missing(committed.missing_labels),
                 },
                 copied_from: committed.copied_from,
+                proof: committed.proof.map(TryInto::try_into).transpose()?,
+                unproven: committed.unproven,
             },
             State::Missing(v1::Missing {}) => Self::Missing,
             State::Unknown(reason) => Self::Unknown { reason },
         })
+    }
+}
+
+impl From<Proof> for v1::Proof {
+    fn from(proof: Proof) -> Self {
+        Self {
+            root_hash: proof.root_hash,
+            origin: proof.origin.to_string(),
+            signature: proof.signature.map(|signature| v1::Signature {
+                digest: signature.digest,
+                signer: signature.signer,
+            }),
+        }
+    }
+}
+
+impl TryFrom<v1::Proof> for Proof {
+    type Error = Malformed;
+
+    fn try_from(proof: v1::Proof) -> Result<Self, Malformed> {
+        let origin = proof.origin.parse();
+        let origin = origin.map_err(|()| Malformed("origin of a proof"))?;
+        let mut converted = Self::new(proof.root_hash, origin);
+        converted.signature = proof.signature.map(|signature| ProofSignature {
+            digest: signature.digest,
+            signer: signature.signer,
+        });
+        Ok(converted)
     }
 }
 
@@ -126,16 +160,23 @@ impl TryFrom<v1::CheckResponse> for Check {
 
 #[cfg(test)]
 mod tests {
-    use resnap_core::Digest;
+    use resnap_core::{Digest, ProofOrigin};
 
     use super::*;
 
     #[test]
     fn a_check_survives_its_message() {
         let digest = Digest::sha256(b"layer");
+        let mut proof = Proof::new("00".to_owned(), ProofOrigin::Layer);
+        proof.signature = Some(ProofSignature {
+            digest: "sha256:11".to_owned(),
+            signer: "CN=build".to_owned(),
+        });
         let committed = |labels| LayerState::Committed {
             labels,
             copied_from: Some("overlayfs".to_owned()),
+            proof: Some(proof.clone()),
+            unproven: Some("it has none".to_owned()),
         };
         let states = [
             committed(LabelState::Complete("docker.io/library/web:1".to_owned())),

@@ -58,6 +58,9 @@ fn request_step(error: &UnpackError, namespace: &str) -> Option<String> {
         UnpackError::RuntimeDir { .. } => {
             "choose another one with --runtime-dir or RESNAP_RUNTIME_DIR".to_owned()
         }
+        UnpackError::NoProof { snapshotter, .. } => {
+            format!("mend that, or do without: [snapshotters.{snapshotter}] integrity = \"off\"")
+        }
         UnpackError::NoSuchJob { .. } => {
             "it may have ended; `resnap jobs` lists the running ones".to_owned()
         }
@@ -124,6 +127,12 @@ fn snapshot_step(error: &UnpackError, namespace: &str) -> Option<String> {
             image, snapshotter, ..
         } => format!(
             "it was unpacked without labels; `resnap --namespace {namespace} unpack {} --snapshotter {snapshotter} --repair` repairs it",
+            name_in_title(image)
+        ),
+        UnpackError::Unproven {
+            image, snapshotter, ..
+        } => format!(
+            "`resnap --namespace {namespace} unpack {} --snapshotter {snapshotter} --repair` gives it one, also while it is in use",
             name_in_title(image)
         ),
         UnpackError::InUse { by, .. } => format!("nothing was changed; remove {by} and try again"),

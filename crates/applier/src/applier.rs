@@ -8,17 +8,23 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resnap_core::{
-    Applied, Batch, BatchApplier, ChainView, Descriptor, Mount, Ports, Result, Scope,
+    Applied, Batch, BatchApplier, ChainView, Descriptor, Integrity, Mount, Ports, Proof, Result,
+    Scope,
 };
 
 use crate::batch::StagedBatch;
+use crate::error::Error;
 use crate::memory::MemoryBudget;
+use crate::proof;
 use crate::settings::{ApplierSettings, Differ};
 use crate::shared::Shared;
-use crate::sibling;
+use crate::sibling::{self, snapshots_of_images};
 
 /// The snapshotters whose layers are written in this process by default.
-const KNOWN: [&str; 3] = ["erofs", "native", "overlayfs"];
+const KNOWN: [&str; 3] = [EROFS, "native", "overlayfs"];
+
+/// The snapshotter whose layers are images.
+const EROFS: &str = "erofs";
 
 /// An applier that writes layers in this process, and leaves to a fallback what it cannot write. It asks
 /// containerd for the roots of snapshotters and of the content store, and accesses their files directly.
@@ -46,6 +52,10 @@ impl InProcessApplier {
     }
 }
 
+fn failed(operation: &'static str, subject: &str, error: Error) -> resnap_core::Error {
+    resnap_core::Error::new(error.kind(), operation, subject).with_source(error)
+}
+
 #[async_trait]
 impl resnap_core::Applier for InProcessApplier {
     /// Uses the fallback: without a batch the snapshotter of the layer is not known.
@@ -68,10 +78,41 @@ impl resnap_core::Applier for InProcessApplier {
 
     async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
         let inspected = sibling::inspect(&self.0, chain, layers).await;
-        inspected.map_err(|error| {
-            resnap_core::Error::new(error.kind(), "copy layers of", &*chain.snapshotter)
-                .with_source(error)
-        })
+        inspected.map_err(|error| failed("copy layers of", &chain.snapshotter, error))
+    }
+
+    async fn require_integrity(&self, snapshotter: &str, integrity: Integrity) -> Result<()> {
+        let required = match (integrity, self.0.settings.differ(snapshotter)) {
+            (Integrity::Off, _) => Ok(()),
+            (_, Differ::Containerd) => Err(Error::Unproven(
+                "containerd writes its layers (differ = \"containerd\")".to_owned(),
+            )),
+            (_, Differ::Auto) if !KNOWN.contains(&snapshotter) => Err(Error::Unproven(
+                "containerd writes its layers, unless differ = \"resnap\"".to_owned(),
+            )),
+            _ if KNOWN.contains(&snapshotter) && snapshotter != EROFS => {
+                Err(Error::Unproven(format!(
+                    "its layers are directories; those on {EROFS} are images, which can have a dm-verity tree"
+                )))
+            }
+            (_, Differ::Auto | Differ::Resnap) => proof::require_kernel(integrity),
+        };
+        required.map_err(|error| failed("prove layers of", snapshotter, error))
+    }
+
+    async fn seal(&self, chain: &ChainView, index: usize, layer: &Descriptor) -> Result<Proof> {
+        let failed = |error| failed("prove layer", layer.digest.as_str(), error);
+        let root = self.0.root(&chain.snapshotter).await.map_err(failed)?;
+        let (chain, layer) = (chain.clone(), layer.clone());
+        let sealed = self.0.guarded(move |guard| {
+            let snapshots = snapshots_of_images(&chain, &root);
+            let snapshots = snapshots.map_err(|fault| Error::Unproven(fault.to_string()))?;
+            let snapshot = snapshots.get(index);
+            let snapshot = snapshot
+                .ok_or_else(|| Error::Unproven(format!("the chain has no layer {index}")))?;
+            proof::seal(snapshot, &layer, guard)
+        });
+        sealed.await.map_err(failed)
     }
 
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {

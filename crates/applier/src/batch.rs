@@ -27,6 +27,7 @@ use crate::copy_fault::CopyFault;
 use crate::erofs;
 use crate::error::Error;
 use crate::memory::StopReason;
+use crate::proof;
 use crate::settings::Differ;
 use crate::shared::Shared;
 use crate::source::mismatched_digest;
@@ -83,6 +84,8 @@ pub(crate) struct StagedBatch {
     builds: OnceCell<Mutex<HashMap<usize, PendingBuild>>>,
     /// The root of the snapshotter.
     root: OnceCell<PathBuf>,
+    /// Whether images get dm-verity trees.
+    has_tree: OnceCell<bool>,
     /// The time when the batch started; its snapshots are newer.
     since: SystemTime,
 }
@@ -97,6 +100,7 @@ impl StagedBatch {
             tasks: TaskTracker::new(),
             builds: OnceCell::new(),
             root: OnceCell::new(),
+            has_tree: OnceCell::new(),
             since: SystemTime::now(),
         }
     }
@@ -123,7 +127,8 @@ impl StagedBatch {
             since: self.since,
         };
         let target = find(mounts, facts)?;
-        let form = target.form(format)?;
+        let has_tree = self.has_tree(root, &target).await?;
+        let form = target.form(format, has_tree)?;
         let (built, admission) = match self.staged_layer(index, &target).await? {
             Some(staged) => (Some(staged.built), staged.admission),
             None => (None, None),
@@ -146,7 +151,36 @@ impl StagedBatch {
                 context.build(request, self.track()?).await?
             }
         };
-        self.place(index, layer, built, target).await
+        self.place(index, layer, built, (target, has_tree)).await
+    }
+
+    /// Returns whether images get dm-verity trees: if the layers need a proof, or if others on the
+    /// snapshotter have trees. In the latter case containerd's differ is configured to add them (containerd
+    /// 2.3 `plugins/diff/erofs`, `enable_dmverity`), and may be to refuse layers without (`dmverity_mode`).
+    async fn has_tree(&self, root: &Path, target: &Target) -> Result<bool, Error> {
+        let integrity = self.context.batch.integrity;
+        let Target::Image { .. } = target else {
+            return match integrity.is_on() {
+                true => Err(Error::Unproven(
+                    "it is written as files, not as an image".to_owned(),
+                )),
+                false => Ok(false),
+            };
+        };
+        let look = || async {
+            if integrity.is_on() {
+                return proof::require_kernel(integrity).map(|()| true);
+            }
+            let (token, looked_at) = (self.track()?, root.to_owned());
+            let looked = spawn_blocking(move || {
+                let _token = token;
+                erofs::has_verity(&looked_at)
+            });
+            let has_verity = looked.await.map_err(|_| Error::Panicked("reads"))?;
+            let unsupported = |error| Error::Unsupported(format!("{root:?}: {error}"));
+            Ok(has_verity.map_err(unsupported)? && proof::has_kernel_support())
+        };
+        self.has_tree.get_or_try_init(look).await.copied()
     }
 
     /// Returns a layer that was built ahead, or `None` if it has to be built in its turn.
@@ -180,7 +214,7 @@ impl StagedBatch {
         index: usize,
         layer: &Descriptor,
         built: Built,
-        target: Target,
+        (target, has_tree): (Target, bool),
     ) -> Result<Applied, Error> {
         let start = Instant::now();
         let batch = &self.context.batch;
@@ -188,7 +222,7 @@ impl StagedBatch {
         let parents = Arc::clone(&self.context.parents);
         let placed = spawn_blocking(move || {
             let _token = token;
-            built.place(&target, &blob, sync, &parents)
+            built.place(&target, &blob, sync, has_tree, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let timing = StageTiming::since(start);
@@ -242,14 +276,18 @@ impl StagedBatch {
             let Ok((format, compression)) = self.context.format(index) else {
                 continue;
             };
-            let Ok(form) = target.form(format) else {
+            let has_tree = self.has_tree.get().copied().unwrap_or_default();
+            let Ok(form) = target.form(format, has_tree) else {
                 continue;
             };
             let form = match form {
                 LayerForm::Tree(WhiteoutMode::Base) if index > first => {
                     LayerForm::Tree(WhiteoutMode::Upper)
                 }
-                LayerForm::Image { .. } if index > first => LayerForm::Image { is_lowest: false },
+                LayerForm::Image { has_tree, .. } if index > first => LayerForm::Image {
+                    is_lowest: false,
+                    has_tree,
+                },
                 form => form,
             };
             let (sender, receiver) = oneshot::channel();
@@ -313,6 +351,10 @@ impl BatchApplier for StagedBatch {
             return Err(error.into_core(layer));
         }
         match error {
+            // containerd's differ gives no proof that is known here.
+            Error::Unsupported(reason) if self.context.batch.integrity.is_on() => {
+                Err(Error::Unproven(reason).into_core(layer))
+            }
             Error::Unsupported(reason) if self.differ == Differ::Auto => {
                 tracing::debug!(reason, digest = %layer.digest, "the layer is left to containerd");
                 self.apply_with_fallback(scope, index, layer, mounts).await
@@ -391,9 +433,6 @@ fn prepare_staging(
     target.probe(namespace).map_err(unsupported)?;
     match target {
         Target::Copy { .. } => return Ok(None),
-        Target::Image { .. } if erofs::has_verity(root).map_err(unsupported)? => {
-            return Err(Error::Unsupported("layers have dm-verity".to_owned()));
-        }
         Target::Image { .. } | Target::Upper { .. } => {}
     }
     let (staging, orphans) = match Staging::create(root) {

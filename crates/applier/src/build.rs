@@ -8,11 +8,13 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use resnap_core::{Applied, Digest};
+use resnap_core::{Applied, Digest, ProofOrigin};
 use resnap_erofs::Writer;
 use resnap_layer::{Layer, Limits};
-use rustix::fs::{CWD, renameat, syncfs};
+use resnap_verity::Sidecar;
+use rustix::fs::{CWD, Mode, open, renameat, syncfs};
 
+use crate::beneath::DIRECTORY;
 use crate::erofs::{self, Parents};
 use crate::error::{Error, IoContext as _};
 use crate::extract::Extraction;
@@ -20,6 +22,7 @@ use crate::guard::Guard;
 use crate::layer_source::LayerSource;
 use crate::lower::LowerDirs;
 use crate::pipeline::{Work, run};
+use crate::proof::{self, HashedFile};
 use crate::remove::remove;
 use crate::sibling::CopiedLayer;
 use crate::source::Source;
@@ -43,8 +46,16 @@ pub(crate) enum LayerContent {
 /// The part of the work that needs the layers below.
 enum Rest {
     Tree(Box<Extraction>),
-    Image(Box<Writer<File>>, Guard),
-    Nothing,
+    Image(Box<Writer<HashedFile>>, Guard),
+    /// An image that was copied, and its size.
+    Blob(u64, Guard),
+}
+
+/// An image that is complete.
+struct Image {
+    file: HashedFile,
+    size: u64,
+    guard: Guard,
 }
 
 /// The place where a layer is written.
@@ -80,8 +91,11 @@ fn write(
         LayerForm::Blob => Err(Error::Unsupported(
             "the entries of an EROFS image are not copied".to_owned(),
         )),
-        LayerForm::Image { is_lowest } => {
-            let writer = erofs::write(path, layer, is_lowest, guard)?;
+        LayerForm::Image {
+            is_lowest,
+            has_tree,
+        } => {
+            let writer = erofs::write(path, layer, is_lowest, has_tree, guard)?;
             Ok(Rest::Image(Box::new(writer), guard.clone()))
         }
         LayerForm::Tree(mode) => {
@@ -109,8 +123,8 @@ pub(crate) fn build(
     let result = match content {
         LayerContent::Blob(source) => run(source, work, |stream| {
             if form == LayerForm::Blob {
-                erofs::copy(&path, stream)?;
-                return Ok(Rest::Nothing);
+                let size = erofs::copy(&path, stream)?;
+                return Ok(Rest::Blob(size, work.guard.clone()));
             }
             let mut layer = Layer::new(stream, Limits::default());
             let rest = write(&mut layer, form, &path, namespace, &work.guard)?;
@@ -136,23 +150,39 @@ pub(crate) fn build(
 }
 
 impl Built {
-    /// Completes the layer, and moves it to its snapshot if it is in staging.
+    /// Completes the layer, and moves it to its snapshot if it is in staging. `has_tree` is whether it gets a
+    /// dm-verity tree.
     pub(crate) fn place(
         self,
         target: &Target,
         blob: &Digest,
         sync: bool,
+        has_tree: bool,
         known: &Parents,
     ) -> Result<Applied, Error> {
         let Self {
-            applied,
+            mut applied,
             path,
             rest,
         } = self;
-        complete(rest, &path, target, blob, known).map_err(Error::unwrap_stop_reason)?;
+        let completed = complete(rest, &path, target, blob, known);
+        let image = completed.map_err(Error::unwrap_stop_reason)?;
+        let sidecar = match image.filter(|_| has_tree) {
+            Some(image) => {
+                let appended = append(image, blob).inspect_err(|_| discard(&path));
+                Some(appended.map_err(Error::unwrap_stop_reason)?)
+            }
+            None => None,
+        };
         let to = target.path();
         if path != to {
             renameat(CWD, &path, CWD, &to).context("move the layer to its snapshot")?;
+        }
+        if let Some(sidecar) = sidecar {
+            let snapshot = open(target.snapshot(), DIRECTORY, Mode::empty());
+            let snapshot = snapshot.context("open the snapshot")?;
+            proof::write_sidecar(&snapshot, &sidecar)?;
+            applied.proof = Some(proof::proof(&sidecar, ProofOrigin::Generated));
         }
         if sync {
             let snapshot = File::open(target.snapshot()).context("open the snapshot")?;
@@ -162,20 +192,31 @@ impl Built {
     }
 }
 
-/// Does the part of the work that needs the layers below.
+/// Writes the dm-verity tree of an image.
+fn append(image: Image, blob: &Digest) -> Result<Sidecar, Error> {
+    let Image { file, size, guard } = image;
+    let (file, leaves) = file.into_parts();
+    proof::append(&file, size, leaves.as_ref(), blob, &guard)
+}
+
+/// Does the part of the work that needs the layers below. Returns the image, if the layer is one.
 fn complete(
     rest: Rest,
     path: &Path,
     target: &Target,
     blob: &Digest,
     known: &Parents,
-) -> Result<(), Error> {
+) -> Result<Option<Image>, Error> {
     match (rest, target) {
         (Rest::Tree(extraction), Target::Upper { lower, .. }) => {
             let lower = LowerDirs::open(lower).context("open the layers below")?;
-            extraction.finish(&lower)
+            extraction.finish(&lower)?;
+            Ok(None)
         }
-        (Rest::Tree(extraction), _) => extraction.finish(&LowerDirs::default()),
+        (Rest::Tree(extraction), _) => {
+            extraction.finish(&LowerDirs::default())?;
+            Ok(None)
+        }
         (Rest::Image(writer, guard), target) => {
             let parents = match target {
                 Target::Image { parents, .. } => known.open(parents),
@@ -183,8 +224,13 @@ fn complete(
             };
             let finished =
                 parents.and_then(|parents| erofs::finish(*writer, parents, blob, &guard));
-            finished.inspect_err(|_| discard(path))
+            let (file, size) = finished.inspect_err(|_| discard(path))?;
+            Ok(Some(Image { file, size, guard }))
         }
-        (Rest::Nothing, _) => Ok(()),
+        (Rest::Blob(size, guard), _) => {
+            let file = File::options().read(true).write(true).open(path);
+            let file = HashedFile::new(file.context("open the EROFS image")?, false);
+            Ok(Some(Image { file, size, guard }))
+        }
     }
 }

@@ -17,6 +17,7 @@ use resnap_layer::{EntrySource, Metadata};
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
 use crate::memory::StopReason;
+use crate::proof::HashedFile;
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -44,15 +45,17 @@ fn create(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Writes a layer, except for what depends on the layers below.
+/// Writes a layer, except for what depends on the layers below. `has_tree` is whether the image is to get a
+/// dm-verity tree.
 pub(crate) fn write(
     path: &Path,
     layer: &mut impl EntrySource,
     is_lowest: bool,
+    has_tree: bool,
     guard: &Guard,
-) -> Result<Writer<File>, Error> {
+) -> Result<Writer<HashedFile>, Error> {
     let file = create(path).context("create the EROFS image")?;
-    let mut writer = Writer::new(file, Box::new(guard.clone()))?;
+    let mut writer = Writer::new(HashedFile::new(file, has_tree), Box::new(guard.clone()))?;
     if is_lowest {
         writer = writer.lowest();
     }
@@ -60,20 +63,22 @@ pub(crate) fn write(
     Ok(writer)
 }
 
-/// Writes the rest of a layer. `parents` are the layers below, the topmost first.
+/// Writes the rest of a layer, and returns the image and its size. `parents` are the layers below, the
+/// topmost first.
 pub(crate) fn finish(
-    writer: Writer<File>,
+    writer: Writer<HashedFile>,
     parents: Vec<Parent>,
     blob: &Digest,
     guard: &Guard,
-) -> Result<(), Error> {
+) -> Result<(HashedFile, u64), Error> {
     let mut lower = GuardedStack {
         count: parents.len(),
         stack: Stack::new(parents),
         guard,
     };
     let finished = writer.finish(&mut lower, uuid(blob));
-    finished.map(drop).map_err(|error| match error {
+    let finished = finished.map(|(file, summary)| (file, summary.size));
+    finished.map_err(|error| match error {
         resnap_erofs::Error::Lower { ref source, .. } if !source.is::<StopReason>() => {
             Error::Unsupported(format!("{error}: {source}"))
         }
@@ -136,9 +141,9 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a layer that is an EROFS image. Checks, before a kernel mounts it, that it is complete, has only
+/// Copies a layer that is an EROFS image, and returns the size of the image. Checks, before a kernel mounts it, that it is complete, has only
 /// known features, and has no data on other devices. containerd's differ copies any bytes.
-pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
+pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<u64, Error> {
     let mut file = create(path).context("create the EROFS image")?;
     let mut buffer = vec![0; 256 * 1024];
     loop {
@@ -155,7 +160,7 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(), Error> {
             Err(Error::ShortImage { found, size })
         }
         Ok(image) if image.devices() > 0 => Err(Error::Devices(image.devices())),
-        Ok(_) => Ok(()),
+        Ok(image) => Ok(image.size()),
         Err(error) => Err(Error::NotAnImage(error)),
     }
 }

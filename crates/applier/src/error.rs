@@ -9,6 +9,7 @@ use std::time::Duration;
 use resnap_core::{Descriptor, Digest, Kind};
 use resnap_erofs::ImageError;
 use resnap_layer::resolve;
+use resnap_verity::SidecarError;
 use rustix::io::Errno;
 
 use crate::copy_fault::CopyFault;
@@ -66,6 +67,15 @@ pub(crate) enum Error {
         #[source]
         fault: Fault,
     },
+    /// The layer cannot have the proof that it needs.
+    #[error("it gets no proof: {0}")]
+    Unproven(String),
+    /// The dm-verity tree of the layer could not be written, or is wrong.
+    #[error("the dm-verity tree of the layer")]
+    Verity(#[from] resnap_verity::Error),
+    /// The sidecar of the layer's image cannot be used.
+    #[error("the sidecar of the layer's image")]
+    Sidecar(#[source] SidecarError),
     /// A system call failed that concerns no entry.
     #[error("{0}")]
     Io(&'static str, #[source] io::Error),
@@ -151,7 +161,7 @@ impl Error {
     /// Returns the kind of the port's error.
     pub(crate) fn kind(&self) -> Kind {
         match self {
-            Self::Unsupported(_) => Kind::FailedPrecondition,
+            Self::Unsupported(_) | Self::Unproven(_) => Kind::FailedPrecondition,
             Self::Copy(fault) => fault.kind(),
             Self::Cancelled => Kind::Cancelled,
             Self::Stalled(_) => Kind::DeadlineExceeded,
@@ -160,7 +170,8 @@ impl Error {
             Self::NotAnImage(error) => kind_of_image_error(error),
             Self::Devices(_) => Kind::InvalidArgument,
             Self::ShortImage { .. } => Kind::InvalidArgument,
-            Self::Damaged(..) => Kind::DataLoss,
+            Self::Damaged(..) | Self::Sidecar(_) => Kind::DataLoss,
+            Self::Verity(error) => kind_of_verity_error(error),
             _ => find_kind(self).unwrap_or(Kind::Internal),
         }
     }
@@ -197,7 +208,10 @@ fn stop_reason<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a S
         }
         next = match error.downcast_ref() {
             Some(resnap_erofs::Fault::Refused(refusal)) => Some(&**refusal),
-            _ => error.source(),
+            _ => match error.downcast_ref() {
+                Some(resnap_verity::Error::Stopped(reason)) => Some(&**reason),
+                _ => error.source(),
+            },
         };
     }
     None
@@ -281,6 +295,20 @@ fn kind_of_image_error(error: &ImageError) -> Kind {
         ImageError::Read { source, .. } => kind_of_io_error(source),
         ImageError::Features(_) | ImageError::Unsupported(_) => Kind::Unimplemented,
         _ => Kind::InvalidArgument,
+    }
+}
+
+/// Returns the kind of an error in a tree, or of writing one.
+fn kind_of_verity_error(error: &resnap_verity::Error) -> Kind {
+    use resnap_verity::Error;
+
+    match error {
+        Error::Read { source, .. } | Error::Write { source, .. } => kind_of_io_error(source),
+        Error::Stopped(reason) => find_kind(&**reason).unwrap_or(Kind::Internal),
+        Error::Corrupt(_) | Error::Superblock { .. } | Error::Padding(_) | Error::Short { .. } => {
+            Kind::DataLoss
+        }
+        _ => Kind::Internal,
     }
 }
 

@@ -120,6 +120,7 @@ mod memory;
 mod meter;
 mod pipeline;
 mod progress;
+mod proof;
 mod remove;
 mod settings;
 mod shared;

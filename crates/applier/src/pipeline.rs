@@ -293,6 +293,7 @@ fn hash(chunks: &Receiver<Chunk>) -> (Meter, Applied) {
         diff_id: Some(Digest::from_sha256(hasher.finalize().into())),
         size,
         is_own_image: false,
+        proof: None,
     };
     (meter, applied)
 }

@@ -4,13 +4,18 @@
 //! State that all batches of an applier share.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use resnap_core::{
     Applied, Applier, ContentReader, Descriptor, Introspection, Mount, Result, Scope,
 };
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
+use crate::guard::Guard;
 use crate::memory::MemoryBudget;
 use crate::settings::ApplierSettings;
 use crate::watch;
@@ -46,6 +51,31 @@ impl Shared {
     pub(crate) async fn content_root(&self) -> std::result::Result<Option<PathBuf>, Error> {
         let root = self.introspection.content_root().await?;
         Ok(root.map(PathBuf::from))
+    }
+
+    /// Does work that reads or writes snapshots, in a thread, unless it makes no progress. Dropping the
+    /// future cancels the work.
+    pub(crate) async fn guarded<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Guard) -> std::result::Result<T, Error> + Send + 'static,
+    ) -> std::result::Result<T, Error> {
+        let cancellation = CancellationToken::new();
+        let _cancel_on_drop = cancellation.clone().drop_guard();
+        let is_turn = Arc::new(AtomicBool::new(true));
+        let memory = self.memory.layer(&Default::default(), is_turn);
+        let guard = Guard::new(cancellation, memory);
+        let progress = Arc::clone(&guard.progress);
+        let mut done = pin!(spawn_blocking(move || work(&guard)));
+        let limit = self.settings.stall;
+        let done = tokio::select! {
+            done = &mut done => done,
+            () = progress.stalled(limit) => {
+                progress.abandon();
+                return Err(Error::Stalled(limit));
+            }
+        };
+        let done = done.map_err(|_| Error::Panicked("reads or writes"))?;
+        done.map_err(Error::unwrap_stop_reason)
     }
 
     /// Applies a layer with the fallback, and gives up if that makes no progress.

@@ -88,14 +88,10 @@ mod window;
 mod tests;
 
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use resnap_core::{ChainView, LayerCopy};
-use tokio::task::spawn_blocking;
-use tokio_util::sync::CancellationToken;
 
 use self::chain::Layers;
 use self::directory_walk::DirectoryWalk;
@@ -140,26 +136,9 @@ pub(crate) async fn inspect(
     layers: Range<usize>,
 ) -> Result<(), Error> {
     let root = root(shared, &chain.snapshotter).await?;
-    let cancellation = CancellationToken::new();
-    let _cancel_on_drop = cancellation.clone().drop_guard();
-    let is_turn = Arc::new(AtomicBool::new(true));
-    let memory = shared.memory.layer(&Default::default(), is_turn);
-    let guard = Guard::new(cancellation, memory);
-    let progress = Arc::clone(&guard.progress);
     let chain = chain.clone();
-    let mut inspected = pin!(spawn_blocking(move || inspect_all(
-        &chain, root, layers, &guard
-    )));
-    let limit = shared.settings.stall;
-    let inspected = tokio::select! {
-        inspected = &mut inspected => inspected,
-        () = progress.stalled(limit) => {
-            progress.abandon();
-            return Err(Error::Stalled(limit));
-        }
-    };
-    let inspected = inspected.map_err(|_| Error::Panicked("reads"))?;
-    inspected.map_err(Error::unwrap_stop_reason)
+    let inspect = move |guard: &Guard| inspect_all(&chain, root, layers, guard);
+    shared.guarded(inspect).await
 }
 
 /// Looks at the directories of layers.
@@ -180,6 +159,14 @@ fn inspect_all(
         inspected.context("read the snapshot")?;
     }
     Ok(())
+}
+
+/// Opens the directories of the snapshots of a chain of images, the base first, whoever wrote them.
+pub(crate) fn snapshots_of_images(
+    chain: &ChainView,
+    root: &Path,
+) -> Result<Vec<OwnedFd>, CopyFault> {
+    chain::snapshots(chain, root)
 }
 
 fn open_chain(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> {

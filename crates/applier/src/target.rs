@@ -58,6 +58,8 @@ pub(crate) enum LayerForm {
     Image {
         /// Whether there is no layer below.
         is_lowest: bool,
+        /// Whether it gets a dm-verity tree.
+        has_tree: bool,
     },
     /// An EROFS image that is copied.
     Blob,
@@ -118,11 +120,13 @@ impl Target {
         Ok(())
     }
 
-    /// Returns the form in which a layer of this format is written.
-    pub(crate) fn form(&self, format: Format) -> Result<LayerForm, Error> {
+    /// Returns the form in which a layer of this format is written. `has_tree` is whether images get
+    /// dm-verity trees.
+    pub(crate) fn form(&self, format: Format, has_tree: bool) -> Result<LayerForm, Error> {
         Ok(match (self, format) {
             (Self::Image { parents, .. }, Format::Tar) => LayerForm::Image {
                 is_lowest: parents.is_empty(),
+                has_tree,
             },
             (Self::Image { .. }, Format::Erofs) => LayerForm::Blob,
             (_, Format::Erofs) => return unsupported("an EROFS image cannot be written as files"),
@@ -310,8 +314,10 @@ fn parent_image(mount: &Mount, root: &Path) -> Result<PathBuf, Error> {
     if mount.kind != "erofs" {
         return unsupported(format!("a mount of type {:?} below an overlay", mount.kind));
     }
-    // Other options need another device, or dm-verity.
-    allow_options(&mount.options, |option| matches!(option, "ro" | "loop"))?;
+    // Other options need another device.
+    allow_options(&mount.options, |option| {
+        matches!(option, "ro" | "loop") || Mount::is_verity_option(option)
+    })?;
     let path = Path::new(&mount.source);
     match (path.file_name(), path.parent()) {
         (Some(name), Some(parent)) if name == erofs::NAME => {

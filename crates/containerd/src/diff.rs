@@ -46,6 +46,7 @@ impl Applier for Connection {
             })?),
             size: u64::try_from(applied.size).unwrap_or(0),
             is_own_image: false,
+            proof: None,
         })
     }
 }

@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::{ByteStream, Descriptor, Digest, Error, Kind, Mount, Result, Scope, SnapshotInfo};
+use crate::{
+    ByteStream, Descriptor, Digest, Error, Integrity, Kind, Mount, Proof, Result, Scope,
+    SnapshotInfo,
+};
 
 /// The result of an Apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Applied {
     pub size: u64,
     /// Whether an EROFS image was made of the layer's entries, by this program.
     pub is_own_image: bool,
+    /// The proof that was written with the layer, if its batch asked for one.
+    pub proof: Option<Proof>,
 }
 
 /// Writes layers to snapshots.
@@ -56,6 +61,29 @@ pub trait Applier: Send + Sync {
     async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
         let _ = layers;
         Err(cannot_copy(chain))
+    }
+
+    /// Checks that layers with this proof can be written on this machine, and mounted.
+    ///
+    /// # Errors
+    /// [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) with the reason if they cannot.
+    async fn require_integrity(&self, snapshotter: &str, integrity: Integrity) -> Result<()> {
+        match integrity {
+            Integrity::Off => Ok(()),
+            Integrity::Verity | Integrity::Signed => Err(cannot_prove(snapshotter)),
+        }
+    }
+
+    /// Gives the layer at `index` of a chain of committed snapshots its dm-verity tree, and returns the
+    /// proof. Containers that use the layer are not disturbed: those that start afterwards mount it by the
+    /// tree. A layer that has a tree keeps it, if that is right.
+    ///
+    /// # Errors
+    /// [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) with the reason if the layer cannot
+    /// have one; [`Kind::DataLoss`](crate::Kind::DataLoss) if it has one that is wrong.
+    async fn seal(&self, chain: &ChainView, index: usize, layer: &Descriptor) -> Result<Proof> {
+        let _ = (index, layer);
+        Err(cannot_prove(&chain.snapshotter))
     }
 
     /// Starts writing several layers. Returns `None` if the applier has no better way than one layer
@@ -116,6 +144,8 @@ pub struct Batch {
     pub layers: Vec<BatchLayer>,
     /// Whether each layer is flushed to disk when it is applied.
     pub sync_fs: bool,
+    /// The proof that each layer needs. An applier that cannot give it returns an error, or no proof.
+    pub integrity: Integrity,
     /// Decides when layers are written, and receives progress.
     pub monitor: Arc<dyn ApplyMonitor>,
 }
@@ -248,6 +278,11 @@ pub fn in_batch(applier: &Arc<dyn Applier>, batch: Batch) -> Arc<dyn BatchApplie
 fn cannot_copy(chain: &ChainView) -> Error {
     Error::new(Kind::Unimplemented, "copy layers of", &*chain.snapshotter)
         .with_source("this applier writes layers from their blobs only")
+}
+
+fn cannot_prove(snapshotter: &str) -> Error {
+    Error::new(Kind::FailedPrecondition, "prove layers of", snapshotter)
+        .with_source("this applier gives layers no proof: `integrity` needs resnap's own for EROFS")
 }
 
 /// Applies one layer after the other.

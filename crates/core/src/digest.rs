@@ -143,7 +143,7 @@ impl TryFrom<String> for Digest {
 }
 
 /// Truncates untrusted input for error messages.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     text.chars().take(140).collect()
 }
 

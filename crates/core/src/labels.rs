@@ -67,6 +67,15 @@ pub const COPIED_FROM: &str = "resnap.io/copied-from";
 /// of the program. Such an image has all that the layer has.
 pub const IMAGE_WRITER: &str = "resnap.io/image-writer";
 
+/// The label of a committed snapshot with the root hash of its layer's dm-verity tree.
+pub const ROOT_HASH: &str = "resnap.io/verity-root-hash";
+/// The label of a committed snapshot with the origin of that tree ([`crate::ProofOrigin`]).
+pub const PROOF_ORIGIN: &str = "resnap.io/verity-origin";
+/// The label of a committed snapshot with the digest of the verified signature of the root hash.
+pub const PROOF_SIGNATURE: &str = "resnap.io/verity-signature";
+/// The label of a committed snapshot with the certificate by which that signature was verified.
+pub const PROOF_SIGNER: &str = "resnap.io/verity-signer";
+
 /// The maximum number of bytes of a label's key and value together (containerd
 /// `pkg/labels/validate.go`).
 pub const MAX_BYTES: usize = 4096;

@@ -16,17 +16,20 @@
 //! the ports and a simulated backend.
 
 mod apply;
+mod artifact;
 mod credential;
 mod descriptor;
 mod digest;
 pub mod erofs_layer;
 mod error;
+mod integrity;
 pub mod labels;
 pub mod media_type;
 mod mount;
 mod ports;
 mod profile;
 mod read;
+mod referrer;
 mod repository;
 mod scope;
 mod service;
@@ -40,10 +43,12 @@ pub use apply::{
     Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, ChainView,
     LayerCopy, Stage, StageTiming, in_batch,
 };
+pub use artifact::{ArtifactSet, Bundle, BundleFault, LayerArtifact, Payload};
 pub use credential::{Credential, PullCredentials, Secret};
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
 pub use error::{Error, Kind, Result, error_chain};
+pub use integrity::{ErofsMode, Integrity, Proof, ProofOrigin, ProofSignature};
 pub use labels::Labels;
 pub use mount::Mount;
 pub use ports::{
@@ -53,6 +58,7 @@ pub use ports::{
 };
 pub use profile::{EROFS_FEATURE, LabelRequirement, LabeledLayers, Profile, Profiles, Volumes};
 pub use read::{LargeRead, read_verified, work_on};
+pub use referrer::{Referrer, ReferrerList};
 pub use repository::Repository;
 pub use resnap_platforms::Platform;
 pub use scope::{LeaseId, Scope};

@@ -5,6 +5,10 @@
 
 use serde::Serialize;
 
+/// The option of a mount whose image has a dm-verity tree; the path of its sidecar follows (containerd 2.3
+/// `plugins/snapshots/erofs`).
+const VERITY_OPTION: &str = "X-containerd.dmverity=";
+
 /// A mount of a snapshot (containerd `api/types/mount.proto`). resnap passes mounts on to the differ and
 /// never mounts them: some need containerd's mount manager.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -20,6 +24,12 @@ pub struct Mount {
 }
 
 impl Mount {
+    /// Returns whether an option says that the image has a dm-verity tree, by which it is mounted
+    /// (containerd 2.3 and later).
+    pub fn is_verity_option(option: &str) -> bool {
+        option.starts_with(VERITY_OPTION)
+    }
+
     /// Returns whether the mount is read-only, by its options or its type (containerd 2.4
     /// `core/mount/mount.go`, `ReadOnly`). If the last mount of a Prepare is read-only, the layer is
     /// *staged*: its content exists and only Commit is left (`core/unpack/unpacker.go`, `isStaged`).

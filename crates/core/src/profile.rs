@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::Integrity;
+
 /// The facts about one snapshotter. The profile of an unknown snapshotter is empty: it has no
 /// requirements.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,6 +21,8 @@ pub struct Profile {
     /// Whether a layer is flushed to disk before it is committed. The default is that of containerd: it
     /// is not.
     pub sync_fs: bool,
+    /// The proof that its layers need.
+    pub integrity: Integrity,
 }
 
 /// The requirement of a snapshotter for labels.
@@ -153,6 +157,7 @@ impl Profiles {
             volumes: Volumes::Unknown,
             os_features: BTreeSet::new(),
             sync_fs: false,
+            integrity: Integrity::Off,
         };
         self.0.get(snapshotter).unwrap_or(UNKNOWN)
     }

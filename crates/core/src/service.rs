@@ -94,6 +94,10 @@ pub enum NotReady {
     /// same result as without resnap.
     #[error(transparent)]
     Unlabelled(Error),
+    /// Layers exist without the proof that the snapshotter's layers need. No container may be created
+    /// from them.
+    #[error(transparent)]
+    Unproven(Error),
     /// Layers are missing, and a registry that was asked for them wants credentials or other ones (401
     /// or 403).
     #[error(transparent)]

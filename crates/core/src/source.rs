@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 
-use crate::{ByteStream, Descriptor, Result};
+use crate::{ByteStream, Descriptor, Referrer, Result};
 
 /// A blob that is missing in the content store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +52,21 @@ pub trait BlobSource: Send + Sync {
     /// [`Kind::DeadlineExceeded`](crate::Kind::DeadlineExceeded) if it does not answer, or the transfer
     /// stalls. The stream ends at its first error.
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream>;
+
+    /// Returns the manifests that refer to a manifest, `subject`, and have one of these artifact types.
+    /// Nothing about them is checked: whoever may push to the repository may add one. They are opened like
+    /// other blobs.
+    ///
+    /// # Errors
+    /// Those of [`BlobSource::open`], except that a source that has none returns none.
+    async fn referrers(
+        &self,
+        subject: &MissingBlob,
+        artifact_types: &[&str],
+    ) -> Result<Vec<Referrer>> {
+        let _ = (subject, artifact_types);
+        Ok(Vec::new())
+    }
 
     /// Called when the bytes of the last transfer of a blob were not those of its digest, or came too
     /// slowly. Returns whether another server would be asked now.

@@ -116,14 +116,18 @@ impl Preflight<'_> {
         for image in &requirements.images {
             if let Err(error) = self.wait_until_ready(image, false).await? {
                 let kind = match &error {
-                    NotReady::Failed(error) | NotReady::Denied(error) => error.kind(),
+                    NotReady::Failed(error)
+                    | NotReady::Denied(error)
+                    | NotReady::Unproven(error) => error.kind(),
                     NotReady::Unknown | NotReady::Unlabelled(_) => Kind::Unknown,
                 };
                 let status = Status::new(kind, error_chain(&error));
                 self.forwarded(ForwardReason::Failed, Some(image), &status);
                 return match error {
                     // containerd says only that content is missing, not where it was looked for.
-                    NotReady::Failed(_) | NotReady::Denied(_) => Err(status),
+                    NotReady::Failed(_) | NotReady::Denied(_) | NotReady::Unproven(_) => {
+                        Err(status)
+                    }
                     NotReady::Unknown | NotReady::Unlabelled(_) => Ok(false),
                 };
             }
@@ -179,6 +183,8 @@ impl Preflight<'_> {
     async fn ensure(&self, image: &RequiredImage, missing: Missing) -> Result<(), Status> {
         let settings = &self.discovery().settings;
         let requirement = self.discovery().label_requirement(&image.snapshotter);
+        let profile = settings.profiles.get(&image.snapshotter);
+        let needs_proof = profile.integrity.is_on();
         let repair = match (settings.unlabelled, requirement) {
             (_, None) | (Some(Unlabelled::Forward | Unlabelled::Fail), _) => false,
             (Some(Unlabelled::Repair), _) => true,
@@ -205,10 +211,14 @@ impl Preflight<'_> {
                 self.forwarded(ForwardReason::Unlabelled, Some(image), &status(&error));
                 Ok(())
             }
-            Err(NotReady::Failed(error) | NotReady::Denied(error)) if requirement.is_some() => {
+            // Nothing that lacks a proof is started, whatever containerd could do.
+            Err(NotReady::Unproven(error)) => Err(status(&error)),
+            Err(NotReady::Failed(error) | NotReady::Denied(error))
+                if requirement.is_some() || needs_proof =>
+            {
                 Err(status(&error))
             }
-            // Without a label requirement, containerd can unpack the image itself.
+            // Without a requirement, containerd can unpack the image itself.
             Err(NotReady::Failed(error) | NotReady::Denied(error)) => {
                 self.forwarded(ForwardReason::Failed, Some(image), &status(&error));
                 Ok(())

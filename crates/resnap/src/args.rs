@@ -122,15 +122,23 @@ pub(crate) enum ConfigCommand {
 #[derive(Debug, Args)]
 pub(crate) struct UnpackArguments {
     /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
-    #[arg(required = true, value_name = "IMAGE")]
+    #[arg(
+        required_unless_present = "all",
+        conflicts_with = "all",
+        value_name = "IMAGE"
+    )]
     pub(crate) images: Vec<String>,
+    /// Select all images that are unpacked on --snapshotter, for --repair
+    #[arg(long, requires = "repair", requires = "snapshotter")]
+    pub(crate) all: bool,
     /// The target snapshotter. By default the unpack configurations decide (`resnap config explain`):
     /// the plain platform on the default snapshotter, EROFS images on erofs
     #[arg(long, short)]
     pub(crate) snapshotter: Option<String>,
     /// Repair layers that another client unpacked without labels: set the labels (nydus), or remove the
     /// layers, if they are not in use, and unpack them again. Layers that were copied from another
-    /// snapshotter are replaced from their blobs in the same way
+    /// snapshotter are replaced from their blobs in the same way. Layers without the proof that the
+    /// snapshotter's layers need (integrity) get a dm-verity tree, also while they are in use
     #[arg(long)]
     pub(crate) repair: bool,
     /// Take missing layers from this OCI layout, OCI archive or `docker save` archive, or from those in

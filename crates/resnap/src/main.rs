@@ -86,7 +86,7 @@ fn run(
                         Executor::Local(working_engine(&config).await?)
                     }
                 };
-                unpack::run(&executor, arguments, output).await
+                unpack::run(&executor, &config, arguments, output).await
             }
             Command::Serve(_) => daemon::run(&config, sockets).await,
             Command::Config(ConfigCommand::Explain(_)) => explain::run(&config, output).await,

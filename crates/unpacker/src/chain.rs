@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use resnap_core::{Error, Kind, SnapshotInfo, SnapshotKey, Snapshotter, labels};
+use resnap_core::{Error, Integrity, Kind, SnapshotInfo, SnapshotKey, Snapshotter, labels};
 use tokio::time::Instant;
 
 use crate::backend::Backend;
@@ -143,20 +143,36 @@ impl Chain {
         missing::blob(backend, &spec.plan, title, layer, snapshotter, tried).await
     }
 
-    /// Checks that the lowest `count` layers have labels if the snapshotter needs them. Returns
-    /// whether these layers exist: a repair may be removing them.
-    pub(crate) async fn require_labels(&self, count: usize) -> Result<bool, UnpackError> {
-        let (spec, layers) = (&self.job.spec, self.layers());
+    /// Returns the proof that layers need on the snapshotter.
+    pub(crate) fn integrity(&self) -> Integrity {
+        let profiles = &self.backend.profiles;
+        profiles.get(&self.job.spec.snapshotter).integrity
+    }
+
+    /// Checks that the lowest `count` layers have the labels and proofs that the snapshotter needs.
+    /// Returns whether these layers exist: a repair may be removing them.
+    pub(crate) async fn require_complete(&self, count: usize) -> Result<bool, UnpackError> {
+        let (spec, layers, integrity) = (&self.job.spec, self.layers(), self.integrity());
         for (index, layer) in layers[..count].iter().enumerate() {
             let backend = &self.backend;
-            if !backend.needs_labels(&spec.snapshotter, index, layers.len()) {
+            let needs_labels = backend.needs_labels(&spec.snapshotter, index, layers.len());
+            if !needs_labels && !integrity.is_on() {
                 continue;
             }
             let Some(info) = self.find(layer).await? else {
                 return Ok(false);
             };
+            if let Some(why) = integrity.missing(&info.labels) {
+                return Err(UnpackError::Unproven {
+                    image: spec.title.clone(),
+                    chain_id: layer.chain_id.clone(),
+                    snapshotter: spec.snapshotter.clone(),
+                    integrity: integrity.as_str(),
+                    why,
+                });
+            }
             let missing = labels::missing(&info.labels);
-            if !missing.is_empty() {
+            if needs_labels && !missing.is_empty() {
                 return Err(UnpackError::Unlabelled {
                     image: spec.title.clone(),
                     chain_id: layer.chain_id.clone(),

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use resnap_core::{
-    ChainId, DiffId, Digest, Error, Kind, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+    ChainId, DiffId, Digest, Error, Integrity, Kind, Proof, SnapshotInfo, SnapshotKey,
+    SnapshotKind, labels,
 };
 use serde::Serialize;
 
@@ -115,6 +116,12 @@ pub enum LayerState {
         /// ([`labels::COPIED_FROM`]).
         #[serde(skip_serializing_if = "Option::is_none")]
         copied_from: Option<String>,
+        /// The proof of the layer.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        proof: Option<Proof>,
+        /// The reason why the layer does not have the proof that the snapshotter's layers need.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        unproven: Option<String>,
     },
     /// The layer has no committed snapshot.
     Missing,
@@ -137,7 +144,7 @@ pub enum LabelState {
 }
 
 impl LayerState {
-    fn of(info: &SnapshotInfo) -> Self {
+    fn of(info: &SnapshotInfo, integrity: Integrity) -> Self {
         if info.kind != SnapshotKind::Committed {
             return Self::Missing;
         }
@@ -149,13 +156,19 @@ impl LayerState {
         Self::Committed {
             labels,
             copied_from: info.labels.get(labels::COPIED_FROM).cloned(),
+            proof: Proof::of(&info.labels),
+            unproven: integrity.missing(&info.labels).map(str::to_owned),
         }
     }
 
     /// Returns whether a container can stand on the layer.
     fn suffices(&self, needs_labels: bool) -> bool {
         match self {
-            Self::Missing | Self::Unknown { .. } => false,
+            Self::Missing
+            | Self::Unknown { .. }
+            | Self::Committed {
+                unproven: Some(_), ..
+            } => false,
             Self::Committed {
                 labels: LabelState::Complete(_),
                 ..
@@ -265,7 +278,8 @@ pub(crate) async fn is_ready(
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
     let count = plan.layers.len();
-    // The parents of a committed snapshot exist; only their labels may be missing.
+    // The parents of a committed snapshot exist; only their labels may be missing. A layer gets a proof
+    // after its parents.
     for (index, layer) in plan.layers.iter().enumerate().rev() {
         let needed = backend.needs_labels(snapshotter, index, count);
         if !needed && index + 1 < count {
@@ -291,12 +305,13 @@ async fn state(
     snapshotter: &str,
     chain_id: &ChainId,
 ) -> Result<LayerState, UnpackError> {
+    let integrity = backend.profiles.get(snapshotter).integrity;
     let snapshotter = backend.snapshotter(snapshotter);
     match snapshotter
         .stat(&backend.scope, &SnapshotKey::from(chain_id))
         .await
     {
-        Ok(info) => Ok(LayerState::of(&info)),
+        Ok(info) => Ok(LayerState::of(&info, integrity)),
         Err(error) if error.is_not_found() => Ok(LayerState::Missing),
         // A proxy snapshotter may be down while the others work.
         Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::DeadlineExceeded) => {

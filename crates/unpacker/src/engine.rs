@@ -20,6 +20,7 @@ use crate::lease::LeaseKeeper;
 use crate::locks::Locks;
 use crate::observe::EngineEvent;
 use crate::planner::Planner;
+use crate::proofs::unused_proofs;
 use crate::registry::JobRegistry;
 use crate::route::pick_target;
 use crate::run::Runner;
@@ -187,6 +188,8 @@ impl Engine {
                 ));
             }
         }
+        let unused = unused_proofs(&self.keeper, &plan, &check).await;
+        check.warnings.extend(unused);
         Ok(check)
     }
 

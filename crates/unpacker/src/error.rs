@@ -218,6 +218,32 @@ pub enum UnpackError {
         /// The missing labels.
         missing: Vec<&'static str>,
     },
+    /// A layer exists without the proof that the layers of its snapshotter need.
+    #[error(
+        "layer {chain_id} of image {image} is on {snapshotter} without the proof it needs there (integrity = {integrity:?}): {why}"
+    )]
+    Unproven {
+        /// The image.
+        image: String,
+        /// The layer's snapshot.
+        chain_id: ChainId,
+        /// The snapshotter.
+        snapshotter: String,
+        /// The proof that is needed, as in the configuration.
+        integrity: &'static str,
+        /// The reason.
+        why: &'static str,
+    },
+    /// Layers on the snapshotter need a proof, and none can be given there.
+    #[error("layers of image {image} need a proof on {snapshotter}")]
+    NoProof {
+        /// The image.
+        image: String,
+        /// The snapshotter.
+        snapshotter: String,
+        /// The reason.
+        source: Error,
+    },
     /// The snapshotter reports that a layer exists, but containerd has no such snapshot.
     #[error(
         "snapshotter {snapshotter} says layer {chain_id} of image {image} exists, but containerd has no such snapshot"
@@ -459,6 +485,8 @@ impl UnpackError {
             | Self::Unsupported { .. }
             | Self::NoReference { .. }
             | Self::Unlabelled { .. }
+            | Self::Unproven { .. }
+            | Self::NoProof { .. }
             | Self::InUse { .. }
             | Self::Unremovable { .. }
             | Self::RuntimeDir { .. }
@@ -498,6 +526,8 @@ impl UnpackError {
             Self::Incomplete { .. } => "INCOMPLETE",
             Self::WrongDiffId { .. } => "WRONG_DIFF_ID",
             Self::Unlabelled { .. } => "UNLABELLED",
+            Self::Unproven { .. } => "UNPROVEN",
+            Self::NoProof { .. } => "NO_PROOF",
             Self::Disagreement { .. } => "DISAGREEMENT",
             Self::Layer { .. } => "LAYER",
             Self::Documents { .. } => "DOCUMENTS",

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use resnap_core::{
-    Applied, Batch, BatchApplier, BatchLayer, Error, Mount, Scope, SnapshotInfo, SnapshotKey,
-    Stage, StageTiming, in_batch, labels as names,
+    Applied, Batch, BatchApplier, BatchLayer, Error, Kind, Labels, Mount, Proof, Scope,
+    SnapshotInfo, SnapshotKey, Stage, StageTiming, in_batch, labels as names,
 };
 use uuid::Uuid;
 
@@ -37,12 +37,14 @@ pub(crate) fn start_batch(
 ) -> Arc<dyn BatchApplier> {
     let (backend, job) = (&chain.backend, &chain.job);
     let snapshotter = &job.spec.snapshotter;
+    let profile = backend.profiles.get(snapshotter);
     let monitor = JobMonitor::new(Arc::clone(job), first, Arc::clone(supply));
     let batch = Batch {
         scope: backend.scope.clone(),
         snapshotter: snapshotter.clone(),
         layers,
-        sync_fs: backend.profiles.get(snapshotter).sync_fs,
+        sync_fs: profile.sync_fs,
+        integrity: profile.integrity,
         monitor: Arc::new(monitor),
     };
     in_batch(&backend.ports.applier, batch)
@@ -53,6 +55,23 @@ pub(crate) struct MissingLayer<'a> {
     pub(crate) chain: &'a Chain,
     pub(crate) batch: &'a MissingLayers,
     pub(crate) index: usize,
+}
+
+/// Returns the labels that tell how the content of a layer was made. `origin` is the snapshotter that it
+/// was copied from.
+fn added_labels(origin: Option<String>, applied: &Applied) -> Labels {
+    let mut labels = applied
+        .proof
+        .as_ref()
+        .map(Proof::labels)
+        .unwrap_or_default();
+    if let Some(origin) = origin {
+        labels.insert(names::COPIED_FROM.to_owned(), origin);
+    }
+    if applied.is_own_image {
+        labels.insert(names::IMAGE_WRITER.to_owned(), "resnap".to_owned());
+    }
+    labels
 }
 
 /// The result of an attempt to make a layer.
@@ -117,7 +136,7 @@ impl MissingLayer<'_> {
 
     /// Checks a layer that another client made.
     async fn joined(&self) -> Result<LayerOutcome, UnpackError> {
-        self.chain.require_labels(self.index + 1).await?;
+        self.chain.require_complete(self.index + 1).await?;
         Ok(LayerOutcome::Joined)
     }
 
@@ -166,22 +185,28 @@ impl MissingLayer<'_> {
 
     /// Applies the layer to its active snapshot, unless that is staged, and commits it.
     async fn fill(&self, key: &SnapshotKey, mounts: &[Mount]) -> Result<Attempt, UnpackError> {
-        let (outcome, is_own_image) = if mounts.last().is_some_and(Mount::is_read_only) {
-            (LayerOutcome::Staged, false)
+        let (outcome, added) = if mounts.last().is_some_and(Mount::is_read_only) {
+            (LayerOutcome::Staged, Labels::new())
         } else {
             let Some(applied) = self.apply(mounts).await? else {
                 let removed = self.chain.lease.remove_active().await;
                 removed.map_err(|error| self.failed(error.into_source()))?;
                 return Ok(Attempt::OtherSource);
             };
-            let outcome = match self.batch.supply.copied_from(self.index) {
+            let origin = self.batch.supply.copied_from(self.index);
+            let outcome = match origin {
                 Some(_) => LayerOutcome::Copied,
                 None => LayerOutcome::Applied,
             };
-            (outcome, applied.is_own_image)
+            (outcome, added_labels(origin, &applied))
         };
         self.chain.job.check_cancelled()?;
-        match self.commit(key, outcome, is_own_image).await? {
+        if let Some(why) = self.chain.integrity().missing(&added) {
+            let digest = self.layer().descriptor.digest.as_str();
+            let error = Error::new(Kind::FailedPrecondition, "prove layer", digest);
+            return Err(self.failed(error.with_source(why)));
+        }
+        match self.commit(key, added).await? {
             Ok(()) => {
                 self.chain.lease.clear_active();
                 self.chain.lease.keep_on_failure();
@@ -191,25 +216,18 @@ impl MissingLayer<'_> {
         }
     }
 
-    /// Commits the snapshot. The inner result is that of the call.
+    /// Commits the snapshot, with labels that tell how its content was made. The inner result is that of the call.
     async fn commit(
         &self,
         key: &SnapshotKey,
-        outcome: LayerOutcome,
-        is_own_image: bool,
+        added: Labels,
     ) -> Result<Result<(), Error>, UnpackError> {
         let (chain, layer) = (self.chain, self.layer());
         let scope = chain.lease.scope().await;
         let scope = scope.map_err(|error| self.failed(error))?;
         let started = Instant::now();
         let (name, mut labels) = (&layer.chain_id, layer.labels.clone());
-        let origin = self.batch.supply.copied_from(self.index);
-        if let Some(origin) = origin.filter(|_| outcome == LayerOutcome::Copied) {
-            labels.insert(names::COPIED_FROM.to_owned(), origin);
-        }
-        if is_own_image {
-            labels.insert(names::IMAGE_WRITER.to_owned(), "resnap".to_owned());
-        }
+        labels.extend(added);
         let committed = chain.snapshotter.commit(&scope, name, key, &labels).await;
         let timing = StageTiming::since(started);
         chain.job.record_stage(self.index, Stage::Commit, timing);

@@ -81,6 +81,7 @@ mod plan;
 mod planner;
 mod plans;
 mod progress;
+mod proofs;
 mod registry;
 mod repair;
 mod request;

@@ -87,7 +87,15 @@ async fn require_content(chain: &Chain, layers: Range<usize>) -> Result<(), Unpa
 /// Returns whether a layer lacks labels, or is a copy to be replaced.
 fn needs_repair(chain: &Chain, info: &SnapshotInfo) -> bool {
     let is_copy = info.labels.contains_key(labels::COPIED_FROM);
-    !labels::missing(&info.labels).is_empty() || chain.job.spec.replace_copies && is_copy
+    let is_incomplete = !labels::missing(&info.labels).is_empty();
+    match chain.integrity().is_on() {
+        false => is_incomplete || chain.job.spec.replace_copies && is_copy,
+        // A layer that is used gets a proof, too: it is not removed for labels that nobody needs.
+        true => {
+            let need = chain.backend.profiles.need(&chain.job.spec.snapshotter);
+            is_copy || is_incomplete && need.is_some()
+        }
+    }
 }
 
 /// Removes a layer; returns the error if containerd refuses because of a child.

@@ -90,6 +90,7 @@ fn not_ready(image: &str, error: &UnpackError) -> NotReady {
         UnpackError::Unlabelled { .. }
         | UnpackError::InUse { .. }
         | UnpackError::Unremovable { .. } => NotReady::Unlabelled(source()),
+        UnpackError::Unproven { .. } => NotReady::Unproven(source()),
         error if error.is_denied() => NotReady::Denied(source()),
         _ => NotReady::Failed(source()),
     }

@@ -116,9 +116,25 @@ impl Sibling {
         }))
     }
 
-    /// Creates a view of the snapshots under the lease, as garbage collection would remove it
-    /// otherwise, and inspects the layers: if one of them is wrong, so may be the others.
+    /// Creates a view of the snapshots, and inspects the layers: if one of them is wrong, so may be the
+    /// others.
     async fn open(
+        layers: Layers<'_>,
+        snapshotter: String,
+        snapshots: Vec<SnapshotInfo>,
+    ) -> Result<Self, Error> {
+        let sibling = Self::view(layers, snapshotter, snapshots).await?;
+        let applier = &layers.backend.ports.applier;
+        let inspected = layers.first..sibling.view.snapshots.len();
+        if let Err(error) = applier.inspect(&sibling.view, inspected).await {
+            sibling.end(layers.backend).await;
+            return Err(error);
+        }
+        Ok(sibling)
+    }
+
+    /// Creates a view of the snapshots under the lease, as garbage collection would remove it otherwise.
+    pub(crate) async fn view(
         layers: Layers<'_>,
         snapshotter: String,
         snapshots: Vec<SnapshotInfo>,
@@ -127,7 +143,7 @@ impl Sibling {
             backend,
             lease,
             plan,
-            first,
+            ..
         } = layers;
         let top = &plan.layers[snapshots.len() - 1].chain_id;
         let unique = Uuid::new_v4().simple().to_string();
@@ -147,20 +163,19 @@ impl Sibling {
                 return Err(error);
             }
         };
-        let sibling = Self {
+        Ok(Self {
             view: Arc::new(ChainView {
                 snapshotter,
                 mounts,
                 snapshots,
             }),
             key,
-        };
-        let layers = first..sibling.view.snapshots.len();
-        if let Err(error) = backend.ports.applier.inspect(&sibling.view, layers).await {
-            sibling.end(backend).await;
-            return Err(error);
-        }
-        Ok(sibling)
+        })
+    }
+
+    /// Returns the chain.
+    pub(crate) fn chain(&self) -> &ChainView {
+        &self.view
     }
 
     /// Returns the name of the snapshotter.
@@ -202,7 +217,7 @@ pub(crate) fn origin(copy: &LayerCopy) -> &str {
 }
 
 /// Returns the committed snapshots of the chain on a snapshotter, from the base to the highest.
-async fn committed(
+pub(crate) async fn committed(
     backend: &Backend,
     plan: &Plan,
     snapshotter: &str,

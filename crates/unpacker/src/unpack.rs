@@ -17,6 +17,7 @@ use crate::layer::{MissingLayer, MissingLayers, start_batch};
 use crate::lease::LeaseKeeper;
 use crate::orphans::take_over;
 use crate::plan::PlannedLayer;
+use crate::proofs::seal;
 use crate::repair::repair;
 use crate::supply::Supply;
 use crate::{Plan, UnpackError};
@@ -33,13 +34,27 @@ pub(crate) async fn unpack(
         chain.backend.require_snapshotter(&spec.snapshotter).await?;
         return Ok(Vec::new());
     };
+    let (applier, integrity) = (&chain.backend.ports.applier, chain.integrity());
+    if integrity.is_on() {
+        let required = applier
+            .require_integrity(&spec.snapshotter, integrity)
+            .await;
+        required.map_err(|source| UnpackError::NoProof {
+            image: spec.title.clone(),
+            snapshotter: spec.snapshotter.clone(),
+            source,
+        })?;
+    }
     if spec.repair {
         repair(chain).await?;
+        if integrity.is_on() {
+            seal(chain).await?;
+        }
     }
     let is_rooted = is_rooted(&chain.backend, &spec.plan, &spec.snapshotter).await;
     if is_rooted.map_err(|error| chain.failed(error))?
         && chain.find(top).await?.is_some()
-        && chain.require_labels(layers.len()).await?
+        && chain.require_complete(layers.len()).await?
     {
         take_over_orphans(chain, keeper, top).await;
         return Ok(report_existing(chain, layers.len()));
@@ -47,7 +62,7 @@ pub(crate) async fn unpack(
     let leased = chain.lease.begin().await;
     leased.map_err(|error| chain.failed(error))?;
     let mut present = keep_present(chain).await?;
-    while !chain.require_labels(present).await? {
+    while !chain.require_complete(present).await? {
         present = keep_present(chain).await?;
     }
     take_over_orphans(chain, keeper, top).await;

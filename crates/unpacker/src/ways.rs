@@ -81,7 +81,8 @@ impl LayerState {
 /// Returns the candidates for the content of a layer, in order. `exists` is whether its blob exists, if
 /// that is known.
 pub(crate) fn candidates(chain: &Chain, exists: Option<bool>) -> VecDeque<Candidate> {
-    let replaces_copies = chain.job.spec.replace_copies;
+    // Nothing proves that a copy is the layer.
+    let replaces_copies = chain.job.spec.replace_copies || chain.integrity().is_on();
     let is_allowed =
         |source: &&Source| !(replaces_copies && matches!(source, Source::Sibling { .. }));
     let is_first = |source: &&Source| {

@@ -422,6 +422,7 @@ impl BatchApplier for IncomingBatch {
                         diff_id: Some(Digest::sha256(&bytes)),
                         size: bytes.len() as u64,
                         is_own_image: false,
+                        proof: None,
                     });
                 }
             }

@@ -26,6 +26,7 @@ mod errors;
 mod examples;
 mod features;
 mod hostile;
+mod integrity;
 mod kubelet;
 mod metrics;
 mod migrate;
@@ -83,6 +84,7 @@ fn tests() -> Vec<Test> {
         hostile::TESTS,
         hostile::layers::TESTS,
         hostile::neighbours::TESTS,
+        integrity::TESTS,
         metrics::TESTS,
         migrate::TESTS,
         migrate::refused::TESTS,

@@ -33,7 +33,7 @@ const ROOM: [&str; 2] = ["--min-free", "1 KiB"];
 
 /// Ten images, of which some share layers and some are the lower layers of others, with the output of a
 /// container of each.
-fn ten_images() -> Result<Vec<(Built, String)>> {
+pub(crate) fn ten_images() -> Result<Vec<(Built, String)>> {
     let mut images = Vec::new();
     for count in 1..=6 {
         images.push((many(count)?, count.to_string()));

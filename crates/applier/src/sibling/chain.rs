@@ -3,7 +3,8 @@
 
 //! Chains whose layers can be copied, by the mounts of a view.
 
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use resnap_core::{ChainView, SnapshotKind, labels};
 
@@ -34,6 +35,25 @@ pub(super) fn form(snapshotter: &str) -> Result<Form, CopyFault> {
     }
 }
 
+/// Opens the directories of the snapshots of a chain of images, the base first. `root` is the directory of
+/// the snapshotter.
+pub(super) fn snapshots(chain: &ChainView, root: &Path) -> Result<Vec<OwnedFd>, CopyFault> {
+    let paths = view::images(&chain.mounts)?;
+    require_count(&paths, chain)?;
+    let roots = Roots::open(root)?;
+    paths.iter().map(|path| roots.snapshot_of(path)).collect()
+}
+
+fn require_count(paths: &[PathBuf], chain: &ChainView) -> Result<(), CopyFault> {
+    let (count, expected) = (paths.len(), chain.snapshots.len());
+    match count == expected {
+        true => Ok(()),
+        false => refuse(format!(
+            "the view has {count} layers, and the chain {expected} snapshots"
+        )),
+    }
+}
+
 /// Opens the layers of a chain. `root` is the directory of the snapshotter.
 pub(super) fn open(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> {
     let form = form(&chain.snapshotter)?;
@@ -41,12 +61,7 @@ pub(super) fn open(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> 
         Form::Directories => view::directories(&chain.mounts)?,
         Form::Images => view::images(&chain.mounts)?,
     };
-    let (count, expected) = (paths.len(), chain.snapshots.len());
-    if count != expected {
-        return refuse(format!(
-            "the view has {count} layers, and the chain {expected} snapshots"
-        ));
-    }
+    require_count(&paths, chain)?;
     check_snapshots(chain, form)?;
     let roots = Roots::open(root)?;
     let layers = paths.iter().zip(&chain.snapshots);

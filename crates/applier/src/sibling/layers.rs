@@ -89,6 +89,13 @@ impl<'a> Roots<'a> {
         })
     }
 
+    /// Opens the directory `snapshots/N` of an image.
+    pub(super) fn snapshot_of(&self, image: &Path) -> Result<OwnedFd, CopyFault> {
+        self.layer(image, NAME, |snapshot| {
+            Ok(fs::openat(snapshot, ".", DIRECTORY, Mode::empty())?)
+        })
+    }
+
     /// Opens the file of this name in the directory of a snapshot.
     fn layer<T>(
         &self,

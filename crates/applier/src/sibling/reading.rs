@@ -95,6 +95,7 @@ impl CopiedLayer {
                 diff_id: None,
                 size,
                 is_own_image: false,
+                proof: None,
             };
             Ok((consumed, applied))
         })

@@ -86,7 +86,7 @@ pub(super) fn images(mounts: &[Mount]) -> Result<Vec<PathBuf>, CopyFault> {
         for option in options {
             match option.strip_prefix("device=") {
                 Some(device) => devices.push(PathBuf::from(device)),
-                None if matches!(option, "ro" | "loop") => {}
+                None if matches!(option, "ro" | "loop") || Mount::is_verity_option(option) => {}
                 None => return refuse(format!("the view has the mount option {option:?}")),
             }
         }

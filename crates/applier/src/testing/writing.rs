@@ -60,7 +60,7 @@ pub(crate) fn write(
     below: &[Parent],
 ) -> Result<Parent, Error> {
     let guard = Guard::from(CancellationToken::new());
-    let writer = erofs::write(path, layer, below.is_empty(), &guard)?;
+    let writer = erofs::write(path, layer, below.is_empty(), false, &guard)?;
     erofs::finish(writer, below.to_vec(), &Digest::sha256(b""), &guard)?;
     Ok(ErofsReader::open(Arc::new(File::open(path).unwrap())).unwrap())
 }

@@ -18,8 +18,8 @@ use resnap_applier::{ApplierSettings, Differ, InProcessApplier};
 use resnap_core::testing::{NoopMonitor, Simulated};
 use resnap_core::{
     Applied, ApplyMonitor, Batch, BatchApplier, BatchLayer, ByteStream, ChainView, ContentInfo,
-    ContentReader, Descriptor, Digest, Error, Introspection, Kind, Mount, Ports, Result, Scope,
-    SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotterInfo,
+    ContentReader, Descriptor, Digest, Error, Integrity, Introspection, Kind, Mount, Ports, Result,
+    Scope, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotterInfo,
 };
 use resnap_layer::testing::{Metadata, Tar};
 use tempfile::TempDir;
@@ -215,6 +215,7 @@ impl Bed {
             snapshotter: "overlayfs".to_owned(),
             layers,
             sync_fs,
+            integrity: Integrity::Off,
             monitor: Arc::clone(&self.monitor),
         };
         self.applier(settings).batch(&batch).unwrap()
@@ -358,6 +359,7 @@ impl resnap_core::Applier for Backend {
             diff_id: Some(layer.digest.clone()),
             size: 0,
             is_own_image: false,
+            proof: None,
         })
     }
 }

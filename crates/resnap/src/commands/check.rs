@@ -4,6 +4,7 @@
 //! `resnap check`.
 
 use anyhow::Result;
+use resnap_core::Proof;
 use resnap_core::labels::NEEDED;
 use resnap_unpacker::{Check, LabelState, LayerState, Request};
 
@@ -92,13 +93,30 @@ fn describe(state: &LayerState, table: &Table) -> (&'static str, String) {
         LayerState::Committed {
             labels,
             copied_from,
+            proof,
+            unproven,
         } => {
             let mut text = labels_text(labels);
             if let Some(snapshotter) = copied_from {
                 text += &format!("; copied from {snapshotter}");
             }
+            if let Some(proof) = proof {
+                text += &format!("; {}", proof_text(proof));
+            }
+            if let Some(why) = unproven {
+                text += &format!("; not proven: {why}");
+            }
             ("committed", text)
         }
+    }
+}
+
+fn proof_text(proof: &Proof) -> String {
+    let root = proof.root_hash.get(..12).unwrap_or(&proof.root_hash);
+    let tree = format!("dm-verity {root} ({})", proof.origin);
+    match &proof.signature {
+        Some(signature) => format!("{tree}, signed by {}", signature.signer),
+        None => tree,
     }
 }
 

@@ -171,7 +171,7 @@ fn unpack(config: &Config) -> impl Iterator<Item = Row> {
     })
 }
 
-fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 5] {
+fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 6] {
     let source = config.profile_source(name);
     let differ = match config.applier.differ(name) {
         Differ::Auto => "auto",
@@ -202,6 +202,7 @@ fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 5] {
         ("labels", labels),
         ("os_features", features),
         ("volumes", volumes),
+        ("integrity", Some(profile.integrity.as_str().to_owned())),
     ]
     .map(|(key, value)| Row::new(format!("snapshotters.{name}.{key}"), value, &source))
 }

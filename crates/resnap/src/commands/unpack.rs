@@ -4,17 +4,20 @@
 //! `resnap unpack`.
 
 use std::fs;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use resnap_api::Failure;
 use resnap_unpacker::{Event, LayerOutcome, Report, Request};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::executor::Executor;
 use crate::args::UnpackArguments;
+use crate::config::Config;
+use crate::connect::working_engine;
 use crate::exit_status::ExitStatus;
 use crate::output::{Output, bytes};
 use crate::progress::Progress;
@@ -22,15 +25,29 @@ use crate::timeline;
 
 pub(crate) async fn run(
     executor: &Executor,
+    config: &Config,
     arguments: UnpackArguments,
     output: &mut Output,
 ) -> Result<ExitStatus> {
-    let images = arguments.images;
+    let (images, jobs) = match (&arguments.snapshotter, arguments.all) {
+        (Some(snapshotter), true) => {
+            let unpacked = working_engine(config)
+                .await?
+                .unpacked_images(snapshotter)
+                .await?;
+            let names = unpacked
+                .into_iter()
+                .filter_map(|image| image.names.into_iter().next());
+            (names.collect(), config.prewarm_jobs.value)
+        }
+        _ => (arguments.images, Semaphore::MAX_PERMITS),
+    };
     if arguments.timeline.is_some() && images.len() > 1 {
         bail!("--timeline draws one image; {} are named", images.len());
     }
     let (signals, stop) = listen()?;
     let mut progress = (!output.is_json()).then(|| Progress::new(images.len()));
+    let jobs = Arc::new(Semaphore::new(jobs));
     let (sender, mut updates) = mpsc::unbounded_channel();
     for (number, image) in images.iter().enumerate() {
         let mut request = Request::new(image);
@@ -38,7 +55,9 @@ pub(crate) async fn run(
         request.platform.clone_from(&arguments.platform);
         request.repair = arguments.repair;
         let (executor, sender, stop) = (executor.clone(), sender.clone(), stop.clone());
+        let jobs = Arc::clone(&jobs);
         tokio::spawn(async move {
+            let _job = jobs.acquire().await;
             let send = |update| {
                 // The receiver is dropped only when the process ends.
                 let _ = sender.send((number, update));

@@ -18,8 +18,8 @@ use resnap_unpacker::Configuration;
 use serde::Deserialize;
 
 use super::words::{
-    DifferWord, KeepWord, LabelsWord, SiblingWord, SourceName, UnlabelledWord, VolumesWord,
-    WhenWord,
+    DifferWord, IntegrityWord, KeepWord, LabelsWord, SiblingWord, SourceName, UnlabelledWord,
+    VolumesWord, WhenWord,
 };
 use crate::warm::Floor;
 
@@ -137,6 +137,7 @@ pub(super) struct SnapshotterSection {
     pub(super) os_features: Option<BTreeSet<String>>,
     pub(super) differ: Option<DifferWord>,
     pub(super) sync_fs: Option<bool>,
+    pub(super) integrity: Option<IntegrityWord>,
 }
 
 /// An unpack configuration, for requests without a snapshotter.
@@ -189,6 +190,9 @@ impl SnapshotterSection {
         }
         if let Some(sync_fs) = self.sync_fs {
             profile.sync_fs = sync_fs;
+        }
+        if let Some(integrity) = self.integrity {
+            profile.integrity = integrity.into();
         }
     }
 }

@@ -4,6 +4,7 @@
 //! The words that values of the configuration file have.
 
 use resnap_applier::Differ;
+use resnap_core::Integrity;
 use resnap_cri_proxy::{Unlabelled, When};
 use resnap_unpacker::KeepFetched;
 use serde::Deserialize;
@@ -112,6 +113,24 @@ pub(super) enum DifferWord {
     Auto,
     Resnap,
     Containerd,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum IntegrityWord {
+    Off,
+    Verity,
+    Signed,
+}
+
+impl From<IntegrityWord> for Integrity {
+    fn from(word: IntegrityWord) -> Self {
+        match word {
+            IntegrityWord::Off => Self::Off,
+            IntegrityWord::Verity => Self::Verity,
+            IntegrityWord::Signed => Self::Signed,
+        }
+    }
 }
 
 impl From<DifferWord> for Differ {

@@ -117,6 +117,7 @@ impl Lab {
             snapshotter: snapshotter.to_owned(),
             layers: layers.iter().cloned().map(Into::into).collect(),
             sync_fs: false,
+            integrity: resnap_core::Integrity::Off,
             monitor: Arc::new(NoopMonitor),
         };
         let batch = match writer {

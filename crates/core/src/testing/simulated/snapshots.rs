@@ -342,6 +342,7 @@ pub(super) fn apply(
         diff_id: Some(diff_id),
         size,
         is_own_image: false,
+        proof: None,
     })
 }
 

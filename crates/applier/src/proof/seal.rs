@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Trees for layers that are committed already. The layers may be mounted meanwhile: nothing of an image is
+//! changed, and mounts that exist go on as they are.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+
+use resnap_core::{Descriptor, Proof, ProofOrigin};
+use resnap_erofs::ErofsReader;
+use resnap_verity::{SIDECAR_FILE, Sidecar, Work, verify};
+use rustix::fs::{self, Mode, OFlags};
+
+use super::inode::{Thawed, has_fs_verity, open};
+use super::{append, proof, remove_if_there, write_sidecar};
+use crate::erofs::NAME;
+use crate::error::{Error, IoContext as _};
+use crate::guard::Guard;
+
+/// The name of a copy of an image that is being written.
+const UNFINISHED_IMAGE: &str = "layer.erofs.resnap";
+
+/// The most bytes of a sidecar that are read.
+const SIDECAR_LIMIT: u64 = 64 * 1024 + 1;
+
+/// Gives the image in the directory of a committed snapshot a tree and a sidecar. An image that has both
+/// keeps them, if they are right.
+pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Result<Proof, Error> {
+    let image = open(snapshot, NAME, OFlags::RDONLY);
+    let image = image.context("open the image of the layer (layer.erofs)")?;
+    if let Some(sidecar) = read_sidecar(snapshot)? {
+        let check = || Ok(guard.step()?);
+        let (offset, root) = (sidecar.hash_offset, sidecar.root_hash);
+        verify(&image, offset, &root, .., Work::new(&check))?;
+        return Ok(proof(&sidecar, ProofOrigin::Generated));
+    }
+    if has_fs_verity(&image).context("look at the image")? {
+        return Err(Error::Unproven(
+            "its image has fs-verity, and a file with that can get no tree".to_owned(),
+        ));
+    }
+    let size = image_size(&image)?;
+    let thawed = image.try_clone().and_then(Thawed::new);
+    let thawed = thawed.context("make the image writable (its flag immutable)")?;
+    let links = image.metadata().context("look at the image")?.nlink();
+    let sidecar = match links {
+        1 => {
+            let image = open(snapshot, NAME, OFlags::RDWR).context("open the image to write")?;
+            append(&image, size, None, &layer.digest, guard)?
+        }
+        // The file also has other names, such as that of a blob.
+        _ => append_to_copy(snapshot, image, size, layer, guard)?,
+    };
+    write_sidecar(snapshot, &sidecar)?;
+    let frozen = thawed.freeze(snapshot, NAME);
+    frozen.context("make the image immutable again")?;
+    Ok(proof(&sidecar, ProofOrigin::Generated))
+}
+
+/// Replaces an image by a copy with a tree.
+fn append_to_copy(
+    snapshot: &OwnedFd,
+    mut image: File,
+    size: u64,
+    layer: &Descriptor,
+    guard: &Guard,
+) -> Result<Sidecar, Error> {
+    remove_if_there(snapshot, UNFINISHED_IMAGE).context("remove an unfinished copy")?;
+    let written = write_copy(snapshot, &mut image, size, layer, guard).and_then(|sidecar| {
+        let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
+        renamed.context("replace the image by its copy")?;
+        Ok(sidecar)
+    });
+    if written.is_err() {
+        // The error that is returned is the reason for both.
+        let _ = remove_if_there(snapshot, UNFINISHED_IMAGE);
+    }
+    written
+}
+
+fn write_copy(
+    snapshot: &OwnedFd,
+    image: &mut File,
+    size: u64,
+    layer: &Descriptor,
+    guard: &Guard,
+) -> Result<Sidecar, Error> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let copy = fs::openat(
+        snapshot,
+        UNFINISHED_IMAGE,
+        flags,
+        Mode::from_raw_mode(0o644),
+    );
+    let mut copy: File = copy.context("create a copy of the image")?.into();
+    let mut left = size;
+    while left > 0 {
+        guard.step()?;
+        let piece = left.min(64 << 20);
+        // In the kernel, by a reflink where the file system can.
+        let copied = io::copy(&mut image.by_ref().take(piece), &mut copy);
+        match copied.context("copy the image")? {
+            0 => break,
+            copied => left -= copied,
+        }
+    }
+    append(&copy, size, None, &layer.digest, guard)
+}
+
+/// Returns the bytes of an image that its tree covers: all that the image has, or all of the file if the
+/// image has its data in other devices, as the index of a tar in the same file has.
+fn image_size(image: &File) -> Result<u64, Error> {
+    let length = image.metadata().context("look at the image")?.len();
+    let opened = image.try_clone().context("open the image")?;
+    match ErofsReader::open(opened) {
+        Ok(image) if length < image.size() => {
+            let size = image.size();
+            Err(Error::ShortImage {
+                found: length,
+                size,
+            })
+        }
+        Ok(image) if image.devices() > 0 => Ok(length),
+        Ok(image) => Ok(image.size()),
+        Err(error) => Err(Error::NotAnImage(error)),
+    }
+}
+
+/// Returns the sidecar of the image in the directory of a snapshot, if it has one.
+fn read_sidecar(snapshot: &OwnedFd) -> Result<Option<Sidecar>, Error> {
+    let file = match open(snapshot, SIDECAR_FILE, OFlags::RDONLY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.context("open the sidecar of the image")?,
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(SIDECAR_LIMIT).read_to_end(&mut bytes);
+    read.context("read the sidecar of the image")?;
+    Sidecar::parse(&bytes).map(Some).map_err(Error::Sidecar)
+}

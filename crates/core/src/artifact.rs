@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Artifacts that publishers attach to an image for dm-verity: for each layer an index of its tar, the hash
+//! tree, and a signature of the root hash.
+//!
+//! An artifact is an OCI manifest whose `subject` is the manifest of an image. There are two sets of names,
+//! none of them in a specification:
+//!
+//! | | [`ArtifactSet::Containerd`] | [`ArtifactSet::Notary`] |
+//! |---|---|---|
+//! | used by | a proposal for containerd | the signer of notation's dm-verity plugin |
+//! | the device is the index, the layer's tar, and zeros up to a multiple of | 4096 | 512 |
+//! | the signature is also an annotation | no | optional |
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::{Descriptor, Digest};
+
+mod document;
+mod fault;
+mod names;
+
+use document::{Document, Part};
+pub use fault::BundleFault;
+pub use names::{ArtifactSet, Payload};
+
+/// The limit on the layers of a bundle.
+const MAX_LAYERS: usize = 4096;
+
+/// The limit on the bytes of all signatures.
+const MAX_SIGNATURES: u64 = 16 << 20;
+
+/// The artifact of one image. It is untrusted: no digest of the image covers it, so that only a verified
+/// signature makes its contents the publisher's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Bundle {
+    /// The names that it uses.
+    pub set: ArtifactSet,
+    /// The artifacts of the layers, by the digest of the layer's blob.
+    pub layers: BTreeMap<Digest, LayerArtifact>,
+}
+
+/// The artifact of one layer. Its descriptors have no annotations.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerArtifact {
+    /// The root hash of the tree, as 64 lower-case hexadecimal digits.
+    pub root_hash: String,
+    /// The EROFS index of the layer's tar.
+    pub index: Descriptor,
+    /// The hash tree.
+    pub tree: Descriptor,
+    /// The detached signature of the root hash.
+    pub signature: Descriptor,
+    /// The bytes of the signature, if the manifest has them. They have the digest of `signature`.
+    pub inline_signature: Option<Vec<u8>>,
+}
+
+/// The payloads of one layer, as far as they were read.
+#[derive(Default)]
+struct Payloads {
+    index: Option<Descriptor>,
+    tree: Option<Descriptor>,
+    signature: Option<Signature>,
+}
+
+struct Signature {
+    descriptor: Descriptor,
+    root_hash: String,
+    inline: Option<Vec<u8>>,
+}
+
+impl Bundle {
+    /// The limit on the bytes of an artifact's manifest.
+    pub const MAX_BYTES: usize = 4 << 20;
+
+    /// Parses the manifest of an artifact of the image with the manifest `subject`. Each layer in it has all
+    /// three payloads. The addresses (`urls`) and annotations of the payloads are dropped.
+    ///
+    /// # Errors
+    /// The reason why the bundle as a whole is refused.
+    pub fn parse(bytes: &[u8], subject: &Digest) -> Result<Self, BundleFault> {
+        let document = Document::parse(bytes, Self::MAX_BYTES)?;
+        let set = document.set(subject)?;
+        let mut layers = BTreeMap::<Digest, Payloads>::new();
+        let mut signatures = 0_u64;
+        for (number, part) in (1..).zip(document.parts) {
+            let payload = set.payload(&part.media_type);
+            let payload =
+                payload.ok_or_else(|| BundleFault::payload_type(number, &part.media_type))?;
+            let (layer, descriptor) = checked(number, set, payload, &part)?;
+            if payload == Payload::Signature {
+                signatures = signatures.saturating_add(descriptor.size);
+            }
+            let payloads = match layers.entry(layer.clone()) {
+                Entry::Vacant(entry) => entry.insert(Payloads::default()),
+                Entry::Occupied(entry) => entry.into_mut(),
+            };
+            payloads.add(set, payload, &layer, descriptor, &part)?;
+            if layers.len() > MAX_LAYERS {
+                return Err(BundleFault::TooManyLayers { limit: MAX_LAYERS });
+            }
+        }
+        if layers.is_empty() {
+            return Err(BundleFault::NoLayers);
+        }
+        if signatures > MAX_SIGNATURES {
+            return Err(BundleFault::Signatures {
+                size: signatures,
+                limit: MAX_SIGNATURES,
+            });
+        }
+        let layers = layers.into_iter().map(|(layer, payloads)| {
+            let artifact = payloads.complete(&layer)?;
+            Ok((layer, artifact))
+        });
+        Ok(Self {
+            set,
+            layers: layers.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Payloads {
+    fn add(
+        &mut self,
+        set: ArtifactSet,
+        payload: Payload,
+        layer: &Digest,
+        descriptor: Descriptor,
+        part: &Part,
+    ) -> Result<(), BundleFault> {
+        let is_new = match payload {
+            Payload::Index => self.index.replace(descriptor).is_none(),
+            Payload::Tree => self.tree.replace(descriptor).is_none(),
+            Payload::Signature => {
+                let signature = Signature::new(set, layer, descriptor, part)?;
+                self.signature.replace(signature).is_none()
+            }
+        };
+        let layer = layer.clone();
+        match is_new {
+            true => Ok(()),
+            false => Err(BundleFault::Duplicate { payload, layer }),
+        }
+    }
+
+    fn complete(self, layer: &Digest) -> Result<LayerArtifact, BundleFault> {
+        let missing = |payload| BundleFault::Missing {
+            payload,
+            layer: layer.clone(),
+        };
+        let signature = self.signature.ok_or_else(|| missing(Payload::Signature))?;
+        Ok(LayerArtifact {
+            root_hash: signature.root_hash,
+            index: self.index.ok_or_else(|| missing(Payload::Index))?,
+            tree: self.tree.ok_or_else(|| missing(Payload::Tree))?,
+            signature: signature.descriptor,
+            inline_signature: signature.inline,
+        })
+    }
+}
+
+impl Signature {
+    fn new(
+        set: ArtifactSet,
+        layer: &Digest,
+        descriptor: Descriptor,
+        part: &Part,
+    ) -> Result<Self, BundleFault> {
+        let root_hash = part.annotations.get(set.root_hash()).unwrap_or_default();
+        let is_hash = root_hash.len() == 64
+            && root_hash
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !is_hash {
+            return Err(BundleFault::root_hash(layer, root_hash));
+        }
+        let inline = set.inline_signature();
+        let inline = match inline.and_then(|key| part.annotations.get(key)) {
+            None => None,
+            Some(text) => {
+                let bytes = STANDARD.decode(text).ok();
+                // The same digest is the same bytes, before anybody has fetched the blob.
+                let same = bytes.filter(|bytes| {
+                    bytes.len() as u64 == descriptor.size
+                        && descriptor.digest.same_algorithm(bytes) == descriptor.digest
+                });
+                Some(same.ok_or_else(|| BundleFault::InlineSignature(layer.clone()))?)
+            }
+        };
+        Ok(Self {
+            root_hash: root_hash.to_owned(),
+            descriptor,
+            inline,
+        })
+    }
+}
+
+/// Returns the layer that a payload is of, and the payload's descriptor.
+fn checked(
+    number: usize,
+    set: ArtifactSet,
+    payload: Payload,
+    part: &Part,
+) -> Result<(Digest, Descriptor), BundleFault> {
+    let digest = part.digest.parse();
+    let digest = digest.map_err(|_| BundleFault::payload_digest(number, &part.digest))?;
+    let key = set.layer_digest(payload);
+    let layer = part.annotations.get(key).unwrap_or_default();
+    let layer = layer.parse();
+    let layer: Digest = layer.map_err(|_| BundleFault::LayerDigest { number, key })?;
+    if part.size == 0 || part.size > payload.limit() {
+        return Err(BundleFault::Size {
+            payload,
+            layer,
+            size: part.size,
+            limit: payload.limit(),
+        });
+    }
+    let descriptor = Descriptor {
+        media_type: part.media_type.clone(),
+        digest,
+        size: part.size,
+        annotations: BTreeMap::new(),
+        platform: None,
+    };
+    Ok((layer, descriptor))
+}
+
+impl fmt::Debug for LayerArtifact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inline = self.inline_signature.as_ref().map(Vec::len);
+        f.debug_struct("LayerArtifact")
+            .field("root_hash", &self.root_hash)
+            .field("index", &self.index.digest)
+            .field("tree", &self.tree.digest)
+            .field("signature", &self.signature.digest)
+            .field("inline_signature", &inline)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Proofs of committed layers: those that were unpacked without get them, and `check` looks for the use of
+//! them.
+
+use std::sync::Arc;
+
+use resnap_core::{Kind, Labels, Mount, SnapshotKey};
+
+use crate::chain::Chain;
+use crate::lease::LeaseKeeper;
+use crate::sibling::{Layers, Sibling, committed, within_lease};
+use crate::{Check, LayerState, Plan, UnpackError};
+
+/// Gives the layers that exist the proofs they lack, from the base up, so that a layer with a proof has
+/// only parents with one. Nothing is removed, and no container is disturbed.
+pub(crate) async fn seal(chain: &Chain) -> Result<(), UnpackError> {
+    let (backend, spec) = (&chain.backend, &chain.job.spec);
+    let snapshots = committed(backend, &spec.plan, &spec.snapshotter).await;
+    let snapshots = snapshots.map_err(|error| chain.failed(error))?;
+    let integrity = chain.integrity();
+    let lacks = |labels: &Labels| integrity.missing(labels).is_some();
+    if !snapshots.iter().any(|snapshot| lacks(&snapshot.labels)) {
+        return Ok(());
+    }
+    let leased = chain.lease.begin().await;
+    leased.map_err(|error| chain.failed(error))?;
+    let layers = Layers {
+        backend,
+        lease: &chain.lease,
+        plan: &spec.plan,
+        first: 0,
+    };
+    let view = Sibling::view(layers, spec.snapshotter.clone(), snapshots).await;
+    let view = view.map_err(|error| chain.failed(error))?;
+    let sealed = seal_all(chain, &view).await;
+    view.end(backend).await;
+    sealed
+}
+
+async fn seal_all(chain: &Chain, view: &Sibling) -> Result<(), UnpackError> {
+    let (backend, integrity) = (&chain.backend, chain.integrity());
+    for index in 0..view.chain().snapshots.len() {
+        chain.job.check_cancelled()?;
+        let layer = &chain.layers()[index];
+        let _lock = chain.lock(index).await?;
+        // The previous holder of the lock may have done it.
+        let found = chain.find(layer).await?;
+        if found.is_none_or(|info| integrity.missing(&info.labels).is_none()) {
+            continue;
+        }
+        let failed = |error| chain.failed_layer(index, error);
+        let sealed = backend
+            .ports
+            .applier
+            .seal(view.chain(), index, &layer.descriptor);
+        let proof = tokio::select! {
+            proof = sealed => proof.map_err(failed)?,
+            () = chain.job.cancelled() => return Err(chain.job.cancelled_error()),
+        };
+        let key = SnapshotKey::from(&layer.chain_id);
+        let labels = proof.labels();
+        let set = chain.snapshotter.set_labels(&backend.scope, &key, &labels);
+        match set.await {
+            // If it was garbage collected meanwhile, it is made again with its proof.
+            Err(error) if error.kind() != Kind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Returns warnings of snapshotters that mount layers without the trees which they have.
+pub(crate) async fn unused_proofs(
+    keeper: &Arc<LeaseKeeper>,
+    plan: &Plan,
+    check: &Check,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for name in check.snapshotters.keys() {
+        let is_proven = |state: Option<&LayerState>| {
+            matches!(state, Some(LayerState::Committed { proof: Some(_), .. }))
+        };
+        let mut layers = check.layers.iter();
+        if !layers.all(|layer| is_proven(layer.snapshots.get(name))) || check.layers.is_empty() {
+            continue;
+        }
+        match is_mounted_by_trees(keeper, plan, name).await {
+            Ok(Ok(false)) => warnings.push(format!(
+                "on {name}, layers are mounted without their dm-verity trees: containerd before 2.3 knows none, and later ones need dmverity_mode = \"auto\" or \"on\""
+            )),
+            looked => tracing::debug!(?looked, name, "looked at the mounts of a chain"),
+        }
+    }
+    warnings
+}
+
+/// Returns whether the mounts of a view name trees.
+async fn is_mounted_by_trees(
+    keeper: &Arc<LeaseKeeper>,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<Result<bool, resnap_core::Error>, UnpackError> {
+    let looked = within_lease(keeper, plan, snapshotter, async |layers| {
+        let snapshots = committed(layers.backend, plan, snapshotter).await?;
+        let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
+        let options = view.chain().mounts.iter().flat_map(|mount| &mount.options);
+        let mut options = options.flat_map(|options| options.split(','));
+        let is_named = options.any(Mount::is_verity_option);
+        view.end(layers.backend).await;
+        Ok(is_named)
+    });
+    looked.await
+}
