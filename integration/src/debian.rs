@@ -23,4 +23,4 @@ pub use dirs::target_dir;
 pub use packages::{TarReader, deb, debs, tar, tar_reader, unpack};
 pub use suite::Suite;
 pub use tools::{Dist, Provisioned, provision};
-pub(crate) use tools::{tools, write_program};
+pub(crate) use tools::{lay_out, libraries, loader, tools, write_program};

@@ -11,4 +11,5 @@ pub mod python;
 pub mod registry;
 pub mod tap;
 pub mod tree;
+pub mod uml;
 pub mod wire;

@@ -9,11 +9,13 @@ use resnap_layer::{Entry, EntryKind};
 use crate::error::Fault;
 use crate::format::{device, mode};
 use crate::lookup;
-use crate::tree::{ABSENT, DEFAULT_ACL, Inode, OPAQUE, ROOT, STATED, Tree, permissions};
+use crate::tree::{
+    ABSENT, DEFAULT_ACL, DataPlace, IN_TAR, Inode, OPAQUE, ROOT, STATED, Tree, permissions,
+};
 use crate::xattr::has_default_acl;
 
-/// Adds an entry of the layer. `block` is the first block of a file's data.
-pub(crate) fn add(tree: &mut Tree, entry: &Entry, block: u32) -> Result<(), Fault> {
+/// Adds an entry of the layer, whose data, if it has some, is at `data`.
+pub(crate) fn add(tree: &mut Tree, entry: &Entry, data: DataPlace) -> Result<(), Fault> {
     if let EntryKind::Opaque = entry.kind {
         let directory = lookup::directory(tree, &entry.path)?;
         let is_lowest = tree.is_lowest;
@@ -52,7 +54,7 @@ pub(crate) fn add(tree: &mut Tree, entry: &Entry, block: u32) -> Result<(), Faul
     if !matches!(entry.kind, EntryKind::Symlink(_) | EntryKind::Whiteout) {
         tree.check_default_acl(directory)?;
     }
-    let inode = inode(tree, entry, block)?;
+    let inode = inode(tree, entry, data)?;
     let is_directory = inode.is_directory();
     let inode = tree.add_inode(inode)?;
     tree.bind(directory, name, inode)?;
@@ -65,8 +67,9 @@ pub(crate) fn add(tree: &mut Tree, entry: &Entry, block: u32) -> Result<(), Faul
 }
 
 /// Returns a new inode for an entry.
-fn inode(tree: &mut Tree, entry: &Entry, block: u32) -> Result<Inode, Fault> {
+fn inode(tree: &mut Tree, entry: &Entry, data: DataPlace) -> Result<Inode, Fault> {
     let metadata = &entry.metadata;
+    let (DataPlace::Image(block) | DataPlace::Tar(block)) = data;
     let at = |major, minor| device(major, minor).ok_or(Fault::Device { major, minor });
     let (file_type, size, place) = match &entry.kind {
         EntryKind::File(file) => (mode::FILE, file.size, block),
@@ -105,6 +108,7 @@ fn inode(tree: &mut Tree, entry: &Entry, block: u32) -> Result<Inode, Fault> {
         flags: match entry.kind {
             EntryKind::Whiteout if tree.is_lowest => ABSENT,
             EntryKind::Directory if has_default_acl(&metadata.xattrs) => STATED | DEFAULT_ACL,
+            EntryKind::File(_) if matches!(data, DataPlace::Tar(_)) => STATED | IN_TAR,
             _ => STATED,
         },
     })

@@ -5,17 +5,17 @@
 //! names, without NULs between them. The names of a block end where the next begins, the last one
 //! with the block or with a NUL. All names are ordered by their bytes, `.` and `..` too.
 
-use crate::format::{BLOCK, Get};
+use crate::format::Get;
 
 /// Bytes of an entry without its name.
 pub(crate) const ENTRY: usize = 12;
 
-/// Returns how many names of these lengths fit in one block, and how many bytes they take.
-pub(crate) fn fit(lengths: impl Iterator<Item = usize>) -> (usize, usize) {
+/// Returns how many names of these lengths fit in `space` bytes, and how many bytes they take.
+pub(crate) fn fit(lengths: impl Iterator<Item = usize>, space: u64) -> (usize, usize) {
     let mut used = 0;
     let mut count = 0;
     for length in lengths {
-        if used + ENTRY + length > BLOCK {
+        if (used + ENTRY + length) as u64 > space {
             break;
         }
         used += ENTRY + length;
@@ -88,7 +88,7 @@ mod tests {
         encode(entries.iter().copied(), &mut block);
         assert_eq!(block.len(), 3 * 12 + 7);
         assert_eq!(
-            fit(entries.iter().map(|(_, _, name)| name.len())),
+            fit(entries.iter().map(|(_, _, name)| name.len()), 4096),
             (3, block.len())
         );
         for padding in [0, 100] {
@@ -103,9 +103,10 @@ mod tests {
 
     #[test]
     fn blocks_are_filled() {
-        let (count, used) = fit(std::iter::repeat_n(255, 100));
+        let (count, used) = fit(std::iter::repeat_n(255, 100), 4096);
         assert_eq!((count, used), (15, 15 * 267));
-        assert_eq!(fit(std::iter::empty()), (0, 0));
+        assert_eq!(fit(std::iter::repeat_n(255, 100), 512), (1, 267));
+        assert_eq!(fit(std::iter::empty(), 512), (0, 0));
     }
 
     #[test]

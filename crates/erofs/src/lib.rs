@@ -45,6 +45,29 @@
 //! - **Holes** of sparse files are holes of the image's file. They take addresses (an image has at most
 //!   16 TiB) but no space. Chunks with null addresses would take neither, but need Linux 5.15.
 //!
+//! # The index of a tar
+//!
+//! [`Writer::index`] makes an image whose files have their data in the layer's tar, which is not copied:
+//!
+//! ```text
+//! 0        superblock, at byte 1024, and the slot of one device, the tar
+//! 4096     data of sparse files
+//! meta     as above; a file has the location of its data in the tar inline
+//!          zeros up to a multiple of 4096
+//! ```
+//!
+//! Blocks have 512 bytes, as in a tar. They are smaller than a page, which needs Linux 6.4.
+//! The data of a file is one chunk, or two if it exceeds 1 TiB. The rest is the same as in a whole image:
+//! the trees, the order of inodes, and what is refused.
+//!
+//! - **In one file** the index is followed by the whole tar and by zeros up to a multiple of 4096
+//!   ([`joined_size`]), as containerd writes a layer with `enable_tar_index`. **With the tar as a device**
+//!   (`mount -o device=TAR INDEX`, [`ErofsReader::with_devices`]), nothing is joined. The index alone can be
+//!   listed, but its files cannot be read.
+//! - **Sparse files** have their data in the index: in a tar it is not aligned as it is in the file.
+//! - **A tar has less than 2 TiB** with its index, because addresses have 32 bits. An entry beyond that is
+//!   refused by its name.
+//!
 //! # The tree of a layer
 //!
 //! The tree is the same that containerd's differ writes to the upper directory of an overlay, except where
@@ -73,8 +96,17 @@
 //! # Hostile input
 //!
 //! Layers and images may contain anything. Nothing panics, no claimed size is trusted before the bytes are
-//! read, and a lookup in an [`ErofsReader`] takes a bounded number of reads. A tree that is walked with
-//! [`ErofsReader::entries`] may have loops; the caller must limit the walk.
+//! read, and a lookup in an [`ErofsReader`] takes a bounded number of reads, as does data of a given length:
+//! two for each chunk. A tree that is walked with [`ErofsReader::entries`] may have loops; the caller must
+//! limit the walk.
+//!
+//! | in an image | read |
+//! |---|---|
+//! | data in blocks, inline, or in chunks (addresses or indexes) with holes | yes |
+//! | data on other devices | in the image's own file at the addresses in their slots, or on the devices that are given |
+//! | compressed data, chunks with addresses of 48 bits | refused; trees with them are read |
+//! | blocks of 512 bytes to 64 KiB | yes |
+//! | blocks of directories of another size, unknown features | refused |
 //!
 //! - **Memory** of a [`Writer`] is limited by its [`Governor`], whatever the layer contains: each inode and
 //!   name counts, also those that are replaced later, and each distinct set of attributes, also of the
@@ -85,7 +117,9 @@
 //!   if there are many of both: an error from [`Lower`], or from [`ReadAt`], stops it.
 
 mod add;
+mod block;
 mod budget;
+mod chunk;
 mod dirent;
 mod error;
 mod format;
@@ -95,10 +129,12 @@ mod layout;
 mod lookup;
 mod lower;
 mod output;
+mod plan;
 mod read_xattr;
 mod reader;
 mod source;
 mod stack;
+mod superblock;
 mod tree;
 mod walk;
 mod writer;
@@ -110,7 +146,7 @@ mod tests;
 pub use error::{Error, Fault};
 pub use governor::{Governor, Memory, Refusal};
 pub use image::Node;
-pub use layout::Summary;
+pub use layout::{Summary, joined_size};
 pub use lower::{Lower, NoLower};
 pub use reader::{Entries, ErofsReader, Named};
 pub use source::{ImageError, ReadAt};

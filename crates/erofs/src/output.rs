@@ -5,7 +5,8 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 
-use crate::format::BLOCK;
+use crate::block::BlockSize;
+use crate::format::HEADER;
 
 /// Bytes of small writes that are buffered.
 const BUFFER: usize = 256 * 1024;
@@ -13,24 +14,30 @@ const BUFFER: usize = 256 * 1024;
 /// Bytes from which on a write is not buffered.
 const LARGE: usize = 32 * 1024;
 
+/// Bytes from which on zeros become a hole of the file: the blocks of most file systems.
+const HOLE: usize = 4096;
+
 /// A writer to a new, empty file.
 #[derive(Debug)]
 pub(crate) struct Output<W> {
     target: W,
+    /// The blocks of the image.
+    pub(crate) block: BlockSize,
     buffer: Vec<u8>,
     /// The offset of the next byte.
     position: u64,
 }
 
 impl<W: Write + Seek> Output<W> {
-    /// Starts after the first block, which is written last.
+    /// Starts after the header, which is written last.
     pub(crate) fn new(target: W) -> io::Result<Self> {
         let mut output = Self {
             target,
+            block: BlockSize::PAGE,
             buffer: Vec::new(),
             position: 0,
         };
-        output.hole(BLOCK as u64)?;
+        output.hole(HEADER as u64)?;
         Ok(output)
     }
 
@@ -56,10 +63,10 @@ impl<W: Write + Seek> Output<W> {
         Ok(())
     }
 
-    /// Skips `count` bytes, which read as zeros. Whole blocks become a hole of the file.
+    /// Skips `count` bytes, which read as zeros. If they are many, they become a hole of the file.
     pub(crate) fn hole(&mut self, count: u64) -> io::Result<()> {
-        if count < BLOCK as u64 {
-            let zeros = [0; BLOCK];
+        if count < HOLE as u64 {
+            let zeros = [0; HOLE];
             let count = usize::try_from(count).unwrap_or(0);
             return self.put(zeros.get(..count).unwrap_or_default());
         }
@@ -70,15 +77,15 @@ impl<W: Write + Seek> Output<W> {
 
     /// Skips to the next multiple of a block.
     pub(crate) fn align(&mut self) -> io::Result<()> {
-        self.hole(self.position.wrapping_neg() % BLOCK as u64)
+        self.hole(self.block.align(self.position) - self.position)
     }
 
-    /// Writes the first block and returns the file. The last write must end with a whole block, so that
-    /// the file is as long as the image.
-    pub(crate) fn finish(mut self, first: &[u8; BLOCK]) -> io::Result<W> {
+    /// Writes the header and returns the file, which is as long as the image if that does not end with a
+    /// hole.
+    pub(crate) fn finish(mut self, header: &[u8; HEADER]) -> io::Result<W> {
         self.flush()?;
         self.target.seek(SeekFrom::Start(0))?;
-        self.target.write_all(first)?;
+        self.target.write_all(header)?;
         self.target.flush()?;
         Ok(self.target)
     }

@@ -41,6 +41,20 @@ impl<R: ReadAt> ErofsReader<R> {
         })
     }
 
+    /// Adds the devices that have data besides the image, in their order, as `mount -o device=` does.
+    /// Without them, the image's own file must have their data at the addresses that the image states,
+    /// such as the tar behind an index.
+    ///
+    /// # Errors
+    ///
+    /// The image has more or fewer devices, or its file cannot be read.
+    pub fn with_devices(self, devices: Vec<R>) -> Result<Self> {
+        Ok(Self {
+            image: self.image.with_devices(devices)?,
+            ..self
+        })
+    }
+
     /// Returns the UUID of the image.
     pub fn uuid(&self) -> [u8; 16] {
         self.image.superblock.uuid
@@ -59,7 +73,7 @@ impl<R: ReadAt> ErofsReader<R> {
     /// Returns the number of other devices with data that the image claims. Some kernels open the
     /// devices that an image names.
     pub fn devices(&self) -> u16 {
-        self.image.superblock.devices
+        self.image.superblock.devices.count
     }
 
     /// Returns the root directory.
@@ -189,7 +203,7 @@ impl<R: ReadAt> ErofsReader<R> {
     ///
     /// # Errors
     ///
-    /// The data is compressed or in chunks, or the file cannot be read.
+    /// The data is compressed, or the file cannot be read.
     pub fn read(&self, node: &Node, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         self.image.read(node, offset, buffer)
     }
@@ -198,7 +212,7 @@ impl<R: ReadAt> ErofsReader<R> {
     ///
     /// # Errors
     ///
-    /// The data is compressed, or not in one piece.
+    /// The data is compressed, on another device, or not in one piece.
     pub fn position(&self, node: &Node) -> Result<u64> {
         self.image.position(node)
     }

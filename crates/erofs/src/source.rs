@@ -74,6 +74,14 @@ pub enum ImageError {
     /// The image needs a feature that this crate does not support.
     #[error("the EROFS image has {0}, which is not supported")]
     Unsupported(&'static str),
+    /// The image has its data on other devices than those given.
+    #[error("the EROFS image has data on {needed} other devices, and {given} are given")]
+    Devices {
+        /// The number of devices that the image names.
+        needed: u16,
+        /// The number of devices given.
+        given: usize,
+    },
     /// The image needs features that this crate does not know.
     #[error("the EROFS image has features that are not known: {0:#x} in feature_incompat")]
     Features(u32),

@@ -4,6 +4,7 @@
 //! Tests that write layers as images and read them.
 
 mod common;
+mod index;
 mod merge;
 mod prefixes;
 mod random;

@@ -33,6 +33,15 @@ pub(crate) const HAS_CONTENT: u8 = 16;
 pub(crate) const ABSENT: u8 = 32;
 /// Flag: a directory with a default access control list, which new children inherit.
 pub(crate) const DEFAULT_ACL: u8 = 64;
+/// Flag: a file whose data is in the layer's tar, and not in the image.
+pub(crate) const IN_TAR: u8 = 128;
+
+/// The location of a file's data: the first block, of the image or of the layer's tar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DataPlace {
+    Image(u32),
+    Tar(u32),
+}
 
 /// An inode under construction. The meaning of two fields depends on its type:
 ///

@@ -9,13 +9,14 @@ use resnap_layer::resolve::LookupBudget;
 use resnap_layer::{Entry, EntryKind, EntrySource, File, Metadata};
 
 use crate::add::add;
+use crate::block::BlockSize;
 use crate::error::{Error, Fault};
 use crate::format::{NO_BLOCK, mode};
 use crate::governor::Governor;
 use crate::layout::{self, Summary};
 use crate::lower::Lower;
 use crate::output::Output;
-use crate::tree::{HAS_CONTENT, NO_LOWER, OPAQUE, ROOT, STATED, Tree, permissions};
+use crate::tree::{DataPlace, HAS_CONTENT, NO_LOWER, OPAQUE, ROOT, STATED, Tree, permissions};
 use crate::walk::Walk;
 use crate::xattr::has_default_acl;
 
@@ -24,6 +25,8 @@ use crate::xattr::has_default_acl;
 pub struct Writer<W> {
     output: Output<W>,
     tree: Tree,
+    /// Blocks of the tar up to the end of the last data, for an index.
+    tar_blocks: Option<u64>,
 }
 
 impl<W: Write + Seek> Writer<W> {
@@ -37,6 +40,7 @@ impl<W: Write + Seek> Writer<W> {
         Ok(Self {
             output: Output::new(target).map_err(Error::Write)?,
             tree: Tree::new(governor),
+            tar_blocks: None,
         })
     }
 
@@ -47,7 +51,16 @@ impl<W: Write + Seek> Writer<W> {
         self
     }
 
-    /// Adds all entries of the layer. Data is written as it is read.
+    /// Makes this an index of the layer's tar: data stays in the tar, which is behind the index or is a
+    /// device of its own. Must be called before [`Self::add`].
+    #[must_use]
+    pub fn index(mut self) -> Self {
+        self.output.block = BlockSize::TAR;
+        self.tar_blocks = Some(0);
+        self
+    }
+
+    /// Adds all entries of the layer. Data that the image has is written as it is read.
     ///
     /// # Errors
     ///
@@ -60,11 +73,11 @@ impl<W: Write + Seek> Writer<W> {
                 fault,
             };
             self.tree.begin_entry().map_err(failed)?;
-            let block = match &entry.kind {
-                EntryKind::File(file) => self.write_data(&entry, file, layer)?,
-                _ => NO_BLOCK,
+            let data = match &entry.kind {
+                EntryKind::File(file) if file.size > 0 => self.data(&entry, file, layer)?,
+                _ => DataPlace::Image(NO_BLOCK),
             };
-            add(&mut self.tree, &entry, block).map_err(failed)?;
+            add(&mut self.tree, &entry, data).map_err(failed)?;
         }
         self.output.free_buffer().map_err(Error::Write)
     }
@@ -87,26 +100,32 @@ impl<W: Write + Seek> Writer<W> {
     pub fn finish(mut self, lower: &mut dyn Lower, uuid: [u8; 16]) -> Result<(W, Summary), Error> {
         self.tree.mark_replaced();
         self.apply_lower(lower)?;
-        layout::write(self.output, self.tree, uuid)
+        layout::write(self.output, self.tree, uuid, self.tar_blocks)
     }
 
-    /// Writes a file's data. Returns the first block.
-    fn write_data(
+    /// Returns where a file's data is, which is written if the image needs it.
+    fn data(
         &mut self,
         entry: &Entry,
         file: &File,
         layer: &mut impl EntrySource,
-    ) -> Result<u32, Error> {
-        if file.size == 0 {
-            return Ok(NO_BLOCK);
-        }
-        let output = &mut self.output;
-        output.align().map_err(Error::Write)?;
-        let start = output.position();
-        let block = layout::block(start, file.size).map_err(|fault| Error::Entry {
+    ) -> Result<DataPlace, Error> {
+        let failed = |fault| Error::Entry {
             path: entry.path.clone(),
             fault,
-        })?;
+        };
+        let output = &mut self.output;
+        if let Some(blocks) = &mut self.tar_blocks
+            && let Some(start) = layer.tar_offset()
+        {
+            let block = output.block.address(start, file.size).map_err(failed)?;
+            let end = u64::from(block) + output.block.count(file.size);
+            *blocks = end.max(*blocks);
+            return Ok(DataPlace::Tar(block));
+        }
+        output.align().map_err(Error::Write)?;
+        let start = output.position();
+        let block = output.block.address(start, file.size).map_err(failed)?;
         while let Some(piece) = layer.data()? {
             let hole = (start + piece.offset).saturating_sub(output.position());
             output.hole(hole).map_err(Error::Write)?;
@@ -114,7 +133,7 @@ impl<W: Write + Seek> Writer<W> {
         }
         let hole = (start + file.size).saturating_sub(output.position());
         output.hole(hole).map_err(Error::Write)?;
-        Ok(block)
+        Ok(DataPlace::Image(block))
     }
 
     /// Gives the directories that the layer does not state the metadata they have in the lower layers.

@@ -19,6 +19,10 @@ pub trait EntrySource {
     /// The layer is malformed or cannot be read.
     fn next(&mut self) -> Result<Option<Entry>, Error>;
 
+    /// Returns the offset in the layer's tar of the current file's data, or `None` if the data is not in one
+    /// piece of a tar. A tar aligns data to 512 bytes.
+    fn tar_offset(&self) -> Option<u64>;
+
     /// Returns the next piece of the current file's data, in the order of offsets, or `None` after the last
     /// one and for entries without data. Holes are left out.
     ///
@@ -31,6 +35,10 @@ pub trait EntrySource {
 impl<R: Read> EntrySource for Layer<R> {
     fn next(&mut self) -> Result<Option<Entry>, Error> {
         Self::next(self)
+    }
+
+    fn tar_offset(&self) -> Option<u64> {
+        Self::tar_offset(self)
     }
 
     fn data(&mut self) -> Result<Option<Piece<'_>>, Error> {

@@ -65,6 +65,16 @@ impl<R: Read> Layer<R> {
         next.map_err(|fault| self.error(fault))
     }
 
+    /// Returns the offset in the stream of the current file's data, or `None` for entries without data and
+    /// for sparse files, whose data is not in one piece.
+    pub fn tar_offset(&self) -> Option<u64> {
+        let current = &self.current;
+        let has_data = current.left + current.offset > 0;
+        let is_in_one_piece = !current.is_hidden && current.extents.is_none();
+        // As long as it is in one piece, the position in the file is what was read of it.
+        (has_data && is_in_one_piece).then(|| self.source.offset() - current.offset)
+    }
+
     /// Returns the next piece of the current file's data, or `None` after the last one and for entries
     /// without data. Data of up to 64 KiB comes in one piece unless the file is sparse. Holes are left out.
     ///

@@ -197,7 +197,7 @@ pub(crate) fn tools() -> Result<&'static Path> {
 }
 
 /// Unpacks the packages to `prefix`, once for every set of their versions.
-fn lay_out(prefix: &Path, debs: &[PathBuf]) -> Result<()> {
+pub(crate) fn lay_out(prefix: &Path, debs: &[PathBuf]) -> Result<()> {
     let stamp = prefix.join(".packages");
     let want: String = debs
         .iter()
@@ -240,7 +240,7 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
         }
     }
     let prefix = root.join("with-libraries");
-    let lib = prefix.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+    let lib = libraries(&prefix);
     let loader = loader(&lib)?;
     let (loader, lib) = (loader.display(), lib.display());
     for program in [
@@ -260,8 +260,13 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Returns the folder of libraries of packages that are unpacked to `prefix`.
+pub(crate) fn libraries(prefix: &Path) -> PathBuf {
+    prefix.join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH))
+}
+
 /// Returns the libc's program loader, whose name differs by architecture.
-fn loader(lib: &Path) -> Result<PathBuf> {
+pub(crate) fn loader(lib: &Path) -> Result<PathBuf> {
     fs::read_dir(lib)
         .with_context(|| format!("list {lib:?}"))?
         .flatten()

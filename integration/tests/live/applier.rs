@@ -4,6 +4,7 @@
 //! Layers written by resnap itself, next to those that containerd's differ wrote of the same image.
 
 pub(crate) mod choice;
+pub(crate) mod tar_index;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -57,16 +58,21 @@ const fn kept(path: &'static str, field: Field, reason: &'static str) -> Expecte
     }
 }
 
-fn applier_writes_the_same_trees_as_containerd(node: &Node) -> Result<()> {
+/// Returns images with the differences of their trees from what containerd writes to overlayfs.
+fn images() -> Result<[(Built, Vec<Expected>); 5]> {
     let (left, right) = shared_pair()?;
-    let mut faults = Vec::new();
-    for (image, expected) in [
+    Ok([
         (hello()?, [ROOT_CLOCK, &[RUN]].concat()),
         (web()?, ROOT_CLOCK.to_vec()),
         (left, ROOT_CLOCK.to_vec()),
         (right, ROOT_CLOCK.to_vec()),
         (edge_cases()?, edge_cases_expected()),
-    ] {
+    ])
+}
+
+fn applier_writes_the_same_trees_as_containerd(node: &Node) -> Result<()> {
+    let mut faults = Vec::new();
+    for (image, expected) in images()? {
         let containerd = node.in_new_namespace();
         containerd.import(&image)?;
         containerd.unpack_with_differ("containerd", "overlayfs", &image.reference)?;

@@ -13,7 +13,7 @@
 //! Differences from containerd that are made on purpose are listed in [`excuse`] and [`TAKEN`], and shown case by case by
 //! [`table`].
 
-mod lab;
+pub(crate) mod lab;
 mod table;
 mod tars;
 

@@ -62,6 +62,7 @@ fn tests() -> Vec<Test> {
         api::TESTS,
         applier::TESTS,
         applier::choice::TESTS,
+        applier::tar_index::TESTS,
         authority::TESTS,
         cli::TESTS,
         conformance::TESTS,

@@ -144,6 +144,10 @@ impl EntrySource for Entries<'_> {
         Ok(Some(entry))
     }
 
+    fn tar_offset(&self) -> Option<u64> {
+        None
+    }
+
     fn data(&mut self) -> Result<Option<Piece<'_>>, Error> {
         let (offset, bytes) = match std::mem::replace(&mut self.data, Data::None) {
             Data::None => return Ok(None),

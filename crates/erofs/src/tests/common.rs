@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use crate::{ErofsReader, Error, Lower, Memory, NoLower, Node, Writer};
+use crate::{ErofsReader, Error, Lower, Memory, NoLower, Node, Writer, joined_size};
 use resnap_layer::Layer;
 use resnap_layer::testing::{Metadata, Tar, typeflag};
 
@@ -94,6 +94,27 @@ pub(crate) fn write_on(stream: &[u8], lower: &mut dyn Lower) -> Result<Vec<u8>, 
     let (target, summary) = writer.finish(lower, *b"0123456789abcdef")?;
     let image = target.into_inner();
     assert_eq!(image.len() as u64, summary.size);
+    Ok(image)
+}
+
+/// Returns an index of a tar, on these layers.
+pub(crate) fn index_on(stream: &[u8], lower: &mut dyn Lower) -> Result<Vec<u8>, Error> {
+    let mut layer = Layer::new(stream, resnap_layer::Limits::default());
+    let writer = Writer::new(Cursor::new(Vec::new()), Box::new(Memory::new(1 << 30)))?;
+    let mut writer = writer.index();
+    writer.add(&mut layer)?;
+    let (target, summary) = writer.finish(lower, *b"0123456789abcdef")?;
+    let index = target.into_inner();
+    assert_eq!(index.len() as u64, summary.size);
+    Ok(index)
+}
+
+/// Returns an index of a tar, followed by the tar.
+pub(crate) fn write_joined(stream: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut image = index_on(stream, &mut NoLower)?;
+    let size = joined_size(image.len() as u64, stream.len() as u64);
+    image.extend_from_slice(stream);
+    image.resize(size as usize, 0);
     Ok(image)
 }
 

@@ -211,6 +211,7 @@ fn exhaust(bytes: Vec<u8>) {
         };
         let _ = image.metadata(&node);
         let _ = image.read(&node, node.size / 2, &mut [0; 100]);
+        let _ = image.position(&node);
         for entry in image.entries(&node).take(200) {
             let Ok(entry) = entry else {
                 continue;
@@ -220,11 +221,16 @@ fn exhaust(bytes: Vec<u8>) {
             let _ = image.child(&node, &entry.name);
         }
     }
+    if let Ok(image) = image.clone().with_devices(vec![vec![0; 4096]]) {
+        let file = image.lookup(b"f").ok().flatten();
+        let _ = file.map(|file| image.read(&file, 0, &mut [0; 100]));
+    }
     let _ = Stack::new(vec![image]).directory(b"d/a/b");
 }
 
-fn sample() -> Vec<u8> {
+fn sample() -> Vec<Item> {
     let mut items = vec![
+        file("f", &[7; 600]),
         Item {
             xattrs: vec![("user.a".to_owned(), b"value".to_vec())],
             ..directory("d", 0o755)
@@ -236,16 +242,25 @@ fn sample() -> Vec<u8> {
     items.extend(
         (0..20).map(|index| link(typeflag::HARD_LINK, &format!("many/{index:0250}"), "d/link")),
     );
-    write(&layer(&items)).unwrap()
+    items
+}
+
+/// Returns the forms of the sample.
+fn samples() -> [Vec<u8>; 2] {
+    let tar = layer(&sample());
+    [write(&tar).unwrap(), write_joined(&tar).unwrap()]
 }
 
 #[test]
 fn one_byte_changed_anywhere() {
-    let image = sample();
-    for at in 1024..image.len() {
-        let mut image = image.clone();
-        image[at] ^= 0xff;
-        exhaust(image);
+    for image in samples() {
+        // The rest of an index is its tar.
+        let end = ErofsReader::open(image.clone()).unwrap().size() as usize;
+        for at in 1024..end {
+            let mut image = image.clone();
+            image[at] ^= 0xff;
+            exhaust(image);
+        }
     }
 }
 
@@ -254,13 +269,16 @@ proptest! {
     fn a_layer_becomes_its_image(items in items()) {
         let mut model = Model::default();
         let is_right = items.iter().enumerate().all(|(number, item)| apply(&mut model, number, item).is_some());
-        match write(&layer(&items)) {
-            Ok(bytes) => {
-                prop_assert!(is_right);
-                sweep(&mut model);
-                compare(&model.things, &ErofsReader::open(bytes).unwrap());
+        sweep(&mut model);
+        let tar = layer(&items);
+        for image in [write(&tar), write_joined(&tar)] {
+            match image {
+                Ok(bytes) => {
+                    prop_assert!(is_right);
+                    compare(&model.things, &ErofsReader::open(bytes).unwrap());
+                }
+                Err(error) => prop_assert!(!is_right, "{error:?}"),
             }
-            Err(error) => prop_assert!(!is_right, "{error:?}"),
         }
     }
 
@@ -268,8 +286,9 @@ proptest! {
     fn images_of_any_bytes(
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
         length in any::<prop::sample::Index>(),
+        form in 0..2_usize,
     ) {
-        let mut image = sample();
+        let mut image = samples()[form].clone();
         for (at, byte) in changes {
             let at = 1024 + at.index(image.len() - 1024);
             image[at] = byte;

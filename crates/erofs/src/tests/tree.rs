@@ -683,3 +683,21 @@ fn nothing_is_made_that_would_inherit() {
     image(std::slice::from_ref(&listed));
     image(&[file("d/file", b""), listed]);
 }
+
+#[test]
+fn roots_of_any_size_are_found() {
+    // A root that just fits in a block needs one of its own.
+    for (others, lengths) in [(1, 60..100), (14, 180..200)] {
+        for length in lengths {
+            let mut items: Vec<_> = (0..others)
+                .map(|number| link(typeflag::SYMLINK, &format!("{number:0255}"), "x"))
+                .collect();
+            items.push(link(typeflag::SYMLINK, &"n".repeat(length), "x"));
+            let tar = layer(&items);
+            for image in [write(&tar).unwrap(), write_joined(&tar).unwrap()] {
+                let image = ErofsReader::open(image).unwrap();
+                assert_eq!(paths(&image).len(), others + 1, "{length}");
+            }
+        }
+    }
+}

@@ -52,6 +52,49 @@ fn paths(stream: &[u8]) -> Vec<String> {
 }
 
 #[test]
+fn data_in_one_piece_has_an_offset() {
+    let sparse: &[(&str, &[u8])] = &[
+        ("GNU.sparse.major", b"0"),
+        ("GNU.sparse.minor", b"1"),
+        ("GNU.sparse.size", b"5"),
+        ("GNU.sparse.numblocks", b"1"),
+        ("GNU.sparse.map", b"0,5"),
+    ];
+    let stream = Tar::default()
+        .file("a", [1; 200_000])
+        .directory("b")
+        .file(".wh.c", b"hidden")
+        .file("d", b"")
+        .pax(sparse)
+        .file("e", b"holes")
+        .file("f", b"last")
+        .end();
+    let mut layer = Layer::new(&stream[..], Limits::default());
+    let mut found = Vec::new();
+    while let Some(entry) = layer.next().unwrap() {
+        let offset = layer.tar_offset();
+        if let Some(offset) = offset {
+            let piece = layer.data().unwrap().unwrap().bytes;
+            assert_eq!(&stream[offset as usize..][..piece.len()], piece);
+        }
+        assert_eq!(layer.tar_offset(), offset);
+        found.push((String::from_utf8(entry.path).unwrap(), offset));
+    }
+    let expected = [
+        ("a", Some(512)),
+        ("b", None),
+        ("c", None),
+        ("d", None),
+        ("e", None),
+        ("f", Some(stream.len() as u64 - 1536)),
+    ];
+    assert_eq!(
+        found,
+        expected.map(|(path, offset)| (path.to_owned(), offset))
+    );
+}
+
+#[test]
 fn a_file() {
     let (entry, data) = one(Tar::default().file("./a/b", b"hello"));
     let file = File {

@@ -219,7 +219,7 @@ fn directory(mounts: &[Mount]) -> Result<PathBuf> {
 }
 
 /// Mounts an image, of which Linux 6.12 needs no device.
-fn erofs(image: &Path, to: &Path) -> Result<()> {
+pub(crate) fn erofs(image: &Path, to: &Path) -> Result<()> {
     if mount(image, to, "erofs", MountFlags::RDONLY, None).is_err() {
         let mut command = Command::new("mount");
         output(
