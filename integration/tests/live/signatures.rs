@@ -91,6 +91,12 @@ const REFUSED: &[(&str, By, bool, &str)] = &[
         false,
         "may not issue certificates",
     ),
+    (
+        "unfit",
+        Authority("ca"),
+        false,
+        "may not issue certificates",
+    ),
     ("mail", Authority("ca"), true, "not for code signing"),
     ("no-purpose", Authority("ca"), true, "not for code signing"),
     ("authority", Authority("ca"), true, "is an authority"),

@@ -27,6 +27,7 @@ mod sample;
 mod setup;
 mod sibling;
 mod table;
+mod verity;
 mod warm;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("apply", apply::run),
     ("sibling", sibling::run),
     ("fetch", fetch::run),
+    ("verity", verity::run),
 ];
 
 fn main() -> ExitCode {
