@@ -48,8 +48,8 @@
 //!   other than `y`, all that are not known, and `user.overlay.*`.
 //! - Names of files that a layer cannot have.
 //!
-//! Directories of all layers are looked at before the first is copied; what concerns a single file is found when
-//! its layer is.
+//! Before the first layer is copied, the directories of all layers are looked at that layers below have, too: only
+//! they tell that a chain was made without its parents. What else is refused is found when its layer is copied.
 //!
 //! # Hostile directories
 //!
@@ -162,7 +162,7 @@ pub(crate) async fn inspect(
     inspected.map_err(Error::unwrap_stop_reason)
 }
 
-/// Looks at the directories of layers.
+/// Looks at the directories of layers that layers below have, too.
 fn inspect_all(
     chain: &ChainView,
     root: PathBuf,

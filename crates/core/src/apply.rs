@@ -46,7 +46,7 @@ pub trait Applier: Send + Sync {
 
     /// Checks that the snapshots of a chain are its layers: one that was made without its parents shows
     /// that others may have been. The layers are those at these indexes of the chain, the base being 0. What
-    /// concerns a single file is found when its layer is copied.
+    /// else is refused is found when its layer is copied.
     ///
     /// # Errors
     /// [`Kind::Unimplemented`](crate::Kind::Unimplemented) if the applier cannot copy layers of this

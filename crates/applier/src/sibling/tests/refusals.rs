@@ -152,6 +152,25 @@ fn attributes_of_overlayfs_are_refused() {
 
 #[test]
 #[ignore = "needs root: make test runs it"]
+fn only_directories_that_are_below_too_are_inspected() {
+    let mut chain = Chain::new(&std::env::temp_dir());
+    assert!(chain.add(&tar().directory("a/").bytes));
+    let entries = tar().directory("a/").directory("a/new/").directory("new/");
+    assert!(chain.add(&entries.bytes));
+    for (path, is_inspected) in [("new", false), ("a/new", false), ("a", true)] {
+        let (at, name) = (chain.layers[1].join(path), "trusted.overlay.redirect");
+        lsetxattr(&at, name, b"/b", XattrFlags::empty()).unwrap();
+        let root = chain.root().to_path_buf();
+        let inspected = inspect_all(&chain.view(), root, 0..2, &guard());
+        assert_eq!(inspected.is_err(), is_inspected, "{path}");
+        // Its copy is refused in any case.
+        assert!(not_copied(&chain, 1).contains(name), "{path}");
+        rustix::fs::lremovexattr(&at, name).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
 fn names_of_markers_are_refused() {
     for name in [".wh.x", ".wh..wh..opq"] {
         let chain = chain();
