@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resnap_core::{
-    Applied, Batch, BatchApplier, ChainView, Descriptor, Mount, Ports, Result, Scope,
+    Applied, Batch, BatchApplier, ChainView, Descriptor, Inspection, Mount, Ports, Result, Scope,
 };
 
 use crate::batch::StagedBatch;
@@ -66,8 +66,13 @@ impl resnap_core::Applier for InProcessApplier {
         sibling::can_copy_from(snapshotter)
     }
 
-    async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
-        let inspected = sibling::inspect(&self.0, chain, layers).await;
+    async fn inspect(
+        &self,
+        chain: &ChainView,
+        layers: Range<usize>,
+        inspection: Inspection,
+    ) -> Result<()> {
+        let inspected = sibling::inspect(&self.0, chain, layers, inspection).await;
         inspected.map_err(|error| {
             resnap_core::Error::new(error.kind(), "copy layers of", &*chain.snapshotter)
                 .with_source(error)

@@ -93,7 +93,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use resnap_core::{ChainView, LayerCopy};
+use resnap_core::{ChainView, Inspection, LayerCopy};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -101,7 +101,7 @@ use self::chain::Layers;
 use self::directory_walk::DirectoryWalk;
 use self::walk::Walk;
 use crate::copy_fault::CopyFault;
-use crate::error::{Error, IoContext as _};
+use crate::error::{Error, IoContext as _, StreamError};
 use crate::guard::Guard;
 use crate::shared::Shared;
 use crate::user_namespace::is_user_namespace;
@@ -133,11 +133,12 @@ pub(crate) fn open(
     Ok(CopiedLayer::new(walk, blob_size))
 }
 
-/// Checks that the layers of a chain were made on their parents.
+/// Checks that the layers of a chain can be copied.
 pub(crate) async fn inspect(
     shared: &Shared,
     chain: &ChainView,
     layers: Range<usize>,
+    inspection: Inspection,
 ) -> Result<(), Error> {
     let root = root(shared, &chain.snapshotter).await?;
     let cancellation = CancellationToken::new();
@@ -147,7 +148,11 @@ pub(crate) async fn inspect(
     let guard = Guard::new(cancellation, memory);
     let progress = Arc::clone(&guard.progress);
     let chain = chain.clone();
-    let mut inspected = pin!(spawn_blocking(move || inspect_all(
+    let inspect = match inspection {
+        Inspection::Full => inspect_all,
+        _ => inspect_parents,
+    };
+    let mut inspected = pin!(spawn_blocking(move || inspect(
         &chain, root, layers, &guard
     )));
     let limit = shared.settings.stall;
@@ -163,7 +168,7 @@ pub(crate) async fn inspect(
 }
 
 /// Looks at the directories of layers that layers below have, too.
-fn inspect_all(
+fn inspect_parents(
     chain: &ChainView,
     root: PathBuf,
     layers: Range<usize>,
@@ -177,6 +182,26 @@ fn inspect_all(
     for index in layers {
         let walk = DirectoryWalk::new(&chain, index, guard.clone())?;
         let inspected = walk.inspect().map_err(std::io::Error::from);
+        inspected.context("read the snapshot")?;
+    }
+    Ok(())
+}
+
+/// Looks at all of layers, except for the data of files.
+fn inspect_all(
+    chain: &ChainView,
+    root: PathBuf,
+    layers: Range<usize>,
+    guard: &Guard,
+) -> Result<(), Error> {
+    let chain = open_chain(chain, &root)?;
+    for index in layers {
+        let mut walk = Walk::new(&chain, index, guard.clone())?;
+        let mut inspect = || {
+            while walk.next()?.is_some() {}
+            Ok(())
+        };
+        let inspected = inspect().map_err(|error: StreamError| std::io::Error::from(error));
         inspected.context("read the snapshot")?;
     }
     Ok(())

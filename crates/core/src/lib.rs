@@ -38,7 +38,7 @@ pub mod testing;
 
 pub use apply::{
     Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, ChainView,
-    LayerCopy, Stage, StageTiming, in_batch,
+    Inspection, LayerCopy, Stage, StageTiming, in_batch,
 };
 pub use credential::{Credential, PullCredentials, Secret};
 pub use descriptor::{Descriptor, null_is_default};

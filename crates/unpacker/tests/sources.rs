@@ -19,8 +19,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{
     Applied, Applier, ApplyMonitor, Batch, BatchApplier, BlobSource, ByteStream, ChainView,
-    Descriptor, Digest, Error, Kind, Labels, MissingBlob, Mount, Platform, Result, Scope,
-    error_chain, in_batch,
+    Descriptor, Digest, Error, Inspection, Kind, Labels, MissingBlob, Mount, Platform, Result,
+    Scope, error_chain, in_batch,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,
@@ -520,7 +520,7 @@ impl Applier for Full {
         true
     }
 
-    async fn inspect(&self, _: &ChainView, _: Range<usize>) -> Result<()> {
+    async fn inspect(&self, _: &ChainView, _: Range<usize>, _: Inspection) -> Result<()> {
         Ok(())
     }
 
