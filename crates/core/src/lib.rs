@@ -24,6 +24,7 @@ mod error;
 pub mod labels;
 pub mod media_type;
 mod mount;
+mod pod;
 mod ports;
 mod profile;
 mod read;
@@ -46,6 +47,7 @@ pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
 pub use error::{Error, Kind, Result, error_chain};
 pub use labels::Labels;
 pub use mount::Mount;
+pub use pod::PodId;
 pub use ports::{
     Container, Containers, ContentInfo, ContentLabeler, ContentReader, ContentWriter, Image,
     Images, Ingest, Introspection, LargeReadPermit, LeaseInfo, Leases, Ports, Resource,

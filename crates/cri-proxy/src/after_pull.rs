@@ -9,6 +9,7 @@ use std::sync::Arc;
 use resnap_core::{EnsureRequest, error_chain};
 
 use crate::observe::ProxyEvent;
+use crate::pods::Pod;
 use crate::settings::When;
 use crate::state::{ClientContext, ProxyState};
 use crate::steering::{ClientPull, PullTarget};
@@ -18,7 +19,7 @@ use crate::steering::{ClientPull, PullTarget};
 pub(crate) fn start(client: &ClientContext, pull: ClientPull) {
     let ClientPull { image, pod, target } = pull;
     let memory = &client.state.pull_memory;
-    memory.record_pull(&image, pod.as_deref());
+    memory.record_pull(&image, pod.as_ref());
     let Some(target) = target else {
         return;
     };
@@ -71,11 +72,11 @@ async fn ensure(state: &ProxyState, image: &str, target: &PullTarget, snapshotte
         reference: None,
         snapshotter,
         repair: false,
-        pod: pod.name.as_deref(),
+        pod: pod.id.as_ref(),
         pick,
     };
     if !is_ready && let Err(error) = state.service.ensure(request, &|_| {}).await {
-        let (pod, error) = (&pod.name, error_chain(&error));
+        let (pod, error) = (name(pod), error_chain(&error));
         tracing::info!(image, pod, snapshotter, error, "not ready after the pull");
     }
 }
@@ -85,7 +86,7 @@ fn record(state: &ProxyState, image: &str, target: &PullTarget, handler: &str, f
     let PullTarget {
         pod, snapshotter, ..
     } = target;
-    let pod = &pod.name;
+    let pod = name(pod);
     state.on_event(&ProxyEvent::Steered { followed });
     if followed {
         tracing::info!(image, pod, handler, snapshotter, "pulled for the handler");
@@ -100,4 +101,9 @@ fn record(state: &ProxyState, image: &str, target: &PullTarget, handler: &str, f
         "a pull named the handler, but containerd did not unpack for it; containerd 2.0 to 2.2 needs \
          the handler in runtime_platforms of its configuration"
     );
+}
+
+/// Returns the pod's name for the log.
+fn name(pod: &Pod) -> Option<&str> {
+    pod.id.as_ref().map(|id| &*id.name)
 }

@@ -103,7 +103,7 @@ impl Preflight<'_> {
         let Some(cause) = unpack_failure(status) else {
             return Ok(false);
         };
-        let (pod, container) = (self.request.pod(), self.request.container());
+        let (pod, container) = (self.pod_name(), self.request.container());
         tracing::info!(
             cause,
             pod,
@@ -153,8 +153,14 @@ impl Preflight<'_> {
             }
         };
         if let Err(error) = ensure.await {
+            let pod = self.pod_name();
             tracing::warn!(%error, pod, "could not make the sandbox image of a pod ready");
         }
+    }
+
+    /// Returns the pod as `namespace/name`, for the log.
+    fn pod_name(&self) -> Option<String> {
+        self.request.pod().map(|pod| pod.name)
     }
 
     fn discovery(&self) -> &Discovery {
@@ -266,7 +272,7 @@ impl Preflight<'_> {
                 reference: image.reference.as_deref(),
                 snapshotter: &image.snapshotter,
                 repair,
-                pod: image.pod.as_deref(),
+                pod: image.pod.as_ref(),
                 pick: image.pick,
             };
             service.ensure(request, &on_progress).await
@@ -322,7 +328,7 @@ impl Preflight<'_> {
             () = evicted => {}
         }
         self.client.state.on_event(&ProxyEvent::AnsweredEarly);
-        let (call, pod) = (self.request.method(), self.request.pod());
+        let (call, pod) = (self.request.method(), self.pod_name());
         let container = self.request.container();
         let status = Status::new(Kind::DeadlineExceeded, progress());
         tracing::info!(call, pod, container, "answered early: {}", status.message);
@@ -332,7 +338,7 @@ impl Preflight<'_> {
     /// Reports that the request is forwarded although an image is not ready.
     fn forwarded(&self, reason: ForwardReason, image: Option<&RequiredImage>, error: &Status) {
         self.client.state.on_event(&ProxyEvent::Forwarded(reason));
-        let (call, pod) = (self.request.method(), self.request.pod());
+        let (call, pod) = (self.request.method(), self.pod_name());
         let (pod, container) = (pod.unwrap_or_default(), self.request.container());
         if reason == ForwardReason::Unresolved
             && matches!(error.kind, Kind::NotFound | Kind::Unavailable)

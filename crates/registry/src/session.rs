@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Response, StatusCode, Url};
-use resnap_core::{Credential, Descriptor, Kind, PullCredentials, Repository, media_type};
+use resnap_core::{Credential, Descriptor, Kind, PodId, PullCredentials, Repository, media_type};
 
 use crate::address::{authority, is_inwards, is_registry, same_origin};
 use crate::challenge::Challenge;
@@ -34,7 +34,7 @@ pub(crate) struct Session {
     endpoint: Endpoint,
     material: Material,
     repository: Repository,
-    pods: BTreeSet<String>,
+    pods: BTreeSet<PodId>,
     /// The last challenge of the host.
     challenge: Option<Challenge>,
     /// The credentials that are still to be tried, no credential last; `None` until they are needed.
@@ -53,7 +53,7 @@ impl Session {
     pub(crate) fn new(
         endpoint: Endpoint,
         repository: Repository,
-        pods: BTreeSet<String>,
+        pods: BTreeSet<PodId>,
     ) -> Result<Self, Failure> {
         Ok(Self {
             material: Material::read(&endpoint.tls)?,

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use resnap_core::{Descriptor, Digest, Labels, MissingBlob, SnapshotKey, labels, media_type};
+use resnap_core::{
+    Descriptor, Digest, Labels, MissingBlob, PodId, SnapshotKey, labels, media_type,
+};
 use resnap_handler_wrapper::layer_urls;
 
 use crate::backend::Backend;
@@ -78,7 +80,7 @@ pub(crate) async fn missing_layer(
     plan: &Plan,
     layer: &Descriptor,
     labels: &Labels,
-    pods: BTreeSet<String>,
+    pods: BTreeSet<PodId>,
 ) -> MissingBlob {
     let mut urls = Vec::new();
     if media_type::is_foreign(&layer.media_type) {
@@ -98,7 +100,7 @@ pub(crate) fn missing_blob(
     descriptor: &Descriptor,
     reference: Option<&str>,
     labels: &Labels,
-    pods: BTreeSet<String>,
+    pods: BTreeSet<PodId>,
 ) -> MissingBlob {
     let repositories = labels.iter().filter_map(|(key, names)| {
         let host = key.strip_prefix(labels::DISTRIBUTION_SOURCE_PREFIX)?;
