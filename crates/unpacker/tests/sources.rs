@@ -371,6 +371,22 @@ async fn the_credentials_of_each_pod_that_waits_are_tried() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_missing_document_that_a_source_guards_is_denied() {
+    let (backend, source, image) = discarded(&[]);
+    backend.remove_blob(NAMESPACE, &image.config.digest);
+    let mut settings = EngineSettings::default();
+    let pod = PodId::new("shop/a", "1");
+    settings.sources = vec![Source::Blobs(Arc::new(ForPod(source, pod.clone())))];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let mut request = Request::new("web:1").on("erofs");
+    let error = engine.unpack(request.clone()).await.unwrap_err();
+    assert!(error.is_denied(), "{error:?}");
+    request.pod = Some(pod);
+    let error = engine.unpack(request).await.unwrap_err();
+    assert!(!error.is_denied(), "{error:?}");
+}
+
 /// An applier that writes layers from bytes that are being fetched.
 struct Incoming {
     inner: Arc<dyn Applier>,
