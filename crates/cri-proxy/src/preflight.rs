@@ -11,6 +11,7 @@ use resnap_core::{EnsureProgress, EnsureRequest, Error, Kind, NotReady, error_ch
 use crate::deadline::Deadline;
 use crate::discovery::Discovery;
 use crate::failure::unpack_failure;
+use crate::failures::Failures;
 use crate::grpc::Status;
 use crate::held::HeldRequest;
 use crate::observe::{ForwardReason, ProxyEvent};
@@ -43,6 +44,7 @@ pub(crate) struct Preflight<'a> {
     pub(crate) deadline: Option<Deadline>,
     /// The bytes of the request, if a caller waits for its response.
     pub(crate) held: Option<&'a HeldRequest<'a>>,
+    pub(crate) failures: &'a Failures,
 }
 
 /// Labels the image of a sandbox that containerd has just created, in the background. Before the
@@ -55,6 +57,7 @@ pub(crate) fn ensure_later(client: &ClientContext, request: CriRequest) {
             request: &request,
             deadline: None,
             held: None,
+            failures: &Failures::default(),
         };
         preflight.after().await;
     });
@@ -114,7 +117,11 @@ impl Preflight<'_> {
             return Ok(false);
         };
         for image in &requirements.images {
-            if let Err(error) = self.wait_until_ready(image, false).await? {
+            let result = match self.failures.get(image) {
+                Some(error) => Err(error),
+                None => self.wait_until_ready(image, false).await?,
+            };
+            if let Err(error) = result {
                 let kind = match &error {
                     NotReady::Failed(error) | NotReady::Denied(error) => error.kind(),
                     NotReady::Unknown | NotReady::Unlabelled(_) => Kind::Unknown,
@@ -200,6 +207,9 @@ impl Preflight<'_> {
                 // containerd will try the same pull, and report its error.
                 Err(error) => self.forwarded(ForwardReason::Unresolved, Some(image), &error),
             }
+        }
+        if let Err(error @ (NotReady::Failed(_) | NotReady::Denied(_))) = &result {
+            self.failures.add(image, error);
         }
         let status = |error: &Error| Status::new(error.kind(), error_chain(error));
         match result {
