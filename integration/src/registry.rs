@@ -120,6 +120,11 @@ impl Registry {
         Ok(this)
     }
 
+    /// Returns the process ID.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns the address.
     pub fn address(&self) -> SocketAddr {
         self.address

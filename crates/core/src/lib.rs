@@ -26,6 +26,7 @@ mod integrity;
 pub mod labels;
 pub mod media_type;
 mod mount;
+mod pod;
 mod ports;
 mod profile;
 mod read;
@@ -41,7 +42,7 @@ pub mod testing;
 
 pub use apply::{
     Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, ChainView,
-    LayerCopy, SignedIndex, Stage, StageTiming, in_batch,
+    Inspection, LayerCopy, SignedIndex, Stage, StageTiming, in_batch,
 };
 pub use artifact::{ArtifactSet, Bundle, BundleFault, LayerArtifact, Payload};
 pub use credential::{Credential, PullCredentials, Secret};
@@ -51,6 +52,7 @@ pub use error::{Error, Kind, Result, error_chain};
 pub use integrity::{ErofsMode, Integrity, Proof, ProofOrigin, ProofSignature};
 pub use labels::Labels;
 pub use mount::Mount;
+pub use pod::PodId;
 pub use ports::{
     Container, Containers, ContentInfo, ContentLabeler, ContentReader, ContentWriter, Image,
     Images, Ingest, Introspection, LargeReadPermit, LeaseInfo, Leases, Ports, Resource,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
-use resnap_core::Volumes;
+use resnap_core::{PodId, Volumes};
 use tokio::time::timeout;
 
 use crate::facts::{HandlerField, Handlers};
@@ -33,8 +33,8 @@ const DECISION_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct ClientPull {
     pub(crate) image: String,
-    /// The pod that the request names, as `namespace/name`.
-    pub(crate) pod: Option<String>,
+    /// The pod that the request names.
+    pub(crate) pod: Option<PodId>,
     /// `None` if the image is not made ready for a handler after the pull.
     pub(crate) target: Option<PullTarget>,
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use resnap_core::{Kind, Labels, SnapshotInfo, SnapshotKey, labels};
+use resnap_core::{Inspection, Kind, Labels, SnapshotInfo, SnapshotKey, labels};
 
 use crate::UnpackError;
 use crate::chain::{ATTEMPTS, Chain};
@@ -78,7 +78,8 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
 async fn require_content(chain: &Chain, layers: Range<usize>) -> Result<(), UnpackError> {
     let leased = chain.lease.begin().await;
     leased.map_err(|error| chain.failed(error))?;
-    let supply = Supply::plan_all(chain, layers.start).await?;
+    // The layers are removed before they are copied.
+    let supply = Supply::plan_all(chain, layers.start, Inspection::Full).await?;
     let required = supply.require(chain, layers).await;
     supply.end(chain).await;
     required

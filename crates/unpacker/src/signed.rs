@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use resnap_core::{ChainId, ChainView, Error, Kind, error_chain};
+use resnap_core::{ChainId, ChainView, Error, Inspection, Kind, error_chain};
 
 use crate::lease::LeaseKeeper;
 use crate::sibling::{Sibling, committed, within_lease};
@@ -79,12 +79,18 @@ async fn view(
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<ChainView, UnpackError> {
-    let viewed = within_lease(keeper, plan, snapshotter, async |layers| {
-        let snapshots = committed(layers.backend, plan, snapshotter).await?;
-        let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
-        let chain = view.chain().clone();
-        view.end(layers.backend).await;
-        Ok(chain)
-    });
+    let viewed = within_lease(
+        keeper,
+        plan,
+        snapshotter,
+        Inspection::Parents,
+        async |layers| {
+            let snapshots = committed(layers.backend, plan, snapshotter).await?;
+            let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
+            let chain = view.chain().clone();
+            view.end(layers.backend).await;
+            Ok(chain)
+        },
+    );
     Ok(viewed.await??)
 }

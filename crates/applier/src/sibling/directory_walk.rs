@@ -13,13 +13,13 @@ use resnap_layer::{EntryKind, File};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::below::Below;
+use super::below::{Below, Merged};
 use super::data::FileData;
 use super::fault::Fault;
 use super::item::{Item, is_marker};
 use super::layers::LayerDirectory;
 use super::links::Links;
-use super::listing::{FileName, Listing, NAME};
+use super::listing::{FileName, Lister, Listing, NAME};
 use super::metadata::{At, MetadataReader};
 use super::place::Place;
 use super::position::Position;
@@ -54,6 +54,7 @@ pub(super) struct DirectoryWalk {
     below: Below,
     guard: Guard,
     reader: MetadataReader,
+    lister: Lister,
     /// The next step is the last.
     steps: Vec<Step>,
     ready: VecDeque<Item>,
@@ -86,6 +87,7 @@ impl DirectoryWalk {
             below,
             guard,
             reader: MetadataReader::default(),
+            lister: Lister::default(),
             ready: VecDeque::new(),
             current: None,
             links: Links::default(),
@@ -101,21 +103,30 @@ impl DirectoryWalk {
         &self.at.path
     }
 
-    /// Looks at all directories of the layer, and at nothing else. A copy looks at the rest, whose faults
-    /// mean nothing for other layers.
+    /// Looks at the directories that layers below have, too, and at nothing else: no other can have been
+    /// made without its parents. A copy looks at the rest, whose faults mean nothing for other layers.
     pub(super) fn inspect(mut self) -> Result<(), StreamError> {
         while let Some(step) = self.steps.pop() {
             if let Step::Enter(path, parents) = step {
                 self.guard.give_memory(size_of_step(&path, &parents));
-                let entered = self.enter(path, &parents);
-                entered.map_err(|fault| self.place.error(&self.at.path, fault))?;
-                let names = self.current.take().map(|current| current.names);
-                for name in names.unwrap_or_default() {
-                    self.guard.give_memory(NAME + name.name.len() as u64);
-                }
-                self.ready.clear();
+                let inspected = self.inspect_directory(path, &parents);
+                inspected.map_err(|fault| self.place.error(&self.at.path, fault))?;
             }
         }
+        Ok(())
+    }
+
+    fn inspect_directory(&mut self, path: Vec<u8>, parents: &[usize]) -> Result<(), Fault> {
+        let merged = self.merge(&path, parents)?;
+        if merged.layers.is_empty() {
+            return Ok(());
+        }
+        self.enter(path, merged)?;
+        let names = self.current.take().map(|current| current.names);
+        for name in names.unwrap_or_default() {
+            self.guard.give_memory(NAME + name.name.len() as u64);
+        }
+        self.ready.clear();
         Ok(())
     }
 
@@ -138,7 +149,8 @@ impl DirectoryWalk {
                 Some(Step::Return(item)) => return Ok(Some(item)),
                 Some(Step::Enter(path, parents)) => {
                     self.guard.give_memory(size_of_step(&path, &parents));
-                    self.enter(path, &parents)?;
+                    let merged = self.merge(&path, &parents)?;
+                    self.enter(path, merged)?;
                 }
             }
         }
@@ -151,17 +163,21 @@ impl DirectoryWalk {
         }
     }
 
+    /// Goes to a directory, and looks it up in the layers below.
+    fn merge(&mut self, path: &[u8], parents: &[usize]) -> Result<Merged, Fault> {
+        self.at.go_to(path.to_vec(), &self.guard)?;
+        self.guard.count_lookup(parents.len())?;
+        Ok(self.below.merge(parents, path)?)
+    }
+
     /// Enters a directory.
-    fn enter(&mut self, path: Vec<u8>, parents: &[usize]) -> Result<(), Fault> {
-        self.at.go_to(path.clone(), &self.guard)?;
+    fn enter(&mut self, path: Vec<u8>, merged: Merged) -> Result<(), Fault> {
         let fd = open_beneath(&self.layer.root, &path)?;
         let stat = fs::fstat(&fd)?;
         self.is_mounted(&stat)?;
         let (own, is_opaque) = self.reader.read(&At::Open(&fd), &stat)?;
-        let Listing { files, directories } = Listing::read(&fd, self.at.count, &self.guard)?;
-
-        self.guard.count_lookup(parents.len())?;
-        let merged = self.below.merge(parents, &path)?;
+        let listing = self.lister.list(&fd, self.at.count, &self.guard)?;
+        let Listing { files, directories } = listing;
         let below = match &merged.top {
             Some(top) => Some(self.reader.read(&At::Open(top), &fs::fstat(top)?)?.0),
             None => None,

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use resnap_core::{Error, Kind, NotReady};
+use resnap_core::{EnsureProgress, Error, Kind, NotReady};
 
 use super::containerd::IMAGE_ID;
 use super::node::{IMAGE_STATUS, Node, PULL_IMAGE, answered, begin};
 use super::service::{Answer, Asked, Service};
 use crate::grpc::{Status, decode, encode};
+use crate::limits::MAX_BACKGROUND;
 use crate::messages::{
     ClientImageSpec, ClientPullRequest, ClientSandboxConfig, ImageStatusRequest,
     ImageStatusResponse, PodSandbox, PodSandboxMetadata,
@@ -274,6 +275,19 @@ async fn what_is_missing_after_a_pull_is_made_ready_in_the_background() {
         pulled(&node, &encode(&pull_for(pod)).unwrap()).await;
     }
     assert_eq!(node.service.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_job_that_runs_after_a_pull_takes_no_place_from_others() {
+    let count = MAX_BACKGROUND + 1;
+    let runs = || Answer::Progress(EnsureProgress::default());
+    let service = Service::answering((0..count).map(|_| runs()));
+    let node = node(service, "1.6.20", ProxySettings::default());
+    let sent = encode(&pull_for("a")).unwrap();
+    for pulls in 1..=count {
+        pulled(&node, &sent).await;
+        node.asked(pulls).await;
+    }
 }
 
 /// Returns what kubelet sends to look up `some:1` for a pod.
