@@ -128,7 +128,7 @@ impl StagedBatch {
         };
         let target = find(mounts, facts)?;
         let has_tree = self.has_tree(root, &target).await?;
-        let form = target.form(format, has_tree)?;
+        let form = target.form(format, has_tree, context.erofs_mode())?;
         let (built, admission) = match self.staged_layer(index, &target).await? {
             Some(staged) => (Some(staged.built), staged.admission),
             None => (None, None),
@@ -277,16 +277,17 @@ impl StagedBatch {
                 continue;
             };
             let has_tree = self.has_tree.get().copied().unwrap_or_default();
-            let Ok(form) = target.form(format, has_tree) else {
+            let Ok(form) = target.form(format, has_tree, self.context.erofs_mode()) else {
                 continue;
             };
             let form = match form {
                 LayerForm::Tree(WhiteoutMode::Base) if index > first => {
                     LayerForm::Tree(WhiteoutMode::Upper)
                 }
-                LayerForm::Image { has_tree, .. } if index > first => LayerForm::Image {
+                LayerForm::Image { has_tree, mode, .. } if index > first => LayerForm::Image {
                     is_lowest: false,
                     has_tree,
+                    mode,
                 },
                 form => form,
             };

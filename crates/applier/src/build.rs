@@ -4,18 +4,19 @@
 //! The writing of one layer, to staging or to its snapshot.
 
 use std::fs::{DirBuilder, File};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use resnap_core::{Applied, Digest, ProofOrigin};
+use resnap_core::{Applied, Digest, ErofsMode, ProofOrigin};
 use resnap_erofs::Writer;
 use resnap_layer::{Layer, Limits};
 use resnap_verity::Sidecar;
 use rustix::fs::{CWD, Mode, open, renameat, syncfs};
 
 use crate::beneath::DIRECTORY;
-use crate::erofs::{self, Parents};
+use crate::erofs::{self, ImageForm, Parents};
 use crate::error::{Error, IoContext as _};
 use crate::extract::Extraction;
 use crate::guard::Guard;
@@ -26,6 +27,7 @@ use crate::proof::{self, HashedFile};
 use crate::remove::remove;
 use crate::sibling::CopiedLayer;
 use crate::source::Source;
+use crate::tar_file::TarFile;
 use crate::target::{LayerForm, Target};
 use crate::xattr::XattrNamespace;
 
@@ -46,7 +48,8 @@ pub(crate) enum LayerContent {
 /// The part of the work that needs the layers below.
 enum Rest {
     Tree(Box<Extraction>),
-    Image(Box<Writer<HashedFile>>, Guard),
+    /// An image, or an index and its tar.
+    Image(Box<Writer<HashedFile>>, Option<TarFile>, Guard),
     /// An image that was copied, and its size.
     Blob(u64, Guard),
 }
@@ -84,6 +87,7 @@ fn write(
     layer: &mut impl LayerSource,
     form: LayerForm,
     path: &Path,
+    tar: Option<TarFile>,
     namespace: XattrNamespace,
     guard: &Guard,
 ) -> Result<Rest, Error> {
@@ -94,9 +98,15 @@ fn write(
         LayerForm::Image {
             is_lowest,
             has_tree,
+            ..
         } => {
-            let writer = erofs::write(path, layer, is_lowest, has_tree, guard)?;
-            Ok(Rest::Image(Box::new(writer), guard.clone()))
+            let form = ImageForm {
+                is_lowest,
+                has_tree,
+                is_index: tar.is_some(),
+            };
+            let writer = erofs::write(path, layer, form, guard)?;
+            Ok(Rest::Image(Box::new(writer), tar, guard.clone()))
         }
         LayerForm::Tree(mode) => {
             if !path.exists() {
@@ -108,6 +118,31 @@ fn write(
             Ok(Rest::Tree(Box::new(extraction)))
         }
     }
+}
+
+/// Writes a tar archive, except for what depends on the layers below.
+fn write_stream(
+    stream: &mut impl Read,
+    form: LayerForm,
+    path: &Path,
+    namespace: XattrNamespace,
+    guard: &Guard,
+) -> Result<Rest, Error> {
+    let LayerForm::Image {
+        mode: ErofsMode::TarIndex,
+        ..
+    } = form
+    else {
+        let mut layer = Layer::new(stream, Limits::default());
+        let rest = write(&mut layer, form, path, None, namespace, guard)?;
+        layer.finish()?;
+        return Ok(rest);
+    };
+    let tar = TarFile::new(path)?;
+    let mut layer = Layer::new(tar.tee(stream)?, Limits::default());
+    let rest = write(&mut layer, form, path, Some(tar), namespace, guard)?;
+    layer.finish()?;
+    Ok(rest)
 }
 
 /// Writes a layer to `path`: an empty directory for a [`LayerForm::Tree`] (which must not exist yet in
@@ -126,13 +161,10 @@ pub(crate) fn build(
                 let size = erofs::copy(&path, stream)?;
                 return Ok(Rest::Blob(size, work.guard.clone()));
             }
-            let mut layer = Layer::new(stream, Limits::default());
-            let rest = write(&mut layer, form, &path, namespace, &work.guard)?;
-            layer.finish()?;
-            Ok(rest)
+            write_stream(stream, form, &path, namespace, &work.guard)
         }),
         LayerContent::Copy(layer) => layer.run(work, |entries| {
-            write(entries, form, &path, namespace, &work.guard)
+            write(entries, form, &path, None, namespace, &work.guard)
         }),
     };
     let (rest, mut applied) = result.map_err(|error| {
@@ -217,13 +249,20 @@ fn complete(
             extraction.finish(&LowerDirs::default())?;
             Ok(None)
         }
-        (Rest::Image(writer, guard), target) => {
+        (Rest::Image(writer, tar, guard), target) => {
             let parents = match target {
                 Target::Image { parents, .. } => known.open(parents),
                 _ => Ok(Vec::new()),
             };
-            let finished =
-                parents.and_then(|parents| erofs::finish(*writer, parents, blob, &guard));
+            let finished = parents.and_then(|parents| {
+                let (file, size) = erofs::finish(*writer, parents, blob, &guard)?;
+                let Some(tar) = tar else {
+                    return Ok((file, size));
+                };
+                let (file, _) = file.into_parts();
+                let size = tar.append_to(&file, size, &guard)?;
+                Ok((HashedFile::new(file, false), size))
+            });
             let (file, size) = finished.inspect_err(|_| discard(path))?;
             Ok(Some(Image { file, size, guard }))
         }

@@ -30,6 +30,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use resnap_core::{Digest, Integrity, Proof, ProofOrigin};
+use resnap_erofs::ErofsReader;
 use resnap_verity::{BlockSize, Leaves, SIDECAR_FILE, Sidecar, Work};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 
@@ -38,6 +39,9 @@ use crate::guard::Guard;
 
 /// The directory by which containerd 2.3 decides whether the kernel has dm-verity (`internal/dmverity`).
 const KERNEL_MODULE: &str = "/sys/module/dm_verity";
+
+/// A tree starts at a multiple of this behind its image, whatever its blocks are.
+const ALIGNMENT: u64 = 4096;
 
 /// The name of a sidecar that is being written.
 const UNFINISHED_SIDECAR: &str = "layer.erofs.dmverity.resnap";
@@ -63,6 +67,17 @@ fn uuid(blob: &Digest) -> [u8; 16] {
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).into_bytes()
 }
 
+/// Returns the size of the blocks of an image's tree. A device has no smaller blocks than its tree, and an
+/// image must not have smaller ones than its device.
+fn block_size(file: &File) -> Result<BlockSize, Error> {
+    let file = file.try_clone().context("open the image")?;
+    let image = ErofsReader::open(file).map_err(Error::NotAnImage)?;
+    Ok(match image.block_size() < BlockSize::B4096.bytes() {
+        true => BlockSize::B512,
+        false => BlockSize::B4096,
+    })
+}
+
 /// Writes the tree of an image behind its first `size` bytes, and flushes the file to disk.
 pub(crate) fn append(
     file: &File,
@@ -71,8 +86,8 @@ pub(crate) fn append(
     blob: &Digest,
     guard: &Guard,
 ) -> Result<Sidecar, Error> {
-    let block = BlockSize::B4096;
-    let size = size.next_multiple_of(block.bytes());
+    let block = block_size(file)?;
+    let size = size.next_multiple_of(ALIGNMENT);
     // Removes what is behind the image, and fills its last block with zeros.
     for length in [
         file.metadata()

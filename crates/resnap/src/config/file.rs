@@ -18,8 +18,8 @@ use resnap_unpacker::Configuration;
 use serde::Deserialize;
 
 use super::words::{
-    DifferWord, IntegrityWord, KeepWord, LabelsWord, SiblingWord, SourceName, UnlabelledWord,
-    VolumesWord, WhenWord,
+    DifferWord, ErofsModeWord, IntegrityWord, KeepWord, LabelsWord, SiblingWord, SourceName,
+    UnlabelledWord, VolumesWord, WhenWord,
 };
 use crate::warm::Floor;
 
@@ -138,6 +138,7 @@ pub(super) struct SnapshotterSection {
     pub(super) differ: Option<DifferWord>,
     pub(super) sync_fs: Option<bool>,
     pub(super) integrity: Option<IntegrityWord>,
+    pub(super) erofs_mode: Option<ErofsModeWord>,
 }
 
 /// An unpack configuration, for requests without a snapshotter.
