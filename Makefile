@@ -60,7 +60,8 @@ FUZZ_TIME ?= 600
 fuzz: ## Fuzz what reads hostile bytes; needs root, nightly Rust and cargo-fuzz
 	@# What is found lies in fuzz/artifacts/.
 	for run in layer:layer erofs-writer:layer erofs-image:image trees:trees manifest:manifest \
-			labels:labels superblock:superblock sidecar:sidecar artifact:artifact; do \
+			labels:labels superblock:superblock sidecar:sidecar artifact:artifact \
+			signature:signature; do \
 		corpus=$(abspath $(TARGET))/fuzz/corpus/$${run%:*}; mkdir -p $$corpus && \
 		cargo +nightly fuzz run --target-dir $(abspath $(TARGET))/fuzz $${run%:*} \
 			$$corpus $(CURDIR)/fuzz/seeds/$${run#*:} -- \

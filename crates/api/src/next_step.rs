@@ -58,6 +58,10 @@ fn request_step(error: &UnpackError, namespace: &str) -> Option<String> {
         UnpackError::RuntimeDir { .. } => {
             "choose another one with --runtime-dir or RESNAP_RUNTIME_DIR".to_owned()
         }
+        UnpackError::Unsigned { .. } => {
+            "attach a signed artifact to the image in its registry, or configure the certificate that signed it: [integrity] authorities or signers"
+                .to_owned()
+        }
         UnpackError::NoProof { snapshotter, .. } => {
             format!("mend that, or do without: [snapshotters.{snapshotter}] integrity = \"off\"")
         }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resnap_core::{
-    Applied, Batch, BatchApplier, ChainView, Descriptor, Integrity, Mount, Ports, Proof, Result,
-    Scope,
+    Applied, Batch, BatchApplier, ChainView, Descriptor, Integrity, Mount, Ports, Proof,
+    ProofSignature, Result, Scope,
 };
 
 use crate::batch::StagedBatch;
@@ -95,6 +95,10 @@ impl resnap_core::Applier for InProcessApplier {
                     "its layers are directories; those on {EROFS} are images, which can have a dm-verity tree"
                 )))
             }
+            (Integrity::Signed, _) => self
+                .0
+                .trust()
+                .and_then(|_| proof::require_kernel(integrity)),
             (_, Differ::Auto | Differ::Resnap) => proof::require_kernel(integrity),
         };
         required.map_err(|error| failed("prove layers of", snapshotter, error))
@@ -113,6 +117,37 @@ impl resnap_core::Applier for InProcessApplier {
             proof::seal(snapshot, &layer, guard)
         });
         sealed.await.map_err(failed)
+    }
+
+    fn verify_signature(&self, root_hash: &str, signature: &[u8]) -> Result<ProofSignature> {
+        let verified = self
+            .0
+            .trust()
+            .and_then(|trust| proof::verify_signature(trust, root_hash, signature));
+        verified.map_err(|error| failed("trust a signature of", root_hash, error))
+    }
+
+    fn trusts_signers(&self) -> bool {
+        self.0.settings.trust.is_some()
+    }
+
+    async fn verify_signed(&self, chain: &ChainView) -> Result<()> {
+        let failed = |error| failed("verify layers of", &chain.snapshotter, error);
+        let root = self.0.root(&chain.snapshotter).await.map_err(failed)?;
+        let trust = self.0.trust().map(Arc::clone).map_err(failed)?;
+        let viewed = chain.clone();
+        let verified = self.0.guarded(move |_| {
+            let snapshots = snapshots_of_images(&viewed, &root);
+            let snapshots = snapshots.map_err(|fault| Error::Unproven(fault.to_string()))?;
+            let mut layers = snapshots.iter().zip(&viewed.snapshots);
+            layers.try_for_each(|(snapshot, layer)| {
+                proof::verify_snapshot(&trust, snapshot).map_err(|error| match error {
+                    Error::Unproven(why) => Error::Unproven(format!("layer {}: {why}", layer.key)),
+                    error => error,
+                })
+            })
+        });
+        verified.await.map_err(failed)
     }
 
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {

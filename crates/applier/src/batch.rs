@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
+use resnap_core::media_type::Format;
 use resnap_core::{
-    Applied, ApplyPermit, Batch, BatchApplier, Descriptor, Error as PortError, Kind, Mount,
-    Result as PortResult, Scope, Stage, StageTiming,
+    Applied, ApplyPermit, Batch, BatchApplier, Descriptor, Error as PortError, Integrity, Kind,
+    Mount, Result as PortResult, Scope, Stage, StageTiming,
 };
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -128,7 +129,7 @@ impl StagedBatch {
         };
         let target = find(mounts, facts)?;
         let has_tree = self.has_tree(root, &target).await?;
-        let form = target.form(format, has_tree, context.erofs_mode())?;
+        let form = self.form(index, &target, (format, has_tree))?;
         let (built, admission) = match self.staged_layer(index, &target).await? {
             Some(staged) => (Some(staged.built), staged.admission),
             None => (None, None),
@@ -152,6 +153,24 @@ impl StagedBatch {
             }
         };
         self.place(index, layer, built, (target, has_tree)).await
+    }
+
+    /// Returns the form in which a layer of this format is written, with a dm-verity tree or without.
+    fn form(
+        &self,
+        index: usize,
+        target: &Target,
+        (format, has_tree): (Format, bool),
+    ) -> Result<LayerForm, Error> {
+        let form = target.form(format, has_tree, self.context.erofs_mode())?;
+        let has_index = self.context.signed_index(index).is_some();
+        match form {
+            LayerForm::Image { has_tree: true, .. } if has_index => Ok(LayerForm::Indexed),
+            _ if self.context.batch.integrity == Integrity::Signed => Err(Error::Unproven(
+                "its publisher has signed no index of it".to_owned(),
+            )),
+            form => Ok(form),
+        }
     }
 
     /// Returns whether images get dm-verity trees: if the layers need a proof, or if others on the
@@ -277,7 +296,7 @@ impl StagedBatch {
                 continue;
             };
             let has_tree = self.has_tree.get().copied().unwrap_or_default();
-            let Ok(form) = target.form(format, has_tree, self.context.erofs_mode()) else {
+            let Ok(form) = self.form(index, target, (format, has_tree)) else {
                 continue;
             };
             let form = match form {

@@ -8,11 +8,12 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use resnap_core::{Applied, Digest, ErofsMode, ProofOrigin};
+use resnap_core::{Applied, Digest, ErofsMode, SignedIndex};
 use resnap_erofs::Writer;
 use resnap_layer::{Layer, Limits};
-use resnap_verity::Sidecar;
+use resnap_verity::{BlockSize, Sidecar};
 use rustix::fs::{CWD, Mode, open, renameat, syncfs};
 
 use crate::beneath::DIRECTORY;
@@ -23,7 +24,7 @@ use crate::guard::Guard;
 use crate::layer_source::LayerSource;
 use crate::lower::LowerDirs;
 use crate::pipeline::{Work, run};
-use crate::proof::{self, HashedFile};
+use crate::proof::{self, HashedFile, IndexedImage};
 use crate::remove::remove;
 use crate::sibling::CopiedLayer;
 use crate::source::Source;
@@ -41,6 +42,8 @@ pub(crate) struct Built {
 /// The content of a layer.
 pub(crate) enum LayerContent {
     Blob(Source),
+    /// The blob, and the signed index of it.
+    Indexed(Source, Source, Arc<SignedIndex>),
     /// The snapshot that it is copied from.
     Copy(Box<CopiedLayer>),
 }
@@ -50,15 +53,33 @@ enum Rest {
     Tree(Box<Extraction>),
     /// An image, or an index and its tar.
     Image(Box<Writer<HashedFile>>, Option<TarFile>, Guard),
-    /// An image that was copied, and its size.
-    Blob(u64, Guard),
+    /// An image that was copied, its size, and the size of its tree's blocks.
+    Blob((u64, BlockSize), Guard),
+    /// An index and the tar.
+    Indexed(Box<IndexedImage>, Guard),
 }
 
 /// An image that is complete.
 struct Image {
     file: HashedFile,
     size: u64,
+    block: BlockSize,
     guard: Guard,
+    /// The index that it has, if its root hash is signed.
+    index: Option<Arc<SignedIndex>>,
+}
+
+impl Image {
+    /// Returns an image of whole blocks.
+    fn new(file: HashedFile, size: u64, guard: Guard) -> Self {
+        Self {
+            file,
+            size,
+            block: BlockSize::B4096,
+            guard,
+            index: None,
+        }
+    }
 }
 
 /// The place where a layer is written.
@@ -92,7 +113,7 @@ fn write(
     guard: &Guard,
 ) -> Result<Rest, Error> {
     match form {
-        LayerForm::Blob => Err(Error::Unsupported(
+        LayerForm::Blob | LayerForm::Indexed => Err(Error::Unsupported(
             "the entries of an EROFS image are not copied".to_owned(),
         )),
         LayerForm::Image {
@@ -158,10 +179,14 @@ pub(crate) fn build(
     let result = match content {
         LayerContent::Blob(source) => run(source, work, |stream| {
             if form == LayerForm::Blob {
-                let size = erofs::copy(&path, stream)?;
-                return Ok(Rest::Blob(size, work.guard.clone()));
+                let covered = erofs::copy(&path, stream)?;
+                return Ok(Rest::Blob(covered, work.guard.clone()));
             }
             write_stream(stream, form, &path, namespace, &work.guard)
+        }),
+        LayerContent::Indexed(blob, bytes, index) => run(blob, work, |stream| {
+            let image = IndexedImage::write(&path, bytes, index, stream, &work.guard)?;
+            Ok(Rest::Indexed(Box::new(image), work.guard.clone()))
         }),
         LayerContent::Copy(layer) => layer.run(work, |entries| {
             write(entries, form, &path, None, namespace, &work.guard)
@@ -199,10 +224,10 @@ impl Built {
         } = self;
         let completed = complete(rest, &path, target, blob, known);
         let image = completed.map_err(Error::unwrap_stop_reason)?;
-        let sidecar = match image.filter(|_| has_tree) {
+        let tree = match image.filter(|_| has_tree) {
             Some(image) => {
-                let appended = append(image, blob).inspect_err(|_| discard(&path));
-                Some(appended.map_err(Error::unwrap_stop_reason)?)
+                let tree = append(image, blob).inspect_err(|_| discard(&path));
+                Some(tree.map_err(Error::unwrap_stop_reason)?)
             }
             None => None,
         };
@@ -210,11 +235,12 @@ impl Built {
         if path != to {
             renameat(CWD, &path, CWD, &to).context("move the layer to its snapshot")?;
         }
-        if let Some(sidecar) = sidecar {
+        if let Some((sidecar, index)) = tree {
             let snapshot = open(target.snapshot(), DIRECTORY, Mode::empty());
             let snapshot = snapshot.context("open the snapshot")?;
-            proof::write_sidecar(&snapshot, &sidecar)?;
-            applied.proof = Some(proof::proof(&sidecar, ProofOrigin::Generated));
+            let signature = index.as_ref().map(|index| &index.signature[..]);
+            proof::write_sidecar(&snapshot, &sidecar, signature)?;
+            applied.proof = Some(proof::proof(&sidecar, index.as_deref()));
         }
         if sync {
             let snapshot = File::open(target.snapshot()).context("open the snapshot")?;
@@ -224,11 +250,26 @@ impl Built {
     }
 }
 
-/// Writes the dm-verity tree of an image.
-fn append(image: Image, blob: &Digest) -> Result<Sidecar, Error> {
-    let Image { file, size, guard } = image;
+/// Writes the dm-verity tree of an image, and returns its sidecar and its signed index. Its root hash must be
+/// the one that was signed.
+fn append(image: Image, blob: &Digest) -> Result<(Sidecar, Option<Arc<SignedIndex>>), Error> {
+    let Image {
+        file,
+        size,
+        block,
+        guard,
+        index,
+    } = image;
     let (file, leaves) = file.into_parts();
-    proof::append(&file, size, leaves.as_ref(), blob, &guard)
+    let sidecar = proof::append(&file, (size, block), leaves.as_ref(), blob, &guard)?;
+    let root = sidecar.root_hash.to_string();
+    match &index {
+        Some(index) if index.root_hash != root => Err(Error::Unproven(format!(
+            "the root hash of the publisher's index and the layer's tar is {root}, and {} is signed",
+            index.root_hash
+        ))),
+        _ => Ok((sidecar, index)),
+    }
 }
 
 /// Does the part of the work that needs the layers below. Returns the image, if the layer is one.
@@ -257,19 +298,29 @@ fn complete(
             let finished = parents.and_then(|parents| {
                 let (file, size) = erofs::finish(*writer, parents, blob, &guard)?;
                 let Some(tar) = tar else {
-                    return Ok((file, size));
+                    return Ok(Image::new(file, size, guard));
                 };
                 let (file, _) = file.into_parts();
                 let size = tar.append_to(&file, size, &guard)?;
-                Ok((HashedFile::new(file, false), size))
+                Ok(Image {
+                    block: BlockSize::B512,
+                    ..Image::new(HashedFile::new(file, false), size, guard)
+                })
             });
-            let (file, size) = finished.inspect_err(|_| discard(path))?;
-            Ok(Some(Image { file, size, guard }))
+            finished.map(Some).inspect_err(|_| discard(path))
         }
-        (Rest::Blob(size, guard), _) => {
+        (Rest::Indexed(image, guard), _) => Ok(Some(Image {
+            block: BlockSize::B512,
+            index: Some(image.index),
+            ..Image::new(HashedFile::new(image.file, false), image.size, guard)
+        })),
+        (Rest::Blob((size, block), guard), _) => {
             let file = File::options().read(true).write(true).open(path);
             let file = HashedFile::new(file.context("open the EROFS image")?, false);
-            Ok(Some(Image { file, size, guard }))
+            Ok(Some(Image {
+                block,
+                ..Image::new(file, size, guard)
+            }))
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use resnap_core::media_type::{self, Compression, Format};
-use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy};
+use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, SignedIndex};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -25,7 +25,7 @@ use crate::memory::ImageMemory;
 use crate::pipeline::Work;
 use crate::shared::Shared;
 use crate::sibling;
-use crate::source;
+use crate::source::{self, Source};
 use crate::target::LayerForm;
 use crate::user_namespace::is_user_namespace;
 use crate::xattr::XattrNamespace;
@@ -88,6 +88,11 @@ impl BatchContext {
         self.shared.settings.erofs_mode(&self.batch.snapshotter)
     }
 
+    /// Returns the signed index of a layer, if it has one.
+    pub(crate) fn signed_index(&self, index: usize) -> Option<&Arc<SignedIndex>> {
+        self.batch.layers.get(index)?.index.as_ref()
+    }
+
     /// Returns the root of the snapshotter.
     pub(crate) async fn root(&self) -> Result<PathBuf, Error> {
         self.shared.root(&self.batch.snapshotter).await
@@ -144,9 +149,8 @@ impl BatchContext {
             ..
         } = request;
         let (layer, shared) = (self.layer(index)?, &self.shared);
-        let copy = self.copy(index).cloned();
         let source = tokio::select! {
-            source = self.source(index, copy, &guard) => source?,
+            source = self.source(index, form, &guard) => source?,
             () = self.cancellation.cancelled() => return Err(Error::Cancelled),
             () = guard.progress.abandoned() => return Err(Error::Cancelled),
         };
@@ -169,23 +173,38 @@ impl BatchContext {
     async fn source(
         &self,
         index: usize,
-        copy: Option<LayerCopy>,
+        form: LayerForm,
         guard: &Guard,
     ) -> Result<LayerContent, Error> {
         let (layer, shared) = (self.layer(index)?, &self.shared);
-        let Some(copy) = copy else {
-            if let Some(incoming) = self.batch.monitor.incoming(index) {
-                return Ok(LayerContent::Blob(source::stream(incoming, guard)));
-            }
-            let (root, scope) = (self.content_root().await?, &self.batch.scope);
-            let blob = source::open(&*shared.content, root, scope, layer, guard).await?;
-            return Ok(LayerContent::Blob(blob));
+        let Some(copy) = self.copy(index).cloned() else {
+            let blob = match self.batch.monitor.incoming(index) {
+                Some(incoming) => source::stream(incoming, guard),
+                None => self.blob(layer, guard).await?,
+            };
+            return match self
+                .signed_index(index)
+                .filter(|_| form == LayerForm::Indexed)
+            {
+                Some(index) => {
+                    let bytes = self.blob(&index.index, guard).await?;
+                    Ok(LayerContent::Indexed(blob, bytes, Arc::clone(index)))
+                }
+                None => Ok(LayerContent::Blob(blob)),
+            };
         };
         let root = sibling::root(shared, &copy.chain.snapshotter).await?;
         let (guard, size) = (guard.clone(), layer.size);
         let opened = spawn_blocking(move || sibling::open(&copy, &root, size, &guard));
         let opened = opened.await.map_err(|_| Error::Panicked("reads"))??;
         Ok(LayerContent::Copy(Box::new(opened)))
+    }
+
+    /// Opens a blob.
+    async fn blob(&self, blob: &Descriptor, guard: &Guard) -> Result<Source, Error> {
+        let (root, scope) = (self.content_root().await?, &self.batch.scope);
+        let content = &*self.shared.content;
+        Ok(source::open(content, root, scope, blob, guard).await?)
     }
 
     /// Returns the format and compression in which a layer is read.

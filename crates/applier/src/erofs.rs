@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use resnap_core::Digest;
 use resnap_erofs::{ErofsReader, Lower, Stack, Writer};
 use resnap_layer::{EntrySource, Metadata};
+use resnap_verity::BlockSize;
 
 use crate::create::create;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
 use crate::memory::StopReason;
-use crate::proof::HashedFile;
+use crate::proof::{HashedFile, tree_block};
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -141,9 +142,10 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a layer that is an EROFS image, and returns the size of the image. Checks, before a kernel mounts it, that it is complete, has only
-/// known features, and has no data on other devices. containerd's differ copies any bytes.
-pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<u64, Error> {
+/// Copies a layer that is an EROFS image, and returns its size and that of its tree's blocks. Checks, before
+/// a kernel mounts it, that it is complete, has only known features, and has no data on other devices.
+/// containerd's differ copies any bytes.
+pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(u64, BlockSize), Error> {
     let mut file = create(path).context("create the EROFS image")?;
     let mut buffer = vec![0; 256 * 1024];
     loop {
@@ -160,7 +162,7 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<u64, Error> {
             Err(Error::ShortImage { found, size })
         }
         Ok(image) if image.devices() > 0 => Err(Error::Devices(image.devices())),
-        Ok(image) => Ok(image.size()),
+        Ok(image) => Ok((image.size(), tree_block(&image))),
         Err(error) => Err(Error::NotAnImage(error)),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use resnap_core::{Descriptor, Digest, Kind};
 use resnap_erofs::ImageError;
 use resnap_layer::resolve;
-use resnap_verity::SidecarError;
+use resnap_verity::{SidecarError, SignatureError};
 use rustix::io::Errno;
 
 use crate::copy_fault::CopyFault;
@@ -73,6 +73,9 @@ pub(crate) enum Error {
     /// The dm-verity tree of the layer could not be written, or is wrong.
     #[error("the dm-verity tree of the layer")]
     Verity(#[from] resnap_verity::Error),
+    /// The signature of the layer's root hash is not accepted.
+    #[error("the signature of the layer's root hash is not accepted")]
+    Signature(#[source] Box<SignatureError>),
     /// The sidecar of the layer's image cannot be used.
     #[error("the sidecar of the layer's image")]
     Sidecar(#[source] SidecarError),
@@ -171,6 +174,7 @@ impl Error {
             Self::Devices(_) => Kind::InvalidArgument,
             Self::ShortImage { .. } => Kind::InvalidArgument,
             Self::Damaged(..) | Self::Sidecar(_) => Kind::DataLoss,
+            Self::Signature(_) => Kind::PermissionDenied,
             Self::Verity(error) => kind_of_verity_error(error),
             _ => find_kind(self).unwrap_or(Kind::Internal),
         }

@@ -6,6 +6,7 @@
 //! ```text
 //! snapshots/N/layer.erofs            the image, zeros up to 4096 bytes, a superblock, the tree
 //! snapshots/N/layer.erofs.dmverity   the sidecar: root hash, and the offset of the superblock
+//! snapshots/N/layer.erofs.sig        the signature of the root hash, if its publisher signed it
 //! ```
 //!
 //! The names and the sidecar are those of containerd 2.3 (`plugins/diff/erofs`, `internal/dmverity`). It
@@ -16,22 +17,26 @@
 //! error, for good.
 
 pub(crate) use hashed_file::HashedFile;
+pub(crate) use indexed::IndexedImage;
 pub(crate) use seal::seal;
+pub(crate) use signed::{verify_signature, verify_snapshot};
 
 mod hashed_file;
+mod indexed;
 mod inode;
 mod seal;
+mod signed;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use resnap_core::{Digest, Integrity, Proof, ProofOrigin};
-use resnap_erofs::ErofsReader;
-use resnap_verity::{BlockSize, Leaves, SIDECAR_FILE, Sidecar, Work};
+use resnap_core::{Digest, Integrity, Proof, ProofOrigin, SignedIndex};
+use resnap_erofs::{ErofsReader, ReadAt};
+use resnap_verity::{BlockSize, Leaves, SIDECAR_FILE, SIGNATURE_FILE, Sidecar, Work};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 
 use crate::error::{Error, IoContext as _};
@@ -40,11 +45,11 @@ use crate::guard::Guard;
 /// The directory by which containerd 2.3 decides whether the kernel has dm-verity (`internal/dmverity`).
 const KERNEL_MODULE: &str = "/sys/module/dm_verity";
 
-/// A tree starts at a multiple of this behind its image, whatever its blocks are.
-const ALIGNMENT: u64 = 4096;
+/// The name of a file that is being written.
+const UNFINISHED: &str = "layer.erofs.dmverity.resnap";
 
-/// The name of a sidecar that is being written.
-const UNFINISHED_SIDECAR: &str = "layer.erofs.dmverity.resnap";
+/// The most bytes that are read of a sidecar or a signature, one more than either may have.
+const SMALL: u64 = 64 * 1024 + 1;
 
 /// Checks that layers with a proof can be mounted on this machine.
 pub(crate) fn require_kernel(integrity: Integrity) -> Result<(), Error> {
@@ -69,25 +74,22 @@ fn uuid(blob: &Digest) -> [u8; 16] {
 
 /// Returns the size of the blocks of an image's tree. A device has no smaller blocks than its tree, and an
 /// image must not have smaller ones than its device.
-fn block_size(file: &File) -> Result<BlockSize, Error> {
-    let file = file.try_clone().context("open the image")?;
-    let image = ErofsReader::open(file).map_err(Error::NotAnImage)?;
-    Ok(match image.block_size() < BlockSize::B4096.bytes() {
+pub(crate) fn tree_block<R: ReadAt>(image: &ErofsReader<R>) -> BlockSize {
+    match image.block_size() < BlockSize::B4096.bytes() {
         true => BlockSize::B512,
         false => BlockSize::B4096,
-    })
+    }
 }
 
 /// Writes the tree of an image behind its first `size` bytes, and flushes the file to disk.
 pub(crate) fn append(
     file: &File,
-    size: u64,
+    (size, block): (u64, BlockSize),
     leaves: Option<&Leaves>,
     blob: &Digest,
     guard: &Guard,
 ) -> Result<Sidecar, Error> {
-    let block = block_size(file)?;
-    let size = size.next_multiple_of(ALIGNMENT);
+    let size = size.next_multiple_of(block.bytes());
     // Removes what is behind the image, and fills its last block with zeros.
     for length in [
         file.metadata()
@@ -104,32 +106,58 @@ pub(crate) fn append(
     Ok(Sidecar::new(appended.root_hash, appended.hash_offset))
 }
 
-/// Writes a sidecar to the directory of a snapshot, and flushes both to disk.
-pub(crate) fn write_sidecar(snapshot: &OwnedFd, sidecar: &Sidecar) -> Result<(), Error> {
+/// Writes the signature of a root hash, if there is one, and then the sidecar to the directory of a snapshot,
+/// and flushes all to disk.
+pub(crate) fn write_sidecar(
+    snapshot: &OwnedFd,
+    sidecar: &Sidecar,
+    signature: Option<&[u8]>,
+) -> Result<(), Error> {
     let bytes = sidecar.encode().map_err(io::Error::other);
     let bytes = bytes.context("encode the sidecar")?;
-    let written = write_file(snapshot, &bytes);
+    if let Some(signature) = signature {
+        let written = write_file(snapshot, SIGNATURE_FILE, signature);
+        written.context("write the signature of the image")?;
+    }
+    let written = write_file(snapshot, SIDECAR_FILE, &bytes);
     written.context("write the sidecar of the image")?;
     fs::fsync(snapshot).context("flush the snapshot")
 }
 
-fn write_file(snapshot: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file as a whole.
+fn write_file(snapshot: &OwnedFd, name: &str, bytes: &[u8]) -> io::Result<()> {
     // One of a process that was killed.
-    remove_if_there(snapshot, UNFINISHED_SIDECAR)?;
+    remove_if_there(snapshot, UNFINISHED)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o644);
-    let mut file: File = fs::openat(snapshot, UNFINISHED_SIDECAR, flags, mode)?.into();
+    let mut file: File = fs::openat(snapshot, UNFINISHED, flags, mode)?.into();
     let written = io::Write::write_all(&mut file, bytes)
         .and_then(|()| file.sync_all())
-        .and_then(|()| {
-            let renamed = fs::renameat(snapshot, UNFINISHED_SIDECAR, snapshot, SIDECAR_FILE);
-            Ok(renamed?)
-        });
+        .and_then(|()| Ok(fs::renameat(snapshot, UNFINISHED, snapshot, name)?));
     if written.is_err() {
         // The error that is returned is the reason for both.
-        let _ = remove_if_there(snapshot, UNFINISHED_SIDECAR);
+        let _ = remove_if_there(snapshot, UNFINISHED);
     }
     written
+}
+
+/// Reads a small file in the directory of a snapshot, if it is there.
+fn read_file(snapshot: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, Error> {
+    let file = match inode::open(snapshot, name, OFlags::RDONLY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.context("open a file beside the image")?,
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(SMALL).read_to_end(&mut bytes);
+    read.context("read a file beside the image")?;
+    Ok(Some(bytes))
+}
+
+/// Returns the sidecar of the image in the directory of a snapshot, if it has one.
+fn read_sidecar(snapshot: &OwnedFd) -> Result<Option<Sidecar>, Error> {
+    let bytes = read_file(snapshot, SIDECAR_FILE)?;
+    let sidecar = bytes.map(|bytes| Sidecar::parse(&bytes));
+    sidecar.transpose().map_err(Error::Sidecar)
 }
 
 fn remove_if_there(directory: &OwnedFd, name: &str) -> io::Result<()> {
@@ -139,7 +167,13 @@ fn remove_if_there(directory: &OwnedFd, name: &str) -> io::Result<()> {
     }
 }
 
-/// Returns the proof that a sidecar states.
-pub(crate) fn proof(sidecar: &Sidecar, origin: ProofOrigin) -> Proof {
-    Proof::new(sidecar.root_hash.to_string(), origin)
+/// Returns the proof that a sidecar states, of an image with this index of its publisher's or of our own.
+pub(crate) fn proof(sidecar: &Sidecar, index: Option<&SignedIndex>) -> Proof {
+    let origin = match index {
+        Some(_) => ProofOrigin::Artifact,
+        None => ProofOrigin::Generated,
+    };
+    let mut proof = Proof::new(sidecar.root_hash.to_string(), origin);
+    proof.signature = index.map(|index| index.verified.clone());
+    proof
 }

@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use resnap_core::{Descriptor, ErofsMode};
+use resnap_verity::Trust;
 
 /// The program that writes layers to a snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,6 +41,8 @@ pub struct ApplierSettings {
     pub memory: u64,
     /// The longest time that writing a layer may take without progress. [`STALL`] by default.
     pub stall: Duration,
+    /// The certificates by which signatures of root hashes are verified, if there are any.
+    pub trust: Option<Arc<Trust>>,
     /// The number of layers of a batch that are written at once. The number of cores by default.
     pub parallel: Option<NonZeroUsize>,
 }
@@ -57,6 +61,7 @@ impl Default for ApplierSettings {
             max_layer_bytes: None,
             memory: MEMORY,
             stall: STALL,
+            trust: None,
             parallel: None,
         }
     }

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use resnap_core::{
     Applied, Applier, ContentReader, Descriptor, Introspection, Mount, Result, Scope,
 };
+use resnap_verity::Trust;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +52,14 @@ impl Shared {
     pub(crate) async fn content_root(&self) -> std::result::Result<Option<PathBuf>, Error> {
         let root = self.introspection.content_root().await?;
         Ok(root.map(PathBuf::from))
+    }
+
+    /// Returns the certificates by which signatures are verified.
+    pub(crate) fn trust(&self) -> std::result::Result<&Arc<Trust>, Error> {
+        self.settings.trust.as_ref().ok_or_else(|| {
+            let text = "no certificates are configured ([integrity] authorities or signers)";
+            Error::Unproven(text.to_owned())
+        })
     }
 
     /// Does work that reads or writes snapshots, in a thread, unless it makes no progress. Dropping the

@@ -62,6 +62,8 @@ pub(crate) enum LayerForm {
         has_tree: bool,
         mode: ErofsMode,
     },
+    /// A signed index and the layer's tar.
+    Indexed,
     /// An EROFS image that is copied.
     Blob,
 }

@@ -12,6 +12,8 @@ use resnap_core::Digest;
 use serde::Deserialize;
 use tar::{Archive, EntryType};
 
+use crate::layout::{self, Wanted};
+
 /// The limit on entries of an archive.
 const MAX_ENTRIES: usize = 1 << 20;
 
@@ -28,8 +30,22 @@ pub(crate) struct Place {
     pub(crate) size: u64,
 }
 
-/// The blobs of an archive by their digest.
-pub(crate) type Index = HashMap<Digest, Place>;
+/// The places of the blobs of an archive, and of the index of its layout.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    layout: Option<Place>,
+    blobs: HashMap<Digest, Place>,
+}
+
+impl Index {
+    /// Returns the place of a file.
+    pub(crate) fn get(&self, wanted: Wanted<'_>) -> Option<Place> {
+        match wanted {
+            Wanted::Index => self.layout,
+            Wanted::Blob(digest) => self.blobs.get(digest).copied(),
+        }
+    }
+}
 
 /// An image in the `manifest.json` of `docker save`.
 #[derive(Deserialize)]
@@ -71,19 +87,20 @@ pub(crate) fn index(path: &Path) -> io::Result<Index> {
         };
         places.insert(name.trim_start_matches("./").to_owned(), place);
     }
-    let mut index = saved(&mut archive.into_inner(), &places)?;
-    let blobs = places.iter().filter_map(|(name, place)| {
+    let layout = places.get(layout::INDEX).copied();
+    let mut blobs = saved(&mut archive.into_inner(), &places)?;
+    let layouts = places.iter().filter_map(|(name, place)| {
         let (algorithm, encoded) = name.strip_prefix("blobs/")?.split_once('/')?;
         let digest = format!("{algorithm}:{encoded}").parse().ok()?;
         Some((digest, *place))
     });
-    index.extend(blobs);
-    Ok(index)
+    blobs.extend(layouts);
+    Ok(Index { layout, blobs })
 }
 
 /// Returns the layers of the images in the `manifest.json`.
-fn saved(file: &mut File, places: &HashMap<String, Place>) -> io::Result<Index> {
-    let mut index = Index::new();
+fn saved(file: &mut File, places: &HashMap<String, Place>) -> io::Result<HashMap<Digest, Place>> {
+    let mut index = HashMap::new();
     let Some(manifest) = places.get("manifest.json") else {
         return Ok(index);
     };

@@ -13,11 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use resnap_core::{BlobSource, ByteStream, Digest, Error, Kind, MissingBlob, Result};
-use rustix::fs::{Mode, OFlags};
+use resnap_core::{
+    BlobSource, ByteStream, Digest, Error, Kind, MissingBlob, Referrer, ReferrerList, Result,
+};
 use tokio::task::spawn_blocking;
 
 use crate::index::{Index, index};
+use crate::layout::{self, Found, Wanted, is_layout};
+use crate::referrers::Walk;
 
 /// The size of the pieces of a blob.
 const PIECE_BYTES: usize = 1 << 20;
@@ -35,13 +38,6 @@ type Version = (u64, u64, i64, i64);
 
 /// The index of a version of an archive.
 type Indexed = (Version, Arc<Index>);
-
-/// A file that has a blob.
-struct Found {
-    file: File,
-    offset: u64,
-    size: u64,
-}
 
 impl ArchiveSource {
     /// Returns the source of the blobs at these paths. Each is an archive, an OCI layout, or a directory
@@ -65,11 +61,7 @@ impl ArchiveSource {
 
     fn find_blocking(&self, digest: &Digest) -> io::Result<Option<Found>> {
         for path in self.candidates() {
-            let found = match path.is_dir() {
-                true => in_layout(&path, digest),
-                false => self.in_archive(&path, digest),
-            };
-            match found {
+            match self.open_in(&path, Wanted::Blob(digest)) {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => {}
                 // One bad file must not hide the others.
@@ -77,6 +69,25 @@ impl ArchiveSource {
             }
         }
         Ok(None)
+    }
+
+    fn referrers_blocking(&self, subject: &Digest, artifact_types: &[&str]) -> Vec<Referrer> {
+        let mut list = ReferrerList::new(subject, artifact_types);
+        for path in self.candidates() {
+            let walk = Walk::new(|wanted| self.open_in(&path, wanted));
+            if let Err(error) = walk.add(subject, &mut list) {
+                tracing::debug!(?path, %error, "the archive cannot be searched");
+            }
+        }
+        list.into_found()
+    }
+
+    /// Opens a file of an archive or layout.
+    fn open_in(&self, path: &Path, wanted: Wanted<'_>) -> io::Result<Option<Found>> {
+        match path.is_dir() {
+            true => layout::open(path, wanted),
+            false => self.in_archive(path, wanted),
+        }
     }
 
     /// Returns the archives and layouts.
@@ -96,7 +107,7 @@ impl ArchiveSource {
         candidates
     }
 
-    fn in_archive(&self, path: &Path, digest: &Digest) -> io::Result<Option<Found>> {
+    fn in_archive(&self, path: &Path, wanted: Wanted<'_>) -> io::Result<Option<Found>> {
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
@@ -121,38 +132,12 @@ impl ArchiveSource {
                 index
             }
         };
-        Ok(index.get(digest).map(|place| Found {
+        Ok(index.get(wanted).map(|place| Found {
             file,
             offset: place.offset,
             size: place.size,
         }))
     }
-}
-
-fn is_layout(path: &Path) -> bool {
-    path.join("oci-layout").is_file()
-}
-
-fn in_layout(path: &Path, digest: &Digest) -> io::Result<Option<Found>> {
-    let parts = digest.as_str().split(':');
-    let path = parts.fold(path.join("blobs"), |path, part| path.join(part));
-    let is_file = match path.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        metadata => metadata?.is_file(),
-    };
-    // Opening a device may have an effect.
-    if !is_file {
-        return Ok(None);
-    }
-    // A FIFO that takes its place must not block, and a link must not lead elsewhere.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
-    let metadata = file.metadata()?;
-    Ok(metadata.is_file().then(|| Found {
-        size: metadata.size(),
-        file,
-        offset: 0,
-    }))
 }
 
 fn failed(subject: &str, error: io::Error) -> Error {
@@ -167,6 +152,24 @@ impl BlobSource for ArchiveSource {
 
     async fn has(&self, blob: &MissingBlob) -> Result<bool> {
         Ok(self.find(blob).await?.is_some())
+    }
+
+    async fn referrers(
+        &self,
+        subject: &MissingBlob,
+        artifact_types: &[&str],
+    ) -> Result<Vec<Referrer>> {
+        let digest = subject.descriptor.digest.clone();
+        let text = digest.to_string();
+        let types: Vec<_> = artifact_types.iter().map(|&name| name.to_owned()).collect();
+        let this = self.clone();
+        let found = spawn_blocking(move || {
+            let types: Vec<_> = types.iter().map(String::as_str).collect();
+            this.referrers_blocking(&digest, &types)
+        });
+        found
+            .await
+            .map_err(|error| failed(&text, io::Error::other(error)))
     }
 
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
-    ByteStream, Descriptor, Digest, Error, Integrity, Kind, Mount, Proof, Result, Scope,
-    SnapshotInfo,
+    ByteStream, Descriptor, Digest, Error, Integrity, Kind, Mount, Proof, ProofSignature, Result,
+    Scope, SnapshotInfo,
 };
 
 /// The result of an Apply.
@@ -86,6 +87,32 @@ pub trait Applier: Send + Sync {
         Err(cannot_prove(&chain.snapshotter))
     }
 
+    /// Verifies the detached signature, in DER, of a root hash, by the certificates that the applier trusts.
+    ///
+    /// # Errors
+    /// [`Kind::PermissionDenied`](crate::Kind::PermissionDenied) with the reason if it is not accepted.
+    fn verify_signature(&self, root_hash: &str, signature: &[u8]) -> Result<ProofSignature> {
+        let _ = signature;
+        Err(
+            Error::new(Kind::PermissionDenied, "trust a signature of", root_hash)
+                .with_source("no certificates are trusted"),
+        )
+    }
+
+    /// Returns whether signatures may be accepted: whether there are certificates to verify them by.
+    fn trusts_signers(&self) -> bool {
+        false
+    }
+
+    /// Checks that the layers of a chain have sidecars whose root hashes are signed, by signatures that are
+    /// accepted now. Reads nothing of the layers themselves.
+    ///
+    /// # Errors
+    /// [`Kind::PermissionDenied`](crate::Kind::PermissionDenied) with the reason if one has not.
+    async fn verify_signed(&self, chain: &ChainView) -> Result<()> {
+        Err(cannot_prove(&chain.snapshotter))
+    }
+
     /// Starts writing several layers. Returns `None` if the applier has no better way than one layer
     /// after the other; see [`in_batch`]. It must be called within a tokio runtime.
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
@@ -114,6 +141,23 @@ pub struct LayerCopy {
     pub index: usize,
 }
 
+/// An index of a layer's tar that the publisher of the image made. It and the tar are an EROFS image, and the
+/// publisher has signed the root hash of the image's dm-verity tree. The signature says nothing of the layer:
+/// it is bound to it because the image has the tar whose diff ID was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedIndex {
+    /// The index, a blob.
+    pub index: Descriptor,
+    /// Zeros follow the tar up to a multiple of this number of bytes.
+    pub multiple: u64,
+    /// The root hash, in lower-case hexadecimal digits.
+    pub root_hash: String,
+    /// The detached signature of the root hash, in DER.
+    pub signature: Bytes,
+    /// The signature as it was verified.
+    pub verified: ProofSignature,
+}
+
 /// A layer of a [`Batch`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchLayer {
@@ -121,6 +165,8 @@ pub struct BatchLayer {
     pub descriptor: Descriptor,
     /// The snapshot that it is copied from, instead of its blob.
     pub copy: Option<LayerCopy>,
+    /// The signed index with which it is written, on a snapshotter for EROFS images.
+    pub index: Option<Arc<SignedIndex>>,
 }
 
 impl From<Descriptor> for BatchLayer {
@@ -129,6 +175,7 @@ impl From<Descriptor> for BatchLayer {
         Self {
             descriptor,
             copy: None,
+            index: None,
         }
     }
 }

@@ -44,6 +44,9 @@ pub const GC_CONFIG: &str = "containerd.io/gc.ref.content.config";
 pub const GC_LAYER_PREFIX: &str = "containerd.io/gc.ref.content.l.";
 /// The prefix of a label of an index; the index of a manifest follows. The value is its digest.
 pub const GC_MANIFEST_PREFIX: &str = "containerd.io/gc.ref.content.m.";
+/// The label of a manifest with the digest of the artifact that has the signed indexes of its layers. The name
+/// is that of a proposal for containerd.
+pub const GC_ARTIFACT: &str = "containerd.io/gc.ref.content.dmverity";
 /// The label of a lease with the time of its expiry in RFC 3339. Any other format is ignored, and the
 /// lease never expires.
 pub const GC_EXPIRE: &str = "containerd.io/gc.expire";

@@ -41,7 +41,7 @@ pub mod testing;
 
 pub use apply::{
     Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, ChainView,
-    LayerCopy, Stage, StageTiming, in_batch,
+    LayerCopy, SignedIndex, Stage, StageTiming, in_batch,
 };
 pub use artifact::{ArtifactSet, Bundle, BundleFault, LayerArtifact, Payload};
 pub use credential::{Credential, PullCredentials, Secret};

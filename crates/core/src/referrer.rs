@@ -88,6 +88,13 @@ impl<'a> ReferrerList<'a> {
         }
     }
 
+    /// Returns the tag of the index that clients keep where a registry does not list referrers (distribution
+    /// specification, "Referrers Tag Schema").
+    pub fn tag(subject: &Digest) -> String {
+        // At most 64 digits, as there are in SHA-256.
+        format!("{}-{:.64}", subject.algorithm(), subject.encoded())
+    }
+
     /// Adds the referrers in an index. Entries of other artifact types, and those that are no OCI manifest,
     /// are skipped.
     ///
@@ -197,6 +204,16 @@ mod tests {
         let expected = [("one", "a/1"), ("two", "b/1")]
             .map(|(name, kind)| Referrer::new(kind, Digest::sha256(name.as_bytes()), 7));
         assert_eq!(list.into_found(), expected);
+    }
+
+    #[test]
+    fn tags_are_those_of_the_specification() {
+        let digits = "0123456789abcdef".repeat(8);
+        for (algorithm, length) in [("sha256", 64), ("sha512", 128)] {
+            let digest = format!("{algorithm}:{}", &digits[..length]);
+            let tag = format!("{algorithm}-{}", &digits[..64]);
+            assert_eq!(ReferrerList::tag(&digest.parse().unwrap()), tag);
+        }
     }
 
     #[test]

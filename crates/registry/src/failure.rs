@@ -92,7 +92,7 @@ pub(crate) fn worst(failures: &[Failure]) -> Failure {
 
 /// Makes the error of an operation of which each attempt failed. Its kind is that of the failure by
 /// which a caller can do most.
-pub(crate) fn error(subject: &str, failures: &[Failure]) -> Error {
+pub(crate) fn error(operation: &'static str, subject: &str, failures: &[Failure]) -> Error {
     let best = failures.iter().min_by_key(|failure| rank(failure.kind));
     let kind = best.map_or(Kind::NotFound, |failure| failure.kind);
     let mut texts: Vec<&str> = Vec::new();
@@ -110,7 +110,7 @@ pub(crate) fn error(subject: &str, failures: &[Failure]) -> Error {
     if text.is_empty() {
         "neither a reference nor a label names a registry".clone_into(&mut text);
     }
-    Error::new(kind, "fetch", subject).with_source(text)
+    Error::new(kind, operation, subject).with_source(text)
 }
 
 /// Returns the place of a kind among those of several failures: credentials can be provided, a blob
@@ -142,7 +142,7 @@ mod tests {
             Failure::new(Kind::NotFound, "x: 404"),
             Failure::new(Kind::NotFound, "x: 404"),
         ];
-        let error = error("sha256:a", &failures);
+        let error = error("fetch", "sha256:a", &failures);
         assert_eq!(error.kind(), Kind::PermissionDenied);
         assert_eq!(
             error_chain(&error),
@@ -155,8 +155,8 @@ mod tests {
         let failures: Vec<_> = (0..99)
             .map(|number| Failure::new(Kind::NotFound, format!("{number}\n{}", "é".repeat(999))))
             .collect();
-        let text = error_chain(&error("x", &failures));
+        let text = error_chain(&error("fetch", "x", &failures));
         assert!(text.len() < 8192 && !text.contains('\n'), "{}", text.len());
-        assert!(error_chain(&error("x", &[])).contains("names a registry"));
+        assert!(error_chain(&error("fetch", "x", &[])).contains("names a registry"));
     }
 }

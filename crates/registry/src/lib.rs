@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Missing blobs of images, from registries.
+//! Missing blobs of images, and the manifests that refer to images, from registries.
 //!
 //! [`RegistrySource`] is the source `registry` of [`resnap_core::BlobSource`]. It asks the repository of
 //! the image's reference, then those that the image's blobs were pulled from before.
@@ -34,12 +34,19 @@
 //! most 60 s). There is no limit on the time of a transfer, but on the time without a byte: then the
 //! stream ends, so that what waits for the blob can go on at once. Everything stops on drop.
 //!
+//! # Referrers
+//! The manifests that refer to an image are asked of the same hosts with the same credentials, until one lists
+//! some: by the referrers API of the distribution specification 1.1, or by the tag that clients keep where a
+//! registry lists none (404). A mirror without referrers hides none of the registry. Artifact types are
+//! checked here, since registries may ignore the filter. Further pages are asked of the same host only.
+//!
 //! # Absent
 //! Bytes are not verified here; the caller does. HTTP/2 is not used: one connection per blob has more
 //! throughput and fails alone. `oci-client` is not used, since it follows redirects, retries and
 //! authenticates on its own terms and does not read `hosts.toml`.
 
 mod address;
+mod asked;
 mod certs;
 mod challenge;
 mod clients;
@@ -47,6 +54,8 @@ mod docker_config;
 mod failure;
 mod helper;
 mod hosts;
+mod link;
+mod referrers;
 mod rejections;
 mod request;
 mod session;

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Sessions: requests for blobs at one host of one repository, with the credentials for it.
+//! Sessions: requests at one host of one repository, with the credentials for it.
 
 use std::collections::{BTreeSet, VecDeque};
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
-use resnap_core::{Credential, Descriptor, Kind, PullCredentials, Repository, media_type};
+use resnap_core::{Credential, Kind, PullCredentials, Repository};
 
 use crate::address::{authority, is_inwards, is_registry, same_origin};
+use crate::asked::Asked;
 use crate::challenge::Challenge;
 use crate::clients::Clients;
 use crate::docker_config::{Found, read_all};
@@ -29,7 +30,7 @@ pub(crate) struct Shared {
     pub(crate) rejections: Rejections,
 }
 
-/// The requests for one blob at one host.
+/// The requests for one blob, or for one list of referrers, at one host.
 pub(crate) struct Session {
     endpoint: Endpoint,
     material: Material,
@@ -79,22 +80,26 @@ impl Session {
         is_inwards(&self.endpoint.root)
     }
 
-    /// Asks for a blob from byte `offset` on. Credentials are tried when the host asks for one.
+    /// Returns whether an address is at the host.
+    pub(crate) fn is_at(&self, url: &Url) -> bool {
+        same_origin(&self.endpoint.root, url)
+    }
+
+    /// Asks the host. Credentials are tried when it asks for one.
     pub(crate) async fn get(
         &mut self,
         shared: &Shared,
-        blob: &Descriptor,
-        offset: u64,
+        asked: Asked<'_>,
     ) -> Result<Response, Failure> {
         loop {
-            let url = self.url(blob);
+            let url = self.url(asked);
             let mut own = self.endpoint.headers.clone();
             if let Some(value) = &self.authorization {
                 own.insert(AUTHORIZATION, value.clone());
             }
             let response = self
                 .way(shared, &self.material)
-                .get(&url, &own, &headers(blob, offset))
+                .get(&url, &own, &asked.headers())
                 .await;
             let response = match response {
                 Err(failure) if failure.is_plain && self.endpoint.may_be_plain => {
@@ -107,7 +112,12 @@ impl Session {
                 response => response?,
             };
             let status = response.status();
-            tracing::debug!(host = authority(&url), repository = %self.repository, digest = %blob.digest, status = status.as_u16(), "asked a registry");
+            tracing::debug!(
+                host = authority(&url),
+                path = url.path(),
+                status = status.as_u16(),
+                "asked a registry"
+            );
             if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
                 self.has_worked = true;
                 return Ok(response);
@@ -131,28 +141,13 @@ impl Session {
         }
     }
 
-    fn url(&self, blob: &Descriptor) -> Url {
-        let mut url = self.endpoint.root.clone();
-        let kind = if is_manifest(blob) {
-            "manifests"
-        } else {
-            "blobs"
-        };
-        let root = url.path().trim_end_matches('/').to_owned();
-        url.set_path(&format!(
-            "{root}/{}/{kind}/{}",
-            self.repository.path(),
-            blob.digest
-        ));
-        if !self.is_registry() {
-            url.query_pairs_mut()
-                .append_pair("ns", self.repository.host());
-        }
-        url
+    fn url(&self, asked: Asked<'_>) -> Url {
+        let mirrored = (!self.is_registry()).then(|| self.repository.host());
+        asked.url(&self.endpoint.root, self.repository.path(), mirrored)
     }
 
     /// Returns whether the host is the repository's registry itself, and not a mirror of it.
-    fn is_registry(&self) -> bool {
+    pub(crate) fn is_registry(&self) -> bool {
         is_registry(&self.endpoint.root, self.repository.host())
     }
 
@@ -310,28 +305,4 @@ pub(crate) async fn foreign(response: Response, shared: &Shared) -> Failure {
         failure.kind = Kind::Unavailable;
     }
     failure
-}
-
-fn is_manifest(blob: &Descriptor) -> bool {
-    media_type::is_manifest(&blob.media_type) || media_type::is_index(&blob.media_type)
-}
-
-/// Returns the headers for all servers.
-pub(crate) fn headers(blob: &Descriptor, offset: u64) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    let accept = if is_manifest(blob) {
-        &blob.media_type
-    } else {
-        "*/*"
-    };
-    headers.extend(
-        HeaderValue::from_str(accept)
-            .ok()
-            .map(|accept| (ACCEPT, accept)),
-    );
-    if offset > 0 {
-        let range = HeaderValue::from_str(&format!("bytes={offset}-"));
-        headers.extend(range.ok().map(|range| (RANGE, range)));
-    }
-    headers
 }

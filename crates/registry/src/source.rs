@@ -10,13 +10,14 @@ use async_trait::async_trait;
 use futures::stream;
 use reqwest::Url;
 use resnap_core::{
-    BlobSource, ByteStream, Error, Kind, MissingBlob, PullCredentials, Repository, Result,
+    BlobSource, ByteStream, Error, Kind, MissingBlob, PullCredentials, Referrer, Repository, Result,
 };
 
 use crate::address::{is_inwards, is_private};
 use crate::certs::endpoints;
 use crate::clients::Clients;
 use crate::failure::Failure;
+use crate::referrers::Search;
 use crate::rejections::Rejections;
 use crate::session::{Session, Shared};
 use crate::settings::Settings;
@@ -44,6 +45,19 @@ impl RegistrySource {
             clients: Clients::default(),
             rejections: Rejections::default(),
         }))
+    }
+
+    /// Makes the sessions for a blob.
+    async fn sessions(
+        &self,
+        blob: &MissingBlob,
+        operation: &'static str,
+    ) -> Result<(Vec<Session>, Vec<Failure>)> {
+        let (shared, asked) = (self.0.clone(), blob.clone());
+        let made = tokio::task::spawn_blocking(move || sessions(&shared.settings, &asked));
+        let digest = blob.descriptor.digest.as_str();
+        made.await
+            .map_err(|error| Error::new(Kind::Internal, operation, digest).with_source(error))
     }
 }
 
@@ -74,11 +88,7 @@ impl BlobSource for RegistrySource {
                     .with_source(text),
             );
         }
-        let (shared, asked) = (self.0.clone(), blob.clone());
-        let made = tokio::task::spawn_blocking(move || sessions(&shared.settings, &asked));
-        let (sessions, failures) = made.await.map_err(|error| {
-            Error::new(Kind::Internal, "fetch", descriptor.digest.as_str()).with_source(error)
-        })?;
+        let (sessions, failures) = self.sessions(blob, "fetch").await?;
         let names = || sessions.iter().map(Session::name).collect::<Vec<_>>();
         tracing::debug!(digest = %descriptor.digest, offset, hosts = ?names(), "fetching a blob");
         let addresses = blob.urls.iter().filter_map(|url| Url::parse(url).ok());
@@ -101,6 +111,20 @@ impl BlobSource for RegistrySource {
             transfer,
             |mut transfer| async { Ok(transfer.next().await?.map(|bytes| (bytes, transfer))) },
         )))
+    }
+
+    async fn referrers(
+        &self,
+        subject: &MissingBlob,
+        artifact_types: &[&str],
+    ) -> Result<Vec<Referrer>> {
+        let (sessions, failures) = self.sessions(subject, Search::OPERATION).await?;
+        let search = Search {
+            shared: &self.0,
+            subject: &subject.descriptor.digest,
+            artifact_types,
+        };
+        search.run(sessions, failures).await
     }
 
     fn reject(&self, blob: &MissingBlob) -> bool {

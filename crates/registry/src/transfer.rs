@@ -15,9 +15,10 @@ use resnap_core::{Descriptor, Error, Kind, Result};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::address::{authority, shown};
+use crate::asked::Asked;
 use crate::failure::{Failure, Retry, causes, error};
 use crate::request::{Way, stalled};
-use crate::session::{Session, Shared, foreign, headers};
+use crate::session::{Session, Shared, foreign};
 use crate::tls::Material;
 
 /// The limit on the number of attempts without progress.
@@ -76,8 +77,9 @@ impl Candidate {
         blob: &Descriptor,
         offset: u64,
     ) -> Result<Response, Failure> {
+        let asked = Asked::Blob(blob, offset);
         match &mut self.place {
-            Place::Session(session) => session.get(shared, blob, offset).await,
+            Place::Session(session) => session.get(shared, asked).await,
             Place::Address(url) => {
                 let way = Way {
                     clients: &shared.clients,
@@ -86,9 +88,8 @@ impl Candidate {
                     stall: shared.settings.stall,
                     is_private: true,
                 };
-                let response = way
-                    .get(url, &Default::default(), &headers(blob, offset))
-                    .await?;
+                let own = Default::default();
+                let response = way.get(url, &own, &asked.headers()).await?;
                 match response.status() {
                     StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
                     _ => Err(foreign(response, shared).await),
@@ -195,7 +196,7 @@ impl Transfer {
             .filter_map(|candidate| candidate.failure);
         self.failures.extend(spent);
         if self.addresses.is_empty() {
-            return Err(error(self.blob.digest.as_str(), &self.failures));
+            return Err(error("fetch", self.blob.digest.as_str(), &self.failures));
         }
         let place = |url| Candidate::new(Place::Address(url));
         let candidates = self.addresses.drain(..).map(place).collect();
@@ -248,7 +249,7 @@ impl Transfer {
                 Ok(Some(Err(error))) => causes(&error),
                 Err(_) => {
                     let failure = stalled(&body.url, stall);
-                    return Err(error(self.blob.digest.as_str(), &[failure]));
+                    return Err(error("fetch", self.blob.digest.as_str(), &[failure]));
                 }
             };
             self.broken(&cause).await;
@@ -291,6 +292,7 @@ impl Transfer {
             self.blob.size
         );
         error(
+            "fetch",
             self.blob.digest.as_str(),
             &[Failure::new(Kind::DataLoss, text)],
         )

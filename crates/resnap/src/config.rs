@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -105,6 +106,7 @@ impl Config {
         let mut applier = ApplierSettings::default();
         applier.max_layer_bytes = max_layer_bytes.value;
         (applier.memory, applier.stall) = (memory.value, stall.value);
+        applier.trust = file.integrity.trust()?.map(Arc::new);
         let changed_profiles = file.snapshotters.keys().cloned().collect();
         let mut profiles = Profiles::default();
         for (name, section) in file.snapshotters {

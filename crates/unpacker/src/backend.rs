@@ -12,6 +12,7 @@ use resnap_core::{
 };
 use tokio::sync::Semaphore;
 
+use crate::absent::Absent;
 use crate::sources::{KeepFetched, Source};
 use crate::{Request, UnpackError};
 
@@ -24,6 +25,8 @@ pub(crate) struct Backend {
     /// The sources of missing content, in order.
     pub(crate) sources: Vec<Source>,
     pub(crate) keep_fetched: KeepFetched,
+    /// Images that had no artifacts recently.
+    pub(crate) absent: Absent,
     /// The permits for layers that are written while their blobs are fetched.
     pub(crate) feeds: Arc<Semaphore>,
 }

@@ -3,10 +3,12 @@
 
 //! The chain of an image's snapshots on a snapshotter, as a job sees it: look-ups, locks and checks.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use resnap_core::{Error, Integrity, Kind, SnapshotInfo, SnapshotKey, Snapshotter, labels};
+use resnap_core::{
+    Error, Integrity, Kind, SignedIndex, SnapshotInfo, SnapshotKey, Snapshotter, labels,
+};
 use tokio::time::Instant;
 
 use crate::backend::Backend;
@@ -31,6 +33,8 @@ pub(crate) struct Chain {
     pub(crate) lease: Arc<JobLease>,
     pub(crate) snapshotter: Arc<dyn Snapshotter>,
     locks: Arc<ChainLocks>,
+    /// The signed indexes of the layers, the base first; none before they are looked for.
+    indexes: OnceLock<Vec<Option<Arc<SignedIndex>>>>,
     /// Whether the job had to wait for another one that made a layer.
     waited: AtomicBool,
 }
@@ -55,6 +59,7 @@ impl Chain {
             job,
             lease,
             locks,
+            indexes: OnceLock::new(),
             waited: AtomicBool::new(false),
         }
     }
@@ -141,6 +146,18 @@ impl Chain {
         let (backend, spec) = (&self.backend, &self.job.spec);
         let (title, snapshotter) = (&spec.title, &spec.snapshotter);
         missing::blob(backend, &spec.plan, title, layer, snapshotter, tried).await
+    }
+
+    /// Sets the signed indexes of the layers from `first` on.
+    pub(crate) fn set_indexes(&self, first: usize, indexes: Vec<Option<Arc<SignedIndex>>>) {
+        let all = std::iter::repeat_n(None, first).chain(indexes);
+        // A job looks for them once.
+        let _ = self.indexes.set(all.collect());
+    }
+
+    /// Returns the signed index of a layer, if it has one.
+    pub(crate) fn signed_index(&self, index: usize) -> Option<Arc<SignedIndex>> {
+        self.indexes.get()?.get(index)?.clone()
     }
 
     /// Returns the proof that layers need on the snapshotter.

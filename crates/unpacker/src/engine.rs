@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use resnap_core::{Ports, Profiles, Scope, SnapshotterInfo, error_chain};
+use resnap_core::{Integrity, Ports, Profiles, Scope, SnapshotterInfo, error_chain};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
@@ -26,6 +26,7 @@ use crate::route::pick_target;
 use crate::run::Runner;
 use crate::running::Waiter;
 use crate::sibling::inspect;
+use crate::signed::{Views, verify_signed};
 use crate::slots::Slots;
 use crate::support::require_reference;
 use crate::unpack::is_rooted;
@@ -44,6 +45,7 @@ pub struct Engine {
     keeper: Arc<LeaseKeeper>,
     registry: Arc<JobRegistry>,
     runner: Arc<Runner>,
+    views: Arc<Views>,
 }
 
 impl Engine {
@@ -70,6 +72,7 @@ impl Engine {
             profiles: settings.profiles,
             sources: settings.sources,
             keep_fetched: settings.keep_fetched,
+            absent: Default::default(),
             // Others get slots beyond the limit if all of these wait for registries.
             feeds: Arc::new(Semaphore::new(settings.parallel_applies)),
         });
@@ -94,6 +97,7 @@ impl Engine {
             keeper,
             registry,
             runner: Arc::new(runner),
+            views: Arc::default(),
         })
     }
 
@@ -277,6 +281,18 @@ impl Engine {
         let mut names: Vec<String> = images.into_iter().map(|image| image.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// Verifies the signatures of an image's layers again, without reading the layers, if the layers on
+    /// `snapshotter` need signatures. All layers must exist.
+    ///
+    /// # Errors
+    /// [`UnpackError::Unsigned`], or the backend's error.
+    pub async fn verify_signed(&self, plan: &Plan, snapshotter: &str) -> Result<(), UnpackError> {
+        match self.backend.profiles.get(snapshotter).integrity {
+            Integrity::Signed => verify_signed(&self.keeper, &self.views, plan, snapshotter).await,
+            Integrity::Off | Integrity::Verity => Ok(()),
+        }
     }
 
     /// Returns the images that are unpacked on `snapshotter`, ordered by name. Takes as few calls for many

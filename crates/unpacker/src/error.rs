@@ -234,6 +234,24 @@ pub enum UnpackError {
         /// The reason.
         why: &'static str,
     },
+    /// Layers on the snapshotter need a signature, and there is none that is accepted.
+    #[error(
+        "{} no signature that {snapshotter} needs (integrity = \"signed\"){}: {why}",
+        unsigned(image, digest.as_ref()),
+        of_root(root_hash.as_deref())
+    )]
+    Unsigned {
+        /// The image.
+        image: String,
+        /// The snapshotter.
+        snapshotter: String,
+        /// The layer's blob, if one layer is the reason.
+        digest: Option<Digest>,
+        /// Its root hash, if it is known.
+        root_hash: Option<String>,
+        /// The reason.
+        why: String,
+    },
     /// Layers on the snapshotter need a proof, and none can be given there.
     #[error("layers of image {image} need a proof on {snapshotter}")]
     NoProof {
@@ -403,6 +421,18 @@ impl Fetch {
     }
 }
 
+fn unsigned(image: &str, digest: Option<&Digest>) -> String {
+    match digest {
+        Some(digest) => format!("layer {digest} of image {image} has"),
+        None => format!("image {image} has"),
+    }
+}
+
+fn of_root(root_hash: Option<&str>) -> String {
+    let of = |root_hash| format!(" of its root hash {root_hash}");
+    root_hash.map(of).unwrap_or_default()
+}
+
 fn there(tags: &[(String, Digest)]) -> String {
     let tags = tags.iter().enumerate();
     let tags = tags.map(|(index, (name, digest))| {
@@ -487,6 +517,7 @@ impl UnpackError {
             | Self::Unlabelled { .. }
             | Self::Unproven { .. }
             | Self::NoProof { .. }
+            | Self::Unsigned { .. }
             | Self::InUse { .. }
             | Self::Unremovable { .. }
             | Self::RuntimeDir { .. }
@@ -528,6 +559,7 @@ impl UnpackError {
             Self::Unlabelled { .. } => "UNLABELLED",
             Self::Unproven { .. } => "UNPROVEN",
             Self::NoProof { .. } => "NO_PROOF",
+            Self::Unsigned { .. } => "UNSIGNED",
             Self::Disagreement { .. } => "DISAGREEMENT",
             Self::Layer { .. } => "LAYER",
             Self::Documents { .. } => "DOCUMENTS",

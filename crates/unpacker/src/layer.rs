@@ -33,8 +33,11 @@ pub(crate) fn start_batch(
     chain: &Chain,
     supply: &Arc<Supply>,
     first: usize,
-    layers: Vec<BatchLayer>,
+    mut layers: Vec<BatchLayer>,
 ) -> Arc<dyn BatchApplier> {
+    for (index, layer) in (first..).zip(&mut layers) {
+        layer.index = chain.signed_index(index);
+    }
     let (backend, job) = (&chain.backend, &chain.job);
     let snapshotter = &job.spec.snapshotter;
     let profile = backend.profiles.get(snapshotter);

@@ -47,7 +47,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod absent;
 mod alternatives;
+mod artifacts;
 mod backend;
 mod backoff;
 mod chain;
@@ -92,6 +94,7 @@ mod run;
 mod running;
 mod service;
 mod sibling;
+mod signed;
 mod slots;
 mod sources;
 mod status;

@@ -351,6 +351,7 @@ mod tests {
         let planner = Planner::new(Arc::new(Backend {
             sources: Vec::new(),
             keep_fetched: crate::KeepFetched::default(),
+            absent: Default::default(),
             feeds: Arc::new(tokio::sync::Semaphore::new(1)),
             ports: backend.ports(),
             scope: Scope::new("k8s.io"),

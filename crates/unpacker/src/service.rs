@@ -28,7 +28,10 @@ impl UnpackService for Engine {
             ..Request::new(want.image).on(want.snapshotter)
         };
         match is_ready(self, &request, want.snapshotter).await {
-            Ok(true) => return Ok(()),
+            Ok(true) => {
+                let verified = verify_signed(self, &request, want.snapshotter).await;
+                return verified.map_err(|error| not_ready(want.image, &error));
+            }
             Err(UnpackError::NoSuchImage { .. }) => return Err(NotReady::Unknown),
             // The job finds the exact reason, and repairs what it can.
             Ok(false) | Err(_) => {}
@@ -83,6 +86,16 @@ async fn is_ready(
     engine.is_ready(&plan, snapshotter).await
 }
 
+/// Verifies the signatures of a ready image again, where signatures are needed.
+async fn verify_signed(
+    engine: &Engine,
+    request: &Request,
+    snapshotter: &str,
+) -> Result<(), UnpackError> {
+    let plan = engine.plan(request).await?;
+    engine.verify_signed(&plan, snapshotter).await
+}
+
 fn not_ready(image: &str, error: &UnpackError) -> NotReady {
     let source = || Error::new(error.kind(), "make ready", image).with_source(error_chain(error));
     match error {
@@ -90,7 +103,7 @@ fn not_ready(image: &str, error: &UnpackError) -> NotReady {
         UnpackError::Unlabelled { .. }
         | UnpackError::InUse { .. }
         | UnpackError::Unremovable { .. } => NotReady::Unlabelled(source()),
-        UnpackError::Unproven { .. } => NotReady::Unproven(source()),
+        UnpackError::Unproven { .. } | UnpackError::Unsigned { .. } => NotReady::Unproven(source()),
         error if error.is_denied() => NotReady::Denied(source()),
         _ => NotReady::Failed(source()),
     }

@@ -157,6 +157,7 @@ impl Supply {
         let layers = layers.map(|(layer, supply)| BatchLayer {
             descriptor: layer.descriptor.clone(),
             copy: supply.state().copy(),
+            index: None,
         });
         layers.collect()
     }
@@ -249,7 +250,11 @@ impl Supply {
         let state = self.layer(index).state();
         let descriptor = chain.layers()[index].descriptor.clone();
         let copy = state.copy();
-        (state.is_copy_in_batch != copy.is_some()).then_some(BatchLayer { descriptor, copy })
+        (state.is_copy_in_batch != copy.is_some()).then_some(BatchLayer {
+            descriptor,
+            copy,
+            index: None,
+        })
     }
 
     /// Returns the snapshotter that the layer is copied from.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use crate::artifacts::signed_indexes;
 use crate::backend::Backend;
 use crate::chain::Chain;
 use crate::event::{LayerOutcome, LayerReport, Phase};
@@ -89,6 +90,7 @@ pub(crate) async fn unpack(
 }
 
 async fn missing_layers(chain: &Chain, first: usize) -> Result<MissingLayers, UnpackError> {
+    chain.set_indexes(first, signed_indexes(chain, first).await?);
     let supply = Arc::new(Supply::plan(chain, first).await?);
     let layers = supply.batch_layers(chain);
     Ok(MissingLayers {

@@ -7,7 +7,8 @@
 //! [`append`] writes a superblock and a tree behind an image, byte for byte as `veritysetup format` does with
 //! the same UUID and a salt of 32 zero bytes, and [`Leaves`] saves it from reading the image again.
 //! [`verify`] checks a device, or a range of one, against a [`RootHash`]. A [`Sidecar`] is the file
-//! `layer.erofs.dmverity`.
+//! `layer.erofs.dmverity`. With the feature `signatures`, which is a default, `Trust` verifies signatures of root
+//! hashes.
 //!
 //! # The device
 //!
@@ -34,17 +35,34 @@
 //!
 //! # Hostile input
 //!
-//! Superblocks, trees and sidecars may contain anything. Nothing panics, memory does not depend on what they
-//! say, and time depends on the size of the file only.
+//! Superblocks, trees, sidecars and signatures may contain anything. Nothing panics, memory does not depend on
+//! what they say, and time depends on the size of the file only. A signature has at most 64 KiB, and 16 certificates
+//! of 8 KiB.
 
 mod append;
+#[cfg(feature = "signatures")]
+mod asn1;
 mod block;
+#[cfg(feature = "signatures")]
+mod certificate;
+#[cfg(feature = "signatures")]
+mod chain;
 mod error;
 mod leaves;
+#[cfg(feature = "signatures")]
+mod name;
 mod root_hash;
 mod shape;
 mod sidecar;
+#[cfg(feature = "signatures")]
+mod signature_error;
+#[cfg(feature = "signatures")]
+mod signed_data;
 mod superblock;
+#[cfg(feature = "signatures")]
+mod trust;
+#[cfg(feature = "signatures")]
+mod trust_error;
 mod verify;
 mod work;
 
@@ -54,13 +72,19 @@ pub use error::{BoxedError, Error, Place};
 pub use leaves::Leaves;
 pub use root_hash::{RootHash, RootHashError};
 pub use sidecar::{SIDECAR_FILE, SIGNATURE_FILE, Sidecar, SidecarError};
+#[cfg(feature = "signatures")]
+pub use signature_error::SignatureError;
 pub use superblock::{Superblock, SuperblockError};
+#[cfg(feature = "signatures")]
+pub use trust::{Signer, Trust};
+#[cfg(feature = "signatures")]
+pub use trust_error::TrustError;
 pub use verify::verify;
 pub use work::Work;
 
 #[cfg(test)]
 mod tests;
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "signatures"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

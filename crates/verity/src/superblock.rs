@@ -39,7 +39,7 @@ pub struct Superblock {
     pub data_blocks: u64,
     /// An identifier without a meaning for the data.
     pub uuid: [u8; 16],
-    /// What is hashed before each block, at most 256 bytes.
+    /// The bytes that are hashed before each block, at most 256.
     salt: Vec<u8>,
 }
 

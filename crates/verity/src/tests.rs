@@ -7,4 +7,6 @@ mod append;
 mod common;
 mod hostile;
 mod leaves;
+#[cfg(feature = "signatures")]
+mod signatures;
 mod verify;

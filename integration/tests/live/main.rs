@@ -41,6 +41,7 @@ mod proxy;
 mod registry;
 mod repair;
 mod served;
+mod signatures;
 mod sockets;
 mod steering;
 mod suite;
@@ -98,6 +99,7 @@ fn tests() -> Vec<Test> {
         missing::TESTS,
         credentials::TESTS,
         registry::TESTS,
+        signatures::TESTS,
         sockets::TESTS,
         steering::TESTS,
         systemd::TESTS,

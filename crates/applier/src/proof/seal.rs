@@ -9,22 +9,19 @@ use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 
-use resnap_core::{Descriptor, Proof, ProofOrigin};
+use resnap_core::{Descriptor, Proof};
 use resnap_erofs::ErofsReader;
-use resnap_verity::{SIDECAR_FILE, Sidecar, Work, verify};
+use resnap_verity::{BlockSize, Sidecar, Work, verify};
 use rustix::fs::{self, Mode, OFlags};
 
 use super::inode::{Thawed, has_fs_verity, open};
-use super::{append, proof, remove_if_there, write_sidecar};
+use super::{append, proof, read_sidecar, remove_if_there, tree_block, write_sidecar};
 use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
 
 /// The name of a copy of an image that is being written.
 const UNFINISHED_IMAGE: &str = "layer.erofs.resnap";
-
-/// The most bytes of a sidecar that are read.
-const SIDECAR_LIMIT: u64 = 64 * 1024 + 1;
 
 /// Gives the image in the directory of a committed snapshot a tree and a sidecar. An image that has both
 /// keeps them, if they are right.
@@ -35,45 +32,46 @@ pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Res
         let check = || Ok(guard.step()?);
         let (offset, root) = (sidecar.hash_offset, sidecar.root_hash);
         verify(&image, offset, &root, .., Work::new(&check))?;
-        return Ok(proof(&sidecar, ProofOrigin::Generated));
+        return Ok(proof(&sidecar, None));
     }
     if has_fs_verity(&image).context("look at the image")? {
         return Err(Error::Unproven(
             "its image has fs-verity, and a file with that can get no tree".to_owned(),
         ));
     }
-    let size = image_size(&image)?;
+    let (size, block) = covered(&image)?;
     let thawed = image.try_clone().and_then(Thawed::new);
     let thawed = thawed.context("make the image writable (its flag immutable)")?;
     let links = image.metadata().context("look at the image")?.nlink();
     let sidecar = match links {
         1 => {
             let image = open(snapshot, NAME, OFlags::RDWR).context("open the image to write")?;
-            append(&image, size, None, &layer.digest, guard)?
+            append(&image, (size, block), None, &layer.digest, guard)?
         }
         // The file also has other names, such as that of a blob.
-        _ => append_to_copy(snapshot, image, size, layer, guard)?,
+        _ => append_to_copy(snapshot, image, (size, block), layer, guard)?,
     };
-    write_sidecar(snapshot, &sidecar)?;
+    write_sidecar(snapshot, &sidecar, None)?;
     let frozen = thawed.freeze(snapshot, NAME);
     frozen.context("make the image immutable again")?;
-    Ok(proof(&sidecar, ProofOrigin::Generated))
+    Ok(proof(&sidecar, None))
 }
 
 /// Replaces an image by a copy with a tree.
 fn append_to_copy(
     snapshot: &OwnedFd,
     mut image: File,
-    size: u64,
+    (size, block): (u64, BlockSize),
     layer: &Descriptor,
     guard: &Guard,
 ) -> Result<Sidecar, Error> {
     remove_if_there(snapshot, UNFINISHED_IMAGE).context("remove an unfinished copy")?;
-    let written = write_copy(snapshot, &mut image, size, layer, guard).and_then(|sidecar| {
-        let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
-        renamed.context("replace the image by its copy")?;
-        Ok(sidecar)
-    });
+    let written =
+        write_copy(snapshot, &mut image, (size, block), layer, guard).and_then(|sidecar| {
+            let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
+            renamed.context("replace the image by its copy")?;
+            Ok(sidecar)
+        });
     if written.is_err() {
         // The error that is returned is the reason for both.
         let _ = remove_if_there(snapshot, UNFINISHED_IMAGE);
@@ -84,7 +82,7 @@ fn append_to_copy(
 fn write_copy(
     snapshot: &OwnedFd,
     image: &mut File,
-    size: u64,
+    (size, block): (u64, BlockSize),
     layer: &Descriptor,
     guard: &Guard,
 ) -> Result<Sidecar, Error> {
@@ -107,12 +105,12 @@ fn write_copy(
             copied => left -= copied,
         }
     }
-    append(&copy, size, None, &layer.digest, guard)
+    append(&copy, (size, block), None, &layer.digest, guard)
 }
 
-/// Returns the bytes of an image that its tree covers: all that the image has, or all of the file if the
-/// image has its data in other devices, as the index of a tar in the same file has.
-fn image_size(image: &File) -> Result<u64, Error> {
+/// Returns the bytes of an image that its tree covers, and the size of their blocks: all that the image has,
+/// or all of the file if the image has its data in other devices, as the index of a tar in the same file has.
+fn covered(image: &File) -> Result<(u64, BlockSize), Error> {
     let length = image.metadata().context("look at the image")?.len();
     let opened = image.try_clone().context("open the image")?;
     match ErofsReader::open(opened) {
@@ -123,20 +121,11 @@ fn image_size(image: &File) -> Result<u64, Error> {
                 size,
             })
         }
-        Ok(image) if image.devices() > 0 => Ok(length),
-        Ok(image) => Ok(image.size()),
+        Ok(image) => {
+            let is_whole = image.devices() == 0;
+            let size = if is_whole { image.size() } else { length };
+            Ok((size, tree_block(&image)))
+        }
         Err(error) => Err(Error::NotAnImage(error)),
     }
-}
-
-/// Returns the sidecar of the image in the directory of a snapshot, if it has one.
-fn read_sidecar(snapshot: &OwnedFd) -> Result<Option<Sidecar>, Error> {
-    let file = match open(snapshot, SIDECAR_FILE, OFlags::RDONLY) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file.context("open the sidecar of the image")?,
-    };
-    let mut bytes = Vec::new();
-    let read = file.take(SIDECAR_LIMIT).read_to_end(&mut bytes);
-    read.context("read the sidecar of the image")?;
-    Sidecar::parse(&bytes).map(Some).map_err(Error::Sidecar)
 }

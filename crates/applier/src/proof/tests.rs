@@ -127,7 +127,7 @@ fn wrong_trees_and_sidecars_are_found() {
     // Another root hash.
     let mut sidecar = snapshot.sidecar();
     sidecar.root_hash.0[0] ^= 1;
-    write_sidecar(&snapshot.open(), &sidecar).unwrap();
+    write_sidecar(&snapshot.open(), &sidecar, None).unwrap();
     assert_eq!(snapshot.seal().unwrap_err().kind(), Kind::DataLoss);
     fs::write(snapshot.path().join(SIDECAR), "{}").unwrap();
     assert_eq!(snapshot.seal().unwrap_err().kind(), Kind::DataLoss);

@@ -26,6 +26,7 @@ fn copies(layers: &[Descriptor], chain: &ChainView) -> Vec<BatchLayer> {
             chain: Arc::clone(&chain),
             index,
         }),
+        index: None,
     };
     layers.iter().enumerate().map(copy).collect()
 }

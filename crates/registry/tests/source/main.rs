@@ -10,5 +10,6 @@ mod credentials;
 mod faults;
 mod hosts;
 mod log;
+mod referrers;
 mod server;
 mod tls;

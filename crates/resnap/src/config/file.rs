@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use resnap_core::{LabelRequirement, LabeledLayers, Profile, Volumes};
 use resnap_unpacker::Configuration;
+use resnap_verity::Trust;
 use serde::Deserialize;
 
 use super::words::{
@@ -41,6 +42,7 @@ pub(super) struct File {
     pub(super) api: ApiSection,
     pub(super) metrics: MetricsSection,
     pub(super) sources: SourcesSection,
+    pub(super) integrity: IntegritySection,
     pub(super) snapshotters: BTreeMap<String, SnapshotterSection>,
     pub(super) unpack: Option<Vec<UnpackSection>>,
     pub(super) prewarm: Vec<Rule>,
@@ -108,6 +110,34 @@ pub(super) struct SourcesSection {
     pub(super) archives: Option<Vec<PathBuf>>,
     pub(super) keep_fetched: Option<KeepWord>,
     pub(super) hosts_dir: Option<Vec<PathBuf>>,
+}
+
+/// The certificates by which signatures of root hashes are verified: files in PEM.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct IntegritySection {
+    pub(super) authorities: Vec<PathBuf>,
+    pub(super) signers: Vec<PathBuf>,
+}
+
+impl IntegritySection {
+    /// Reads the certificates, if there are any.
+    pub(super) fn trust(&self) -> Result<Option<Trust>> {
+        if self.authorities.is_empty() && self.signers.is_empty() {
+            return Ok(None);
+        }
+        let mut trust = Trust::new();
+        let read = |path: &Path| fs::read(path).with_context(|| format!("read {path:?}"));
+        for path in &self.authorities {
+            let added = trust.add_authorities(&read(path)?);
+            added.with_context(|| format!("[integrity] authorities: {path:?}"))?;
+        }
+        for path in &self.signers {
+            let added = trust.add_signers(&read(path)?);
+            added.with_context(|| format!("[integrity] signers: {path:?}"))?;
+        }
+        Ok(Some(trust))
+    }
 }
 
 /// A rule for images that are unpacked in advance.

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The requests of the distribution API, without the host and its credentials.
+
+use reqwest::Url;
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, RANGE};
+use resnap_core::{Descriptor, Digest, ReferrerList, media_type};
+
+/// The object of a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Asked<'a> {
+    /// A blob or a manifest, from this byte on.
+    Blob(&'a Descriptor, u64),
+    /// The referrers of a manifest that have an artifact type.
+    Referrers(&'a Digest, &'a str),
+    /// A further page of referrers.
+    Page(&'a Url),
+    /// The index that clients keep under a tag where a registry does not list referrers.
+    ReferrersTag(&'a Digest),
+}
+
+impl Asked<'_> {
+    /// Returns the address at a host with the root `root`. A mirror is told the registry in `mirrored`.
+    pub(crate) fn url(self, root: &Url, repository: &str, mirrored: Option<&str>) -> Url {
+        let mut url = match self {
+            Self::Page(url) => url.clone(),
+            _ => root.clone(),
+        };
+        if let Some(path) = self.path() {
+            let root = root.path().trim_end_matches('/');
+            url.set_path(&format!("{root}/{repository}/{path}"));
+        }
+        if let Self::Referrers(_, artifact_type) = self {
+            let mut query = url.query_pairs_mut();
+            query.append_pair("artifactType", artifact_type);
+        }
+        let is_told = url.query_pairs().any(|(key, _)| key == "ns");
+        if let Some(host) = mirrored.filter(|_| !is_told) {
+            url.query_pairs_mut().append_pair("ns", host);
+        }
+        url
+    }
+
+    /// Returns the path below the repository.
+    fn path(self) -> Option<String> {
+        Some(match self {
+            Self::Blob(blob, _) if is_manifest(blob) => format!("manifests/{}", blob.digest),
+            Self::Blob(blob, _) => format!("blobs/{}", blob.digest),
+            Self::Referrers(subject, _) => format!("referrers/{subject}"),
+            Self::ReferrersTag(subject) => format!("manifests/{}", ReferrerList::tag(subject)),
+            Self::Page(_) => return None,
+        })
+    }
+
+    /// Returns the headers for all servers.
+    pub(crate) fn headers(self) -> HeaderMap {
+        let accept = match self {
+            Self::Blob(blob, _) if is_manifest(blob) => &blob.media_type,
+            Self::Blob(..) => "*/*",
+            Self::Referrers(..) | Self::Page(_) | Self::ReferrersTag(_) => media_type::OCI_INDEX,
+        };
+        let mut headers = HeaderMap::new();
+        let accept = HeaderValue::from_str(accept).ok();
+        headers.extend(accept.map(|accept| (ACCEPT, accept)));
+        if let Self::Blob(_, offset @ 1..) = self {
+            let range = HeaderValue::from_str(&format!("bytes={offset}-"));
+            headers.extend(range.ok().map(|range| (RANGE, range)));
+        }
+        headers
+    }
+}
+
+fn is_manifest(blob: &Descriptor) -> bool {
+    media_type::is_manifest(&blob.media_type) || media_type::is_index(&blob.media_type)
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Signatures of layers that exist, verified again before each container.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use resnap_core::{ChainId, ChainView, Error, Kind, error_chain};
+
+use crate::lease::LeaseKeeper;
+use crate::sibling::{Sibling, committed, within_lease};
+use crate::{Plan, UnpackError};
+
+/// The limit on the chains that are remembered.
+const MAX_CHAINS: usize = 4096;
+
+/// The chains whose files are known, by snapshotter and top layer, each with the time when the top layer was
+/// made: the files of a committed snapshot stay where they are.
+#[derive(Debug, Default)]
+pub(crate) struct Views(Mutex<HashMap<(String, ChainId), (SystemTime, Arc<ChainView>)>>);
+
+impl Views {
+    fn get(&self, key: &(String, ChainId), made: SystemTime) -> Option<Arc<ChainView>> {
+        let views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, view) = views.get(key)?;
+        (*since == made).then(|| Arc::clone(view))
+    }
+
+    fn insert(&self, key: (String, ChainId), made: SystemTime, view: Arc<ChainView>) {
+        let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if views.len() >= MAX_CHAINS {
+            views.clear();
+        }
+        views.insert(key, (made, view));
+    }
+}
+
+/// Verifies the signatures of all layers.
+pub(crate) async fn verify_signed(
+    keeper: &Arc<LeaseKeeper>,
+    views: &Views,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<(), UnpackError> {
+    let Some(top) = plan.top() else {
+        return Ok(());
+    };
+    let backend = &keeper.backend;
+    let unsigned = |error: &Error| UnpackError::Unsigned {
+        image: plan.image.name.clone(),
+        snapshotter: snapshotter.to_owned(),
+        digest: None,
+        root_hash: None,
+        why: error_chain(error),
+    };
+    let found = backend
+        .committed(&*backend.snapshotter(snapshotter), top)
+        .await?;
+    let gone = || Error::new(Kind::NotFound, "find", top.as_str());
+    let made = found.ok_or_else(gone)?.created;
+    let key = (snapshotter.to_owned(), top.clone());
+    let view = match views.get(&key, made) {
+        Some(view) => view,
+        None => {
+            let view = Arc::new(view(keeper, plan, snapshotter).await?);
+            views.insert(key, made, Arc::clone(&view));
+            view
+        }
+    };
+    let verified = backend.ports.applier.verify_signed(&view).await;
+    verified.map_err(|error| unsigned(&error))
+}
+
+/// Returns what a view of the chain shows.
+async fn view(
+    keeper: &Arc<LeaseKeeper>,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<ChainView, UnpackError> {
+    let viewed = within_lease(keeper, plan, snapshotter, async |layers| {
+        let snapshots = committed(layers.backend, plan, snapshotter).await?;
+        let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
+        let chain = view.chain().clone();
+        view.end(layers.backend).await;
+        Ok(chain)
+    });
+    Ok(viewed.await??)
+}
