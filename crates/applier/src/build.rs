@@ -4,19 +4,20 @@
 //! The writing of one layer, to staging or to its snapshot.
 
 use std::fs::{DirBuilder, File};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use resnap_core::{Applied, Digest, SignedIndex};
+use resnap_core::{Applied, Digest, ErofsMode, SignedIndex};
 use resnap_erofs::Writer;
 use resnap_layer::{Layer, Limits};
 use resnap_verity::{BlockSize, Sidecar};
 use rustix::fs::{CWD, Mode, open, renameat, syncfs};
 
 use crate::beneath::DIRECTORY;
-use crate::erofs::{self, Parents};
+use crate::erofs::{self, ImageForm, Parents};
 use crate::error::{Error, IoContext as _};
 use crate::extract::Extraction;
 use crate::guard::Guard;
@@ -27,6 +28,7 @@ use crate::proof::{self, HashedFile, IndexedImage};
 use crate::remove::remove;
 use crate::sibling::CopiedLayer;
 use crate::source::Source;
+use crate::tar_file::TarFile;
 use crate::target::{LayerForm, Target};
 use crate::xattr::XattrNamespace;
 
@@ -49,9 +51,10 @@ pub(crate) enum LayerContent {
 /// The part of the work that needs the layers below.
 enum Rest {
     Tree(Box<Extraction>),
-    Image(Box<Writer<HashedFile>>, Guard),
-    /// An image that was copied, and its size.
-    Blob(u64, Guard),
+    /// An image, or an index and its tar.
+    Image(Box<Writer<HashedFile>>, Option<TarFile>, Guard),
+    /// An image that was copied, its size, and the size of its tree's blocks.
+    Blob((u64, BlockSize), Guard),
     /// An index and the tar.
     Indexed(Box<IndexedImage>, Guard),
 }
@@ -105,6 +108,7 @@ fn write(
     layer: &mut impl LayerSource,
     form: LayerForm,
     path: &Path,
+    tar: Option<TarFile>,
     namespace: XattrNamespace,
     guard: &Guard,
 ) -> Result<Rest, Error> {
@@ -115,9 +119,15 @@ fn write(
         LayerForm::Image {
             is_lowest,
             has_tree,
+            ..
         } => {
-            let writer = erofs::write(path, layer, is_lowest, has_tree, guard)?;
-            Ok(Rest::Image(Box::new(writer), guard.clone()))
+            let form = ImageForm {
+                is_lowest,
+                has_tree,
+                is_index: tar.is_some(),
+            };
+            let writer = erofs::write(path, layer, form, guard)?;
+            Ok(Rest::Image(Box::new(writer), tar, guard.clone()))
         }
         LayerForm::Tree(mode) => {
             if !path.exists() {
@@ -129,6 +139,31 @@ fn write(
             Ok(Rest::Tree(Box::new(extraction)))
         }
     }
+}
+
+/// Writes a tar archive, except for what depends on the layers below.
+fn write_stream(
+    stream: &mut impl Read,
+    form: LayerForm,
+    path: &Path,
+    namespace: XattrNamespace,
+    guard: &Guard,
+) -> Result<Rest, Error> {
+    let LayerForm::Image {
+        mode: ErofsMode::TarIndex,
+        ..
+    } = form
+    else {
+        let mut layer = Layer::new(stream, Limits::default());
+        let rest = write(&mut layer, form, path, None, namespace, guard)?;
+        layer.finish()?;
+        return Ok(rest);
+    };
+    let tar = TarFile::new(path)?;
+    let mut layer = Layer::new(tar.tee(stream)?, Limits::default());
+    let rest = write(&mut layer, form, path, Some(tar), namespace, guard)?;
+    layer.finish()?;
+    Ok(rest)
 }
 
 /// Writes a layer to `path`: an empty directory for a [`LayerForm::Tree`] (which must not exist yet in
@@ -144,20 +179,17 @@ pub(crate) fn build(
     let result = match content {
         LayerContent::Blob(source) => run(source, work, |stream| {
             if form == LayerForm::Blob {
-                let size = erofs::copy(&path, stream)?;
-                return Ok(Rest::Blob(size, work.guard.clone()));
+                let covered = erofs::copy(&path, stream)?;
+                return Ok(Rest::Blob(covered, work.guard.clone()));
             }
-            let mut layer = Layer::new(stream, Limits::default());
-            let rest = write(&mut layer, form, &path, namespace, &work.guard)?;
-            layer.finish()?;
-            Ok(rest)
+            write_stream(stream, form, &path, namespace, &work.guard)
         }),
         LayerContent::Indexed(blob, bytes, index) => run(blob, work, |stream| {
             let image = IndexedImage::write(&path, bytes, index, stream, &work.guard)?;
             Ok(Rest::Indexed(Box::new(image), work.guard.clone()))
         }),
         LayerContent::Copy(layer) => layer.run(work, |entries| {
-            write(entries, form, &path, namespace, &work.guard)
+            write(entries, form, &path, None, namespace, &work.guard)
         }),
     };
     let (rest, mut applied) = result.map_err(|error| {
@@ -258,25 +290,37 @@ fn complete(
             extraction.finish(&LowerDirs::default())?;
             Ok(None)
         }
-        (Rest::Image(writer, guard), target) => {
+        (Rest::Image(writer, tar, guard), target) => {
             let parents = match target {
                 Target::Image { parents, .. } => known.open(parents),
                 _ => Ok(Vec::new()),
             };
-            let finished =
-                parents.and_then(|parents| erofs::finish(*writer, parents, blob, &guard));
-            let (file, size) = finished.inspect_err(|_| discard(path))?;
-            Ok(Some(Image::new(file, size, guard)))
+            let finished = parents.and_then(|parents| {
+                let (file, size) = erofs::finish(*writer, parents, blob, &guard)?;
+                let Some(tar) = tar else {
+                    return Ok(Image::new(file, size, guard));
+                };
+                let (file, _) = file.into_parts();
+                let size = tar.append_to(&file, size, &guard)?;
+                Ok(Image {
+                    block: BlockSize::B512,
+                    ..Image::new(HashedFile::new(file, false), size, guard)
+                })
+            });
+            finished.map(Some).inspect_err(|_| discard(path))
         }
         (Rest::Indexed(image, guard), _) => Ok(Some(Image {
             block: BlockSize::B512,
             index: Some(image.index),
             ..Image::new(HashedFile::new(image.file, false), image.size, guard)
         })),
-        (Rest::Blob(size, guard), _) => {
+        (Rest::Blob((size, block), guard), _) => {
             let file = File::options().read(true).write(true).open(path);
             let file = HashedFile::new(file.context("open the EROFS image")?, false);
-            Ok(Some(Image::new(file, size, guard)))
+            Ok(Some(Image {
+                block,
+                ..Image::new(file, size, guard)
+            }))
         }
     }
 }

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ArgMatches;
 use resnap_applier::{ApplierSettings, Differ, MEMORY, STALL};
 use resnap_containerd::DEFAULT_ADDRESS;
-use resnap_core::Profiles;
+use resnap_core::{ErofsMode, Profiles};
 use resnap_cri_proxy::{KUBELET_ROOT, Unlabelled, When};
 use resnap_unpacker::Configuration;
 
@@ -113,6 +113,9 @@ impl Config {
             let differ = section.differ.map(Differ::from);
             let differ = differ.map(|differ| (name.clone(), differ));
             applier.differs.extend(differ);
+            let mode = section.erofs_mode.map(ErofsMode::from);
+            let mode = mode.map(|mode| (name.clone(), mode));
+            applier.erofs_modes.extend(mode);
             section.apply(profiles.entry(&name));
         }
         let default_snapshotter = file.cri.default_snapshotter;

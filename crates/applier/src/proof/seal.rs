@@ -15,7 +15,7 @@ use resnap_verity::{BlockSize, Sidecar, Work, verify};
 use rustix::fs::{self, Mode, OFlags};
 
 use super::inode::{Thawed, has_fs_verity, open};
-use super::{append, proof, read_sidecar, remove_if_there, write_sidecar};
+use super::{append, proof, read_sidecar, remove_if_there, tree_block, write_sidecar};
 use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
@@ -108,8 +108,8 @@ fn write_copy(
     append(&copy, (size, block), None, &layer.digest, guard)
 }
 
-/// Returns the bytes of an image that its tree covers, and the size of their blocks: all that the image has, or all of the file if the
-/// image has its data in other devices, as the index of a tar in the same file has.
+/// Returns the bytes of an image that its tree covers, and the size of their blocks: all that the image has,
+/// or all of the file if the image has its data in other devices, as the index of a tar in the same file has.
 fn covered(image: &File) -> Result<(u64, BlockSize), Error> {
     let length = image.metadata().context("look at the image")?.len();
     let opened = image.try_clone().context("open the image")?;
@@ -121,8 +121,11 @@ fn covered(image: &File) -> Result<(u64, BlockSize), Error> {
                 size,
             })
         }
-        Ok(image) if image.devices() > 0 => Ok((length, BlockSize::B512)),
-        Ok(image) => Ok((image.size(), BlockSize::B4096)),
+        Ok(image) => {
+            let is_whole = image.devices() == 0;
+            let size = if is_whole { image.size() } else { length };
+            Ok((size, tree_block(&image)))
+        }
         Err(error) => Err(Error::NotAnImage(error)),
     }
 }

@@ -171,7 +171,7 @@ fn unpack(config: &Config) -> impl Iterator<Item = Row> {
     })
 }
 
-fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 6] {
+fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 7] {
     let source = config.profile_source(name);
     let differ = match config.applier.differ(name) {
         Differ::Auto => "auto",
@@ -202,6 +202,10 @@ fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 6] {
         ("labels", labels),
         ("os_features", features),
         ("volumes", volumes),
+        (
+            "erofs_mode",
+            Some(config.applier.erofs_mode(name).as_str().to_owned()),
+        ),
         ("integrity", Some(profile.integrity.as_str().to_owned())),
     ]
     .map(|(key, value)| Row::new(format!("snapshotters.{name}.{key}"), value, &source))

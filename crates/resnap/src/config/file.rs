@@ -19,8 +19,8 @@ use resnap_verity::Trust;
 use serde::Deserialize;
 
 use super::words::{
-    DifferWord, IntegrityWord, KeepWord, LabelsWord, SiblingWord, SourceName, UnlabelledWord,
-    VolumesWord, WhenWord,
+    DifferWord, ErofsModeWord, IntegrityWord, KeepWord, LabelsWord, SiblingWord, SourceName,
+    UnlabelledWord, VolumesWord, WhenWord,
 };
 use crate::warm::Floor;
 
@@ -168,6 +168,7 @@ pub(super) struct SnapshotterSection {
     pub(super) differ: Option<DifferWord>,
     pub(super) sync_fs: Option<bool>,
     pub(super) integrity: Option<IntegrityWord>,
+    pub(super) erofs_mode: Option<ErofsModeWord>,
 }
 
 /// An unpack configuration, for requests without a snapshotter.
