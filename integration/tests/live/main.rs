@@ -38,6 +38,7 @@ mod policy;
 mod poll;
 mod prewarm;
 mod proxy;
+mod referrers;
 mod registry;
 mod repair;
 mod served;
@@ -96,6 +97,7 @@ fn tests() -> Vec<Test> {
         misbehaving::TESTS,
         missing::TESTS,
         credentials::TESTS,
+        referrers::TESTS,
         registry::TESTS,
         sockets::TESTS,
         steering::TESTS,
