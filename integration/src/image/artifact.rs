@@ -17,7 +17,7 @@ use super::archive;
 use super::blobs::Blobs;
 use super::built::Built;
 use super::layer::digest;
-use crate::registry::{Push, Registry};
+use crate::registry::{CREDENTIALS, Push, Registry};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -118,7 +118,7 @@ impl Artifact {
     /// # Errors
     /// If the registry refuses a part.
     pub fn push(&self, registry: &Registry, repository: &str) -> Result<()> {
-        let push = Push::to(registry, repository);
+        let push = Push::new(registry.address(), CREDENTIALS, repository);
         for blob in self.blobs.0.values() {
             push.blob(&digest(blob), blob)?;
         }

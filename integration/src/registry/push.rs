@@ -11,12 +11,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{CREDENTIALS, Registry};
-
 /// The pushes to one repository of a registry without TLS.
 #[derive(Debug)]
 pub struct Push {
     address: SocketAddr,
+    login: String,
     repository: String,
 }
 
@@ -28,10 +27,11 @@ struct Answer {
 }
 
 impl Push {
-    /// Returns the pushes to a repository, such as `web`.
-    pub fn to(registry: &Registry, repository: &str) -> Self {
+    /// Returns the pushes by a user with a password to a repository, such as `web`.
+    pub fn new(address: SocketAddr, (user, password): (&str, &str), repository: &str) -> Self {
         Self {
-            address: registry.address(),
+            address,
+            login: STANDARD.encode(format!("{user}:{password}")),
             repository: repository.to_owned(),
         }
     }
@@ -86,11 +86,10 @@ impl Push {
     }
 
     /// Sends a request and reads the answer. By HTTP/1.0, so that its body ends with the connection, and
-    /// [`Registry::requests`] does not count it.
+    /// [`Registry::requests`](super::Registry::requests) does not count it.
     fn ask(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Result<Answer> {
         let mut stream = TcpStream::connect(self.address)?;
-        let (address, length) = (self.address, body.len());
-        let login = STANDARD.encode(format!("{}:{}", CREDENTIALS.0, CREDENTIALS.1));
+        let (address, login, length) = (self.address, &self.login, body.len());
         write!(
             stream,
             "{method} {path} HTTP/1.0\r\nhost: {address}\r\nauthorization: Basic {login}\r\n\
