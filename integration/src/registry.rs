@@ -16,9 +16,11 @@ use crate::debian::Dist;
 mod faulty;
 mod link;
 mod listening;
+mod push;
 
 pub use faulty::{Fault, FaultyHost};
 pub use link::Link;
+pub use push::Push;
 
 /// The user and password of a private registry. Nothing else has this password.
 pub const CREDENTIALS: (&str, &str) = ("user", "resnap-live-4711-only");

@@ -38,6 +38,7 @@ mod policy;
 mod poll;
 mod prewarm;
 mod proxy;
+mod referrers;
 mod registry;
 mod repair;
 mod served;
@@ -98,6 +99,7 @@ fn tests() -> Vec<Test> {
         misbehaving::TESTS,
         missing::TESTS,
         credentials::TESTS,
+        referrers::TESTS,
         registry::TESTS,
         signatures::TESTS,
         sockets::TESTS,
