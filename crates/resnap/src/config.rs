@@ -72,6 +72,8 @@ pub(crate) struct Config {
     pub(crate) keep_fetched: Setting<KeepWord>,
     /// The directories with the configurations of registries.
     pub(crate) hosts_dir: Setting<Vec<PathBuf>>,
+    pub(crate) authorities: Setting<Vec<PathBuf>>,
+    pub(crate) signers: Setting<Vec<PathBuf>>,
     /// Archives and OCI layouts, and directories of them.
     pub(crate) archives: Setting<Vec<PathBuf>>,
     /// The names of the profiles that the file changes.
@@ -168,6 +170,8 @@ impl Config {
             ),
             sibling: Setting::of_file(file.sources.sibling, SiblingWord::WhenMissing),
             keep_fetched: Setting::of_file(file.sources.keep_fetched, KeepWord::Auto),
+            authorities: Setting::of_file(file.integrity.authorities, Vec::new()),
+            signers: Setting::of_file(file.integrity.signers, Vec::new()),
             hosts_dir: Setting::of_file(
                 file.sources.hosts_dir,
                 resnap_registry::Settings::default().host_directories,

@@ -69,36 +69,36 @@ struct Accepted {
     signatures: Vec<Digest>,
 }
 
-/// Returns the signed indexes of the layers from `first` on, which are fetched; `None` for layers that get
-/// a proof without.
+/// Finds the signed indexes of the layers from `first` on, and fetches them, unless the job has done so before.
+/// Layers that get a proof without have none.
 ///
 /// # Errors
 /// [`UnpackError::Unsigned`] if the snapshotter needs signatures, and there are none that are accepted.
-pub(crate) async fn signed_indexes(
-    chain: &Chain,
-    first: usize,
-) -> Result<Vec<Option<Arc<SignedIndex>>>, UnpackError> {
+pub(crate) async fn find_indexes(chain: &Chain, first: usize) -> Result<(), UnpackError> {
     let layers = &chain.layers()[first..];
     let (integrity, spec) = (chain.integrity(), &chain.job.spec);
     let trusts = chain.backend.ports.applier.trusts_signers();
-    if !integrity.is_on() || !trusts || layers.is_empty() {
-        return Ok(vec![None; layers.len()]);
+    if !integrity.is_on() || !trusts || layers.is_empty() || chain.has_indexes() {
+        return Ok(());
     }
     match (Search { chain, layers }).find().await {
-        Ok(indexes) => Ok(indexes.into_iter().map(Some).collect()),
-        Err(refusal) if integrity == Integrity::Signed => Err(UnpackError::Unsigned {
-            image: spec.title.clone(),
-            snapshotter: spec.snapshotter.clone(),
-            digest: refusal.layer,
-            root_hash: refusal.root_hash,
-            why: refusal.why,
-        }),
+        Ok(indexes) => chain.set_indexes(first, indexes),
+        Err(refusal) if integrity == Integrity::Signed => {
+            return Err(UnpackError::Unsigned {
+                image: spec.title.clone(),
+                snapshotter: spec.snapshotter.clone(),
+                digest: refusal.layer,
+                root_hash: refusal.root_hash,
+                why: refusal.why,
+            });
+        }
         Err(refusal) => {
             let (image, why) = (&spec.title, &refusal.why);
             tracing::info!(image, why, "no signed index is used");
-            Ok(vec![None; layers.len()])
+            chain.set_indexes(first, Vec::new());
         }
     }
+    Ok(())
 }
 
 /// The search for the artifact of an image.

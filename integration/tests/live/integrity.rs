@@ -40,7 +40,7 @@ live_tests! {
 const VERITY: &str = "snapshotters.erofs.integrity = \"verity\"\n";
 
 /// Returns the command in namespaces of its own, in which the kernel seems to have dm-verity.
-fn with_dm_verity(command: &Command) -> Command {
+pub(crate) fn with_dm_verity(command: &Command) -> Command {
     let script = "mount -t tmpfs modules /sys/module && mkdir /sys/module/dm_verity && exec \"$@\"";
     let mut wrapped = Command::new("unshare");
     wrapped
@@ -65,7 +65,7 @@ fn with_dm_verity(command: &Command) -> Command {
 }
 
 /// Returns `resnap` with this configuration.
-fn resnap(node: &Node, config: &str) -> Result<Command> {
+pub(crate) fn resnap(node: &Node, config: &str) -> Result<Command> {
     let path = node.containerd.scratch().join(unique("integrity"));
     fs::write(&path, config)?;
     let mut command = node.resnap_command()?;

@@ -43,6 +43,7 @@ mod registry;
 mod repair;
 mod served;
 mod signatures;
+mod signed;
 mod sockets;
 mod steering;
 mod suite;
@@ -102,6 +103,7 @@ fn tests() -> Vec<Test> {
         referrers::TESTS,
         registry::TESTS,
         signatures::TESTS,
+        signed::TESTS,
         sockets::TESTS,
         steering::TESTS,
         systemd::TESTS,

@@ -137,6 +137,8 @@ fn general(config: &Config) -> Vec<Row> {
         }),
         Row::of("sources.archives", &config.archives, paths),
         Row::of("sources.hosts_dir", &config.hosts_dir, paths),
+        Row::of("integrity.authorities", &config.authorities, paths),
+        Row::of("integrity.signers", &config.signers, paths),
         Row::of("api.socket", &config.api_socket, path),
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())
