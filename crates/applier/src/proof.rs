@@ -20,6 +20,7 @@ pub(crate) use hashed_file::HashedFile;
 pub(crate) use indexed::IndexedImage;
 pub(crate) use seal::seal;
 pub(crate) use signed::{verify_signature, verify_snapshot};
+pub(crate) use tree_block::tree_block;
 
 mod hashed_file;
 mod indexed;
@@ -28,6 +29,7 @@ mod seal;
 mod signed;
 #[cfg(test)]
 mod tests;
+mod tree_block;
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -35,7 +37,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use resnap_core::{Digest, Integrity, Proof, ProofOrigin, SignedIndex};
-use resnap_erofs::{ErofsReader, ReadAt};
 use resnap_verity::{BlockSize, Leaves, SIDECAR_FILE, SIGNATURE_FILE, Sidecar, Work};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 
@@ -70,15 +71,6 @@ pub(crate) fn has_kernel_support() -> bool {
 fn uuid(blob: &Digest) -> [u8; 16] {
     let name = format!("dm-verity:blobs/{blob}");
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).into_bytes()
-}
-
-/// Returns the size of the blocks of an image's tree. A device has no smaller blocks than its tree, and an
-/// image must not have smaller ones than its device.
-pub(crate) fn tree_block<R: ReadAt>(image: &ErofsReader<R>) -> BlockSize {
-    match image.block_size() < BlockSize::B4096.bytes() {
-        true => BlockSize::B512,
-        false => BlockSize::B4096,
-    }
 }
 
 /// Writes the tree of an image behind its first `size` bytes, and flushes the file to disk.

@@ -15,7 +15,8 @@ use resnap_verity::{BlockSize, Sidecar, Work, verify};
 use rustix::fs::{self, Mode, OFlags};
 
 use super::inode::{Thawed, has_fs_verity, open};
-use super::{append, proof, read_sidecar, remove_if_there, tree_block, write_sidecar};
+use super::tree_block::tree_block;
+use super::{append, proof, read_sidecar, remove_if_there, write_sidecar};
 use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
