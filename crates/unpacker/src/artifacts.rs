@@ -66,6 +66,7 @@ struct Accepted {
     manifest: Digest,
     /// The indexes of the layers, from the first missing one.
     indexes: Vec<Arc<SignedIndex>>,
+    /// The signatures that are blobs of their own.
     signatures: Vec<Digest>,
 }
 
@@ -293,7 +294,10 @@ impl Search<'_> {
             let index = self.verify(artifact, bundle.set, labels).await;
             let index = index.map_err(|error| refused(root_hash, error_chain(&error)))?;
             accepted.indexes.push(Arc::new(index));
-            accepted.signatures.push(artifact.signature.digest.clone());
+            if artifact.inline_signature.is_none() {
+                let signature = artifact.signature.digest.clone();
+                accepted.signatures.push(signature);
+            }
         }
         Ok(accepted)
     }
@@ -310,10 +314,14 @@ impl Search<'_> {
             let error = Error::new(Kind::ResourceExhausted, "read", blob.digest.as_str());
             return Err(error.with_source(format!("a signature of {} bytes", blob.size)));
         }
-        self.fetch(blob, labels).await?;
-        let signature = self
-            .read(blob, usize::try_from(MAX_SIGNATURE).unwrap_or(0))
-            .await?;
+        let signature = match &artifact.inline_signature {
+            Some(signature) => signature.clone(),
+            None => {
+                self.fetch(blob, labels).await?;
+                self.read(blob, usize::try_from(MAX_SIGNATURE).unwrap_or(0))
+                    .await?
+            }
+        };
         let applier = &self.chain.backend.ports.applier;
         let verified = applier.verify_signature(root_hash, &signature)?;
         Ok(SignedIndex {
