@@ -237,11 +237,11 @@ impl StagedBatch {
     ) -> Result<Applied, Error> {
         let start = Instant::now();
         let batch = &self.context.batch;
-        let (token, sync, blob) = (self.track()?, batch.sync_fs, layer.digest.clone());
+        let (token, sync, layer) = (self.track()?, batch.sync_fs, layer.clone());
         let parents = Arc::clone(&self.context.parents);
         let placed = spawn_blocking(move || {
             let _token = token;
-            built.place(&target, &blob, sync, has_tree, &parents)
+            built.place(&target, &layer, sync, has_tree, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let timing = StageTiming::since(start);

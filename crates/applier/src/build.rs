@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use resnap_core::{Applied, Digest, ErofsMode, SignedIndex};
+use resnap_core::{Applied, Descriptor, Digest, ErofsMode, Proof, ProofOrigin, SignedIndex};
 use resnap_erofs::Writer;
 use resnap_layer::{Layer, Limits};
 use resnap_verity::{BlockSize, Sidecar};
@@ -212,7 +212,7 @@ impl Built {
     pub(crate) fn place(
         self,
         target: &Target,
-        blob: &Digest,
+        layer: &Descriptor,
         sync: bool,
         has_tree: bool,
         known: &Parents,
@@ -222,11 +222,11 @@ impl Built {
             path,
             rest,
         } = self;
-        let completed = complete(rest, &path, target, blob, known);
+        let completed = complete(rest, &path, target, &layer.digest, known);
         let image = completed.map_err(Error::unwrap_stop_reason)?;
         let tree = match image.filter(|_| has_tree) {
             Some(image) => {
-                let tree = append(image, blob).inspect_err(|_| discard(&path));
+                let tree = Tree::new(image, layer).inspect_err(|_| discard(&path));
                 Some(tree.map_err(Error::unwrap_stop_reason)?)
             }
             None => None,
@@ -235,12 +235,12 @@ impl Built {
         if path != to {
             renameat(CWD, &path, CWD, &to).context("move the layer to its snapshot")?;
         }
-        if let Some((sidecar, index)) = tree {
+        if let Some(tree) = tree {
             let snapshot = open(target.snapshot(), DIRECTORY, Mode::empty());
             let snapshot = snapshot.context("open the snapshot")?;
-            let signature = index.as_ref().map(|index| &index.signature[..]);
-            proof::write_sidecar(&snapshot, &sidecar, signature)?;
-            applied.proof = Some(proof::proof(&sidecar, index.as_deref()));
+            let signature = tree.index.as_ref().map(|index| &index.signature[..]);
+            proof::write_sidecar(&snapshot, &tree.sidecar, signature)?;
+            applied.proof = Some(tree.proof());
         }
         if sync {
             let snapshot = File::open(target.snapshot()).context("open the snapshot")?;
@@ -250,25 +250,57 @@ impl Built {
     }
 }
 
-/// Writes the dm-verity tree of an image, and returns its sidecar and its signed index. Its root hash must be
-/// the one that was signed.
-fn append(image: Image, blob: &Digest) -> Result<(Sidecar, Option<Arc<SignedIndex>>), Error> {
-    let Image {
-        file,
-        size,
-        block,
-        guard,
-        index,
-    } = image;
-    let (file, leaves) = file.into_parts();
-    let sidecar = proof::append(&file, (size, block), leaves.as_ref(), blob, &guard)?;
-    let root = sidecar.root_hash.to_string();
-    match &index {
-        Some(index) if index.root_hash != root => Err(Error::Unproven(format!(
-            "the root hash of the publisher's index and the layer's tar is {root}, and {} is signed",
-            index.root_hash
-        ))),
-        _ => Ok((sidecar, index)),
+/// The dm-verity tree of an image.
+struct Tree {
+    sidecar: Sidecar,
+    origin: ProofOrigin,
+    /// The index that the image has, if its root hash is signed.
+    index: Option<Arc<SignedIndex>>,
+}
+
+impl Tree {
+    /// Writes the tree of an image, unless the layer brings one. The root hash must be the one that was
+    /// signed.
+    fn new(image: Image, layer: &Descriptor) -> Result<Self, Error> {
+        let Image {
+            file,
+            size,
+            block,
+            guard,
+            index,
+        } = image;
+        let (file, leaves) = file.into_parts();
+        if let Some(sidecar) = proof::own_tree(&file, layer, &guard)? {
+            return Ok(Self {
+                sidecar,
+                origin: ProofOrigin::Layer,
+                index: None,
+            });
+        }
+        let covered = (size, block);
+        let sidecar = proof::append(&file, covered, leaves.as_ref(), &layer.digest, &guard)?;
+        let root = sidecar.root_hash.to_string();
+        let origin = match &index {
+            Some(index) if index.root_hash != root => {
+                return Err(Error::Unproven(format!(
+                    "the root hash of the publisher's index and the layer's tar is {root}, and {} is signed",
+                    index.root_hash
+                )));
+            }
+            Some(_) => ProofOrigin::Artifact,
+            None => ProofOrigin::Generated,
+        };
+        Ok(Self {
+            sidecar,
+            origin,
+            index,
+        })
+    }
+
+    fn proof(&self) -> Proof {
+        let mut proof = proof::proof(&self.sidecar, self.origin);
+        proof.signature = self.index.as_ref().map(|index| index.verified.clone());
+        proof
     }
 }
 

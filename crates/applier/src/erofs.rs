@@ -142,7 +142,7 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a layer that is an EROFS image, and returns its size and that of its tree's blocks. Checks, before
+/// Copies a layer that is an EROFS image, and returns its bytes and the size of its tree's blocks. Checks, before
 /// a kernel mounts it, that it is complete, has only known features, and has no data on other devices.
 /// containerd's differ copies any bytes.
 pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(u64, BlockSize), Error> {
@@ -162,7 +162,7 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(u64, BlockSiz
             Err(Error::ShortImage { found, size })
         }
         Ok(image) if image.devices() > 0 => Err(Error::Devices(image.devices())),
-        Ok(image) => Ok((image.size(), tree_block(&image))),
+        Ok(image) => Ok((found, tree_block(&image))),
         Err(error) => Err(Error::NotAnImage(error)),
     }
 }

@@ -19,6 +19,7 @@
 pub(crate) use hashed_file::HashedFile;
 pub(crate) use indexed::IndexedImage;
 pub(crate) use kernel::{has_kernel_support, require_kernel};
+pub(crate) use own_tree::own_tree;
 pub(crate) use seal::seal;
 pub(crate) use sidecar::{proof, write_sidecar};
 pub(crate) use signed::{verify_signature, verify_snapshot};
@@ -28,6 +29,7 @@ mod hashed_file;
 mod indexed;
 mod inode;
 mod kernel;
+mod own_tree;
 mod seal;
 mod sidecar;
 mod signed;

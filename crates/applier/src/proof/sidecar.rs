@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 
-use resnap_core::{Proof, ProofOrigin, SignedIndex};
+use resnap_core::{Proof, ProofOrigin};
 use resnap_verity::{SIDECAR_FILE, SIGNATURE_FILE, Sidecar};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 
@@ -81,13 +81,7 @@ pub(super) fn remove_if_there(directory: &OwnedFd, name: &str) -> io::Result<()>
     }
 }
 
-/// Returns the proof that a sidecar states, of an image with this index of its publisher's or of our own.
-pub(crate) fn proof(sidecar: &Sidecar, index: Option<&SignedIndex>) -> Proof {
-    let origin = match index {
-        Some(_) => ProofOrigin::Artifact,
-        None => ProofOrigin::Generated,
-    };
-    let mut proof = Proof::new(sidecar.root_hash.to_string(), origin);
-    proof.signature = index.map(|index| index.verified.clone());
-    proof
+/// Returns the proof that a sidecar states, without a signature.
+pub(crate) fn proof(sidecar: &Sidecar, origin: ProofOrigin) -> Proof {
+    Proof::new(sidecar.root_hash.to_string(), origin)
 }
