@@ -15,6 +15,7 @@ use resnap_core::Digest;
 use resnap_erofs::{Memory, NoLower, Writer};
 use resnap_integration::cri::Cri;
 use resnap_integration::debian::{output, provision};
+use resnap_integration::dm_verity::with_dm_verity;
 use resnap_integration::image::{
     Artifact, ArtifactNames, Built, HELLO_SAYS, LayerPayloads, hello, pause,
 };
@@ -25,7 +26,7 @@ use serde_json::Value;
 
 use crate::command::{CommandOutput, run_to_end};
 use crate::errors::assert_error;
-use crate::integrity::{resnap, with_dm_verity};
+use crate::integrity::resnap;
 use crate::missing::{assert_outcome, discard, fetched, pushed};
 use crate::node::{Node, unique};
 use crate::served::Served;
@@ -106,7 +107,9 @@ impl Publisher {
             }
             let mut writer = writer.index();
             writer.add(&mut Layer::new(&tar[..], Default::default()))?;
-            let uuid = [u8::try_from(index)? + 1; 16];
+            // Other tests share the content of their containerd, and publish the same image.
+            let name = Digest::sha256(format!("{:?} {index}", self.dir).as_bytes()).to_string();
+            let uuid: [u8; 16] = name.as_bytes()[10..26].try_into()?;
             let index = writer.finish(&mut NoLower, uuid)?.0.into_inner();
             let mut file = tempfile::tempfile()?;
             file.write_all(&index)?;

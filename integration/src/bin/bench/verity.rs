@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The speed of hash trees, next to `veritysetup`.
+//! The speed of hash trees, next to `veritysetup`, and what they cost when images are unpacked.
+
+mod index;
+mod unpack;
 
 use std::fs::File;
 use std::io::{Seek as _, Write as _};
@@ -32,12 +35,15 @@ pub(crate) fn run(setup: &Setup) -> Result<Table> {
         rows.extend(device.rows(block)?);
     }
     device.remove()?;
+    rows.extend(index::rows(setup)?);
+    rows.extend(unpack::rows(setup)?);
     Ok(Table {
         name: "verity",
         about: format!(
             "dm-verity trees of {} MiB in the page cache, written and verified by `veritysetup` and by\n\
              resnap-verity. Digests known: all were computed before, as while an image is written.\n\
-             Ratio: to veritysetup.",
+             Indexes of the tars of images, by `mkfs.erofs --tar=i` and by resnap-erofs. `resnap unpack` on\n\
+             tmpfs without and with trees. Ratio: to the row of the other program, or without a tree.",
             SIZE >> 20
         ),
         containerd: setup.containerd.name(),
