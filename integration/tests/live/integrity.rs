@@ -50,7 +50,7 @@ pub(crate) fn resnap(node: &Node, config: &str) -> Result<Command> {
 }
 
 /// Runs `resnap unpack` where the kernel seems to have dm-verity.
-fn try_unpack(
+pub(crate) fn try_unpack(
     node: &Node,
     config: &str,
     image: &Built,
@@ -69,7 +69,12 @@ fn try_unpack(
     run_to_end(&mut with_dm_verity(&command))
 }
 
-fn unpack(node: &Node, config: &str, image: &Built, arguments: &[&str]) -> Result<Value> {
+pub(crate) fn unpack(
+    node: &Node,
+    config: &str,
+    image: &Built,
+    arguments: &[&str],
+) -> Result<Value> {
     let lines = try_unpack(node, config, image, arguments)?.json_lines()?;
     Ok(lines.last().context("unpack printed nothing")?["report"].clone())
 }

@@ -22,11 +22,10 @@ use resnap_integration::image::{
 use resnap_integration::registry::Registry;
 use resnap_layer::Layer;
 use resnap_verity::{BlockSize, Work, append};
-use serde_json::Value;
 
-use crate::command::{CommandOutput, run_to_end};
+use crate::command::run_to_end;
 use crate::errors::assert_error;
-use crate::integrity::resnap;
+use crate::integrity::{resnap, try_unpack, unpack};
 use crate::missing::{assert_outcome, discard, fetched, pushed};
 use crate::node::{Node, unique};
 use crate::served::Served;
@@ -171,24 +170,6 @@ impl Published {
         node.ctr(&["images", "tag", "--force", name, &self.image.reference])?;
         Ok(())
     }
-}
-
-fn try_unpack(
-    node: &Node,
-    config: &str,
-    image: &Built,
-    arguments: &[&str],
-) -> Result<CommandOutput> {
-    let mut command = resnap(node, config)?;
-    command
-        .args(["unpack", "--json", &image.reference, "-s", "erofs"])
-        .args(arguments);
-    run_to_end(&mut with_dm_verity(&command))
-}
-
-fn unpack(node: &Node, config: &str, image: &Built, arguments: &[&str]) -> Result<Value> {
-    let lines = try_unpack(node, config, image, arguments)?.json_lines()?;
-    Ok(lines.last().context("unpack printed nothing")?["report"].clone())
 }
 
 /// Checks that all layers of the image have the proofs that these payloads are of.
