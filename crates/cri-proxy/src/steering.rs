@@ -133,7 +133,8 @@ async fn steered_to(
     request: &ClientPullRequest,
     target: &PullTarget,
 ) -> Option<String> {
-    let policy = client.state.discovery.settings.steer_pulls;
+    let settings = &client.state.discovery.settings;
+    let policy = settings.steer_pulls;
     let PullTarget {
         pod,
         snapshotter,
@@ -142,7 +143,9 @@ async fn steered_to(
     } = target;
     let image = &request.image.as_ref()?.image;
     let handler = handlers.pull_handler(&pod.handler)?;
+    // containerd would unpack layers without the proof that they need there.
     if policy == When::Never
+        || settings.profiles.get(snapshotter).integrity.is_on()
         || handlers.handler_field().is_none()
         || names_handler(request)
         || handlers.is_default(snapshotter)

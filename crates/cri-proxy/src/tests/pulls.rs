@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use resnap_core::{EnsureProgress, Error, Kind, NotReady};
+use resnap_core::{EnsureProgress, Error, Integrity, Kind, NotReady};
 
 use super::containerd::IMAGE_ID;
 use super::node::{IMAGE_STATUS, Node, PULL_IMAGE, answered, begin};
@@ -192,6 +192,18 @@ async fn the_policy_for_pulls_holds() {
         let body = pulled(&node, &sent).await;
         assert_eq!(body != sent, is_steered, "{policy:?}");
     }
+}
+
+#[tokio::test]
+async fn pulls_are_not_steered_to_layers_that_need_a_proof() {
+    let mut settings = ProxySettings {
+        steer_pulls: When::Always,
+        ..ProxySettings::default()
+    };
+    settings.profiles.entry("erofs").integrity = Integrity::Verity;
+    let node = node(ready_on(&SAFE), "2.1.9", settings);
+    let sent = encode(&pull_for("a")).unwrap();
+    assert_eq!(pulled(&node, &sent).await, sent);
 }
 
 #[tokio::test]
