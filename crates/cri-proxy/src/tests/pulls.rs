@@ -207,6 +207,24 @@ async fn pulls_are_not_steered_to_layers_that_need_a_proof() {
 }
 
 #[tokio::test]
+async fn sandbox_images_without_a_proof_are_known_before_the_first_pod() {
+    for (integrity, is_ready, unproven) in [
+        (Integrity::Off, false, None),
+        (Integrity::Verity, true, None),
+        (Integrity::Verity, false, Some(vec!["erofs".to_owned()])),
+    ] {
+        let mut settings = ProxySettings {
+            sandbox_image: Some("pause:1".to_owned()),
+            ..ProxySettings::default()
+        };
+        settings.profiles.entry("erofs").integrity = integrity;
+        let node = node(ready_on(&[("erofs", is_ready)]), "2.1.9", settings);
+        let found = node.proxy.unproven_sandbox_image().await.unwrap();
+        assert_eq!(found.map(|(_, snapshotters)| snapshotters), unproven);
+    }
+}
+
+#[tokio::test]
 async fn a_handler_that_containerd_ignores_is_not_steered_to_again() {
     let node = node(ready_on(&SAFE), "2.1.9", ProxySettings::default());
     let sent = encode(&pull_for("a")).unwrap();
