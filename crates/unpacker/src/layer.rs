@@ -177,9 +177,10 @@ impl MissingLayer<'_> {
         let Some(info) = self.adopt().await? else {
             return Ok(Attempt::Retry);
         };
-        // A snapshot with these labels was made by this Prepare: it is a remote snapshot.
+        // A snapshot with these labels was made by this Prepare: it is a remote snapshot. A pull by containerd
+        // sets them, too, and neither gives a proof.
         let is_own = |(key, value)| info.labels.get(key) == Some(value);
-        if self.layer().labels.iter().all(is_own) {
+        if !self.chain.integrity().is_on() && self.layer().labels.iter().all(is_own) {
             self.chain.lease.keep_on_failure();
             return Ok(Attempt::Ready(LayerOutcome::Remote));
         }
@@ -258,7 +259,12 @@ impl MissingLayer<'_> {
         match found {
             Ok(Some(_)) => {
                 lease.keep_on_failure();
-                Ok(Attempt::Ready(outcome))
+                // It may be that of another client.
+                let is_there = self.chain.require_complete(self.index + 1).await?;
+                Ok(match is_there {
+                    true => Attempt::Ready(outcome),
+                    false => Attempt::Retry,
+                })
             }
             // The look-up failed as well, so the snapshot may exist.
             Err(_) => {
