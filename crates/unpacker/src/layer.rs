@@ -14,6 +14,7 @@ use resnap_core::{
 use uuid::Uuid;
 
 use crate::UnpackError;
+use crate::artifacts::do_without;
 use crate::backoff::is_limit;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::event::{LayerOutcome, Phase};
@@ -282,7 +283,9 @@ impl MissingLayer<'_> {
         let work = async {
             // Cloned, as the lease must be renewed during a long Apply, which adds nothing to it.
             let scope = chain.lease.scope().await?.clone();
-            match supply.replacement(chain, self.index) {
+            let replacement = supply.replacement(chain, self.index);
+            let plain = || BatchLayer::from(layer.descriptor.clone());
+            match replacement.or_else(|| chain.has_dropped_indexes().then(plain)) {
                 None => {
                     let index = self.index - self.batch.first;
                     self.batch.batch.apply(&scope, index, mounts).await
@@ -296,6 +299,7 @@ impl MissingLayer<'_> {
         };
         let applied = match applied {
             Ok(applied) => applied,
+            Err(error) if do_without(chain, self.index, &error) => return Ok(None),
             Err(error) => {
                 let other = tokio::select! {
                     other = supply.fall_back(chain, self.index, &error) => other?,

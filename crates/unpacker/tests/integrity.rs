@@ -8,17 +8,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
 };
 use resnap_core::{
-    Applied, Applier, ChainView, Descriptor, EnsureRequest, Error, Integrity, Kind, Labels,
-    ManifestPreference, Mount, NotReady, Proof, ProofOrigin, ProofSignature, Result, Scope,
-    UnpackService as _, labels,
+    Applied, Applier, BlobSource, ByteStream, ChainView, Descriptor, Digest, EnsureRequest, Error,
+    Integrity, Kind, Labels, ManifestPreference, MissingBlob, Mount, NotReady, Proof, ProofOrigin,
+    ProofSignature, Referrer, Result, Scope, UnpackService as _, labels,
 };
-use resnap_unpacker::{Engine, EngineSettings, Plan, Request, UnpackError};
+use resnap_unpacker::{Engine, EngineSettings, Plan, Request, Source, UnpackError};
 
 const NAMESPACE: &str = "k8s.io";
 const IMAGE: &str = "docker.io/library/web:1";
@@ -30,6 +31,8 @@ struct Proving {
     verified: Mutex<usize>,
     /// Whether signatures are still accepted.
     accepts: bool,
+    /// Whether artifacts are looked for.
+    trusts: bool,
 }
 
 fn proof() -> Proof {
@@ -61,12 +64,39 @@ impl Applier for Proving {
         Ok(())
     }
 
+    fn trusts_signers(&self) -> bool {
+        self.trusts
+    }
+
     async fn verify_signed(&self, _: &ChainView) -> Result<()> {
         *self.verified.lock().unwrap() += 1;
         match self.accepts {
             true => Ok(()),
             false => Err(Error::new(Kind::PermissionDenied, "verify", "layers")),
         }
+    }
+}
+
+/// A source with an artifact whose bytes never come.
+struct Stalled;
+
+#[async_trait]
+impl BlobSource for Stalled {
+    fn name(&self) -> &'static str {
+        "stalled"
+    }
+
+    async fn open(&self, _: &MissingBlob, _: u64) -> Result<ByteStream> {
+        std::future::pending().await
+    }
+
+    async fn referrers(&self, subject: &MissingBlob, types: &[&str]) -> Result<Vec<Referrer>> {
+        let of = subject.descriptor.digest.as_str();
+        Ok(vec![Referrer::new(
+            types[0],
+            Digest::sha256(of.as_bytes()),
+            9,
+        )])
     }
 }
 
@@ -80,6 +110,15 @@ struct Bed {
 
 impl Bed {
     async fn new(behaviour: Behaviour, integrity: Integrity, accepts: bool) -> Self {
+        Self::with_sources(behaviour, integrity, accepts, Vec::new()).await
+    }
+
+    async fn with_sources(
+        behaviour: Behaviour,
+        integrity: Integrity,
+        accepts: bool,
+        sources: Vec<Source>,
+    ) -> Self {
         let backend = Simulated::new();
         backend.add_snapshotter("erofs", behaviour);
         let image = SimulatedImage::new(["a", "b", "c"].map(SimulatedLayer::new));
@@ -89,9 +128,11 @@ impl Bed {
             inner: ports.applier,
             verified: Mutex::default(),
             accepts,
+            trusts: !sources.is_empty(),
         });
         ports.applier = Arc::clone(&applier) as _;
         let mut settings = EngineSettings::default();
+        settings.sources = sources;
         settings.profiles.entry("erofs").integrity = integrity;
         let engine = Engine::new(ports, NAMESPACE, settings).unwrap();
         let plan = engine.plan(&Request::new(IMAGE).on("erofs")).await.unwrap();
@@ -217,4 +258,18 @@ async fn signatures_are_verified_also_after_an_unpack() {
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_artifact_that_does_not_come_is_not_waited_for_without_need() {
+    let (ordinary, sources) = (Behaviour::Ordinary, vec![Source::Blobs(Arc::new(Stalled))]);
+    let bed = Bed::with_sources(ordinary, Integrity::Verity, true, sources.clone()).await;
+    let limit = Duration::from_secs(130);
+    tokio::time::timeout(limit, bed.unpack())
+        .await
+        .unwrap()
+        .unwrap();
+    // One without a signature is not what was asked for.
+    let bed = Bed::with_sources(ordinary, Integrity::Signed, true, sources).await;
+    assert!(tokio::time::timeout(limit, bed.unpack()).await.is_err());
 }
