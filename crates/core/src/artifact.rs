@@ -36,6 +36,10 @@ const MAX_LAYERS: usize = 4096;
 /// The limit on the bytes of all signatures.
 const MAX_SIGNATURES: u64 = 16 << 20;
 
+/// The limit on the bytes of all indexes: whoever may push can attach some with the signatures of others, and
+/// they are fetched before it shows that they are wrong.
+const MAX_INDEXES: u64 = 4 << 30;
+
 /// The artifact of one image. It is untrusted: no digest of the image covers it, so that only a verified
 /// signature makes its contents the publisher's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,14 +94,16 @@ impl Bundle {
         let document = Document::parse(bytes, Self::MAX_BYTES)?;
         let set = document.set(subject)?;
         let mut layers = BTreeMap::<Digest, Payloads>::new();
-        let mut signatures = 0_u64;
+        let (mut signatures, mut indexes) = (0_u64, 0_u64);
         for (number, part) in (1..).zip(document.parts) {
             let payload = set.payload(&part.media_type);
             let payload =
                 payload.ok_or_else(|| BundleFault::payload_type(number, &part.media_type))?;
             let (layer, descriptor) = checked(number, set, payload, &part)?;
-            if payload == Payload::Signature {
-                signatures = signatures.saturating_add(descriptor.size);
+            match payload {
+                Payload::Signature => signatures = signatures.saturating_add(descriptor.size),
+                Payload::Index => indexes = indexes.saturating_add(descriptor.size),
+                Payload::Tree => {}
             }
             let payloads = match layers.entry(layer.clone()) {
                 Entry::Vacant(entry) => entry.insert(Payloads::default()),
@@ -115,6 +121,12 @@ impl Bundle {
             return Err(BundleFault::Signatures {
                 size: signatures,
                 limit: MAX_SIGNATURES,
+            });
+        }
+        if indexes > MAX_INDEXES {
+            return Err(BundleFault::Indexes {
+                size: indexes,
+                limit: MAX_INDEXES,
             });
         }
         let layers = layers.into_iter().map(|(layer, payloads)| {

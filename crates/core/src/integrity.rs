@@ -44,6 +44,9 @@ impl Integrity {
         match (self, &proof) {
             (Self::Off, _) => None,
             (_, None) => Some("it has no dm-verity tree that resnap knows of"),
+            _ if labels.contains_key(labels::COPIED_FROM) => {
+                Some("it is a copy, and nothing proves that a copy is the layer")
+            }
             (Self::Signed, Some(proof)) if proof.signature.is_none() => {
                 Some("the root hash of its dm-verity tree is not signed")
             }

@@ -58,7 +58,18 @@ impl Discovery {
 
     /// Returns whether images are made ready on a snapshotter.
     pub(crate) fn is_watched(&self, handlers: &Handlers, snapshotter: &str) -> bool {
-        self.settings.always || !handlers.is_default(snapshotter)
+        self.settings.always || self.needs_proof(snapshotter) || !handlers.is_default(snapshotter)
+    }
+
+    /// Returns whether layers on a snapshotter need a proof.
+    pub(crate) fn needs_proof(&self, snapshotter: &str) -> bool {
+        self.settings.profiles.get(snapshotter).integrity.is_on()
+    }
+
+    /// Returns whether layers on any snapshotter need a proof.
+    pub(crate) fn needs_proofs(&self) -> bool {
+        let mut profiles = self.settings.profiles.iter();
+        profiles.any(|(_, profile)| profile.integrity.is_on())
     }
 
     /// Returns whether images are made ready on any snapshotter.

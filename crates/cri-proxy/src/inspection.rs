@@ -16,6 +16,7 @@ use crate::failures::Failures;
 use crate::grpc::{Status, append, decode, encode};
 use crate::held::HeldRequest;
 use crate::image_status;
+use crate::limits::MAX_PEEKED;
 use crate::messages::ImageStatusResponse;
 use crate::observe::{ForwardReason, ProxyEvent};
 use crate::peek::{self, SkipEffect};
@@ -142,6 +143,9 @@ pub(crate) async fn inspect<'a>(
         resolution: Resolution::Known,
         failures: Failures::default(),
     };
+    if inspected.request.is_none() && client.state.discovery.needs_proofs() {
+        return Err(unreadable());
+    }
     if let Some(request) = &inspected.request {
         let preflight = inspected.preflight(request);
         inspected.resolution = tokio::select! {
@@ -157,6 +161,14 @@ pub(crate) async fn inspect<'a>(
         FirstBytes::whole(vec![bytes]),
         Inspected::Request(Box::new(inspected)),
     ))
+}
+
+/// Returns the response to a request whose images cannot be found out, where they may need a proof.
+fn unreadable() -> Status {
+    let text = format!(
+        "the request is not one uncompressed message of at most {MAX_PEEKED} bytes, so that the images are not known that it needs, and their layers may need a proof (integrity)"
+    );
+    Status::new(Kind::ResourceExhausted, text)
 }
 
 /// Keeps the credentials of a pull, and steers it.
@@ -209,19 +221,21 @@ async fn receive(
     if let Some(whole) = peeked.take_whole()? {
         return Ok(Some(whole));
     }
-    let Some(length) = peeked.length() else {
-        return Ok(None);
-    };
     let effect = match path {
         PULL_IMAGE | IMAGE_STATUS => Ok(SkipEffect::Slower),
         CREATE_CONTAINER => peek::effect_on_container(client, peeked.bytes()).await,
         _ => peek::effect_on_any(client).await,
     };
-    // If containerd does not answer this, it will not accept the request either.
-    let effect = effect.unwrap_or(SkipEffect::None);
-    if effect == SkipEffect::None {
-        return Ok(None);
-    }
+    let effect = match effect {
+        Err(error) if client.state.discovery.needs_proofs() => return Err(error),
+        // If containerd does not answer this, it will not accept the request either.
+        effect => effect.unwrap_or(SkipEffect::None),
+    };
+    let length = match (peeked.length(), effect) {
+        (None, SkipEffect::Unproven) => return Err(unreadable()),
+        (None, _) | (_, SkipEffect::None) => return Ok(None),
+        (Some(length), _) => length,
+    };
     let count = u32::try_from(length).unwrap_or(u32::MAX);
     let permit = client.state.peek_budget.acquire_many(count);
     match (tokio::time::timeout(BUDGET_TIMEOUT, permit).await, effect) {
@@ -229,7 +243,7 @@ async fn receive(
             peeked.read_to(length).await?;
             peeked.take_whole()
         }
-        (_, SkipEffect::WrongContent) => Err(Status::new(
+        (_, SkipEffect::WrongContent | SkipEffect::Unproven) => Err(Status::new(
             Kind::ResourceExhausted,
             "other large requests are arriving and have not ended: try again",
         )),

@@ -17,6 +17,8 @@ pub(crate) enum SkipEffect {
     Slower,
     /// The container may have the wrong content.
     WrongContent,
+    /// The container may stand on layers without the proof that they need.
+    Unproven,
 }
 
 /// Returns the effect on a CreateContainer request with this beginning. Clients encode the ID of the
@@ -33,8 +35,14 @@ pub(crate) async fn effect_on_container(
     };
     let (discovery, backend) = (&client.state.discovery, &client.backend);
     let Some(snapshotter) = discovery.snapshotter_of(backend, sandbox).await? else {
-        return Ok(SkipEffect::None);
+        return Ok(match discovery.needs_proofs() {
+            true => SkipEffect::Unproven,
+            false => SkipEffect::None,
+        });
     };
+    if discovery.needs_proof(&snapshotter) {
+        return Ok(SkipEffect::Unproven);
+    }
     let handlers = discovery.handlers(backend).await?;
     if !discovery.is_watched(&handlers, &snapshotter) {
         return Ok(SkipEffect::None);
@@ -51,6 +59,9 @@ pub(crate) async fn effect_on_container(
 /// The error of containerd, if it does not answer.
 pub(crate) async fn effect_on_any(client: &ClientContext) -> Result<SkipEffect, Status> {
     let discovery = &client.state.discovery;
+    if discovery.needs_proofs() {
+        return Ok(SkipEffect::Unproven);
+    }
     let handlers = discovery.handlers(&client.backend).await?;
     let mut snapshotters = handlers.snapshotters();
     let is_required = snapshotters.any(|name| discovery.label_requirement(name).is_some());

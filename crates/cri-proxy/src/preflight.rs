@@ -72,6 +72,8 @@ impl Preflight<'_> {
         let requirements = match self.requirements(SnapshotterScope::Watched).await {
             Ok(Some(requirements)) => requirements,
             Ok(None) => return Ok(Resolution::Known),
+            // It may need layers with a proof.
+            Err(error) if self.discovery().needs_proofs() => return Err(error),
             Err(error) => {
                 self.forwarded(ForwardReason::Unresolved, None, &error);
                 return Ok(Resolution::Known);
@@ -122,13 +124,7 @@ impl Preflight<'_> {
                 None => self.wait_until_ready(image, false).await?,
             };
             if let Err(error) = result {
-                let kind = match &error {
-                    NotReady::Failed(error)
-                    | NotReady::Denied(error)
-                    | NotReady::Unproven(error) => error.kind(),
-                    NotReady::Unknown | NotReady::Unlabelled(_) => Kind::Unknown,
-                };
-                let status = Status::new(kind, error_chain(&error));
+                let status = not_ready(image, &error);
                 self.forwarded(ForwardReason::Failed, Some(image), &status);
                 return match error {
                     // containerd says only that content is missing, not where it was looked for.
@@ -196,8 +192,7 @@ impl Preflight<'_> {
     async fn ensure(&self, image: &RequiredImage, missing: Missing) -> Result<(), Status> {
         let settings = &self.discovery().settings;
         let requirement = self.discovery().label_requirement(&image.snapshotter);
-        let profile = settings.profiles.get(&image.snapshotter);
-        let needs_proof = profile.integrity.is_on();
+        let needs_proof = self.discovery().needs_proof(&image.snapshotter);
         let repair = match (settings.unlabelled, requirement) {
             (_, None) | (Some(Unlabelled::Forward | Unlabelled::Fail), _) => false,
             (Some(Unlabelled::Repair), _) => true,
@@ -205,11 +200,12 @@ impl Preflight<'_> {
         };
         let mut result = self.wait_until_ready(image, repair).await?;
         if missing == Missing::Pull
-            && requirement.is_some()
+            && (requirement.is_some() || needs_proof)
             && matches!(result, Err(NotReady::Unknown))
         {
             match self.pull(image).await? {
                 Ok(()) => result = self.wait_until_ready(image, repair).await?,
+                Err(error) if needs_proof => return Err(error),
                 // containerd will try the same pull, and report its error.
                 Err(error) => self.forwarded(ForwardReason::Unresolved, Some(image), &error),
             }
@@ -217,26 +213,24 @@ impl Preflight<'_> {
         if let Err(error @ (NotReady::Failed(_) | NotReady::Denied(_))) = &result {
             self.failures.add(image, error);
         }
-        let status = |error: &Error| Status::new(error.kind(), error_chain(error));
-        match result {
-            Ok(()) | Err(NotReady::Unknown) => Ok(()),
-            Err(NotReady::Unlabelled(error)) => {
-                if settings.unlabelled == Some(Unlabelled::Fail) {
-                    return Err(status(&error));
-                }
-                self.forwarded(ForwardReason::Unlabelled, Some(image), &status(&error));
+        let Err(error) = result else {
+            return Ok(());
+        };
+        let status = not_ready(image, &error);
+        match error {
+            // Nothing that lacks a proof is started, whatever containerd could do.
+            _ if needs_proof => Err(status),
+            NotReady::Unproven(_) => Err(status),
+            NotReady::Unknown => Ok(()),
+            NotReady::Unlabelled(_) if settings.unlabelled == Some(Unlabelled::Fail) => Err(status),
+            NotReady::Unlabelled(_) => {
+                self.forwarded(ForwardReason::Unlabelled, Some(image), &status);
                 Ok(())
             }
-            // Nothing that lacks a proof is started, whatever containerd could do.
-            Err(NotReady::Unproven(error)) => Err(status(&error)),
-            Err(NotReady::Failed(error) | NotReady::Denied(error))
-                if requirement.is_some() || needs_proof =>
-            {
-                Err(status(&error))
-            }
+            NotReady::Failed(_) | NotReady::Denied(_) if requirement.is_some() => Err(status),
             // Without a requirement, containerd can unpack the image itself.
-            Err(NotReady::Failed(error) | NotReady::Denied(error)) => {
-                self.forwarded(ForwardReason::Failed, Some(image), &status(&error));
+            NotReady::Failed(_) | NotReady::Denied(_) => {
+                self.forwarded(ForwardReason::Failed, Some(image), &status);
                 Ok(())
             }
         }
@@ -378,6 +372,20 @@ impl Preflight<'_> {
             %error,
             "an image was not made ready; forwarding the call"
         );
+    }
+}
+
+/// Returns the response to a request for an image that is not ready.
+fn not_ready(image: &RequiredImage, error: &NotReady) -> Status {
+    match error {
+        NotReady::Unknown => Status::new(
+            Kind::NotFound,
+            format!("{}: {error} on this node", image.name()),
+        ),
+        NotReady::Unlabelled(source)
+        | NotReady::Unproven(source)
+        | NotReady::Denied(source)
+        | NotReady::Failed(source) => Status::new(source.kind(), error_chain(error)),
     }
 }
 

@@ -3,7 +3,7 @@
 
 //! The inspected CRI requests, and the images that they need.
 
-use resnap_core::{ManifestPreference, PodId, Volumes};
+use resnap_core::{Kind, ManifestPreference, PodId, Volumes};
 
 use crate::backend::Backend;
 use crate::discovery::Discovery;
@@ -106,7 +106,8 @@ pub(crate) enum SnapshotterScope {
 /// Returns what a request needs; `None` if its snapshotter is unknown or not in `scope`.
 ///
 /// # Errors
-/// The error of containerd, if it does not answer.
+/// The error of containerd, if it does not answer; or the reason why it is not known whether the request
+/// needs layers with a proof.
 pub(crate) async fn requirements(
     discovery: &Discovery,
     backend: &Backend,
@@ -119,9 +120,15 @@ pub(crate) async fn requirements(
             let handlers = discovery.handlers(backend).await?;
             let snapshotter = sandbox_snapshotter(discovery, &handlers, request, scope);
             let Some(snapshotter) = snapshotter else {
-                return Ok(None);
+                let is_known = handlers.snapshotter(&request.runtime_handler).is_some();
+                return none(discovery, is_known);
             };
             let image = sandbox_image(discovery, backend, &handlers, snapshotter, pod).await?;
+            if image.is_none() && discovery.needs_proof(snapshotter) {
+                return Err(unproven(format!(
+                    "no source names the sandbox image, whose layers need a proof on {snapshotter}: set `sandbox_image` in [cri]"
+                )));
+            }
             Ok(Some(Requirements {
                 images: image.into_iter().collect(),
                 guest_volumes: Vec::new(),
@@ -133,7 +140,7 @@ pub(crate) async fn requirements(
             };
             let sandbox = &request.pod_sandbox_id;
             let Some(snapshotter) = discovery.snapshotter_of(backend, sandbox).await? else {
-                return Ok(None);
+                return none(discovery, false);
             };
             let handlers = discovery.handlers(backend).await?;
             let in_scope =
@@ -149,6 +156,20 @@ pub(crate) async fn requirements(
             }))
         }
     }
+}
+
+/// Returns that a request needs nothing, unless its snapshotter is not known and layers may need a proof there.
+fn none(discovery: &Discovery, is_known: bool) -> Result<Option<Requirements>, Status> {
+    match is_known || !discovery.needs_proofs() {
+        true => Ok(None),
+        false => Err(unproven(
+            "the snapshotter of the pod is not known, and its layers may need a proof: set `handlers` in [cri]",
+        )),
+    }
+}
+
+fn unproven(why: impl Into<String>) -> Status {
+    Status::new(Kind::FailedPrecondition, why)
 }
 
 /// Returns the snapshotter of a sandbox whose image containerd takes from there; `None` if it is

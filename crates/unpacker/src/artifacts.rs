@@ -28,6 +28,9 @@ use crate::sources::Source;
 /// The time limit for a list of artifacts from one source.
 const TIME: Duration = Duration::from_secs(60);
 
+/// The time limit for an artifact where layers need no signature.
+const SEARCH_TIME: Duration = Duration::from_secs(120);
+
 /// The limit on the artifacts of one set that are read.
 const MAX_BUNDLES: usize = 8;
 
@@ -82,8 +85,20 @@ pub(crate) async fn find_indexes(chain: &Chain, first: usize) -> Result<(), Unpa
     if !integrity.is_on() || !trusts || layers.is_empty() || chain.has_indexes() {
         return Ok(());
     }
-    match (Search { chain, layers }).find().await {
-        Ok(indexes) => chain.set_indexes(first, indexes),
+    let search = Search { chain, layers };
+    let found = match integrity {
+        // A job does without, rather than wait for whoever attaches artifacts.
+        Integrity::Verity => timeout(SEARCH_TIME, search.find())
+            .await
+            .unwrap_or_else(|_| {
+                Err(Refusal::of_image(format!(
+                    "none came within {SEARCH_TIME:?}"
+                )))
+            }),
+        Integrity::Off | Integrity::Signed => search.find().await,
+    };
+    match found {
+        Ok(accepted) => chain.set_indexes(first, accepted.indexes, Some(accepted.manifest)),
         Err(refusal) if integrity == Integrity::Signed => {
             return Err(UnpackError::Unsigned {
                 image: spec.title.clone(),
@@ -96,10 +111,36 @@ pub(crate) async fn find_indexes(chain: &Chain, first: usize) -> Result<(), Unpa
         Err(refusal) => {
             let (image, why) = (&spec.title, &refusal.why);
             tracing::info!(image, why, "no signed index is used");
-            chain.set_indexes(first, Vec::new());
+            chain.set_indexes(first, Vec::new(), None);
         }
     }
     Ok(())
+}
+
+/// Keeps the artifact that layers were written with, for as long as the image, and has no other one used
+/// afterwards. Not before they are written: whoever may push may attach one whose signatures are those of the
+/// publisher, and whose indexes are not.
+pub(crate) async fn keep_artifact(chain: &Chain) -> Result<(), UnpackError> {
+    let Some(artifact) = chain.artifact() else {
+        return Ok(());
+    };
+    let (backend, manifest) = (&chain.backend, &chain.job.spec.plan.manifest.digest);
+    let (labeler, scope) = (&backend.ports.labeler, &backend.scope);
+    let set = labeler.set_label(scope, manifest, labels::GC_ARTIFACT, artifact.as_str());
+    set.await.map_err(|error| chain.failed(error))
+}
+
+/// Has the layers written without signed indexes after one was wrong, where they need no signature. Returns
+/// whether they had any.
+pub(crate) fn do_without(chain: &Chain, index: usize, error: &Error) -> bool {
+    let is_wrong = error.kind() == Kind::FailedPrecondition && chain.signed_index(index).is_some();
+    if !is_wrong || chain.integrity() != Integrity::Verity {
+        return false;
+    }
+    let (image, reason) = (&chain.job.spec.title, error_chain(error));
+    tracing::warn!(image, reason, "a signed index is wrong, and none is used");
+    chain.drop_indexes();
+    true
 }
 
 /// The search for the artifact of an image.
@@ -109,7 +150,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    async fn find(&self) -> Result<Vec<Arc<SignedIndex>>, Refusal> {
+    async fn find(&self) -> Result<Accepted, Refusal> {
         let backend = &self.chain.backend;
         let manifest = &self.chain.job.spec.plan.manifest;
         let info = backend.ports.content.info(&backend.scope, &manifest.digest);
@@ -333,12 +374,8 @@ impl Search<'_> {
         })
     }
 
-    /// Fetches the indexes of an artifact, and keeps it with the image.
-    async fn keep(
-        &self,
-        accepted: Accepted,
-        labels: &Labels,
-    ) -> Result<Vec<Arc<SignedIndex>>, Refusal> {
+    /// Fetches the indexes of an artifact, and keeps them with it.
+    async fn keep(&self, accepted: Accepted, labels: &Labels) -> Result<Accepted, Refusal> {
         let indexes = accepted
             .indexes
             .iter()
@@ -353,10 +390,7 @@ impl Search<'_> {
             let set = labeler.set_label(scope, &accepted.manifest, &key, blob.as_str());
             set.await?;
         }
-        let artifact = accepted.manifest.as_str();
-        let set = labeler.set_label(scope, self.subject(), labels::GC_ARTIFACT, artifact);
-        set.await?;
-        Ok(accepted.indexes)
+        Ok(accepted)
     }
 
     /// Fetches a blob under the job's lease, unless it is there.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use resnap_core::{
-    Error, Integrity, Kind, SignedIndex, SnapshotInfo, SnapshotKey, Snapshotter, labels,
+    Digest, Error, Integrity, Kind, SignedIndex, SnapshotInfo, SnapshotKey, Snapshotter, labels,
 };
 use tokio::time::Instant;
 
@@ -33,10 +33,19 @@ pub(crate) struct Chain {
     pub(crate) lease: Arc<JobLease>,
     pub(crate) snapshotter: Arc<dyn Snapshotter>,
     locks: Arc<ChainLocks>,
-    /// The signed indexes of the layers, the base first; none before they are looked for.
-    indexes: OnceLock<Vec<Option<Arc<SignedIndex>>>>,
+    /// None before they are looked for.
+    indexes: OnceLock<Indexes>,
+    /// Whether the indexes are not used, after one was wrong.
+    no_indexes: AtomicBool,
     /// Whether the job had to wait for another one that made a layer.
     waited: AtomicBool,
+}
+
+/// Signed indexes, and the artifact that they are from.
+struct Indexes {
+    artifact: Option<Digest>,
+    /// Those of the layers, the base first.
+    layers: Vec<Option<Arc<SignedIndex>>>,
 }
 
 /// The exclusive right on this machine to make a layer.
@@ -60,6 +69,7 @@ impl Chain {
             lease,
             locks,
             indexes: OnceLock::new(),
+            no_indexes: AtomicBool::new(false),
             waited: AtomicBool::new(false),
         }
     }
@@ -148,12 +158,33 @@ impl Chain {
         missing::blob(backend, &spec.plan, title, layer, snapshotter, tried).await
     }
 
-    /// Sets the signed indexes of the layers from `first` on.
-    pub(crate) fn set_indexes(&self, first: usize, indexes: Vec<Arc<SignedIndex>>) {
+    /// Sets the signed indexes of the layers from `first` on, and the artifact that they are from.
+    pub(crate) fn set_indexes(
+        &self,
+        first: usize,
+        indexes: Vec<Arc<SignedIndex>>,
+        artifact: Option<Digest>,
+    ) {
         let none = std::iter::repeat_n(None, first);
-        let all = none.chain(indexes.into_iter().map(Some));
+        let layers = none.chain(indexes.into_iter().map(Some)).collect();
         // A job looks for them once.
-        let _ = self.indexes.set(all.collect());
+        let _ = self.indexes.set(Indexes { artifact, layers });
+    }
+
+    /// Has no signed index used from now on.
+    pub(crate) fn drop_indexes(&self) {
+        self.no_indexes.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether signed indexes that were found are not used.
+    pub(crate) fn has_dropped_indexes(&self) -> bool {
+        self.no_indexes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the artifact that signed indexes are used of, if any are.
+    pub(crate) fn artifact(&self) -> Option<&Digest> {
+        let indexes = self.indexes.get().filter(|_| !self.has_dropped_indexes());
+        indexes?.artifact.as_ref()
     }
 
     /// Returns whether signed indexes were looked for.
@@ -163,7 +194,8 @@ impl Chain {
 
     /// Returns the signed index of a layer, if it has one.
     pub(crate) fn signed_index(&self, index: usize) -> Option<Arc<SignedIndex>> {
-        self.indexes.get()?.get(index)?.clone()
+        let indexes = self.indexes.get().filter(|_| !self.has_dropped_indexes());
+        indexes?.layers.get(index)?.clone()
     }
 
     /// Returns the proof that layers need on the snapshotter.

@@ -278,11 +278,11 @@ pub(crate) async fn is_ready(
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
     let count = plan.layers.len();
-    // The parents of a committed snapshot exist; only their labels may be missing. A layer gets a proof
-    // after its parents.
+    let needs_proof = backend.profiles.get(snapshotter).integrity.is_on();
+    // The parents of a committed snapshot exist; only their labels and proofs may be missing.
     for (index, layer) in plan.layers.iter().enumerate().rev() {
         let needed = backend.needs_labels(snapshotter, index, count);
-        if !needed && index + 1 < count {
+        if !needed && !needs_proof && index + 1 < count {
             continue;
         }
         match state(backend, plan, snapshotter, &layer.chain_id).await? {

@@ -216,7 +216,7 @@ impl Engine {
     }
 
     /// Returns whether the planned image is ready on `snapshotter`. Examines the top layer, on which
-    /// a container stands, and all layers that must have labels.
+    /// a container stands, and all layers that must have labels or a proof.
     ///
     /// # Errors
     /// The backend's error.

@@ -14,6 +14,7 @@ use resnap_core::{
 use uuid::Uuid;
 
 use crate::UnpackError;
+use crate::artifacts::do_without;
 use crate::backoff::is_limit;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::event::{LayerOutcome, Phase};
@@ -177,9 +178,10 @@ impl MissingLayer<'_> {
         let Some(info) = self.adopt().await? else {
             return Ok(Attempt::Retry);
         };
-        // A snapshot with these labels was made by this Prepare: it is a remote snapshot.
+        // A snapshot with these labels was made by this Prepare: it is a remote snapshot. A pull by containerd
+        // sets them, too, and neither gives a proof.
         let is_own = |(key, value)| info.labels.get(key) == Some(value);
-        if self.layer().labels.iter().all(is_own) {
+        if !self.chain.integrity().is_on() && self.layer().labels.iter().all(is_own) {
             self.chain.lease.keep_on_failure();
             return Ok(Attempt::Ready(LayerOutcome::Remote));
         }
@@ -258,7 +260,12 @@ impl MissingLayer<'_> {
         match found {
             Ok(Some(_)) => {
                 lease.keep_on_failure();
-                Ok(Attempt::Ready(outcome))
+                // It may be that of another client.
+                let is_there = self.chain.require_complete(self.index + 1).await?;
+                Ok(match is_there {
+                    true => Attempt::Ready(outcome),
+                    false => Attempt::Retry,
+                })
             }
             // The look-up failed as well, so the snapshot may exist.
             Err(_) => {
@@ -276,7 +283,9 @@ impl MissingLayer<'_> {
         let work = async {
             // Cloned, as the lease must be renewed during a long Apply, which adds nothing to it.
             let scope = chain.lease.scope().await?.clone();
-            match supply.replacement(chain, self.index) {
+            let replacement = supply.replacement(chain, self.index);
+            let plain = || BatchLayer::from(layer.descriptor.clone());
+            match replacement.or_else(|| chain.has_dropped_indexes().then(plain)) {
                 None => {
                     let index = self.index - self.batch.first;
                     self.batch.batch.apply(&scope, index, mounts).await
@@ -290,6 +299,7 @@ impl MissingLayer<'_> {
         };
         let applied = match applied {
             Ok(applied) => applied,
+            Err(error) if do_without(chain, self.index, &error) => return Ok(None),
             Err(error) => {
                 let other = tokio::select! {
                     other = supply.fall_back(chain, self.index, &error) => other?,

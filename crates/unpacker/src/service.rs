@@ -27,16 +27,15 @@ impl UnpackService for Engine {
             pod: want.pod.cloned(),
             ..Request::new(want.image).on(want.snapshotter)
         };
+        let not_ready = |error| not_ready(want.image, &error);
+        let verified = verify_signed(self, &request, want.snapshotter);
         match is_ready(self, &request, want.snapshotter).await {
-            Ok(true) => {
-                let verified = verify_signed(self, &request, want.snapshotter).await;
-                return verified.map_err(|error| not_ready(want.image, &error));
-            }
+            Ok(true) => return verified.await.map_err(not_ready),
             Err(UnpackError::NoSuchImage { .. }) => return Err(NotReady::Unknown),
             // The job finds the exact reason, and repairs what it can.
             Ok(false) | Err(_) => {}
         }
-        let job = self.unpack(request);
+        let job = self.unpack(request.clone());
         let mut events = job.events();
         let mut progress = Progress::default();
         while let Some(event) = events.next().await {
@@ -47,10 +46,8 @@ impl UnpackService for Engine {
                 percent: progress.percent(),
             });
         }
-        let report = job.report().await;
-        report
-            .map(drop)
-            .map_err(|error| not_ready(want.image, &error))
+        job.report().await.map_err(not_ready)?;
+        verified.await.map_err(not_ready)
     }
 
     async fn is_ready(

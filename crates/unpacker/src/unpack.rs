@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::artifacts::find_indexes;
+use crate::artifacts::{find_indexes, keep_artifact};
 use crate::backend::Backend;
 use crate::chain::Chain;
 use crate::event::{LayerOutcome, LayerReport, Phase};
@@ -80,6 +80,12 @@ pub(crate) async fn unpack(
     missing.batch.end().await;
     missing.supply.end(chain).await;
     made?;
+    if reports
+        .iter()
+        .any(|report| report.outcome == LayerOutcome::Applied)
+    {
+        keep_artifact(chain).await?;
+    }
     root(chain).await?;
     if chain.has_waited() {
         // The process that this job waited for was running at the last sweep, and may have ended

@@ -113,6 +113,14 @@ pub enum BundleFault {
         /// The limit.
         limit: u64,
     },
+    /// All indexes together are too large.
+    #[error("its indexes have {size} bytes together, and may have at most {limit}")]
+    Indexes {
+        /// Their bytes.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// A root hash is absent or malformed.
     #[error("the root hash of layer {layer} is {value}, and not 64 lower-case hexadecimal digits")]
     RootHash {

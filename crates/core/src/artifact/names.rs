@@ -140,7 +140,9 @@ impl Payload {
     /// Returns the limit on its bytes.
     pub fn limit(self) -> u64 {
         match self {
-            Self::Index | Self::Tree => 16 << 30,
+            // 256 bytes for each of the four million entries that a layer may have.
+            Self::Index => 1 << 30,
+            Self::Tree => 16 << 30,
             Self::Signature => 64 << 10,
         }
     }

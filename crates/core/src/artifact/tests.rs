@@ -362,6 +362,20 @@ fn bundles_are_bounded() {
     document["layers"].as_array_mut().unwrap().truncate(3 * 256);
     assert_eq!(parse(&document).unwrap().layers.len(), 256);
 
+    let parts = (0..5).flat_map(|number| {
+        let mut parts = containerd_parts(&number.to_string());
+        parts[0]["size"] = (1 << 30).into();
+        parts
+    });
+    document["layers"] = parts.collect();
+    let fault = parse(&document).unwrap_err();
+    assert!(matches!(fault, BundleFault::Indexes { .. }), "{fault}");
+    document["layers"].as_array_mut().unwrap().truncate(3 * 4);
+    assert_eq!(parse(&document).unwrap().layers.len(), 4);
+    document["layers"][0]["size"] = ((1 << 30) + 1).into();
+    let fault = parse(&document).unwrap_err();
+    assert!(matches!(fault, BundleFault::Size { .. }), "{fault}");
+
     let name = "x".repeat(100_000);
     let mut document = containerd();
     document["layers"][0]["mediaType"] = name.into();

@@ -10,12 +10,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
-use resnap_core::Kind;
+use resnap_core::{Integrity, Kind};
 use tokio::net::UnixStream;
 
 use super::messages::{container, pod};
 use super::node::{CREATE_CONTAINER, DEADLINE, Node, RUN_POD_SANDBOX, VERSION, begin, call, ended};
 use super::service::Service;
+use crate::settings::ProxySettings;
 
 /// Begins a CreateContainer on nydus, whose request has this many bytes and waits for its image.
 async fn create(client: &SendRequest<Bytes>, bytes: usize) -> (ResponseFuture, SendStream<Bytes>) {
@@ -101,6 +102,37 @@ async fn without_budget_only_requests_that_must_be_inspected_are_refused() {
     let (outcome, text) = ended(stalled).await;
     assert_eq!(outcome, Err(Kind::DeadlineExceeded));
     assert!(text.contains("did not arrive"), "{text}");
+}
+
+#[tokio::test]
+async fn requests_that_cannot_be_read_are_refused_where_layers_need_a_proof() {
+    let mut settings = ProxySettings::default();
+    settings.profiles.entry("erofs").integrity = Integrity::Signed;
+    let node = Node::with_settings(Service::default(), settings);
+    let client = node.client().await;
+    let large = 5 << 20;
+    let (other, unread) = tokio::join!(
+        call(&client, CREATE_CONTAINER, container("overlayfs", large)),
+        call(&client, CREATE_CONTAINER, container("erofs", large)),
+    );
+    assert_eq!(other.0, Ok(()), "{}", other.1);
+    assert_eq!(unread.0, Err(Kind::ResourceExhausted), "{}", unread.1);
+    assert!(unread.1.contains("need a proof"), "{}", unread.1);
+    // Compressed, and with a field that is cut off.
+    for body in [&b"\x01\0\0\0\x02\x0a\0"[..], b"\0\0\0\0\x02\x12\x05"] {
+        let body = Bytes::from_static(body);
+        let (outcome, text) = call(&client, CREATE_CONTAINER, body).await;
+        assert_eq!(outcome, Err(Kind::ResourceExhausted), "{text}");
+    }
+    // All that is left of the budget.
+    let stalled = container("erofs", 4_190_000).slice(..100_000);
+    let (mut stalled, _to) = begin(&client, CREATE_CONTAINER, stalled, false).await;
+    tokio::time::timeout(Duration::from_millis(300), &mut stalled)
+        .await
+        .unwrap_err();
+    let refused = call(&client, CREATE_CONTAINER, container("erofs", 200_000)).await;
+    assert_eq!(refused.0, Err(Kind::ResourceExhausted), "{}", refused.1);
+    assert_eq!(node.containerd.count("CreateContainer"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use resnap_core::{EnsureProgress, Error, Kind, NotReady};
+use resnap_core::{EnsureProgress, Error, Integrity, Kind, NotReady};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -53,15 +53,35 @@ struct Bed {
 
 impl Bed {
     fn new(service: Service, unlabelled: Option<Unlabelled>) -> Self {
+        let settings = ProxySettings {
+            unlabelled,
+            ..ProxySettings::default()
+        };
+        Self::with(service, settings)
+    }
+
+    /// Returns a bed in which layers on these snapshotters need a proof.
+    fn proving(
+        snapshotters: &[&str],
+        unlabelled: Option<Unlabelled>,
+        answers: impl IntoIterator<Item = Answer>,
+    ) -> Self {
+        let mut settings = ProxySettings {
+            unlabelled,
+            ..ProxySettings::default()
+        };
+        for snapshotter in snapshotters {
+            settings.profiles.entry(snapshotter).integrity = Integrity::Signed;
+        }
+        Self::with(Service::answering(answers), settings)
+    }
+
+    fn with(service: Service, settings: ProxySettings) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("containerd");
         let containerd = Arc::new(Containerd::default());
         containerd.serve(&socket);
         let (service, events) = (Arc::new(service), Arc::new(Events::default()));
-        let settings = ProxySettings {
-            unlabelled,
-            ..ProxySettings::default()
-        };
         let observer = Arc::clone(&events) as _;
         let state = ProxyState::new(&socket, Arc::clone(&service) as _, settings, Some(observer));
         Self {
@@ -463,4 +483,70 @@ async fn other_errors_of_containerd_are_final() {
     }
     assert_eq!(bed.service.asked(), []);
     assert_eq!(bed.events(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_forwarded_whose_layers_lack_the_proof() {
+    use Unlabelled::{Fail, Forward, Repair};
+    let all = ["nydus", "erofs", "overlayfs"];
+    for policy in [None, Some(Forward), Some(Repair), Some(Fail)] {
+        for (answer, kind) in [
+            (unknown(), Kind::NotFound),
+            (unlabelled(), Kind::FailedPrecondition),
+            (failed(), Kind::DataLoss),
+        ] {
+            // One that needs labels, one that does not, and the default.
+            for snapshotter in all {
+                let case = format!("{policy:?}, {answer:?}, {snapshotter}");
+                let answers = [match &answer {
+                    Answer::NotReady(error) => Answer::NotReady(error.clone()),
+                    _ => Answer::Ready,
+                }];
+                let bed = Bed::proving(&all, policy, answers);
+                let result = bed.before(&container(snapshotter, &[])).await;
+                assert_eq!(result.map_err(|status| status.kind), Err(kind), "{case}");
+                assert_eq!(bed.events(), [], "{case}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_need_a_proof_is_not_forwarded_unresolved() {
+    let bed = Bed::proving(&["erofs"], None, []);
+    let missing = Status::new(Kind::Unavailable, "no answer");
+    bed.containerd.fail("PodSandboxStatus", missing.clone());
+    assert_eq!(bed.before(&container("nydus", &[])).await, Err(missing));
+    assert_eq!(bed.events(), []);
+    // Other snapshotters are as before.
+    let bed = Bed::proving(&["erofs"], None, [unlabelled()]);
+    let result = bed.before(&container("nydus", &[])).await;
+    assert_eq!(result, Ok(Resolution::Known));
+    assert_eq!(bed.events(), [FORWARDED_UNLABELLED]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_sandbox_image_needs_its_proof() {
+    // It is pulled, so that containerd does not unpack it itself.
+    let bed = Bed::proving(&["erofs"], None, [unknown(), Answer::Ready]);
+    assert_eq!(bed.before(&pod("erofs")).await, Ok(Resolution::Known));
+    assert_eq!(bed.containerd.count("PullImage"), 1);
+    let bed = Bed::proving(&["erofs"], None, [unknown(), unknown()]);
+    let result = bed.before(&pod("erofs")).await;
+    assert_eq!(result.map_err(|status| status.kind), Err(Kind::NotFound));
+    let bed = Bed::proving(&["erofs"], None, [unknown()]);
+    let denied = Status::new(Kind::PermissionDenied, "no credentials");
+    bed.containerd.fail("PullImage", denied.clone());
+    assert_eq!(bed.before(&pod("erofs")).await, Err(denied));
+    // No source names it.
+    let bed = Bed::proving(&["erofs"], None, []);
+    *bed.containerd.sandbox_image.lock().unwrap() = "";
+    let result = bed.before(&pod("erofs")).await;
+    let status = result.unwrap_err();
+    assert_eq!(status.kind, Kind::FailedPrecondition);
+    assert!(
+        status.message.contains("`sandbox_image` in [cri]"),
+        "{status}"
+    );
+    assert_eq!(bed.before(&pod("nydus")).await, Ok(Resolution::Unknown));
 }
