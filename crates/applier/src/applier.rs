@@ -146,7 +146,8 @@ impl resnap_core::Applier for InProcessApplier {
             let snapshots = snapshots.map_err(|fault| Error::Unproven(fault.to_string()))?;
             let mut layers = snapshots.iter().zip(&viewed.snapshots);
             layers.try_for_each(|(snapshot, layer)| {
-                proof::verify_snapshot(&trust, snapshot).map_err(|error| match error {
+                proof::verify_snapshot(&trust, snapshot, &layer.labels).map_err(|error| match error
+                {
                     Error::Unproven(why) => Error::Unproven(format!("layer {}: {why}", layer.key)),
                     error => error,
                 })

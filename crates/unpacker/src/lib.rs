@@ -49,6 +49,7 @@
 
 mod absent;
 mod alternatives;
+mod artifact_search;
 mod artifacts;
 mod backend;
 mod backoff;

@@ -532,7 +532,7 @@ fn signed_layers_are_verified_before_each_container(node: &Node) -> Result<()> {
     ensure!(replaced > 0, "there are no sidecars");
     let refused = cri.create_container(&sandbox, "second", &image.reference, &[]);
     let text = format!("{:#}", refused.err().context("a container of other files")?);
-    ensure!(text.contains("is not of the root hash"), "{text}");
+    ensure!(text.contains("and its label"), "{text}");
     cri.remove_all()?;
     drop(cri);
     served.stop()?;

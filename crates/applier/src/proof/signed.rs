@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
-use resnap_core::{Digest, ProofSignature};
+use resnap_core::{Digest, Labels, ProofSignature, labels};
 use resnap_verity::{RootHash, SIGNATURE_FILE, Trust};
 
 use super::sidecar::{read_file, read_sidecar};
@@ -28,11 +28,23 @@ pub(crate) fn verify_signature(
     })
 }
 
-/// Checks that the image in the directory of a snapshot has a sidecar whose root hash is signed. Reads
-/// nothing of the image.
-pub(crate) fn verify_snapshot(trust: &Trust, snapshot: &OwnedFd) -> Result<(), Error> {
+/// Checks that the image in the directory of a snapshot has a sidecar whose root hash is signed, and the one
+/// of the snapshot's labels. Reads nothing of the image.
+pub(crate) fn verify_snapshot(
+    trust: &Trust,
+    snapshot: &OwnedFd,
+    labels: &Labels,
+) -> Result<(), Error> {
     let missing = |name: &str| Error::Unproven(format!("it has no {name}"));
     let sidecar = read_sidecar(snapshot)?.ok_or_else(|| missing("sidecar"))?;
+    let root = sidecar.root_hash.to_string();
+    if let Some(expected) = labels
+        .get(labels::ROOT_HASH)
+        .filter(|label| **label != root)
+    {
+        let text = format!("its sidecar has the root hash {root}, and its label {expected}");
+        return Err(Error::Unproven(text));
+    }
     let signature = read_file(snapshot, SIGNATURE_FILE)?.ok_or_else(|| missing("signature"))?;
-    verify_signature(trust, &sidecar.root_hash.to_string(), &signature).map(drop)
+    verify_signature(trust, &root, &signature).map(drop)
 }
