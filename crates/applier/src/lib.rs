@@ -118,6 +118,7 @@ mod layer_source;
 mod lower;
 mod memory;
 mod meter;
+mod pace;
 mod pipeline;
 mod progress;
 mod proof;
@@ -131,6 +132,7 @@ mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod user_namespace;
+mod verify;
 mod watch;
 mod whiteout;
 mod xattr;

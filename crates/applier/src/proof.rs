@@ -21,6 +21,7 @@ pub(crate) use indexed::IndexedImage;
 pub(crate) use seal::seal;
 pub(crate) use signed::{verify_signature, verify_snapshot};
 
+pub(crate) mod compare;
 mod hashed_file;
 mod indexed;
 mod inode;

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use resnap_layer::path::join;
-use resnap_layer::{EntryKind, File};
+use resnap_layer::{EntryKind, File, Metadata};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -47,7 +47,7 @@ struct Current {
 }
 
 /// A walk through the directory of a layer.
-pub(super) struct DirectoryWalk {
+pub(crate) struct DirectoryWalk {
     layer: LayerDirectory,
     place: Place,
     device: u64,
@@ -60,6 +60,8 @@ pub(super) struct DirectoryWalk {
     current: Option<Current>,
     links: Links,
     at: Position,
+    /// Whether directories are returned as they are, once.
+    pub(super) is_plain: bool,
 }
 
 impl DirectoryWalk {
@@ -90,6 +92,7 @@ impl DirectoryWalk {
             current: None,
             links: Links::default(),
             at: Position::default(),
+            is_plain: false,
         })
     }
 
@@ -160,8 +163,49 @@ impl DirectoryWalk {
         let (own, is_opaque) = self.reader.read(&At::Open(&fd), &stat)?;
         let Listing { files, directories } = Listing::read(&fd, self.at.count, &self.guard)?;
 
+        let is_empty = files.is_empty() && directories.is_empty();
+        let (metadata, layers) = match self.is_plain {
+            true => (Some(own), Vec::new()),
+            false => {
+                let makes_itself = is_empty && !is_opaque && !path.is_empty();
+                self.stated(own, &stat, (parents, &path), makes_itself)?
+            }
+        };
+        if let Some(metadata) = metadata {
+            let has_content = !(is_empty || self.is_plain);
+            let (before, after) = Item::directory(path.clone(), metadata, has_content);
+            self.ready.push_back(before);
+            self.steps.extend(after.map(Step::Return));
+        }
+        if is_opaque {
+            self.ready.push_back(Item::opaque(path.clone()));
+        }
+        let shown = match is_opaque && !path.is_empty() {
+            true => Vec::new(),
+            false => layers,
+        };
+        for name in directories.into_iter().rev() {
+            let child = join(&path, &name);
+            self.guard.give_memory(NAME + name.len() as u64);
+            self.guard.take_memory(size_of_step(&child, &shown))?;
+            self.steps.push(Step::Enter(child, shown.clone()));
+        }
+        let names = files.into_iter().rev().collect();
+        self.current = Some(Current { fd, path, names });
+        Ok(())
+    }
+
+    /// Returns the entry of the current directory in the layer, if it has one, and the layers below whose
+    /// directory shows. `is_empty` is whether nothing in the layer makes the directory.
+    fn stated(
+        &mut self,
+        own: Metadata,
+        stat: &Stat,
+        (parents, path): (&[usize], &[u8]),
+        is_empty: bool,
+    ) -> Result<(Option<Metadata>, Vec<usize>), Fault> {
         self.guard.count_lookup(parents.len())?;
-        let merged = self.below.merge(parents, &path)?;
+        let merged = self.below.merge(parents, path)?;
         let below = match &merged.top {
             Some(top) => Some(self.reader.read(&At::Open(top), &fs::fstat(top)?)?.0),
             None => None,
@@ -174,33 +218,11 @@ impl DirectoryWalk {
             },
             created: self.layer.since,
         };
-        let is_empty = files.is_empty() && directories.is_empty() && !is_opaque;
-        let metadata = match state(own, below, time, is_empty && !path.is_empty())? {
+        let metadata = match state(own, below, time, is_empty)? {
             State::Stated(metadata) => Some(metadata),
             State::Unstated => None,
         };
-        if let Some(metadata) = metadata {
-            let has_content = !(files.is_empty() && directories.is_empty());
-            let (before, after) = Item::directory(path.clone(), metadata, has_content);
-            self.ready.push_back(before);
-            self.steps.extend(after.map(Step::Return));
-        }
-        if is_opaque {
-            self.ready.push_back(Item::opaque(path.clone()));
-        }
-        let shown = match is_opaque && !path.is_empty() {
-            true => Vec::new(),
-            false => merged.layers,
-        };
-        for name in directories.into_iter().rev() {
-            let child = join(&path, &name);
-            self.guard.give_memory(NAME + name.len() as u64);
-            self.guard.take_memory(size_of_step(&child, &shown))?;
-            self.steps.push(Step::Enter(child, shown.clone()));
-        }
-        let names = files.into_iter().rev().collect();
-        self.current = Some(Current { fd, path, names });
-        Ok(())
+        Ok((metadata, merged.layers))
     }
 
     /// Returns the file of this name in the current directory.
