@@ -50,6 +50,7 @@ mod tap;
 mod together;
 mod transparent;
 mod unpack;
+mod verify;
 mod verity;
 mod volumes;
 
@@ -109,6 +110,7 @@ fn tests() -> Vec<Test> {
         transparent::TESTS,
         unpack::TESTS,
         unpack::unusual::TESTS,
+        verify::TESTS,
         verity::TESTS,
         volumes::TESTS,
     ]
