@@ -8,6 +8,7 @@
 //! target directory: [`web`], [`edge_cases`], [`edge_cases_mkfs`], [`shared_pair`], [`hello`], [`pause`],
 //! [`many`], [`small_files`], [`large_files`], [`large_layer`], [`million_files`], and [`forms`], of
 //! which some are EROFS images. What is meant to harm is in [`hostile`].
+//! [`Artifact`] is what a publisher attaches to an image.
 //!
 //! ```no_run
 //! # use resnap_integration::image::{Entry, ImageBuilder, Layer};
@@ -23,6 +24,7 @@
 //! ```
 
 mod archive;
+mod artifact;
 mod blobs;
 mod builder;
 mod built;
@@ -36,6 +38,7 @@ mod noise;
 mod payload;
 pub mod tar_entry;
 
+pub use artifact::{Artifact, ArtifactNames, LayerPayloads};
 pub use builder::{Fault, ImageBuilder, Index, Part, host_platform};
 pub use built::{Built, BuiltLayer, BuiltManifest};
 pub use bulk::{SMALL_FILES, large_files, large_layer, million_files, small_files};

@@ -6,6 +6,7 @@
 pub mod cri;
 pub mod daemon;
 pub mod debian;
+pub mod dm_verity;
 pub mod image;
 pub mod python;
 pub mod registry;

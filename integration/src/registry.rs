@@ -16,9 +16,11 @@ use crate::debian::Dist;
 mod faulty;
 mod link;
 mod listening;
+mod push;
 
 pub use faulty::{Fault, FaultyHost};
 pub use link::Link;
+pub use push::Push;
 
 /// The user and password of a private registry. Nothing else has this password.
 pub const CREDENTIALS: (&str, &str) = ("user", "resnap-live-4711-only");
@@ -118,6 +120,11 @@ impl Registry {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(this)
+    }
+
+    /// Returns the process ID.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Returns the address.

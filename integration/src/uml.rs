@@ -62,7 +62,7 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Finished {
     /// The exit code.
     pub code: i32,
-    /// What it wrote to stdout and stderr.
+    /// The output, of stdout and stderr.
     pub output: String,
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resnap_core::{
-    Applied, Batch, BatchApplier, ChainView, Descriptor, Integrity, LayerToVerify, Mount, Ports,
-    Proof, ProofSignature, Result, Scope, Verified,
+    Applied, Batch, BatchApplier, ChainView, Descriptor, Inspection, Integrity, LayerToVerify,
+    Mount, Ports, Proof, ProofSignature, Result, Scope, Verified,
 };
 
 use crate::batch::StagedBatch;
@@ -77,8 +77,13 @@ impl resnap_core::Applier for InProcessApplier {
         sibling::can_copy_from(snapshotter)
     }
 
-    async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
-        let inspected = sibling::inspect(&self.0, chain, layers).await;
+    async fn inspect(
+        &self,
+        chain: &ChainView,
+        layers: Range<usize>,
+        inspection: Inspection,
+    ) -> Result<()> {
+        let inspected = sibling::inspect(&self.0, chain, layers, inspection).await;
         inspected.map_err(|error| failed("copy layers of", &chain.snapshotter, error))
     }
 

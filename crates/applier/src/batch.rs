@@ -162,7 +162,7 @@ impl StagedBatch {
         target: &Target,
         (format, has_tree): (Format, bool),
     ) -> Result<LayerForm, Error> {
-        let form = target.form(format, has_tree)?;
+        let form = target.form(format, has_tree, self.context.erofs_mode())?;
         let has_index = self.context.signed_index(index).is_some();
         match form {
             LayerForm::Image { has_tree: true, .. } if has_index => Ok(LayerForm::Indexed),
@@ -237,11 +237,11 @@ impl StagedBatch {
     ) -> Result<Applied, Error> {
         let start = Instant::now();
         let batch = &self.context.batch;
-        let (token, sync, blob) = (self.track()?, batch.sync_fs, layer.digest.clone());
+        let (token, sync, layer) = (self.track()?, batch.sync_fs, layer.clone());
         let parents = Arc::clone(&self.context.parents);
         let placed = spawn_blocking(move || {
             let _token = token;
-            built.place(&target, &blob, sync, has_tree, &parents)
+            built.place(&target, &layer, sync, has_tree, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let timing = StageTiming::since(start);
@@ -303,9 +303,10 @@ impl StagedBatch {
                 LayerForm::Tree(WhiteoutMode::Base) if index > first => {
                     LayerForm::Tree(WhiteoutMode::Upper)
                 }
-                LayerForm::Image { has_tree, .. } if index > first => LayerForm::Image {
+                LayerForm::Image { has_tree, mode, .. } if index > first => LayerForm::Image {
                     is_lowest: false,
                     has_tree,
+                    mode,
                 },
                 form => form,
             };

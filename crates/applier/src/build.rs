@@ -4,19 +4,20 @@
 //! The writing of one layer, to staging or to its snapshot.
 
 use std::fs::{DirBuilder, File};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use resnap_core::{Applied, Digest, SignedIndex};
+use resnap_core::{Applied, Descriptor, Digest, ErofsMode, Proof, ProofOrigin, SignedIndex};
 use resnap_erofs::Writer;
 use resnap_layer::{Layer, Limits};
 use resnap_verity::{BlockSize, Sidecar};
 use rustix::fs::{CWD, Mode, open, renameat, syncfs};
 
 use crate::beneath::DIRECTORY;
-use crate::erofs::{self, Parents};
+use crate::erofs::{self, ImageForm, Parents};
 use crate::error::{Error, IoContext as _};
 use crate::extract::Extraction;
 use crate::guard::Guard;
@@ -27,6 +28,7 @@ use crate::proof::{self, HashedFile, IndexedImage};
 use crate::remove::remove;
 use crate::sibling::CopiedLayer;
 use crate::source::Source;
+use crate::tar_file::TarFile;
 use crate::target::{LayerForm, Target};
 use crate::xattr::XattrNamespace;
 
@@ -49,9 +51,10 @@ pub(crate) enum LayerContent {
 /// The part of the work that needs the layers below.
 enum Rest {
     Tree(Box<Extraction>),
-    Image(Box<Writer<HashedFile>>, Guard),
-    /// An image that was copied, and its size.
-    Blob(u64, Guard),
+    /// An image, or an index and its tar.
+    Image(Box<Writer<HashedFile>>, Option<TarFile>, Guard),
+    /// An image that was copied, its size, and the size of its tree's blocks.
+    Blob((u64, BlockSize), Guard),
     /// An index and the tar.
     Indexed(Box<IndexedImage>, Guard),
 }
@@ -105,6 +108,7 @@ fn write(
     layer: &mut impl LayerSource,
     form: LayerForm,
     path: &Path,
+    tar: Option<TarFile>,
     namespace: XattrNamespace,
     guard: &Guard,
 ) -> Result<Rest, Error> {
@@ -115,9 +119,15 @@ fn write(
         LayerForm::Image {
             is_lowest,
             has_tree,
+            ..
         } => {
-            let writer = erofs::write(path, layer, is_lowest, has_tree, guard)?;
-            Ok(Rest::Image(Box::new(writer), guard.clone()))
+            let form = ImageForm {
+                is_lowest,
+                has_tree,
+                is_index: tar.is_some(),
+            };
+            let writer = erofs::write(path, layer, form, guard)?;
+            Ok(Rest::Image(Box::new(writer), tar, guard.clone()))
         }
         LayerForm::Tree(mode) => {
             if !path.exists() {
@@ -129,6 +139,31 @@ fn write(
             Ok(Rest::Tree(Box::new(extraction)))
         }
     }
+}
+
+/// Writes a tar archive, except for what depends on the layers below.
+fn write_stream(
+    stream: &mut impl Read,
+    form: LayerForm,
+    path: &Path,
+    namespace: XattrNamespace,
+    guard: &Guard,
+) -> Result<Rest, Error> {
+    let LayerForm::Image {
+        mode: ErofsMode::TarIndex,
+        ..
+    } = form
+    else {
+        let mut layer = Layer::new(stream, Limits::default());
+        let rest = write(&mut layer, form, path, None, namespace, guard)?;
+        layer.finish()?;
+        return Ok(rest);
+    };
+    let tar = TarFile::new(path)?;
+    let mut layer = Layer::new(tar.tee(stream)?, Limits::default());
+    let rest = write(&mut layer, form, path, Some(tar), namespace, guard)?;
+    layer.finish()?;
+    Ok(rest)
 }
 
 /// Writes a layer to `path`: an empty directory for a [`LayerForm::Tree`] (which must not exist yet in
@@ -144,20 +179,17 @@ pub(crate) fn build(
     let result = match content {
         LayerContent::Blob(source) => run(source, work, |stream| {
             if form == LayerForm::Blob {
-                let size = erofs::copy(&path, stream)?;
-                return Ok(Rest::Blob(size, work.guard.clone()));
+                let covered = erofs::copy(&path, stream)?;
+                return Ok(Rest::Blob(covered, work.guard.clone()));
             }
-            let mut layer = Layer::new(stream, Limits::default());
-            let rest = write(&mut layer, form, &path, namespace, &work.guard)?;
-            layer.finish()?;
-            Ok(rest)
+            write_stream(stream, form, &path, namespace, &work.guard)
         }),
         LayerContent::Indexed(blob, bytes, index) => run(blob, work, |stream| {
             let image = IndexedImage::write(&path, bytes, index, stream, &work.guard)?;
             Ok(Rest::Indexed(Box::new(image), work.guard.clone()))
         }),
         LayerContent::Copy(layer) => layer.run(work, |entries| {
-            write(entries, form, &path, namespace, &work.guard)
+            write(entries, form, &path, None, namespace, &work.guard)
         }),
     };
     let (rest, mut applied) = result.map_err(|error| {
@@ -180,7 +212,7 @@ impl Built {
     pub(crate) fn place(
         self,
         target: &Target,
-        blob: &Digest,
+        layer: &Descriptor,
         sync: bool,
         has_tree: bool,
         known: &Parents,
@@ -190,11 +222,11 @@ impl Built {
             path,
             rest,
         } = self;
-        let completed = complete(rest, &path, target, blob, known);
+        let completed = complete(rest, &path, target, &layer.digest, known);
         let image = completed.map_err(Error::unwrap_stop_reason)?;
         let tree = match image.filter(|_| has_tree) {
             Some(image) => {
-                let tree = append(image, blob).inspect_err(|_| discard(&path));
+                let tree = Tree::new(image, layer).inspect_err(|_| discard(&path));
                 Some(tree.map_err(Error::unwrap_stop_reason)?)
             }
             None => None,
@@ -203,12 +235,12 @@ impl Built {
         if path != to {
             renameat(CWD, &path, CWD, &to).context("move the layer to its snapshot")?;
         }
-        if let Some((sidecar, index)) = tree {
+        if let Some(tree) = tree {
             let snapshot = open(target.snapshot(), DIRECTORY, Mode::empty());
             let snapshot = snapshot.context("open the snapshot")?;
-            let signature = index.as_ref().map(|index| &index.signature[..]);
-            proof::write_sidecar(&snapshot, &sidecar, signature)?;
-            applied.proof = Some(proof::proof(&sidecar, index.as_deref()));
+            let signature = tree.index.as_ref().map(|index| &index.signature[..]);
+            proof::write_sidecar(&snapshot, &tree.sidecar, signature)?;
+            applied.proof = Some(tree.proof());
         }
         if sync {
             let snapshot = File::open(target.snapshot()).context("open the snapshot")?;
@@ -218,25 +250,57 @@ impl Built {
     }
 }
 
-/// Writes the dm-verity tree of an image, and returns its sidecar and its signed index. Its root hash must be
-/// the one that was signed.
-fn append(image: Image, blob: &Digest) -> Result<(Sidecar, Option<Arc<SignedIndex>>), Error> {
-    let Image {
-        file,
-        size,
-        block,
-        guard,
-        index,
-    } = image;
-    let (file, leaves) = file.into_parts();
-    let sidecar = proof::append(&file, (size, block), leaves.as_ref(), blob, &guard)?;
-    let root = sidecar.root_hash.to_string();
-    match &index {
-        Some(index) if index.root_hash != root => Err(Error::Unproven(format!(
-            "the root hash of the publisher's index and the layer's tar is {root}, and {} is signed",
-            index.root_hash
-        ))),
-        _ => Ok((sidecar, index)),
+/// The dm-verity tree of an image.
+struct Tree {
+    sidecar: Sidecar,
+    origin: ProofOrigin,
+    /// The index that the image has, if its root hash is signed.
+    index: Option<Arc<SignedIndex>>,
+}
+
+impl Tree {
+    /// Writes the tree of an image, unless the layer brings one. The root hash must be the one that was
+    /// signed.
+    fn new(image: Image, layer: &Descriptor) -> Result<Self, Error> {
+        let Image {
+            file,
+            size,
+            block,
+            guard,
+            index,
+        } = image;
+        let (file, leaves) = file.into_parts();
+        if let Some(sidecar) = proof::own_tree(&file, layer, &guard)? {
+            return Ok(Self {
+                sidecar,
+                origin: ProofOrigin::Layer,
+                index: None,
+            });
+        }
+        let covered = (size, block);
+        let sidecar = proof::append(&file, covered, leaves.as_ref(), &layer.digest, &guard)?;
+        let root = sidecar.root_hash.to_string();
+        let origin = match &index {
+            Some(index) if index.root_hash != root => {
+                return Err(Error::Unproven(format!(
+                    "the root hash of the publisher's index and the layer's tar is {root}, and {} is signed",
+                    index.root_hash
+                )));
+            }
+            Some(_) => ProofOrigin::Artifact,
+            None => ProofOrigin::Generated,
+        };
+        Ok(Self {
+            sidecar,
+            origin,
+            index,
+        })
+    }
+
+    fn proof(&self) -> Proof {
+        let mut proof = proof::proof(&self.sidecar, self.origin);
+        proof.signature = self.index.as_ref().map(|index| index.verified.clone());
+        proof
     }
 }
 
@@ -258,25 +322,37 @@ fn complete(
             extraction.finish(&LowerDirs::default())?;
             Ok(None)
         }
-        (Rest::Image(writer, guard), target) => {
+        (Rest::Image(writer, tar, guard), target) => {
             let parents = match target {
                 Target::Image { parents, .. } => known.open(parents),
                 _ => Ok(Vec::new()),
             };
-            let finished =
-                parents.and_then(|parents| erofs::finish(*writer, parents, blob, &guard));
-            let (file, size) = finished.inspect_err(|_| discard(path))?;
-            Ok(Some(Image::new(file, size, guard)))
+            let finished = parents.and_then(|parents| {
+                let (file, size) = erofs::finish(*writer, parents, blob, &guard)?;
+                let Some(tar) = tar else {
+                    return Ok(Image::new(file, size, guard));
+                };
+                let (file, _) = file.into_parts();
+                let size = tar.append_to(&file, size, &guard)?;
+                Ok(Image {
+                    block: BlockSize::B512,
+                    ..Image::new(HashedFile::new(file, false), size, guard)
+                })
+            });
+            finished.map(Some).inspect_err(|_| discard(path))
         }
         (Rest::Indexed(image, guard), _) => Ok(Some(Image {
             block: BlockSize::B512,
             index: Some(image.index),
             ..Image::new(HashedFile::new(image.file, false), image.size, guard)
         })),
-        (Rest::Blob(size, guard), _) => {
+        (Rest::Blob((size, block), guard), _) => {
             let file = File::options().read(true).write(true).open(path);
             let file = HashedFile::new(file.context("open the EROFS image")?, false);
-            Ok(Some(Image::new(file, size, guard)))
+            Ok(Some(Image {
+                block,
+                ..Image::new(file, size, guard)
+            }))
         }
     }
 }

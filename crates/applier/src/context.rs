@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use resnap_core::media_type::{self, Compression, Format};
-use resnap_core::{ApplyPermit, Batch, Descriptor, LayerCopy, SignedIndex};
+use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, SignedIndex};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -81,6 +81,11 @@ impl BatchContext {
     /// Returns the snapshot that a layer is copied from, if it is.
     pub(crate) fn copy(&self, index: usize) -> Option<&LayerCopy> {
         self.batch.layers.get(index)?.copy.as_ref()
+    }
+
+    /// Returns the form of the EROFS images that are made of layers.
+    pub(crate) fn erofs_mode(&self) -> ErofsMode {
+        self.shared.settings.erofs_mode(&self.batch.snapshotter)
     }
 
     /// Returns the signed index of a layer, if it has one.

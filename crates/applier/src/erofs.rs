@@ -4,20 +4,21 @@
 //! Layers as EROFS images in files `layer.erofs`.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use resnap_core::Digest;
 use resnap_erofs::{ErofsReader, Lower, Stack, Writer};
 use resnap_layer::{EntrySource, Metadata};
+use resnap_verity::BlockSize;
 
+use crate::create::create;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
 use crate::memory::StopReason;
-use crate::proof::HashedFile;
+use crate::proof::{HashedFile, tree_block};
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -31,33 +32,33 @@ fn uuid(blob: &Digest) -> [u8; 16] {
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).into_bytes()
 }
 
-/// Creates a file, and removes what is at its path.
-fn create(path: &Path) -> io::Result<File> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(path)
+/// The form of an image.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageForm {
+    /// Whether there is no layer below.
+    pub(crate) is_lowest: bool,
+    /// Whether it is to get a dm-verity tree.
+    pub(crate) has_tree: bool,
+    /// Whether it is an index of the layer's tar.
+    pub(crate) is_index: bool,
 }
 
-/// Writes a layer, except for what depends on the layers below. `has_tree` is whether the image is to get a
-/// dm-verity tree.
+/// Writes a layer, except for what depends on the layers below.
 pub(crate) fn write(
     path: &Path,
     layer: &mut impl EntrySource,
-    is_lowest: bool,
-    has_tree: bool,
+    form: ImageForm,
     guard: &Guard,
 ) -> Result<Writer<HashedFile>, Error> {
     let file = create(path).context("create the EROFS image")?;
-    let mut writer = Writer::new(HashedFile::new(file, has_tree), Box::new(guard.clone()))?;
-    if is_lowest {
+    // The blocks of an index are smaller than those that are hashed.
+    let file = HashedFile::new(file, form.has_tree && !form.is_index);
+    let mut writer = Writer::new(file, Box::new(guard.clone()))?;
+    if form.is_lowest {
         writer = writer.lowest();
+    }
+    if form.is_index {
+        writer = writer.index();
     }
     writer.add(layer)?;
     Ok(writer)
@@ -141,9 +142,10 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a layer that is an EROFS image, and returns the size of the image. Checks, before a kernel mounts it, that it is complete, has only
-/// known features, and has no data on other devices. containerd's differ copies any bytes.
-pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<u64, Error> {
+/// Copies a layer that is an EROFS image, and returns its bytes and the size of its tree's blocks. Checks, before
+/// a kernel mounts it, that it is complete, has only known features, and has no data on other devices.
+/// containerd's differ copies any bytes.
+pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(u64, BlockSize), Error> {
     let mut file = create(path).context("create the EROFS image")?;
     let mut buffer = vec![0; 256 * 1024];
     loop {
@@ -160,7 +162,7 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<u64, Error> {
             Err(Error::ShortImage { found, size })
         }
         Ok(image) if image.devices() > 0 => Err(Error::Devices(image.devices())),
-        Ok(image) => Ok(image.size()),
+        Ok(image) => Ok((found, tree_block(&image))),
         Err(error) => Err(Error::NotAnImage(error)),
     }
 }

@@ -374,6 +374,9 @@ pub(crate) enum StreamError {
     /// The layer cannot be copied.
     #[error(transparent)]
     Copy(CopyFault),
+    /// The tar of a layer cannot be written.
+    #[error("write the tar of the layer behind its index (erofs_mode = \"tar-index\")")]
+    Tar(#[source] io::Error),
     /// A file of a layer that is copied cannot be read.
     #[error("read \"{}\" of the snapshot that is copied", String::from_utf8_lossy(.0).escape_debug())]
     Source(Vec<u8>, #[source] io::Error),
@@ -386,7 +389,7 @@ impl StreamError {
             Self::Limit(_) | Self::Stopped(_) => Kind::ResourceExhausted,
             Self::Backend(error) => error.kind(),
             Self::Copy(fault) => fault.kind(),
-            Self::Source(_, error) => kind_of_io_error(error),
+            Self::Source(_, error) | Self::Tar(error) => kind_of_io_error(error),
         }
     }
 }

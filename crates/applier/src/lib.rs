@@ -109,6 +109,7 @@ mod beneath;
 mod build;
 mod context;
 mod copy_fault;
+mod create;
 mod erofs;
 mod error;
 mod extract;
@@ -128,6 +129,7 @@ mod shared;
 mod sibling;
 mod source;
 mod staging;
+mod tar_file;
 mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

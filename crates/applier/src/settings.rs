@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use resnap_core::Descriptor;
+use resnap_core::{Descriptor, ErofsMode};
 use resnap_verity::Trust;
 
 /// The program that writes layers to a snapshotter.
@@ -29,6 +29,9 @@ pub enum Differ {
 pub struct ApplierSettings {
     /// The differ of each snapshotter, by name.
     pub differs: BTreeMap<String, Differ>,
+    /// The form of the EROFS images of each snapshotter, by name. A layer that is copied from another
+    /// snapshotter has no tar, and is always a whole image.
+    pub erofs_modes: BTreeMap<String, ErofsMode>,
     /// The most bytes that a layer may have when decompressed. By default 1 GiB and a thousand times the
     /// size of the blob, which is more than any gzip stream expands to.
     pub max_layer_bytes: Option<u64>,
@@ -54,6 +57,7 @@ impl Default for ApplierSettings {
     fn default() -> Self {
         Self {
             differs: BTreeMap::new(),
+            erofs_modes: BTreeMap::new(),
             max_layer_bytes: None,
             memory: MEMORY,
             stall: STALL,
@@ -67,6 +71,12 @@ impl ApplierSettings {
     /// Returns the differ of the snapshotter with this name.
     pub fn differ(&self, snapshotter: &str) -> Differ {
         self.differs.get(snapshotter).copied().unwrap_or_default()
+    }
+
+    /// Returns the form of the EROFS images of the snapshotter with this name.
+    pub fn erofs_mode(&self, snapshotter: &str) -> ErofsMode {
+        let mode = self.erofs_modes.get(snapshotter);
+        mode.copied().unwrap_or_default()
     }
 
     pub(crate) fn parallel(&self) -> usize {

@@ -48,8 +48,8 @@
 //!   other than `y`, all that are not known, and `user.overlay.*`.
 //! - Names of files that a layer cannot have.
 //!
-//! Directories of all layers are looked at before the first is copied; what concerns a single file is found when
-//! its layer is.
+//! Before the first layer is copied, the directories of all layers are looked at that layers below have, too: only
+//! they tell that a chain was made without its parents. What else is refused is found when its layer is copied.
 //!
 //! # Hostile directories
 //!
@@ -96,14 +96,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use resnap_core::{ChainView, LayerCopy};
+use resnap_core::{ChainView, Inspection, LayerCopy};
 
 use self::chain::Layers;
 use self::directory_walk::DirectoryWalk;
 use self::image_walk::ImageWalk;
 use self::layers::LayerImage;
 use crate::copy_fault::CopyFault;
-use crate::error::{Error, IoContext as _};
+use crate::error::{Error, IoContext as _, StreamError};
 use crate::guard::Guard;
 use crate::shared::Shared;
 use crate::user_namespace::is_user_namespace;
@@ -135,20 +135,25 @@ pub(crate) fn open(
     Ok(CopiedLayer::new(walk, blob_size))
 }
 
-/// Checks that the layers of a chain were made on their parents.
+/// Checks that the layers of a chain can be copied.
 pub(crate) async fn inspect(
     shared: &Shared,
     chain: &ChainView,
     layers: Range<usize>,
+    inspection: Inspection,
 ) -> Result<(), Error> {
     let root = root(shared, &chain.snapshotter).await?;
     let chain = chain.clone();
-    let inspect = move |guard: &Guard| inspect_all(&chain, root, layers, guard);
+    let inspect = match inspection {
+        Inspection::Full => inspect_all,
+        _ => inspect_parents,
+    };
+    let inspect = move |guard: &Guard| inspect(&chain, root, layers, guard);
     shared.guarded(inspect).await
 }
 
-/// Looks at the directories of layers.
-fn inspect_all(
+/// Looks at the directories of layers that layers below have, too.
+fn inspect_parents(
     chain: &ChainView,
     root: PathBuf,
     layers: Range<usize>,
@@ -192,6 +197,26 @@ pub(crate) fn snapshots_of_images(
     root: &Path,
 ) -> Result<Vec<OwnedFd>, CopyFault> {
     chain::snapshots(chain, root)
+}
+
+/// Looks at all of layers, except for the data of files.
+fn inspect_all(
+    chain: &ChainView,
+    root: PathBuf,
+    layers: Range<usize>,
+    guard: &Guard,
+) -> Result<(), Error> {
+    let chain = open_chain(chain, &root, chain::open)?;
+    for index in layers {
+        let mut walk = Walk::new(&chain, index, guard.clone())?;
+        let mut inspect = || {
+            while walk.next()?.is_some() {}
+            Ok(())
+        };
+        let inspected = inspect().map_err(|error: StreamError| std::io::Error::from(error));
+        inspected.context("read the snapshot")?;
+    }
+    Ok(())
 }
 
 fn open_chain(

@@ -12,8 +12,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use resnap_core::Mount;
 use resnap_core::media_type::Format;
+use resnap_core::{ErofsMode, Mount};
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid, fchmod, fchown, mknodat};
 use rustix::process::geteuid;
 
@@ -60,6 +60,7 @@ pub(crate) enum LayerForm {
         is_lowest: bool,
         /// Whether it gets a dm-verity tree.
         has_tree: bool,
+        mode: ErofsMode,
     },
     /// A signed index and the layer's tar.
     Indexed,
@@ -123,12 +124,18 @@ impl Target {
     }
 
     /// Returns the form in which a layer of this format is written. `has_tree` is whether images get
-    /// dm-verity trees.
-    pub(crate) fn form(&self, format: Format, has_tree: bool) -> Result<LayerForm, Error> {
+    /// dm-verity trees, and `mode` the form of those that are made of tar archives.
+    pub(crate) fn form(
+        &self,
+        format: Format,
+        has_tree: bool,
+        mode: ErofsMode,
+    ) -> Result<LayerForm, Error> {
         Ok(match (self, format) {
             (Self::Image { parents, .. }, Format::Tar) => LayerForm::Image {
                 is_lowest: parents.is_empty(),
                 has_tree,
+                mode,
             },
             (Self::Image { .. }, Format::Erofs) => LayerForm::Blob,
             (_, Format::Erofs) => return unsupported("an EROFS image cannot be written as files"),

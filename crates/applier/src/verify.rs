@@ -43,7 +43,7 @@ use crate::copy_fault::CopyFault;
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::pace::Pace;
-use crate::proof::compare::{self, Expected};
+use crate::proof::{self, Expected};
 use crate::shared::Shared;
 use crate::sibling::{self, snapshots_of_images};
 use crate::source;
@@ -110,5 +110,5 @@ fn by_tree(
         root_hash: root_hash.map(String::as_str),
         signers: trust,
     };
-    compare::compare(snapshot, expected, pace)
+    proof::compare(snapshot, expected, pace)
 }

@@ -50,17 +50,21 @@ pub trait Applier: Send + Sync {
         false
     }
 
-    /// Checks that the snapshots of a chain are its layers: one that was made without its parents shows
-    /// that others may have been. The layers are those at these indexes of the chain, the base being 0. What
-    /// concerns a single file is found when its layer is copied.
+    /// Checks that the snapshots of a chain are its layers. The layers are those at these indexes of the
+    /// chain, the base being 0.
     ///
     /// # Errors
     /// [`Kind::Unimplemented`](crate::Kind::Unimplemented) if the applier cannot copy layers of this
     /// snapshotter; [`Kind::DataLoss`](crate::Kind::DataLoss) if the chain itself is wrong, as it was
     /// made without the layers' parents; [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition)
     /// if a copy would not be the layer, with the reason.
-    async fn inspect(&self, chain: &ChainView, layers: Range<usize>) -> Result<()> {
-        let _ = layers;
+    async fn inspect(
+        &self,
+        chain: &ChainView,
+        layers: Range<usize>,
+        inspection: Inspection,
+    ) -> Result<()> {
+        let _ = (layers, inspection);
         Err(cannot_copy(chain))
     }
 
@@ -136,6 +140,17 @@ pub trait Applier: Send + Sync {
         let _ = batch;
         None
     }
+}
+
+/// The extent of an inspection of a chain ([`Applier::inspect`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Inspection {
+    /// Only whether the chain was made with the layers' parents: one layer that was not shows that others
+    /// may not have been. What else is refused is found when its layer is copied.
+    Parents,
+    /// All that a copy looks at, except for the data of files.
+    Full,
 }
 
 /// A layer that is copied from a snapshot of another snapshotter. Its diff ID cannot be computed.

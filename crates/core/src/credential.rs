@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use crate::{Error, Kind, Repository, Result};
+use crate::{Error, Kind, PodId, Repository, Result};
 
 /// A secret text. Its memory is zeroed on drop, and its `Debug` form says nothing of it.
 #[derive(Clone, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub struct PullCredentials(Arc<Mutex<Vec<Entry>>>);
 
 struct Entry {
     repository: Repository,
-    pod: String,
+    pod: PodId,
     credential: Credential,
     expiry: Instant,
 }
@@ -95,8 +95,8 @@ impl PullCredentials {
         Self::default()
     }
 
-    /// Keeps the credential by which `pod` (`namespace/name`) pulled an image, in place of the earlier
-    /// one for the same repository and pod.
+    /// Keeps the credential by which `pod` pulled an image, in place of the earlier one for the same
+    /// repository and pod.
     ///
     /// # Errors
     /// [`Kind::InvalidArgument`] if `reference` names no repository.
@@ -104,7 +104,7 @@ impl PullCredentials {
         &self,
         reference: &str,
         credential: Credential,
-        pod: &str,
+        pod: &PodId,
         lifetime: Duration,
     ) -> Result<()> {
         let repository = Repository::of_reference(reference).ok_or_else(|| {
@@ -115,7 +115,7 @@ impl PullCredentials {
         // A lifetime past the end of the clock is cut.
         let lifetime = lifetime.min(Duration::from_secs(7 * 24 * 60 * 60));
         let mut entries = self.entries_at(now);
-        entries.retain(|entry| entry.repository != repository || entry.pod != pod);
+        entries.retain(|entry| entry.repository != repository || entry.pod != *pod);
         if entries.len() >= Self::MAX {
             let expiries = entries.iter().enumerate();
             if let Some((first, _)) = expiries.min_by_key(|(_, entry)| entry.expiry) {
@@ -124,20 +124,20 @@ impl PullCredentials {
         }
         entries.push(Entry {
             repository,
-            pod: pod.to_owned(),
+            pod: pod.clone(),
             credential,
             expiry: now + lifetime,
         });
         Ok(())
     }
 
-    /// Returns the credential by which `pod` (`namespace/name`) pulled from this repository; `None` if
-    /// there is none, or its lifetime is over.
-    pub fn get(&self, repository: &Repository, pod: &str) -> Option<Credential> {
+    /// Returns the credential by which `pod` pulled from this repository; `None` if there is none, or its
+    /// lifetime is over.
+    pub fn get(&self, repository: &Repository, pod: &PodId) -> Option<Credential> {
         let entries = self.entries_at(Instant::now());
         let found = entries
             .iter()
-            .find(|entry| entry.repository == *repository && entry.pod == pod);
+            .find(|entry| entry.repository == *repository && entry.pod == *pod);
         found.map(|entry| entry.credential.clone())
     }
 
@@ -147,8 +147,8 @@ impl PullCredentials {
         drop(self.entries_at(Instant::now()));
     }
 
-    /// Drops the credentials of all pods but these (`namespace/name`).
-    pub fn retain_pods(&self, pods: &BTreeSet<String>) {
+    /// Drops the credentials of all pods but these.
+    pub fn retain_pods(&self, pods: &BTreeSet<PodId>) {
         self.entries_at(Instant::now())
             .retain(|entry| pods.contains(&entry.pod));
     }
@@ -180,6 +180,10 @@ mod tests {
         Credential::RegistryToken(text.into())
     }
 
+    fn pod(name: &str) -> PodId {
+        PodId::new(name, "1")
+    }
+
     fn repository(reference: &str) -> Repository {
         Repository::of_reference(reference).unwrap()
     }
@@ -189,18 +193,25 @@ mod tests {
         let store = PullCredentials::new();
         let hour = PullCredentials::LIFETIME;
         let clone = store.clone();
-        clone.insert("a.b/c:1", token("x"), "ns/p", hour).unwrap();
-        let found = |reference: &str, pod| store.get(&repository(reference), pod);
+        clone
+            .insert("a.b/c:1", token("x"), &pod("ns/p"), hour)
+            .unwrap();
+        let found = |reference: &str, name| store.get(&repository(reference), &pod(name));
         assert_eq!(found("a.b/c:2", "ns/p"), Some(token("x")));
         assert_eq!(found("a.b/c/d", "ns/p"), None);
         assert_eq!(found("a.b:443/c", "ns/p"), None);
         assert_eq!(found("a.b/c", "ns/q"), None);
         assert_eq!(found("a.b/c", ""), None);
-        store.insert("a.b/c", token("y"), "ns/p", hour).unwrap();
+        // A pod that was made again is another.
+        let again = PodId::new("ns/p", "2");
+        assert_eq!(store.get(&repository("a.b/c"), &again), None);
+        store
+            .insert("a.b/c", token("y"), &pod("ns/p"), hour)
+            .unwrap();
         assert_eq!(found("a.b/c", "ns/p"), Some(token("y")));
-        store.retain_pods(&["ns/p".to_owned()].into());
+        store.retain_pods(&[pod("ns/p")].into());
         assert!(!store.is_empty());
-        store.retain_pods(&["ns/q".to_owned()].into());
+        store.retain_pods(&[pod("ns/q"), again].into());
         assert!(store.is_empty());
     }
 
@@ -208,34 +219,34 @@ mod tests {
     fn a_credential_expires() {
         let store = PullCredentials::new();
         store
-            .insert("web", token("x"), "ns/p", Duration::ZERO)
+            .insert("web", token("x"), &pod("ns/p"), Duration::ZERO)
             .unwrap();
-        assert_eq!(store.get(&repository("web"), "ns/p"), None);
+        assert_eq!(store.get(&repository("web"), &pod("ns/p")), None);
         assert!(store.0.lock().unwrap().is_empty());
         store
-            .insert("web", token("x"), "ns/p", Duration::MAX)
+            .insert("web", token("x"), &pod("ns/p"), Duration::MAX)
             .unwrap();
         store.remove_expired();
-        assert!(store.get(&repository("web"), "ns/p").is_some());
+        assert!(store.get(&repository("web"), &pod("ns/p")).is_some());
     }
 
     #[test]
     fn the_number_is_limited() {
         let store = PullCredentials::new();
-        for pod in 0..=PullCredentials::MAX {
-            let lifetime = Duration::from_secs(3600 + pod as u64);
-            let pod = format!("ns/{pod}");
+        for number in 0..=PullCredentials::MAX {
+            let lifetime = Duration::from_secs(3600 + number as u64);
+            let pod = pod(&format!("ns/{number}"));
             store.insert("web", token("x"), &pod, lifetime).unwrap();
         }
         assert_eq!(store.0.lock().unwrap().len(), PullCredentials::MAX);
-        assert_eq!(store.get(&repository("web"), "ns/0"), None);
-        assert!(store.get(&repository("web"), "ns/1").is_some());
+        assert_eq!(store.get(&repository("web"), &pod("ns/0")), None);
+        assert!(store.get(&repository("web"), &pod("ns/1")).is_some());
     }
 
     #[test]
     fn a_bad_reference_is_an_error_without_the_credential() {
         let error = PullCredentials::new()
-            .insert("a b", token("hidden"), "ns/p", Duration::MAX)
+            .insert("a b", token("hidden"), &pod("ns/p"), Duration::MAX)
             .unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument);
         assert!(!format!("{error:?}").contains("hidden"));
@@ -249,7 +260,7 @@ mod tests {
             password: "hidden".into(),
         };
         store
-            .insert("web", basic.clone(), "ns/p", Duration::MAX)
+            .insert("web", basic.clone(), &pod("ns/p"), Duration::MAX)
             .unwrap();
         let text = format!("{store:?} {basic:?} {:?}", Secret::from("hidden"));
         assert!(!text.contains("hidden") && !text.contains("name"), "{text}");

@@ -24,6 +24,39 @@ const ROLE: &str = "org.erofs.role";
 /// The annotation with the digest of a layer's uncompressed bytes, its diff ID.
 const UNCOMPRESSED_DIGEST: &str = "org.erofs.uncompressed-digest";
 
+/// The annotations of the dm-verity tree behind the image of a layer: the offset of its superblock, and its root
+/// hash.
+const TREE_OFFSET: &str = "org.erofs.dmverity.hash_offset";
+const TREE_ROOT: &str = "org.erofs.dmverity.root_digest";
+
+/// The dm-verity tree that a layer brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnTree {
+    /// The offset of its superblock in bytes.
+    pub hash_offset: u64,
+    /// Its root hash in hexadecimal digits, unchecked.
+    pub root_hash: String,
+}
+
+/// Returns the dm-verity tree that a layer brings behind its image, or `None` if it brings none.
+///
+/// # Errors
+/// The annotations are malformed, or one of them is missing.
+pub fn own_tree(layer: &Descriptor) -> Result<Option<OwnTree>, String> {
+    let get = |key: &str| layer.annotations.get(key);
+    let (offset, root) = match (get(TREE_OFFSET), get(TREE_ROOT)) {
+        (None, None) => return Ok(None),
+        (Some(offset), Some(root)) => (offset, root),
+        (None, Some(_)) => return Err(format!("it has no {TREE_OFFSET}")),
+        (Some(_), None) => return Err(format!("it has no {TREE_ROOT}")),
+    };
+    let malformed = |_| format!("its {TREE_OFFSET} {offset:?} is no number");
+    Ok(Some(OwnTree {
+        hash_offset: offset.parse().map_err(malformed)?,
+        root_hash: root.strip_prefix("sha256:").unwrap_or(root).to_owned(),
+    }))
+}
+
 /// Returns whether a layer of this media type is of the EROFS image format. Roles are defined for images
 /// that have such a layer.
 pub fn is_of_format(media_type: &str) -> bool {
@@ -106,6 +139,35 @@ mod tests {
             // The reason names the role or the media type.
             assert!(why.is_none_or(|why| why.contains(role.unwrap_or(media_type))));
         }
+    }
+
+    #[test]
+    fn layers_say_their_trees() {
+        let tree =
+            |annotations: &[(&str, &str)]| own_tree(&layer("application/vnd.erofs", annotations));
+        let root = "ab".repeat(32);
+        let found = OwnTree {
+            hash_offset: 8192,
+            root_hash: root.clone(),
+        };
+        let with_algorithm = format!("sha256:{root}");
+        for text in [&root, &with_algorithm] {
+            let annotations = [(TREE_OFFSET, "8192"), (TREE_ROOT, text)];
+            assert_eq!(tree(&annotations), Ok(Some(found.clone())));
+        }
+        assert_eq!(tree(&[]), Ok(None));
+        assert!(
+            tree(&[(TREE_OFFSET, "8192")])
+                .unwrap_err()
+                .contains(TREE_ROOT)
+        );
+        assert!(
+            tree(&[(TREE_ROOT, &root)])
+                .unwrap_err()
+                .contains(TREE_OFFSET)
+        );
+        let malformed = tree(&[(TREE_OFFSET, "-1"), (TREE_ROOT, &root)]);
+        assert!(malformed.unwrap_err().contains("\"-1\""));
     }
 
     #[test]

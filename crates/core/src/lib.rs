@@ -27,6 +27,7 @@ mod integrity;
 pub mod labels;
 pub mod media_type;
 mod mount;
+mod pod;
 mod ports;
 mod profile;
 mod read;
@@ -42,8 +43,8 @@ pub mod testing;
 mod verified;
 
 pub use apply::{
-    Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, LayerCopy,
-    SignedIndex, Stage, StageTiming, in_batch,
+    Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, Inspection,
+    LayerCopy, SignedIndex, Stage, StageTiming, in_batch,
 };
 pub use artifact::{ArtifactSet, Bundle, BundleFault, LayerArtifact, Payload};
 pub use chain_view::ChainView;
@@ -54,6 +55,7 @@ pub use error::{Error, Kind, Result, error_chain};
 pub use integrity::{ErofsMode, Integrity, Proof, ProofOrigin, ProofSignature};
 pub use labels::Labels;
 pub use mount::Mount;
+pub use pod::PodId;
 pub use ports::{
     Container, Containers, ContentInfo, ContentLabeler, ContentReader, ContentWriter, Image,
     Images, Ingest, Introspection, LargeReadPermit, LeaseInfo, Leases, Ports, Resource,

@@ -5,7 +5,7 @@
 
 use async_trait::async_trait;
 
-use crate::Error;
+use crate::{Error, PodId};
 
 /// The preference among manifests of an index that have the same platform and differ in OS features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -64,8 +64,8 @@ pub struct EnsureRequest<'a> {
     pub reference: Option<&'a str>,
     /// The target snapshotter.
     pub snapshotter: &'a str,
-    /// The pod, as `namespace/name`.
-    pub pod: Option<&'a str>,
+    /// The pod that needs it.
+    pub pod: Option<&'a PodId>,
     /// Whether to repair layers that another client unpacked without labels.
     pub repair: bool,
     /// The preference among its manifests.

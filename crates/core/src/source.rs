@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 
-use crate::{ByteStream, Descriptor, Referrer, Result};
+use crate::{ByteStream, Descriptor, PodId, Referrer, Result};
 
 /// A blob that is missing in the content store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub struct MissingBlob {
     /// The addresses that its descriptor gives for it, outside of any registry (`urls` of a foreign
     /// layer).
     pub urls: Vec<String>,
-    /// The pods that wait for the image, as `namespace/name`.
-    pub pods: BTreeSet<String>,
+    /// The pods that wait for the image.
+    pub pods: BTreeSet<PodId>,
 }
 
 /// A source of blobs. It may be asked for several blobs concurrently.

@@ -4,11 +4,12 @@
 //! The time after a pull: a look at where containerd has unpacked the image, and a job for what is still
 //! missing on the snapshotter of the pod's handler.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use resnap_core::{EnsureRequest, error_chain};
+use resnap_core::{EnsureProgress, EnsureRequest, error_chain};
 
 use crate::observe::ProxyEvent;
+use crate::pods::Pod;
 use crate::settings::When;
 use crate::state::{ClientContext, ProxyState};
 use crate::steering::{ClientPull, PullTarget};
@@ -18,7 +19,7 @@ use crate::steering::{ClientPull, PullTarget};
 pub(crate) fn start(client: &ClientContext, pull: ClientPull) {
     let ClientPull { image, pod, target } = pull;
     let memory = &client.state.pull_memory;
-    memory.record_pull(&image, pod.as_deref());
+    memory.record_pull(&image, pod.as_ref());
     let Some(target) = target else {
         return;
     };
@@ -26,8 +27,13 @@ pub(crate) fn start(client: &ClientContext, pull: ClientPull) {
     if let Ok(permit) = Arc::clone(&client.state.background).try_acquire_owned() {
         let state = Arc::clone(&client.state);
         client.service_runtime.spawn(async move {
-            finish(&state, &image, &target).await;
-            drop(permit);
+            let permit = Mutex::new(Some(permit));
+            // From then on this only waits for a job, of which the service limits the number.
+            let on_progress = |_| {
+                let mut permit = permit.lock().unwrap_or_else(PoisonError::into_inner);
+                drop(permit.take());
+            };
+            finish(&state, &image, &target, &on_progress).await;
         });
     }
 }
@@ -44,19 +50,27 @@ pub(crate) fn fail(client: &ClientContext, pull: &ClientPull) {
     }
 }
 
-async fn finish(state: &ProxyState, image: &str, target: &PullTarget) {
-    ensure(state, image, target, &target.snapshotter).await;
+type OnProgress<'a> = &'a (dyn Fn(EnsureProgress) + Send + Sync);
+
+async fn finish(state: &ProxyState, image: &str, target: &PullTarget, on_progress: OnProgress<'_>) {
+    ensure(state, image, target, &target.snapshotter, on_progress).await;
     let is_safe = state.discovery.settings.steer_pulls == When::Safe;
     // The name may stand for another image since the pull, whose layers are on one snapshotter only.
     if target.steered_to.is_some()
         && is_safe
         && let Some(default) = target.handlers.default_snapshotter()
     {
-        ensure(state, image, target, default).await;
+        ensure(state, image, target, default, on_progress).await;
     }
 }
 
-async fn ensure(state: &ProxyState, image: &str, target: &PullTarget, snapshotter: &str) {
+async fn ensure(
+    state: &ProxyState,
+    image: &str,
+    target: &PullTarget,
+    snapshotter: &str,
+    on_progress: OnProgress<'_>,
+) {
     let PullTarget { pod, handlers, .. } = target;
     let pick = handlers.pick;
     let is_ready = state.service.is_ready(image, snapshotter, pick).await;
@@ -71,11 +85,11 @@ async fn ensure(state: &ProxyState, image: &str, target: &PullTarget, snapshotte
         reference: None,
         snapshotter,
         repair: false,
-        pod: pod.name.as_deref(),
+        pod: pod.id.as_ref(),
         pick,
     };
-    if !is_ready && let Err(error) = state.service.ensure(request, &|_| {}).await {
-        let (pod, error) = (&pod.name, error_chain(&error));
+    if !is_ready && let Err(error) = state.service.ensure(request, on_progress).await {
+        let (pod, error) = (name(pod), error_chain(&error));
         tracing::info!(image, pod, snapshotter, error, "not ready after the pull");
     }
 }
@@ -85,7 +99,7 @@ fn record(state: &ProxyState, image: &str, target: &PullTarget, handler: &str, f
     let PullTarget {
         pod, snapshotter, ..
     } = target;
-    let pod = &pod.name;
+    let pod = name(pod);
     state.on_event(&ProxyEvent::Steered { followed });
     if followed {
         tracing::info!(image, pod, handler, snapshotter, "pulled for the handler");
@@ -100,4 +114,9 @@ fn record(state: &ProxyState, image: &str, target: &PullTarget, handler: &str, f
         "a pull named the handler, but containerd did not unpack for it; containerd 2.0 to 2.2 needs \
          the handler in runtime_platforms of its configuration"
     );
+}
+
+/// Returns the pod's name for the log.
+fn name(pod: &Pod) -> Option<&str> {
+    pod.id.as_ref().map(|id| &*id.name)
 }

@@ -50,7 +50,7 @@ pub(crate) async fn is_absent(
     };
     let memory = &client.state.pull_memory;
     // kubelet also asks for the size of what it has just pulled.
-    if memory.is_pulled(&question.image, question.pod.as_deref()) {
+    if memory.is_pulled(&question.image, question.pod.as_ref()) {
         return false;
     }
     if let Some(known) = memory.decision(&question) {
@@ -81,7 +81,7 @@ async fn question(
     Ok(snapshotter.map(|snapshotter| AbsenceQuestion {
         image: spec.image.clone(),
         snapshotter,
-        pod: pod.name,
+        pod: pod.id,
         pick: handlers.pick,
     }))
 }
@@ -93,7 +93,7 @@ fn agreed(spec: &ClientImageSpec, pod: Option<Pod>) -> Option<Pod> {
         pod if handler.is_empty() => pod,
         Some(pod) => Some(pod).filter(|pod| pod.handler == *handler),
         None => Some(Pod {
-            name: None,
+            id: None,
             handler: handler.clone(),
         }),
     }
@@ -173,13 +173,13 @@ async fn is_denied(state: &ProxyState, question: &AbsenceQuestion) -> bool {
         reference: None,
         snapshotter,
         repair: false,
-        pod: pod.as_deref(),
+        pod: pod.as_ref(),
         pick: *pick,
     };
     let Err(NotReady::Denied(error)) = state.service.ensure(request, &|_| {}).await else {
         return false;
     };
-    let error = error_chain(&error);
+    let (pod, error) = (pod.as_ref().map(|pod| &*pod.name), error_chain(&error));
     tracing::info!(
         image,
         pod,

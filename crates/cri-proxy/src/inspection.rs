@@ -12,6 +12,7 @@ use resnap_core::Kind;
 
 use crate::body::{FirstBytes, PeekedRequest};
 use crate::deadline::Deadline;
+use crate::failures::Failures;
 use crate::grpc::{Status, append, decode, encode};
 use crate::held::HeldRequest;
 use crate::image_status;
@@ -46,6 +47,7 @@ pub(crate) struct InspectedRequest<'a> {
     /// `None` if the message cannot be decoded.
     pub(crate) request: Option<CriRequest>,
     pub(crate) resolution: Resolution,
+    failures: Failures,
 }
 
 impl InspectedRequest<'_> {
@@ -55,6 +57,7 @@ impl InspectedRequest<'_> {
             request,
             deadline: self.deadline,
             held: Some(&self.held),
+            failures: &self.failures,
         }
     }
 
@@ -137,6 +140,7 @@ pub(crate) async fn inspect<'a>(
         deadline,
         request,
         resolution: Resolution::Known,
+        failures: Failures::default(),
     };
     if let Some(request) = &inspected.request {
         let preflight = inspected.preflight(request);

@@ -57,6 +57,7 @@ mod discovery;
 mod expiring;
 mod facts;
 mod failure;
+mod failures;
 mod grpc;
 mod held;
 mod image_status;

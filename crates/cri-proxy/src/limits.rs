@@ -23,7 +23,8 @@ pub(crate) const PEEK_BUDGET: usize = MAX_PEEKED + PREFIX_LEN;
 /// The bytes of all inspected requests together that wait for their image or for containerd.
 pub(crate) const MAX_HELD: usize = 64 << 20;
 
-/// The images that are made ready at once after pulls and for ImageStatus, where no call waits for the end.
+/// The images that are looked at after pulls, or made ready for ImageStatus, at once, where no call waits
+/// for the end.
 pub(crate) const MAX_BACKGROUND: usize = 64;
 
 /// The largest headers or trailers: gRPC puts error messages into them.

@@ -7,6 +7,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use resnap_core::PodId;
+
 /// `RunPodSandboxRequest`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct RunPodSandboxRequest {
@@ -35,9 +37,10 @@ pub(crate) struct PodSandboxMetadata {
 }
 
 impl PodSandboxMetadata {
-    /// Returns the pod, as `namespace/name`.
-    pub(crate) fn pod(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
+    /// Returns the pod.
+    pub(crate) fn pod(&self) -> PodId {
+        let name = format!("{}/{}", self.namespace, self.name);
+        PodId::new(name, &*self.uid)
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use resnap_core::PodId;
+
 use crate::backend::Backend;
 use crate::grpc::Status;
 use crate::messages::{
@@ -20,8 +22,8 @@ const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
 /// A pod with a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pod {
-    /// The pod, as `namespace/name`; `None` if it may be one of several.
-    pub(crate) name: Option<String>,
+    /// `None` if it may be one of several.
+    pub(crate) id: Option<PodId>,
     pub(crate) handler: String,
 }
 
@@ -53,11 +55,11 @@ pub(crate) async fn with_annotations(
     find(backend, is_wanted).await
 }
 
-/// Returns all pods with a sandbox, as `namespace/name`.
+/// Returns all pods with a sandbox.
 ///
 /// # Errors
 /// The error of containerd, if it does not answer.
-pub(crate) async fn names(backend: &Backend) -> Result<BTreeSet<String>, Status> {
+pub(crate) async fn all(backend: &Backend) -> Result<BTreeSet<PodId>, Status> {
     let sandboxes = list(backend, None).await?;
     let metadata = sandboxes
         .iter()
@@ -88,7 +90,7 @@ async fn list(
 /// Returns what these sandboxes have in common; `None` if that is not even the handler.
 fn only(sandboxes: impl Iterator<Item = PodSandbox>) -> Option<Pod> {
     let mut pods = sandboxes.map(|sandbox| Pod {
-        name: sandbox.metadata.as_ref().map(PodSandboxMetadata::pod),
+        id: sandbox.metadata.as_ref().map(PodSandboxMetadata::pod),
         handler: sandbox.runtime_handler,
     });
     let mut pod = pods.next()?;
@@ -96,7 +98,7 @@ fn only(sandboxes: impl Iterator<Item = PodSandbox>) -> Option<Pod> {
         if other.handler != pod.handler {
             return None;
         }
-        pod.name = pod.name.filter(|name| other.name.as_ref() == Some(name));
+        pod.id = pod.id.filter(|id| other.id.as_ref() == Some(id));
     }
     Some(pod)
 }
@@ -118,7 +120,7 @@ mod tests {
         };
         let pod = |name: Option<&str>, handler: &str| {
             Some(Pod {
-                name: name.map(str::to_owned),
+                id: name.map(|name| PodId::new(name, "")),
                 handler: handler.to_owned(),
             })
         };

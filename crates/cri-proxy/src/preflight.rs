@@ -11,6 +11,7 @@ use resnap_core::{EnsureProgress, EnsureRequest, Error, Kind, NotReady, error_ch
 use crate::deadline::Deadline;
 use crate::discovery::Discovery;
 use crate::failure::unpack_failure;
+use crate::failures::Failures;
 use crate::grpc::Status;
 use crate::held::HeldRequest;
 use crate::observe::{ForwardReason, ProxyEvent};
@@ -43,6 +44,7 @@ pub(crate) struct Preflight<'a> {
     pub(crate) deadline: Option<Deadline>,
     /// The bytes of the request, if a caller waits for its response.
     pub(crate) held: Option<&'a HeldRequest<'a>>,
+    pub(crate) failures: &'a Failures,
 }
 
 /// Labels the image of a sandbox that containerd has just created, in the background. Before the
@@ -55,6 +57,7 @@ pub(crate) fn ensure_later(client: &ClientContext, request: CriRequest) {
             request: &request,
             deadline: None,
             held: None,
+            failures: &Failures::default(),
         };
         preflight.after().await;
     });
@@ -103,7 +106,7 @@ impl Preflight<'_> {
         let Some(cause) = unpack_failure(status) else {
             return Ok(false);
         };
-        let (pod, container) = (self.request.pod(), self.request.container());
+        let (pod, container) = (self.pod_name(), self.request.container());
         tracing::info!(
             cause,
             pod,
@@ -114,7 +117,11 @@ impl Preflight<'_> {
             return Ok(false);
         };
         for image in &requirements.images {
-            if let Err(error) = self.wait_until_ready(image, false).await? {
+            let result = match self.failures.get(image) {
+                Some(error) => Err(error),
+                None => self.wait_until_ready(image, false).await?,
+            };
+            if let Err(error) = result {
                 let kind = match &error {
                     NotReady::Failed(error)
                     | NotReady::Denied(error)
@@ -157,8 +164,14 @@ impl Preflight<'_> {
             }
         };
         if let Err(error) = ensure.await {
+            let pod = self.pod_name();
             tracing::warn!(%error, pod, "could not make the sandbox image of a pod ready");
         }
+    }
+
+    /// Returns the pod as `namespace/name`, for the log.
+    fn pod_name(&self) -> Option<String> {
+        self.request.pod().map(|pod| pod.name)
     }
 
     fn discovery(&self) -> &Discovery {
@@ -200,6 +213,9 @@ impl Preflight<'_> {
                 // containerd will try the same pull, and report its error.
                 Err(error) => self.forwarded(ForwardReason::Unresolved, Some(image), &error),
             }
+        }
+        if let Err(error @ (NotReady::Failed(_) | NotReady::Denied(_))) = &result {
+            self.failures.add(image, error);
         }
         let status = |error: &Error| Status::new(error.kind(), error_chain(error));
         match result {
@@ -276,7 +292,7 @@ impl Preflight<'_> {
                 reference: image.reference.as_deref(),
                 snapshotter: &image.snapshotter,
                 repair,
-                pod: image.pod.as_deref(),
+                pod: image.pod.as_ref(),
                 pick: image.pick,
             };
             service.ensure(request, &on_progress).await
@@ -332,7 +348,7 @@ impl Preflight<'_> {
             () = evicted => {}
         }
         self.client.state.on_event(&ProxyEvent::AnsweredEarly);
-        let (call, pod) = (self.request.method(), self.request.pod());
+        let (call, pod) = (self.request.method(), self.pod_name());
         let container = self.request.container();
         let status = Status::new(Kind::DeadlineExceeded, progress());
         tracing::info!(call, pod, container, "answered early: {}", status.message);
@@ -342,7 +358,7 @@ impl Preflight<'_> {
     /// Reports that the request is forwarded although an image is not ready.
     fn forwarded(&self, reason: ForwardReason, image: Option<&RequiredImage>, error: &Status) {
         self.client.state.on_event(&ProxyEvent::Forwarded(reason));
-        let (call, pod) = (self.request.method(), self.request.pod());
+        let (call, pod) = (self.request.method(), self.pod_name());
         let (pod, container) = (pod.unwrap_or_default(), self.request.container());
         if reason == ForwardReason::Unresolved
             && matches!(error.kind, Kind::NotFound | Kind::Unavailable)

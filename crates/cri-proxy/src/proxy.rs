@@ -3,6 +3,7 @@
 
 //! The proxy as a whole.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::path::Path;
@@ -51,6 +52,38 @@ impl Proxy {
             Ok(handlers.facts(discovery.sandbox_image(&backend).await?))
         };
         facts.await.map_err(|status: Status| status.to_string())
+    }
+
+    /// Returns the sandbox image and the snapshotters of handlers where it is without the proof that layers
+    /// need there, if there are any: their pods do not start before it has one. An image that is not unpacked
+    /// there yet gets the proof with the first pod.
+    ///
+    /// # Errors
+    /// The error of containerd as text, if it does not answer.
+    pub async fn unproven_sandbox_image(&self) -> Result<Option<(String, Vec<String>)>, String> {
+        let backend = Backend::detached(&self.0.endpoint);
+        let discovery = &self.0.discovery;
+        let found = async {
+            let handlers = discovery.handlers(&backend).await?;
+            let needs_proof = |name: &&str| discovery.settings.profiles.get(name).integrity.is_on();
+            let names: BTreeSet<&str> = handlers.snapshotters().filter(needs_proof).collect();
+            let image = match names.is_empty() {
+                true => None,
+                false => discovery.sandbox_image(&backend).await?,
+            };
+            let Some(image) = image else {
+                return Ok(None);
+            };
+            let mut unproven = Vec::new();
+            for name in names {
+                let is_ready = self.0.service.is_ready(&image.value, name, handlers.pick);
+                if matches!(is_ready.await, Ok(false)) {
+                    unproven.push(name.to_owned());
+                }
+            }
+            Ok(Some((image.value, unproven)).filter(|(_, unproven)| !unproven.is_empty()))
+        };
+        found.await.map_err(|status: Status| status.to_string())
     }
 
     /// Waits until the thread that serves clients has responded, which it does not while it hangs.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Credential, PullCredentials, error_chain};
+use resnap_core::{Credential, PodId, PullCredentials, error_chain};
 
 use crate::messages::{AuthConfig, ClientPullRequest, ClientSandboxConfig, PodSandboxMetadata};
 use crate::pods;
@@ -29,8 +29,7 @@ pub(crate) fn keep(store: &PullCredentials, request: &mut ClientPullRequest) {
     }
 }
 
-/// Drops the credentials of pods without a sandbox, in the background: another pod may get the name of one
-/// that was removed.
+/// Drops the credentials of pods without a sandbox, in the background.
 pub(crate) fn forget_removed(client: &ClientContext) {
     let Some(store) = client.state.credentials.clone() else {
         return;
@@ -41,14 +40,14 @@ pub(crate) fn forget_removed(client: &ClientContext) {
     let (state, runtime) = (Arc::clone(&client.state), client.service_runtime.clone());
     client.service_runtime.spawn(async move {
         let client = ClientContext::detached(&state, &runtime);
-        match pods::names(&client.backend).await {
+        match pods::all(&client.backend).await {
             Ok(pods) => store.retain_pods(&pods),
             Err(error) => tracing::debug!(%error, "the credentials of a removed pod expire later"),
         }
     });
 }
 
-fn pod(config: &ClientSandboxConfig) -> Option<String> {
+fn pod(config: &ClientSandboxConfig) -> Option<PodId> {
     config.metadata.as_ref().map(PodSandboxMetadata::pod)
 }
 
@@ -104,12 +103,14 @@ mod tests {
         assert_eq!(request.auth, None);
         let of = |reference| Repository::of_reference(reference).unwrap();
         let web = of("registry.example/shop/web:2");
-        assert!(store.get(&web, "shop/a").is_some());
-        assert!(store.get(&web, "shop/b").is_none());
-        assert!(
-            store
-                .get(&of("registry.example/shop/other:1"), "shop/a")
-                .is_none()
+        let get = |name: &str, uid: &str| store.get(&web, &PodId::new(name, uid));
+        assert!(get("shop/a", "1").is_some());
+        assert!(get("shop/a", "2").is_none());
+        assert!(get("shop/b", "1").is_none());
+        let (other, pod) = (
+            of("registry.example/shop/other:1"),
+            PodId::new("shop/a", "1"),
         );
+        assert!(store.get(&other, &pod).is_none());
     }
 }

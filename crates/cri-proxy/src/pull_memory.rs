@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use resnap_core::ManifestPreference;
+use resnap_core::{ManifestPreference, PodId};
 use tokio::sync::watch;
 
 use crate::expiring::ExpiringMap;
@@ -31,15 +31,15 @@ const DECISION: Duration = Duration::from_secs(30);
 pub(crate) struct AbsenceQuestion {
     pub(crate) image: String,
     pub(crate) snapshotter: String,
-    pub(crate) pod: Option<String>,
+    pub(crate) pod: Option<PodId>,
     pub(crate) pick: ManifestPreference,
 }
 
 /// The recent pulls and decisions.
 #[derive(Debug)]
 pub(crate) struct PullMemory {
-    /// By the names of the images in the requests, and of the pods; `None` stands for any pod.
-    pulled: ExpiringMap<(String, Option<String>), ()>,
+    /// By the names of the images in the requests, and the pods; `None` stands for any pod.
+    pulled: ExpiringMap<(String, Option<PodId>), ()>,
     ignored_handlers: ExpiringMap<String, ()>,
     /// By the names of the images and of the handlers.
     failed: ExpiringMap<(String, String), ()>,
@@ -62,19 +62,19 @@ impl Default for PullMemory {
 
 impl PullMemory {
     /// Records that a client has pulled an image for a pod.
-    pub(crate) fn record_pull(&self, image: &str, pod: Option<&str>) {
+    pub(crate) fn record_pull(&self, image: &str, pod: Option<&PodId>) {
         if image.len() <= MAX_NAME {
             self.pulled.insert((image.to_owned(), None), ());
-            if let Some(pod) = pod.filter(|pod| pod.len() <= MAX_NAME) {
-                let pull = (image.to_owned(), Some(pod.to_owned()));
+            if let Some(pod) = pod.filter(|pod| pod.name.len() + pod.uid.len() <= MAX_NAME) {
+                let pull = (image.to_owned(), Some(pod.clone()));
                 self.pulled.insert(pull, ());
             }
         }
     }
 
     /// Returns whether a client has pulled an image for this pod recently, or for any if it is unknown.
-    pub(crate) fn is_pulled(&self, image: &str, pod: Option<&str>) -> bool {
-        let pull = (image.to_owned(), pod.map(str::to_owned));
+    pub(crate) fn is_pulled(&self, image: &str, pod: Option<&PodId>) -> bool {
+        let pull = (image.to_owned(), pod.cloned());
         self.pulled.get(&pull).is_some()
     }
 

@@ -3,7 +3,7 @@
 
 //! The inspected CRI requests, and the images that they need.
 
-use resnap_core::{ManifestPreference, Volumes};
+use resnap_core::{ManifestPreference, PodId, Volumes};
 
 use crate::backend::Backend;
 use crate::discovery::Discovery;
@@ -29,8 +29,8 @@ impl CriRequest {
         }
     }
 
-    /// Returns the pod, as `namespace/name`.
-    pub(crate) fn pod(&self) -> Option<String> {
+    /// Returns the pod.
+    pub(crate) fn pod(&self) -> Option<PodId> {
         let config = match self {
             Self::RunPodSandbox(request) => request.config.as_ref(),
             Self::CreateContainer(request) => request.sandbox_config.as_ref(),
@@ -65,8 +65,7 @@ pub(crate) struct RequiredImage {
     /// The reference in the pod's specification. Old kubelets do not send it.
     pub(crate) reference: Option<String>,
     pub(crate) snapshotter: String,
-    /// The pod, as `namespace/name`.
-    pub(crate) pod: Option<String>,
+    pub(crate) pod: Option<PodId>,
     /// The manifest that containerd chooses.
     pub(crate) pick: ManifestPreference,
 }
@@ -76,7 +75,7 @@ impl RequiredImage {
         spec: ImageSpec,
         snapshotter: &str,
         handlers: &Handlers,
-        pod: Option<String>,
+        pod: Option<PodId>,
     ) -> Self {
         Self {
             image: spec.image,
@@ -172,7 +171,7 @@ pub(crate) async fn sandbox_image(
     backend: &Backend,
     handlers: &Handlers,
     snapshotter: &str,
-    pod: Option<String>,
+    pod: Option<PodId>,
 ) -> Result<Option<RequiredImage>, Status> {
     let image = discovery.sandbox_image(backend).await?;
     Ok(image.map(|image| {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
-use resnap_core::Volumes;
+use resnap_core::{PodId, Volumes};
 use tokio::time::timeout;
 
 use crate::facts::{HandlerField, Handlers};
@@ -33,8 +33,8 @@ const DECISION_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct ClientPull {
     pub(crate) image: String,
-    /// The pod that the request names, as `namespace/name`.
-    pub(crate) pod: Option<String>,
+    /// The pod that the request names.
+    pub(crate) pod: Option<PodId>,
     /// `None` if the image is not made ready for a handler after the pull.
     pub(crate) target: Option<PullTarget>,
 }
@@ -133,7 +133,8 @@ async fn steered_to(
     request: &ClientPullRequest,
     target: &PullTarget,
 ) -> Option<String> {
-    let policy = client.state.discovery.settings.steer_pulls;
+    let settings = &client.state.discovery.settings;
+    let policy = settings.steer_pulls;
     let PullTarget {
         pod,
         snapshotter,
@@ -142,7 +143,9 @@ async fn steered_to(
     } = target;
     let image = &request.image.as_ref()?.image;
     let handler = handlers.pull_handler(&pod.handler)?;
+    // containerd would unpack layers without the proof that they need there.
     if policy == When::Never
+        || settings.profiles.get(snapshotter).integrity.is_on()
         || handlers.handler_field().is_none()
         || names_handler(request)
         || handlers.is_default(snapshotter)

@@ -10,7 +10,7 @@ use crate::format::NO_BLOCK;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockSize {
     pub(crate) bits: u8,
-    /// What addresses count, for messages.
+    /// The unit of addresses, for messages.
     what: &'static str,
 }
 

@@ -60,6 +60,11 @@ impl<R: ReadAt> ErofsReader<R> {
         self.image.superblock.uuid
     }
 
+    /// Returns the bytes of a block.
+    pub fn block_size(&self) -> u64 {
+        self.image.block_size()
+    }
+
     /// Returns the size in bytes that the image claims for its file; the file may be longer.
     pub fn size(&self) -> u64 {
         self.image.block_offset(self.image.superblock.blocks)

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
-use resnap_core::{Credential, Kind, PullCredentials, Repository};
+use resnap_core::{Credential, Kind, PodId, PullCredentials, Repository};
 
 use crate::address::{authority, is_inwards, is_registry, same_origin};
 use crate::asked::Asked;
@@ -35,7 +35,7 @@ pub(crate) struct Session {
     endpoint: Endpoint,
     material: Material,
     repository: Repository,
-    pods: BTreeSet<String>,
+    pods: BTreeSet<PodId>,
     /// The last challenge of the host.
     challenge: Option<Challenge>,
     /// The credentials that are still to be tried, no credential last; `None` until they are needed.
@@ -54,7 +54,7 @@ impl Session {
     pub(crate) fn new(
         endpoint: Endpoint,
         repository: Repository,
-        pods: BTreeSet<String>,
+        pods: BTreeSet<PodId>,
     ) -> Result<Self, Failure> {
         Ok(Self {
             material: Material::read(&endpoint.tls)?,

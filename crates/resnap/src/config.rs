@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ArgMatches;
 use resnap_applier::{ApplierSettings, Differ, MEMORY, STALL};
 use resnap_containerd::DEFAULT_ADDRESS;
-use resnap_core::Profiles;
+use resnap_core::{ErofsMode, Profiles};
 use resnap_cri_proxy::{KUBELET_ROOT, Unlabelled, When};
 use resnap_unpacker::Configuration;
 
@@ -72,6 +72,8 @@ pub(crate) struct Config {
     pub(crate) keep_fetched: Setting<KeepWord>,
     /// The directories with the configurations of registries.
     pub(crate) hosts_dir: Setting<Vec<PathBuf>>,
+    pub(crate) authorities: Setting<Vec<PathBuf>>,
+    pub(crate) signers: Setting<Vec<PathBuf>>,
     /// Archives and OCI layouts, and directories of them.
     pub(crate) archives: Setting<Vec<PathBuf>>,
     /// The names of the profiles that the file changes.
@@ -113,6 +115,9 @@ impl Config {
             let differ = section.differ.map(Differ::from);
             let differ = differ.map(|differ| (name.clone(), differ));
             applier.differs.extend(differ);
+            let mode = section.erofs_mode.map(ErofsMode::from);
+            let mode = mode.map(|mode| (name.clone(), mode));
+            applier.erofs_modes.extend(mode);
             section.apply(profiles.entry(&name));
         }
         let default_snapshotter = file.cri.default_snapshotter;
@@ -165,6 +170,8 @@ impl Config {
             ),
             sibling: Setting::of_file(file.sources.sibling, SiblingWord::WhenMissing),
             keep_fetched: Setting::of_file(file.sources.keep_fetched, KeepWord::Auto),
+            authorities: Setting::of_file(file.integrity.authorities, Vec::new()),
+            signers: Setting::of_file(file.integrity.signers, Vec::new()),
             hosts_dir: Setting::of_file(
                 file.sources.hosts_dir,
                 resnap_registry::Settings::default().host_directories,

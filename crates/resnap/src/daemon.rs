@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use resnap_core::{Kind, PullCredentials, SnapshotterInfo, error_chain};
+use resnap_cri_proxy::Proxy;
 use resnap_unpacker::{Engine, UnpackError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,7 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
         never = prewarm::run(config, &engine) => match never {},
         never = hand_over => match never {},
         never = expire(&credentials) => match never {},
+        never = warn_of_sandboxes(proxy) => match never {},
     };
     api_served?;
     cri_served?;
@@ -102,6 +104,20 @@ fn signals() -> Result<CancellationToken> {
         stop.cancel();
     });
     Ok(stopped)
+}
+
+/// Warns once of a sandbox image that pods cannot start with: before the first pod needs it.
+async fn warn_of_sandboxes(proxy: &Proxy) -> Infallible {
+    match proxy.unproven_sandbox_image().await {
+        Ok(Some((image, snapshotters))) => tracing::warn!(
+            image,
+            snapshotters = snapshotters.join(", "),
+            "the sandbox image is not ready with the proof that layers need; see `resnap check`"
+        ),
+        Ok(None) => {}
+        Err(reason) => tracing::debug!(reason, "the sandbox image was not looked at"),
+    }
+    std::future::pending().await
 }
 
 /// Drops the credentials of pulls when their lifetime is over, also if nobody asks for them.

@@ -66,39 +66,40 @@ struct Accepted {
     manifest: Digest,
     /// The indexes of the layers, from the first missing one.
     indexes: Vec<Arc<SignedIndex>>,
+    /// The signatures that are blobs of their own.
     signatures: Vec<Digest>,
 }
 
-/// Returns the signed indexes of the layers from `first` on, which are fetched; `None` for layers that get
-/// a proof without.
+/// Finds the signed indexes of the layers from `first` on, and fetches them, unless the job has done so before.
+/// Layers that get a proof without have none.
 ///
 /// # Errors
 /// [`UnpackError::Unsigned`] if the snapshotter needs signatures, and there are none that are accepted.
-pub(crate) async fn signed_indexes(
-    chain: &Chain,
-    first: usize,
-) -> Result<Vec<Option<Arc<SignedIndex>>>, UnpackError> {
+pub(crate) async fn find_indexes(chain: &Chain, first: usize) -> Result<(), UnpackError> {
     let layers = &chain.layers()[first..];
     let (integrity, spec) = (chain.integrity(), &chain.job.spec);
     let trusts = chain.backend.ports.applier.trusts_signers();
-    if !integrity.is_on() || !trusts || layers.is_empty() {
-        return Ok(vec![None; layers.len()]);
+    if !integrity.is_on() || !trusts || layers.is_empty() || chain.has_indexes() {
+        return Ok(());
     }
     match (Search { chain, layers }).find().await {
-        Ok(indexes) => Ok(indexes.into_iter().map(Some).collect()),
-        Err(refusal) if integrity == Integrity::Signed => Err(UnpackError::Unsigned {
-            image: spec.title.clone(),
-            snapshotter: spec.snapshotter.clone(),
-            digest: refusal.layer,
-            root_hash: refusal.root_hash,
-            why: refusal.why,
-        }),
+        Ok(indexes) => chain.set_indexes(first, indexes),
+        Err(refusal) if integrity == Integrity::Signed => {
+            return Err(UnpackError::Unsigned {
+                image: spec.title.clone(),
+                snapshotter: spec.snapshotter.clone(),
+                digest: refusal.layer,
+                root_hash: refusal.root_hash,
+                why: refusal.why,
+            });
+        }
         Err(refusal) => {
             let (image, why) = (&spec.title, &refusal.why);
             tracing::info!(image, why, "no signed index is used");
-            Ok(vec![None; layers.len()])
+            chain.set_indexes(first, Vec::new());
         }
     }
+    Ok(())
 }
 
 /// The search for the artifact of an image.
@@ -293,7 +294,10 @@ impl Search<'_> {
             let index = self.verify(artifact, bundle.set, labels).await;
             let index = index.map_err(|error| refused(root_hash, error_chain(&error)))?;
             accepted.indexes.push(Arc::new(index));
-            accepted.signatures.push(artifact.signature.digest.clone());
+            if artifact.inline_signature.is_none() {
+                let signature = artifact.signature.digest.clone();
+                accepted.signatures.push(signature);
+            }
         }
         Ok(accepted)
     }
@@ -310,10 +314,14 @@ impl Search<'_> {
             let error = Error::new(Kind::ResourceExhausted, "read", blob.digest.as_str());
             return Err(error.with_source(format!("a signature of {} bytes", blob.size)));
         }
-        self.fetch(blob, labels).await?;
-        let signature = self
-            .read(blob, usize::try_from(MAX_SIGNATURE).unwrap_or(0))
-            .await?;
+        let signature = match &artifact.inline_signature {
+            Some(signature) => signature.clone(),
+            None => {
+                self.fetch(blob, labels).await?;
+                self.read(blob, usize::try_from(MAX_SIGNATURE).unwrap_or(0))
+                    .await?
+            }
+        };
         let applier = &self.chain.backend.ports.applier;
         let verified = applier.verify_signature(root_hash, &signature)?;
         Ok(SignedIndex {

@@ -149,10 +149,16 @@ impl Chain {
     }
 
     /// Sets the signed indexes of the layers from `first` on.
-    pub(crate) fn set_indexes(&self, first: usize, indexes: Vec<Option<Arc<SignedIndex>>>) {
-        let all = std::iter::repeat_n(None, first).chain(indexes);
+    pub(crate) fn set_indexes(&self, first: usize, indexes: Vec<Arc<SignedIndex>>) {
+        let none = std::iter::repeat_n(None, first);
+        let all = none.chain(indexes.into_iter().map(Some));
         // A job looks for them once.
         let _ = self.indexes.set(all.collect());
+    }
+
+    /// Returns whether signed indexes were looked for.
+    pub(crate) fn has_indexes(&self) -> bool {
+        self.indexes.get().is_some()
     }
 
     /// Returns the signed index of a layer, if it has one.

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use crate::lease::{JobLease, LeaseKeeper};
 use crate::missing::{missing_blob, source_labels};
 use crate::planner::Planner;
-use crate::sources::Source;
+use crate::sources::{Source, Tried};
 use crate::{Plan, Request, UnpackError};
 
 /// The limit on the documents that are fetched for an image: an index, a manifest and a config, and
@@ -67,8 +67,8 @@ impl<'a> Documents<'a> {
             if self.tried.len() == MAX_DOCUMENTS || !self.tried.insert(descriptor.digest.clone()) {
                 return Err(error);
             }
-            if let Err(reasons) = self.fetch(request, &descriptor).await {
-                return Err(with_reasons(error, &reasons));
+            if let Err(tried) = self.fetch(request, &descriptor).await {
+                return Err(with_tried(error, tried));
             }
         }
     }
@@ -86,10 +86,10 @@ impl<'a> Documents<'a> {
     /// Fetches a document from the first source that has it.
     ///
     /// # Errors
-    /// The reasons of the sources.
-    async fn fetch(&mut self, request: &Request, document: &Descriptor) -> Result<(), String> {
+    /// The sources, none of which has it.
+    async fn fetch(&mut self, request: &Request, document: &Descriptor) -> Result<(), Vec<Tried>> {
         let backend = &self.keeper.backend;
-        let mut reasons = String::new();
+        let mut tried = Vec::new();
         let sources = backend.sources.iter().filter_map(|source| match source {
             Source::Blobs(source) => Some(source),
             Source::Sibling { .. } => None,
@@ -111,12 +111,10 @@ impl<'a> Documents<'a> {
                     tracing::info!(source, %digest, "document fetched");
                     return Ok(());
                 }
-                Err(error) => {
-                    reasons += &format!("; {}: {}", source.name(), error_chain(&error));
-                }
+                Err(error) => tried.push(Tried::new(source.name(), error)),
             }
         }
-        Err(reasons)
+        Err(tried)
     }
 
     async fn blob(&self, request: &Request, document: &Descriptor) -> Result<MissingBlob> {
@@ -190,12 +188,16 @@ impl<'a> Documents<'a> {
     }
 }
 
-/// Adds the reasons of the sources to the error for a missing document.
-fn with_reasons(mut error: UnpackError, reasons: &str) -> UnpackError {
-    if let UnpackError::Documents { source, .. } = &mut error {
+/// Adds the sources and their reasons to the error for a missing document.
+fn with_tried(mut error: UnpackError, from: Vec<Tried>) -> UnpackError {
+    if let UnpackError::Documents { source, tried, .. } = &mut error {
         let reason = std::error::Error::source(source).map(ToString::to_string);
-        let reason = reason.unwrap_or_default() + reasons;
+        let mut reason = reason.unwrap_or_default();
+        for Tried { source, error } in &from {
+            reason += &format!("; {source}: {}", error_chain(error));
+        }
         *source = source.clone().with_source(reason);
+        *tried = from;
     }
     error
 }

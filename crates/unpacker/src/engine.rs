@@ -135,7 +135,7 @@ impl Engine {
         let waiter = self.registry.join_or_start(plan, request, snapshotter)?;
         if !waiter.joined {
             let (job, spec) = (Arc::clone(&waiter.job), &waiter.job.spec);
-            let (pod, snapshotter) = (spec.pod.as_deref(), &spec.snapshotter);
+            let (pod, snapshotter) = (spec.pod.as_ref().map(|pod| &*pod.name), &spec.snapshotter);
             let span = tracing::info_span!("unpack", image = spec.title, pod, snapshotter);
             let run = Arc::clone(&self.runner).run_job(job);
             tokio::spawn(run.instrument(span));

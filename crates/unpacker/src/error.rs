@@ -299,6 +299,8 @@ pub enum UnpackError {
         source: Error,
         /// The arguments for fetching missing content.
         fetch: Fetch,
+        /// The sources that were tried for a missing one, in order.
+        tried: Vec<Tried>,
     },
     /// Another operation on an image failed.
     #[error("image {image}")]
@@ -579,9 +581,9 @@ impl UnpackError {
     /// Returns whether content is missing and a source asks for credentials, or for other ones.
     pub fn is_denied(&self) -> bool {
         match self {
-            Self::MissingBlob { tried, .. } | Self::MissingForeignBlob { tried, .. } => {
-                tried.iter().any(Tried::is_denied)
-            }
+            Self::MissingBlob { tried, .. }
+            | Self::MissingForeignBlob { tried, .. }
+            | Self::Documents { tried, .. } => tried.iter().any(Tried::is_denied),
             Self::Unclean { cause, .. } | Self::BackedOff { cause, .. } => cause.is_denied(),
             _ => false,
         }

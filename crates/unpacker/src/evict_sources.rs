@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use resnap_core::{Error, Kind, Labels};
+use resnap_core::{Error, Inspection, Kind, Labels};
 use tokio::sync::OnceCell;
 
 use crate::lease::LeaseKeeper;
@@ -66,15 +66,22 @@ async fn find_sibling(
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<Result<Sibling, Error>, UnpackError> {
-    within_lease(keeper, plan, snapshotter, async |layers| {
-        let sibling = Sibling::find(layers, snapshotter).await?;
-        sibling.end(&keeper.backend).await;
-        let other = sibling.snapshotter();
-        if !is_rooted(&keeper.backend, plan, other).await? {
-            let unkept = Error::new(Kind::FailedPrecondition, "copy layers from", other);
-            return Err(unkept.with_source("the image does not keep them there"));
-        }
-        Ok(sibling)
-    })
+    // What this relies on may be all that is left.
+    within_lease(
+        keeper,
+        plan,
+        snapshotter,
+        Inspection::Full,
+        async |layers| {
+            let sibling = Sibling::find(layers, snapshotter).await?;
+            sibling.end(&keeper.backend).await;
+            let other = sibling.snapshotter();
+            if !is_rooted(&keeper.backend, plan, other).await? {
+                let unkept = Error::new(Kind::FailedPrecondition, "copy layers from", other);
+                return Err(unkept.with_source("the image does not keep them there"));
+            }
+            Ok(sibling)
+        },
+    )
     .await
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use resnap_core::{
-    Descriptor, Digest, Error, Labels, MissingBlob, SnapshotKey, labels, media_type,
+    Descriptor, Digest, Labels, MissingBlob, PodId, SnapshotKey, labels, media_type,
 };
 use resnap_handler_wrapper::layer_urls;
 
@@ -53,26 +53,24 @@ pub(crate) async fn first_missing(
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<Option<Digest>, UnpackError> {
-    let exists = |found: Result<_, Error>| match found {
-        Ok(()) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) => Err(UnpackError::Backend(error)),
-    };
     let snapshotter = backend.snapshotter(snapshotter);
+    let mut needed = Vec::new();
     for layer in plan.layers.iter().rev() {
         let key = SnapshotKey::from(&layer.chain_id);
-        let unpacked = snapshotter.stat(&backend.scope, &key).await.map(drop);
-        if exists(unpacked)? {
+        match snapshotter.stat(&backend.scope, &key).await {
             // The layers below are unpacked as well.
-            break;
-        }
-        let digest = &layer.descriptor.digest;
-        let info = backend.ports.content.info(&backend.scope, digest).await;
-        if !exists(info.map(drop))? {
-            return Ok(Some(digest.clone()));
+            Ok(_) => break,
+            Err(error) if error.is_not_found() => needed.push(layer.descriptor.digest.clone()),
+            Err(error) => return Err(UnpackError::Backend(error)),
         }
     }
-    Ok(None)
+    if needed.is_empty() {
+        return Ok(None);
+    }
+    let existing = backend.ports.content.existing(&backend.scope, &needed);
+    let existing = existing.await?;
+    let mut from_base = needed.into_iter().rev();
+    Ok(from_base.find(|digest| !existing.contains(digest)))
 }
 
 /// Returns the description of a layer's blob for sources. `labels` are those of the manifest, `pods`
@@ -82,7 +80,7 @@ pub(crate) async fn missing_layer(
     plan: &Plan,
     layer: &Descriptor,
     labels: &Labels,
-    pods: BTreeSet<String>,
+    pods: BTreeSet<PodId>,
 ) -> MissingBlob {
     let mut urls = Vec::new();
     if media_type::is_foreign(&layer.media_type) {
@@ -102,7 +100,7 @@ pub(crate) fn missing_blob(
     descriptor: &Descriptor,
     reference: Option<&str>,
     labels: &Labels,
-    pods: BTreeSet<String>,
+    pods: BTreeSet<PodId>,
 ) -> MissingBlob {
     let repositories = labels.iter().filter_map(|(key, names)| {
         let host = key.strip_prefix(labels::DISTRIBUTION_SOURCE_PREFIX)?;

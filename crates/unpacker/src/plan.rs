@@ -131,6 +131,7 @@ fn document_error(image: &ResolvedImage, request: &Request, source: Error) -> Un
             image: image.name.clone(),
             source,
             fetch: image.fetch(request.platform.as_ref()),
+            tried: Vec::new(),
         },
     }
 }

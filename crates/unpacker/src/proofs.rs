@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Kind, Labels, Mount, SnapshotKey};
+use resnap_core::{Inspection, Kind, Labels, Mount, SnapshotKey};
 
 use crate::chain::Chain;
 use crate::lease::LeaseKeeper;
@@ -31,6 +31,7 @@ pub(crate) async fn seal(chain: &Chain) -> Result<(), UnpackError> {
         lease: &chain.lease,
         plan: &spec.plan,
         first: 0,
+        inspection: Inspection::Parents,
     };
     let view = Sibling::view(layers, spec.snapshotter.clone(), snapshots).await;
     let view = view.map_err(|error| chain.failed(error))?;
@@ -102,14 +103,20 @@ async fn is_mounted_by_trees(
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<Result<bool, resnap_core::Error>, UnpackError> {
-    let looked = within_lease(keeper, plan, snapshotter, async |layers| {
-        let snapshots = committed(layers.backend, plan, snapshotter).await?;
-        let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
-        let options = view.chain().mounts.iter().flat_map(|mount| &mount.options);
-        let mut options = options.flat_map(|options| options.split(','));
-        let is_named = options.any(Mount::is_verity_option);
-        view.end(layers.backend).await;
-        Ok(is_named)
-    });
+    let looked = within_lease(
+        keeper,
+        plan,
+        snapshotter,
+        Inspection::Parents,
+        async |layers| {
+            let snapshots = committed(layers.backend, plan, snapshotter).await?;
+            let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
+            let options = view.chain().mounts.iter().flat_map(|mount| &mount.options);
+            let mut options = options.flat_map(|options| options.split(','));
+            let is_named = options.any(Mount::is_verity_option);
+            view.end(layers.backend).await;
+            Ok(is_named)
+        },
+    );
     looked.await
 }

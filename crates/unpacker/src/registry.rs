@@ -78,7 +78,7 @@ impl JobRegistry {
         let mut running = jobs.running.iter();
         if let Some(job) = running.find(|job| job.matches(&plan, &snapshotter, repair)) {
             self.notify_observer(&EngineEvent::Joined);
-            return Ok(Waiter::new(job, true, background, request.pod.as_deref()));
+            return Ok(Waiter::new(job, true, background, request.pod.as_ref()));
         }
         require_room(jobs.running.iter().map(|job| &*job.spec.plan), &plan)?;
         if background || request.by_itself {
@@ -102,7 +102,7 @@ impl JobRegistry {
             started: self.clock.now(),
         };
         let job = RunningJob::new(spec, self.changed.clone(), self.observer.clone());
-        let waiter = Waiter::new(&job, false, background, job.spec.pod.as_deref());
+        let waiter = Waiter::new(&job, false, background, job.spec.pod.as_ref());
         jobs.running.push(job);
         Ok(waiter)
     }

@@ -5,9 +5,10 @@
 
 use std::ops::Range;
 
-use resnap_core::{Kind, Labels, SnapshotInfo, SnapshotKey, labels};
+use resnap_core::{Inspection, Integrity, Kind, Labels, SnapshotInfo, SnapshotKey, labels};
 
 use crate::UnpackError;
+use crate::artifacts::find_indexes;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::intact::require_intact;
 use crate::plan::PlannedLayer;
@@ -78,11 +79,14 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
     Ok(Removal::Done)
 }
 
-/// Checks that layers can be made again, and fetches what is missing for that.
+/// Checks that layers can be made again, with signatures if they need them, and fetches what is missing for
+/// that.
 async fn require_content(chain: &Chain, layers: Range<usize>) -> Result<(), UnpackError> {
     let leased = chain.lease.begin().await;
     leased.map_err(|error| chain.failed(error))?;
-    let supply = Supply::plan_all(chain, layers.start).await?;
+    find_indexes(chain, layers.start).await?;
+    // The layers are removed before they are copied.
+    let supply = Supply::plan_all(chain, layers.start, Inspection::Full).await?;
     let required = supply.require(chain, layers).await;
     supply.end(chain).await;
     required
@@ -97,13 +101,12 @@ fn needs_repair(chain: &Chain, info: &SnapshotInfo) -> bool {
     }
     let is_copy = info.labels.contains_key(labels::COPIED_FROM);
     let is_incomplete = !labels::missing(&info.labels).is_empty();
-    match chain.integrity().is_on() {
-        false => is_incomplete || chain.job.spec.replace_copies && is_copy,
-        // A layer that is used gets a proof, too: it is not removed for labels that nobody needs.
-        true => {
-            let need = chain.backend.profiles.need(&chain.job.spec.snapshotter);
-            is_copy || is_incomplete && need.is_some()
-        }
+    let need = chain.backend.profiles.need(&chain.job.spec.snapshotter);
+    match chain.integrity() {
+        Integrity::Off => is_incomplete || chain.job.spec.replace_copies && is_copy,
+        // A layer that is used gets a tree, too: it is not removed for labels that nobody needs.
+        Integrity::Verity => is_copy || is_incomplete && need.is_some(),
+        Integrity::Signed => Integrity::Signed.missing(&info.labels).is_some(),
     }
 }
 

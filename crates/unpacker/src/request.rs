@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use resnap_core::{EROFS_FEATURE, ManifestPreference, Profiles, SnapshotKey};
+use resnap_core::{EROFS_FEATURE, ManifestPreference, PodId, Profiles, SnapshotKey};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
 
@@ -130,8 +130,8 @@ pub struct Request {
     /// A word that names the caller, shown as [`JobStatus::origin`](crate::JobStatus::origin) of a
     /// job that this request starts.
     pub origin: String,
-    /// The pod that needs the image, as `namespace/name`.
-    pub pod: Option<String>,
+    /// The pod that needs the image.
+    pub pod: Option<PodId>,
     /// Additional wrappers for the layers' descriptors: annotations under `containerd.io/snapshot/`
     /// become labels.
     pub wrappers: Vec<Wrapper>,

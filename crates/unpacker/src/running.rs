@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use resnap_core::{SnapshotKey, Stage, StageTiming};
+use resnap_core::{PodId, SnapshotKey, Stage, StageTiming};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ pub(crate) struct JobSpec {
     /// The image's name in messages.
     pub(crate) title: String,
     /// The pod of the caller that started the job.
-    pub(crate) pod: Option<String>,
+    pub(crate) pod: Option<PodId>,
     pub(crate) snapshotter: String,
     pub(crate) repair: bool,
     /// Whether a repair also replaces layers that were copied from another snapshotter.
@@ -50,7 +50,7 @@ pub(crate) struct RunningJob {
     started: Instant,
     waiters: AtomicUsize,
     /// The pods that have waited for the job.
-    pods: Mutex<BTreeSet<String>>,
+    pods: Mutex<BTreeSet<PodId>>,
     events: Mutex<EventLog>,
     /// The stages of each layer.
     stages: Mutex<Vec<Vec<StageTime>>>,
@@ -80,20 +80,23 @@ impl Waiter {
         job: &Arc<RunningJob>,
         joined: bool,
         background: bool,
-        pod: Option<&str>,
+        pod: Option<&PodId>,
     ) -> Self {
         job.waiters.fetch_add(1, Ordering::SeqCst);
         if let Some(pod) = pod {
             let mut pods = job.pods.lock().unwrap_or_else(PoisonError::into_inner);
             if pods.len() < MAX_PODS {
-                pods.insert(pod.to_owned());
+                pods.insert(pod.clone());
             }
         }
         job.changed.send_replace(());
         Self {
             job: Arc::clone(job),
             joined,
-            _urgency: (!background).then(|| job.spec.share.mark_urgent(pod)),
+            _urgency: (!background).then(|| {
+                let pod = pod.map(|pod| &*pod.name);
+                job.spec.share.mark_urgent(pod)
+            }),
         }
     }
 }
@@ -135,8 +138,8 @@ impl RunningJob {
         }
     }
 
-    /// Returns the pods that have waited for the job, as `namespace/name`.
-    pub(crate) fn pods(&self) -> BTreeSet<String> {
+    /// Returns the pods that have waited for the job.
+    pub(crate) fn pods(&self) -> BTreeSet<PodId> {
         let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         pods.clone()
     }

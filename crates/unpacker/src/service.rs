@@ -24,7 +24,7 @@ impl UnpackService for Engine {
             by_itself: true,
             origin: "cri".to_owned(),
             user_reference: want.reference.map(str::to_owned),
-            pod: want.pod.map(str::to_owned),
+            pod: want.pod.cloned(),
             ..Request::new(want.image).on(want.snapshotter)
         };
         match is_ready(self, &request, want.snapshotter).await {

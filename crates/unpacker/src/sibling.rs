@@ -6,7 +6,9 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use resnap_core::{ChainId, ChainView, Error, Kind, LayerCopy, SnapshotInfo, SnapshotKey, labels};
+use resnap_core::{
+    ChainId, ChainView, Error, Inspection, Kind, LayerCopy, SnapshotInfo, SnapshotKey, labels,
+};
 use uuid::Uuid;
 
 use crate::backend::Backend;
@@ -26,6 +28,7 @@ pub(crate) struct Layers<'a> {
     pub(crate) lease: &'a JobLease,
     pub(crate) plan: &'a Plan,
     pub(crate) first: usize,
+    pub(crate) inspection: Inspection,
 }
 
 /// Looks at all planned layers under a lease of its own.
@@ -33,6 +36,7 @@ pub(crate) async fn within_lease<T>(
     keeper: &Arc<LeaseKeeper>,
     plan: &Plan,
     snapshotter: &str,
+    inspection: Inspection,
     look: impl AsyncFnOnce(Layers<'_>) -> Result<T, Error>,
 ) -> Result<Result<T, Error>, UnpackError> {
     let (target, name) = (&plan.image.target.digest, &plan.image.name);
@@ -44,6 +48,7 @@ pub(crate) async fn within_lease<T>(
             lease: &lease,
             plan,
             first: 0,
+            inspection,
         })
         .await
     };
@@ -53,7 +58,7 @@ pub(crate) async fn within_lease<T>(
     Ok(looked)
 }
 
-/// Checks that the planned layers on a snapshotter are right, as far as their directories tell.
+/// Checks that the planned layers on a snapshotter were made with their parents.
 /// Snapshotters whose layers cannot be looked at are skipped.
 ///
 /// # Errors
@@ -66,15 +71,21 @@ pub(crate) async fn inspect(
     if !keeper.backend.ports.applier.can_copy_from(snapshotter) {
         return Ok(());
     }
-    let looked = within_lease(keeper, plan, snapshotter, async |layers| {
-        let snapshots = committed(layers.backend, plan, snapshotter).await?;
-        if snapshots.is_empty() {
-            return Ok(());
-        }
-        let sibling = Sibling::open(layers, snapshotter.to_owned(), snapshots).await?;
-        sibling.end(layers.backend).await;
-        Ok(())
-    });
+    let looked = within_lease(
+        keeper,
+        plan,
+        snapshotter,
+        Inspection::Parents,
+        async |layers| {
+            let snapshots = committed(layers.backend, plan, snapshotter).await?;
+            if snapshots.is_empty() {
+                return Ok(());
+            }
+            let sibling = Sibling::open(layers, snapshotter.to_owned(), snapshots).await?;
+            sibling.end(layers.backend).await;
+            Ok(())
+        },
+    );
     match looked.await {
         Ok(Err(error)) if error.kind() == Kind::DataLoss => Err(error),
         looked => {
@@ -126,7 +137,10 @@ impl Sibling {
         let sibling = Self::view(layers, snapshotter, snapshots).await?;
         let applier = &layers.backend.ports.applier;
         let inspected = layers.first..sibling.view.snapshots.len();
-        if let Err(error) = applier.inspect(&sibling.view, inspected).await {
+        if let Err(error) = applier
+            .inspect(&sibling.view, inspected, layers.inspection)
+            .await
+        {
             sibling.end(layers.backend).await;
             return Err(error);
         }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use resnap_core::{ChainId, ChainView, Error, Kind, error_chain};
+use resnap_core::{ChainId, ChainView, Error, Inspection, Kind, error_chain};
 
 use crate::lease::LeaseKeeper;
 use crate::sibling::{Sibling, committed, within_lease};
@@ -16,24 +16,33 @@ use crate::{Plan, UnpackError};
 /// The limit on the chains that are remembered.
 const MAX_CHAINS: usize = 4096;
 
-/// The chains whose files are known, by snapshotter and top layer, each with the time when the top layer was
-/// made: the files of a committed snapshot stay where they are.
+/// The chains whose files are known: the files of a committed snapshot stay where they are.
 #[derive(Debug, Default)]
-pub(crate) struct Views(Mutex<HashMap<(String, ChainId), (SystemTime, Arc<ChainView>)>>);
+pub(crate) struct Views(Mutex<HashMap<Key, Known>>);
+
+/// The snapshotter and the top layer of a chain.
+type Key = (String, ChainId);
+
+/// A chain, and the time when its top layer was made.
+#[derive(Debug)]
+struct Known {
+    made: SystemTime,
+    view: Arc<ChainView>,
+}
 
 impl Views {
-    fn get(&self, key: &(String, ChainId), made: SystemTime) -> Option<Arc<ChainView>> {
+    fn get(&self, key: &Key, made: SystemTime) -> Option<Arc<ChainView>> {
         let views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, view) = views.get(key)?;
-        (*since == made).then(|| Arc::clone(view))
+        let known = views.get(key).filter(|known| known.made == made)?;
+        Some(Arc::clone(&known.view))
     }
 
-    fn insert(&self, key: (String, ChainId), made: SystemTime, view: Arc<ChainView>) {
+    fn insert(&self, key: Key, made: SystemTime, view: Arc<ChainView>) {
         let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if views.len() >= MAX_CHAINS {
             views.clear();
         }
-        views.insert(key, (made, view));
+        views.insert(key, Known { made, view });
     }
 }
 
@@ -79,12 +88,18 @@ async fn view(
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<ChainView, UnpackError> {
-    let viewed = within_lease(keeper, plan, snapshotter, async |layers| {
-        let snapshots = committed(layers.backend, plan, snapshotter).await?;
-        let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
-        let chain = view.chain().clone();
-        view.end(layers.backend).await;
-        Ok(chain)
-    });
+    let viewed = within_lease(
+        keeper,
+        plan,
+        snapshotter,
+        Inspection::Parents,
+        async |layers| {
+            let snapshots = committed(layers.backend, plan, snapshotter).await?;
+            let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
+            let chain = view.chain().clone();
+            view.end(layers.backend).await;
+            Ok(chain)
+        },
+    );
     Ok(viewed.await??)
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use futures::stream;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use resnap_core::{
-    BatchLayer, BlobSource, ByteStream, Digest, Error, Kind, Labels, MissingBlob, Stage,
-    StageTiming, error_chain,
+    BatchLayer, BlobSource, ByteStream, Digest, Error, Inspection, Kind, Labels, MissingBlob,
+    Stage, StageTiming, error_chain,
 };
 use tokio::sync::OnceCell;
 
@@ -37,6 +37,8 @@ pub(crate) struct Supply {
     first: usize,
     layers: Vec<LayerSupply>,
     sibling: OnceCell<Result<Sibling, Error>>,
+    /// The inspection of a sibling before it is chosen.
+    inspection: Inspection,
     /// The labels of the manifest.
     manifest_labels: OnceCell<Labels>,
 }
@@ -47,13 +49,17 @@ impl Supply {
     pub(crate) async fn plan(chain: &Chain, first: usize) -> Result<Self, UnpackError> {
         let (backend, snapshotter) = (&chain.backend, &chain.job.spec.snapshotter);
         match backend.sources.is_empty() || backend.profiles.need(snapshotter).is_some() {
-            true => Ok(Self::new(chain, first, None).await),
-            false => Self::plan_all(chain, first).await,
+            true => Ok(Self::new(chain, first, None, Inspection::Parents).await),
+            false => Self::plan_all(chain, first, Inspection::Parents).await,
         }
     }
 
     /// Finds out which blobs exist, and how the others can be got, whatever the snapshotter is.
-    pub(crate) async fn plan_all(chain: &Chain, first: usize) -> Result<Self, UnpackError> {
+    pub(crate) async fn plan_all(
+        chain: &Chain,
+        first: usize,
+        inspection: Inspection,
+    ) -> Result<Self, UnpackError> {
         let backend = &chain.backend;
         let missing = chain.layers()[first..].iter();
         let digests: Vec<Digest> = missing
@@ -61,12 +67,17 @@ impl Supply {
             .collect();
         let existing = backend.ports.content.existing(&backend.scope, &digests);
         let existing = existing.await.map_err(|error| chain.failed(error))?;
-        Ok(Self::new(chain, first, Some(existing)).await)
+        Ok(Self::new(chain, first, Some(existing), inspection).await)
     }
 
     /// Creates a supply. Without the set of the blobs that exist, they are looked for when they are
     /// needed.
-    async fn new(chain: &Chain, first: usize, existing: Option<HashSet<Digest>>) -> Self {
+    async fn new(
+        chain: &Chain,
+        first: usize,
+        existing: Option<HashSet<Digest>>,
+        inspection: Inspection,
+    ) -> Self {
         let exists = |digest| existing.as_ref().map(|existing| existing.contains(digest));
         let layers = chain.layers()[first..]
             .iter()
@@ -75,6 +86,7 @@ impl Supply {
             first,
             layers: layers.collect(),
             sibling: OnceCell::new(),
+            inspection,
             manifest_labels: OnceCell::new(),
         };
         for index in first..chain.layers().len() {
@@ -124,6 +136,7 @@ impl Supply {
                     lease: &chain.lease,
                     plan: &spec.plan,
                     first: self.first,
+                    inspection: self.inspection,
                 };
                 let find = || Sibling::find(layers, &spec.snapshotter);
                 match self.sibling.get_or_init(find).await {

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Error, labels};
+use resnap_core::{Error, Integrity, labels};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::artifacts::signed_indexes;
+use crate::artifacts::find_indexes;
 use crate::backend::Backend;
 use crate::chain::Chain;
 use crate::event::{LayerOutcome, LayerReport, Phase};
@@ -48,7 +48,7 @@ pub(crate) async fn unpack(
     }
     if spec.repair {
         repair(chain).await?;
-        if integrity.is_on() {
+        if integrity == Integrity::Verity {
             seal(chain).await?;
         }
     }
@@ -90,7 +90,7 @@ pub(crate) async fn unpack(
 }
 
 async fn missing_layers(chain: &Chain, first: usize) -> Result<MissingLayers, UnpackError> {
-    chain.set_indexes(first, signed_indexes(chain, first).await?);
+    find_indexes(chain, first).await?;
     let supply = Arc::new(Supply::plan(chain, first).await?);
     let layers = supply.batch_layers(chain);
     Ok(MissingLayers {

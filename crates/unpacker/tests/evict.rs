@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use resnap_core::testing::{
@@ -15,7 +16,8 @@ use resnap_core::testing::{
 };
 use resnap_core::{
     Applied, Applier, BlobSource, ByteStream, ChainId, ChainView, Container, Descriptor, Error,
-    Kind, MissingBlob, Mount, Platform, Result, Scope, SnapshotKey, labels,
+    Inspection, Kind, MissingBlob, Mount, Platform, Result, Scope, SnapshotKey, error_chain,
+    labels,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, EvictRequest, EvictState, EvictedChain, Eviction, Request, Source,
@@ -28,8 +30,11 @@ fn image(layers: &[&str]) -> SimulatedImage {
     SimulatedImage::new(layers.iter().map(|text| SimulatedLayer::new(text)))
 }
 
-/// An applier that can copy layers from all snapshotters.
-struct Copying(Arc<dyn Applier>);
+/// An applier that can copy layers from all snapshotters, unless one of their files cannot be copied.
+struct Copying {
+    inner: Arc<dyn Applier>,
+    has_bad_file: Arc<AtomicBool>,
+}
 
 #[async_trait]
 impl Applier for Copying {
@@ -40,15 +45,18 @@ impl Applier for Copying {
         mounts: &[Mount],
         sync_fs: bool,
     ) -> Result<Applied> {
-        self.0.apply(scope, layer, mounts, sync_fs).await
+        self.inner.apply(scope, layer, mounts, sync_fs).await
     }
 
     fn can_copy_from(&self, _: &str) -> bool {
         true
     }
 
-    async fn inspect(&self, _: &ChainView, _: Range<usize>) -> Result<()> {
-        Ok(())
+    async fn inspect(&self, _: &ChainView, _: Range<usize>, inspection: Inspection) -> Result<()> {
+        match inspection == Inspection::Full && self.has_bad_file.load(Ordering::Relaxed) {
+            true => Err(Error::new(Kind::FailedPrecondition, "copy", "a bad file")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -56,6 +64,7 @@ impl Applier for Copying {
 struct Node {
     simulated: Simulated,
     engine: Engine,
+    has_bad_file: Arc<AtomicBool>,
 }
 
 impl Node {
@@ -71,9 +80,17 @@ impl Node {
         let mut settings = EngineSettings::default();
         settings.sources = sources;
         let mut ports = simulated.ports();
-        ports.applier = Arc::new(Copying(ports.applier));
+        let has_bad_file = Arc::new(AtomicBool::new(false));
+        ports.applier = Arc::new(Copying {
+            inner: ports.applier,
+            has_bad_file: Arc::clone(&has_bad_file),
+        });
         let engine = Engine::new(ports, NAMESPACE, settings).unwrap();
-        Self { simulated, engine }
+        Self {
+            simulated,
+            engine,
+            has_bad_file,
+        }
     }
 
     /// Adds an image, and unpacks it on `from`.
@@ -339,7 +356,30 @@ async fn layers_that_nothing_keeps_are_not_copied_later() {
     );
     let kept = node.engine.unpack(Request::new("web:1").on("to")).await;
     kept.unwrap();
+    // A copy would find it only after the last other copy is gone.
+    node.has_bad_file.store(true, Ordering::Relaxed);
+    let text = refusal(&node.engine.evict(&request).await.unwrap());
+    assert!(text.contains("sibling: copy a bad file"), "{text}");
+    node.has_bad_file.store(false, Ordering::Relaxed);
     assert_eq!(node.evict(request).await.snapshots, 2);
+}
+
+#[tokio::test]
+async fn a_repair_removes_nothing_that_cannot_be_copied() {
+    let node = Node::with_sources(vec![Source::Sibling { always: false }]);
+    let web = image(&["base", "web"]);
+    node.simulated
+        .add_image(NAMESPACE, "docker.io/library/web:1", &web);
+    let unpacked = node.engine.unpack(Request::new("web:1").on("to")).await;
+    unpacked.unwrap();
+    node.discard(&web);
+    node.unpack_unkept("from", &web);
+    node.has_bad_file.store(true, Ordering::Relaxed);
+    let mut request = Request::new("web:1").on("from");
+    (request.repair, request.by_itself) = (true, true);
+    let error = node.engine.unpack(request).await.unwrap_err();
+    assert!(error_chain(&error).contains("a bad file"), "{error}");
+    assert_eq!(node.count("from"), 2);
 }
 
 #[tokio::test(start_paused = true)]

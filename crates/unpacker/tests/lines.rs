@@ -9,10 +9,10 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
-use resnap_core::Kind;
 use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
 };
+use resnap_core::{Kind, PodId};
 use resnap_unpacker::{Engine, EngineSettings, Request};
 
 #[derive(Clone, Default)]
@@ -65,7 +65,7 @@ async fn a_line_when_it_begins_and_one_when_it_ends() {
     let ask = || {
         let mut request = Request::new(&id).on("erofs");
         request.user_reference = Some("docker.io/library/web:1".to_owned());
-        request.pod = Some("shop/front".to_owned());
+        request.pod = Some(PodId::new("shop/front", "1"));
         engine.unpack(request)
     };
     let title = format!("docker.io/library/web:1 ({id})");

@@ -19,8 +19,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use resnap_core::testing::{Behaviour, Simulated, SimulatedImage, SimulatedLayer};
 use resnap_core::{
     Applied, Applier, ApplyMonitor, Batch, BatchApplier, BlobSource, ByteStream, ChainView,
-    Descriptor, Digest, Error, Kind, Labels, MissingBlob, Mount, Platform, Result, Scope,
-    error_chain, in_batch,
+    Descriptor, Digest, Error, Inspection, Kind, Labels, MissingBlob, Mount, Platform, PodId,
+    Result, Scope, error_chain, in_batch,
 };
 use resnap_unpacker::{
     Engine, EngineSettings, Event, LayerOutcome, Phase, Request, Source, UnpackError,
@@ -335,7 +335,7 @@ async fn wrong_bytes_of_another_client_are_fetched_again() {
 }
 
 /// A source that serves one pod only, after a while.
-struct ForPod(Arc<Memory>, &'static str);
+struct ForPod(Arc<Memory>, PodId);
 
 #[async_trait]
 impl BlobSource for ForPod {
@@ -344,7 +344,7 @@ impl BlobSource for ForPod {
     }
 
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
-        if !blob.pods.contains(self.1) {
+        if !blob.pods.contains(&self.1) {
             return Err(Error::new(Kind::Unauthenticated, "fetch", "blob"));
         }
         self.0.open(blob, offset).await
@@ -355,16 +355,36 @@ impl BlobSource for ForPod {
 async fn the_credentials_of_each_pod_that_waits_are_tried() {
     let (backend, source, _) = discarded(&[0, 1, 2]);
     let mut settings = EngineSettings::default();
-    settings.sources = vec![Source::Blobs(Arc::new(ForPod(source, "shop/b")))];
+    settings.sources = vec![Source::Blobs(Arc::new(ForPod(
+        source,
+        PodId::new("shop/a", "2"),
+    )))];
     let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
-    let jobs = ["shop/a", "shop/b"].map(|pod| {
+    let pods = [PodId::new("shop/a", "1"), PodId::new("shop/a", "2")];
+    let jobs = pods.map(|pod| {
         let mut request = Request::new("web:1").on("erofs");
-        request.pod = Some(pod.to_owned());
+        request.pod = Some(pod);
         engine.unpack(request)
     });
     for job in jobs {
         job.await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_document_that_a_source_guards_is_denied() {
+    let (backend, source, image) = discarded(&[]);
+    backend.remove_blob(NAMESPACE, &image.config.digest);
+    let mut settings = EngineSettings::default();
+    let pod = PodId::new("shop/a", "1");
+    settings.sources = vec![Source::Blobs(Arc::new(ForPod(source, pod.clone())))];
+    let engine = Engine::new(backend.ports(), NAMESPACE, settings).unwrap();
+    let mut request = Request::new("web:1").on("erofs");
+    let error = engine.unpack(request.clone()).await.unwrap_err();
+    assert!(error.is_denied(), "{error:?}");
+    request.pod = Some(pod);
+    let error = engine.unpack(request).await.unwrap_err();
+    assert!(!error.is_denied(), "{error:?}");
 }
 
 /// An applier that writes layers from bytes that are being fetched.
@@ -521,7 +541,7 @@ impl Applier for Full {
         true
     }
 
-    async fn inspect(&self, _: &ChainView, _: Range<usize>) -> Result<()> {
+    async fn inspect(&self, _: &ChainView, _: Range<usize>, _: Inspection) -> Result<()> {
         Ok(())
     }
 

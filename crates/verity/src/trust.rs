@@ -125,30 +125,28 @@ impl Trust {
     ) -> Result<Signer, SignatureError> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let signed = SignedData::parse(der)?;
+        let pinned = self.signers.iter().map(|der| Certificate::parse(der));
+        let pinned = pinned.collect::<Result<Vec<_>, _>>()?;
+        let pinned = pinned.iter().map(|certificate| (certificate, true));
+        let others = signed.certificates.iter();
+        let others = others.map(|certificate| (certificate, false));
         let mut error = None;
-        for pinned in &self.signers {
-            let certificate = Certificate::parse(pinned)?;
-            if signed.names(&certificate) {
-                let trusted = verify_signature(&signed, &certificate, root_hash).and_then(|()| {
+        for (certificate, pinned) in pinned.chain(others) {
+            if !signed.names(certificate) {
+                continue;
+            }
+            let trusted = verify_signature(&signed, certificate, root_hash).and_then(|()| {
+                if pinned {
                     let valid = certificate.check_validity(now);
-                    valid.map_err(|error| chain::error(&certificate, error))
-                });
-                match trusted {
-                    Ok(()) => return Ok(signer(&certificate)),
-                    Err(reason) => error.get_or_insert(reason),
-                };
-            }
-        }
-        for certificate in &signed.certificates {
-            if signed.names(certificate) {
-                let trusted = verify_signature(&signed, certificate, root_hash).and_then(|()| {
+                    valid.map_err(|reason| chain::error(certificate, reason))
+                } else {
                     chain::verify(certificate, &signed.certificates, &self.authorities, now)
-                });
-                match trusted {
-                    Ok(()) => return Ok(signer(certificate)),
-                    Err(reason) => error.get_or_insert(reason),
-                };
-            }
+                }
+            });
+            match trusted {
+                Ok(()) => return Ok(signer(certificate)),
+                Err(reason) => error.get_or_insert(reason),
+            };
         }
         Err(error.unwrap_or_else(|| SignatureError::UnknownSigner(signed.signer())))
     }

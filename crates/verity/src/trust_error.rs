@@ -15,8 +15,8 @@ pub(crate) const CERTIFICATES: usize = 64;
 #[non_exhaustive]
 pub enum TrustError {
     /// The file is not PEM.
-    #[error("it is not PEM: {0:?}")]
-    Pem(pem::Error),
+    #[error("it is not PEM")]
+    Pem(#[source] pem::Error),
     /// The file has no certificates.
     #[error("it has no certificates")]
     Empty,

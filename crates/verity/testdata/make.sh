@@ -24,6 +24,9 @@ distinguished_name = name
 [ca]
 basicConstraints = critical, CA:true
 keyUsage = critical, keyCertSign
+[unfit]
+basicConstraints = critical, CA:true
+keyUsage = critical, digitalSignature
 [code]
 basicConstraints = critical, CA:false
 keyUsage = critical, digitalSignature
@@ -65,10 +68,12 @@ certificate middle ca ca
 certificate foreign-ca foreign-ca ca
 certificate old-ca old-ca ca RSA 20200101000000Z 20210101000000Z
 certificate no-ca ca code
+certificate unfit ca unfit
 certificate signer ca code
 certificate below-middle middle code
 certificate below-old old-ca code
 certificate below-no-ca no-ca code
+certificate below-unfit unfit code
 certificate mail ca mail
 certificate no-purpose ca plain
 certificate foreign foreign-ca code
@@ -88,6 +93,7 @@ cp ca.pem middle.pem old-ca.pem foreign-ca.pem signer.pem self.pem expired.pem m
 	sign self -noattr -nocerts $(by self)
 	sign chain -noattr -certfile middle.pem $(by below-middle)
 	sign no-ca -noattr -certfile no-ca.pem $(by below-no-ca)
+	sign unfit -noattr -certfile unfit.pem $(by below-unfit)
 	for name in mail no-purpose foreign below-old expired future short curve; do
 		sign $name -noattr $(by $name)
 	done

@@ -14,6 +14,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::Cri;
+use resnap_integration::dm_verity::with_dm_verity;
 use resnap_integration::image::{Built, HELLO_SAYS, ROOT_CLOCK, edge_cases, hello, pause, web};
 use resnap_integration::tree::{compare, surprises};
 use resnap_verity::{Sidecar, Work, verify};
@@ -39,31 +40,6 @@ live_tests! {
 
 pub(crate) const VERITY: &str = "snapshotters.erofs.integrity = \"verity\"\n";
 
-/// Returns the command in namespaces of its own, in which the kernel seems to have dm-verity.
-pub(crate) fn with_dm_verity(command: &Command) -> Command {
-    let script = "mount -t tmpfs modules /sys/module && mkdir /sys/module/dm_verity && exec \"$@\"";
-    let mut wrapped = Command::new("unshare");
-    wrapped
-        .args([
-            "--mount",
-            "--propagation",
-            "slave",
-            "sh",
-            "-c",
-            script,
-            "sh",
-        ])
-        .arg(command.get_program())
-        .args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => wrapped.env(name, value),
-            None => wrapped.env_remove(name),
-        };
-    }
-    wrapped
-}
-
 /// Returns `resnap` with this configuration.
 pub(crate) fn resnap(node: &Node, config: &str) -> Result<Command> {
     let path = node.containerd.scratch().join(unique("integrity"));
@@ -74,7 +50,7 @@ pub(crate) fn resnap(node: &Node, config: &str) -> Result<Command> {
 }
 
 /// Runs `resnap unpack` where the kernel seems to have dm-verity.
-fn try_unpack(
+pub(crate) fn try_unpack(
     node: &Node,
     config: &str,
     image: &Built,
@@ -93,7 +69,12 @@ fn try_unpack(
     run_to_end(&mut with_dm_verity(&command))
 }
 
-fn unpack(node: &Node, config: &str, image: &Built, arguments: &[&str]) -> Result<Value> {
+pub(crate) fn unpack(
+    node: &Node,
+    config: &str,
+    image: &Built,
+    arguments: &[&str],
+) -> Result<Value> {
     let lines = try_unpack(node, config, image, arguments)?.json_lines()?;
     Ok(lines.last().context("unpack printed nothing")?["report"].clone())
 }

@@ -38,10 +38,12 @@ mod policy;
 mod poll;
 mod prewarm;
 mod proxy;
+mod referrers;
 mod registry;
 mod repair;
 mod served;
 mod signatures;
+mod signed;
 mod sockets;
 mod steering;
 mod suite;
@@ -99,8 +101,10 @@ fn tests() -> Vec<Test> {
         misbehaving::TESTS,
         missing::TESTS,
         credentials::TESTS,
+        referrers::TESTS,
         registry::TESTS,
         signatures::TESTS,
+        signed::TESTS,
         sockets::TESTS,
         steering::TESTS,
         systemd::TESTS,

@@ -27,7 +27,7 @@ const SCRIPT: &str = concat!(
 /// The middle of 2025, when the certificates of the script are valid.
 const NOW: u64 = 1_751_328_000;
 
-/// Who is trusted with a signature.
+/// A party that is trusted with a signature.
 #[derive(Clone, Copy, PartialEq)]
 enum By {
     /// An authority.
@@ -87,6 +87,12 @@ const REFUSED: &[(&str, By, bool, &str)] = &[
     ("future", Authority("ca"), false, "not valid before"),
     (
         "no-ca",
+        Authority("ca"),
+        false,
+        "may not issue certificates",
+    ),
+    (
+        "unfit",
         Authority("ca"),
         false,
         "may not issue certificates",

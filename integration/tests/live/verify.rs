@@ -6,18 +6,21 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
+use resnap_integration::dm_verity::with_dm_verity;
 use resnap_integration::image::{
     Built, Entry, ImageBuilder, Layer, beside_hello, edge_cases, hello, many, pause, web,
 };
 use rustix::fs::XattrFlags;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::command::{CommandOutput, run_to_end};
-use crate::integrity::{VERITY, resnap, with_dm_verity};
+use crate::integrity::{VERITY, resnap};
 use crate::node::{Node, unique};
+use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
@@ -330,15 +333,18 @@ fn verify_says_what_it_cannot_do(node: &Node) -> Result<()> {
         "--rate",
         "1",
     ]);
-    let mut timed = Command::new("timeout");
-    timed
-        .args(["--signal", "INT", "--preserve-status", "3"])
-        .arg(command.get_program());
-    timed.args(command.get_args());
-    for (name, value) in command.get_envs() {
-        timed.env(name, value.unwrap_or_default());
-    }
-    let output = run_to_end(&mut timed)?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let verifying = command.spawn()?;
+    let has_begun = || Ok(!node.leases()?.is_empty());
+    eventually("a view under a lease", DEADLINE, has_begun)?;
+    let id = Pid::from_raw(verifying.id().cast_signed()).context("no process")?;
+    kill_process(id, Signal::INT)?;
+    let output = verifying.wait_with_output()?;
+    let output = CommandOutput {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout)?,
+        stderr: String::from_utf8(output.stderr)?,
+    };
     ensure!(document(&output, 130)?["is_stopped"] == true, "{output:#?}");
     node.assert_nothing_left("overlayfs")?;
     // The blob is damaged: nothing is removed. Then it is gone.

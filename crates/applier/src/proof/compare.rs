@@ -7,11 +7,12 @@ use std::error::Error as _;
 use std::os::fd::OwnedFd;
 
 use resnap_core::{Evidence, Verified, error_chain};
-use resnap_verity::{Error as VerityError, Trust, Work, verify};
+use resnap_verity::{Error as VerityError, SIDECAR_FILE, Trust, Work, verify};
 use rustix::fs::OFlags;
 
 use super::inode::open;
-use super::{SIDECAR_FILE, read_sidecar, verify_snapshot};
+use super::sidecar::read_sidecar;
+use super::signed::verify_snapshot;
 use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::pace::Pace;

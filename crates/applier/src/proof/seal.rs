@@ -9,13 +9,15 @@ use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 
-use resnap_core::{Descriptor, Proof};
+use resnap_core::{Descriptor, Proof, ProofOrigin};
 use resnap_erofs::ErofsReader;
 use resnap_verity::{BlockSize, Sidecar, Work, verify};
 use rustix::fs::{self, Mode, OFlags};
 
 use super::inode::{Thawed, has_fs_verity, open};
-use super::{append, proof, read_sidecar, remove_if_there, write_sidecar};
+use super::own_tree::{is_image, own_tree};
+use super::sidecar::{proof, read_sidecar, remove_if_there, write_sidecar};
+use super::tree::{append, tree_block};
 use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
@@ -32,14 +34,18 @@ pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Res
         let check = || Ok(guard.step()?);
         let (offset, root) = (sidecar.hash_offset, sidecar.root_hash);
         verify(&image, offset, &root, .., Work::new(&check))?;
-        return Ok(proof(&sidecar, None));
+        return Ok(proof(&sidecar, ProofOrigin::Generated));
+    }
+    if let Some(sidecar) = own_tree(&image, layer, guard)? {
+        write_sidecar(snapshot, &sidecar, None)?;
+        return Ok(proof(&sidecar, ProofOrigin::Layer));
     }
     if has_fs_verity(&image).context("look at the image")? {
         return Err(Error::Unproven(
             "its image has fs-verity, and a file with that can get no tree".to_owned(),
         ));
     }
-    let (size, block) = covered(&image)?;
+    let (size, block) = covered(&image, layer)?;
     let thawed = image.try_clone().and_then(Thawed::new);
     let thawed = thawed.context("make the image writable (its flag immutable)")?;
     let links = image.metadata().context("look at the image")?.nlink();
@@ -54,7 +60,7 @@ pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Res
     write_sidecar(snapshot, &sidecar, None)?;
     let frozen = thawed.freeze(snapshot, NAME);
     frozen.context("make the image immutable again")?;
-    Ok(proof(&sidecar, None))
+    Ok(proof(&sidecar, ProofOrigin::Generated))
 }
 
 /// Replaces an image by a copy with a tree.
@@ -108,9 +114,10 @@ fn write_copy(
     append(&copy, (size, block), None, &layer.digest, guard)
 }
 
-/// Returns the bytes of an image that its tree covers, and the size of their blocks: all that the image has, or all of the file if the
-/// image has its data in other devices, as the index of a tar in the same file has.
-fn covered(image: &File) -> Result<(u64, BlockSize), Error> {
+/// Returns the bytes of an image that its tree covers, and the size of their blocks: all that the image has,
+/// or all of the file if the layer is one, or if the image has its data in other devices, as the index of a tar
+/// in the same file has.
+fn covered(image: &File, layer: &Descriptor) -> Result<(u64, BlockSize), Error> {
     let length = image.metadata().context("look at the image")?.len();
     let opened = image.try_clone().context("open the image")?;
     match ErofsReader::open(opened) {
@@ -121,8 +128,11 @@ fn covered(image: &File) -> Result<(u64, BlockSize), Error> {
                 size,
             })
         }
-        Ok(image) if image.devices() > 0 => Ok((length, BlockSize::B512)),
-        Ok(image) => Ok((image.size(), BlockSize::B4096)),
+        Ok(image) => {
+            let is_whole = image.devices() == 0 && !is_image(layer);
+            let size = if is_whole { image.size() } else { length };
+            Ok((size, tree_block(&image)))
+        }
         Err(error) => Err(Error::NotAnImage(error)),
     }
 }

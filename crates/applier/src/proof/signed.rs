@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use resnap_core::{Digest, ProofSignature};
 use resnap_verity::{RootHash, SIGNATURE_FILE, Trust};
 
-use super::{read_file, read_sidecar};
+use super::sidecar::{read_file, read_sidecar};
 use crate::error::Error;
 
 /// Verifies a signature of a root hash.

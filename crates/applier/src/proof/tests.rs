@@ -24,6 +24,16 @@ use crate::guard::Guard;
 const IMAGE: &str = "layer.erofs";
 const SIDECAR: &str = "layer.erofs.dmverity";
 
+fn layer() -> Descriptor {
+    Descriptor {
+        media_type: String::new(),
+        digest: Digest::sha256(b"blob"),
+        size: 0,
+        annotations: Default::default(),
+        platform: None,
+    }
+}
+
 /// A committed snapshot.
 struct Snapshot {
     dir: TempDir,
@@ -50,14 +60,11 @@ impl Snapshot {
     }
 
     fn seal(&self) -> Result<resnap_core::Proof, Error> {
-        let layer = Descriptor {
-            media_type: String::new(),
-            digest: Digest::sha256(b"blob"),
-            size: 0,
-            annotations: Default::default(),
-            platform: None,
-        };
-        seal(&self.open(), &layer, &Guard::from(CancellationToken::new()))
+        self.seal_as(&layer())
+    }
+
+    fn seal_as(&self, layer: &Descriptor) -> Result<resnap_core::Proof, Error> {
+        seal(&self.open(), layer, &Guard::from(CancellationToken::new()))
     }
 
     fn sidecar(&self) -> Sidecar {
@@ -133,6 +140,32 @@ fn wrong_trees_and_sidecars_are_found() {
     assert_eq!(snapshot.seal().unwrap_err().kind(), Kind::DataLoss);
     fs::remove_file(snapshot.path().join(SIDECAR)).unwrap();
     assert_ne!(snapshot.seal().unwrap(), proof);
+}
+
+#[test]
+fn the_tree_of_a_layer_is_verified_and_kept() {
+    let snapshot = Snapshot::new();
+    let generated = snapshot.seal().unwrap();
+    let offset = snapshot.sidecar().hash_offset;
+    let path = snapshot.path().join(IMAGE);
+    let bytes = fs::read(&path).unwrap();
+    fs::remove_file(snapshot.path().join(SIDECAR)).unwrap();
+    let mut layer = layer();
+    layer.media_type = "application/vnd.erofs".to_owned();
+    let mut annotate = |key: &str, value: String| {
+        let key = format!("org.erofs.dmverity.{key}");
+        layer.annotations.insert(key, value);
+        layer.clone()
+    };
+    annotate("hash_offset", offset.to_string());
+    let wrong = annotate("root_digest", "00".repeat(32));
+    let right = annotate("root_digest", generated.root_hash.clone());
+    assert_eq!(snapshot.seal_as(&wrong).unwrap_err().kind(), Kind::DataLoss);
+    let proof = snapshot.seal_as(&right).unwrap();
+    assert_eq!(proof.origin, resnap_core::ProofOrigin::Layer);
+    assert_eq!(proof.root_hash, generated.root_hash);
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    snapshot.assert_sealed(&proof.root_hash);
 }
 
 #[test]

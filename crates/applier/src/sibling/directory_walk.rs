@@ -13,13 +13,13 @@ use resnap_layer::{EntryKind, File, Metadata};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::below::Below;
+use super::below::{Below, Merged};
 use super::data::FileData;
 use super::fault::Fault;
 use super::item::{Item, is_marker};
 use super::layers::LayerDirectory;
 use super::links::Links;
-use super::listing::{FileName, Listing, NAME};
+use super::listing::{FileName, Lister, Listing, NAME};
 use super::metadata::{At, MetadataReader};
 use super::place::Place;
 use super::position::Position;
@@ -54,6 +54,7 @@ pub(crate) struct DirectoryWalk {
     below: Below,
     guard: Guard,
     reader: MetadataReader,
+    lister: Lister,
     /// The next step is the last.
     steps: Vec<Step>,
     ready: VecDeque<Item>,
@@ -61,7 +62,7 @@ pub(crate) struct DirectoryWalk {
     links: Links,
     at: Position,
     /// Whether directories are returned as they are, once.
-    pub(super) is_plain: bool,
+    is_plain: bool,
 }
 
 impl DirectoryWalk {
@@ -88,12 +89,19 @@ impl DirectoryWalk {
             below,
             guard,
             reader: MetadataReader::default(),
+            lister: Lister::default(),
             ready: VecDeque::new(),
             current: None,
             links: Links::default(),
             at: Position::default(),
             is_plain: false,
         })
+    }
+
+    /// Makes the walk return every directory as it is, whatever is in the layers below.
+    pub(super) fn set_plain(&mut self) {
+        self.is_plain = true;
+        self.steps = vec![Step::Enter(Vec::new(), Vec::new())];
     }
 
     pub(super) fn place(&self) -> &Place {
@@ -104,21 +112,30 @@ impl DirectoryWalk {
         &self.at.path
     }
 
-    /// Looks at all directories of the layer, and at nothing else. A copy looks at the rest, whose faults
-    /// mean nothing for other layers.
+    /// Looks at the directories that layers below have, too, and at nothing else: no other can have been
+    /// made without its parents. A copy looks at the rest, whose faults mean nothing for other layers.
     pub(super) fn inspect(mut self) -> Result<(), StreamError> {
         while let Some(step) = self.steps.pop() {
             if let Step::Enter(path, parents) = step {
                 self.guard.give_memory(size_of_step(&path, &parents));
-                let entered = self.enter(path, &parents);
-                entered.map_err(|fault| self.place.error(&self.at.path, fault))?;
-                let names = self.current.take().map(|current| current.names);
-                for name in names.unwrap_or_default() {
-                    self.guard.give_memory(NAME + name.name.len() as u64);
-                }
-                self.ready.clear();
+                let inspected = self.inspect_directory(path, &parents);
+                inspected.map_err(|fault| self.place.error(&self.at.path, fault))?;
             }
         }
+        Ok(())
+    }
+
+    fn inspect_directory(&mut self, path: Vec<u8>, parents: &[usize]) -> Result<(), Fault> {
+        let merged = self.merge(&path, parents)?;
+        if merged.layers.is_empty() {
+            return Ok(());
+        }
+        self.enter(path, merged)?;
+        let names = self.current.take().map(|current| current.names);
+        for name in names.unwrap_or_default() {
+            self.guard.give_memory(NAME + name.name.len() as u64);
+        }
+        self.ready.clear();
         Ok(())
     }
 
@@ -141,7 +158,8 @@ impl DirectoryWalk {
                 Some(Step::Return(item)) => return Ok(Some(item)),
                 Some(Step::Enter(path, parents)) => {
                     self.guard.give_memory(size_of_step(&path, &parents));
-                    self.enter(path, &parents)?;
+                    let merged = self.merge(&path, &parents)?;
+                    self.enter(path, merged)?;
                 }
             }
         }
@@ -154,22 +172,26 @@ impl DirectoryWalk {
         }
     }
 
+    /// Goes to a directory, and looks it up in the layers below.
+    fn merge(&mut self, path: &[u8], parents: &[usize]) -> Result<Merged, Fault> {
+        self.at.go_to(path.to_vec(), &self.guard)?;
+        self.guard.count_lookup(parents.len())?;
+        Ok(self.below.merge(parents, path)?)
+    }
+
     /// Enters a directory.
-    fn enter(&mut self, path: Vec<u8>, parents: &[usize]) -> Result<(), Fault> {
-        self.at.go_to(path.clone(), &self.guard)?;
+    fn enter(&mut self, path: Vec<u8>, merged: Merged) -> Result<(), Fault> {
         let fd = open_beneath(&self.layer.root, &path)?;
         let stat = fs::fstat(&fd)?;
         self.is_mounted(&stat)?;
         let (own, is_opaque) = self.reader.read(&At::Open(&fd), &stat)?;
-        let Listing { files, directories } = Listing::read(&fd, self.at.count, &self.guard)?;
-
+        let listing = self.lister.list(&fd, self.at.count, &self.guard)?;
+        let Listing { files, directories } = listing;
         let is_empty = files.is_empty() && directories.is_empty();
-        let (metadata, layers) = match self.is_plain {
-            true => (Some(own), Vec::new()),
-            false => {
-                let makes_itself = is_empty && !is_opaque && !path.is_empty();
-                self.stated(own, &stat, (parents, &path), makes_itself)?
-            }
+        let makes_itself = is_empty && !is_opaque && !path.is_empty();
+        let metadata = match self.is_plain {
+            true => Some(own),
+            false => self.stated(own, &stat, &merged, makes_itself)?,
         };
         if let Some(metadata) = metadata {
             let has_content = !(is_empty || self.is_plain);
@@ -182,7 +204,7 @@ impl DirectoryWalk {
         }
         let shown = match is_opaque && !path.is_empty() {
             true => Vec::new(),
-            false => layers,
+            false => merged.layers,
         };
         for name in directories.into_iter().rev() {
             let child = join(&path, &name);
@@ -195,17 +217,15 @@ impl DirectoryWalk {
         Ok(())
     }
 
-    /// Returns the entry of the current directory in the layer, if it has one, and the layers below whose
-    /// directory shows. `is_empty` is whether nothing in the layer makes the directory.
+    /// Returns the entry of a directory in the layer, if it has one. `is_empty` is whether nothing in the
+    /// layer makes the directory.
     fn stated(
         &mut self,
         own: Metadata,
         stat: &Stat,
-        (parents, path): (&[usize], &[u8]),
+        merged: &Merged,
         is_empty: bool,
-    ) -> Result<(Option<Metadata>, Vec<usize>), Fault> {
-        self.guard.count_lookup(parents.len())?;
-        let merged = self.below.merge(parents, path)?;
+    ) -> Result<Option<Metadata>, Fault> {
         let below = match &merged.top {
             Some(top) => Some(self.reader.read(&At::Open(top), &fs::fstat(top)?)?.0),
             None => None,
@@ -218,11 +238,10 @@ impl DirectoryWalk {
             },
             created: self.layer.since,
         };
-        let metadata = match state(own, below, time, is_empty)? {
+        Ok(match state(own, below, time, is_empty)? {
             State::Stated(metadata) => Some(metadata),
             State::Unstated => None,
-        };
-        Ok((metadata, merged.layers))
+        })
     }
 
     /// Returns the file of this name in the current directory.

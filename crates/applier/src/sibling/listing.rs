@@ -3,10 +3,11 @@
 
 //! Lists of the names in a directory.
 
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
 use resnap_layer::Limits;
-use rustix::fs::{self, AtFlags, Dir, FileType};
+use rustix::fs::{self, AtFlags, FileType, RawDir};
 
 use super::fault::Fault;
 use crate::copy_fault::EntryFault;
@@ -15,12 +16,19 @@ use crate::guard::Guard;
 /// Bytes that a name or path takes besides its own.
 pub(super) const NAME: u64 = 96;
 
+/// Bytes of entries that are listed at once: nearly all directories have fewer.
+const BUFFER: usize = 32 * 1024;
+
 /// The name of what is not a directory.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileName {
     pub(super) name: Vec<u8>,
     pub(super) is_regular: bool,
 }
+
+/// Lists directories.
+#[derive(Debug)]
+pub(super) struct Lister(Box<[MaybeUninit<u8>]>);
 
 /// The names in a directory, in order. Sockets are left out: no layer has them.
 #[derive(Debug, Default)]
@@ -29,13 +37,26 @@ pub(super) struct Listing {
     pub(super) directories: Vec<Vec<u8>>,
 }
 
-impl Listing {
-    /// Lists a directory. Takes memory for each name. `before` is the number of files before it.
-    pub(super) fn read(fd: &OwnedFd, before: usize, guard: &Guard) -> Result<Self, Fault> {
-        let mut listing = Self::default();
+impl Default for Lister {
+    fn default() -> Self {
+        Self(Box::new_uninit_slice(BUFFER))
+    }
+}
+
+impl Lister {
+    /// Lists a directory that was opened for this. Takes memory for each name. `before` is the number of
+    /// files before it.
+    pub(super) fn list(
+        &mut self,
+        fd: &OwnedFd,
+        before: usize,
+        guard: &Guard,
+    ) -> Result<Listing, Fault> {
+        let mut listing = Listing::default();
         let limit = Limits::default().entries;
         let mut count = before;
-        for entry in Dir::read_from(fd)? {
+        let mut entries = RawDir::new(fd, &mut self.0);
+        while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if matches!(name, b"." | b"..") {

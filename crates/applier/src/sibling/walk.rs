@@ -35,7 +35,7 @@ impl Walk {
     /// their access control lists before what is in them.
     pub(super) fn plain(mut self) -> Self {
         match &mut self {
-            Self::Directory(walk) => walk.is_plain = true,
+            Self::Directory(walk) => walk.set_plain(),
             Self::Image(walk) => walk.is_plain = true,
         }
         self

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::tree;
-use super::writing::{extract, of_stream, write};
+use super::writing::{extract, of_stream, write, write_index};
 use crate::erofs::Parent;
 use crate::error::Error;
 use crate::guard::Guard;
@@ -61,7 +61,11 @@ impl Chain {
         let images = self.images.iter().rev().cloned().collect::<Vec<_>>();
         let directory = self.add_empty();
         let image = directory.with_file_name("layer.erofs");
-        let written = of_stream(stream, |layer| write(layer, &image, &images));
+        // A chain has images of both forms.
+        let written = match images.len() % 2 {
+            0 => of_stream(stream, |layer| write(layer, &image, &images)),
+            _ => write_index(stream, &image, &images),
+        };
         let extracted = of_stream(stream, |layer| extract(layer, &directory, &below));
         match (extracted, written) {
             (Ok(()), Ok(image)) => {

@@ -13,12 +13,13 @@ use resnap_erofs::ErofsReader;
 use resnap_layer::{Layer, Limits};
 use tokio_util::sync::CancellationToken;
 
-use crate::erofs::{self, Parent};
+use crate::erofs::{self, ImageForm, Parent};
 use crate::error::Error;
 use crate::extract::Extraction;
 use crate::guard::Guard;
 use crate::layer_source::LayerSource;
 use crate::lower::LowerDirs;
+use crate::tar_file::TarFile;
 use crate::whiteout::WhiteoutMode;
 use crate::xattr::XattrNamespace;
 
@@ -60,7 +61,31 @@ pub(crate) fn write(
     below: &[Parent],
 ) -> Result<Parent, Error> {
     let guard = Guard::from(CancellationToken::new());
-    let writer = erofs::write(path, layer, below.is_empty(), false, &guard)?;
+    let writer = erofs::write(path, layer, form(below, false), &guard)?;
     erofs::finish(writer, below.to_vec(), &Digest::sha256(b""), &guard)?;
-    Ok(ErofsReader::open(Arc::new(File::open(path).unwrap())).unwrap())
+    Ok(open(path))
+}
+
+/// Writes a layer as an index before its tar.
+pub(crate) fn write_index(stream: &[u8], path: &Path, below: &[Parent]) -> Result<Parent, Error> {
+    let guard = Guard::from(CancellationToken::new());
+    let tar = TarFile::new(path)?;
+    let writer = of_stream(tar.tee(stream)?, |layer| {
+        erofs::write(path, layer, form(below, true), &guard)
+    })?;
+    let (index, size) = erofs::finish(writer, below.to_vec(), &Digest::sha256(b""), &guard)?;
+    tar.append_to(&index.into_parts().0, size, &guard)?;
+    Ok(open(path))
+}
+
+fn form(below: &[Parent], is_index: bool) -> ImageForm {
+    ImageForm {
+        is_lowest: below.is_empty(),
+        has_tree: false,
+        is_index,
+    }
+}
+
+fn open(path: &Path) -> Parent {
+    ErofsReader::open(Arc::new(File::open(path).unwrap())).unwrap()
 }

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use resnap_applier::{ApplierSettings, Differ};
 use resnap_core::{
-    ApplyMonitor, ApplyPermit, BatchApplier, BatchLayer, ChainView, Descriptor, Kind, LayerCopy,
-    Mount, Scope, Stage, StageTiming, error_chain,
+    ApplyMonitor, ApplyPermit, BatchApplier, BatchLayer, ChainView, Descriptor, Inspection, Kind,
+    LayerCopy, Mount, Scope, Stage, StageTiming, error_chain,
 };
 
 use crate::bed::{Bed, GZIP, TAR, mount, tar};
@@ -75,7 +75,9 @@ async fn layers_are_copied_without_their_blobs() {
     let view = chain(&bed, &layers).await;
     bed.monitor = Arc::clone(&reads) as _;
     let applier = bed.applier(ApplierSettings::default());
-    applier.inspect(&view, 0..12).await.unwrap();
+    for inspection in [Inspection::Parents, Inspection::Full] {
+        applier.inspect(&view, 0..12, inspection).await.unwrap();
+    }
     let batch = batch(&bed, copies(&layers, &view));
     let mut snapshots = Vec::new();
     for index in 0..12 {
@@ -186,7 +188,10 @@ async fn what_cannot_be_copied_is_not_left_to_containerd() {
     let mut other = view.clone();
     other.snapshotter = "native".to_owned();
     let applier = bed.applier(ApplierSettings::default());
-    let error = applier.inspect(&other, 0..1).await.unwrap_err();
+    let error = applier
+        .inspect(&other, 0..1, Inspection::Parents)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::Unimplemented);
     let mut no_layer = good.clone();
     no_layer.copy.as_mut().unwrap().index = 1;
@@ -200,7 +205,11 @@ async fn what_cannot_be_copied_is_not_left_to_containerd() {
         said.contains("etc/.wh.x") && said.contains("layer 0"),
         "{said}"
     );
-    applier.inspect(&view, 0..1).await.unwrap();
+    let inspect = |inspection| applier.inspect(&view, 0..1, inspection);
+    inspect(Inspection::Parents).await.unwrap();
+    let error = inspect(Inspection::Full).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+    assert!(error_chain(&error).contains("etc/.wh.x"), "{error}");
     // The differ of containerd alone cannot copy.
     let mut settings = ApplierSettings::default();
     settings

@@ -64,7 +64,7 @@ pub enum BundleFault {
     PayloadDigest {
         /// Its number.
         number: usize,
-        /// What it has.
+        /// The text in its place.
         digest: String,
     },
     /// A payload does not say which layer it is of.
@@ -118,7 +118,7 @@ pub enum BundleFault {
     RootHash {
         /// The digest of the layer.
         layer: Digest,
-        /// What it has.
+        /// The text in its place.
         value: String,
     },
     /// The bytes of a signature in the manifest differ from the blob's.

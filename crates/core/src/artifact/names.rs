@@ -33,7 +33,7 @@ struct Names {
     signature: &'static str,
     /// The annotation of the index and the tree with the digest of the layer.
     source_layer: &'static str,
-    /// That of the signature.
+    /// The annotation of the signature with the digest of the layer.
     signed_layer: &'static str,
     /// The annotation of the signature with the root hash.
     root_hash: &'static str,

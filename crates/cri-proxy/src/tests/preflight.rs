@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::containerd::Containerd;
 use super::service::{Answer, Asked, Service};
 use crate::deadline::Deadline;
+use crate::failures::Failures;
 use crate::grpc::Status;
 use crate::messages::{
     ContainerConfig, CreateContainerRequest, ImageSpec, Mount, RunPodSandboxRequest,
@@ -46,6 +47,7 @@ struct Bed {
     service: Arc<Service>,
     containerd: Arc<Containerd>,
     events: Arc<Events>,
+    failures: Failures,
     _dir: TempDir,
 }
 
@@ -67,6 +69,7 @@ impl Bed {
             service,
             containerd,
             events,
+            failures: Failures::default(),
             _dir: dir,
         }
     }
@@ -87,6 +90,7 @@ impl Bed {
             request,
             deadline: Deadline::of(&HeaderMap::from_iter(timeout)),
             held: None,
+            failures: &self.failures,
         }
     }
 
@@ -432,6 +436,18 @@ async fn a_failed_unpack_of_containerd_is_tried_again_after_ours() {
         assert_eq!(bed.events(), [event], "{snapshotter}");
         assert_eq!(bed.repairs(), [false], "{snapshotter}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_sources_are_asked_once_for_a_call() {
+    let bed = Bed::answering([failed(), Answer::Ready]);
+    let request = container("erofs", &[]);
+    // containerd may still have what is needed.
+    assert_eq!(bed.before(&request).await, Ok(Resolution::Known));
+    let preflight = bed.preflight(&request, None);
+    let retry = preflight.retry(&unpack_failed()).await;
+    assert_eq!(retry.map_err(|status| status.kind), Err(Kind::DataLoss));
+    assert_eq!(bed.service.asked().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use resnap_core::{Error, Kind, NotReady};
+use resnap_core::{EnsureProgress, Error, Integrity, Kind, NotReady};
 
 use super::containerd::IMAGE_ID;
 use super::node::{IMAGE_STATUS, Node, PULL_IMAGE, answered, begin};
 use super::service::{Answer, Asked, Service};
 use crate::grpc::{Status, decode, encode};
+use crate::limits::MAX_BACKGROUND;
 use crate::messages::{
     ClientImageSpec, ClientPullRequest, ClientSandboxConfig, ImageStatusRequest,
     ImageStatusResponse, PodSandbox, PodSandboxMetadata,
@@ -194,6 +195,36 @@ async fn the_policy_for_pulls_holds() {
 }
 
 #[tokio::test]
+async fn pulls_are_not_steered_to_layers_that_need_a_proof() {
+    let mut settings = ProxySettings {
+        steer_pulls: When::Always,
+        ..ProxySettings::default()
+    };
+    settings.profiles.entry("erofs").integrity = Integrity::Verity;
+    let node = node(ready_on(&SAFE), "2.1.9", settings);
+    let sent = encode(&pull_for("a")).unwrap();
+    assert_eq!(pulled(&node, &sent).await, sent);
+}
+
+#[tokio::test]
+async fn sandbox_images_without_a_proof_are_known_before_the_first_pod() {
+    for (integrity, is_ready, unproven) in [
+        (Integrity::Off, false, None),
+        (Integrity::Verity, true, None),
+        (Integrity::Verity, false, Some(vec!["erofs".to_owned()])),
+    ] {
+        let mut settings = ProxySettings {
+            sandbox_image: Some("pause:1".to_owned()),
+            ..ProxySettings::default()
+        };
+        settings.profiles.entry("erofs").integrity = integrity;
+        let node = node(ready_on(&[("erofs", is_ready)]), "2.1.9", settings);
+        let found = node.proxy.unproven_sandbox_image().await.unwrap();
+        assert_eq!(found.map(|(_, snapshotters)| snapshotters), unproven);
+    }
+}
+
+#[tokio::test]
 async fn a_handler_that_containerd_ignores_is_not_steered_to_again() {
     let node = node(ready_on(&SAFE), "2.1.9", ProxySettings::default());
     let sent = encode(&pull_for("a")).unwrap();
@@ -274,6 +305,19 @@ async fn what_is_missing_after_a_pull_is_made_ready_in_the_background() {
         pulled(&node, &encode(&pull_for(pod)).unwrap()).await;
     }
     assert_eq!(node.service.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_job_that_runs_after_a_pull_takes_no_place_from_others() {
+    let count = MAX_BACKGROUND + 1;
+    let runs = || Answer::Progress(EnsureProgress::default());
+    let service = Service::answering((0..count).map(|_| runs()));
+    let node = node(service, "1.6.20", ProxySettings::default());
+    let sent = encode(&pull_for("a")).unwrap();
+    for pulls in 1..=count {
+        pulled(&node, &sent).await;
+        node.asked(pulls).await;
+    }
 }
 
 /// Returns what kubelet sends to look up `some:1` for a pod.

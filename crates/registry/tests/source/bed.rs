@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use resnap_core::{
-    BlobSource, Descriptor, Digest, MissingBlob, PullCredentials, Result, error_chain,
+    BlobSource, Descriptor, Digest, MissingBlob, PodId, PullCredentials, Result, error_chain,
 };
 use resnap_registry::{RegistrySource, Settings};
 use tempfile::TempDir;
@@ -77,6 +77,11 @@ impl Bed {
     }
 }
 
+/// Returns a pod by its name.
+pub(crate) fn pod(name: &str) -> PodId {
+    PodId::new(name, "1")
+}
+
 /// Returns the blob as missing from the repository `team/web` of a registry.
 pub(crate) fn missing(host: &str) -> MissingBlob {
     MissingBlob {
@@ -90,7 +95,7 @@ pub(crate) fn missing(host: &str) -> MissingBlob {
         reference: Some(format!("{host}/team/web:1")),
         repositories: Default::default(),
         urls: Vec::new(),
-        pods: ["ns/a".to_owned()].into(),
+        pods: [pod("ns/a")].into(),
     }
 }
 

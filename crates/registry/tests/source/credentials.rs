@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use resnap_core::{Credential, Kind, PullCredentials};
+use resnap_core::{Credential, Kind, PodId, PullCredentials};
 
-use crate::bed::{BLOB, Bed, missing, target};
+use crate::bed::{BLOB, Bed, missing, pod, target};
 use crate::server::{End, Reply, Server};
 
 const HOUR: Duration = PullCredentials::LIFETIME;
@@ -75,7 +75,7 @@ async fn passwords_go_to_the_token_server() {
         .insert(
             &format!("{}/team/web:2", registry.address),
             basic("p"),
-            "ns/a",
+            &pod("ns/a"),
             HOUR,
         )
         .unwrap();
@@ -90,7 +90,7 @@ async fn identity_tokens_are_posted() {
     let reference = format!("{}/team/web", registry.address);
     let token = Credential::IdentityToken("r&t".into());
     bed.credentials
-        .insert(&reference, token, "ns/a", HOUR)
+        .insert(&reference, token, &pod("ns/a"), HOUR)
         .unwrap();
     assert_eq!(bed.fetch(&missing(&registry.address)).await.unwrap(), BLOB);
     let request = &tokens.requests()[0];
@@ -114,7 +114,7 @@ async fn registry_tokens_go_to_the_registry() {
     let reference = format!("{}/team/web", registry.address);
     let token = Credential::RegistryToken("good".into());
     bed.credentials
-        .insert(&reference, token, "ns/a", HOUR)
+        .insert(&reference, token, &pod("ns/a"), HOUR)
         .unwrap();
     assert_eq!(bed.fetch(&missing(&registry.address)).await.unwrap(), BLOB);
     assert!(tokens.requests().is_empty());
@@ -176,7 +176,7 @@ async fn a_credential_never_goes_to_a_token_server_without_https() {
     bed.settings.connect = Duration::from_millis(200);
     let reference = format!("{}/team/web", registry.address);
     bed.credentials
-        .insert(&reference, basic("p"), "ns/a", HOUR)
+        .insert(&reference, basic("p"), &pod("ns/a"), HOUR)
         .unwrap();
     let (_, text) = bed.failure(&missing(&registry.address)).await;
     let part = "192.0.2.1/token: no credential is sent to a token server without https";
@@ -202,7 +202,7 @@ async fn a_token_that_expires_in_the_middle_is_renewed() {
     let bed = Bed::new();
     let reference = format!("{}/team/web", registry.address);
     bed.credentials
-        .insert(&reference, basic("p"), "ns/a", HOUR)
+        .insert(&reference, basic("p"), &pod("ns/a"), HOUR)
         .unwrap();
     assert_eq!(bed.fetch(&missing(&registry.address)).await.unwrap(), BLOB);
     let basic = Some("Basic dTpw".to_owned());
@@ -215,12 +215,12 @@ async fn a_pulls_credential_serves_its_pod_and_repository_only() {
     let bed = Bed::new();
     let reference = format!("{}/team/web:1", registry.address);
     bed.credentials
-        .insert(&reference, basic("p"), "ns/a", HOUR)
+        .insert(&reference, basic("p"), &pod("ns/a"), HOUR)
         .unwrap();
     let blob = missing(&registry.address);
     assert_eq!(bed.fetch(&blob).await.unwrap(), BLOB);
     let mut others = vec![blob.clone(), blob.clone(), blob.clone()];
-    others[0].pods = ["ns/b".to_owned()].into();
+    others[0].pods = [pod("ns/b"), PodId::new("ns/a", "2")].into();
     others[1].pods.clear();
     others[2].reference = Some(format!("{}/team/other:1", registry.address));
     for other in others {
@@ -234,7 +234,7 @@ async fn a_pulls_credential_serves_its_pod_and_repository_only() {
         );
     }
     bed.credentials
-        .insert(&reference, basic("p"), "ns/a", Duration::ZERO)
+        .insert(&reference, basic("p"), &pod("ns/a"), Duration::ZERO)
         .unwrap();
     let (kind, _) = bed.failure(&blob).await;
     assert_eq!(kind, Kind::Unauthenticated);
@@ -249,7 +249,7 @@ async fn a_mirror_gets_its_own_credentials_only() {
         &format!("server = 'http://{}'", mirror.address),
     );
     bed.credentials
-        .insert("127.0.0.1:9/team/web", basic("p"), "ns/a", HOUR)
+        .insert("127.0.0.1:9/team/web", basic("p"), &pod("ns/a"), HOUR)
         .unwrap();
     bed.docker(r#"{"auths":{"127.0.0.1:9":{"username":"u","password":"p"}}}"#);
     let (kind, _) = bed.failure(&missing("127.0.0.1:9")).await;
@@ -273,7 +273,7 @@ async fn credentials_are_tried_in_order() {
     let host = &registry.address;
     let reference = format!("{host}/team/web");
     bed.credentials
-        .insert(&reference, basic("wrong"), "ns/a", HOUR)
+        .insert(&reference, basic("wrong"), &pod("ns/a"), HOUR)
         .unwrap();
     bed.docker(&format!(
         r#"{{"auths":{{"{host}/team":{{"username":"u","password":"old"}},"http://{host}":{{"auth":"dTpw"}}}}}}"#

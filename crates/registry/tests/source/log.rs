@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use resnap_core::{Credential, PullCredentials};
 
-use crate::bed::{BLOB, Bed, missing};
+use crate::bed::{BLOB, Bed, missing, pod};
 use crate::server::{Reply, Server};
 
 /// The log as it is written.
@@ -59,7 +59,7 @@ async fn no_level_of_the_log_has_credentials() {
     let reference = format!("{host}/team/web");
     let lifetime = PullCredentials::LIFETIME;
     bed.credentials
-        .insert(&reference, credential, "ns/a", lifetime)
+        .insert(&reference, credential, &pod("ns/a"), lifetime)
         .unwrap();
     assert_eq!(bed.fetch(&missing(host)).await.unwrap(), BLOB);
     // The name and the password as the header has them.

@@ -137,6 +137,8 @@ fn general(config: &Config) -> Vec<Row> {
         }),
         Row::of("sources.archives", &config.archives, paths),
         Row::of("sources.hosts_dir", &config.hosts_dir, paths),
+        Row::of("integrity.authorities", &config.authorities, paths),
+        Row::of("integrity.signers", &config.signers, paths),
         Row::of("api.socket", &config.api_socket, path),
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())
@@ -171,7 +173,7 @@ fn unpack(config: &Config) -> impl Iterator<Item = Row> {
     })
 }
 
-fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 6] {
+fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 7] {
     let source = config.profile_source(name);
     let differ = match config.applier.differ(name) {
         Differ::Auto => "auto",
@@ -202,6 +204,10 @@ fn snapshotter(config: &Config, name: &str, profile: &Profile) -> [Row; 6] {
         ("labels", labels),
         ("os_features", features),
         ("volumes", volumes),
+        (
+            "erofs_mode",
+            Some(config.applier.erofs_mode(name).as_str().to_owned()),
+        ),
         ("integrity", Some(profile.integrity.as_str().to_owned())),
     ]
     .map(|(key, value)| Row::new(format!("snapshotters.{name}.{key}"), value, &source))

@@ -22,6 +22,7 @@ pub(crate) async fn run(
     output: &mut Output,
 ) -> Result<ExitStatus> {
     let snapshotter = &arguments.snapshotter;
+    let (signals, stop) = listen()?;
     engine.require_snapshotter(snapshotter).await?;
     let images = match arguments.all {
         false => arguments.images,
@@ -31,7 +32,6 @@ pub(crate) async fn run(
             best.collect()
         }
     };
-    let (signals, stop) = listen()?;
     let mut run = Run {
         verifier: engine.verifier(snapshotter).rate(arguments.rate),
         executor: Executor::Local(engine.clone()),

@@ -19,8 +19,8 @@ use resnap_verity::Trust;
 use serde::Deserialize;
 
 use super::words::{
-    DifferWord, IntegrityWord, KeepWord, LabelsWord, SiblingWord, SourceName, UnlabelledWord,
-    VolumesWord, WhenWord,
+    DifferWord, ErofsModeWord, IntegrityWord, KeepWord, LabelsWord, SiblingWord, SourceName,
+    UnlabelledWord, VolumesWord, WhenWord,
 };
 use crate::warm::Floor;
 
@@ -116,23 +116,25 @@ pub(super) struct SourcesSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct IntegritySection {
-    pub(super) authorities: Vec<PathBuf>,
-    pub(super) signers: Vec<PathBuf>,
+    pub(super) authorities: Option<Vec<PathBuf>>,
+    pub(super) signers: Option<Vec<PathBuf>>,
 }
 
 impl IntegritySection {
     /// Reads the certificates, if there are any.
     pub(super) fn trust(&self) -> Result<Option<Trust>> {
-        if self.authorities.is_empty() && self.signers.is_empty() {
+        let all = |paths: &Option<Vec<PathBuf>>| paths.clone().unwrap_or_default();
+        let (authorities, signers) = (all(&self.authorities), all(&self.signers));
+        if authorities.is_empty() && signers.is_empty() {
             return Ok(None);
         }
         let mut trust = Trust::new();
         let read = |path: &Path| fs::read(path).with_context(|| format!("read {path:?}"));
-        for path in &self.authorities {
+        for path in &authorities {
             let added = trust.add_authorities(&read(path)?);
             added.with_context(|| format!("[integrity] authorities: {path:?}"))?;
         }
-        for path in &self.signers {
+        for path in &signers {
             let added = trust.add_signers(&read(path)?);
             added.with_context(|| format!("[integrity] signers: {path:?}"))?;
         }
@@ -168,6 +170,7 @@ pub(super) struct SnapshotterSection {
     pub(super) differ: Option<DifferWord>,
     pub(super) sync_fs: Option<bool>,
     pub(super) integrity: Option<IntegrityWord>,
+    pub(super) erofs_mode: Option<ErofsModeWord>,
 }
 
 /// An unpack configuration, for requests without a snapshotter.

@@ -7,6 +7,8 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use std::fs;
 
+use resnap_core::ErofsMode;
+
 use super::*;
 use crate::args::Arguments;
 
@@ -126,10 +128,12 @@ fn words_for_pulls_are_read() {
 
 #[test]
 fn differs_are_read() {
-    let text = "[snapshotters.mine]\ndiffer = 'resnap'\nsync_fs = true\n[snapshotters.other]";
+    let text = "[snapshotters.mine]\ndiffer = 'resnap'\nsync_fs = true\nerofs_mode = 'tar-index'\n[snapshotters.other]";
     let config = load_text(text).unwrap();
     let differs = ["mine", "other"].map(|name| config.applier.differ(name));
     assert_eq!(differs, [Differ::Resnap, Differ::Auto]);
+    let modes = ["mine", "other"].map(|name| config.applier.erofs_mode(name));
+    assert_eq!(modes, [ErofsMode::TarIndex, ErofsMode::Full]);
     let syncs = ["mine", "other"].map(|name| config.profiles.get(name).sync_fs);
     assert_eq!(syncs, [true, false]);
 }

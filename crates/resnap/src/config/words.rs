@@ -4,7 +4,7 @@
 //! The words that values of the configuration file have.
 
 use resnap_applier::Differ;
-use resnap_core::Integrity;
+use resnap_core::{ErofsMode, Integrity};
 use resnap_cri_proxy::{Unlabelled, When};
 use resnap_unpacker::KeepFetched;
 use serde::Deserialize;
@@ -121,6 +121,22 @@ pub(super) enum IntegrityWord {
     Off,
     Verity,
     Signed,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum ErofsModeWord {
+    Full,
+    TarIndex,
+}
+
+impl From<ErofsModeWord> for ErofsMode {
+    fn from(word: ErofsModeWord) -> Self {
+        match word {
+            ErofsModeWord::Full => Self::Full,
+            ErofsModeWord::TarIndex => Self::TarIndex,
+        }
+    }
 }
 
 impl From<IntegrityWord> for Integrity {

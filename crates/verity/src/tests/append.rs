@@ -3,10 +3,14 @@
 
 //! Trees that are appended.
 
+use std::collections::HashSet;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use super::common::{SIZES, UUID, boundaries, contents, described, device, file, noise, work};
 use crate::{BlockSize, Error, RootHash, Work, append};
@@ -61,6 +65,26 @@ fn threads_do_not_change_the_bytes() {
         append(&file, data.len() as u64, BlockSize::B4096, UUID, None, work).expect("a device");
         assert!(contents(&file) == expected, "{threads} threads");
     }
+}
+
+#[test]
+fn threads_work_at_once() {
+    let data = noise(8 << 20);
+    let file = file(&data);
+    let seen = Mutex::new(HashSet::new());
+    // Each thread waits for the others to come.
+    let check = || {
+        let seen = || seen.lock().expect("no panic");
+        seen().insert(thread::current().id());
+        let mut tries = 0..5000;
+        while seen().len() < 3 && tries.next().is_some() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    };
+    let work = Work::new(&check).threads(NonZeroUsize::new(3).expect("threads"));
+    append(&file, data.len() as u64, BlockSize::B4096, UUID, None, work).expect("a device");
+    assert_eq!(seen.lock().expect("no panic").len(), 3);
 }
 
 #[test]

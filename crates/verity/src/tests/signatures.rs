@@ -122,6 +122,7 @@ fn each_refusal_has_its_reason() {
         ),
         (made!("no-purpose.p7s"), "is not for code signing"),
         (made!("no-ca.p7s"), "may not issue certificates"),
+        (made!("unfit.p7s"), "may not issue certificates"),
         (
             made!("authority.p7s"),
             "\"CN=ca,O=Example\" is an authority",

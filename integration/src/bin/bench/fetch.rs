@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,6 +14,7 @@ use resnap_integration::daemon::Options;
 use resnap_integration::image::Built;
 use resnap_integration::registry::{Link, Registry};
 
+use crate::process::cpu;
 use crate::sample::Sample;
 use crate::setup::{Setup, images};
 use crate::table::{Row, Table};
@@ -179,7 +181,8 @@ impl Bed<'_> {
         let socket = setup.containerd.socket();
         let mut command = setup.unpack(socket, NAMESPACE, self.snapshotter, self.at_link);
         let before = self.registry.requests()?.len();
-        let sample = Sample::of(command.arg("--config").arg(&config))?;
+        let of = if has_blobs { "unpack" } else { "resnap" };
+        let sample = self.sample(of, command.arg("--config").arg(&config))?;
         let asked = self.registry.requests()?.len() - before;
         let layers = image.layers.len();
         ensure!(
@@ -198,8 +201,30 @@ impl Bed<'_> {
             .args(["--snapshotter", self.snapshotter])
             .arg(&self.at_link.reference)
             .stdout(std::process::Stdio::null());
-        let sample = Sample::of(&mut command)?;
+        let sample = self.sample("ctr", &mut command)?;
         self.setup.remove(NAMESPACE, self.at_link)?;
         Ok(sample)
+    }
+
+    /// Runs a command, and prints what the others take of the same cores meanwhile.
+    fn sample(&self, of: &str, command: &mut Command) -> Result<Sample> {
+        let before = self.others()?;
+        let sample = Sample::of(command)?;
+        let after = self.others()?;
+        let [containerd, registry, link] = [0, 1, 2].map(|at| after[at] - before[at]);
+        println!(
+            "{}: {containerd:.2} s CPU of containerd, {registry:.2} s of the registry, {link:.2} s of \
+             the link",
+            self.variant(of)
+        );
+        Ok(sample)
+    }
+
+    /// Returns the CPU seconds of containerd, the registry and the link, which is in this process.
+    fn others(&self) -> Result<[f64; 3]> {
+        let containerd = self.setup.containerd.pid().context("no containerd")?;
+        let (all, of_children) = cpu(std::process::id())?;
+        let registry = cpu(self.registry.pid())?.0;
+        Ok([cpu(containerd)?.0, registry, all - of_children])
     }
 }

@@ -27,14 +27,16 @@ mod sample;
 mod setup;
 mod sibling;
 mod table;
+mod verity;
 mod warm;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use process::load;
 use resnap_integration::daemon::in_private_namespaces;
 use setup::Setup;
-use table::Table;
+use table::{Load, Table};
 
 type Measure = fn(&Setup) -> Result<Table>;
 
@@ -49,6 +51,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("apply", apply::run),
     ("sibling", sibling::run),
     ("fetch", fetch::run),
+    ("verity", verity::run),
 ];
 
 fn main() -> ExitCode {
@@ -66,9 +69,12 @@ fn run() -> Result<()> {
     let setup = Setup::start()?;
     for (name, measure) in TABLES {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
+            let before = load()?;
             let table = measure(&setup)?;
-            table.show();
-            table.write()?;
+            let after = load()?;
+            let load = Load { before, after };
+            table.show(load);
+            table.write(load)?;
         }
     }
     setup.stop()

@@ -36,3 +36,10 @@ pub(crate) fn cpu(process: u32) -> Result<(f64, f64)> {
     let children = (children_user + children_system) / TICKS;
     Ok(((user + system) / TICKS + children, children))
 }
+
+/// Returns the load average of the last minute.
+pub(crate) fn load() -> Result<f64> {
+    let text = fs::read_to_string("/proc/loadavg").context("read the load")?;
+    let first = text.split_whitespace().next().unwrap_or_default();
+    first.parse().with_context(|| format!("the load {text:?}"))
+}

@@ -24,6 +24,21 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<Row>,
 }
 
+/// The load averages of a minute, before the first variant and after the last.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct Load {
+    pub(crate) before: f64,
+    pub(crate) after: f64,
+}
+
+/// A table, and the load under which it was measured.
+#[derive(Serialize)]
+struct Measured<'a> {
+    #[serde(flatten)]
+    table: &'a Table,
+    load: Load,
+}
+
 /// A variant.
 #[derive(Default, Serialize)]
 pub(crate) struct Row {
@@ -132,8 +147,12 @@ impl Row {
 }
 
 impl Table {
-    pub(crate) fn show(&self) {
+    pub(crate) fn show(&self, load: Load) {
         println!("\n# {}: {}", self.name, self.about);
+        println!(
+            "Load of the machine: {:.1} before, {:.1} at the end.",
+            load.before, load.after
+        );
         println!(
             "{:<52}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}{:>8}  tenant",
             "", "RPCs", "median", "min", "p99", "calls/s", "ratio", "peak", "CPU", "floor", "other"
@@ -167,9 +186,9 @@ impl Table {
         }
     }
 
-    pub(crate) fn write(&self) -> Result<()> {
+    pub(crate) fn write(&self, load: Load) -> Result<()> {
         let path = dir()?.join(format!("{}.json", self.name));
-        let text = serde_json::to_string_pretty(self)?;
+        let text = serde_json::to_string_pretty(&Measured { table: self, load })?;
         fs::write(&path, text).with_context(|| format!("write {path:?}"))
     }
 }

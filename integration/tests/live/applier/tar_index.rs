@@ -21,12 +21,14 @@ use resnap_layer::Layer;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::images;
+use crate::command::run_to_end;
 use crate::differential::lab::erofs;
-use crate::node::{Node, unique};
+use crate::node::{Node, differ_config, unique};
 use crate::suite::live_tests;
 
 live_tests! {
     Erofs: tar_indexes_have_the_trees_of_whole_images_and_of_overlayfs,
+    ErofsHandler: applier_writes_tar_indexes,
 }
 
 /// A form of a layer.
@@ -170,5 +172,57 @@ fn tar_indexes_have_the_trees_of_whole_images_and_of_overlayfs(node: &Node) -> R
         }
     }
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(())
+}
+
+/// Returns the images in the snapshots of erofs.
+fn snapshots(node: &Node) -> Result<Vec<PathBuf>> {
+    let snapshots = std::fs::read_dir(node.snapshotter_root("erofs").join("snapshots"))?;
+    let files = snapshots.map(|snapshot| Ok(snapshot?.path().join("layer.erofs")));
+    let files: Vec<_> = files.collect::<Result<_>>()?;
+    Ok(files.into_iter().filter(|file| file.exists()).collect())
+}
+
+fn applier_writes_tar_indexes(node: &Node) -> Result<()> {
+    let config = node.containerd.scratch().join(unique("config"));
+    let text = differ_config("resnap") + "snapshotters.erofs.erofs_mode = 'tar-index'\n";
+    std::fs::write(&config, text)?;
+    let mut faults = Vec::new();
+    for (image, expected) in images()? {
+        let containerd = node.in_new_namespace();
+        containerd.import(&image)?;
+        containerd.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
+        let containerd = containerd.tree("overlayfs", &image.reference)?;
+
+        let resnap = node.in_new_namespace();
+        resnap.import(&image)?;
+        let mut command = resnap.resnap_command()?;
+        command.env("RESNAP_CONFIG", &config);
+        command.args(["unpack", &image.reference, "--snapshotter", "erofs"]);
+        let unpacked = run_to_end(&mut command)?;
+        ensure!(unpacked.code == Some(0), "{unpacked:#?}");
+        resnap.assert_nothing_left("erofs")?;
+        let tree = resnap.tree("erofs", &image.reference)?;
+        for surprise in surprises(&compare(&containerd, &tree), &expected) {
+            faults.push(format!("{}: {surprise}", image.reference));
+        }
+    }
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    let fsck = node.containerd.dist().tools().join("fsck.erofs");
+    let written = snapshots(node)?;
+    ensure!(!written.is_empty(), "no image was written");
+    for file in written {
+        output(Command::new(&fsck).arg(&file))?;
+        let image = ErofsReader::open(File::open(&file)?)?;
+        let found = (image.block_size(), image.devices());
+        ensure!(found == (512, 1), "{file:?}: {found:?}");
+        let names = std::fs::read_dir(file.parent().context("no snapshot")?)?;
+        let names = names.map(|entry| Ok(entry?.file_name()));
+        let names: Vec<_> = names.collect::<Result<_>>()?;
+        ensure!(
+            names.iter().all(|name| name != "layer.erofs.tar"),
+            "{names:?}"
+        );
+    }
     Ok(())
 }

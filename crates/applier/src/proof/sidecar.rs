@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The files beside an image: the sidecar, and the signature of its root hash.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+
+use resnap_core::{Proof, ProofOrigin};
+use resnap_verity::{SIDECAR_FILE, SIGNATURE_FILE, Sidecar};
+use rustix::fs::{self, AtFlags, Mode, OFlags};
+
+use super::inode::open;
+use crate::error::{Error, IoContext as _};
+
+/// The name of a file that is being written.
+const UNFINISHED: &str = "layer.erofs.dmverity.resnap";
+
+/// The most bytes that are read of a sidecar or a signature, one more than either may have.
+const SMALL: u64 = 64 * 1024 + 1;
+
+/// Writes the signature of a root hash, if there is one, and then the sidecar to the directory of a snapshot,
+/// and flushes all to disk.
+pub(crate) fn write_sidecar(
+    snapshot: &OwnedFd,
+    sidecar: &Sidecar,
+    signature: Option<&[u8]>,
+) -> Result<(), Error> {
+    let bytes = sidecar.encode().map_err(io::Error::other);
+    let bytes = bytes.context("encode the sidecar")?;
+    if let Some(signature) = signature {
+        let written = write_file(snapshot, SIGNATURE_FILE, signature);
+        written.context("write the signature of the image")?;
+    }
+    let written = write_file(snapshot, SIDECAR_FILE, &bytes);
+    written.context("write the sidecar of the image")?;
+    fs::fsync(snapshot).context("flush the snapshot")
+}
+
+/// Writes a file as a whole.
+fn write_file(snapshot: &OwnedFd, name: &str, bytes: &[u8]) -> io::Result<()> {
+    // One of a process that was killed.
+    remove_if_there(snapshot, UNFINISHED)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o644);
+    let mut file: File = fs::openat(snapshot, UNFINISHED, flags, mode)?.into();
+    let written = io::Write::write_all(&mut file, bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| Ok(fs::renameat(snapshot, UNFINISHED, snapshot, name)?));
+    if written.is_err() {
+        // The error that is returned is the reason for both.
+        let _ = remove_if_there(snapshot, UNFINISHED);
+    }
+    written
+}
+
+/// Reads a small file in the directory of a snapshot, if it is there.
+pub(super) fn read_file(snapshot: &OwnedFd, name: &str) -> Result<Option<Vec<u8>>, Error> {
+    let file = match open(snapshot, name, OFlags::RDONLY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.context("open a file beside the image")?,
+    };
+    let mut bytes = Vec::new();
+    let read = file.take(SMALL).read_to_end(&mut bytes);
+    read.context("read a file beside the image")?;
+    Ok(Some(bytes))
+}
+
+/// Returns the sidecar of the image in the directory of a snapshot, if it has one.
+pub(super) fn read_sidecar(snapshot: &OwnedFd) -> Result<Option<Sidecar>, Error> {
+    let bytes = read_file(snapshot, SIDECAR_FILE)?;
+    let sidecar = bytes.map(|bytes| Sidecar::parse(&bytes));
+    sidecar.transpose().map_err(Error::Sidecar)
+}
+
+pub(super) fn remove_if_there(directory: &OwnedFd, name: &str) -> io::Result<()> {
+    match fs::unlinkat(directory, name, AtFlags::empty()) {
+        Err(error) if error != rustix::io::Errno::NOENT => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the proof that a sidecar states, without a signature.
+pub(crate) fn proof(sidecar: &Sidecar, origin: ProofOrigin) -> Proof {
+    Proof::new(sidecar.root_hash.to_string(), origin)
+}
