@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resnap_core::{
-    Applied, Batch, BatchApplier, ChainView, Descriptor, Inspection, Integrity, Mount, Ports,
-    Proof, ProofSignature, Result, Scope,
+    Applied, Batch, BatchApplier, ChainView, Descriptor, Inspection, Integrity, LayerToVerify,
+    Mount, Ports, Proof, ProofSignature, Result, Scope, Verified,
 };
 
 use crate::batch::StagedBatch;
@@ -19,6 +19,7 @@ use crate::proof;
 use crate::settings::{ApplierSettings, Differ};
 use crate::shared::Shared;
 use crate::sibling::{self, snapshots_of_images};
+use crate::verify::verify;
 
 /// The snapshotters whose layers are written in this process by default.
 const KNOWN: [&str; 3] = [EROFS, "native", "overlayfs"];
@@ -154,6 +155,11 @@ impl resnap_core::Applier for InProcessApplier {
             })
         });
         verified.await.map_err(failed)
+    }
+
+    async fn verify(&self, scope: &Scope, layer: &LayerToVerify) -> Result<Verified> {
+        let verified = verify(&self.0, scope, layer).await;
+        verified.map_err(|error| failed("verify layer", layer.descriptor.digest.as_str(), error))
     }
 
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {

@@ -4,6 +4,7 @@
 //! The reasons why a layer is not copied from another snapshotter.
 
 use resnap_core::Kind;
+use resnap_erofs::ImageError;
 
 /// The reason why a layer is not copied.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,14 @@ pub(crate) enum CopyFault {
     /// The chain is not what a view of overlayfs shows.
     #[error("the chain cannot be read: {0}")]
     Chain(String),
+    /// The image of a snapshot cannot be read.
+    #[error("the chain cannot be read: the image of the snapshot {snapshot}: {error}")]
+    Image {
+        /// The name of the snapshot.
+        snapshot: String,
+        /// The reason.
+        error: ImageError,
+    },
     /// The chain has no such layer.
     #[error("the chain has no layer {0}")]
     NoLayer(usize),
@@ -88,6 +97,7 @@ impl CopyFault {
                 ..
             } => Kind::DataLoss,
             Self::Chain(_)
+            | Self::Image { .. }
             | Self::NoLayer(_)
             | Self::Foreign { .. }
             | Self::Target(_)

@@ -70,6 +70,20 @@ pub(crate) enum Error {
     /// The layer cannot have the proof that it needs.
     #[error("it gets no proof: {0}")]
     Unproven(String),
+    /// The committed layer cannot be compared with what proves it.
+    #[error("it cannot be verified: {0}")]
+    Unverifiable(String),
+    /// The committed layer has no tree, and its blob cannot be opened.
+    #[error("it has no dm-verity tree, and its blob is not on the node")]
+    NoEvidence(#[source] resnap_core::Error),
+    /// The blob that a committed layer is compared with is another.
+    #[error("its blob is damaged: uncompressed it has the digest {found} instead of {expected}")]
+    WrongBlob {
+        /// The digest of the uncompressed blob.
+        found: Digest,
+        /// The diff ID.
+        expected: Digest,
+    },
     /// The dm-verity tree of the layer could not be written, or is wrong.
     #[error("the dm-verity tree of the layer")]
     Verity(#[from] resnap_verity::Error),
@@ -164,16 +178,18 @@ impl Error {
     /// Returns the kind of the port's error.
     pub(crate) fn kind(&self) -> Kind {
         match self {
-            Self::Unsupported(_) | Self::Unproven(_) => Kind::FailedPrecondition,
+            Self::Unsupported(_) | Self::Unproven(_) | Self::Unverifiable(_) => {
+                Kind::FailedPrecondition
+            }
             Self::Copy(fault) => fault.kind(),
             Self::Cancelled => Kind::Cancelled,
             Self::Stalled(_) => Kind::DeadlineExceeded,
-            Self::Backend(error) => error.kind(),
+            Self::Backend(error) | Self::NoEvidence(error) => error.kind(),
             Self::Stopped(_) => Kind::ResourceExhausted,
             Self::NotAnImage(error) => kind_of_image_error(error),
             Self::Devices(_) => Kind::InvalidArgument,
             Self::ShortImage { .. } => Kind::InvalidArgument,
-            Self::Damaged(..) | Self::Sidecar(_) => Kind::DataLoss,
+            Self::Damaged(..) | Self::Sidecar(_) | Self::WrongBlob { .. } => Kind::DataLoss,
             Self::Signature(_) => Kind::PermissionDenied,
             Self::Verity(error) => kind_of_verity_error(error),
             _ => find_kind(self).unwrap_or(Kind::Internal),

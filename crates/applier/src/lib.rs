@@ -119,6 +119,7 @@ mod layer_source;
 mod lower;
 mod memory;
 mod meter;
+mod pace;
 mod pipeline;
 mod progress;
 mod proof;
@@ -133,6 +134,7 @@ mod target;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod user_namespace;
+mod verify;
 mod watch;
 mod whiteout;
 mod xattr;

@@ -16,6 +16,7 @@
 //! The image is flushed to disk before the sidecar exists: a sidecar whose image was lost makes every read an
 //! error, for good.
 
+pub(crate) use compare::{Expected, compare};
 pub(crate) use hashed_file::HashedFile;
 pub(crate) use indexed::IndexedImage;
 pub(crate) use kernel::{has_kernel_support, require_kernel};
@@ -25,6 +26,7 @@ pub(crate) use sidecar::{proof, write_sidecar};
 pub(crate) use signed::{verify_signature, verify_snapshot};
 pub(crate) use tree::{append, tree_block};
 
+mod compare;
 mod hashed_file;
 mod indexed;
 mod inode;

@@ -59,9 +59,12 @@
 //! layer ([`resnap_layer::Limits`]), and names are in the memory of the layer. Nothing is read of another file
 //! system that is mounted there.
 
+pub(crate) use data::FileData;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use entries::Entries;
+pub(crate) use item::Item;
 pub(crate) use reading::CopiedLayer;
+pub(crate) use walk::Walk;
 
 mod below;
 mod chain;
@@ -87,15 +90,18 @@ mod window;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use resnap_core::{ChainView, Inspection, LayerCopy};
 
 use self::chain::Layers;
 use self::directory_walk::DirectoryWalk;
-use self::walk::Walk;
+use self::image_walk::ImageWalk;
+use self::layers::LayerImage;
 use crate::copy_fault::CopyFault;
 use crate::error::{Error, IoContext as _, StreamError};
 use crate::guard::Guard;
@@ -124,7 +130,7 @@ pub(crate) fn open(
     blob_size: u64,
     guard: &Guard,
 ) -> Result<CopiedLayer, Error> {
-    let chain = open_chain(&copy.chain, root)?;
+    let chain = open_chain(&copy.chain, root, chain::open)?;
     let walk = Walk::new(&chain, copy.index, guard.clone())?;
     Ok(CopiedLayer::new(walk, blob_size))
 }
@@ -153,7 +159,7 @@ fn inspect_parents(
     layers: Range<usize>,
     guard: &Guard,
 ) -> Result<(), Error> {
-    let chain = open_chain(chain, &root)?;
+    let chain = open_chain(chain, &root, chain::open)?;
     // Whoever wrote an image had its parents.
     let Layers::Directories(chain) = chain else {
         return Ok(());
@@ -164,6 +170,25 @@ fn inspect_parents(
         inspected.context("read the snapshot")?;
     }
     Ok(())
+}
+
+/// Walks through a committed layer as it is, whoever wrote it. `root` is the directory of the chain's
+/// snapshotter.
+pub(crate) fn walk_committed(
+    chain: &ChainView,
+    index: usize,
+    root: &Path,
+    guard: &Guard,
+) -> Result<Walk, CopyFault> {
+    let chain = open_chain(chain, root, chain::open_any)?;
+    Ok(Walk::new(&chain, index, guard.clone())?.plain())
+}
+
+/// Walks through an image that is in no snapshot, as it is.
+pub(crate) fn walk_image(file: Arc<File>, name: &str, guard: &Guard) -> Result<Walk, CopyFault> {
+    let name = name.to_owned();
+    let walk = ImageWalk::new(&[LayerImage { file, name }], 0, guard.clone())?;
+    Ok(Walk::Image(Box::new(walk)).plain())
 }
 
 /// Opens the directories of the snapshots of a chain of images, the base first, whoever wrote them.
@@ -181,7 +206,7 @@ fn inspect_all(
     layers: Range<usize>,
     guard: &Guard,
 ) -> Result<(), Error> {
-    let chain = open_chain(chain, &root)?;
+    let chain = open_chain(chain, &root, chain::open)?;
     for index in layers {
         let mut walk = Walk::new(&chain, index, guard.clone())?;
         let mut inspect = || {
@@ -194,9 +219,13 @@ fn inspect_all(
     Ok(())
 }
 
-fn open_chain(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> {
+fn open_chain(
+    chain: &ChainView,
+    root: &Path,
+    open: fn(&ChainView, &Path) -> Result<Layers, CopyFault>,
+) -> Result<Layers, CopyFault> {
     match is_user_namespace() {
         true => Err(CopyFault::UserNamespace),
-        false => chain::open(chain, root),
+        false => open(chain, root),
     }
 }

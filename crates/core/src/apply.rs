@@ -14,8 +14,8 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
-    ByteStream, Descriptor, Digest, Error, Integrity, Kind, Mount, Proof, ProofSignature, Result,
-    Scope, SnapshotInfo,
+    ByteStream, ChainView, Descriptor, Digest, Error, Integrity, Kind, LayerToVerify, Mount, Proof,
+    ProofSignature, Result, Scope, Verified,
 };
 
 /// The result of an Apply.
@@ -117,6 +117,23 @@ pub trait Applier: Send + Sync {
         Err(cannot_prove(&chain.snapshotter))
     }
 
+    /// Compares a committed layer with what proves it: with the dm-verity tree of its image if it has one,
+    /// otherwise with its blob. Differences are a result, not an error. Dropping the future stops the work.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`](crate::Kind::NotFound) if the layer has no tree and its blob is missing;
+    /// [`Kind::DataLoss`](crate::Kind::DataLoss) if the blob itself is damaged; any other with the reason why
+    /// the layer cannot be compared.
+    async fn verify(&self, scope: &Scope, layer: &LayerToVerify) -> Result<Verified> {
+        let _ = scope;
+        let verify = Error::new(
+            Kind::Unimplemented,
+            "verify layers of",
+            &*layer.chain.snapshotter,
+        );
+        Err(verify.with_source("this applier reads no committed layers"))
+    }
+
     /// Starts writing several layers. Returns `None` if the applier has no better way than one layer
     /// after the other; see [`in_batch`]. It must be called within a tokio runtime.
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
@@ -134,17 +151,6 @@ pub enum Inspection {
     Parents,
     /// All that a copy looks at, except for the data of files.
     Full,
-}
-
-/// A view of a chain of snapshots of one snapshotter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChainView {
-    /// The snapshotter.
-    pub snapshotter: String,
-    /// The mounts of a view of the top snapshot.
-    pub mounts: Vec<Mount>,
-    /// The committed snapshots, the base first.
-    pub snapshots: Vec<SnapshotInfo>,
 }
 
 /// A layer that is copied from a snapshot of another snapshotter. Its diff ID cannot be computed.

@@ -17,6 +17,7 @@
 
 mod apply;
 mod artifact;
+mod chain_view;
 mod credential;
 mod descriptor;
 mod digest;
@@ -39,12 +40,14 @@ mod source;
 mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod verified;
 
 pub use apply::{
-    Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, ChainView,
-    Inspection, LayerCopy, SignedIndex, Stage, StageTiming, in_batch,
+    Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, Inspection,
+    LayerCopy, SignedIndex, Stage, StageTiming, in_batch,
 };
 pub use artifact::{ArtifactSet, Bundle, BundleFault, LayerArtifact, Payload};
+pub use chain_view::ChainView;
 pub use credential::{Credential, PullCredentials, Secret};
 pub use descriptor::{Descriptor, null_is_default};
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
@@ -71,6 +74,7 @@ pub use service::{
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind, Usage};
 pub use source::{BlobSource, MissingBlob};
 pub use stream::ByteStream;
+pub use verified::{Differences, Evidence, LayerToVerify, Verified};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -20,7 +20,7 @@ const HOLE: usize = 4096;
 /// A writer to a new, empty file.
 #[derive(Debug)]
 pub(crate) struct Output<W> {
-    target: W,
+    pub(crate) target: W,
     /// The blocks of the image.
     pub(crate) block: BlockSize,
     buffer: Vec<u8>,

@@ -82,6 +82,12 @@ impl<W: Write + Seek> Writer<W> {
         self.output.free_buffer().map_err(Error::Write)
     }
 
+    /// Returns the target. All data that was added has been written to it; the rest follows in
+    /// [`Self::finish`].
+    pub fn get_mut(&mut self) -> &mut W {
+        &mut self.output.target
+    }
+
     /// Returns the lookups that the paths of entries took so far.
     pub fn lookups(&self) -> LookupBudget {
         self.tree.lookups

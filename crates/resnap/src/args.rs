@@ -4,9 +4,10 @@
 //! The arguments.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use resnap_platforms::Platform;
@@ -27,8 +28,8 @@ use crate::warm::Floor;
   resnap --namespace default images            the images and where they are ready
   resnap jobs                                  the jobs of the daemon
 
-Exit codes: 0 done or ready; 1 not ready, from `check --snapshotter`; 2 any error; 130 stopped
-by a signal.
+Exit codes: 0 done or ready; 1 not ready, from `check --snapshotter`, or wrong, from `verify`; 2 any
+error; 130 stopped by a signal.
 RESNAP_LOG=info (or debug) logs more to standard error; RESNAP_LOG_FORMAT=json logs\nJSON objects, one per line."
 )]
 pub(crate) struct Arguments {
@@ -84,6 +85,13 @@ pub(crate) enum Command {
     Evict(EvictArguments),
     /// Show the state of each layer: snapshots, labels, blobs
     Check(CheckArguments),
+    /// Compare the layers of images with what proves them, and say what differs
+    ///
+    /// A layer is compared with the dm-verity tree of its image, if it has one, or else with its blob: the
+    /// paths, types, modes, owners, sizes, contents and attributes of its files. This process does the work,
+    /// also if a daemon runs. Exit codes: 0 all layers are right, or were healed; 1 a layer is wrong; 2 a layer cannot be
+    /// compared or healed, or another error; 130 after a signal, which ends the work with what is known by then.
+    Verify(VerifyArguments),
     /// List the images and the snapshotters they are ready on
     Images,
     /// List the daemon's jobs: images that are being unpacked
@@ -270,4 +278,34 @@ pub(crate) struct CheckArguments {
     /// in the format of the named snapshotter if all of it is on the node
     #[arg(long)]
     pub(crate) platform: Option<Platform>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArguments {
+    /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
+    #[arg(
+        required_unless_present = "all",
+        conflicts_with = "all",
+        value_name = "IMAGE"
+    )]
+    pub(crate) images: Vec<String>,
+    /// Select all images that are unpacked on --snapshotter
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// The snapshotter
+    #[arg(long, short)]
+    pub(crate) snapshotter: String,
+    /// Remove layers that are wrong, and those above, and unpack them again, if nothing uses them; blobs that are
+    /// missing are fetched, and those that are there are read first
+    #[arg(long)]
+    pub(crate) heal: bool,
+    /// The most bytes that are read in a second, such as 50MB [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
+    pub(crate) rate: Option<NonZeroU64>,
+}
+
+/// Parses a rate: a size, for each second.
+fn parse_rate(text: &str) -> Result<NonZeroU64, String> {
+    let size: ByteSize = text.parse()?;
+    NonZeroU64::new(size.as_u64()).ok_or_else(|| "nothing is read at this rate".to_owned())
 }

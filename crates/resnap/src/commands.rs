@@ -13,6 +13,8 @@ pub(crate) mod images;
 pub(crate) mod jobs;
 pub(crate) mod leases;
 pub(crate) mod migrate;
+mod signals;
 pub(crate) mod snapshotters;
 pub(crate) mod unpack;
+pub(crate) mod verify;
 pub(crate) mod warm;

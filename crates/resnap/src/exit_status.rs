@@ -9,8 +9,8 @@
 pub(crate) enum ExitStatus {
     /// The work is done, or the image is ready.
     Done = 0,
-    /// `check --snapshotter` found an image that is not ready.
-    NotReady = 1,
+    /// `check --snapshotter` found an image that is not ready, or `verify` a layer that is wrong.
+    Negative = 1,
     /// An error occurred and was reported.
     Failed = 2,
     /// A signal stopped the command.

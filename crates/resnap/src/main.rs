@@ -27,7 +27,7 @@ use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::executor::Executor;
 use commands::{
-    check, evict, explain, generate, images, jobs, leases, migrate, snapshotters, unpack,
+    check, evict, explain, generate, images, jobs, leases, migrate, snapshotters, unpack, verify,
     warm as warm_command,
 };
 use config::Config;
@@ -108,6 +108,9 @@ fn run(
             Command::Check(arguments) => {
                 let executor = Executor::find(&config, engine(&config)).await?;
                 check::run(&executor, arguments, output).await
+            }
+            Command::Verify(arguments) => {
+                verify::run(&working_engine(&config).await?, arguments, output).await
             }
             Command::Jobs(arguments) => jobs::run(&config, arguments, output).await,
             Command::Cancel(arguments) => jobs::cancel(&config, arguments, output).await,

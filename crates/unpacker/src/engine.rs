@@ -30,6 +30,7 @@ use crate::signed::{Views, verify_signed};
 use crate::slots::Slots;
 use crate::support::require_reference;
 use crate::unpack::is_rooted;
+use crate::verify::Verifier;
 use crate::watch::watch_jobs;
 use crate::{
     Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LeaseStatus,
@@ -293,6 +294,12 @@ impl Engine {
             Integrity::Signed => verify_signed(&self.keeper, &self.views, plan, snapshotter).await,
             Integrity::Off | Integrity::Verity => Ok(()),
         }
+    }
+
+    /// Returns a verifier of the layers of images on `snapshotter`. It compares all of them with what proves
+    /// them; [`Engine::verify_signed`] looks at their signatures only.
+    pub fn verifier(&self, snapshotter: &str) -> Verifier {
+        Verifier::new(Arc::clone(&self.keeper), self.planner.clone(), snapshotter)
     }
 
     /// Returns the images that are unpacked on `snapshotter`, ordered by name. Takes as few calls for many

@@ -327,7 +327,7 @@ pub enum UnpackError {
         /// The reason.
         cleanup: Error,
     },
-    /// A layer without labels cannot be removed for a repair, since it is in use.
+    /// A layer cannot be removed for a repair, since it is in use.
     #[error("layer {chain_id} of image {image} is in use on {snapshotter}, by {by}")]
     InUse {
         /// The image.

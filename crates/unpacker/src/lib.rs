@@ -71,6 +71,7 @@ mod eviction;
 mod feed;
 mod fetch;
 mod image;
+mod intact;
 mod inventory;
 mod job;
 mod layer;
@@ -103,6 +104,8 @@ mod supply;
 mod support;
 mod title;
 mod unpack;
+mod verification;
+mod verify;
 mod warnings;
 mod watch;
 mod ways;
@@ -125,6 +128,8 @@ pub use request::{Configuration, EngineSettings, Request};
 pub use sources::{KeepFetched, Source, Tried};
 pub use status::{JobState, JobStatus};
 pub use title::name_in_title;
+pub use verification::{Verdict, Verification, VerifiedLayer};
+pub use verify::Verifier;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

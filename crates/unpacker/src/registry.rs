@@ -71,8 +71,9 @@ impl JobRegistry {
     ) -> Result<Waiter, UnpackError> {
         let background = request.background;
         // A person may want the proof that copies lack; a pod wants to start.
-        let replace_copies = request.repair && !request.by_itself && !background;
-        let repair = (request.repair, replace_copies);
+        let is_healing = !request.wrong.is_empty();
+        let replace_copies = request.repair && !is_healing && !request.by_itself && !background;
+        let repair = (request.repair, replace_copies, &request.wrong);
         let mut jobs = self.jobs();
         let mut running = jobs.running.iter();
         if let Some(job) = running.find(|job| job.matches(&plan, &snapshotter, repair)) {
@@ -95,6 +96,7 @@ impl JobRegistry {
             plan,
             snapshotter,
             replace_copies,
+            wrong: request.wrong,
             repair: request.repair,
             origin: request.origin,
             started: self.clock.now(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Repair of a chain that another client unpacked without labels.
+//! Repair of a chain that another client unpacked without labels, or whose layers are wrong.
 
 use std::ops::Range;
 
@@ -10,6 +10,7 @@ use resnap_core::{Inspection, Integrity, Kind, Labels, SnapshotInfo, SnapshotKey
 use crate::UnpackError;
 use crate::artifacts::find_indexes;
 use crate::chain::{ATTEMPTS, Chain};
+use crate::intact::require_intact;
 use crate::plan::PlannedLayer;
 use crate::supply::Supply;
 
@@ -60,6 +61,9 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
         require_unused(chain, index).await?;
     }
     require_content(chain, lowest..present).await?;
+    if !chain.job.spec.wrong.is_empty() {
+        require_intact(chain, lowest..present).await?;
+    }
     for index in (lowest..present).rev() {
         let _lock = chain.lock(index).await?;
         // While the lowest layer is the old one, so are those above: a layer that another repair
@@ -88,8 +92,13 @@ async fn require_content(chain: &Chain, layers: Range<usize>) -> Result<(), Unpa
     required
 }
 
-/// Returns whether a layer lacks labels, or is a copy to be replaced.
+/// Returns whether a layer lacks labels, or is a copy to be replaced; in a job that heals, whether it is one
+/// of the wrong ones.
 fn needs_repair(chain: &Chain, info: &SnapshotInfo) -> bool {
+    let wrong = &chain.job.spec.wrong;
+    if !wrong.is_empty() {
+        return wrong.get(&info.key) == Some(&info.created);
+    }
     let is_copy = info.labels.contains_key(labels::COPIED_FROM);
     let is_incomplete = !labels::missing(&info.labels).is_empty();
     let need = chain.backend.profiles.need(&chain.job.spec.snapshotter);

@@ -3,18 +3,20 @@
 
 //! The settings of an engine and the requests to it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use resnap_core::{EROFS_FEATURE, ManifestPreference, PodId, Profiles};
+use resnap_core::{EROFS_FEATURE, ManifestPreference, PodId, Profiles, SnapshotKey};
 use resnap_handler_wrapper::Wrapper;
 use resnap_platforms::Platform;
 
 use crate::clock::Clock;
 use crate::observe::EngineObserver;
 use crate::sources::{KeepFetched, Source};
+use crate::verification::Verification;
 
 /// The settings of an engine.
 #[derive(Debug, Clone)]
@@ -133,6 +135,8 @@ pub struct Request {
     /// Additional wrappers for the layers' descriptors: annotations under `containerd.io/snapshot/`
     /// become labels.
     pub wrappers: Vec<Wrapper>,
+    /// Layers that are wrong, with the times when they were made.
+    pub(crate) wrong: BTreeMap<SnapshotKey, SystemTime>,
 }
 
 impl fmt::Debug for Request {
@@ -163,6 +167,7 @@ impl Request {
             origin: String::new(),
             pod: None,
             wrappers: Vec::new(),
+            wrong: BTreeMap::new(),
         }
     }
 
@@ -171,6 +176,18 @@ impl Request {
     pub fn on(self, snapshotter: impl Into<String>) -> Self {
         Self {
             snapshotter: Some(snapshotter.into()),
+            ..self
+        }
+    }
+
+    /// Returns this request for making layers again that are wrong, and those above: they are removed if nothing
+    /// uses them and their blobs are right or can be fetched. They are not copied from another snapshotter.
+    #[must_use]
+    pub fn healing(self, verification: &Verification) -> Self {
+        Self {
+            snapshotter: Some(verification.snapshotter.clone()),
+            repair: true,
+            wrong: verification.wrong(),
             ..self
         }
     }

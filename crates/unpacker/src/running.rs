@@ -3,12 +3,12 @@
 
 //! A running job and the callers that wait for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use resnap_core::{PodId, Stage, StageTiming};
+use resnap_core::{PodId, SnapshotKey, Stage, StageTiming};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,8 @@ pub(crate) struct JobSpec {
     pub(crate) repair: bool,
     /// Whether a repair also replaces layers that were copied from another snapshotter.
     pub(crate) replace_copies: bool,
+    /// Layers that are wrong, with the times when they were made: they are removed and made again.
+    pub(crate) wrong: BTreeMap<SnapshotKey, SystemTime>,
     pub(crate) origin: String,
     /// The time of day when the job started.
     pub(crate) started: SystemTime,
@@ -179,12 +181,17 @@ impl RunningJob {
         }
     }
 
-    /// Returns whether the job does what such a request asks for. `repair` is whether it repairs, and
-    /// whether it replaces copies.
-    pub(crate) fn matches(&self, plan: &Plan, snapshotter: &str, repair: (bool, bool)) -> bool {
+    /// Returns whether the job does what such a request asks for. `repair` is whether it repairs, whether
+    /// it replaces copies, and which layers are wrong.
+    pub(crate) fn matches(
+        &self,
+        plan: &Plan,
+        snapshotter: &str,
+        repair: (bool, bool, &BTreeMap<SnapshotKey, SystemTime>),
+    ) -> bool {
         let spec = &self.spec;
         !self.cancellation.is_cancelled()
-            && (spec.repair, spec.replace_copies) == repair
+            && (spec.repair, spec.replace_copies, &spec.wrong) == repair
             && spec.snapshotter == snapshotter
             && *spec.plan == *plan
     }

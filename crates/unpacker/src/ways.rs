@@ -82,7 +82,9 @@ impl LayerState {
 /// that is known.
 pub(crate) fn candidates(chain: &Chain, exists: Option<bool>) -> VecDeque<Candidate> {
     // Nothing proves that a copy is the layer.
-    let replaces_copies = chain.job.spec.replace_copies || chain.integrity().is_on();
+    let spec = &chain.job.spec;
+    let is_healing = !spec.wrong.is_empty();
+    let replaces_copies = spec.replace_copies || is_healing || chain.integrity().is_on();
     let is_allowed =
         |source: &&Source| !(replaces_copies && matches!(source, Source::Sibling { .. }));
     let is_first = |source: &&Source| {

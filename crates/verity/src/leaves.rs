@@ -102,6 +102,23 @@ impl Leaves {
         }
     }
 
+    /// Returns whether a block of the device, counted from 0, has these bytes, or `None` if its digest is not
+    /// kept.
+    pub fn is_block(&self, number: usize, bytes: &[u8]) -> Option<bool> {
+        let digest = self.digests.get(number)?;
+        Some(self.salted.digest(bytes) == *digest)
+    }
+
+    /// Returns the number of blocks whose digests are kept.
+    pub fn len(&self) -> usize {
+        self.digests.len()
+    }
+
+    /// Returns whether no digests are kept.
+    pub fn is_empty(&self) -> bool {
+        self.digests.is_empty()
+    }
+
     pub(crate) fn block(&self) -> BlockSize {
         self.block
     }

@@ -52,6 +52,7 @@ mod tap;
 mod together;
 mod transparent;
 mod unpack;
+mod verify;
 mod verity;
 mod volumes;
 
@@ -113,6 +114,7 @@ fn tests() -> Vec<Test> {
         transparent::TESTS,
         unpack::TESTS,
         unpack::unusual::TESTS,
+        verify::TESTS,
         verity::TESTS,
         volumes::TESTS,
     ]

@@ -54,15 +54,24 @@ fn require_count(paths: &[PathBuf], chain: &ChainView) -> Result<(), CopyFault> 
     }
 }
 
-/// Opens the layers of a chain. `root` is the directory of the snapshotter.
+/// Opens the layers of a chain, if resnap wrote their images. `root` is the directory of the snapshotter.
 pub(super) fn open(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> {
+    let layers = open_any(chain, root)?;
+    if matches!(layers, Layers::Images(_)) {
+        require_own_images(chain)?;
+    }
+    Ok(layers)
+}
+
+/// Opens the layers of a chain, whoever wrote them. `root` is the directory of the snapshotter.
+pub(super) fn open_any(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> {
     let form = form(&chain.snapshotter)?;
     let mut paths = match form {
         Form::Directories => view::directories(&chain.mounts)?,
         Form::Images => view::images(&chain.mounts)?,
     };
     require_count(&paths, chain)?;
-    check_snapshots(chain, form)?;
+    check_snapshots(chain)?;
     let roots = Roots::open(root)?;
     let layers = paths.iter().zip(&chain.snapshots);
     let layers = layers.map(|(path, snapshot)| (&**path, snapshot.key.as_str()));
@@ -83,22 +92,30 @@ pub(super) fn open(chain: &ChainView, root: &Path) -> Result<Layers, CopyFault> 
     Ok(layers)
 }
 
-/// Checks that snapshots are committed and on each other, and that resnap wrote their images.
-fn check_snapshots(chain: &ChainView, form: Form) -> Result<(), CopyFault> {
+/// Checks that resnap wrote the images of snapshots.
+fn require_own_images(chain: &ChainView) -> Result<(), CopyFault> {
+    let mut snapshots = chain.snapshots.iter().enumerate();
+    let foreign =
+        snapshots.find(|(_, snapshot)| !snapshot.labels.contains_key(labels::IMAGE_WRITER));
+    match foreign {
+        None => Ok(()),
+        Some((index, snapshot)) => Err(CopyFault::Foreign {
+            index,
+            snapshot: snapshot.key.to_string(),
+        }),
+    }
+}
+
+/// Checks that snapshots are committed and on each other.
+fn check_snapshots(chain: &ChainView) -> Result<(), CopyFault> {
     let mut parent = None;
-    for (index, snapshot) in chain.snapshots.iter().enumerate() {
+    for snapshot in &chain.snapshots {
         let key = &snapshot.key;
         if snapshot.kind != SnapshotKind::Committed {
             return refuse(format!("the snapshot {key} is not committed"));
         }
         if snapshot.parent.as_ref() != parent {
             return refuse(format!("the snapshot {key} has another parent"));
-        }
-        if form == Form::Images && !snapshot.labels.contains_key(labels::IMAGE_WRITER) {
-            return Err(CopyFault::Foreign {
-                index,
-                snapshot: key.to_string(),
-            });
         }
         parent = Some(key);
     }

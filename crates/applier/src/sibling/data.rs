@@ -24,13 +24,13 @@ const HOLE: u64 = 4096;
 
 /// The data of a file of a layer.
 #[derive(Debug)]
-pub(super) struct FileData {
+pub(crate) struct FileData {
     /// The file that has it.
     pub(super) file: Arc<File>,
     /// The offset of the first byte in it.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// The bytes, more than none.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     pub(super) may_have_holes: bool,
     /// The time of the last modification of a file that has nothing else.
     pub(super) modified: Option<Time>,
@@ -49,12 +49,18 @@ impl FileData {
     }
 
     /// Fills a buffer, which must not reach beyond the end of the data.
+    pub(crate) fn read_exact(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.file
+            .read_exact_at(buffer, self.start.saturating_add(offset))
+    }
+
+    /// Fills a buffer, which must not reach beyond the end of the data.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
-        let read = self.file.read_exact_at(buffer, self.start + offset);
-        read.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => EntryFault::Changed.into(),
-            _ => error.into(),
-        })
+        self.read_exact(offset, buffer)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => EntryFault::Changed.into(),
+                _ => error.into(),
+            })
     }
 
     /// Copies data to the same offset of another file within the kernel, which shares it if the file system

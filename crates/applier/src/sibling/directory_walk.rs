@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use resnap_layer::path::join;
-use resnap_layer::{EntryKind, File};
+use resnap_layer::{EntryKind, File, Metadata};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -47,7 +47,7 @@ struct Current {
 }
 
 /// A walk through the directory of a layer.
-pub(super) struct DirectoryWalk {
+pub(crate) struct DirectoryWalk {
     layer: LayerDirectory,
     place: Place,
     device: u64,
@@ -61,6 +61,8 @@ pub(super) struct DirectoryWalk {
     current: Option<Current>,
     links: Links,
     at: Position,
+    /// Whether directories are returned as they are, once.
+    is_plain: bool,
 }
 
 impl DirectoryWalk {
@@ -92,7 +94,14 @@ impl DirectoryWalk {
             current: None,
             links: Links::default(),
             at: Position::default(),
+            is_plain: false,
         })
+    }
+
+    /// Makes the walk return every directory as it is, whatever is in the layers below.
+    pub(super) fn set_plain(&mut self) {
+        self.is_plain = true;
+        self.steps = vec![Step::Enter(Vec::new(), Vec::new())];
     }
 
     pub(super) fn place(&self) -> &Place {
@@ -178,25 +187,14 @@ impl DirectoryWalk {
         let (own, is_opaque) = self.reader.read(&At::Open(&fd), &stat)?;
         let listing = self.lister.list(&fd, self.at.count, &self.guard)?;
         let Listing { files, directories } = listing;
-        let below = match &merged.top {
-            Some(top) => Some(self.reader.read(&At::Open(top), &fs::fstat(top)?)?.0),
-            None => None,
-        };
-        let time = Time {
-            modified: own.mtime,
-            changed: resnap_layer::Time {
-                seconds: stat.st_ctime,
-                nanoseconds: u32::try_from(stat.st_ctime_nsec).unwrap_or_default(),
-            },
-            created: self.layer.since,
-        };
-        let is_empty = files.is_empty() && directories.is_empty() && !is_opaque;
-        let metadata = match state(own, below, time, is_empty && !path.is_empty())? {
-            State::Stated(metadata) => Some(metadata),
-            State::Unstated => None,
+        let is_empty = files.is_empty() && directories.is_empty();
+        let makes_itself = is_empty && !is_opaque && !path.is_empty();
+        let metadata = match self.is_plain {
+            true => Some(own),
+            false => self.stated(own, &stat, &merged, makes_itself)?,
         };
         if let Some(metadata) = metadata {
-            let has_content = !(files.is_empty() && directories.is_empty());
+            let has_content = !(is_empty || self.is_plain);
             let (before, after) = Item::directory(path.clone(), metadata, has_content);
             self.ready.push_back(before);
             self.steps.extend(after.map(Step::Return));
@@ -217,6 +215,33 @@ impl DirectoryWalk {
         let names = files.into_iter().rev().collect();
         self.current = Some(Current { fd, path, names });
         Ok(())
+    }
+
+    /// Returns the entry of a directory in the layer, if it has one. `is_empty` is whether nothing in the
+    /// layer makes the directory.
+    fn stated(
+        &mut self,
+        own: Metadata,
+        stat: &Stat,
+        merged: &Merged,
+        is_empty: bool,
+    ) -> Result<Option<Metadata>, Fault> {
+        let below = match &merged.top {
+            Some(top) => Some(self.reader.read(&At::Open(top), &fs::fstat(top)?)?.0),
+            None => None,
+        };
+        let time = Time {
+            modified: own.mtime,
+            changed: resnap_layer::Time {
+                seconds: stat.st_ctime,
+                nanoseconds: u32::try_from(stat.st_ctime_nsec).unwrap_or_default(),
+            },
+            created: self.layer.since,
+        };
+        Ok(match state(own, below, time, is_empty)? {
+            State::Stated(metadata) => Some(metadata),
+            State::Unstated => None,
+        })
     }
 
     /// Returns the file of this name in the current directory.

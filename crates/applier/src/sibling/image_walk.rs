@@ -38,7 +38,7 @@ enum Step {
 }
 
 /// A walk through the EROFS image of a layer.
-pub(super) struct ImageWalk {
+pub(crate) struct ImageWalk {
     file: Arc<File>,
     image: ErofsReader<Window>,
     place: Place,
@@ -51,6 +51,8 @@ pub(super) struct ImageWalk {
     parent: Vec<u8>,
     links: Links,
     at: Position,
+    /// Whether directories are returned as they are, once.
+    pub(super) is_plain: bool,
 }
 
 impl ImageWalk {
@@ -64,9 +66,9 @@ impl ImageWalk {
         let file = Arc::clone(&layer.file);
         let opened = ErofsReader::open(Window::new(Arc::clone(&file)));
         let opened = opened.and_then(|image| Ok((image.root()?, image)));
-        let (root, image) = opened.map_err(|error| {
-            let name = &layer.name;
-            CopyFault::Chain(format!("the image of the snapshot {name}: {error}"))
+        let (root, image) = opened.map_err(|error| CopyFault::Image {
+            snapshot: layer.name.clone(),
+            error,
         })?;
         Ok(Self {
             file,
@@ -79,6 +81,7 @@ impl ImageWalk {
             parent: Vec::new(),
             links: Links::default(),
             at: Position::default(),
+            is_plain: false,
         })
     }
 
@@ -135,7 +138,7 @@ impl ImageWalk {
                 }
             }
         }
-        let has_content = !(files.is_empty() && directories.is_empty());
+        let has_content = !(self.is_plain || files.is_empty() && directories.is_empty());
         let (before, after) = Item::directory(path.clone(), metadata, has_content);
         self.ready.push_back(before);
         if is_opaque {

@@ -12,10 +12,10 @@ use crate::xattr::has_default_acl;
 
 /// A file, directory or marker of a layer.
 #[derive(Debug)]
-pub(super) struct Item {
-    pub(super) entry: Entry,
+pub(crate) struct Item {
+    pub(crate) entry: Entry,
     /// The data of a regular file that is not empty.
-    pub(super) data: Option<FileData>,
+    pub(crate) data: Option<FileData>,
 }
 
 impl Item {

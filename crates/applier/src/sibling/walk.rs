@@ -15,7 +15,7 @@ use crate::error::StreamError;
 use crate::guard::Guard;
 
 /// A walk through a layer.
-pub(super) enum Walk {
+pub(crate) enum Walk {
     Directory(Box<DirectoryWalk>),
     Image(Box<ImageWalk>),
 }
@@ -31,8 +31,18 @@ impl Walk {
         })
     }
 
+    /// Makes the walk return every directory once, as it is: also those that the layer does not state, and with
+    /// their access control lists before what is in them.
+    pub(super) fn plain(mut self) -> Self {
+        match &mut self {
+            Self::Directory(walk) => walk.set_plain(),
+            Self::Image(walk) => walk.is_plain = true,
+        }
+        self
+    }
+
     /// Returns the next item, or `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<Item>, StreamError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Item>, StreamError> {
         let next = match self {
             Self::Directory(walk) => walk.next(),
             Self::Image(walk) => walk.next(),

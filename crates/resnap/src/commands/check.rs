@@ -32,7 +32,7 @@ pub(crate) async fn run(
     Ok(if ready || arguments.snapshotter.is_none() {
         ExitStatus::Done
     } else {
-        ExitStatus::NotReady
+        ExitStatus::Negative
     })
 }
 

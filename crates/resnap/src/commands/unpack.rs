@@ -9,12 +9,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use resnap_api::Failure;
 use resnap_unpacker::{Event, LayerOutcome, Report, Request};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use super::executor::Executor;
+use super::signals::listen;
 use crate::args::UnpackArguments;
 use crate::config::Config;
 use crate::connect::working_engine;
@@ -113,28 +111,6 @@ fn print(
 enum Update {
     Event(Event),
     End(Box<Result<Report, Failure>>),
-}
-
-/// Listens for signals. The first cancels the returned token, so that running jobs are cancelled and cleaned
-/// up. The second ends the process without waiting for that.
-fn listen() -> Result<(JoinHandle<()>, CancellationToken)> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let stop = CancellationToken::new();
-    let stopped = stop.clone();
-    let listening = tokio::spawn(async move {
-        for is_first in [true, false] {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if !is_first {
-                std::process::exit(ExitStatus::Cancelled as i32);
-            }
-            stop.cancel();
-        }
-    });
-    Ok((listening, stopped))
 }
 
 fn summary(report: &Report) -> String {
