@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use resnap_core::{
     Applied, Batch, BatchApplier, ChainView, Descriptor, Inspection, Integrity, LayerToVerify,
-    Mount, Ports, Proof, ProofSignature, Result, Scope, Verified,
+    Mount, Ports, Proof, ProofSignature, Result, Scope, Verified, labels,
 };
 
 use crate::batch::StagedBatch;
@@ -147,8 +147,8 @@ impl resnap_core::Applier for InProcessApplier {
             let snapshots = snapshots.map_err(|fault| Error::Unproven(fault.to_string()))?;
             let mut layers = snapshots.iter().zip(&viewed.snapshots);
             layers.try_for_each(|(snapshot, layer)| {
-                proof::verify_snapshot(&trust, snapshot, &layer.labels).map_err(|error| match error
-                {
+                let root_hash = layer.labels.get(labels::ROOT_HASH).map(String::as_str);
+                proof::verify_snapshot(&trust, snapshot, root_hash).map_err(|error| match error {
                     Error::Unproven(why) => Error::Unproven(format!("layer {}: {why}", layer.key)),
                     error => error,
                 })

@@ -61,7 +61,7 @@ pub(crate) fn compare(
     }
     match expected
         .signers
-        .map(|trust| verify_snapshot(trust, snapshot))
+        .map(|trust| verify_snapshot(trust, snapshot, None))
     {
         Some(Err(Error::Unproven(why))) => differences.add(|| why),
         Some(Err(error @ Error::Signature(_))) => differences.add(|| error_chain(&error)),

@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
-use resnap_core::{Digest, Labels, ProofSignature, labels};
+use resnap_core::{Digest, ProofSignature};
 use resnap_verity::{RootHash, SIGNATURE_FILE, Trust};
 
 use super::sidecar::{read_file, read_sidecar};
@@ -28,20 +28,17 @@ pub(crate) fn verify_signature(
     })
 }
 
-/// Checks that the image in the directory of a snapshot has a sidecar whose root hash is signed, and the one
-/// of the snapshot's labels. Reads nothing of the image.
+/// Checks that the image in the directory of a snapshot has a sidecar whose root hash is signed, and is the
+/// expected one, if that is known. Reads nothing of the image.
 pub(crate) fn verify_snapshot(
     trust: &Trust,
     snapshot: &OwnedFd,
-    labels: &Labels,
+    expected: Option<&str>,
 ) -> Result<(), Error> {
     let missing = |name: &str| Error::Unproven(format!("it has no {name}"));
     let sidecar = read_sidecar(snapshot)?.ok_or_else(|| missing("sidecar"))?;
     let root = sidecar.root_hash.to_string();
-    if let Some(expected) = labels
-        .get(labels::ROOT_HASH)
-        .filter(|label| **label != root)
-    {
+    if let Some(expected) = expected.filter(|expected| *expected != root) {
         let text = format!("its sidecar has the root hash {root}, and its label {expected}");
         return Err(Error::Unproven(text));
     }
