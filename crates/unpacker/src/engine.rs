@@ -285,15 +285,20 @@ impl Engine {
     }
 
     /// Verifies the signatures of an image's layers again, without reading the layers, if the layers on
-    /// `snapshotter` need signatures. All layers must exist.
+    /// `snapshotter` need signatures; otherwise nothing is asked for. All layers must exist.
     ///
     /// # Errors
-    /// [`UnpackError::Unsigned`], or the backend's error.
-    pub async fn verify_signed(&self, plan: &Plan, snapshotter: &str) -> Result<(), UnpackError> {
-        match self.backend.profiles.get(snapshotter).integrity {
-            Integrity::Signed => verify_signed(&self.keeper, &self.views, plan, snapshotter).await,
-            Integrity::Off | Integrity::Verity => Ok(()),
+    /// [`UnpackError::Unsigned`], the errors of [`Engine::plan`], or the backend's error.
+    pub async fn verify_signed(
+        &self,
+        request: &Request,
+        snapshotter: &str,
+    ) -> Result<(), UnpackError> {
+        if self.backend.profiles.get(snapshotter).integrity != Integrity::Signed {
+            return Ok(());
         }
+        let plan = self.plan(request).await?;
+        verify_signed(&self.keeper, &self.views, &plan, snapshotter).await
     }
 
     /// Returns a verifier of the layers of images on `snapshotter`. It compares all of them with what proves

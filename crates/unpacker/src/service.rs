@@ -28,7 +28,7 @@ impl UnpackService for Engine {
             ..Request::new(want.image).on(want.snapshotter)
         };
         let not_ready = |error| not_ready(want.image, &error);
-        let verified = verify_signed(self, &request, want.snapshotter);
+        let verified = self.verify_signed(&request, want.snapshotter);
         match is_ready(self, &request, want.snapshotter).await {
             Ok(true) => return verified.await.map_err(not_ready),
             Err(UnpackError::NoSuchImage { .. }) => return Err(NotReady::Unknown),
@@ -81,16 +81,6 @@ async fn is_ready(
 ) -> Result<bool, UnpackError> {
     let plan = engine.plan(request).await?;
     engine.is_ready(&plan, snapshotter).await
-}
-
-/// Verifies the signatures of a ready image again, where signatures are needed.
-async fn verify_signed(
-    engine: &Engine,
-    request: &Request,
-    snapshotter: &str,
-) -> Result<(), UnpackError> {
-    let plan = engine.plan(request).await?;
-    engine.verify_signed(&plan, snapshotter).await
 }
 
 fn not_ready(image: &str, error: &UnpackError) -> NotReady {
