@@ -65,7 +65,7 @@ impl Proxy {
         let discovery = &self.0.discovery;
         let found = async {
             let handlers = discovery.handlers(&backend).await?;
-            let needs_proof = |name: &&str| discovery.settings.profiles.get(name).integrity.is_on();
+            let needs_proof = |name: &&str| discovery.needs_proof(name);
             let names: BTreeSet<&str> = handlers.snapshotters().filter(needs_proof).collect();
             let image = match names.is_empty() {
                 true => None,

@@ -133,8 +133,8 @@ async fn steered_to(
     request: &ClientPullRequest,
     target: &PullTarget,
 ) -> Option<String> {
-    let settings = &client.state.discovery.settings;
-    let policy = settings.steer_pulls;
+    let discovery = &client.state.discovery;
+    let policy = discovery.settings.steer_pulls;
     let PullTarget {
         pod,
         snapshotter,
@@ -145,7 +145,7 @@ async fn steered_to(
     let handler = handlers.pull_handler(&pod.handler)?;
     // containerd would unpack layers without the proof that they need there.
     if policy == When::Never
-        || settings.profiles.get(snapshotter).integrity.is_on()
+        || discovery.needs_proof(snapshotter)
         || handlers.handler_field().is_none()
         || names_handler(request)
         || handlers.is_default(snapshotter)
