@@ -67,21 +67,15 @@ async fn find_sibling(
     snapshotter: &str,
 ) -> Result<Result<Sibling, Error>, UnpackError> {
     // What this relies on may be all that is left.
-    within_lease(
-        keeper,
-        plan,
-        snapshotter,
-        Inspection::Full,
-        async |layers| {
-            let sibling = Sibling::find(layers, snapshotter).await?;
-            sibling.end(&keeper.backend).await;
-            let other = sibling.snapshotter();
-            if !is_rooted(&keeper.backend, plan, other).await? {
-                let unkept = Error::new(Kind::FailedPrecondition, "copy layers from", other);
-                return Err(unkept.with_source("the image does not keep them there"));
-            }
-            Ok(sibling)
-        },
-    )
+    within_lease(keeper, plan, snapshotter, async |layers| {
+        let sibling = Sibling::find(layers, snapshotter, Inspection::Full).await?;
+        sibling.end(&keeper.backend).await;
+        let other = sibling.snapshotter();
+        if !is_rooted(&keeper.backend, plan, other).await? {
+            let unkept = Error::new(Kind::FailedPrecondition, "copy layers from", other);
+            return Err(unkept.with_source("the image does not keep them there"));
+        }
+        Ok(sibling)
+    })
     .await
 }

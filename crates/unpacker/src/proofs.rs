@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Inspection, Kind, Labels, Mount, SnapshotKey};
+use resnap_core::{Kind, Labels, Mount, SnapshotKey};
 
 use crate::chain::Chain;
 use crate::lease::LeaseKeeper;
-use crate::sibling::{Layers, Sibling, committed, within_lease};
+use crate::sibling::{Layers, Sibling, committed, viewed};
 use crate::{Check, LayerState, Plan, UnpackError};
 
 /// Gives the layers that exist the proofs they lack, from the base up, so that a layer with a proof has
@@ -31,7 +31,6 @@ pub(crate) async fn seal(chain: &Chain) -> Result<(), UnpackError> {
         lease: &chain.lease,
         plan: &spec.plan,
         first: 0,
-        inspection: Inspection::Parents,
     };
     let view = Sibling::view(layers, spec.snapshotter.clone(), snapshots).await;
     let view = view.map_err(|error| chain.failed(error))?;
@@ -88,7 +87,7 @@ pub(crate) async fn unused_proofs(
             continue;
         }
         match is_mounted_by_trees(keeper, plan, name).await {
-            Ok(Ok(false)) => warnings.push(format!(
+            Ok(false) => warnings.push(format!(
                 "on {name}, layers are mounted without their dm-verity trees: containerd before 2.3 knows none, and later ones need dmverity_mode = \"auto\" or \"on\""
             )),
             looked => tracing::debug!(?looked, name, "looked at the mounts of a chain"),
@@ -102,21 +101,9 @@ async fn is_mounted_by_trees(
     keeper: &Arc<LeaseKeeper>,
     plan: &Plan,
     snapshotter: &str,
-) -> Result<Result<bool, resnap_core::Error>, UnpackError> {
-    let looked = within_lease(
-        keeper,
-        plan,
-        snapshotter,
-        Inspection::Parents,
-        async |layers| {
-            let snapshots = committed(layers.backend, plan, snapshotter).await?;
-            let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
-            let options = view.chain().mounts.iter().flat_map(|mount| &mount.options);
-            let mut options = options.flat_map(|options| options.split(','));
-            let is_named = options.any(Mount::is_verity_option);
-            view.end(layers.backend).await;
-            Ok(is_named)
-        },
-    );
-    looked.await
+) -> Result<bool, UnpackError> {
+    let chain = viewed(keeper, plan, snapshotter).await?;
+    let options = chain.mounts.iter().flat_map(|mount| &mount.options);
+    let mut options = options.flat_map(|options| options.split(','));
+    Ok(options.any(Mount::is_verity_option))
 }

@@ -28,7 +28,6 @@ pub(crate) struct Layers<'a> {
     pub(crate) lease: &'a JobLease,
     pub(crate) plan: &'a Plan,
     pub(crate) first: usize,
-    pub(crate) inspection: Inspection,
 }
 
 /// Looks at all planned layers under a lease of its own.
@@ -36,7 +35,6 @@ pub(crate) async fn within_lease<T>(
     keeper: &Arc<LeaseKeeper>,
     plan: &Plan,
     snapshotter: &str,
-    inspection: Inspection,
     look: impl AsyncFnOnce(Layers<'_>) -> Result<T, Error>,
 ) -> Result<Result<T, Error>, UnpackError> {
     let (target, name) = (&plan.image.target.digest, &plan.image.name);
@@ -48,7 +46,6 @@ pub(crate) async fn within_lease<T>(
             lease: &lease,
             plan,
             first: 0,
-            inspection,
         })
         .await
     };
@@ -71,21 +68,13 @@ pub(crate) async fn inspect(
     if !keeper.backend.ports.applier.can_copy_from(snapshotter) {
         return Ok(());
     }
-    let looked = within_lease(
-        keeper,
-        plan,
-        snapshotter,
-        Inspection::Parents,
-        async |layers| {
-            let snapshots = committed(layers.backend, plan, snapshotter).await?;
-            if snapshots.is_empty() {
-                return Ok(());
-            }
-            let sibling = Sibling::open(layers, snapshotter.to_owned(), snapshots).await?;
-            sibling.end(layers.backend).await;
-            Ok(())
-        },
-    );
+    let inspection = Inspection::Parents;
+    let looked = within_lease(keeper, plan, snapshotter, async |layers| {
+        let snapshots = committed(layers.backend, plan, snapshotter).await?;
+        let sibling = Sibling::open(layers, snapshotter.to_owned(), snapshots, inspection).await?;
+        sibling.end(layers.backend).await;
+        Ok(())
+    });
     match looked.await {
         Ok(Err(error)) if error.kind() == Kind::DataLoss => Err(error),
         looked => {
@@ -95,10 +84,37 @@ pub(crate) async fn inspect(
     }
 }
 
+/// Returns what a view of all planned layers on a snapshotter shows. The view is removed.
+///
+/// # Errors
+/// [`Kind::NotFound`] if the snapshotter does not have all of them, or the backend's error.
+pub(crate) async fn viewed(
+    keeper: &Arc<LeaseKeeper>,
+    plan: &Plan,
+    snapshotter: &str,
+) -> Result<ChainView, UnpackError> {
+    let viewed = within_lease(keeper, plan, snapshotter, async |layers| {
+        let snapshots = committed(layers.backend, plan, snapshotter).await?;
+        if snapshots.len() != plan.layers.len() {
+            let gone = Error::new(Kind::NotFound, "view layers on", snapshotter);
+            return Err(gone.with_source("it does not have all of them any more"));
+        }
+        let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
+        let chain = view.chain().clone();
+        view.end(layers.backend).await;
+        Ok(chain)
+    });
+    Ok(viewed.await??)
+}
+
 impl Sibling {
     /// Finds the snapshotter, other than `target`, that has the most of the layers in a form that can
     /// be copied.
-    pub(crate) async fn find(layers: Layers<'_>, target: &str) -> Result<Self, Error> {
+    pub(crate) async fn find(
+        layers: Layers<'_>,
+        target: &str,
+        inspection: Inspection,
+    ) -> Result<Self, Error> {
         let ports = &layers.backend.ports;
         let all = ports.introspection.snapshotters().await?;
         let others = all.into_iter().filter(|other| {
@@ -116,7 +132,7 @@ impl Sibling {
         found.sort_by_key(|(_, snapshots)| Reverse(snapshots.len()));
         let mut refusal = None;
         for (snapshotter, snapshots) in found {
-            match Self::open(layers, snapshotter, snapshots).await {
+            match Self::open(layers, snapshotter, snapshots, inspection).await {
                 Ok(sibling) => return Ok(sibling),
                 Err(error) => refusal = refusal.or(Some(error)),
             }
@@ -133,14 +149,12 @@ impl Sibling {
         layers: Layers<'_>,
         snapshotter: String,
         snapshots: Vec<SnapshotInfo>,
+        inspection: Inspection,
     ) -> Result<Self, Error> {
         let sibling = Self::view(layers, snapshotter, snapshots).await?;
         let applier = &layers.backend.ports.applier;
         let inspected = layers.first..sibling.view.snapshots.len();
-        if let Err(error) = applier
-            .inspect(&sibling.view, inspected, layers.inspection)
-            .await
-        {
+        if let Err(error) = applier.inspect(&sibling.view, inspected, inspection).await {
             sibling.end(layers.backend).await;
             return Err(error);
         }
@@ -148,6 +162,9 @@ impl Sibling {
     }
 
     /// Creates a view of the snapshots under the lease, as garbage collection would remove it otherwise.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there are none, or the backend's error.
     pub(crate) async fn view(
         layers: Layers<'_>,
         snapshotter: String,
@@ -159,7 +176,12 @@ impl Sibling {
             plan,
             ..
         } = layers;
-        let top = &plan.layers[snapshots.len() - 1].chain_id;
+        let top = snapshots.len().checked_sub(1);
+        let Some(top) = top.and_then(|top| plan.layers.get(top)) else {
+            let none = Error::new(Kind::NotFound, "view layers on", snapshotter);
+            return Err(none.with_source("it has none of them"));
+        };
+        let top = &top.chain_id;
         let unique = Uuid::new_v4().simple().to_string();
         // The name of an extraction, so that it is removed with those of a process that was killed.
         let key = SnapshotKey::extraction(&unique, top);

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use resnap_core::{ChainId, ChainView, Error, Inspection, Kind, error_chain};
+use resnap_core::{ChainId, ChainView, Error, Kind, error_chain};
 
 use crate::lease::LeaseKeeper;
-use crate::sibling::{Sibling, committed, within_lease};
+use crate::sibling::viewed;
 use crate::{Plan, UnpackError};
 
 /// The limit on the chains that are remembered.
@@ -73,33 +73,11 @@ pub(crate) async fn verify_signed(
     let view = match views.get(&key, made) {
         Some(view) => view,
         None => {
-            let view = Arc::new(view(keeper, plan, snapshotter).await?);
+            let view = Arc::new(viewed(keeper, plan, snapshotter).await?);
             views.insert(key, made, Arc::clone(&view));
             view
         }
     };
     let verified = backend.ports.applier.verify_signed(&view).await;
     verified.map_err(|error| unsigned(&error))
-}
-
-/// Returns what a view of the chain shows.
-async fn view(
-    keeper: &Arc<LeaseKeeper>,
-    plan: &Plan,
-    snapshotter: &str,
-) -> Result<ChainView, UnpackError> {
-    let viewed = within_lease(
-        keeper,
-        plan,
-        snapshotter,
-        Inspection::Parents,
-        async |layers| {
-            let snapshots = committed(layers.backend, plan, snapshotter).await?;
-            let view = Sibling::view(layers, snapshotter.to_owned(), snapshots).await?;
-            let chain = view.chain().clone();
-            view.end(layers.backend).await;
-            Ok(chain)
-        },
-    );
-    Ok(viewed.await??)
 }

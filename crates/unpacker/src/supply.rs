@@ -136,9 +136,8 @@ impl Supply {
                     lease: &chain.lease,
                     plan: &spec.plan,
                     first: self.first,
-                    inspection: self.inspection,
                 };
-                let find = || Sibling::find(layers, &spec.snapshotter);
+                let find = || Sibling::find(layers, &spec.snapshotter, self.inspection);
                 match self.sibling.get_or_init(find).await {
                     Ok(sibling) => sibling.copy(index).map(Way::Copy),
                     Err(error) => Err(error.clone()),

@@ -8,7 +8,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use resnap_core::{ChainId, Error, Inspection, Kind, LayerToVerify, SnapshotInfo, Verified};
+use resnap_core::{ChainId, Error, Kind, LayerToVerify, SnapshotInfo, Verified};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -119,21 +119,15 @@ impl Verifier {
         };
         let snapshotter = &self.snapshotter;
         // A lease of its own: one that is renewed would not keep the view.
-        let compared = within_lease(
-            &self.keeper,
-            plan,
-            snapshotter,
-            Inspection::Parents,
-            async |layers| {
-                let view = Sibling::view(layers, snapshotter.clone(), snapshots.to_vec()).await?;
-                let compared = tokio::select! {
-                    compared = self.compare_in(layers, &view, index) => Some(compared),
-                    () = stop.cancelled() => None,
-                };
-                view.end(layers.backend).await;
-                compared.transpose()
-            },
-        );
+        let compared = within_lease(&self.keeper, plan, snapshotter, async |layers| {
+            let view = Sibling::view(layers, snapshotter.clone(), snapshots.to_vec()).await?;
+            let compared = tokio::select! {
+                compared = self.compare_in(layers, &view, index) => Some(compared),
+                () = stop.cancelled() => None,
+            };
+            view.end(layers.backend).await;
+            compared.transpose()
+        });
         let verdict = match compared.await? {
             Ok(None) => return Ok(None),
             Ok(Some(verified)) => Ok(verified).into(),

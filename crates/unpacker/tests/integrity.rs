@@ -17,7 +17,7 @@ use resnap_core::testing::{
 use resnap_core::{
     Applied, Applier, BlobSource, ByteStream, ChainView, Descriptor, Digest, EnsureRequest, Error,
     Integrity, Kind, Labels, ManifestPreference, MissingBlob, Mount, NotReady, Proof, ProofOrigin,
-    ProofSignature, Referrer, Result, Scope, UnpackService as _, labels,
+    ProofSignature, Referrer, Result, Scope, UnpackService as _, error_chain, labels,
 };
 use resnap_unpacker::{Engine, EngineSettings, Plan, Request, Source, UnpackError};
 
@@ -257,6 +257,31 @@ async fn signatures_are_verified_also_after_an_unpack() {
                 Err(error) => assert!(!accepts && matches!(error, NotReady::Unproven(_))),
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_that_disappear_meanwhile_are_not_verified() {
+    // All of them, and the top one.
+    for gone in [3, 1] {
+        let bed = Bed::new(Behaviour::Ordinary, Integrity::Signed, true).await;
+        bed.commit([(); 3].map(|()| proof().labels()));
+        let found = bed.backend.calls(Operation::Stat) + 1;
+        bed.backend.set_faults((1..=gone).map(|call| Fault {
+            operation: Operation::Stat,
+            call: found + call,
+            effect: Effect::Fail(Kind::NotFound),
+        }));
+        let request = Request::new(IMAGE).on("erofs");
+        let error = bed.engine.verify_signed(&request, "erofs").await;
+        let error = error.unwrap_err();
+        assert_eq!(error.kind(), Kind::NotFound, "{gone}");
+        let why = error_chain(&error);
+        assert!(
+            why.contains("it does not have all of them any more"),
+            "{why}"
+        );
+        assert_eq!(*bed.applier.verified.lock().unwrap(), 0);
     }
 }
 
