@@ -13,19 +13,17 @@ use resnap_core::{
 };
 
 use crate::batch::StagedBatch;
+use crate::erofs;
 use crate::error::Error;
 use crate::memory::MemoryBudget;
 use crate::proof;
 use crate::settings::{ApplierSettings, Differ};
 use crate::shared::Shared;
-use crate::sibling::{self, snapshots_of_images};
+use crate::sibling::{self, snapshot_of_image, snapshots_of_images};
 use crate::verify::verify;
 
 /// The snapshotters whose layers are written in this process by default.
-const KNOWN: [&str; 3] = [EROFS, "native", "overlayfs"];
-
-/// The snapshotter whose layers are images.
-const EROFS: &str = "erofs";
+const KNOWN: [&str; 3] = [erofs::SNAPSHOTTER, "native", "overlayfs"];
 
 /// An applier that writes layers in this process, and leaves to a fallback what it cannot write. It asks
 /// containerd for the roots of snapshotters and of the content store, and accesses their files directly.
@@ -96,17 +94,18 @@ impl resnap_core::Applier for InProcessApplier {
             (_, Differ::Auto) if !KNOWN.contains(&snapshotter) => Err(Error::Unproven(
                 "containerd writes its layers, unless differ = \"resnap\"".to_owned(),
             )),
-            _ if KNOWN.contains(&snapshotter) && snapshotter != EROFS => {
+            _ if KNOWN.contains(&snapshotter) && snapshotter != erofs::SNAPSHOTTER => {
                 Err(Error::Unproven(format!(
-                    "its layers are directories; those on {EROFS} are images, which can have a dm-verity tree"
+                    "its layers are directories; those on {} are images, which can have a dm-verity tree",
+                    erofs::SNAPSHOTTER
                 )))
             }
-            (Integrity::Signed, _) => self
-                .0
-                .trust()
-                .and_then(|_| proof::require_kernel(integrity)),
-            (_, Differ::Auto | Differ::Resnap) => proof::require_kernel(integrity),
+            (Integrity::Signed, _) => self.0.trust().and_then(|_| proof::require_kernel()),
+            (Integrity::Verity, _) => proof::require_kernel(),
         };
+        if required.is_ok() && integrity.is_on() {
+            proof::warn_of_required_signatures();
+        }
         required.map_err(|error| failed("prove layers of", snapshotter, error))
     }
 
@@ -115,12 +114,9 @@ impl resnap_core::Applier for InProcessApplier {
         let root = self.0.root(&chain.snapshotter).await.map_err(failed)?;
         let (chain, layer) = (chain.clone(), layer.clone());
         let sealed = self.0.guarded(move |guard| {
-            let snapshots = snapshots_of_images(&chain, &root);
-            let snapshots = snapshots.map_err(|fault| Error::Unproven(fault.to_string()))?;
-            let snapshot = snapshots.get(index);
-            let snapshot = snapshot
-                .ok_or_else(|| Error::Unproven(format!("the chain has no layer {index}")))?;
-            proof::seal(snapshot, &layer, guard)
+            let snapshot = snapshot_of_image(&chain, &root, index);
+            let snapshot = snapshot.map_err(|fault| Error::Unproven(fault.to_string()))?;
+            proof::seal(&snapshot, &layer, guard)
         });
         sealed.await.map_err(failed)
     }

@@ -179,7 +179,7 @@ pub(crate) fn build(
     let result = match content {
         LayerContent::Blob(source) => run(source, work, |stream| {
             if form == LayerForm::Blob {
-                let covered = erofs::copy(&path, stream)?;
+                let covered = erofs::copy(&path, stream, &work.guard)?;
                 return Ok(Rest::Blob(covered, work.guard.clone()));
             }
             write_stream(stream, form, &path, namespace, &work.guard)

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +14,7 @@ use resnap_erofs::{ErofsReader, Lower, Stack, Writer};
 use resnap_layer::{EntrySource, Metadata};
 use resnap_verity::BlockSize;
 
+use crate::copy::copy_stream;
 use crate::create::create;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
@@ -21,6 +22,9 @@ use crate::memory::StopReason;
 use crate::proof::{HashedFile, tree_block};
 
 type BoxedError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The name of the snapshotter whose layers are EROFS images.
+pub(crate) const SNAPSHOTTER: &str = "erofs";
 
 /// The name of the file, next to `.erofslayer`.
 pub(crate) const NAME: &str = "layer.erofs";
@@ -145,17 +149,13 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
 /// Copies a layer that is an EROFS image, and returns its bytes and the size of its tree's blocks. Checks, before
 /// a kernel mounts it, that it is complete, has only known features, and has no data on other devices.
 /// containerd's differ copies any bytes.
-pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(u64, BlockSize), Error> {
+pub(crate) fn copy(
+    path: &Path,
+    stream: &mut impl Read,
+    guard: &Guard,
+) -> Result<(u64, BlockSize), Error> {
     let mut file = create(path).context("create the EROFS image")?;
-    let mut buffer = vec![0; 256 * 1024];
-    loop {
-        let count = stream.read(&mut buffer).context("read the layer")?;
-        let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else {
-            break;
-        };
-        file.write_all(piece).context("write the EROFS image")?;
-    }
-    let found = file.metadata().context("look at the EROFS image")?.len();
+    let found = copy_stream(stream, &mut file, guard)?;
     match ErofsReader::open(file) {
         Ok(image) if found < image.size() => {
             let size = image.size();
@@ -170,6 +170,7 @@ pub(crate) fn copy(path: &Path, stream: &mut impl Read) -> Result<(u64, BlockSiz
 #[cfg(test)]
 mod tests {
     use resnap_core::Kind;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -185,6 +186,7 @@ mod tests {
     fn only_complete_images_are_copied() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
+        let guard = Guard::from(CancellationToken::new());
         let layer = resnap_core::Descriptor {
             media_type: String::new(),
             digest: Digest::sha256(b""),
@@ -218,7 +220,7 @@ mod tests {
             (&good[..1030], Some(Kind::InvalidArgument)),
             (b"", Some(Kind::InvalidArgument)),
         ] {
-            let error = copy(&path, &mut &image[..]).err();
+            let error = copy(&path, &mut &image[..], &guard).err();
             let kind = error.map(|error| error.into_core(&layer).kind());
             assert_eq!(kind, refused);
             assert_eq!(std::fs::read(&path).unwrap(), image);

@@ -108,6 +108,7 @@ mod batch;
 mod beneath;
 mod build;
 mod context;
+mod copy;
 mod copy_fault;
 mod create;
 mod erofs;

@@ -59,6 +59,7 @@
 //! layer ([`resnap_layer::Limits`]), and names are in the memory of the layer. Nothing is read of another file
 //! system that is mounted there.
 
+pub(crate) use chain::{snapshot_of_image, snapshots_of_images};
 pub(crate) use data::FileData;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use entries::Entries;
@@ -92,7 +93,6 @@ mod tests;
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -189,14 +189,6 @@ pub(crate) fn walk_image(file: Arc<File>, name: &str, guard: &Guard) -> Result<W
     let name = name.to_owned();
     let walk = ImageWalk::new(&[LayerImage { file, name }], 0, guard.clone())?;
     Ok(Walk::Image(Box::new(walk)).plain())
-}
-
-/// Opens the directories of the snapshots of a chain of images, the base first, whoever wrote them.
-pub(crate) fn snapshots_of_images(
-    chain: &ChainView,
-    root: &Path,
-) -> Result<Vec<OwnedFd>, CopyFault> {
-    chain::snapshots(chain, root)
 }
 
 /// Looks at all of layers, except for the data of files.

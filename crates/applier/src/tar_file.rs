@@ -9,12 +9,10 @@ use std::path::Path;
 
 use resnap_erofs::joined_size;
 
+use crate::copy::copy_file;
 use crate::create::create;
 use crate::error::{Error, IoContext as _, StreamError};
 use crate::guard::Guard;
-
-/// The most bytes that are copied before it is checked that the work continues.
-const PIECE: u64 = 64 << 20;
 
 /// A file without a name, which gets the tar while that is read.
 #[derive(Debug)]
@@ -49,17 +47,10 @@ impl TarFile {
         let Self(mut tar) = self;
         let length = tar.stream_position().context("look at the layer's tar")?;
         tar.rewind().context("read the layer's tar")?;
+        let operation = "write the layer's tar behind its index";
         let sought = index.seek(SeekFrom::Start(size));
-        sought.context("write the layer's tar behind its index")?;
-        let mut left = length;
-        while left > 0 {
-            guard.step()?;
-            let piece = io::copy(&mut (&tar).take(left.min(PIECE)), &mut index);
-            match piece.context("write the layer's tar behind its index")? {
-                0 => break,
-                piece => left -= piece,
-            }
-        }
+        sought.context(operation)?;
+        copy_file(&tar, index, length, operation, guard)?;
         let size = joined_size(size, length);
         index.set_len(size).context("resize the EROFS image")?;
         Ok(size)

@@ -39,17 +39,14 @@ use resnap_core::{Integrity, LayerToVerify, Scope, Verified, labels};
 use tokio::runtime::Handle;
 
 use self::blob::BlobToCompare;
-use crate::copy_fault::CopyFault;
+use crate::erofs;
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::pace::Pace;
 use crate::proof::{self, Expected};
 use crate::shared::Shared;
-use crate::sibling::{self, snapshots_of_images};
+use crate::sibling::{self, snapshot_of_image};
 use crate::source;
-
-/// The name of the snapshotter whose layers are images.
-const EROFS: &str = "erofs";
 
 /// Compares a committed layer with its tree if it has one, or else with its blob.
 pub(crate) async fn verify(
@@ -71,7 +68,7 @@ pub(crate) async fn verify(
     let on = Arc::clone(&shared);
     let compare = move |guard: &Guard| {
         let pace = Pace::new(layer.rate, guard.clone());
-        let is_image = layer.chain.snapshotter == EROFS;
+        let is_image = layer.chain.snapshotter == erofs::SNAPSHOTTER;
         if is_image && let Some(verified) = by_tree(&layer, &root, trust.as_deref(), &pace)? {
             return Ok(verified);
         }
@@ -101,14 +98,12 @@ fn by_tree(
     trust: Option<&resnap_verity::Trust>,
     pace: &Pace,
 ) -> Result<Option<Verified>, Error> {
-    let snapshots = snapshots_of_images(&layer.chain, root)?;
-    let snapshot = snapshots.get(layer.index);
-    let snapshot = snapshot.ok_or(CopyFault::NoLayer(layer.index))?;
+    let snapshot = snapshot_of_image(&layer.chain, root, layer.index)?;
     let info = layer.chain.snapshots.get(layer.index);
     let root_hash = info.and_then(|info| info.labels.get(labels::ROOT_HASH));
     let expected = Expected {
         root_hash: root_hash.map(String::as_str),
         signers: trust,
     };
-    proof::compare(snapshot, expected, pace)
+    proof::compare(&snapshot, expected, pace)
 }

@@ -8,13 +8,12 @@ use std::os::fd::OwnedFd;
 
 use resnap_core::{Evidence, Verified, error_chain};
 use resnap_verity::{Error as VerityError, SIDECAR_FILE, Trust, Work, verify};
-use rustix::fs::OFlags;
 
-use super::inode::open;
+use super::inode::open_image;
 use super::sidecar::read_sidecar;
 use super::signed::verify_snapshot;
 use crate::erofs::NAME;
-use crate::error::{Error, IoContext as _};
+use crate::error::Error;
 use crate::pace::Pace;
 
 /// Bytes between two looks at the pace, as those of a [`Work`].
@@ -68,8 +67,7 @@ pub(crate) fn compare(
         Some(verified) => verified?,
         None => {}
     }
-    let image = open(snapshot, NAME, OFlags::RDONLY);
-    let image = image.context("open the image of the layer (layer.erofs)")?;
+    let image = open_image(snapshot)?;
     let check = || Ok(pace.read(PIECE)?);
     match verify(&image, offset, &found, .., Work::new(&check)) {
         Ok(_) => {}

@@ -10,6 +10,9 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, IFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+use crate::erofs::NAME;
+use crate::error::{Error, IoContext as _};
+
 /// The attribute of a file with fs-verity (Linux `include/uapi/linux/stat.h`, `STATX_ATTR_VERITY`).
 const ATTR_VERITY: u64 = 0x0010_0000;
 
@@ -17,6 +20,12 @@ const ATTR_VERITY: u64 = 0x0010_0000;
 pub(super) fn open(directory: &OwnedFd, name: &str, access: OFlags) -> io::Result<File> {
     let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(fs::openat(directory, name, flags, Mode::empty())?.into())
+}
+
+/// Opens the image in the directory of a snapshot.
+pub(crate) fn open_image(snapshot: &OwnedFd) -> Result<File, Error> {
+    let image = open(snapshot, NAME, OFlags::RDONLY);
+    image.context("open the image of the layer (layer.erofs)")
 }
 
 /// Returns whether the file has fs-verity, so that it can never be changed.

@@ -5,24 +5,14 @@
 
 use std::path::Path;
 
-use resnap_core::Integrity;
-
 use crate::error::Error;
 
 /// The directory by which containerd 2.3 decides whether the kernel has dm-verity (`internal/dmverity`).
 const KERNEL_MODULE: &str = "/sys/module/dm_verity";
 
 /// Checks that layers with a proof can be mounted on this machine.
-pub(crate) fn require_kernel(integrity: Integrity) -> Result<(), Error> {
-    if !integrity.is_on() {
-        return Ok(());
-    }
+pub(crate) fn require_kernel() -> Result<(), Error> {
     if has_kernel_support() {
-        if requires_signatures() {
-            tracing::warn!(
-                "the kernel mounts only layers whose signature it was given (dm_verity.require_signatures), and containerd gives it none: no layer with a tree can be mounted"
-            );
-        }
         return Ok(());
     }
     Err(Error::Unproven(format!(
@@ -30,10 +20,14 @@ pub(crate) fn require_kernel(integrity: Integrity) -> Result<(), Error> {
     )))
 }
 
-/// Returns whether the kernel refuses trees without a signature.
-fn requires_signatures() -> bool {
+/// Logs a warning if the kernel refuses trees without a signature.
+pub(crate) fn warn_of_required_signatures() {
     let path = Path::new(KERNEL_MODULE).join("parameters/require_signatures");
-    std::fs::read(path).is_ok_and(|value| value.starts_with(b"Y"))
+    if std::fs::read(path).is_ok_and(|value| value.starts_with(b"Y")) {
+        tracing::warn!(
+            "the kernel mounts only layers whose signature it was given (dm_verity.require_signatures), and containerd gives it none: no layer with a tree can be mounted"
+        );
+    }
 }
 
 /// Returns whether the kernel has dm-verity.

@@ -5,7 +5,6 @@
 //! changed, and mounts that exist go on as they are.
 
 use std::fs::File;
-use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 
@@ -14,10 +13,11 @@ use resnap_erofs::ErofsReader;
 use resnap_verity::{BlockSize, Sidecar, Work, verify};
 use rustix::fs::{self, Mode, OFlags};
 
-use super::inode::{Thawed, has_fs_verity, open};
+use super::inode::{Thawed, has_fs_verity, open, open_image};
 use super::own_tree::{is_image, own_tree};
 use super::sidecar::{proof, read_sidecar, remove_if_there, write_sidecar};
 use super::tree::{append, tree_block};
+use crate::copy::copy_file;
 use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
@@ -28,8 +28,7 @@ const UNFINISHED_IMAGE: &str = "layer.erofs.resnap";
 /// Gives the image in the directory of a committed snapshot a tree and a sidecar. An image that has both
 /// keeps them, if they are right.
 pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Result<Proof, Error> {
-    let image = open(snapshot, NAME, OFlags::RDONLY);
-    let image = image.context("open the image of the layer (layer.erofs)")?;
+    let image = open_image(snapshot)?;
     if let Some(sidecar) = read_sidecar(snapshot)? {
         let check = || Ok(guard.step()?);
         let (offset, root) = (sidecar.hash_offset, sidecar.root_hash);
@@ -55,7 +54,7 @@ pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Res
             append(&image, (size, block), None, &layer.digest, guard)?
         }
         // The file also has other names, such as that of a blob.
-        _ => append_to_copy(snapshot, image, (size, block), layer, guard)?,
+        _ => append_to_copy(snapshot, &image, (size, block), layer, guard)?,
     };
     write_sidecar(snapshot, &sidecar, None)?;
     let frozen = thawed.freeze(snapshot, NAME);
@@ -66,18 +65,17 @@ pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Res
 /// Replaces an image by a copy with a tree.
 fn append_to_copy(
     snapshot: &OwnedFd,
-    mut image: File,
+    image: &File,
     (size, block): (u64, BlockSize),
     layer: &Descriptor,
     guard: &Guard,
 ) -> Result<Sidecar, Error> {
     remove_if_there(snapshot, UNFINISHED_IMAGE).context("remove an unfinished copy")?;
-    let written =
-        write_copy(snapshot, &mut image, (size, block), layer, guard).and_then(|sidecar| {
-            let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
-            renamed.context("replace the image by its copy")?;
-            Ok(sidecar)
-        });
+    let written = write_copy(snapshot, image, (size, block), layer, guard).and_then(|sidecar| {
+        let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
+        renamed.context("replace the image by its copy")?;
+        Ok(sidecar)
+    });
     if written.is_err() {
         // The error that is returned is the reason for both.
         let _ = remove_if_there(snapshot, UNFINISHED_IMAGE);
@@ -87,7 +85,7 @@ fn append_to_copy(
 
 fn write_copy(
     snapshot: &OwnedFd,
-    image: &mut File,
+    image: &File,
     (size, block): (u64, BlockSize),
     layer: &Descriptor,
     guard: &Guard,
@@ -99,18 +97,8 @@ fn write_copy(
         flags,
         Mode::from_raw_mode(0o644),
     );
-    let mut copy: File = copy.context("create a copy of the image")?.into();
-    let mut left = size;
-    while left > 0 {
-        guard.step()?;
-        let piece = left.min(64 << 20);
-        // In the kernel, by a reflink where the file system can.
-        let copied = io::copy(&mut image.by_ref().take(piece), &mut copy);
-        match copied.context("copy the image")? {
-            0 => break,
-            copied => left -= copied,
-        }
-    }
+    let copy: File = copy.context("create a copy of the image")?.into();
+    copy_file(image, &copy, size, "copy the image", guard)?;
     append(&copy, (size, block), None, &layer.digest, guard)
 }
 

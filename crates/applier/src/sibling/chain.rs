@@ -11,6 +11,7 @@ use resnap_core::{ChainView, SnapshotKind, labels};
 use super::layers::{LayerDirectory, LayerImage, Roots};
 use super::view;
 use crate::copy_fault::{CopyFault, refuse};
+use crate::erofs;
 
 /// The layers of a chain, the base first.
 #[derive(Debug)]
@@ -30,18 +31,38 @@ pub(super) enum Form {
 pub(super) fn form(snapshotter: &str) -> Result<Form, CopyFault> {
     match snapshotter {
         "overlayfs" => Ok(Form::Directories),
-        "erofs" => Ok(Form::Images),
+        erofs::SNAPSHOTTER => Ok(Form::Images),
         other => Err(CopyFault::Snapshotter(other.to_owned())),
     }
 }
 
-/// Opens the directories of the snapshots of a chain of images, the base first. `root` is the directory of
-/// the snapshotter.
-pub(super) fn snapshots(chain: &ChainView, root: &Path) -> Result<Vec<OwnedFd>, CopyFault> {
-    let paths = view::images(&chain.mounts)?;
-    require_count(&paths, chain)?;
+/// Opens the directories of the snapshots of a chain of images, the base first, whoever wrote them. `root`
+/// is the directory of the snapshotter.
+pub(crate) fn snapshots_of_images(
+    chain: &ChainView,
+    root: &Path,
+) -> Result<Vec<OwnedFd>, CopyFault> {
+    let paths = images(chain)?;
     let roots = Roots::open(root)?;
     paths.iter().map(|path| roots.snapshot_of(path)).collect()
+}
+
+/// Opens the directory of the snapshot at `index`, as [`snapshots_of_images`] does with all.
+pub(crate) fn snapshot_of_image(
+    chain: &ChainView,
+    root: &Path,
+    index: usize,
+) -> Result<OwnedFd, CopyFault> {
+    let paths = images(chain)?;
+    let path = paths.get(index).ok_or(CopyFault::NoLayer(index))?;
+    Roots::open(root)?.snapshot_of(path)
+}
+
+/// Returns the paths of a chain's images, the base first.
+fn images(chain: &ChainView) -> Result<Vec<PathBuf>, CopyFault> {
+    let paths = view::images(&chain.mounts)?;
+    require_count(&paths, chain)?;
+    Ok(paths)
 }
 
 fn require_count(paths: &[PathBuf], chain: &ChainView) -> Result<(), CopyFault> {

@@ -17,7 +17,6 @@ use resnap_core::{
 };
 use resnap_erofs::{NoLower, Writer};
 use resnap_layer::{Layer, Limits};
-use rustix::fs::{Mode, OFlags, openat};
 
 use super::merge::{ExpectedLayer, Merge, is_damaged_image};
 use super::observed::{Observations, Observed};
@@ -27,7 +26,8 @@ use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::pace::Pace;
 use crate::pipeline::{Stream, Work, run};
-use crate::sibling::{snapshots_of_images, walk_committed, walk_image};
+use crate::proof;
+use crate::sibling::{snapshot_of_image, walk_committed, walk_image};
 use crate::source::Source;
 
 /// Bytes that are compared at once.
@@ -120,12 +120,8 @@ impl BlobToCompare<'_> {
 
     /// Compares the image of the layer with its blob, which is an image.
     fn compare_image(&self, blob: Source, work: &Work) -> Result<Differences, Error> {
-        let snapshots = snapshots_of_images(&self.layer.chain, self.root)?;
-        let snapshot = snapshots.get(self.layer.index);
-        let snapshot = snapshot.ok_or(CopyFault::NoLayer(self.layer.index))?;
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat(snapshot, NAME, flags, Mode::empty());
-        let mut file = File::from(file.context("open the image of the layer (layer.erofs)")?);
+        let snapshot = snapshot_of_image(&self.layer.chain, self.root, self.layer.index)?;
+        let mut file = proof::open_image(&snapshot)?;
         let (first, applied) = run(blob, work, |stream| {
             let first = first_difference(stream, &mut file, self.pace);
             first.context("compare the image with its blob")
