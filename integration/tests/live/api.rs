@@ -141,9 +141,7 @@ impl Running {
 
     /// Waits for it and returns its report.
     pub(crate) fn report(self) -> Result<Value> {
-        let mut lines = self.end()?.json_lines()?;
-        let mut last = lines.pop().context("nothing was printed")?;
-        Ok(last["report"].take())
+        self.end()?.report()
     }
 }
 

@@ -14,7 +14,7 @@ use resnap_integration::image::{
     Built, Compression, EDGE_CASES_CLOCK, Entry, ImageBuilder, Layer, ROOT_CLOCK, edge_cases,
     hello, noise, shared_pair, web,
 };
-use resnap_integration::tree::{Expected, Field, Kind, Surprise, compare, surprises};
+use resnap_integration::tree::{Expected, Field, Kind, Surprise, Tree, compare, surprises};
 
 use crate::command::run_to_end;
 use crate::node::{Node, unique};
@@ -70,13 +70,18 @@ fn images() -> Result<[(Built, Vec<Expected>); 5]> {
     ])
 }
 
+/// Returns the tree that containerd writes to overlayfs.
+fn containerd_tree(node: &Node, image: &Built) -> Result<Tree> {
+    let node = node.in_new_namespace();
+    node.import(image)?;
+    node.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
+    node.tree("overlayfs", &image.reference)
+}
+
 fn applier_writes_the_same_trees_as_containerd(node: &Node) -> Result<()> {
     let mut faults = Vec::new();
     for (image, expected) in images()? {
-        let containerd = node.in_new_namespace();
-        containerd.import(&image)?;
-        containerd.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
-        let containerd = containerd.tree("overlayfs", &image.reference)?;
+        let containerd = containerd_tree(node, &image)?;
         // The image of edge cases hides all of its root, which overlayfs ignores and a copy does not.
         let is_edge_cases = image.reference.contains("edge-cases");
         let targets = node

@@ -31,6 +31,13 @@ impl CommandOutput {
             .collect()
     }
 
+    /// Returns the report of an unpack that ended with 0.
+    pub(crate) fn report(self) -> Result<Value> {
+        let mut lines = self.json_lines()?;
+        let report = lines.last_mut().and_then(|line| line.get_mut("report"));
+        Ok(report.context("the last line has no report")?.take())
+    }
+
     /// Returns the error that a command ended with, as it tells it to programs: kind, message and next
     /// step. All three were told to people as well.
     pub(crate) fn error(self) -> Result<Value> {

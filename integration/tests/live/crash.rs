@@ -22,10 +22,9 @@ use resnap_containerd::Client;
 use resnap_integration::image::{Built, hello};
 use resnap_integration::tap::Tap;
 use resnap_unpacker::{Engine, EngineSettings, Request};
-use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::command::{CommandOutput, run_to_end};
+use crate::command::run_to_end;
 use crate::node::{Node, unique};
 use crate::poll::{DEADLINE, eventually};
 use crate::unpack::assert_labels;
@@ -82,7 +81,7 @@ impl Setup {
     /// Checks that the next run finds this many layers and makes the rest, all with their labels, and that
     /// then nothing is left.
     fn goes_on_from(&self, existed: usize, snapshotter: &str) -> Result<()> {
-        let report = report(run_to_end(&mut self.unpack(snapshotter)?)?)?;
+        let report = run_to_end(&mut self.unpack(snapshotter)?)?.report()?;
         let layers = report["layers"].as_array().context("no layers")?;
         let outcomes: Vec<&str> = layers
             .iter()
@@ -153,13 +152,6 @@ fn files(dir: &Path) -> Result<Vec<String>> {
     entries
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect()
-}
-
-/// Returns the report of an unpack that ended well.
-fn report(output: CommandOutput) -> Result<Value> {
-    let mut lines = output.json_lines()?;
-    let last = lines.last_mut().context("nothing was printed")?;
-    Ok(last["report"].take())
 }
 
 /// Starts a command whose output is discarded.

@@ -137,14 +137,12 @@ fn faults(tree: &Tree) -> Vec<(Change, String)> {
 fn differ_gets_sync_fs(node: &Node) -> Result<()> {
     for sync_fs in [true, false] {
         let image = image(node)?;
-        let config = node.containerd.scratch().join(unique("sync"));
-        let text =
+        let config =
             format!("snapshotters.native = {{ differ = \"containerd\", sync_fs = {sync_fs} }}");
-        std::fs::write(&config, text)?;
         let tap = node.containerd.tap()?;
         let applied = tap.hold(Method::APPLY, 1, Point::Before);
-        let mut command = node.tapped_command(&tap)?;
-        command.env("RESNAP_CONFIG", config);
+        let mut command = node.configured_command(&config)?;
+        command.env("CONTAINERD_ADDRESS", tap.socket());
         command.args(["unpack", &image.reference, "--snapshotter", "native"]);
         let caller = std::thread::spawn(move || run_to_end(&mut command));
         let request: ApplyRequest = applied.wait()?.decode()?;

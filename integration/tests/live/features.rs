@@ -55,17 +55,13 @@ fn unpack(node: &Node, image: &Built, arguments: &[&str]) -> Result<CommandOutpu
 
 /// Runs `resnap unpack --json` of an image with this configuration file.
 fn unpack_configured(node: &Node, image: &Built, config: &str) -> Result<CommandOutput> {
-    let file = node.containerd.scratch().join(unique("config"));
-    fs::write(&file, config)?;
-    let mut command = node.resnap_command()?;
-    command.env("RESNAP_CONFIG", file);
+    let mut command = node.configured_command(config)?;
     run_to_end(command.args(["unpack", "--json", &image.reference]))
 }
 
 /// Checks that the image was unpacked on this snapshotter by the first manifest of `image`.
 fn assert_went(output: CommandOutput, snapshotter: &str, image: &Built) -> Result<()> {
-    let lines = output.json_lines()?;
-    let report = lines.last().context("unpack printed nothing")?["report"].clone();
+    let report = output.report()?;
     ensure!(report["snapshotter"] == json!(snapshotter), "{report}");
     ensure!(report["manifest"] == json!(image.manifest), "{report}");
     Ok(())

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::Cri;
@@ -24,7 +23,7 @@ use crate::command::{CommandOutput, run_to_end};
 use crate::errors::assert_error;
 use crate::migrate::ten_images;
 use crate::missing::assert_outcome;
-use crate::node::{Node, unique};
+use crate::node::Node;
 use crate::served::Served;
 use crate::suite::live_tests;
 
@@ -40,15 +39,6 @@ live_tests! {
 
 pub(crate) const VERITY: &str = "snapshotters.erofs.integrity = \"verity\"\n";
 
-/// Returns `resnap` with this configuration.
-pub(crate) fn resnap(node: &Node, config: &str) -> Result<Command> {
-    let path = node.containerd.scratch().join(unique("integrity"));
-    fs::write(&path, config)?;
-    let mut command = node.resnap_command()?;
-    command.env("RESNAP_CONFIG", path);
-    Ok(command)
-}
-
 /// Runs `resnap unpack` where the kernel seems to have dm-verity.
 pub(crate) fn try_unpack(
     node: &Node,
@@ -56,7 +46,7 @@ pub(crate) fn try_unpack(
     image: &Built,
     arguments: &[&str],
 ) -> Result<CommandOutput> {
-    let mut command = resnap(node, config)?;
+    let mut command = node.configured_command(config)?;
     command
         .args([
             "unpack",
@@ -75,8 +65,7 @@ pub(crate) fn unpack(
     image: &Built,
     arguments: &[&str],
 ) -> Result<Value> {
-    let lines = try_unpack(node, config, image, arguments)?.json_lines()?;
-    Ok(lines.last().context("unpack printed nothing")?["report"].clone())
+    try_unpack(node, config, image, arguments)?.report()
 }
 
 /// Returns the snapshots of images with a sidecar: the root hash of each, by the directory.
@@ -96,23 +85,27 @@ pub(crate) fn sidecars(node: &Node) -> Result<BTreeMap<PathBuf, Sidecar>> {
     Ok(found)
 }
 
+/// Returns the directory of a layer's snapshot, whose sidecar has the root hash in the snapshot's labels.
+pub(crate) fn proven_snapshot(node: &Node, chain_id: &str) -> Result<PathBuf> {
+    let labels = node.labels("erofs", chain_id)?;
+    let root = labels.get("resnap.io/verity-root-hash");
+    let root = root.with_context(|| format!("{chain_id} has no proof: {labels:?}"))?;
+    let mut sidecars = sidecars(node)?.into_iter();
+    let found = sidecars.find(|(_, sidecar)| sidecar.root_hash.to_string() == *root);
+    Ok(found.context("no sidecar has the root hash")?.0)
+}
+
 /// Checks that each layer of the image has a proof, which holds, and returns the root hashes.
 fn assert_proven(node: &Node, image: &Built) -> Result<Vec<String>> {
-    let by_root: BTreeMap<String, PathBuf> = sidecars(node)?
-        .into_iter()
-        .map(|(path, sidecar)| (sidecar.root_hash.to_string(), path))
-        .collect();
     let mut roots = Vec::new();
     for layer in &image.layers {
         let chain_id = &layer.chain_id;
         let labels = node.labels("erofs", chain_id)?;
-        let root = labels.get("resnap.io/verity-root-hash");
-        let root = root.with_context(|| format!("{chain_id} has no proof: {labels:?}"))?;
         ensure!(
             labels["resnap.io/verity-origin"] == "generated",
             "{labels:?}"
         );
-        let snapshot = by_root.get(root).context("no sidecar has the root hash")?;
+        let snapshot = proven_snapshot(node, chain_id)?;
         let file = File::open(snapshot.join("layer.erofs"))?;
         let sidecar = fs::read(snapshot.join("layer.erofs.dmverity"))?;
         let sidecar = Sidecar::parse(&sidecar)?;
@@ -124,14 +117,14 @@ fn assert_proven(node: &Node, image: &Built) -> Result<Vec<String>> {
             ..,
             Work::new(&check),
         )?;
-        roots.push(root.clone());
+        roots.push(sidecar.root_hash.to_string());
     }
     Ok(roots)
 }
 
 /// Checks that `resnap check` warns if containerd does not mount the image by its trees, as before 2.3.
 fn assert_mounted_by_tree(node: &Node, image: &Built) -> Result<()> {
-    let mut command = resnap(node, VERITY)?;
+    let mut command = node.configured_command(VERITY)?;
     let check = run_to_end(command.args(["check", "--json", &image.reference]))?.json()?;
     let warnings = check[0]["warnings"].to_string();
     let warns = warnings.contains("without their dm-verity trees");
@@ -179,7 +172,11 @@ fn integrity_gives_layers_trees(node: &Node) -> Result<()> {
         ensure!(assert_proven(&other, &image)? == roots, "other trees");
         let report = unpack(node, VERITY, &image, &[])?;
         assert_outcome(&report, "existed")?;
-        let check = run_to_end(resnap(node, VERITY)?.args(["check", "--json", &image.reference]))?;
+        let check = run_to_end(node.configured_command(VERITY)?.args([
+            "check",
+            "--json",
+            &image.reference,
+        ]))?;
         let check = &check.json()?[0];
         ensure!(check["snapshotters"]["erofs"]["ready"] == true, "{check}");
         let proof = &check["layers"][0]["snapshots"]["erofs"]["proof"];
@@ -195,7 +192,7 @@ fn integrity_needs_a_kernel_with_dm_verity(node: &Node) -> Result<()> {
     }
     let image = hello()?;
     node.import(&image)?;
-    let mut command = resnap(node, VERITY)?;
+    let mut command = node.configured_command(VERITY)?;
     let command = command.args(["unpack", "--json", &image.reference, "-s", "erofs"]);
     let says = ["/sys/module/dm_verity", "modprobe"];
     assert_error(run_to_end(command)?, "FailedPrecondition", &says, "")?;
@@ -215,7 +212,7 @@ fn integrity_needs_images(node: &Node) -> Result<()> {
         ("native", "integrity = \"verity\"\ndiffer = \"containerd\""),
     ] {
         let config = format!("[snapshotters.{snapshotter}]\n{config}\n");
-        let mut command = resnap(node, &config)?;
+        let mut command = node.configured_command(&config)?;
         command.args(["unpack", "--json", &image.reference, "-s", snapshotter]);
         let output = run_to_end(&mut with_dm_verity(&command))?;
         assert_error(output, "FailedPrecondition", &["no proof"], "")?;
@@ -238,7 +235,12 @@ fn integrity_of_layers_that_exist_comes_with_a_repair(node: &Node) -> Result<()>
         "--repair",
     )?;
     assert_no_proof(node, &image)?;
-    let check = run_to_end(resnap(node, VERITY)?.args(["check", &image.reference, "-s", "erofs"]))?;
+    let check = run_to_end(node.configured_command(VERITY)?.args([
+        "check",
+        &image.reference,
+        "-s",
+        "erofs",
+    ]))?;
     ensure!(check.code == Some(1), "{check:?}");
     ensure!(check.stdout.contains("not proven"), "{check:?}");
     let (containerd, namespace) = (&node.containerd, &node.namespace);
@@ -284,7 +286,7 @@ fn integrity_of_all_images_comes_with_one_repair(node: &Node) -> Result<()> {
     use_image(0, &|| {
         use_image(6, &|| {
             use_image(8, &|| {
-                let mut command = resnap(node, VERITY)?;
+                let mut command = node.configured_command(VERITY)?;
                 command.args(["unpack", "--json", "--repair", "--all", "-s", "erofs"]);
                 run_to_end(&mut with_dm_verity(&command))?.ok()?;
                 images
@@ -338,14 +340,7 @@ fn integrity_of_pods(node: &Node) -> Result<()> {
         node.import(image)?;
     }
     node.unpack_by_containerd("erofs", &other.reference)?;
-    let dir = node.containerd.socket().with_file_name(unique("p"));
-    fs::create_dir(&dir)?;
-    let mut command = resnap(&node, VERITY)?;
-    command
-        .arg("--address")
-        .arg(node.containerd.socket())
-        .arg("serve");
-    let served = Served::begin(&mut with_dm_verity(&command), &dir)?;
+    let served = Served::with_dm_verity(&node, VERITY)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let sandbox = cri.run_pod_sandbox("erofs", "first")?;
     let exit = cri.run(&sandbox, "first", &image.reference, &[])?;

@@ -7,7 +7,6 @@ pub(crate) mod refused;
 pub(crate) mod runs;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::Cri;
@@ -56,11 +55,7 @@ fn to(node: &Node) -> &'static str {
 
 /// Runs `resnap` with this configuration file.
 fn resnap(node: &Node, config: &str, arguments: &[&str]) -> Result<CommandOutput> {
-    let path = node.containerd.scratch().join(unique("migrate"));
-    fs::write(&path, config)?;
-    let mut command = node.resnap_command()?;
-    command.env("RESNAP_CONFIG", path);
-    run_to_end(command.args(arguments))
+    run_to_end(node.configured_command(config)?.args(arguments))
 }
 
 /// Runs `resnap migrate` of all images, and returns its exit code and document.

@@ -65,15 +65,9 @@ pub(crate) fn try_unpack(
     image: &Built,
     arguments: &[&str],
 ) -> Result<CommandOutput> {
-    let path = node.containerd.scratch().join(unique("sources"));
-    fs::write(&path, config)?;
-    let mut command = node.resnap_command()?;
-    command.env("RESNAP_CONFIG", path);
-    run_to_end(
-        command
-            .args(["unpack", "--json", &image.reference])
-            .args(arguments),
-    )
+    let mut command = node.configured_command(config)?;
+    command.args(["unpack", "--json", &image.reference]);
+    run_to_end(command.args(arguments))
 }
 
 /// Unpacks the image with this configuration and these arguments, and returns the report.
@@ -83,9 +77,7 @@ pub(crate) fn unpack(
     image: &Built,
     arguments: &[&str],
 ) -> Result<Value> {
-    let lines = try_unpack(node, config, image, arguments)?.json_lines()?;
-    let last = lines.last().context("unpack printed nothing")?;
-    Ok(last.get("report").context("no report")?.clone())
+    try_unpack(node, config, image, arguments)?.report()
 }
 
 /// Checks that the image is the same on the snapshotter as containerd unpacks it from its blobs.

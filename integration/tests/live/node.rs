@@ -54,6 +54,15 @@ impl Node {
         Ok(command)
     }
 
+    /// `resnap` for this node and namespace, with this configuration file.
+    pub(crate) fn configured_command(&self, config: &str) -> Result<Command> {
+        let path = self.containerd.scratch().join(unique("config"));
+        std::fs::write(&path, config)?;
+        let mut command = self.resnap_command()?;
+        command.env("RESNAP_CONFIG", path);
+        Ok(command)
+    }
+
     /// `resnap` through a tap, which sees every layer: containerd's differ writes them.
     pub(crate) fn tapped_command(&self, tap: &Tap) -> Result<Command> {
         let mut command = self.command_with_differ("containerd")?;
@@ -63,11 +72,7 @@ impl Node {
 
     /// `resnap` for this node and namespace, with this differ for all layers.
     pub(crate) fn command_with_differ(&self, differ: &str) -> Result<Command> {
-        let config = self.containerd.scratch().join(unique("by"));
-        std::fs::write(&config, differ_config(differ))?;
-        let mut command = self.resnap_command()?;
-        command.env("RESNAP_CONFIG", config);
-        Ok(command)
+        self.configured_command(&differ_config(differ))
     }
 
     /// Unpacks an image with this differ and returns the report.
@@ -79,10 +84,7 @@ impl Node {
     ) -> Result<Value> {
         let mut command = self.command_with_differ(differ)?;
         command.args(["unpack", "--json", image, "--snapshotter", snapshotter]);
-        let lines = run_to_end(&mut command)?.json_lines()?;
-        let last = lines.last().context("unpack printed nothing")?;
-        let report = last.get("report").context("the last line has no report")?;
-        Ok(report.clone())
+        run_to_end(&mut command)?.report()
     }
 
     /// Imports an image without unpacking it.
@@ -100,11 +102,8 @@ impl Node {
 
     /// Unpacks an image with resnap and returns the report.
     pub(crate) fn unpack(&self, snapshotter: &str, image: &str) -> Result<Value> {
-        let output = self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?;
-        let lines = output.json_lines()?;
-        let last = lines.last().context("unpack printed nothing")?;
-        let report = last.get("report").context("the last line has no report")?;
-        Ok(report.clone())
+        self.resnap(&["unpack", "--json", image, "--snapshotter", snapshotter])?
+            .report()
     }
 
     /// Does what containerd does for a pull or a first container: unpacks what is missing, without

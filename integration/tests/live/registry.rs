@@ -225,12 +225,9 @@ fn a_pull_and_an_unpack_fetch_each_blob_once(node: &Node) -> Result<()> {
     for pull_first in [true, false] {
         let faulty = Faulty::start(node, |_| Fault::Slow(Duration::from_millis(15)))?;
         let image = faulty.image(node, &slow_image(node)?)?;
-        let config = node.containerd.scratch().join(unique("sources"));
-        fs::write(&config, NO_SIBLING)?;
         let mut pull = node.containerd.ctr(&node.namespace);
         pull.args(["images", "pull", "--plain-http", &image.reference]);
-        let mut unpack = node.resnap_command()?;
-        unpack.env("RESNAP_CONFIG", config);
+        let mut unpack = node.configured_command(NO_SIBLING)?;
         unpack.args(["unpack", &image.reference]).args(NATIVE);
         let commands = match pull_first {
             true => [pull, unpack],

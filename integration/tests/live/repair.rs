@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer, hello};
-use serde_json::Value;
 
 use crate::command::CommandOutput;
 use crate::errors::assert_error;
@@ -95,9 +94,8 @@ fn assert_refused(node: &Node, snapshotter: &str, image: &str, user: &str) -> Re
 
 /// Checks that a repair succeeds with `applied` new layers, and returns its report.
 fn assert_repaired(node: &Node, snapshotter: &str, image: &str, applied: usize) -> Result<()> {
-    let lines = repair(node, snapshotter, image)?.json_lines()?;
-    let report: &Value = &lines.last().context("nothing was printed")?["report"];
-    let made = outcomes(report)?.get("applied").copied();
+    let report = repair(node, snapshotter, image)?.report()?;
+    let made = outcomes(&report)?.get("applied").copied();
     ensure!(made.unwrap_or(0) == applied, "{report}");
     node.assert_nothing_left(snapshotter)
 }
@@ -119,10 +117,8 @@ fn repair_keeps_a_running_container(node: &Node) -> Result<()> {
         ensure!(output == HELLO_SAYS, "it says {output:?}");
         // Complete layers are not unpacked again, even while they are mounted.
         containerd.look_into(&node.namespace, snapshotter, &image.reference, |_| {
-            let output = repair(node, snapshotter, &image.reference)?;
-            let lines = output.json_lines()?;
-            let report: &Value = &lines.last().context("nothing was printed")?["report"];
-            ensure!(outcomes(report)?.get("existed") == Some(&3), "{report}");
+            let report = repair(node, snapshotter, &image.reference)?.report()?;
+            ensure!(outcomes(&report)?.get("existed") == Some(&3), "{report}");
             Ok(())
         })?;
         node.assert_nothing_left(snapshotter)?;

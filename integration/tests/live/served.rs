@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use anyhow::{Result, ensure};
+use resnap_integration::dm_verity::with_dm_verity;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::node::{Node, differ_config, unique};
@@ -53,6 +54,16 @@ impl Served {
         command.env("RESNAP_CONFIG", dir.join("config.toml"));
         command.arg("--address").arg(backend).arg("serve");
         Self::begin(&mut command, dir)
+    }
+
+    /// Starts it with this configuration file, where the kernel seems to have dm-verity.
+    pub(crate) fn with_dm_verity(node: &Node, config: &str) -> Result<Self> {
+        let socket = node.containerd.socket();
+        let dir = socket.with_file_name(unique("p"));
+        fs::create_dir(&dir)?;
+        let mut command = node.configured_command(config)?;
+        command.arg("--address").arg(socket).arg("serve");
+        Self::begin(&mut with_dm_verity(&command), &dir)
     }
 
     /// Starts it by this command with this runtime directory.

@@ -15,7 +15,6 @@ use resnap_core::Digest;
 use resnap_erofs::{Memory, NoLower, Writer};
 use resnap_integration::cri::Cri;
 use resnap_integration::debian::{output, provision};
-use resnap_integration::dm_verity::with_dm_verity;
 use resnap_integration::image::{
     Artifact, ArtifactNames, Built, HELLO_SAYS, LayerPayloads, hello, pause,
 };
@@ -25,7 +24,7 @@ use resnap_verity::{BlockSize, Work, append};
 
 use crate::command::run_to_end;
 use crate::errors::assert_error;
-use crate::integrity::{resnap, try_unpack, unpack};
+use crate::integrity::{try_unpack, unpack};
 use crate::missing::{assert_outcome, discard, fetched, pushed};
 use crate::node::{Node, unique};
 use crate::served::Served;
@@ -472,7 +471,7 @@ fn signed_images_keep_their_artifact(node: &Node) -> Result<()> {
     // Another one comes, which would go first.
     let others = publisher.payloads(image, ArtifactNames::Containerd)?;
     published.push(&Artifact::new(image, ArtifactNames::Containerd, &others)?)?;
-    let mut evict = resnap(node, &config)?;
+    let mut evict = node.configured_command(&config)?;
     evict.args(["evict", &image.reference, "-s", "erofs"]);
     run_to_end(&mut evict)?.ok()?;
     ensure!(node.snapshots("erofs")?.is_empty(), "nothing was evicted");
@@ -496,15 +495,8 @@ fn signed_layers_are_verified_before_each_container(node: &Node) -> Result<()> {
         artifact.write_archive(&archive)?;
         archives.push(archive);
     }
-    let dir = node.containerd.socket().with_file_name(unique("p"));
-    fs::create_dir(&dir)?;
     let config = publisher.config(&format!("sources.archives = {archives:?}\n"));
-    let mut command = resnap(node, &config)?;
-    command
-        .arg("--address")
-        .arg(node.containerd.socket())
-        .arg("serve");
-    let served = Served::begin(&mut with_dm_verity(&command), &dir)?;
+    let served = Served::with_dm_verity(node, &config)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
     let sandbox = cri.run_pod_sandbox("erofs", "pod")?;
     let exit = cri.run(&sandbox, "first", &image.reference, &[])?;

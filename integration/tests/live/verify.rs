@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::command::{CommandOutput, run_to_end};
-use crate::integrity::{VERITY, resnap};
+use crate::integrity::{VERITY, proven_snapshot};
 use crate::node::{Node, unique};
 use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
@@ -34,7 +34,7 @@ live_tests! {
 /// Runs `resnap verify --json` in which the kernel seems to have dm-verity.
 fn verify(node: &Node, snapshotter: &str, arguments: &[&str]) -> Result<CommandOutput> {
     let config = if snapshotter == "erofs" { VERITY } else { "" };
-    let mut command = resnap(node, config)?;
+    let mut command = node.configured_command(config)?;
     command
         .args(["verify", "--json", "--snapshotter", snapshotter])
         .args(arguments);
@@ -323,7 +323,7 @@ fn verify_says_what_it_cannot_do(node: &Node) -> Result<()> {
     // All images at once, slowly; then the signal.
     let output = verify(node, "overlayfs", &["--all"])?;
     assert_wrong(&document(&output, 1)?, 0, &["d/new"])?;
-    let mut command = resnap(node, "")?;
+    let mut command = node.configured_command("")?;
     command.args([
         "verify",
         "--json",
@@ -364,7 +364,7 @@ fn verify_says_what_it_cannot_do(node: &Node) -> Result<()> {
 
 fn verify_reads_images_by_their_trees(node: &Node) -> Result<()> {
     let (image, _) = two_layers(node)?;
-    let mut command = resnap(node, VERITY)?;
+    let mut command = node.configured_command(VERITY)?;
     command.args(["unpack", "--json", &image.reference, "-s", "erofs"]);
     run_to_end(&mut with_dm_verity(&command))?.ok()?;
     assert_right(node, "erofs", &image, "tree")?;
@@ -391,23 +391,13 @@ fn verify_reads_images_by_their_trees(node: &Node) -> Result<()> {
         }),
     ];
     for (index, says, change) in changes {
-        let labels = node.labels("erofs", &image.layers[index].chain_id)?;
-        let root = &labels["resnap.io/verity-root-hash"];
-        let sidecars = crate::integrity::sidecars(node)?;
-        let mut found = sidecars.iter();
-        let found = found.find(|(_, sidecar)| sidecar.root_hash.to_string() == *root);
-        change(found.context("no sidecar has the root hash")?.0)?;
+        change(&proven_snapshot(node, &image.layers[index].chain_id)?)?;
         let output = verify(node, "erofs", &[&image.reference])?;
         assert_wrong(&document(&output, 1)?, index, &[says])?;
         heal()?;
     }
     // A blob that is damaged heals nothing, and nothing is removed.
-    let labels = node.labels("erofs", image.chain_id())?;
-    let root = &labels["resnap.io/verity-root-hash"];
-    let sidecars = crate::integrity::sidecars(node)?;
-    let mut found = sidecars.iter();
-    let found = found.find(|(_, sidecar)| sidecar.root_hash.to_string() == *root);
-    let directory = found.context("no sidecar has the root hash")?.0;
+    let directory = proven_snapshot(node, image.chain_id())?;
     set_byte(&directory.join("layer.erofs"), 4096)?;
     let blobs = node
         .containerd

@@ -20,7 +20,7 @@ use resnap_integration::tree::{self, Field, Tree, compare, surprises};
 use resnap_layer::Layer;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::images;
+use super::{containerd_tree, images};
 use crate::command::run_to_end;
 use crate::differential::lab::erofs;
 use crate::node::{Node, differ_config, unique};
@@ -147,10 +147,7 @@ fn tar_indexes_have_the_trees_of_whole_images_and_of_overlayfs(node: &Node) -> R
     let fsck = node.containerd.dist().tools().join("fsck.erofs");
     let mut faults = Vec::new();
     for (image, expected) in images()? {
-        let node = node.in_new_namespace();
-        node.import(&image)?;
-        node.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
-        let containerd = node.tree("overlayfs", &image.reference)?;
+        let containerd = containerd_tree(node, &image)?;
         let dir = node.containerd.scratch().join(unique("x"));
         let [whole, index] = trees(&dir, &image, &fsck).context(image.reference.clone())?;
         std::fs::remove_dir_all(&dir)?;
@@ -184,20 +181,13 @@ fn snapshots(node: &Node) -> Result<Vec<PathBuf>> {
 }
 
 fn applier_writes_tar_indexes(node: &Node) -> Result<()> {
-    let config = node.containerd.scratch().join(unique("config"));
-    let text = differ_config("resnap") + "snapshotters.erofs.erofs_mode = 'tar-index'\n";
-    std::fs::write(&config, text)?;
+    let config = differ_config("resnap") + "snapshotters.erofs.erofs_mode = 'tar-index'\n";
     let mut faults = Vec::new();
     for (image, expected) in images()? {
-        let containerd = node.in_new_namespace();
-        containerd.import(&image)?;
-        containerd.unpack_with_differ("containerd", "overlayfs", &image.reference)?;
-        let containerd = containerd.tree("overlayfs", &image.reference)?;
-
+        let containerd = containerd_tree(node, &image)?;
         let resnap = node.in_new_namespace();
         resnap.import(&image)?;
-        let mut command = resnap.resnap_command()?;
-        command.env("RESNAP_CONFIG", &config);
+        let mut command = resnap.configured_command(&config)?;
         command.args(["unpack", &image.reference, "--snapshotter", "erofs"]);
         let unpacked = run_to_end(&mut command)?;
         ensure!(unpacked.code == Some(0), "{unpacked:#?}");

@@ -369,14 +369,9 @@ fn import(node: &Node, cases: &[Case]) -> Result<()> {
 
 /// Unpacks all at once, and looks at what they became and left.
 fn harms_nobody(node: &Node, snapshotter: &str, cases: &[Case]) -> Result<()> {
-    let config = node.containerd.scratch().join(unique("limited"));
-    fs::write(
-        &config,
-        format!("max_layer_bytes = {LIMIT}\n{}", differ_config("resnap")),
-    )?;
-    let mut command = node.resnap_command()?;
+    let config = format!("max_layer_bytes = {LIMIT}\n{}", differ_config("resnap"));
+    let mut command = node.configured_command(&config)?;
     command
-        .env("RESNAP_CONFIG", config)
         .args(["unpack", "--json", "--snapshotter", snapshotter])
         .args(cases.iter().map(Case::reference));
     let (told, peak) = measured(node, &mut command)?;
