@@ -125,7 +125,7 @@ fn mount(name: &str, block: BlockSize, size: u64, appended: &Appended) -> String
     let (sectors, blocks) = (size / 512, size / bytes);
     // The tree starts in the block after the superblock's.
     let tree = appended.hash_offset / bytes + 1;
-    let root = String::from_utf8(appended.root_hash.as_hex().to_vec()).unwrap();
+    let root = appended.root_hash;
     let salt = "00".repeat(32);
     format!(
         "mkdir -p /tmp/mnt && device=$(losetup -f) && losetup -r $device {name} &&

@@ -15,7 +15,7 @@ use resnap_core::{
 use tokio::time::timeout;
 
 use crate::chain::Chain;
-use crate::fetch::{Fetching, adopt};
+use crate::fetch::{Fetching, PARALLEL_FETCHES, adopt};
 use crate::missing::missing_blob;
 use crate::plan::PlannedLayer;
 use crate::sources::Source;
@@ -28,9 +28,6 @@ const MAX_BUNDLES: usize = 8;
 
 /// The limit on the bytes of a signature.
 const MAX_SIGNATURE: u64 = 64 * 1024;
-
-/// The number of blobs that are fetched at once.
-const PARALLEL_FETCHES: usize = 3;
 
 /// The reason why the layers of an image get no signed indexes.
 pub(crate) struct Refusal {

@@ -14,6 +14,9 @@ use crate::feed::Feeding;
 use crate::lease::{JobLease, undo};
 use crate::missing::source_labels;
 
+/// The number of blobs that a job fetches at once, as in containerd (`max_concurrent_downloads`).
+pub(crate) const PARALLEL_FETCHES: usize = 3;
+
 /// The pause between looks at an ingest that another client writes.
 const POLL: Duration = Duration::from_millis(200);
 

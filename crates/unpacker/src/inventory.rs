@@ -34,6 +34,13 @@ pub struct UnpackedImage {
     pub chain_id: SnapshotKey,
 }
 
+impl UnpackedImage {
+    /// Returns the first of the names.
+    pub fn name(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
+}
+
 /// The images of a namespace, and the snapshots of one snapshotter.
 #[derive(Debug)]
 pub(crate) struct Inventory {

@@ -22,15 +22,12 @@ use crate::backoff::is_limit;
 use crate::chain::Chain;
 use crate::event::Phase;
 use crate::feed::{Feeding, Gate};
-use crate::fetch::{Fetching, adopt};
+use crate::fetch::{Fetching, PARALLEL_FETCHES, adopt};
 use crate::missing::missing_layer;
 use crate::retention::retain;
 use crate::sibling::{Layers, Sibling, origin};
 use crate::sources::{SIBLING, Source, Tried};
 use crate::ways::{Candidate, LayerSupply, Way, candidates};
-
-/// The number of blobs that a job fetches at once, as in containerd (`max_concurrent_downloads`).
-const PARALLEL_FETCHES: usize = 3;
 
 /// The content of the missing layers of a job, from `first` on.
 pub(crate) struct Supply {

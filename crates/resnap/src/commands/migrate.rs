@@ -99,7 +99,7 @@ pub(crate) async fn run(
 async fn items(engine: &Engine, arguments: &MigrateArguments) -> Result<Vec<Item>> {
     let unpacked = engine.unpacked_images(&arguments.from).await?;
     let item = |image: &UnpackedImage| Item {
-        image: image.names.first().cloned().unwrap_or_default(),
+        image: image.name().to_owned(),
         chain: Some(image.chain_id.clone()),
         state: State::Pending,
     };

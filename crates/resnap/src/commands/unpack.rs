@@ -33,9 +33,7 @@ pub(crate) async fn run(
                 .await?
                 .unpacked_images(snapshotter)
                 .await?;
-            let names = unpacked
-                .into_iter()
-                .filter_map(|image| image.names.into_iter().next());
+            let names = unpacked.iter().map(|image| image.name().to_owned());
             (names.collect(), config.prewarm_jobs.value)
         }
         _ => (arguments.images, Semaphore::MAX_PERMITS),

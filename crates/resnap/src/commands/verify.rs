@@ -27,9 +27,11 @@ pub(crate) async fn run(
     let images = match arguments.all {
         false => arguments.images,
         true => {
-            let unpacked = engine.unpacked_images(snapshotter).await?.into_iter();
-            let best = unpacked.filter_map(|image| image.names.into_iter().next());
-            best.collect()
+            let unpacked = engine.unpacked_images(snapshotter).await?;
+            unpacked
+                .iter()
+                .map(|image| image.name().to_owned())
+                .collect()
         }
     };
     let mut run = Run {
