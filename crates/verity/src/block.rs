@@ -31,10 +31,7 @@ impl BlockSize {
     }
 
     pub(crate) const fn len(self) -> usize {
-        match self {
-            Self::B512 => 512,
-            Self::B4096 => 4096,
-        }
+        self.bytes() as usize
     }
 
     /// Returns the number of digests in a block of the tree.

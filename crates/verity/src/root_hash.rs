@@ -6,7 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The digest of the top block of a tree. It is written as 64 lower-case hexadecimal digits.
+/// The digest of the top block of a tree. It is written as 64 lower-case hexadecimal digits, and signatures are
+/// of these digits.
 ///
 /// ```
 /// # use resnap_verity::RootHash;
@@ -33,21 +34,6 @@ pub enum RootHashError {
 
 /// Characters of a malformed root hash that an error shows.
 const SHOWN: usize = 80;
-
-impl RootHash {
-    /// Returns the 64 lower-case hexadecimal digits, which is what signatures are made of.
-    pub fn as_hex(&self) -> [u8; 64] {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut hex = [0; 64];
-        for (pair, byte) in hex.chunks_exact_mut(2).zip(self.0) {
-            pair.copy_from_slice(&[
-                DIGITS[usize::from(byte >> 4)],
-                DIGITS[usize::from(byte & 15)],
-            ]);
-        }
-        hex
-    }
-}
 
 impl fmt::Display for RootHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,13 +7,12 @@ use der::Tag;
 use der::asn1::ObjectIdentifier;
 
 use crate::asn1::{Element, context};
-use crate::certificate::Certificate;
+use crate::certificate::{Certificate, RSA};
 use crate::name::{hex, text};
 use crate::signature_error::{CERTIFICATE_LIMIT, CERTIFICATES, LIMIT, SignatureError};
 
 const SIGNED_DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.7.2");
 const SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
-const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const RSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
 const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
 

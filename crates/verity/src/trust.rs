@@ -158,7 +158,7 @@ fn verify_signature(
     root_hash: &RootHash,
 ) -> Result<(), SignatureError> {
     let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, certificate.rsa_key()?);
-    let verified = key.verify(&root_hash.as_hex(), signed.signature);
+    let verified = key.verify(root_hash.to_string().as_bytes(), signed.signature);
     verified.map_err(|_| SignatureError::RootHash {
         subject: certificate.subject(),
         root_hash: *root_hash,
