@@ -68,17 +68,15 @@ pub(crate) async fn unpack(
     }
     take_over_orphans(chain, keeper, top).await;
     let mut reports = report_existing(chain, present);
-    let missing = tokio::select! {
-        missing = missing_layers(chain, present) => missing?,
+    let supply = tokio::select! {
+        supply = Supply::plan(chain, present) => Arc::new(supply?),
         () = chain.job.cancelled() => return Err(chain.job.cancelled_error()),
     };
     let made = tokio::select! {
-        made = make_missing(chain, &missing, &mut reports) => made,
-        never = missing.supply.fetch_planned(chain) => match never {},
+        made = make_missing(chain, &supply, present, &mut reports) => made,
+        never = supply.fetch_planned(chain) => match never {},
     };
-    // Before the snapshot that a failed layer is being written to is removed.
-    missing.batch.end().await;
-    missing.supply.end(chain).await;
+    supply.end(chain).await;
     made?;
     if reports
         .iter()
@@ -95,18 +93,30 @@ pub(crate) async fn unpack(
     Ok(reports)
 }
 
-async fn missing_layers(chain: &Chain, first: usize) -> Result<MissingLayers, UnpackError> {
-    find_indexes(chain, first).await?;
-    let supply = Arc::new(Supply::plan(chain, first).await?);
+/// Makes the layers from `first` on. Their blobs are fetched meanwhile.
+async fn make_missing(
+    chain: &Chain,
+    supply: &Arc<Supply>,
+    first: usize,
+    reports: &mut Vec<LayerReport>,
+) -> Result<(), UnpackError> {
+    tokio::select! {
+        found = find_indexes(chain, first) => found?,
+        () = chain.job.cancelled() => return Err(chain.job.cancelled_error()),
+    }
     let layers = supply.batch_layers(chain);
-    Ok(MissingLayers {
+    let missing = MissingLayers {
         first,
-        batch: start_batch(chain, &supply, first, layers),
-        supply,
-    })
+        batch: start_batch(chain, supply, first, layers),
+        supply: Arc::clone(supply),
+    };
+    let made = make_in_order(chain, &missing, reports).await;
+    // Before the snapshot that a failed layer is being written to is removed.
+    missing.batch.end().await;
+    made
 }
 
-async fn make_missing(
+async fn make_in_order(
     chain: &Chain,
     missing: &MissingLayers,
     reports: &mut Vec<LayerReport>,

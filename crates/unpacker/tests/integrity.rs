@@ -6,11 +6,12 @@
 // Test code: it fails by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::{StreamExt as _, stream};
 use resnap_core::testing::{
     Behaviour, Effect, Fault, Operation, Simulated, SimulatedImage, SimulatedLayer,
 };
@@ -77,8 +78,12 @@ impl Applier for Proving {
     }
 }
 
-/// A source with an artifact whose bytes never come.
-struct Stalled;
+/// A source with an artifact whose bytes never come, and these blobs.
+#[derive(Default)]
+struct Stalled {
+    blobs: BTreeMap<Digest, Vec<u8>>,
+    opened: Mutex<BTreeSet<Digest>>,
+}
 
 #[async_trait]
 impl BlobSource for Stalled {
@@ -86,8 +91,13 @@ impl BlobSource for Stalled {
         "stalled"
     }
 
-    async fn open(&self, _: &MissingBlob, _: u64) -> Result<ByteStream> {
-        std::future::pending().await
+    async fn open(&self, blob: &MissingBlob, _: u64) -> Result<ByteStream> {
+        let digest = &blob.descriptor.digest;
+        let Some(bytes) = self.blobs.get(digest).cloned() else {
+            return std::future::pending().await;
+        };
+        self.opened.lock().unwrap().insert(digest.clone());
+        Ok(stream::once(async { Ok(bytes.into()) }).boxed())
     }
 
     async fn referrers(&self, subject: &MissingBlob, types: &[&str]) -> Result<Vec<Referrer>> {
@@ -98,6 +108,10 @@ impl BlobSource for Stalled {
             9,
         )])
     }
+}
+
+fn image() -> SimulatedImage {
+    SimulatedImage::new(["a", "b", "c"].map(SimulatedLayer::new))
 }
 
 /// An image, and an engine on whose snapshotter its layers need a proof.
@@ -121,7 +135,7 @@ impl Bed {
     ) -> Self {
         let backend = Simulated::new();
         backend.add_snapshotter("erofs", behaviour);
-        let image = SimulatedImage::new(["a", "b", "c"].map(SimulatedLayer::new));
+        let image = image();
         backend.add_image(NAMESPACE, IMAGE, &image);
         let mut ports = backend.ports();
         let applier = Arc::new(Proving {
@@ -287,7 +301,10 @@ async fn layers_that_disappear_meanwhile_are_not_verified() {
 
 #[tokio::test(start_paused = true)]
 async fn an_artifact_that_does_not_come_is_not_waited_for_without_need() {
-    let (ordinary, sources) = (Behaviour::Ordinary, vec![Source::Blobs(Arc::new(Stalled))]);
+    let (ordinary, sources) = (
+        Behaviour::Ordinary,
+        vec![Source::Blobs(Arc::<Stalled>::default())],
+    );
     let bed = Bed::with_sources(ordinary, Integrity::Verity, true, sources.clone()).await;
     let limit = Duration::from_secs(130);
     tokio::time::timeout(limit, bed.unpack())
@@ -297,4 +314,24 @@ async fn an_artifact_that_does_not_come_is_not_waited_for_without_need() {
     // One without a signature is not what was asked for.
     let bed = Bed::with_sources(ordinary, Integrity::Signed, true, sources).await;
     assert!(tokio::time::timeout(limit, bed.unpack()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_are_fetched_while_artifacts_are_looked_for() {
+    let image = image();
+    let layers = image.layers.iter().map(|layer| &layer.descriptor.digest);
+    let blobs = layers.map(|digest| (digest.clone(), image.blob(digest).unwrap().to_vec()));
+    let source = Arc::new(Stalled {
+        blobs: blobs.collect(),
+        opened: Mutex::default(),
+    });
+    let sources = vec![Source::Blobs(Arc::clone(&source) as _)];
+    let bed = Bed::with_sources(Behaviour::Ordinary, Integrity::Signed, true, sources).await;
+    for digest in source.blobs.keys() {
+        bed.backend.remove_blob(NAMESPACE, digest);
+    }
+    let limit = Duration::from_secs(30);
+    assert!(tokio::time::timeout(limit, bed.unpack()).await.is_err());
+    let fetched = source.opened.lock().unwrap().clone();
+    assert!(fetched.iter().eq(source.blobs.keys()), "{fetched:?}");
 }
