@@ -24,11 +24,14 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(!bundle.layers.is_empty());
     for layer in bundle.layers.into_values() {
         assert!(layer.root_hash.len() == 64 && layer.root_hash == layer.root_hash.to_lowercase());
-        for (payload, descriptor) in [
-            (Payload::Index, &layer.index),
-            (Payload::Tree, &layer.tree),
-            (Payload::Signature, &layer.signature),
-        ] {
+        let indexed = layer.indexed.iter();
+        let indexed = indexed.flat_map(|indexed| {
+            [
+                (Payload::Index, &indexed.index),
+                (Payload::Tree, &indexed.tree),
+            ]
+        });
+        for (payload, descriptor) in indexed.chain([(Payload::Signature, &layer.signature)]) {
             assert!((1..=payload.limit()).contains(&descriptor.size));
             assert!(descriptor.annotations.is_empty());
         }

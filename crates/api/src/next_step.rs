@@ -139,7 +139,7 @@ fn snapshot_step(error: &UnpackError, namespace: &str) -> Option<String> {
             "`resnap --namespace {namespace} unpack {} --snapshotter {snapshotter} --repair` gives it one, also while it is in use",
             name_in_title(image)
         ),
-        UnpackError::InUse { by, .. } => format!("nothing was changed; remove {by} and try again"),
+        UnpackError::InUse { by, .. } => format!("nothing was removed; remove {by} and try again"),
         UnpackError::Unremovable { image, .. } => format!(
             "containerd's garbage collection removes it with the image: `ctr --namespace {namespace} images rm --sync {}`, and pull it again",
             name_in_title(image)

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resnap_core::{
-    Applied, Batch, BatchApplier, ChainView, Descriptor, Inspection, Integrity, LayerToVerify,
-    Mount, Ports, Proof, ProofSignature, Result, Scope, Verified, labels,
+    Applied, Batch, BatchApplier, ChainView, Descriptor, Inspection, Integrity, LayerToSeal,
+    LayerToVerify, Mount, Ports, Proof, ProofSignature, Result, Scope, Verified, labels,
 };
 
 use crate::batch::StagedBatch;
@@ -17,9 +17,10 @@ use crate::erofs;
 use crate::error::Error;
 use crate::memory::MemoryBudget;
 use crate::proof;
+use crate::seal::seal;
 use crate::settings::{ApplierSettings, Differ};
 use crate::shared::Shared;
-use crate::sibling::{self, snapshot_of_image, snapshots_of_images};
+use crate::sibling::{self, snapshots_of_images};
 use crate::verify::verify;
 
 /// The snapshotters whose layers are written in this process by default.
@@ -109,16 +110,10 @@ impl resnap_core::Applier for InProcessApplier {
         required.map_err(|error| failed("prove layers of", snapshotter, error))
     }
 
-    async fn seal(&self, chain: &ChainView, index: usize, layer: &Descriptor) -> Result<Proof> {
-        let failed = |error| failed("prove layer", layer.digest.as_str(), error);
-        let root = self.0.root(&chain.snapshotter).await.map_err(failed)?;
-        let (chain, layer) = (chain.clone(), layer.clone());
-        let sealed = self.0.guarded(move |guard| {
-            let snapshot = snapshot_of_image(&chain, &root, index);
-            let snapshot = snapshot.map_err(|fault| Error::Unproven(fault.to_string()))?;
-            proof::seal(&snapshot, &layer, guard)
-        });
-        sealed.await.map_err(failed)
+    async fn seal(&self, scope: &Scope, layer: LayerToSeal<'_>) -> Result<Proof> {
+        let digest = layer.descriptor.digest.as_str();
+        let sealed = seal(&self.0, scope, layer).await;
+        sealed.map_err(|error| failed("prove layer", digest, error))
     }
 
     fn verify_signature(&self, root_hash: &str, signature: &[u8]) -> Result<ProofSignature> {

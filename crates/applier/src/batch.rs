@@ -163,13 +163,14 @@ impl StagedBatch {
         (format, has_tree): (Format, bool),
     ) -> Result<LayerForm, Error> {
         let form = target.form(format, has_tree, self.context.erofs_mode())?;
-        let has_index = self.context.signed_index(index).is_some();
-        match form {
-            LayerForm::Image { has_tree: true, .. } if has_index => Ok(LayerForm::Indexed),
+        let signed = self.context.signed(index).map(|signed| &signed.index);
+        match (form, signed) {
+            (LayerForm::Image { has_tree: true, .. }, Some(Some(_))) => Ok(LayerForm::Indexed),
+            (LayerForm::Blob, Some(None)) => Ok(form),
             _ if self.context.batch.integrity == Integrity::Signed => Err(Error::Unproven(
-                "its publisher has signed no index of it".to_owned(),
+                "its publisher has signed no root hash of it".to_owned(),
             )),
-            form => Ok(form),
+            (form, _) => Ok(form),
         }
     }
 
@@ -239,9 +240,11 @@ impl StagedBatch {
         let batch = &self.context.batch;
         let (token, sync, layer) = (self.track()?, batch.sync_fs, layer.clone());
         let parents = Arc::clone(&self.context.parents);
+        let signed = self.context.signed(index).cloned();
         let placed = spawn_blocking(move || {
             let _token = token;
-            built.place(&target, &layer, sync, has_tree, &parents)
+            let tree = (has_tree, signed.as_deref());
+            built.place(&target, &layer, sync, tree, &parents)
         });
         let applied = placed.await.map_err(|_| Error::Panicked("writes"))??;
         let timing = StageTiming::since(start);

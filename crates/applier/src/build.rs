@@ -8,15 +8,17 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use resnap_core::{Applied, Descriptor, Digest, ErofsMode, Proof, ProofOrigin, SignedIndex};
+use resnap_core::{
+    Applied, Descriptor, Digest, ErofsMode, Proof, ProofOrigin, SignedRoot, TarIndex,
+};
 use resnap_erofs::Writer;
 use resnap_layer::{Layer, Limits};
 use resnap_verity::{BlockSize, Sidecar};
 use rustix::fs::{CWD, Mode, open, renameat, syncfs};
 
 use crate::beneath::DIRECTORY;
+use crate::create::create;
 use crate::erofs::{self, ImageForm, Parents};
 use crate::error::{Error, IoContext as _};
 use crate::extract::Extraction;
@@ -24,7 +26,7 @@ use crate::guard::Guard;
 use crate::layer_source::LayerSource;
 use crate::lower::LowerDirs;
 use crate::pipeline::{Work, run};
-use crate::proof::{self, HashedFile, IndexedImage};
+use crate::proof::{self, HashedFile};
 use crate::remove::remove;
 use crate::sibling::CopiedLayer;
 use crate::source::Source;
@@ -42,8 +44,8 @@ pub(crate) struct Built {
 /// The content of a layer.
 pub(crate) enum LayerContent {
     Blob(Source),
-    /// The blob, and the signed index of it.
-    Indexed(Source, Source, Arc<SignedIndex>),
+    /// The blob, and the index of it.
+    Indexed(Source, Source, Box<TarIndex>),
     /// The snapshot that it is copied from.
     Copy(Box<CopiedLayer>),
 }
@@ -55,8 +57,8 @@ enum Rest {
     Image(Box<Writer<HashedFile>>, Option<TarFile>, Guard),
     /// An image that was copied, its size, and the size of its tree's blocks.
     Blob((u64, BlockSize), Guard),
-    /// An index and the tar.
-    Indexed(Box<IndexedImage>, Guard),
+    /// An index and the tar, and the size of both.
+    Indexed((File, u64), Guard),
 }
 
 /// An image that is complete.
@@ -65,8 +67,6 @@ struct Image {
     size: u64,
     block: BlockSize,
     guard: Guard,
-    /// The index that it has, if its root hash is signed.
-    index: Option<Arc<SignedIndex>>,
 }
 
 impl Image {
@@ -77,8 +77,36 @@ impl Image {
             size,
             block: BlockSize::B4096,
             guard,
-            index: None,
         }
+    }
+
+    /// Writes the tree of the image, unless the layer brings one.
+    fn with_tree(
+        self,
+        layer: &Descriptor,
+        signed: Option<&SignedRoot>,
+    ) -> Result<(Sidecar, Proof), Error> {
+        let Self {
+            file,
+            size,
+            block,
+            guard,
+        } = self;
+        let (file, leaves) = file.into_parts();
+        let (sidecar, origin) = match proof::own_tree(&file, layer, &guard)? {
+            Some(sidecar) => (sidecar, ProofOrigin::Layer),
+            None => {
+                let (leaves, blob) = (leaves.as_ref(), &layer.digest);
+                let sidecar = proof::append(&file, (size, block), leaves, blob, &guard)?;
+                let has_index = signed.is_some_and(|signed| signed.index.is_some());
+                match has_index {
+                    true => (sidecar, ProofOrigin::Artifact),
+                    false => (sidecar, ProofOrigin::Generated),
+                }
+            }
+        };
+        let proof = proof::proof(&sidecar, origin, signed)?;
+        Ok((sidecar, proof))
     }
 }
 
@@ -185,8 +213,9 @@ pub(crate) fn build(
             write_stream(stream, form, &path, namespace, &work.guard)
         }),
         LayerContent::Indexed(blob, bytes, index) => run(blob, work, |stream| {
-            let image = IndexedImage::write(&path, bytes, index, stream, &work.guard)?;
-            Ok(Rest::Indexed(Box::new(image), work.guard.clone()))
+            let file = create(&path).context("create the EROFS image")?;
+            let size = proof::write_indexed(&file, bytes, &index, stream, &work.guard)?;
+            Ok(Rest::Indexed((file, size), work.guard.clone()))
         }),
         LayerContent::Copy(layer) => layer.run(work, |entries| {
             write(entries, form, &path, None, namespace, &work.guard)
@@ -208,13 +237,13 @@ pub(crate) fn build(
 
 impl Built {
     /// Completes the layer, and moves it to its snapshot if it is in staging. `has_tree` is whether it gets a
-    /// dm-verity tree.
+    /// dm-verity tree, whose root hash must be `signed`, if that is known.
     pub(crate) fn place(
         self,
         target: &Target,
         layer: &Descriptor,
         sync: bool,
-        has_tree: bool,
+        (has_tree, signed): (bool, Option<&SignedRoot>),
         known: &Parents,
     ) -> Result<Applied, Error> {
         let Self {
@@ -226,7 +255,9 @@ impl Built {
         let image = completed.map_err(Error::unwrap_stop_reason)?;
         let tree = match image.filter(|_| has_tree) {
             Some(image) => {
-                let tree = Tree::new(image, layer).inspect_err(|_| discard(&path));
+                let tree = image
+                    .with_tree(layer, signed)
+                    .inspect_err(|_| discard(&path));
                 Some(tree.map_err(Error::unwrap_stop_reason)?)
             }
             None => None,
@@ -235,72 +266,18 @@ impl Built {
         if path != to {
             renameat(CWD, &path, CWD, &to).context("move the layer to its snapshot")?;
         }
-        if let Some(tree) = tree {
+        if let Some((sidecar, proof)) = tree {
             let snapshot = open(target.snapshot(), DIRECTORY, Mode::empty());
             let snapshot = snapshot.context("open the snapshot")?;
-            let signature = tree.index.as_ref().map(|index| &index.signature[..]);
-            proof::write_sidecar(&snapshot, &tree.sidecar, signature)?;
-            applied.proof = Some(tree.proof());
+            let signature = signed.map(|signed| &signed.signature[..]);
+            proof::write_sidecar(&snapshot, &sidecar, signature)?;
+            applied.proof = Some(proof);
         }
         if sync {
             let snapshot = File::open(target.snapshot()).context("open the snapshot")?;
             syncfs(&snapshot).context("sync the snapshot's file system")?;
         }
         Ok(applied)
-    }
-}
-
-/// The dm-verity tree of an image.
-struct Tree {
-    sidecar: Sidecar,
-    origin: ProofOrigin,
-    /// The index that the image has, if its root hash is signed.
-    index: Option<Arc<SignedIndex>>,
-}
-
-impl Tree {
-    /// Writes the tree of an image, unless the layer brings one. The root hash must be the one that was
-    /// signed.
-    fn new(image: Image, layer: &Descriptor) -> Result<Self, Error> {
-        let Image {
-            file,
-            size,
-            block,
-            guard,
-            index,
-        } = image;
-        let (file, leaves) = file.into_parts();
-        if let Some(sidecar) = proof::own_tree(&file, layer, &guard)? {
-            return Ok(Self {
-                sidecar,
-                origin: ProofOrigin::Layer,
-                index: None,
-            });
-        }
-        let covered = (size, block);
-        let sidecar = proof::append(&file, covered, leaves.as_ref(), &layer.digest, &guard)?;
-        let root = sidecar.root_hash.to_string();
-        let origin = match &index {
-            Some(index) if index.root_hash != root => {
-                return Err(Error::Unproven(format!(
-                    "the root hash of the publisher's index and the layer's tar is {root}, and {} is signed",
-                    index.root_hash
-                )));
-            }
-            Some(_) => ProofOrigin::Artifact,
-            None => ProofOrigin::Generated,
-        };
-        Ok(Self {
-            sidecar,
-            origin,
-            index,
-        })
-    }
-
-    fn proof(&self) -> Proof {
-        let mut proof = proof::proof(&self.sidecar, self.origin);
-        proof.signature = self.index.as_ref().map(|index| index.verified.clone());
-        proof
     }
 }
 
@@ -341,10 +318,9 @@ fn complete(
             });
             finished.map(Some).inspect_err(|_| discard(path))
         }
-        (Rest::Indexed(image, guard), _) => Ok(Some(Image {
+        (Rest::Indexed((file, size), guard), _) => Ok(Some(Image {
             block: BlockSize::B512,
-            index: Some(image.index),
-            ..Image::new(HashedFile::new(image.file, false), image.size, guard)
+            ..Image::new(HashedFile::new(file, false), size, guard)
         })),
         (Rest::Blob((size, block), guard), _) => {
             let file = File::options().read(true).write(true).open(path);

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use resnap_core::media_type::{self, Compression, Format};
-use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, SignedIndex};
+use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, SignedRoot};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -88,9 +88,9 @@ impl BatchContext {
         self.shared.settings.erofs_mode(&self.batch.snapshotter)
     }
 
-    /// Returns the signed index of a layer, if it has one.
-    pub(crate) fn signed_index(&self, index: usize) -> Option<&Arc<SignedIndex>> {
-        self.batch.layers.get(index)?.index.as_ref()
+    /// Returns the signed root hash of a layer, if it has one.
+    pub(crate) fn signed(&self, index: usize) -> Option<&Arc<SignedRoot>> {
+        self.batch.layers.get(index)?.signed.as_ref()
     }
 
     /// Returns the root of the snapshotter.
@@ -182,13 +182,11 @@ impl BatchContext {
                 Some(incoming) => source::stream(incoming, guard),
                 None => self.blob(layer, guard).await?,
             };
-            return match self
-                .signed_index(index)
-                .filter(|_| form == LayerForm::Indexed)
-            {
+            let signed = self.signed(index).and_then(|signed| signed.index.clone());
+            return match signed.filter(|_| form == LayerForm::Indexed) {
                 Some(index) => {
-                    let bytes = self.blob(&index.index, guard).await?;
-                    Ok(LayerContent::Indexed(blob, bytes, Arc::clone(index)))
+                    let bytes = self.blob(&index.blob, guard).await?;
+                    Ok(LayerContent::Indexed(blob, bytes, Box::new(index)))
                 }
                 None => Ok(LayerContent::Blob(blob)),
             };

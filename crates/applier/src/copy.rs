@@ -18,7 +18,7 @@ const FILE_PIECE: u64 = 64 << 20;
 /// Copies a layer's stream to its end into the file of an image, and returns the number of bytes.
 pub(crate) fn copy_stream(
     from: &mut impl Read,
-    to: &mut File,
+    mut to: &File,
     guard: &Guard,
 ) -> Result<u64, Error> {
     let (mut buffer, mut total) = (vec![0; PIECE], 0);

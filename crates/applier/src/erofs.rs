@@ -154,8 +154,8 @@ pub(crate) fn copy(
     stream: &mut impl Read,
     guard: &Guard,
 ) -> Result<(u64, BlockSize), Error> {
-    let mut file = create(path).context("create the EROFS image")?;
-    let found = copy_stream(stream, &mut file, guard)?;
+    let file = create(path).context("create the EROFS image")?;
+    let found = copy_stream(stream, &file, guard)?;
     match ErofsReader::open(file) {
         Ok(image) if found < image.size() => {
             let size = image.size();

@@ -125,6 +125,7 @@ mod pipeline;
 mod progress;
 mod proof;
 mod remove;
+mod seal;
 mod settings;
 mod shared;
 mod sibling;

@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+use resnap_core::{ApplyMonitor, ApplyPermit, Stage, StageTiming};
+
 use crate::guard::Guard;
 use crate::memory::StopReason;
 
@@ -55,10 +58,40 @@ impl Pace {
         Ok(())
     }
 
+    /// Returns a monitor that counts the bytes of a blob.
+    pub(crate) fn monitor(&self) -> PacedMonitor {
+        PacedMonitor {
+            pace: self.clone(),
+            read: AtomicU64::new(0),
+        }
+    }
+
     /// Returns the bytes that were counted.
     pub(crate) fn total(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
+}
+
+/// A monitor that slows the reading of a blob down.
+pub(crate) struct PacedMonitor {
+    pace: Pace,
+    /// The bytes that were read of the blob.
+    read: AtomicU64,
+}
+
+#[async_trait]
+impl ApplyMonitor for PacedMonitor {
+    async fn admit(&self, _: usize) -> ApplyPermit {
+        ApplyPermit::new(())
+    }
+
+    fn read(&self, _: usize, bytes: u64) {
+        let before = self.read.swap(bytes, Ordering::Relaxed);
+        // The thread that reads notices by itself that the work is over.
+        let _ = self.pace.read(bytes.saturating_sub(before));
+    }
+
+    fn record_stage(&self, _: usize, _: Stage, _: StageTiming) {}
 }
 
 #[cfg(test)]

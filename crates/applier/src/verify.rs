@@ -24,6 +24,8 @@
 //! - Attributes that a copy would leave out ([`crate::sibling`]): most belong to the host.
 //! - Sockets, which no layer has. A walk leaves them out.
 
+pub(crate) use item::shown;
+
 mod blob;
 mod content;
 mod item;

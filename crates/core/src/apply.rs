@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
-    ByteStream, ChainView, Descriptor, Digest, Error, Integrity, Kind, LayerToVerify, Mount, Proof,
-    ProofSignature, Result, Scope, Verified,
+    ByteStream, ChainView, Descriptor, Digest, Error, Integrity, Kind, LayerToSeal, LayerToVerify,
+    Mount, Proof, ProofSignature, Result, Scope, SignedRoot, Verified,
 };
 
 /// The result of an Apply.
@@ -79,16 +78,17 @@ pub trait Applier: Send + Sync {
         }
     }
 
-    /// Gives the layer at `index` of a chain of committed snapshots its dm-verity tree, and returns the
-    /// proof. Containers that use the layer are not disturbed: those that start afterwards mount it by the
-    /// tree. A layer that has a tree keeps it, if that is right.
+    /// Gives a committed layer its dm-verity tree, and returns the proof. Containers that use the layer are not
+    /// disturbed: those that start afterwards mount it by the tree. A layer that has a tree keeps it, if that is
+    /// right. A layer for which there is a signed index is replaced by an image with that, if the files of both
+    /// are the same.
     ///
     /// # Errors
     /// [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) with the reason if the layer cannot
     /// have one; [`Kind::DataLoss`](crate::Kind::DataLoss) if it has one that is wrong.
-    async fn seal(&self, chain: &ChainView, index: usize, layer: &Descriptor) -> Result<Proof> {
-        let _ = (index, layer);
-        Err(cannot_prove(&chain.snapshotter))
+    async fn seal(&self, scope: &Scope, layer: LayerToSeal<'_>) -> Result<Proof> {
+        let _ = scope;
+        Err(cannot_prove(&layer.chain.snapshotter))
     }
 
     /// Verifies the detached signature, in DER, of a root hash, by the certificates that the applier trusts.
@@ -162,23 +162,6 @@ pub struct LayerCopy {
     pub index: usize,
 }
 
-/// An index of a layer's tar that the publisher of the image made. It and the tar are an EROFS image, and the
-/// publisher has signed the root hash of the image's dm-verity tree. The signature says nothing of the layer:
-/// it is bound to it because the image has the tar whose diff ID was checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedIndex {
-    /// The index, a blob.
-    pub index: Descriptor,
-    /// Zeros follow the tar up to a multiple of this number of bytes.
-    pub multiple: u64,
-    /// The root hash, in lower-case hexadecimal digits.
-    pub root_hash: String,
-    /// The detached signature of the root hash, in DER.
-    pub signature: Bytes,
-    /// The signature as it was verified.
-    pub verified: ProofSignature,
-}
-
 /// A layer of a [`Batch`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchLayer {
@@ -186,8 +169,8 @@ pub struct BatchLayer {
     pub descriptor: Descriptor,
     /// The snapshot that it is copied from, instead of its blob.
     pub copy: Option<LayerCopy>,
-    /// The signed index with which it is written, on a snapshotter for EROFS images.
-    pub index: Option<Arc<SignedIndex>>,
+    /// The signed root hash that its image must have, on a snapshotter for EROFS images.
+    pub signed: Option<Arc<SignedRoot>>,
 }
 
 impl From<Descriptor> for BatchLayer {
@@ -196,7 +179,7 @@ impl From<Descriptor> for BatchLayer {
         Self {
             descriptor,
             copy: None,
-            index: None,
+            signed: None,
         }
     }
 }

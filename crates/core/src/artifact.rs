@@ -2,7 +2,7 @@
 // Copyright The resnap Authors
 
 //! Artifacts that publishers attach to an image for dm-verity: for each layer an index of its tar, the hash
-//! tree, and a signature of the root hash.
+//! tree, and a signature of the root hash. A layer that is an EROFS image has a signature only.
 //!
 //! An artifact is an OCI manifest whose `subject` is the manifest of an image. There are two sets of names,
 //! none of them in a specification:
@@ -57,14 +57,22 @@ pub struct Bundle {
 pub struct LayerArtifact {
     /// The root hash of the tree, as 64 lower-case hexadecimal digits.
     pub root_hash: String,
-    /// The EROFS index of the layer's tar.
-    pub index: Descriptor,
-    /// The hash tree.
-    pub tree: Descriptor,
+    /// The index and the tree; `None` for a layer that is an EROFS image.
+    pub indexed: Option<IndexedLayer>,
     /// The detached signature of the root hash.
     pub signature: Descriptor,
     /// The bytes of the signature, if the manifest has them. They have the digest of `signature`.
     pub inline_signature: Option<Vec<u8>>,
+}
+
+/// The EROFS index of a layer's tar, and the hash tree of both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct IndexedLayer {
+    /// The index.
+    pub index: Descriptor,
+    /// The hash tree.
+    pub tree: Descriptor,
 }
 
 /// The payloads of one layer, as far as they were read.
@@ -86,7 +94,7 @@ impl Bundle {
     pub const MAX_BYTES: usize = 4 << 20;
 
     /// Parses the manifest of an artifact of the image with the manifest `subject`. Each layer in it has all
-    /// three payloads. The addresses (`urls`) and annotations of the payloads are dropped.
+    /// three payloads, or a signature only. The addresses (`urls`) and annotations of the payloads are dropped.
     ///
     /// # Errors
     /// The reason why the bundle as a whole is refused.
@@ -170,10 +178,15 @@ impl Payloads {
             layer: layer.clone(),
         };
         let signature = self.signature.ok_or_else(|| missing(Payload::Signature))?;
+        let indexed = match (self.index, self.tree) {
+            (Some(index), Some(tree)) => Some(IndexedLayer { index, tree }),
+            (None, None) => None,
+            (None, Some(_)) => return Err(missing(Payload::Index)),
+            (Some(_), None) => return Err(missing(Payload::Tree)),
+        };
         Ok(LayerArtifact {
             root_hash: signature.root_hash,
-            index: self.index.ok_or_else(|| missing(Payload::Index))?,
-            tree: self.tree.ok_or_else(|| missing(Payload::Tree))?,
+            indexed,
             signature: signature.descriptor,
             inline_signature: signature.inline,
         })
@@ -252,8 +265,7 @@ impl fmt::Debug for LayerArtifact {
         let inline = self.inline_signature.as_ref().map(Vec::len);
         f.debug_struct("LayerArtifact")
             .field("root_hash", &self.root_hash)
-            .field("index", &self.index.digest)
-            .field("tree", &self.tree.digest)
+            .field("indexed", &self.indexed)
             .field("signature", &self.signature.digest)
             .field("inline_signature", &inline)
             .finish()

@@ -15,7 +15,7 @@
 //!
 //! A config may have no diff IDs. Each layer then has its own in an annotation.
 
-use crate::media_type::{self, EROFS_CHUNK_INDEX, EROFS_IMAGE};
+use crate::media_type::{self, EROFS_CHUNK_INDEX, EROFS_IMAGE, Format};
 use crate::{Descriptor, DiffId, Digest};
 
 /// The annotation with the role of a layer.
@@ -36,6 +36,14 @@ pub struct OwnTree {
     pub hash_offset: u64,
     /// Its root hash in hexadecimal digits, unchecked.
     pub root_hash: String,
+}
+
+/// Returns whether a layer is an EROFS image, of this format or of another one.
+pub fn is_image(layer: &Descriptor) -> bool {
+    matches!(
+        media_type::layer(&layer.media_type),
+        Some((Format::Erofs, _))
+    )
 }
 
 /// Returns the dm-verity tree that a layer brings behind its image, or `None` if it brings none.

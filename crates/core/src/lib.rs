@@ -35,6 +35,7 @@ mod referrer;
 mod repository;
 mod scope;
 mod service;
+mod signed_root;
 mod snapshot;
 mod source;
 mod stream;
@@ -44,9 +45,9 @@ mod verified;
 
 pub use apply::{
     Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, Inspection,
-    LayerCopy, SignedIndex, Stage, StageTiming, in_batch,
+    LayerCopy, Stage, StageTiming, in_batch,
 };
-pub use artifact::{ArtifactSet, Bundle, BundleFault, LayerArtifact, Payload};
+pub use artifact::{ArtifactSet, Bundle, BundleFault, IndexedLayer, LayerArtifact, Payload};
 pub use chain_view::ChainView;
 pub use credential::{Credential, PullCredentials, Secret};
 pub use descriptor::{Descriptor, null_is_default};
@@ -71,6 +72,7 @@ pub use service::{
     EnsureProgress, EnsureRequest, ManifestPreference, NotReady, UnpackService, major_minor,
     unpacks_without_parents, version_parts,
 };
+pub use signed_root::{LayerToSeal, SignedRoot, TarIndex};
 pub use snapshot::{SnapshotInfo, SnapshotKey, SnapshotKind, Usage};
 pub use source::{BlobSource, MissingBlob};
 pub use stream::ByteStream;

@@ -165,7 +165,7 @@ pub trait Snapshotter: Send + Sync {
     /// Removes a snapshot; [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) if it has
     /// children.
     async fn remove(&self, scope: &Scope, key: &SnapshotKey) -> Result<()>;
-    /// Sets these labels of a snapshot and keeps its others.
+    /// Sets these labels of a snapshot and keeps its others. An empty value removes a label.
     async fn set_labels(&self, scope: &Scope, key: &SnapshotKey, labels: &Labels) -> Result<()>;
     /// Returns the direct children of `parent`, in no particular order.
     async fn children(&self, scope: &Scope, parent: &SnapshotKey) -> Result<Vec<SnapshotInfo>>;

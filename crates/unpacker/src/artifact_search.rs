@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use resnap_core::erofs_layer::is_image;
 use resnap_core::{
     ArtifactSet, BlobSource, Bundle, Descriptor, Digest, Error, Kind, Labels, LargeRead,
-    LayerArtifact, MissingBlob, Referrer, SignedIndex, error_chain, labels, read_verified,
+    LayerArtifact, MissingBlob, Referrer, SignedRoot, TarIndex, error_chain, labels, read_verified,
 };
 use tokio::time::timeout;
 
@@ -29,7 +30,7 @@ const MAX_BUNDLES: usize = 8;
 /// The limit on the bytes of a signature.
 const MAX_SIGNATURE: u64 = 64 * 1024;
 
-/// The reason why the layers of an image get no signed indexes.
+/// The reason why the layers of an image get no signed root hashes.
 pub(crate) struct Refusal {
     /// The layer, if it is the reason.
     pub(crate) layer: Option<Digest>,
@@ -56,8 +57,8 @@ impl From<Error> for Refusal {
 /// An artifact whose signatures are accepted.
 pub(crate) struct Accepted {
     pub(crate) manifest: Digest,
-    /// The indexes of the layers, from the first missing one.
-    pub(crate) indexes: Vec<Arc<SignedIndex>>,
+    /// The root hashes of the layers, from the first missing one.
+    pub(crate) roots: Vec<Arc<SignedRoot>>,
     /// The signatures that are blobs of their own.
     signatures: Vec<Digest>,
 }
@@ -80,10 +81,12 @@ impl Search<'_> {
         if pinned.is_none() && backend.absent.contains(&manifest.digest) {
             return Err(Refusal::of_image("no source had an artifact a moment ago"));
         }
-        let referrers = match self.pinned(pinned.as_deref()).await {
+        let mut referrers = match self.pinned(pinned.as_deref()).await {
             Some(referrer) => vec![referrer],
             None => self.listed(&labels, pinned.as_deref()).await?,
         };
+        let signatures = &self.chain.signatures;
+        referrers.retain(|referrer| !signatures.is_wrong(&referrer.descriptor.digest));
         let mut reasons = Vec::new();
         for set in ArtifactSet::ALL {
             let is_of_set = |referrer: &&Referrer| referrer.artifact_type == set.artifact_type();
@@ -205,7 +208,7 @@ impl Search<'_> {
                 accepted = Some(checked);
                 continue;
             };
-            let mut pairs = other.indexes.iter().zip(&checked.indexes);
+            let mut pairs = other.roots.iter().zip(&checked.roots);
             if let Some(at) = pairs.position(|(one, two)| one.root_hash != two.root_hash) {
                 return Err(Refusal {
                     layer: self
@@ -239,7 +242,7 @@ impl Search<'_> {
         let bundle = bundle.map_err(|fault| refused(fault.to_string()))?;
         let mut accepted = Accepted {
             manifest: manifest.clone(),
-            indexes: Vec::with_capacity(self.layers.len()),
+            roots: Vec::with_capacity(self.layers.len()),
             signatures: Vec::new(),
         };
         for layer in self.layers {
@@ -253,9 +256,17 @@ impl Search<'_> {
                 return Err(refused(None, "it has nothing for the layer".to_owned()));
             };
             let root_hash = Some(&*artifact.root_hash);
-            let index = self.verify(artifact, bundle.set, labels).await;
-            let index = index.map_err(|error| refused(root_hash, error_chain(&error)))?;
-            accepted.indexes.push(Arc::new(index));
+            let why = match (is_image(&layer.descriptor), &artifact.indexed) {
+                (true, Some(_)) => Some("it has an index of the layer, which is no tar"),
+                (false, None) => Some("it has a signature of the layer, and no index of its tar"),
+                _ => None,
+            };
+            if let Some(why) = why {
+                return Err(refused(root_hash, why.to_owned()));
+            }
+            let root = self.verify(artifact, bundle.set, labels).await;
+            let root = root.map_err(|error| refused(root_hash, error_chain(&error)))?;
+            accepted.roots.push(Arc::new(root));
             if artifact.inline_signature.is_none() {
                 let signature = artifact.signature.digest.clone();
                 accepted.signatures.push(signature);
@@ -270,7 +281,7 @@ impl Search<'_> {
         artifact: &LayerArtifact,
         set: ArtifactSet,
         labels: &Labels,
-    ) -> Result<SignedIndex, Error> {
+    ) -> Result<SignedRoot, Error> {
         let (root_hash, blob) = (&artifact.root_hash, &artifact.signature);
         if blob.size > MAX_SIGNATURE {
             let error = Error::new(Kind::ResourceExhausted, "read", blob.digest.as_str());
@@ -286,26 +297,27 @@ impl Search<'_> {
         };
         let applier = &self.chain.backend.ports.applier;
         let verified = applier.verify_signature(root_hash, &signature)?;
-        Ok(SignedIndex {
-            index: artifact.index.clone(),
+        let index = artifact.indexed.as_ref().map(|indexed| TarIndex {
+            blob: indexed.index.clone(),
             multiple: set.padding(),
+        });
+        Ok(SignedRoot {
             root_hash: root_hash.clone(),
             signature: Bytes::from(signature),
             verified,
+            index,
         })
     }
 
     /// Fetches the indexes of an artifact, and keeps them with it.
     async fn keep(&self, accepted: Accepted, labels: &Labels) -> Result<Accepted, Refusal> {
-        let indexes = accepted
-            .indexes
-            .iter()
-            .map(|index| self.fetch(&index.index, labels));
-        let indexes: Vec<_> = indexes.collect();
-        let fetched = stream::iter(indexes).buffer_unordered(PARALLEL_FETCHES);
+        let indexes = accepted.roots.iter().filter_map(|root| root.index.as_ref());
+        let fetches = indexes.clone().map(|index| self.fetch(&index.blob, labels));
+        let fetches: Vec<_> = fetches.collect();
+        let fetched = stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES);
         fetched.try_collect::<()>().await?;
         let (labeler, scope) = (&self.chain.backend.ports.labeler, &self.chain.backend.scope);
-        let blobs = accepted.indexes.iter().map(|index| &index.index.digest);
+        let blobs = indexes.map(|index| &index.blob.digest);
         for (number, blob) in blobs.chain(&accepted.signatures).enumerate() {
             let key = format!("{}{number}", labels::GC_LAYER_PREFIX);
             let set = labeler.set_label(scope, &accepted.manifest, &key, blob.as_str());

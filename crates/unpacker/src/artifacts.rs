@@ -23,16 +23,16 @@ const TIME: Duration = Duration::from_secs(120);
 /// The time limit for an artifact where layers need a signature.
 const SIGNED_TIME: Duration = Duration::from_secs(600);
 
-/// Finds the signed indexes of the layers from `first` on, and fetches them, unless the job has done so before.
-/// Layers that get a proof without have none.
+/// Finds the signed root hashes of the layers from `first` on, and fetches their indexes, unless the job has
+/// done so before. Layers that get a proof without have none.
 ///
 /// # Errors
 /// [`UnpackError::Unsigned`] if the snapshotter needs signatures, and there are none that are accepted.
-pub(crate) async fn find_indexes(chain: &Chain, first: usize) -> Result<(), UnpackError> {
+pub(crate) async fn find_signatures(chain: &Chain, first: usize) -> Result<(), UnpackError> {
     let layers = &chain.layers()[first..];
-    let (integrity, spec) = (chain.integrity(), &chain.job.spec);
+    let (integrity, spec, signatures) = (chain.integrity(), &chain.job.spec, &chain.signatures);
     let trusts = chain.backend.ports.applier.trusts_signers();
-    if !integrity.is_on() || !trusts || layers.is_empty() || chain.has_indexes() {
+    if !integrity.is_on() || !trusts || layers.is_empty() || signatures.are_known() {
         return Ok(());
     }
     let limit = match integrity {
@@ -42,7 +42,7 @@ pub(crate) async fn find_indexes(chain: &Chain, first: usize) -> Result<(), Unpa
     let found = timeout(limit, Search { chain, layers }.find()).await;
     let late = |_| Err(Refusal::of_image(format!("none came within {limit:?}")));
     match found.unwrap_or_else(late) {
-        Ok(accepted) => chain.set_indexes(first, accepted.indexes, Some(accepted.manifest)),
+        Ok(accepted) => signatures.set(first, accepted.roots, Some(accepted.manifest)),
         Err(refusal) if integrity == Integrity::Signed => {
             return Err(UnpackError::Unsigned {
                 image: spec.title.clone(),
@@ -55,7 +55,7 @@ pub(crate) async fn find_indexes(chain: &Chain, first: usize) -> Result<(), Unpa
         Err(refusal) => {
             let (image, why) = (&spec.title, &refusal.why);
             tracing::info!(image, why, "no signed index is used");
-            chain.set_indexes(first, Vec::new(), None);
+            signatures.set(first, Vec::new(), None);
         }
     }
     Ok(())
@@ -65,7 +65,7 @@ pub(crate) async fn find_indexes(chain: &Chain, first: usize) -> Result<(), Unpa
 /// afterwards. Not before they are written: whoever may push may attach one whose signatures are those of the
 /// publisher, and whose indexes are not.
 pub(crate) async fn keep_artifact(chain: &Chain) -> Result<(), UnpackError> {
-    let Some(artifact) = chain.artifact() else {
+    let Some(artifact) = chain.signatures.artifact() else {
         return Ok(());
     };
     let (backend, manifest) = (&chain.backend, &chain.job.spec.plan.manifest.digest);
@@ -74,15 +74,36 @@ pub(crate) async fn keep_artifact(chain: &Chain) -> Result<(), UnpackError> {
     set.await.map_err(|error| chain.failed(error))
 }
 
-/// Has the layers written without signed indexes after one was wrong, where they need no signature. Returns
-/// whether they had any.
-pub(crate) fn do_without(chain: &Chain, index: usize, error: &Error) -> bool {
-    let is_wrong = error.kind() == Kind::FailedPrecondition && chain.signed_index(index).is_some();
-    if !is_wrong || chain.integrity() != Integrity::Verity {
-        return false;
-    }
-    let (image, reason) = (&chain.job.spec.title, error_chain(error));
-    tracing::warn!(image, reason, "a signed index is wrong, and none is used");
-    chain.drop_indexes();
-    true
+/// Rejects the artifact of a layer that could not be written, as its index or root hash is wrong, and looks for
+/// another one. Returns whether that was the reason: the layer is to be written again then, with what was found,
+/// or without any where it needs no signature.
+///
+/// # Errors
+/// [`UnpackError::Unsigned`] if it needs one, and there is no other artifact.
+pub(crate) async fn find_others(
+    chain: &Chain,
+    index: usize,
+    error: &Error,
+) -> Result<bool, UnpackError> {
+    let signed = chain.signatures.get(index);
+    let wrong = signed.filter(|_| error.kind() == Kind::FailedPrecondition);
+    let Some(wrong) = wrong else {
+        return Ok(false);
+    };
+    let (spec, why) = (&chain.job.spec, error_chain(error));
+    tracing::warn!(
+        image = spec.title,
+        why,
+        "an artifact is wrong, and is not used"
+    );
+    chain.signatures.reject();
+    // That there is no other one says less than why this one is wrong.
+    let found = find_signatures(chain, index).await;
+    found.map(|()| true).map_err(|_| UnpackError::Unsigned {
+        image: spec.title.clone(),
+        snapshotter: spec.snapshotter.clone(),
+        digest: Some(chain.layers()[index].descriptor.digest.clone()),
+        root_hash: Some(wrong.root_hash.clone()),
+        why,
+    })
 }

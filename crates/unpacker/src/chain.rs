@@ -3,12 +3,10 @@
 
 //! The chain of an image's snapshots on a snapshotter, as a job sees it: look-ups, locks and checks.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use resnap_core::{
-    Digest, Error, Integrity, Kind, SignedIndex, SnapshotInfo, SnapshotKey, Snapshotter, labels,
-};
+use resnap_core::{Error, Integrity, Kind, SnapshotInfo, SnapshotKey, Snapshotter, labels};
 use tokio::time::Instant;
 
 use crate::backend::Backend;
@@ -18,6 +16,7 @@ use crate::lease::JobLease;
 use crate::locks::Lock;
 use crate::plan::PlannedLayer;
 use crate::running::RunningJob;
+use crate::signatures::Signatures;
 use crate::slots::LockClaim;
 use crate::sources::Tried;
 use crate::{UnpackError, missing};
@@ -33,19 +32,9 @@ pub(crate) struct Chain {
     pub(crate) lease: Arc<JobLease>,
     pub(crate) snapshotter: Arc<dyn Snapshotter>,
     locks: Arc<ChainLocks>,
-    /// None before they are looked for.
-    indexes: OnceLock<Indexes>,
-    /// Whether the indexes are not used, after one was wrong.
-    no_indexes: AtomicBool,
+    pub(crate) signatures: Signatures,
     /// Whether the job had to wait for another one that made a layer.
     waited: AtomicBool,
-}
-
-/// Signed indexes, and the artifact that they are from.
-struct Indexes {
-    artifact: Option<Digest>,
-    /// Those of the layers, the base first.
-    layers: Vec<Option<Arc<SignedIndex>>>,
 }
 
 /// The exclusive right on this machine to make a layer.
@@ -68,8 +57,7 @@ impl Chain {
             job,
             lease,
             locks,
-            indexes: OnceLock::new(),
-            no_indexes: AtomicBool::new(false),
+            signatures: Signatures::default(),
             waited: AtomicBool::new(false),
         }
     }
@@ -156,46 +144,6 @@ impl Chain {
         let (backend, spec) = (&self.backend, &self.job.spec);
         let (title, snapshotter) = (&spec.title, &spec.snapshotter);
         missing::blob(backend, &spec.plan, title, layer, snapshotter, tried).await
-    }
-
-    /// Sets the signed indexes of the layers from `first` on, and the artifact that they are from.
-    pub(crate) fn set_indexes(
-        &self,
-        first: usize,
-        indexes: Vec<Arc<SignedIndex>>,
-        artifact: Option<Digest>,
-    ) {
-        let none = std::iter::repeat_n(None, first);
-        let layers = none.chain(indexes.into_iter().map(Some)).collect();
-        // A job looks for them once.
-        let _ = self.indexes.set(Indexes { artifact, layers });
-    }
-
-    /// Has no signed index used from now on.
-    pub(crate) fn drop_indexes(&self) {
-        self.no_indexes.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns whether signed indexes that were found are not used.
-    pub(crate) fn has_dropped_indexes(&self) -> bool {
-        self.no_indexes.load(Ordering::Relaxed)
-    }
-
-    /// Returns the artifact that signed indexes are used of, if any are.
-    pub(crate) fn artifact(&self) -> Option<&Digest> {
-        let indexes = self.indexes.get().filter(|_| !self.has_dropped_indexes());
-        indexes?.artifact.as_ref()
-    }
-
-    /// Returns whether signed indexes were looked for.
-    pub(crate) fn has_indexes(&self) -> bool {
-        self.indexes.get().is_some()
-    }
-
-    /// Returns the signed index of a layer, if it has one.
-    pub(crate) fn signed_index(&self, index: usize) -> Option<Arc<SignedIndex>> {
-        let indexes = self.indexes.get().filter(|_| !self.has_dropped_indexes());
-        indexes?.layers.get(index)?.clone()
     }
 
     /// Returns the proof that layers need on the snapshotter.

@@ -328,7 +328,10 @@ pub enum UnpackError {
         cleanup: Error,
     },
     /// A layer cannot be removed for a repair, since it is in use.
-    #[error("layer {chain_id} of image {image} is in use on {snapshotter}, by {by}")]
+    #[error(
+        "layer {chain_id} of image {image} is in use on {snapshotter}, by {by}{}",
+        why.as_ref().map(|why| format!(", and gets no proof as it is: {why}")).unwrap_or_default()
+    )]
     InUse {
         /// The image.
         image: String,
@@ -338,6 +341,8 @@ pub enum UnpackError {
         snapshotter: String,
         /// The container that uses it, or else the snapshot on top of it.
         by: String,
+        /// The reason why it cannot get its proof without being removed.
+        why: Option<String>,
     },
     /// A layer without labels has no child, but containerd refuses to remove it.
     #[error(

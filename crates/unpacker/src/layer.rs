@@ -14,7 +14,7 @@ use resnap_core::{
 use uuid::Uuid;
 
 use crate::UnpackError;
-use crate::artifacts::do_without;
+use crate::artifacts::find_others;
 use crate::backoff::is_limit;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::event::{LayerOutcome, Phase};
@@ -37,7 +37,7 @@ pub(crate) fn start_batch(
     mut layers: Vec<BatchLayer>,
 ) -> Arc<dyn BatchApplier> {
     for (index, layer) in (first..).zip(&mut layers) {
-        layer.index = chain.signed_index(index);
+        layer.signed = chain.signatures.get(index);
     }
     let (backend, job) = (&chain.backend, &chain.job);
     let snapshotter = &job.spec.snapshotter;
@@ -285,7 +285,7 @@ impl MissingLayer<'_> {
             let scope = chain.lease.scope().await?.clone();
             let replacement = supply.replacement(chain, self.index);
             let plain = || BatchLayer::from(layer.descriptor.clone());
-            match replacement.or_else(|| chain.has_dropped_indexes().then(plain)) {
+            match replacement.or_else(|| chain.signatures.have_changed().then(plain)) {
                 None => {
                     let index = self.index - self.batch.first;
                     self.batch.batch.apply(&scope, index, mounts).await
@@ -299,10 +299,15 @@ impl MissingLayer<'_> {
         };
         let applied = match applied {
             Ok(applied) => applied,
-            Err(error) if do_without(chain, self.index, &error) => return Ok(None),
             Err(error) => {
+                let other = async {
+                    match find_others(chain, self.index, &error).await? {
+                        true => Ok(true),
+                        false => supply.fall_back(chain, self.index, &error).await,
+                    }
+                };
                 let other = tokio::select! {
-                    other = supply.fall_back(chain, self.index, &error) => other?,
+                    other = other => other?,
                     () = job.cancelled() => return Err(job.cancelled_error()),
                 };
                 if other {

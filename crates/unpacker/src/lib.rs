@@ -96,6 +96,7 @@ mod run;
 mod running;
 mod service;
 mod sibling;
+mod signatures;
 mod signed;
 mod slots;
 mod sources;

@@ -6,24 +6,29 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Kind, Labels, Mount, SnapshotKey};
+use resnap_core::{
+    Integrity, Kind, Labels, LayerToSeal, Mount, ProofOrigin, SnapshotKey, labels as names,
+};
 
 use crate::chain::Chain;
 use crate::lease::LeaseKeeper;
+use crate::repair::require_content;
 use crate::sibling::{Layers, Sibling, committed, viewed};
 use crate::{Check, LayerState, Plan, UnpackError};
 
 /// Gives the layers that exist the proofs they lack, from the base up, so that a layer with a proof has
-/// only parents with one. Nothing is removed, and no container is disturbed.
-pub(crate) async fn seal(chain: &Chain) -> Result<(), UnpackError> {
+/// only parents with one. Nothing is removed, and no container is disturbed. Returns whether any layer lacked
+/// one.
+pub(crate) async fn seal(chain: &Chain) -> Result<bool, UnpackError> {
     let (backend, spec) = (&chain.backend, &chain.job.spec);
     let snapshots = committed(backend, &spec.plan, &spec.snapshotter).await;
     let snapshots = snapshots.map_err(|error| chain.failed(error))?;
     let integrity = chain.integrity();
     let lacks = |labels: &Labels| integrity.missing(labels).is_some();
-    if !snapshots.iter().any(|snapshot| lacks(&snapshot.labels)) {
-        return Ok(());
-    }
+    let mut lacking = snapshots.iter();
+    let Some(first) = lacking.position(|snapshot| lacks(&snapshot.labels)) else {
+        return Ok(false);
+    };
     let leased = chain.lease.begin().await;
     leased.map_err(|error| chain.failed(error))?;
     let layers = Layers {
@@ -34,9 +39,16 @@ pub(crate) async fn seal(chain: &Chain) -> Result<(), UnpackError> {
     };
     let view = Sibling::view(layers, spec.snapshotter.clone(), snapshots).await;
     let view = view.map_err(|error| chain.failed(error))?;
-    let sealed = seal_all(chain, &view).await;
+    let sealed = async {
+        if integrity == Integrity::Signed {
+            let layers = first..view.chain().snapshots.len();
+            require_content(chain, layers).await?;
+        }
+        seal_all(chain, &view).await
+    };
+    let sealed = sealed.await;
     view.end(backend).await;
-    sealed
+    sealed.map(|()| true)
 }
 
 async fn seal_all(chain: &Chain, view: &Sibling) -> Result<(), UnpackError> {
@@ -51,16 +63,24 @@ async fn seal_all(chain: &Chain, view: &Sibling) -> Result<(), UnpackError> {
             continue;
         }
         let failed = |error| chain.failed_layer(index, error);
-        let sealed = backend
-            .ports
-            .applier
-            .seal(view.chain(), index, &layer.descriptor);
+        let layer_to_seal = LayerToSeal {
+            chain: view.chain(),
+            index,
+            descriptor: &layer.descriptor,
+            diff_id: &layer.diff_id,
+            signed: chain.signatures.get(index),
+        };
+        let sealed = backend.ports.applier.seal(&backend.scope, layer_to_seal);
         let proof = tokio::select! {
             proof = sealed => proof.map_err(failed)?,
             () = chain.job.cancelled() => return Err(chain.job.cancelled_error()),
         };
         let key = SnapshotKey::from(&layer.chain_id);
-        let labels = proof.labels();
+        let mut labels = proof.labels();
+        if proof.origin == ProofOrigin::Artifact {
+            // The image was replaced; an empty value removes the label.
+            labels.insert(names::COPIED_FROM.to_owned(), String::new());
+        }
         let set = chain.snapshotter.set_labels(&backend.scope, &key, &labels);
         match set.await {
             // If it was garbage collected meanwhile, it is made again with its proof.

@@ -8,7 +8,7 @@ use std::ops::Range;
 use resnap_core::{Inspection, Integrity, Kind, Labels, SnapshotInfo, SnapshotKey, labels};
 
 use crate::UnpackError;
-use crate::artifacts::find_indexes;
+use crate::artifacts::find_signatures;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::intact::require_intact;
 use crate::plan::PlannedLayer;
@@ -81,10 +81,13 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
 
 /// Checks that layers can be made again, with signatures if they need them, and fetches what is missing for
 /// that.
-async fn require_content(chain: &Chain, layers: Range<usize>) -> Result<(), UnpackError> {
+pub(crate) async fn require_content(
+    chain: &Chain,
+    layers: Range<usize>,
+) -> Result<(), UnpackError> {
     let leased = chain.lease.begin().await;
     leased.map_err(|error| chain.failed(error))?;
-    find_indexes(chain, layers.start).await?;
+    find_signatures(chain, layers.start).await?;
     // The layers are removed before they are copied.
     let supply = Supply::plan_all(chain, layers.start, Inspection::Full).await?;
     let required = supply.require(chain, layers).await;
@@ -180,5 +183,6 @@ async fn require_unused(chain: &Chain, index: usize) -> Result<(), UnpackError> 
             Some(container) => format!("container {}", container.id),
             None => format!("snapshot {}", other.key),
         },
+        why: None,
     })
 }

@@ -166,7 +166,7 @@ impl Supply {
         let layers = layers.map(|(layer, supply)| BatchLayer {
             descriptor: layer.descriptor.clone(),
             copy: supply.state().copy(),
-            index: None,
+            signed: None,
         });
         layers.collect()
     }
@@ -262,7 +262,7 @@ impl Supply {
         (state.is_copy_in_batch != copy.is_some()).then_some(BatchLayer {
             descriptor,
             copy,
-            index: None,
+            signed: None,
         })
     }
 

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Error, Integrity, labels};
+use resnap_core::{Error, Integrity, error_chain, labels};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use crate::artifacts::{find_indexes, keep_artifact};
+use crate::artifacts::{find_signatures, keep_artifact};
 use crate::backend::Backend;
 use crate::chain::Chain;
 use crate::event::{LayerOutcome, LayerReport, Phase};
@@ -47,10 +47,7 @@ pub(crate) async fn unpack(
         })?;
     }
     if spec.repair {
-        repair(chain).await?;
-        if integrity == Integrity::Verity {
-            seal(chain).await?;
-        }
+        repair_existing(chain).await?;
     }
     let is_rooted = is_rooted(&chain.backend, &spec.plan, &spec.snapshotter).await;
     if is_rooted.map_err(|error| chain.failed(error))?
@@ -93,6 +90,31 @@ pub(crate) async fn unpack(
     Ok(reports)
 }
 
+/// Gives the layers that exist the labels and proofs they lack.
+async fn repair_existing(chain: &Chain) -> Result<(), UnpackError> {
+    match chain.integrity() {
+        Integrity::Off => repair(chain).await,
+        Integrity::Verity => {
+            repair(chain).await?;
+            seal(chain).await.map(drop)
+        }
+        Integrity::Signed => {
+            let unsealed = match seal(chain).await {
+                Ok(true) => return keep_artifact(chain).await,
+                Ok(false) => return Ok(()),
+                Err(UnpackError::Layer { source, .. }) => error_chain(&source),
+                Err(error) => return Err(error),
+            };
+            // A layer that cannot get its proof as it is, is made again, unless it is used.
+            let mut repaired = repair(chain).await;
+            if let Err(UnpackError::InUse { why, .. }) = &mut repaired {
+                *why = Some(unsealed);
+            }
+            repaired
+        }
+    }
+}
+
 /// Makes the layers from `first` on. Their blobs are fetched meanwhile.
 async fn make_missing(
     chain: &Chain,
@@ -101,7 +123,7 @@ async fn make_missing(
     reports: &mut Vec<LayerReport>,
 ) -> Result<(), UnpackError> {
     tokio::select! {
-        found = find_indexes(chain, first) => found?,
+        found = find_signatures(chain, first) => found?,
         () = chain.job.cancelled() => return Err(chain.job.cancelled_error()),
     }
     let layers = supply.batch_layers(chain);

@@ -37,9 +37,9 @@ pub enum ArtifactNames {
 pub struct LayerPayloads {
     /// The digest of the layer's blob.
     pub layer: String,
-    /// The index of the layer's tar.
+    /// The index of the layer's tar; empty if the layer is an EROFS image, which has a signature only.
     pub index: Vec<u8>,
-    /// The hash tree.
+    /// The hash tree, if there is an index.
     pub tree: Vec<u8>,
     /// The root hash in lower-case hexadecimal digits.
     pub root_hash: String,
@@ -73,8 +73,10 @@ impl Artifact {
         let mut payloads = Vec::new();
         for layer in layers {
             let [index, tree, signature] = names.payloads(layer);
-            payloads.push(add(index.0, &layer.index, index.1));
-            payloads.push(add(tree.0, &layer.tree, tree.1));
+            if !layer.index.is_empty() {
+                payloads.push(add(index.0, &layer.index, index.1));
+                payloads.push(add(tree.0, &layer.tree, tree.1));
+            }
             payloads.push(add(signature.0, &layer.signature, signature.1));
         }
         let config = blobs.json(EMPTY, &json!({}));

@@ -38,6 +38,7 @@ mod policy;
 mod poll;
 mod prewarm;
 mod proxy;
+mod publisher;
 mod referrers;
 mod registry;
 mod repair;

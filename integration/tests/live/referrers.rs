@@ -86,12 +86,13 @@ async fn check(
         let bundle = Bundle::parse(&bytes, &subject.descriptor.digest)?;
         ensure!((bundle.set, bundle.layers.len()) == (*set, image.layers.len()));
         for (layer, artifact) in &bundle.layers {
+            let indexed = artifact.indexed.as_ref().context("no index")?;
             ensure!(
-                read(source, subject, &artifact.index).await?
+                read(source, subject, &indexed.index).await?
                     == format!("index of {layer}").as_bytes()
             );
             ensure!(
-                read(source, subject, &artifact.tree).await?
+                read(source, subject, &indexed.tree).await?
                     == format!("tree of {layer}").as_bytes()
             );
             let signature = read(source, subject, &artifact.signature).await?;

@@ -83,7 +83,7 @@ fn assert_refused(node: &Node, snapshotter: &str, image: &str, user: &str) -> Re
         "{error}"
     );
     ensure!(
-        text("next_step").contains("nothing was changed") && text("next_step").contains(user),
+        text("next_step").contains("nothing was removed") && text("next_step").contains(user),
         "{error}"
     );
     let after = state(node, snapshotter)?;

@@ -5,28 +5,22 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Cursor, Read as _, Write as _};
-use std::path::PathBuf;
-use std::process::Command;
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context as _, Result, ensure};
-use flate2::read::MultiGzDecoder;
 use resnap_core::Digest;
-use resnap_erofs::{Memory, NoLower, Writer};
 use resnap_integration::cri::Cri;
-use resnap_integration::debian::{output, provision};
 use resnap_integration::image::{
-    Artifact, ArtifactNames, Built, HELLO_SAYS, LayerPayloads, hello, pause,
+    Artifact, ArtifactNames, Built, Form, HELLO_SAYS, LayerPayloads, forms, hello, pause,
 };
 use resnap_integration::registry::Registry;
-use resnap_layer::Layer;
-use resnap_verity::{BlockSize, Work, append};
 
 use crate::command::run_to_end;
 use crate::errors::assert_error;
-use crate::integrity::{try_unpack, unpack};
+use crate::integrity::{VERITY, proven_snapshot, try_unpack, unpack};
 use crate::missing::{assert_outcome, discard, fetched, pushed};
 use crate::node::{Node, unique};
+use crate::publisher::Publisher;
 use crate::served::Served;
 use crate::suite::live_tests;
 
@@ -35,108 +29,13 @@ live_tests! {
     Erofs: signed_layers_are_made_of_artifacts_on_disk,
     Erofs: signed_layers_are_refused_with_reasons,
     Erofs: signed_layers_replace_others_by_a_repair,
+    Erofs: signed_layers_replace_those_in_use_by_a_repair,
+    Erofs: signed_layers_may_be_images,
+    Erofs: signed_layers_are_verified_on_demand,
     Erofs: signed_artifacts_are_used_only_if_signers_are_trusted,
+    Erofs: signed_layers_are_made_also_beside_a_wrong_artifact,
     Erofs: signed_images_keep_their_artifact,
     ErofsHandler: signed_layers_are_verified_before_each_container,
-}
-
-/// A publisher of artifacts.
-struct Publisher {
-    dir: PathBuf,
-}
-
-impl Publisher {
-    fn new(node: &Node, name: &str) -> Result<Self> {
-        let dir = node.containerd.scratch().join(unique(name));
-        fs::create_dir(&dir)?;
-        let publisher = Self { dir };
-        let subject = format!("/CN={name}");
-        let purpose = "extendedKeyUsage=codeSigning";
-        publisher.openssl(&[
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out",
-            "cert.pem", "-days", "30", "-subj", &subject, "-addext", purpose,
-        ])?;
-        Ok(publisher)
-    }
-
-    fn openssl(&self, arguments: &[&str]) -> Result<String> {
-        let program = provision()?.tools().join("openssl");
-        output(Command::new(program).args(arguments).current_dir(&self.dir))
-    }
-
-    fn sign(&self, root_hash: &str) -> Result<Vec<u8>> {
-        let name = unique("root");
-        fs::write(self.dir.join(&name), root_hash)?;
-        self.openssl(&[
-            "smime",
-            "-sign",
-            "-noattr",
-            "-binary",
-            "-in",
-            &name,
-            "-inkey",
-            "key.pem",
-            "-signer",
-            "cert.pem",
-            "-outform",
-            "der",
-            "-out",
-            "signature",
-        ])?;
-        Ok(fs::read(self.dir.join("signature"))?)
-    }
-
-    /// Returns the payloads of all layers of an image.
-    fn payloads(&self, image: &Built, names: ArtifactNames) -> Result<Vec<LayerPayloads>> {
-        let multiple = match names {
-            ArtifactNames::Containerd => 4096,
-            ArtifactNames::Notary => 512,
-        };
-        let layers = image.layers.iter().enumerate().map(|(index, layer)| {
-            let mut tar = Vec::new();
-            let blob = image.blob(&layer.digest)?;
-            match blob.starts_with(&[0x1f, 0x8b]) {
-                true => _ = MultiGzDecoder::new(&blob[..]).read_to_end(&mut tar)?,
-                false => tar = blob,
-            }
-            let mut writer = Writer::new(Cursor::new(Vec::new()), Box::new(Memory::new(1 << 26)))?;
-            if index == 0 {
-                writer = writer.lowest();
-            }
-            let mut writer = writer.index();
-            writer.add(&mut Layer::new(&tar[..], Default::default()))?;
-            // Other tests share the content of their containerd, and publish the same image.
-            let name = Digest::sha256(format!("{:?} {index}", self.dir).as_bytes()).to_string();
-            let uuid: [u8; 16] = name.as_bytes()[10..26].try_into()?;
-            let index = writer.finish(&mut NoLower, uuid)?.0.into_inner();
-            let mut file = tempfile::tempfile()?;
-            file.write_all(&index)?;
-            file.write_all(&tar)?;
-            let size = (index.len() + tar.len()).next_multiple_of(multiple) as u64;
-            file.set_len(size)?;
-            let check = || Ok(());
-            let tree = append(&file, size, BlockSize::B512, uuid, None, Work::new(&check))?;
-            let root_hash = tree.root_hash.to_string();
-            Ok(LayerPayloads {
-                layer: layer.digest.clone(),
-                index,
-                tree: vec![0; 512],
-                signature: self.sign(&root_hash)?,
-                root_hash,
-            })
-        });
-        layers.collect()
-    }
-
-    /// Returns a configuration that needs signatures of this publisher.
-    fn config(&self, more: &str) -> String {
-        let certificate = self.dir.join("cert.pem");
-        format!(
-            "sources.order = [\"archive\", \"registry\"]\n\
-             snapshotters.erofs.integrity = \"signed\"\n\
-             integrity.signers = [{certificate:?}]\n{more}"
-        )
-    }
 }
 
 /// An image in a registry, and the publisher of its artifacts.
@@ -322,6 +221,15 @@ fn signed_layers_are_refused_with_reasons(node: &Node) -> Result<()> {
         &other_index,
         &[digest, "is signed"],
     )?;
+    // One that was accepted once, and is not any more.
+    let expired = Publisher::expired(node, "expired")?;
+    let payloads = expired.payloads(&hello()?, names)?;
+    let node_of_expired = node.in_new_namespace();
+    node_of_expired.import(&hello()?)?;
+    let config = archived(&node_of_expired, &hello()?, &expired, &payloads)?;
+    let output = try_unpack(&node_of_expired, &config, &hello()?, &[])?;
+    assert_error(output, "FailedPrecondition", &["expired"], "")?;
+    assert_nothing(&node_of_expired)?;
     let incomplete = change(&|payloads| {
         payloads.pop();
         Ok(())
@@ -381,6 +289,167 @@ fn refused_late(
     assert_signed(&node, &published.image, &good)
 }
 
+/// Writes the artifact of an image to an archive, and returns the configuration to use it.
+fn archived(
+    node: &Node,
+    image: &Built,
+    publisher: &Publisher,
+    payloads: &[LayerPayloads],
+) -> Result<String> {
+    let archive = node.containerd.scratch().join(unique("artifact"));
+    Artifact::new(image, ArtifactNames::Containerd, payloads)?.write_archive(&archive)?;
+    Ok(publisher.config(&format!("sources.archives = [{archive:?}]\n")))
+}
+
+/// Adds a second to the time of the first file in a tar.
+fn change_time(tar: &mut [u8]) -> Result<()> {
+    let header = tar.get_mut(..512).context("an empty tar")?;
+    // Octal digits; the last one of the time, and those of the checksum.
+    let digit = &mut header[146];
+    let (old, new) = (*digit, b'0' + (*digit - b'0' + 1) % 8);
+    *digit = new;
+    let sum = u32::from_str_radix(std::str::from_utf8(&header[148..154])?, 8)?;
+    let sum = sum + u32::from(new) - u32::from(old);
+    header[148..154].copy_from_slice(format!("{sum:06o}").as_bytes());
+    Ok(())
+}
+
+fn signed_layers_replace_those_in_use_by_a_repair(node: &Node) -> Result<()> {
+    let (image, publisher) = (hello()?, Publisher::new(node, "publisher")?);
+    let names = ArtifactNames::Containerd;
+    let payloads = publisher.payloads(&image, names)?;
+    let config = archived(node, &image, &publisher, &payloads)?;
+    let others = publisher.payloads_of(&image, names, change_time)?;
+    let other_config = archived(node, &image, &publisher, &others)?;
+    type Unpack = fn(&Node, &Built) -> Result<()>;
+    let unpacks: [Unpack; 4] = [
+        |node, image| node.unpack("erofs", &image.reference).map(drop),
+        // By mkfs.erofs, and without labels.
+        |node, image| node.unpack_by_containerd("erofs", &image.reference),
+        |node, image| unpack(node, VERITY, image, &[]).map(drop),
+        |node, image| {
+            node.unpack("overlayfs", &image.reference)?;
+            let sibling = "sources.sibling = \"always\"\nsources.order = [\"sibling\"]\n";
+            assert_outcome(&unpack(node, sibling, image, &[])?, "copied")
+        },
+    ];
+    for unpack_before in unpacks {
+        let node = &node.in_new_namespace();
+        node.import(&image)?;
+        unpack_before(node, &image)?;
+        let (containerd, namespace) = (&node.containerd, &node.namespace);
+        containerd.look_into(namespace, "erofs", &image.reference, |rootfs| {
+            let before = fs::metadata(rootfs.join("etc"))?.ino();
+            // An image with other files does not take the place of one that is used.
+            let output = try_unpack(node, &other_config, &image, &["--repair"])?;
+            let says = ["is in use", "has other files: the root differs"];
+            assert_error(output, "FailedPrecondition", &says, "remove container")?;
+            let report = unpack(node, &config, &image, &["--repair"])?;
+            assert_outcome(&report, "existed")?;
+            assert_signed(node, &image, &payloads)?;
+            // The container goes on as it is.
+            ensure!(
+                fs::metadata(rootfs.join("etc"))?.ino() == before,
+                "another root"
+            );
+            let says = node.run("erofs", &image.reference)?;
+            ensure!(says == HELLO_SAYS, "{says:?}");
+            Ok(())
+        })?;
+        let mut verify = node.configured_command(&config)?;
+        verify.args(["verify", "--json", &image.reference, "-s", "erofs"]);
+        run_to_end(&mut verify)?.ok()?;
+        let report = unpack(node, &config, &image, &["--repair"])?;
+        assert_outcome(&report, "existed")?;
+        node.assert_nothing_left("erofs")?;
+        // What is not used is made again.
+        let report = unpack(node, &other_config, &image, &[])?;
+        assert_outcome(&report, "existed")?;
+    }
+    let node = node.in_new_namespace();
+    node.import(&image)?;
+    node.unpack("erofs", &image.reference)?;
+    let report = unpack(&node, &other_config, &image, &["--repair"])?;
+    assert_outcome(&report, "applied")?;
+    assert_signed(&node, &image, &others)
+}
+
+/// The lower layer is an EROFS image, the upper one a tar.
+fn signed_layers_may_be_images(node: &Node) -> Result<()> {
+    let (image, publisher) = (forms(&[Form::Mixed])?, Publisher::new(node, "publisher")?);
+    let payloads = publisher.payloads(&image, ArtifactNames::Containerd)?;
+    let config = archived(node, &image, &publisher, &payloads)?;
+    let assert_proven = |node: &Node| {
+        for (layer, origin) in image.layers.iter().zip(["generated", "artifact"]) {
+            let labels = node.labels("erofs", &layer.chain_id)?;
+            ensure!(labels["resnap.io/verity-origin"] == origin, "{labels:?}");
+            ensure!(labels["resnap.io/verity-signer"].contains("CN=publisher"));
+        }
+        node.assert_nothing_left("erofs")
+    };
+    node.import(&image)?;
+    let report = unpack(node, &config, &image, &[])?;
+    assert_outcome(&report, "applied")?;
+    assert_proven(node)?;
+    let existing = node.in_new_namespace();
+    existing.import(&image)?;
+    existing.unpack("erofs", &image.reference)?;
+    let report = unpack(&existing, &config, &image, &["--repair"])?;
+    assert_outcome(&report, "existed")?;
+    assert_proven(&existing)?;
+    // Another root hash, and the index of a layer that is no tar.
+    let mut other = payloads.clone();
+    other[0].root_hash = payloads[1].root_hash.clone();
+    other[0].signature = payloads[1].signature.clone();
+    let mut indexed = payloads.clone();
+    indexed[0].index = payloads[1].index.clone();
+    let mut plain = payloads.clone();
+    plain[1].index.clear();
+    for (payloads, says) in [
+        (other, "is signed"),
+        (indexed, "which is no tar"),
+        (plain, "no index of its tar"),
+    ] {
+        let node = node.in_new_namespace();
+        node.import(&image)?;
+        let config = archived(&node, &image, &publisher, &payloads)?;
+        let output = try_unpack(&node, &config, &image, &[])?;
+        assert_error(output, "FailedPrecondition", &[says], "")?;
+        assert_nothing(&node)?;
+    }
+    Ok(())
+}
+
+fn signed_layers_are_verified_on_demand(node: &Node) -> Result<()> {
+    let (image, publisher) = (hello()?, Publisher::new(node, "publisher")?);
+    node.import(&image)?;
+    let payloads = publisher.payloads(&image, ArtifactNames::Containerd)?;
+    let config = archived(node, &image, &publisher, &payloads)?;
+    unpack(node, &config, &image, &[])?;
+    let verify = || {
+        let mut verify = node.configured_command(&config)?;
+        verify.args(["verify", &image.reference, "-s", "erofs"]);
+        run_to_end(&mut verify)
+    };
+    verify()?.ok()?;
+    let signature = proven_snapshot(node, &image.layers[0].chain_id)?.join("layer.erofs.sig");
+    let right = fs::read(&signature)?;
+    let stranger = Publisher::new(node, "stranger")?;
+    for (wrong, says) in [
+        (stranger.sign(&payloads[0].root_hash)?, "stranger"),
+        (payloads[1].signature.clone(), "is not of the root hash"),
+        (b"no signature".to_vec(), "signature"),
+    ] {
+        fs::write(&signature, wrong)?;
+        let output = verify()?;
+        ensure!(output.code == Some(1), "{output:?}");
+        ensure!(output.stdout.contains(says), "{says}: {output:?}");
+    }
+    fs::write(&signature, right)?;
+    verify()?.ok()?;
+    Ok(())
+}
+
 fn signed_layers_replace_others_by_a_repair(node: &Node) -> Result<()> {
     let published = Published::new(node, &hello()?)?;
     let (image, publisher) = (&published.image, &published.publisher);
@@ -411,7 +480,7 @@ fn signed_layers_replace_others_by_a_repair(node: &Node) -> Result<()> {
     artifact.write_archive(&archive)?;
     let config = publisher.config(&format!("sources.archives = [{archive:?}]\n"));
     let report = unpack(node, &config, image, &["--repair"])?;
-    assert_outcome(&report, "applied")?;
+    assert_outcome(&report, "existed")?;
     assert_signed(node, image, &payloads)
 }
 
@@ -457,6 +526,31 @@ fn signed_artifacts_are_used_only_if_signers_are_trusted(node: &Node) -> Result<
         ensure!(says == HELLO_SAYS, "{says:?}");
     }
     Ok(())
+}
+
+/// Whoever may push may attach an artifact with the publisher's signatures and a wrong index.
+fn signed_layers_are_made_also_beside_a_wrong_artifact(node: &Node) -> Result<()> {
+    let published = Published::new(node, &hello()?)?;
+    let (image, publisher) = (&published.image, &published.publisher);
+    let names = ArtifactNames::Containerd;
+    let right = publisher.payloads(image, names)?;
+    let mut wrong = right.clone();
+    *wrong[1].index.last_mut().context("no index")? ^= 1;
+    let right_artifact = Artifact::new(image, names, &right)?;
+    // The registry lists them in this order.
+    published.push(&Artifact::new(image, names, &wrong)?)?;
+    published.push(&right_artifact)?;
+    published.import(node)?;
+    let report = unpack(node, &publisher.config(""), image, &[])?;
+    assert_outcome(&report, "applied")?;
+    assert_signed(node, image, &right)?;
+    let content = node.ctr(&["content", "ls"])?;
+    let kept = format!(
+        "containerd.io/gc.ref.content.dmverity={}",
+        right_artifact.digest()
+    );
+    ensure!(content.contains(&kept), "{content}");
+    node.assert_nothing_left("erofs")
 }
 
 fn signed_images_keep_their_artifact(node: &Node) -> Result<()> {

@@ -5,44 +5,30 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
-use std::sync::Arc;
 
-use resnap_core::SignedIndex;
+use resnap_core::TarIndex;
 
 use crate::copy::copy_stream;
-use crate::create::create;
-use crate::error::{Error, IoContext as _};
+use crate::error::Error;
 use crate::guard::Guard;
 use crate::source::Source;
 
-/// An index and a tar in one file.
-pub(crate) struct IndexedImage {
-    pub(crate) file: File,
-    /// The bytes of index, tar and zeros.
-    pub(crate) size: u64,
-    pub(crate) index: Arc<SignedIndex>,
-}
-
-impl IndexedImage {
-    /// Writes the index, and behind it a tar to its end.
-    pub(crate) fn write(
-        path: &Path,
-        bytes: Source,
-        index: Arc<SignedIndex>,
-        tar: &mut impl Read,
-        guard: &Guard,
-    ) -> Result<Self, Error> {
-        let mut file = create(path).context("create the EROFS image")?;
-        let limit = index.index.size;
-        let indexed = copy_stream(&mut bytes.take(limit + 1), &mut file, guard)?;
-        if indexed != limit {
-            let text = format!("its index has {indexed} bytes or more, instead of {limit}");
-            return Err(Error::Unproven(text));
-        }
-        let size = indexed + copy_stream(tar, &mut file, guard)?;
-        let size = size.checked_next_multiple_of(index.multiple.max(1));
-        let size = size.ok_or_else(|| Error::Unproven("it is too large".to_owned()))?;
-        Ok(Self { file, size, index })
+/// Writes an image to an empty file: the index, and behind it a tar to its end. Returns the bytes of index, tar
+/// and zeros.
+pub(crate) fn write_indexed(
+    file: &File,
+    bytes: Source,
+    index: &TarIndex,
+    tar: &mut impl Read,
+    guard: &Guard,
+) -> Result<u64, Error> {
+    let limit = index.blob.size;
+    let indexed = copy_stream(&mut bytes.take(limit + 1), file, guard)?;
+    if indexed != limit {
+        let text = format!("its index has {indexed} bytes or more, instead of {limit}");
+        return Err(Error::Unproven(text));
     }
+    let size = indexed + copy_stream(tar, file, guard)?;
+    let size = size.checked_next_multiple_of(index.multiple.max(1));
+    size.ok_or_else(|| Error::Unproven("it is too large".to_owned()))
 }

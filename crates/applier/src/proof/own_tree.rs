@@ -5,20 +5,12 @@
 
 use std::fs::File;
 
-use resnap_core::media_type::{self, Format};
-use resnap_core::{Descriptor, erofs_layer};
+use resnap_core::Descriptor;
+use resnap_core::erofs_layer::{self, is_image};
 use resnap_verity::{RootHash, Sidecar, Work, verify};
 
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
-
-/// Returns whether a layer is an EROFS image already.
-pub(crate) fn is_image(layer: &Descriptor) -> bool {
-    matches!(
-        media_type::layer(&layer.media_type),
-        Some((Format::Erofs, _))
-    )
-}
 
 /// Returns the sidecar of the tree that a layer brings behind its image, after it was verified; `None` if it
 /// brings none.

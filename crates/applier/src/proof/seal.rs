@@ -8,13 +8,14 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 
-use resnap_core::{Descriptor, Proof, ProofOrigin};
+use resnap_core::erofs_layer::is_image;
+use resnap_core::{Descriptor, Proof, ProofOrigin, SignedRoot};
 use resnap_erofs::ErofsReader;
-use resnap_verity::{BlockSize, Sidecar, Work, verify};
+use resnap_verity::{BlockSize, SIDECAR_FILE, Sidecar, Work, verify};
 use rustix::fs::{self, Mode, OFlags};
 
 use super::inode::{Thawed, has_fs_verity, open, open_image};
-use super::own_tree::{is_image, own_tree};
+use super::own_tree::own_tree;
 use super::sidecar::{proof, read_sidecar, remove_if_there, write_sidecar};
 use super::tree::{append, tree_block};
 use crate::copy::copy_file;
@@ -22,22 +23,35 @@ use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
 
-/// The name of a copy of an image that is being written.
+/// The name of an image that is being written.
 const UNFINISHED_IMAGE: &str = "layer.erofs.resnap";
 
-/// Gives the image in the directory of a committed snapshot a tree and a sidecar. An image that has both
-/// keeps them, if they are right.
-pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Result<Proof, Error> {
+/// Gives the image in the directory of a committed snapshot a tree and a sidecar, and the signature of its root
+/// hash, if there is one. An image that has both keeps them, if they are right.
+pub(crate) fn seal(
+    snapshot: &OwnedFd,
+    layer: &Descriptor,
+    signed: Option<&SignedRoot>,
+    guard: &Guard,
+) -> Result<Proof, Error> {
+    let signature = signed.map(|signed| &signed.signature[..]);
+    let finish = |sidecar: &Sidecar, origin| {
+        let proof = proof(sidecar, origin, signed)?;
+        write_sidecar(snapshot, sidecar, signature)?;
+        Ok(proof)
+    };
     let image = open_image(snapshot)?;
     if let Some(sidecar) = read_sidecar(snapshot)? {
         let check = || Ok(guard.step()?);
         let (offset, root) = (sidecar.hash_offset, sidecar.root_hash);
         verify(&image, offset, &root, .., Work::new(&check))?;
-        return Ok(proof(&sidecar, ProofOrigin::Generated));
+        return match signed {
+            Some(_) => finish(&sidecar, ProofOrigin::Generated),
+            None => proof(&sidecar, ProofOrigin::Generated, None),
+        };
     }
     if let Some(sidecar) = own_tree(&image, layer, guard)? {
-        write_sidecar(snapshot, &sidecar, None)?;
-        return Ok(proof(&sidecar, ProofOrigin::Layer));
+        return finish(&sidecar, ProofOrigin::Layer);
     }
     if has_fs_verity(&image).context("look at the image")? {
         return Err(Error::Unproven(
@@ -56,10 +70,82 @@ pub(crate) fn seal(snapshot: &OwnedFd, layer: &Descriptor, guard: &Guard) -> Res
         // The file also has other names, such as that of a blob.
         _ => append_to_copy(snapshot, &image, (size, block), layer, guard)?,
     };
-    write_sidecar(snapshot, &sidecar, None)?;
+    let proof = finish(&sidecar, ProofOrigin::Generated)?;
     let frozen = thawed.freeze(snapshot, NAME);
     frozen.context("make the image immutable again")?;
-    Ok(proof(&sidecar, ProofOrigin::Generated))
+    Ok(proof)
+}
+
+/// Returns the proof of the image in the directory of a committed snapshot, if its sidecar has the signed root
+/// hash, and its tree is right.
+pub(crate) fn signed_tree(
+    snapshot: &OwnedFd,
+    signed: &SignedRoot,
+    guard: &Guard,
+) -> Result<Option<Proof>, Error> {
+    let sidecar = read_sidecar(snapshot)?;
+    let is_signed = |sidecar: &Sidecar| sidecar.root_hash.to_string() == signed.root_hash;
+    let Some(sidecar) = sidecar.filter(is_signed) else {
+        return Ok(None);
+    };
+    let check = || Ok(guard.step()?);
+    let image = open_image(snapshot)?;
+    let (offset, root) = (sidecar.hash_offset, sidecar.root_hash);
+    verify(&image, offset, &root, .., Work::new(&check))?;
+    write_sidecar(snapshot, &sidecar, Some(&signed.signature))?;
+    proof(&sidecar, ProofOrigin::Artifact, Some(signed)).map(Some)
+}
+
+/// Replaces the image in the directory of a committed snapshot by the one that has the signed root hash. `write`
+/// writes it to an empty file and returns its size, and `check` compares the old one with it.
+pub(crate) fn replace(
+    snapshot: &OwnedFd,
+    layer: &Descriptor,
+    signed: &SignedRoot,
+    (write, check): (
+        impl FnOnce(&File) -> Result<u64, Error>,
+        impl FnOnce(File, File) -> Result<(), Error>,
+    ),
+    guard: &Guard,
+) -> Result<Proof, Error> {
+    with_unfinished_image(snapshot, |new| {
+        let size = write(new)?;
+        let covered = (size, BlockSize::B512);
+        let sidecar = append(new, covered, None, &layer.digest, guard)?;
+        let proof = proof(&sidecar, ProofOrigin::Artifact, Some(signed))?;
+        let old = open_image(snapshot)?;
+        let copied = old.try_clone().and_then(|old| Ok((old, new.try_clone()?)));
+        let (compared, with) = copied.context("open the images")?;
+        check(compared, with)?;
+        let thawed = Thawed::new(old).context("make the image writable (its flag immutable)")?;
+        // The image that takes the place of the old one is not that of this sidecar.
+        let removed = remove_if_there(snapshot, SIDECAR_FILE);
+        removed.context("remove the sidecar of the old image")?;
+        let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
+        renamed.context("replace the image")?;
+        write_sidecar(snapshot, &sidecar, Some(&signed.signature))?;
+        let frozen = thawed.freeze(snapshot, NAME);
+        frozen.context("make the image immutable again")?;
+        Ok(proof)
+    })
+}
+
+/// Creates an image, and removes it if the work fails that moves it to its place.
+fn with_unfinished_image<T>(
+    snapshot: &OwnedFd,
+    work: impl FnOnce(&File) -> Result<T, Error>,
+) -> Result<T, Error> {
+    remove_if_there(snapshot, UNFINISHED_IMAGE).context("remove an unfinished image")?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o644);
+    let created = fs::openat(snapshot, UNFINISHED_IMAGE, flags, mode);
+    let file: File = created.context("create an image")?.into();
+    let done = work(&file);
+    if done.is_err() {
+        // The error that is returned is the reason for both.
+        let _ = remove_if_there(snapshot, UNFINISHED_IMAGE);
+    }
+    done
 }
 
 /// Replaces an image by a copy with a tree.
@@ -70,36 +156,13 @@ fn append_to_copy(
     layer: &Descriptor,
     guard: &Guard,
 ) -> Result<Sidecar, Error> {
-    remove_if_there(snapshot, UNFINISHED_IMAGE).context("remove an unfinished copy")?;
-    let written = write_copy(snapshot, image, (size, block), layer, guard).and_then(|sidecar| {
+    with_unfinished_image(snapshot, |copy| {
+        copy_file(image, copy, size, "copy the image", guard)?;
+        let sidecar = append(copy, (size, block), None, &layer.digest, guard)?;
         let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
         renamed.context("replace the image by its copy")?;
         Ok(sidecar)
-    });
-    if written.is_err() {
-        // The error that is returned is the reason for both.
-        let _ = remove_if_there(snapshot, UNFINISHED_IMAGE);
-    }
-    written
-}
-
-fn write_copy(
-    snapshot: &OwnedFd,
-    image: &File,
-    (size, block): (u64, BlockSize),
-    layer: &Descriptor,
-    guard: &Guard,
-) -> Result<Sidecar, Error> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let copy = fs::openat(
-        snapshot,
-        UNFINISHED_IMAGE,
-        flags,
-        Mode::from_raw_mode(0o644),
-    );
-    let copy: File = copy.context("create a copy of the image")?.into();
-    copy_file(image, &copy, size, "copy the image", guard)?;
-    append(&copy, (size, block), None, &layer.digest, guard)
+    })
 }
 
 /// Returns the bytes of an image that its tree covers, and the size of their blocks: all that the image has,

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 
-use resnap_core::{Proof, ProofOrigin};
+use resnap_core::{Proof, ProofOrigin, SignedRoot};
 use resnap_verity::{SIDECAR_FILE, SIGNATURE_FILE, Sidecar};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 
@@ -81,7 +81,25 @@ pub(super) fn remove_if_there(directory: &OwnedFd, name: &str) -> io::Result<()>
     }
 }
 
-/// Returns the proof that a sidecar states, without a signature.
-pub(crate) fn proof(sidecar: &Sidecar, origin: ProofOrigin) -> Proof {
-    Proof::new(sidecar.root_hash.to_string(), origin)
+/// Returns the proof that a sidecar states. If the publisher has signed a root hash, it must be that one.
+pub(crate) fn proof(
+    sidecar: &Sidecar,
+    origin: ProofOrigin,
+    signed: Option<&SignedRoot>,
+) -> Result<Proof, Error> {
+    let mut proof = Proof::new(sidecar.root_hash.to_string(), origin);
+    if let Some(signed) = signed {
+        if signed.root_hash != proof.root_hash {
+            let of = match &signed.index {
+                Some(_) => "the publisher's index and the layer's tar",
+                None => "the layer's image",
+            };
+            return Err(Error::Unproven(format!(
+                "the root hash of {of} is {}, and {} is signed",
+                proof.root_hash, signed.root_hash
+            )));
+        }
+        proof.signature = Some(signed.verified.clone());
+    }
+    Ok(proof)
 }

@@ -64,7 +64,8 @@ impl Snapshot {
     }
 
     fn seal_as(&self, layer: &Descriptor) -> Result<resnap_core::Proof, Error> {
-        seal(&self.open(), layer, &Guard::from(CancellationToken::new()))
+        let guard = Guard::from(CancellationToken::new());
+        seal(&self.open(), layer, None, &guard)
     }
 
     fn sidecar(&self) -> Sidecar {

@@ -7,14 +7,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use async_trait::async_trait;
 use resnap_core::media_type::{self, Format};
-use resnap_core::{
-    Applied, ApplyMonitor, ApplyPermit, Differences, Evidence, LayerToVerify, Stage, StageTiming,
-    Verified,
-};
+use resnap_core::{Applied, Differences, Evidence, LayerToVerify, Verified};
 use resnap_erofs::{NoLower, Writer};
 use resnap_layer::{Layer, Limits};
 
@@ -54,10 +49,7 @@ impl BlobToCompare<'_> {
             compression,
             limit: self.limit,
             guard: self.pace.guard().clone(),
-            monitor: Arc::new(PacedMonitor {
-                pace: self.pace.clone(),
-                read: AtomicU64::new(0),
-            }),
+            monitor: Arc::new(self.pace.monitor()),
         };
         let differences = match format {
             Format::Tar => self.compare_entries(blob, &work)?,
@@ -173,26 +165,4 @@ fn first_difference(
         }
         at += count as u64;
     }
-}
-
-/// A monitor that slows reading down.
-struct PacedMonitor {
-    pace: Pace,
-    /// The bytes that were read of the blob.
-    read: AtomicU64,
-}
-
-#[async_trait]
-impl ApplyMonitor for PacedMonitor {
-    async fn admit(&self, _: usize) -> ApplyPermit {
-        ApplyPermit::new(())
-    }
-
-    fn read(&self, _: usize, bytes: u64) {
-        let before = self.read.swap(bytes, Ordering::Relaxed);
-        // The thread that reads notices by itself that the work is over.
-        let _ = self.pace.read(bytes.saturating_sub(before));
-    }
-
-    fn record_stage(&self, _: usize, _: Stage, _: StageTiming) {}
 }

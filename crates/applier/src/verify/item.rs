@@ -19,7 +19,7 @@ pub(super) enum Origin {
 }
 
 /// Returns a path for messages.
-pub(super) fn shown(path: &[u8]) -> String {
+pub(crate) fn shown(path: &[u8]) -> String {
     match path {
         b"" => "the root".to_owned(),
         path => format!("\"{}\"", String::from_utf8_lossy(path).escape_debug()),

@@ -26,7 +26,7 @@ fn copies(layers: &[Descriptor], chain: &ChainView) -> Vec<BatchLayer> {
             chain: Arc::clone(&chain),
             index,
         }),
-        index: None,
+        signed: None,
     };
     layers.iter().enumerate().map(copy).collect()
 }

@@ -124,9 +124,10 @@ fn both_sets_are_read() {
     assert_eq!(inline.inline_signature.as_deref(), Some(&b"signature"[..]));
     for layer in [plain, inline] {
         assert_eq!(layer.root_hash, ROOT);
+        let indexed = layer.indexed.as_ref().unwrap();
         for (descriptor, name, size) in [
-            (&layer.index, "index", 4096),
-            (&layer.tree, "tree", 8192),
+            (&indexed.index, "index", 4096),
+            (&indexed.tree, "tree", 8192),
             (&layer.signature, "signature", 9),
         ] {
             assert_eq!((&descriptor.digest, descriptor.size), (&digest(name), size));
@@ -302,6 +303,17 @@ fn a_bundle_is_refused_for_one_fault() {
         assert!(text.starts_with(reason), "{number}: {text}");
         assert!(text.len() < 400, "{number}: {text}");
     }
+}
+
+#[test]
+fn layers_may_have_a_signature_only() {
+    let mut document = containerd();
+    document["layers"].as_array_mut().unwrap().drain(0..2);
+    let layers = parse(&document).unwrap().layers;
+    assert_eq!(layers.len(), 2);
+    assert_eq!(layers[&digest("one")].indexed, None);
+    assert_eq!(layers[&digest("one")].root_hash, ROOT);
+    assert!(layers[&digest("two")].indexed.is_some());
 }
 
 #[test]

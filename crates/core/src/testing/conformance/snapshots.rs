@@ -113,6 +113,11 @@ async fn labelled(given: &Given, scope: &Scope) {
         expected.labels.extend(single);
         let after = snapshotter.stat(scope, &name).await.unwrap();
         assert_eq!(after, expected, "these are set, and all else stays");
+        let none = labels([("example.com/d", "")]);
+        snapshotter.set_labels(scope, &name, &none).await.unwrap();
+        expected.labels.remove("example.com/d");
+        let after = snapshotter.stat(scope, &name).await.unwrap();
+        assert_eq!(after, expected, "an empty value removes a label");
     }
     let any = labels([("example.com/a", "5")]);
     let set = snapshotter.set_labels(scope, &key("nowhere"), &any).await;

@@ -70,6 +70,7 @@ pub(super) fn set_labels(
     let snapshot = snapshots.get_mut(&(snapshotter.to_owned(), key.clone()));
     let snapshot = snapshot.ok_or_else(|| not_found("label snapshot", key))?;
     snapshot.labels.extend(labels);
+    snapshot.labels.retain(|_, value| !value.is_empty());
     Ok(())
 }
 
