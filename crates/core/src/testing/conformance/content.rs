@@ -154,11 +154,12 @@ async fn reopen<F: Future<Output = Result<Box<dyn Ingest>>>>(
     }
 }
 
-/// Removes an ingest whose last client may not have closed it yet.
+/// Removes an ingest whose last client may not have closed it yet. containerd removes the directory also while
+/// it writes to it, and fails with an error of no kind if that was at the same moment.
 async fn until_aborted(given: &Given, scope: &Scope, name: &str) {
     loop {
         match given.ports.writer.abort(scope, name).await {
-            Err(error) if error.kind() == Kind::Unavailable => {}
+            Err(error) if matches!(error.kind(), Kind::Unavailable | Kind::Unknown) => {}
             aborted => return aborted.unwrap(),
         }
     }
