@@ -70,6 +70,9 @@ pub(crate) enum Error {
     /// The layer cannot have the proof that it needs.
     #[error("it gets no proof: {0}")]
     Unproven(String),
+    /// The index or the root hash that the publisher has signed is not the layer's.
+    #[error("its publisher's artifact is wrong: {0}")]
+    WrongArtifact(String),
     /// The committed layer cannot be compared with what proves it.
     #[error("it cannot be verified: {0}")]
     Unverifiable(String),
@@ -190,7 +193,7 @@ impl Error {
             Self::Devices(_) => Kind::InvalidArgument,
             Self::ShortImage { .. } => Kind::InvalidArgument,
             Self::Damaged(..) | Self::Sidecar(_) | Self::WrongBlob { .. } => Kind::DataLoss,
-            Self::Signature(_) => Kind::PermissionDenied,
+            Self::Signature(_) | Self::WrongArtifact(_) => Kind::PermissionDenied,
             Self::Verity(error) => kind_of_verity_error(error),
             _ => find_kind(self).unwrap_or(Kind::Internal),
         }

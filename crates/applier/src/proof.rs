@@ -22,7 +22,7 @@ pub(crate) use indexed::write_indexed;
 pub(crate) use inode::open_image;
 pub(crate) use kernel::{has_kernel_support, require_kernel, warn_of_required_signatures};
 pub(crate) use own_tree::own_tree;
-pub(crate) use seal::{replace, seal, signed_tree};
+pub(crate) use seal::{lock, replace, seal, signed_tree};
 pub(crate) use sidecar::{proof, write_sidecar};
 pub(crate) use signed::{verify_signature, verify_snapshot};
 pub(crate) use tree::{append, tree_block};

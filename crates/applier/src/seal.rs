@@ -48,11 +48,18 @@ pub(crate) async fn seal(
     let work = move |guard: &Guard| {
         let snapshot = snapshot_of_image(&chain, &root, index);
         let snapshot = snapshot.map_err(|fault| Error::Unproven(fault.to_string()))?;
+        proof::lock(&snapshot)?;
         let signed = signed.as_deref();
         let Some((signed, index)) = signed.and_then(|root| Some((root, root.index.as_ref()?)))
         else {
             return proof::seal(&snapshot, &blob, signed, guard);
         };
+        let mut options = chain.mounts.iter().flat_map(|mount| &mount.options);
+        if options.any(|option| option.starts_with("device=")) {
+            return Err(Error::Unproven(
+                "its image is mounted as a device of another one".to_owned(),
+            ));
+        }
         if let Some(proof) = proof::signed_tree(&snapshot, signed, guard)? {
             return Ok(proof);
         }

@@ -85,7 +85,8 @@ pub trait Applier: Send + Sync {
     ///
     /// # Errors
     /// [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition) with the reason if the layer cannot
-    /// have one; [`Kind::DataLoss`](crate::Kind::DataLoss) if it has one that is wrong.
+    /// have one; [`Kind::DataLoss`](crate::Kind::DataLoss) if it has one that is wrong;
+    /// [`Kind::PermissionDenied`](crate::Kind::PermissionDenied) if the signed root hash is not that of the layer.
     async fn seal(&self, scope: &Scope, layer: LayerToSeal<'_>) -> Result<Proof> {
         let _ = scope;
         Err(cannot_prove(&layer.chain.snapshotter))
@@ -219,7 +220,9 @@ pub trait BatchApplier: Send + Sync {
     /// Writes the layer at `index` through the mounts of its active snapshot. The layers before it must
     /// be committed, by any client. A layer may be skipped, and may be applied again to another
     /// snapshot. [`Kind::NotFound`](crate::Kind::NotFound) if the blob does not exist. A layer that
-    /// cannot be copied is refused with [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition); its snapshot must be removed then.
+    /// cannot be copied is refused with [`Kind::FailedPrecondition`](crate::Kind::FailedPrecondition), and one whose
+    /// signed root hash is another with [`Kind::PermissionDenied`](crate::Kind::PermissionDenied); its snapshot must
+    /// be removed then.
     async fn apply(&self, scope: &Scope, index: usize, mounts: &[Mount]) -> Result<Applied>;
 
     /// Stops all work and waits for it: afterwards nothing is written to a snapshot any more, and layers

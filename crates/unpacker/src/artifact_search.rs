@@ -19,6 +19,7 @@ use crate::chain::Chain;
 use crate::fetch::{Fetching, PARALLEL_FETCHES, adopt};
 use crate::missing::missing_blob;
 use crate::plan::PlannedLayer;
+use crate::signatures::Found;
 use crate::sources::Source;
 
 /// The time limit for a list of artifacts from one source.
@@ -55,10 +56,10 @@ impl From<Error> for Refusal {
 }
 
 /// An artifact whose signatures are accepted.
-pub(crate) struct Accepted {
-    pub(crate) manifest: Digest,
-    /// The root hashes of the layers, from the first missing one.
-    pub(crate) roots: Vec<Arc<SignedRoot>>,
+struct Accepted {
+    manifest: Digest,
+    /// The root hashes of the layers, the base first.
+    roots: Vec<Arc<SignedRoot>>,
     /// The signatures that are blobs of their own.
     signatures: Vec<Digest>,
 }
@@ -66,13 +67,14 @@ pub(crate) struct Accepted {
 /// The search for the artifact of an image.
 pub(crate) struct Search<'a> {
     pub(crate) chain: &'a Chain,
-    pub(crate) layers: &'a [PlannedLayer],
+    /// The first layer whose index is needed.
+    pub(crate) first: usize,
 }
 
 impl Search<'_> {
     /// Returns the artifact that is accepted, with its indexes fetched. Dropping the future leaves what was
     /// fetched to the lease.
-    pub(crate) async fn find(&self) -> Result<Accepted, Refusal> {
+    pub(crate) async fn find(&self) -> Result<Found, Refusal> {
         let backend = &self.chain.backend;
         let manifest = &self.chain.job.spec.plan.manifest;
         let info = backend.ports.content.info(&backend.scope, &manifest.digest);
@@ -81,24 +83,42 @@ impl Search<'_> {
         if pinned.is_none() && backend.absent.contains(&manifest.digest) {
             return Err(Refusal::of_image("no source had an artifact a moment ago"));
         }
-        let mut referrers = match self.pinned(pinned.as_deref()).await {
+        let referrers = match self.pinned(pinned.as_deref()).await {
             Some(referrer) => vec![referrer],
             None => self.listed(&labels, pinned.as_deref()).await?,
         };
         let signatures = &self.chain.signatures;
-        referrers.retain(|referrer| !signatures.is_wrong(&referrer.descriptor.digest));
-        let mut reasons = Vec::new();
+        let mut first_refusal = None;
         for set in ArtifactSet::ALL {
-            let is_of_set = |referrer: &&Referrer| referrer.artifact_type == set.artifact_type();
-            let of_set: Vec<_> = referrers.iter().filter(is_of_set).collect();
-            match self.accepted(&of_set, &labels).await {
-                Ok(Some(accepted)) => return self.keep(accepted, &labels).await,
-                Ok(None) => {}
-                Err(refusal) => reasons.push(refusal),
+            loop {
+                let left = referrers.iter().filter(|referrer| {
+                    referrer.artifact_type == set.artifact_type()
+                        && signatures.may_try(&referrer.descriptor.digest)
+                });
+                let accepted = self.accepted(&left.collect::<Vec<_>>(), &labels).await;
+                let refusal = match accepted {
+                    Ok(None) => break,
+                    Ok(Some(accepted)) => match self.keep(&accepted, &labels).await {
+                        Ok(()) => {
+                            return Ok(Found {
+                                artifact: accepted.manifest,
+                                roots: accepted.roots,
+                            });
+                        }
+                        Err(refusal) => {
+                            signatures.exclude(&accepted.manifest);
+                            refusal
+                        }
+                    },
+                    Err(refusal) => {
+                        first_refusal.get_or_insert(refusal);
+                        break;
+                    }
+                };
+                first_refusal.get_or_insert(refusal);
             }
         }
-        let first = reasons.into_iter().next();
-        Err(first.unwrap_or_else(|| Refusal::of_image("no source has an artifact of it")))
+        Err(first_refusal.unwrap_or_else(|| Refusal::of_image("no source has an artifact of it")))
     }
 
     /// Returns the artifact that the image was unpacked with before, if it is here.
@@ -118,6 +138,10 @@ impl Search<'_> {
             .artifact_type()
             .clone_into(&mut referrer.artifact_type);
         Some(referrer)
+    }
+
+    fn layers(&self) -> &[PlannedLayer] {
+        self.chain.layers()
     }
 
     fn subject(&self) -> &Digest {
@@ -212,7 +236,7 @@ impl Search<'_> {
             if let Some(at) = pairs.position(|(one, two)| one.root_hash != two.root_hash) {
                 return Err(Refusal {
                     layer: self
-                        .layers
+                        .layers()
                         .get(at)
                         .map(|layer| layer.descriptor.digest.clone()),
                     root_hash: None,
@@ -242,10 +266,10 @@ impl Search<'_> {
         let bundle = bundle.map_err(|fault| refused(fault.to_string()))?;
         let mut accepted = Accepted {
             manifest: manifest.clone(),
-            roots: Vec::with_capacity(self.layers.len()),
+            roots: Vec::with_capacity(self.layers().len()),
             signatures: Vec::new(),
         };
-        for layer in self.layers {
+        for layer in self.layers() {
             let digest = &layer.descriptor.digest;
             let refused = |root_hash: Option<&str>, why: String| Refusal {
                 layer: Some(digest.clone()),
@@ -309,21 +333,23 @@ impl Search<'_> {
         })
     }
 
-    /// Fetches the indexes of an artifact, and keeps them with it.
-    async fn keep(&self, accepted: Accepted, labels: &Labels) -> Result<Accepted, Refusal> {
-        let indexes = accepted.roots.iter().filter_map(|root| root.index.as_ref());
-        let fetches = indexes.clone().map(|index| self.fetch(&index.blob, labels));
+    /// Fetches the indexes of an artifact that are needed, and keeps them with it.
+    async fn keep(&self, accepted: &Accepted, labels: &Labels) -> Result<(), Refusal> {
+        let roots = accepted.roots.iter().enumerate().skip(self.first);
+        let indexes = roots.filter_map(|(number, root)| Some((number, &root.index.as_ref()?.blob)));
+        let fetches = indexes.clone().map(|(_, index)| self.fetch(index, labels));
         let fetches: Vec<_> = fetches.collect();
         let fetched = stream::iter(fetches).buffer_unordered(PARALLEL_FETCHES);
         fetched.try_collect::<()>().await?;
         let (labeler, scope) = (&self.chain.backend.ports.labeler, &self.chain.backend.scope);
-        let blobs = indexes.map(|index| &index.blob.digest);
-        for (number, blob) in blobs.chain(&accepted.signatures).enumerate() {
+        let indexes = indexes.map(|(number, index)| (number, &index.digest));
+        let signatures = (accepted.roots.len()..).zip(&accepted.signatures);
+        for (number, blob) in indexes.chain(signatures) {
             let key = format!("{}{number}", labels::GC_LAYER_PREFIX);
             let set = labeler.set_label(scope, &accepted.manifest, &key, blob.as_str());
             set.await?;
         }
-        Ok(accepted)
+        Ok(())
     }
 
     /// Fetches a blob under the job's lease, unless it is there.

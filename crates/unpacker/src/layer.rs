@@ -14,7 +14,7 @@ use resnap_core::{
 use uuid::Uuid;
 
 use crate::UnpackError;
-use crate::artifacts::find_others;
+use crate::artifacts::{find_signatures, reject_artifact};
 use crate::backoff::is_limit;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::event::{LayerOutcome, Phase};
@@ -95,8 +95,13 @@ impl MissingLayer<'_> {
         job.check_cancelled()?;
         let mut attempts = 0;
         while attempts < ATTEMPTS {
+            let obtained = async {
+                // Again, if an artifact was rejected. Others may wait for the chain lock.
+                find_signatures(chain, self.index).await?;
+                self.batch.supply.obtain(chain, self.index).await
+            };
             let obtained = tokio::select! {
-                obtained = self.batch.supply.obtain(chain, self.index) => obtained,
+                obtained = obtained => obtained,
                 () = job.cancelled() => return Err(job.cancelled_error()),
             };
             if let Err(error) = obtained
@@ -285,7 +290,7 @@ impl MissingLayer<'_> {
             let scope = chain.lease.scope().await?.clone();
             let replacement = supply.replacement(chain, self.index);
             let plain = || BatchLayer::from(layer.descriptor.clone());
-            match replacement.or_else(|| chain.signatures.have_changed().then(plain)) {
+            match replacement.or_else(|| chain.signatures.rejection().map(|_| plain())) {
                 None => {
                     let index = self.index - self.batch.first;
                     self.batch.batch.apply(&scope, index, mounts).await
@@ -300,17 +305,12 @@ impl MissingLayer<'_> {
         let applied = match applied {
             Ok(applied) => applied,
             Err(error) => {
-                let other = async {
-                    match find_others(chain, self.index, &error).await? {
-                        true => Ok(true),
-                        false => supply.fall_back(chain, self.index, &error).await,
-                    }
-                };
                 let other = tokio::select! {
-                    other = other => other?,
+                    other = supply.fall_back(chain, self.index, &error) => other?,
                     () = job.cancelled() => return Err(job.cancelled_error()),
                 };
-                if other {
+                // In this order: bytes that came with the layer's blob may have been wrong.
+                if other || reject_artifact(chain, self.index, &error) {
                     return Ok(None);
                 }
                 if is_limit(&error) {

@@ -10,6 +10,7 @@ use resnap_core::{
     Integrity, Kind, Labels, LayerToSeal, Mount, ProofOrigin, SnapshotKey, labels as names,
 };
 
+use crate::artifacts::{find_signatures, reject_artifact};
 use crate::chain::Chain;
 use crate::lease::LeaseKeeper;
 use crate::repair::require_content;
@@ -17,9 +18,8 @@ use crate::sibling::{Layers, Sibling, committed, viewed};
 use crate::{Check, LayerState, Plan, UnpackError};
 
 /// Gives the layers that exist the proofs they lack, from the base up, so that a layer with a proof has
-/// only parents with one. Nothing is removed, and no container is disturbed. Returns whether any layer lacked
-/// one.
-pub(crate) async fn seal(chain: &Chain) -> Result<bool, UnpackError> {
+/// only parents with one. Nothing is removed, and no container is disturbed.
+pub(crate) async fn seal(chain: &Chain) -> Result<(), UnpackError> {
     let (backend, spec) = (&chain.backend, &chain.job.spec);
     let snapshots = committed(backend, &spec.plan, &spec.snapshotter).await;
     let snapshots = snapshots.map_err(|error| chain.failed(error))?;
@@ -27,7 +27,7 @@ pub(crate) async fn seal(chain: &Chain) -> Result<bool, UnpackError> {
     let lacks = |labels: &Labels| integrity.missing(labels).is_some();
     let mut lacking = snapshots.iter();
     let Some(first) = lacking.position(|snapshot| lacks(&snapshot.labels)) else {
-        return Ok(false);
+        return Ok(());
     };
     let leased = chain.lease.begin().await;
     leased.map_err(|error| chain.failed(error))?;
@@ -44,51 +44,66 @@ pub(crate) async fn seal(chain: &Chain) -> Result<bool, UnpackError> {
             let layers = first..view.chain().snapshots.len();
             require_content(chain, layers).await?;
         }
-        seal_all(chain, &view).await
+        let mut index = first;
+        while index < view.chain().snapshots.len() {
+            // Again, if an artifact was rejected. Others may wait for the chain lock.
+            find_signatures_if_needed(chain, first).await?;
+            index += usize::from(seal_layer(chain, &view, index).await?);
+        }
+        Ok(())
     };
-    let sealed = sealed.await;
+    let sealed = tokio::select! {
+        sealed = sealed => sealed,
+        () = chain.job.cancelled() => Err(chain.job.cancelled_error()),
+    };
     view.end(backend).await;
-    sealed.map(|()| true)
+    sealed
 }
 
-async fn seal_all(chain: &Chain, view: &Sibling) -> Result<(), UnpackError> {
-    let (backend, integrity) = (&chain.backend, chain.integrity());
-    for index in 0..view.chain().snapshots.len() {
-        chain.job.check_cancelled()?;
-        let layer = &chain.layers()[index];
-        let _lock = chain.lock(index).await?;
-        // The previous holder of the lock may have done it.
-        let found = chain.find(layer).await?;
-        if found.is_none_or(|info| integrity.missing(&info.labels).is_none()) {
-            continue;
-        }
-        let failed = |error| chain.failed_layer(index, error);
-        let layer_to_seal = LayerToSeal {
-            chain: view.chain(),
-            index,
-            descriptor: &layer.descriptor,
-            diff_id: &layer.diff_id,
-            signed: chain.signatures.get(index),
-        };
-        let sealed = backend.ports.applier.seal(&backend.scope, layer_to_seal);
-        let proof = tokio::select! {
-            proof = sealed => proof.map_err(failed)?,
-            () = chain.job.cancelled() => return Err(chain.job.cancelled_error()),
-        };
-        let key = SnapshotKey::from(&layer.chain_id);
-        let mut labels = proof.labels();
-        if proof.origin == ProofOrigin::Artifact {
-            // The image was replaced; an empty value removes the label.
-            labels.insert(names::COPIED_FROM.to_owned(), String::new());
-        }
-        let set = chain.snapshotter.set_labels(&backend.scope, &key, &labels);
-        match set.await {
-            // If it was garbage collected meanwhile, it is made again with its proof.
-            Err(error) if error.kind() != Kind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
+async fn find_signatures_if_needed(chain: &Chain, first: usize) -> Result<(), UnpackError> {
+    match chain.integrity() {
+        Integrity::Signed => find_signatures(chain, first).await,
+        Integrity::Off | Integrity::Verity => Ok(()),
     }
-    Ok(())
+}
+
+/// Gives a layer its proof. Returns false if its artifact was wrong.
+async fn seal_layer(chain: &Chain, view: &Sibling, index: usize) -> Result<bool, UnpackError> {
+    let (backend, integrity) = (&chain.backend, chain.integrity());
+    chain.job.check_cancelled()?;
+    let layer = &chain.layers()[index];
+    let _lock = chain.lock(index).await?;
+    // The previous holder of the lock may have done it.
+    let found = chain.find(layer).await?;
+    if found.is_none_or(|info| integrity.missing(&info.labels).is_none()) {
+        return Ok(true);
+    }
+    let failed = |error| chain.failed_layer(index, error);
+    let signed = chain.signatures.get(index);
+    let layer_to_seal = LayerToSeal {
+        chain: view.chain(),
+        index,
+        descriptor: &layer.descriptor,
+        diff_id: &layer.diff_id,
+        signed: signed.filter(|_| integrity == Integrity::Signed),
+    };
+    let sealed = backend.ports.applier.seal(&backend.scope, layer_to_seal);
+    let proof = match sealed.await {
+        Err(error) if reject_artifact(chain, index, &error) => return Ok(false),
+        sealed => sealed.map_err(failed)?,
+    };
+    let key = SnapshotKey::from(&layer.chain_id);
+    let mut labels = proof.labels();
+    if proof.origin == ProofOrigin::Artifact {
+        // The image was replaced; an empty value removes the label.
+        labels.insert(names::COPIED_FROM.to_owned(), String::new());
+    }
+    let set = chain.snapshotter.set_labels(&backend.scope, &key, &labels);
+    match set.await {
+        // If it was garbage collected meanwhile, it is made again with its proof.
+        Err(error) if error.kind() != Kind::NotFound => Err(failed(error)),
+        _ => Ok(true),
+    }
 }
 
 /// Returns warnings of snapshotters that mount layers without the trees which they have.

@@ -8,65 +8,97 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use resnap_core::{Digest, SignedRoot};
 
+/// The limit on the artifacts of a job that are tried. Each may cost the fetch of its indexes and the writing of
+/// a layer.
+const MAX_TRIED: usize = 4;
+
 /// The signed root hashes of the layers of a job.
 #[derive(Debug, Default)]
 pub(crate) struct Signatures(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// `None` before they are looked for.
-    found: Option<Found>,
+    /// Whether they were looked for.
+    are_known: bool,
+    found: Option<Arc<Found>>,
     /// The artifacts that are wrong.
     wrong: BTreeSet<Digest>,
+    rejection: Option<Rejection>,
 }
 
 /// Signed root hashes, and the artifact that they are from.
 #[derive(Debug)]
-struct Found {
-    artifact: Option<Digest>,
-    /// Those of the layers, the base first.
-    roots: Vec<Option<Arc<SignedRoot>>>,
+pub(crate) struct Found {
+    pub(crate) artifact: Digest,
+    /// Those of all layers, the base first.
+    pub(crate) roots: Vec<Arc<SignedRoot>>,
+}
+
+/// The reason why an artifact was rejected.
+#[derive(Debug, Clone)]
+pub(crate) struct Rejection {
+    /// The index of the layer.
+    pub(crate) layer: usize,
+    pub(crate) root_hash: String,
+    pub(crate) why: String,
 }
 
 impl Signatures {
-    /// Sets the root hashes of the layers from `first` on, and the artifact that they are from.
-    pub(crate) fn set(&self, first: usize, roots: Vec<Arc<SignedRoot>>, artifact: Option<Digest>) {
-        let none = std::iter::repeat_n(None, first);
-        let roots = none.chain(roots.into_iter().map(Some)).collect();
-        self.state().found = Some(Found { artifact, roots });
-    }
-
-    /// Has none used of the artifact that they are from, which is wrong. They are to be looked for again.
-    pub(crate) fn reject(&self) {
+    /// Sets what was found.
+    pub(crate) fn set(&self, found: Option<Found>) {
         let mut state = self.state();
-        if let Some(artifact) = state.found.take().and_then(|found| found.artifact) {
-            state.wrong.insert(artifact);
-        }
-    }
-
-    /// Returns whether an artifact is wrong.
-    pub(crate) fn is_wrong(&self, artifact: &Digest) -> bool {
-        self.state().wrong.contains(artifact)
-    }
-
-    /// Returns whether an artifact was used that is wrong.
-    pub(crate) fn have_changed(&self) -> bool {
-        !self.state().wrong.is_empty()
+        state.are_known = true;
+        state.found = found.map(Arc::new);
     }
 
     /// Returns whether they were looked for.
     pub(crate) fn are_known(&self) -> bool {
-        self.state().found.is_some()
+        self.state().are_known
     }
 
-    /// Returns the artifact that they are from, if there are any.
-    pub(crate) fn artifact(&self) -> Option<Digest> {
-        self.state().found.as_ref()?.artifact.clone()
+    /// Returns what was found, if there is anything.
+    pub(crate) fn found(&self) -> Option<Arc<Found>> {
+        self.state().found.clone()
     }
 
     /// Returns the signed root hash of the layer at `index`, if it has one.
     pub(crate) fn get(&self, index: usize) -> Option<Arc<SignedRoot>> {
-        self.state().found.as_ref()?.roots.get(index)?.clone()
+        self.state().found.as_ref()?.roots.get(index).cloned()
+    }
+
+    /// Has an artifact not used, as it is wrong or incomplete.
+    pub(crate) fn exclude(&self, artifact: &Digest) {
+        self.state().wrong.insert(artifact.clone());
+    }
+
+    /// Excludes the artifact that they are from, which is wrong about a layer. They are to be looked for again.
+    /// Returns false if there is none.
+    pub(crate) fn reject(&self, layer: usize, why: String) -> bool {
+        let Some(root) = self.get(layer) else {
+            return false;
+        };
+        let mut state = self.state();
+        if let Some(found) = state.found.take() {
+            state.wrong.insert(found.artifact.clone());
+        }
+        state.are_known = false;
+        state.rejection = Some(Rejection {
+            layer,
+            root_hash: root.root_hash.clone(),
+            why,
+        });
+        true
+    }
+
+    /// Returns the reason of the last rejection, if there was one.
+    pub(crate) fn rejection(&self) -> Option<Rejection> {
+        self.state().rejection.clone()
+    }
+
+    /// Returns whether another artifact may be tried.
+    pub(crate) fn may_try(&self, artifact: &Digest) -> bool {
+        let state = self.state();
+        state.wrong.len() < MAX_TRIED && !state.wrong.contains(artifact)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Error, Integrity, error_chain, labels};
+use resnap_core::{Error, Integrity, Kind, error_chain, labels};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
@@ -55,6 +55,7 @@ pub(crate) async fn unpack(
         && chain.require_complete(layers.len()).await?
     {
         take_over_orphans(chain, keeper, top).await;
+        keep_artifact(chain).await?;
         return Ok(report_existing(chain, layers.len()));
     }
     let leased = chain.lease.begin().await;
@@ -75,12 +76,7 @@ pub(crate) async fn unpack(
     };
     supply.end(chain).await;
     made?;
-    if reports
-        .iter()
-        .any(|report| report.outcome == LayerOutcome::Applied)
-    {
-        keep_artifact(chain).await?;
-    }
+    keep_artifact(chain).await?;
     root(chain).await?;
     if chain.has_waited() {
         // The process that this job waited for was running at the last sweep, and may have ended
@@ -96,16 +92,19 @@ async fn repair_existing(chain: &Chain) -> Result<(), UnpackError> {
         Integrity::Off => repair(chain).await,
         Integrity::Verity => {
             repair(chain).await?;
-            seal(chain).await.map(drop)
+            seal(chain).await
         }
         Integrity::Signed => {
             let unsealed = match seal(chain).await {
-                Ok(true) => return keep_artifact(chain).await,
-                Ok(false) => return Ok(()),
-                Err(UnpackError::Layer { source, .. }) => error_chain(&source),
+                Ok(()) => return Ok(()),
+                Err(UnpackError::Layer { source, .. }) if cannot_be_sealed(&source) => {
+                    error_chain(&source)
+                }
                 Err(error) => return Err(error),
             };
             // A layer that cannot get its proof as it is, is made again, unless it is used.
+            let (image, why) = (&chain.job.spec.title, &unsealed);
+            tracing::warn!(image, why, "a layer gets no signature as it is");
             let mut repaired = repair(chain).await;
             if let Err(UnpackError::InUse { why, .. }) = &mut repaired {
                 *why = Some(unsealed);
@@ -113,6 +112,14 @@ async fn repair_existing(chain: &Chain) -> Result<(), UnpackError> {
             repaired
         }
     }
+}
+
+/// Returns whether the layer itself is the reason why it did not get its proof.
+fn cannot_be_sealed(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        Kind::FailedPrecondition | Kind::DataLoss | Kind::InvalidArgument | Kind::NotFound
+    )
 }
 
 /// Makes the layers from `first` on. Their blobs are fetched meanwhile.

@@ -394,13 +394,17 @@ fn signed_layers_may_be_images(node: &Node) -> Result<()> {
     let existing = node.in_new_namespace();
     existing.import(&image)?;
     existing.unpack("erofs", &image.reference)?;
+    let mut other = payloads.clone();
+    other[0].root_hash = payloads[1].root_hash.clone();
+    other[0].signature = payloads[1].signature.clone();
+    let other_config = archived(node, &image, &publisher, &other)?;
+    // A signature of something else leaves nothing behind that would stand in the way of the right one.
+    let output = try_unpack(&existing, &other_config, &image, &["--repair"])?;
+    assert_error(output, "FailedPrecondition", &["is signed"], "attach")?;
     let report = unpack(&existing, &config, &image, &["--repair"])?;
     assert_outcome(&report, "existed")?;
     assert_proven(&existing)?;
     // Another root hash, and the index of a layer that is no tar.
-    let mut other = payloads.clone();
-    other[0].root_hash = payloads[1].root_hash.clone();
-    other[0].signature = payloads[1].signature.clone();
     let mut indexed = payloads.clone();
     indexed[0].index = payloads[1].index.clone();
     let mut plain = payloads.clone();
@@ -550,6 +554,13 @@ fn signed_layers_are_made_also_beside_a_wrong_artifact(node: &Node) -> Result<()
         right_artifact.digest()
     );
     ensure!(content.contains(&kept), "{content}");
+    // Layers that exist get their proofs in place.
+    let node = node.in_new_namespace();
+    published.import(&node)?;
+    node.unpack("erofs", &image.reference)?;
+    let report = unpack(&node, &publisher.config(""), image, &["--repair"])?;
+    assert_outcome(&report, "existed")?;
+    assert_signed(&node, image, &right)?;
     node.assert_nothing_left("erofs")
 }
 

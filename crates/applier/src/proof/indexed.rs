@@ -25,8 +25,8 @@ pub(crate) fn write_indexed(
     let limit = index.blob.size;
     let indexed = copy_stream(&mut bytes.take(limit + 1), file, guard)?;
     if indexed != limit {
-        let text = format!("its index has {indexed} bytes or more, instead of {limit}");
-        return Err(Error::Unproven(text));
+        let text = format!("the index has {indexed} bytes or more, instead of {limit}");
+        return Err(Error::WrongArtifact(text));
     }
     let size = indexed + copy_stream(tar, file, guard)?;
     let size = size.checked_next_multiple_of(index.multiple.max(1));

@@ -12,11 +12,13 @@ use resnap_core::erofs_layer::is_image;
 use resnap_core::{Descriptor, Proof, ProofOrigin, SignedRoot};
 use resnap_erofs::ErofsReader;
 use resnap_verity::{BlockSize, SIDECAR_FILE, Sidecar, Work, verify};
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::inode::{Thawed, has_fs_verity, open, open_image};
+use super::kernel::require_no_device;
 use super::own_tree::own_tree;
-use super::sidecar::{proof, read_sidecar, remove_if_there, write_sidecar};
+use super::sidecar::{StagedSidecar, proof, read_sidecar, remove_if_there, write_sidecar};
 use super::tree::{append, tree_block};
 use crate::copy::copy_file;
 use crate::erofs::NAME;
@@ -58,17 +60,26 @@ pub(crate) fn seal(
             "its image has fs-verity, and a file with that can get no tree".to_owned(),
         ));
     }
-    let (size, block) = covered(&image, layer)?;
+    let covered = covered(&image, layer)?;
     let thawed = image.try_clone().and_then(Thawed::new);
     let thawed = thawed.context("make the image writable (its flag immutable)")?;
     let links = image.metadata().context("look at the image")?.nlink();
-    let sidecar = match links {
-        1 => {
+    let sidecar = match (links, covered.is_all_of_file) {
+        (1, false) => {
             let image = open(snapshot, NAME, OFlags::RDWR).context("open the image to write")?;
-            append(&image, (size, block), None, &layer.digest, guard)?
+            append(&image, covered.blocks, None, &layer.digest, guard)?
         }
-        // The file also has other names, such as that of a blob.
-        _ => append_to_copy(snapshot, &image, (size, block), layer, guard)?,
+        // The file also has other names, such as that of a blob; or nothing but its length tells where a tree
+        // begins that was not finished.
+        _ => with_unfinished_image(snapshot, |copy| {
+            copy_file(&image, copy, covered.blocks.0, "copy the image", guard)?;
+            let sidecar = append(copy, covered.blocks, None, &layer.digest, guard)?;
+            proof(&sidecar, ProofOrigin::Generated, signed)?;
+            guard.step()?;
+            let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
+            renamed.context("replace the image by its copy")?;
+            Ok(sidecar)
+        })?,
     };
     let proof = finish(&sidecar, ProofOrigin::Generated)?;
     let frozen = thawed.freeze(snapshot, NAME);
@@ -108,26 +119,46 @@ pub(crate) fn replace(
     ),
     guard: &Guard,
 ) -> Result<Proof, Error> {
+    let old = open_image(snapshot)?;
+    if has_fs_verity(&old).context("look at the image")? {
+        return Err(Error::Unproven(
+            "its image has fs-verity, which would be lost".to_owned(),
+        ));
+    }
+    require_no_device(snapshot)?;
     with_unfinished_image(snapshot, |new| {
         let size = write(new)?;
         let covered = (size, BlockSize::B512);
         let sidecar = append(new, covered, None, &layer.digest, guard)?;
         let proof = proof(&sidecar, ProofOrigin::Artifact, Some(signed))?;
-        let old = open_image(snapshot)?;
         let copied = old.try_clone().and_then(|old| Ok((old, new.try_clone()?)));
         let (compared, with) = copied.context("open the images")?;
         check(compared, with)?;
+        let staged = StagedSidecar::write(snapshot, &sidecar, Some(&signed.signature))?;
+        // Nothing is done from here on that is abandoned, or needs space.
+        guard.step()?;
         let thawed = Thawed::new(old).context("make the image writable (its flag immutable)")?;
         // The image that takes the place of the old one is not that of this sidecar.
         let removed = remove_if_there(snapshot, SIDECAR_FILE);
         removed.context("remove the sidecar of the old image")?;
         let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
         renamed.context("replace the image")?;
-        write_sidecar(snapshot, &sidecar, Some(&signed.signature))?;
         let frozen = thawed.freeze(snapshot, NAME);
         frozen.context("make the image immutable again")?;
+        staged.place()?;
         Ok(proof)
     })
+}
+
+/// Takes the exclusive right to write to the directory of a snapshot. It ends when the directory is closed: a
+/// thread that was given up keeps it until it ends.
+pub(crate) fn lock(snapshot: &OwnedFd) -> Result<(), Error> {
+    match fs::flock(snapshot, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(Error::Unproven(
+            "another process or thread is giving it one; try again later".to_owned(),
+        )),
+        locked => locked.context("lock the snapshot"),
+    }
 }
 
 /// Creates an image, and removes it if the work fails that moves it to its place.
@@ -148,27 +179,17 @@ fn with_unfinished_image<T>(
     done
 }
 
-/// Replaces an image by a copy with a tree.
-fn append_to_copy(
-    snapshot: &OwnedFd,
-    image: &File,
-    (size, block): (u64, BlockSize),
-    layer: &Descriptor,
-    guard: &Guard,
-) -> Result<Sidecar, Error> {
-    with_unfinished_image(snapshot, |copy| {
-        copy_file(image, copy, size, "copy the image", guard)?;
-        let sidecar = append(copy, (size, block), None, &layer.digest, guard)?;
-        let renamed = fs::renameat(snapshot, UNFINISHED_IMAGE, snapshot, NAME);
-        renamed.context("replace the image by its copy")?;
-        Ok(sidecar)
-    })
+/// The part of an image that its tree covers.
+struct Covered {
+    /// Its bytes, and the size of the tree's blocks.
+    blocks: (u64, BlockSize),
+    /// Whether it is all of the file, as the image does not tell its size.
+    is_all_of_file: bool,
 }
 
-/// Returns the bytes of an image that its tree covers, and the size of their blocks: all that the image has,
-/// or all of the file if the layer is one, or if the image has its data in other devices, as the index of a tar
-/// in the same file has.
-fn covered(image: &File, layer: &Descriptor) -> Result<(u64, BlockSize), Error> {
+/// Returns the part of an image that its tree covers: all that the image has, or all of the file if the layer is
+/// one, or if the image has its data in other devices, as the index of a tar in the same file has.
+fn covered(image: &File, layer: &Descriptor) -> Result<Covered, Error> {
     let length = image.metadata().context("look at the image")?.len();
     let opened = image.try_clone().context("open the image")?;
     match ErofsReader::open(opened) {
@@ -180,9 +201,12 @@ fn covered(image: &File, layer: &Descriptor) -> Result<(u64, BlockSize), Error> 
             })
         }
         Ok(image) => {
-            let is_whole = image.devices() == 0 && !is_image(layer);
-            let size = if is_whole { image.size() } else { length };
-            Ok((size, tree_block(&image)))
+            let is_all_of_file = image.devices() > 0 || is_image(layer);
+            let size = if is_all_of_file { length } else { image.size() };
+            Ok(Covered {
+                blocks: (size, tree_block(&image)),
+                is_all_of_file,
+            })
         }
         Err(error) => Err(Error::NotAnImage(error)),
     }

@@ -14,45 +14,82 @@ use rustix::fs::{self, AtFlags, Mode, OFlags};
 use super::inode::open;
 use crate::error::{Error, IoContext as _};
 
-/// The name of a file that is being written.
+/// The names of files that are being written.
 const UNFINISHED: &str = "layer.erofs.dmverity.resnap";
+const UNFINISHED_SIGNATURE: &str = "layer.erofs.sig.resnap";
 
 /// The most bytes that are read of a sidecar or a signature, one more than either may have.
 const SMALL: u64 = 64 * 1024 + 1;
 
-/// Writes the signature of a root hash, if there is one, and then the sidecar to the directory of a snapshot,
-/// and flushes all to disk.
+/// Writes the signature of a root hash, if there is one, and the sidecar to the directory of a snapshot, and
+/// flushes all to disk.
 pub(crate) fn write_sidecar(
     snapshot: &OwnedFd,
     sidecar: &Sidecar,
     signature: Option<&[u8]>,
 ) -> Result<(), Error> {
-    let bytes = sidecar.encode().map_err(io::Error::other);
-    let bytes = bytes.context("encode the sidecar")?;
-    if let Some(signature) = signature {
-        let written = write_file(snapshot, SIGNATURE_FILE, signature);
-        written.context("write the signature of the image")?;
-    }
-    let written = write_file(snapshot, SIDECAR_FILE, &bytes);
-    written.context("write the sidecar of the image")?;
-    fs::fsync(snapshot).context("flush the snapshot")
+    StagedSidecar::write(snapshot, sidecar, signature)?.place()
 }
 
-/// Writes a file as a whole.
+/// A sidecar and a signature that are flushed to disk, and not in their places yet.
+pub(super) struct StagedSidecar<'a> {
+    snapshot: &'a OwnedFd,
+    has_signature: bool,
+}
+
+impl<'a> StagedSidecar<'a> {
+    pub(super) fn write(
+        snapshot: &'a OwnedFd,
+        sidecar: &Sidecar,
+        signature: Option<&[u8]>,
+    ) -> Result<Self, Error> {
+        let bytes = sidecar.encode().map_err(io::Error::other);
+        let bytes = bytes.context("encode the sidecar")?;
+        let staged = Self {
+            snapshot,
+            has_signature: signature.is_some(),
+        };
+        if let Some(signature) = signature {
+            let written = write_file(snapshot, UNFINISHED_SIGNATURE, signature);
+            written.context("write the signature of the image")?;
+        }
+        let written = write_file(snapshot, UNFINISHED, &bytes);
+        written.context("write the sidecar of the image")?;
+        Ok(staged)
+    }
+
+    /// Moves the files to their places, the sidecar last.
+    pub(super) fn place(self) -> Result<(), Error> {
+        let snapshot = self.snapshot;
+        let signature = self
+            .has_signature
+            .then_some((UNFINISHED_SIGNATURE, SIGNATURE_FILE));
+        for (from, to) in signature.into_iter().chain([(UNFINISHED, SIDECAR_FILE)]) {
+            let renamed = fs::renameat(snapshot, from, snapshot, to);
+            renamed.context("move the sidecar of the image to its place")?;
+        }
+        fs::fsync(snapshot).context("flush the snapshot")
+    }
+}
+
+impl Drop for StagedSidecar<'_> {
+    fn drop(&mut self) {
+        for name in [UNFINISHED_SIGNATURE, UNFINISHED] {
+            // Whoever writes the next one removes it.
+            let _ = remove_if_there(self.snapshot, name);
+        }
+    }
+}
+
+/// Writes a file as a whole, and flushes it to disk.
 fn write_file(snapshot: &OwnedFd, name: &str, bytes: &[u8]) -> io::Result<()> {
     // One of a process that was killed.
-    remove_if_there(snapshot, UNFINISHED)?;
+    remove_if_there(snapshot, name)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mode = Mode::from_raw_mode(0o644);
-    let mut file: File = fs::openat(snapshot, UNFINISHED, flags, mode)?.into();
-    let written = io::Write::write_all(&mut file, bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| Ok(fs::renameat(snapshot, UNFINISHED, snapshot, name)?));
-    if written.is_err() {
-        // The error that is returned is the reason for both.
-        let _ = remove_if_there(snapshot, UNFINISHED);
-    }
-    written
+    let mut file: File = fs::openat(snapshot, name, flags, mode)?.into();
+    io::Write::write_all(&mut file, bytes)?;
+    file.sync_all()
 }
 
 /// Reads a small file in the directory of a snapshot, if it is there.
@@ -94,7 +131,7 @@ pub(crate) fn proof(
                 Some(_) => "the publisher's index and the layer's tar",
                 None => "the layer's image",
             };
-            return Err(Error::Unproven(format!(
+            return Err(Error::WrongArtifact(format!(
                 "the root hash of {of} is {}, and {} is signed",
                 proof.root_hash, signed.root_hash
             )));
