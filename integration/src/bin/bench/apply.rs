@@ -14,7 +14,6 @@ use resnap_integration::daemon::Options;
 use resnap_integration::image::Built;
 use sha2::{Digest as _, Sha256};
 
-use crate::plot;
 use crate::process::cpu;
 use crate::sample::{Sample, median};
 use crate::setup::{Resnap, Setup, images};
@@ -42,7 +41,6 @@ pub(crate) fn run(setup: &Setup) -> Result<Table> {
         }
         there.stop()?;
     }
-    plot::write("apply", &rows)?;
     let (places, cores) = (PLACES.len(), std::thread::available_parallelism()?.get());
     Ok(Table {
         name: "apply",

@@ -4,7 +4,8 @@
 //! `make bench`: what resnap takes on a real containerd, next to what `ctr` takes there.
 //!
 //! Every table is of one run: its variants take turns, so that what else the machine does meets
-//! them alike, and medians and their ratios are shown. Samples go to `target/bench/<name>.json`.
+//! them alike, and medians and their ratios are shown. Samples go to `target/bench/<name>.json`, and all tables
+//! to `target/bench/index.html`.
 //! The names of tables as arguments choose some.
 //!
 //! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `hostile`, `apply` and `sibling` measure another build of resnap
@@ -20,6 +21,7 @@ mod herd;
 mod hostile;
 mod memory;
 mod misbehaving;
+mod page;
 mod plot;
 mod process;
 mod proxy;
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     let setup = Setup::start()?;
+    let mut measured = Vec::new();
     for (name, measure) in TABLES {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
             let before = load()?;
@@ -75,6 +78,9 @@ fn run() -> Result<()> {
             let load = Load { before, after };
             table.show(load);
             table.write(load)?;
+            measured.push((table, load));
+            // Also if the next one fails.
+            page::write(&measured)?;
         }
     }
     setup.stop()

@@ -3,46 +3,39 @@
 
 //! A table's medians as bars.
 
-use std::fmt::Write as _;
-use std::fs;
+use maud::{Markup, html};
 
-use anyhow::{Context as _, Result};
-
-use crate::table::{Row, dir};
+use crate::table::{Row, milliseconds};
 
 const LINE: usize = 22;
-const NAMES: f64 = 300.0;
+const NAMES: f64 = 400.0;
 const BARS: f64 = 480.0;
 
-/// Writes `<name>.svg`; the longest bar is the slowest row's.
-pub(crate) fn write(name: &str, rows: &[Row]) -> Result<()> {
+/// Returns a picture; the longest bar is the slowest row's.
+pub(crate) fn bars(rows: &[Row]) -> Markup {
     let timed = || rows.iter().filter_map(|row| Some((row, row.median?)));
-    let longest = timed().map(|(_, median)| median).fold(1.0, f64::max);
+    let longest = timed().map(|(_, median)| median).fold(0.0, f64::max);
     let height = LINE * (timed().count() + 1);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"880\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    for (place, (row, median)) in timed().enumerate() {
-        let (top, width) = (LINE * place + LINE / 2, BARS * median / longest);
-        let fill = match row.variant.rsplit(": ").next() {
-            Some("resnap") => "#2a9d5c",
-            Some("containerd") => "#8c96a3",
-            _ => "#d9b44a",
-        };
-        let (text, bar, end) = (top + 13, LINE - 6, NAMES + width + 6.0);
-        writeln!(
-            svg,
-            "<text x=\"{:.0}\" y=\"{text}\" text-anchor=\"end\">{}</text>\
-             <rect x=\"{NAMES}\" y=\"{top}\" width=\"{width:.1}\" height=\"{bar}\" fill=\"{fill}\"/>\
-             <text x=\"{end:.1}\" y=\"{text}\">{:.2} s</text>",
-            NAMES - 8.0,
-            row.variant,
-            median / 1e3,
-        )?;
+    html! {
+        svg xmlns="http://www.w3.org/2000/svg" width="1000" height=(height)
+            viewBox={ "0 0 1000 " (height) } font-family="sans-serif" font-size="12" {
+            @for (place, (row, median)) in timed().enumerate() {
+                (bar(LINE * place + LINE / 2, row, median, BARS * (median / longest).max(0.0)))
+            }
+        }
     }
-    svg += "</svg>\n";
-    let path = dir()?.join(format!("{name}.svg"));
-    fs::write(&path, svg).with_context(|| format!("write {path:?}"))
+}
+
+fn bar(top: usize, row: &Row, median: f64, width: f64) -> Markup {
+    let fill = match row.variant.rsplit(": ").next() {
+        Some(name) if name.starts_with("resnap") => "#2a9d5c",
+        Some(name) if name.starts_with("containerd") => "#8c96a3",
+        _ => "#d9b44a",
+    };
+    let text = top + 13;
+    html! {
+        text x=(NAMES - 8.0) y=(text) text-anchor="end" { (row.variant) }
+        rect x=(NAMES) y=(top) width=(format!("{width:.1}")) height=(LINE - 6) fill=(fill) {}
+        text x=(format!("{:.1}", NAMES + width + 6.0)) y=(text) { (milliseconds(median)) }
+    }
 }

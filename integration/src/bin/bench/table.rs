@@ -13,6 +13,11 @@ use anyhow::{Context as _, Result};
 use resnap_integration::debian::target_dir;
 use serde::Serialize;
 
+/// The columns of a table behind the variant.
+pub(crate) const COLUMNS: [&str; 11] = [
+    "RPCs", "median", "min", "p99", "calls/s", "ratio", "peak", "CPU", "floor", "other", "tenant",
+];
+
 /// Variants side by side.
 #[derive(Serialize)]
 pub(crate) struct Table {
@@ -29,6 +34,16 @@ pub(crate) struct Table {
 pub(crate) struct Load {
     pub(crate) before: f64,
     pub(crate) after: f64,
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { before, after } = self;
+        write!(
+            f,
+            "Load of the machine: {before:.1} before, {after:.1} at the end."
+        )
+    }
 }
 
 /// A table, and the load under which it was measured.
@@ -139,6 +154,27 @@ impl Row {
         self.median.zip(other.median).map(|(own, of)| own / of)
     }
 
+    /// Returns the texts of the [`COLUMNS`].
+    pub(crate) fn cells(&self) -> [String; COLUMNS.len()] {
+        let calls: u64 = self.calls.values().sum();
+        let ratio = |ratio: f64| format!("{ratio:.2}");
+        [
+            (calls > 0).then(|| calls.to_string()),
+            self.median.map(milliseconds),
+            self.min.map(milliseconds),
+            self.p99.map(milliseconds),
+            self.per_second.map(|rate| format!("{rate:.0}")),
+            self.ratio.map(ratio),
+            self.peak_kib
+                .map(|kib| format!("{:.1} MiB", kib as f64 / 1024.0)),
+            self.cpu_seconds.map(|seconds| format!("{seconds:.2} s")),
+            self.of_floor.map(ratio),
+            self.of_other.map(ratio),
+            self.tenant.as_ref().map(Tenant::to_string),
+        ]
+        .map(Option::unwrap_or_default)
+    }
+
     /// With that of another build beside it.
     pub(crate) fn beside(mut self, other: &Self) -> Self {
         self.of_other = self.min.zip(other.min).map(|(own, of)| own / of);
@@ -149,40 +185,10 @@ impl Row {
 impl Table {
     pub(crate) fn show(&self, load: Load) {
         println!("\n# {}: {}", self.name, self.about);
-        println!(
-            "Load of the machine: {:.1} before, {:.1} at the end.",
-            load.before, load.after
-        );
-        println!(
-            "{:<52}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}{:>8}  tenant",
-            "", "RPCs", "median", "min", "p99", "calls/s", "ratio", "peak", "CPU", "floor", "other"
-        );
+        println!("{load}");
+        println!("{}", line("", COLUMNS.map(str::to_owned)));
         for row in &self.rows {
-            let calls: u64 = row.calls.values().sum();
-            let milliseconds = |time: Option<f64>| {
-                cell(time.map(|time| match time.abs() {
-                    10.0.. => format!("{time:.1} ms"),
-                    _ => format!("{time:.3} ms"),
-                }))
-            };
-            println!(
-                "{:<52}{:>7}{:>11}{:>11}{:>11}{:>9}{:>8}{:>11}{:>9}{:>8}{:>8}  {}",
-                row.variant,
-                cell((calls > 0).then(|| calls.to_string())),
-                milliseconds(row.median),
-                milliseconds(row.min),
-                milliseconds(row.p99),
-                cell(row.per_second.map(|rate| format!("{rate:.0}"))),
-                cell(row.ratio.map(|ratio| format!("{ratio:.2}"))),
-                cell(
-                    row.peak_kib
-                        .map(|kib| format!("{:.1} MiB", kib as f64 / 1024.0))
-                ),
-                cell(row.cpu_seconds.map(|seconds| format!("{seconds:.2} s"))),
-                cell(row.of_floor.map(|ratio| format!("{ratio:.2}"))),
-                cell(row.of_other.map(|ratio| format!("{ratio:.2}"))),
-                cell(row.tenant.as_ref().map(Tenant::to_string)),
-            );
+            println!("{}", line(&row.variant, row.cells()));
         }
     }
 
@@ -200,6 +206,22 @@ pub(crate) fn dir() -> Result<PathBuf> {
     Ok(dir)
 }
 
-fn cell(text: Option<String>) -> String {
-    text.unwrap_or_default()
+/// Returns a time as people read it.
+pub(crate) fn milliseconds(time: f64) -> String {
+    match time.abs() {
+        1000.0.. => format!("{:.2} s", time / 1e3),
+        10.0.. => format!("{time:.1} ms"),
+        _ => format!("{time:.3} ms"),
+    }
+}
+
+/// Returns a line of a table.
+fn line(variant: &str, cells: [String; COLUMNS.len()]) -> String {
+    let widths = [7, 11, 11, 11, 9, 8, 11, 9, 8, 8];
+    let [first @ .., last] = cells;
+    let cells = first.iter().zip(widths);
+    let cells: String = cells
+        .map(|(cell, width)| format!("{cell:>width$}"))
+        .collect();
+    format!("{variant:<52}{cells}  {last}")
 }
