@@ -3,6 +3,7 @@
 
 //! Many small images in one archive, as a node has them that runs for long.
 
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::Result;
@@ -18,9 +19,9 @@ use super::tar_entry::Entry;
 /// The layers of each image of a [`crowd`]; they share all but the last.
 pub const CROWD_LAYERS: usize = 9;
 
-/// Writes `count` images with an index each. They also have the names that the CRI plugin gives them:
-/// their IDs.
-pub fn crowd(count: usize, path: &Path) -> Result<Vec<Built>> {
+/// Writes the images of these numbers, with an index each. They also have the names that the CRI plugin
+/// gives them: their IDs. containerd refuses an archive of more than some 400.
+pub fn crowd(numbers: Range<usize>, path: &Path) -> Result<Vec<Built>> {
     let shared: Vec<Layer> = (1..CROWD_LAYERS)
         .map(|number| {
             let dir = format!("shared-{number}");
@@ -29,8 +30,8 @@ pub fn crowd(count: usize, path: &Path) -> Result<Vec<Built>> {
         })
         .collect::<Result<_>>()?;
     let mut blobs = Blobs::default();
-    let mut images: Vec<(Value, Built)> = Vec::with_capacity(count);
-    for number in 0..count {
+    let mut images: Vec<(Value, Built)> = Vec::with_capacity(numbers.len());
+    for number in numbers {
         let own = Layer::of(&[Entry::file("own", format!("image {number}\n"))])?;
         let reference = format!("docker.io/crowd/image-{number:04}:1");
         let image = ImageBuilder::new(&reference)

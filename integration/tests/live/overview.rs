@@ -28,7 +28,7 @@ const VERSION: Method = Method::new("/containerd.services.version.v1.Version/Ver
 /// Puts images on the node, none of them unpacked.
 fn import(node: &Node, count: usize) -> Result<Vec<Built>> {
     let path = node.containerd.scratch().join(unique("crowd"));
-    let images = crowd(count, &path)?;
+    let images = crowd(0..count, &path)?;
     node.import(&images[0])?;
     std::fs::remove_file(&path)?;
     Ok(images)
