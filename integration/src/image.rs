@@ -8,7 +8,7 @@
 //! target directory: [`web`], [`edge_cases`], [`edge_cases_mkfs`], [`shared_pair`], [`hello`], [`pause`],
 //! [`many`], [`small_files`], [`large_files`], [`large_layer`], [`million_files`], and [`forms`], of
 //! which some are EROFS images. What is meant to harm is in [`hostile`].
-//! [`Artifact`] is what a publisher attaches to an image.
+//! [`crowd`] is as many small images as one likes. [`Artifact`] is what a publisher attaches to an image.
 //!
 //! ```no_run
 //! # use resnap_integration::image::{Entry, ImageBuilder, Layer};
@@ -30,6 +30,7 @@ mod builder;
 mod built;
 mod bulk;
 mod catalog;
+mod crowd;
 mod edge_cases;
 pub mod hostile;
 mod layer;
@@ -45,6 +46,7 @@ pub use bulk::{SMALL_FILES, large_files, large_layer, million_files, small_files
 pub use catalog::{
     HELLO_SAYS, MANY_MAX, ROOT_CLOCK, WEB_SAYS, beside_hello, hello, many, pause, shared_pair, web,
 };
+pub use crowd::{CROWD_LAYERS, crowd};
 pub use edge_cases::{
     Case, EDGE_CASES, EDGE_CASES_CLOCK, EDGE_CASES_MKFS, EDGE_CASES_SAYS, REFUSED, edge_cases,
     edge_cases_mkfs,

@@ -12,9 +12,7 @@ use containerd_client::services::v1::{
 };
 use futures::StreamExt as _;
 use prost_types::FieldMask;
-use resnap_core::{
-    ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Labels, Result, Scope,
-};
+use resnap_core::{ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Result, Scope};
 use tonic::transport::Channel;
 
 use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
@@ -33,11 +31,7 @@ impl ContentReader for Connection {
         let mut client = client(self);
         let call = client.info(request(scope, message)?);
         let answer = self.call("look up content", digest.as_str(), call).await?;
-        let info = answer.info.unwrap_or_default();
-        Ok(ContentInfo {
-            size: u64::try_from(info.size).unwrap_or(0),
-            labels: info.labels.into_iter().collect(),
-        })
+        Ok(from_message(answer.info.unwrap_or_default()))
     }
 
     async fn existing(&self, scope: &Scope, digests: &[Digest]) -> Result<HashSet<Digest>> {
@@ -91,7 +85,7 @@ impl ContentLabeler for Connection {
         update(self, scope, digest, HashMap::new(), key).await
     }
 
-    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, Labels>> {
+    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, ContentInfo>> {
         let infos = list(self, scope, ListContentRequest::default()).await?;
         Ok(infos.into_iter().collect())
     }
@@ -121,12 +115,12 @@ async fn update(
     answer.await.map(drop)
 }
 
-/// Returns the digests and labels of blobs.
+/// Returns the records of blobs.
 async fn list(
     connection: &Connection,
     scope: &Scope,
     message: ListContentRequest,
-) -> Result<Vec<(Digest, Labels)>> {
+) -> Result<Vec<(Digest, ContentInfo)>> {
     const OPERATION: &str = "list content in";
     let failed = |status| error(OPERATION, &*scope.namespace, status);
     let mut client = client(connection);
@@ -137,10 +131,17 @@ async fn list(
         while let Some(piece) = answer.message().await.map_err(failed)? {
             found.extend(piece.info.into_iter().filter_map(|info| {
                 let digest = info.digest.parse().ok()?;
-                Some((digest, info.labels.into_iter().collect()))
+                Some((digest, from_message(info)))
             }));
         }
         Ok(found)
     };
     connection.in_time(OPERATION, &*scope.namespace, list).await
+}
+
+fn from_message(info: Info) -> ContentInfo {
+    ContentInfo {
+        size: u64::try_from(info.size).unwrap_or(0),
+        labels: info.labels.into_iter().collect(),
+    }
 }

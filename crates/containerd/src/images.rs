@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::{GetImageRequest, Image as ImageMessage, ListImagesRequest};
-use resnap_core::{Descriptor, Error, Image, Images, Kind, Result, Scope};
+use resnap_core::{Descriptor, Digest, Error, Image, Images, Kind, Result, Scope};
 use tonic::transport::Channel;
 
 use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
@@ -31,11 +31,27 @@ impl Images for Connection {
     }
 
     async fn list(&self, scope: &Scope) -> Result<Vec<Image>> {
-        let mut client = client(self);
-        let call = client.list(request(scope, ListImagesRequest::default())?);
-        let answer = self.call("list images of", &*scope.namespace, call).await?;
-        answer.images.into_iter().map(from_message).collect()
+        list(self, scope, ListImagesRequest::default()).await
     }
+
+    async fn of_target(&self, scope: &Scope, target: &Digest) -> Result<Vec<Image>> {
+        let message = ListImagesRequest {
+            filters: vec![format!("target.digest=={target}")],
+        };
+        list(self, scope, message).await
+    }
+}
+
+async fn list(
+    connection: &Connection,
+    scope: &Scope,
+    message: ListImagesRequest,
+) -> Result<Vec<Image>> {
+    let mut client = client(connection);
+    let call = client.list(request(scope, message)?);
+    let answer = connection.call("list images of", &*scope.namespace, call);
+    let images = answer.await?.images.into_iter();
+    images.map(from_message).collect()
 }
 
 fn from_message(image: ImageMessage) -> Result<Image> {

@@ -39,6 +39,12 @@ pub trait Images: Send + Sync {
     async fn get(&self, scope: &Scope, name: &str) -> Result<Image>;
     /// Returns all records of the namespace, in no particular order.
     async fn list(&self, scope: &Scope) -> Result<Vec<Image>>;
+    /// Returns the records of this target, in no particular order. The default searches all records.
+    async fn of_target(&self, scope: &Scope, target: &Digest) -> Result<Vec<Image>> {
+        let mut images = self.list(scope).await?;
+        images.retain(|image| image.target.digest == *target);
+        Ok(images)
+    }
 }
 
 /// The content store's record of a blob.
@@ -98,8 +104,8 @@ pub trait ContentLabeler: Send + Sync {
     -> Result<()>;
     /// Removes one label, if the blob has it, and keeps the others.
     async fn remove_label(&self, scope: &Scope, digest: &Digest, key: &str) -> Result<()>;
-    /// Returns the labels of all blobs of the namespace.
-    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, Labels>>;
+    /// Returns the records of all blobs of the namespace.
+    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, ContentInfo>>;
 }
 
 /// Writes blobs to the content store.

@@ -24,6 +24,7 @@ use crate::warm::Floor;
   resnap snapshotters                          the snapshotters of this containerd
   resnap unpack web --snapshotter erofs        make docker.io/library/web:latest ready on erofs
   resnap check web --snapshotter erofs         is it? (exit code 0: yes, 1: no)
+  resnap check --all                           the state of all images
   resnap migrate --from overlayfs --to erofs --all --evict   move all images to erofs
   resnap --namespace default images            the images and where they are ready
   resnap jobs                                  the jobs of the daemon
@@ -48,8 +49,8 @@ pub(crate) struct Common {
     /// The containerd namespace; kubelet's images are in the default one [default: k8s.io]
     #[arg(long, short, global = true, env = "CONTAINERD_NAMESPACE")]
     pub(crate) namespace: Option<String>,
-    /// The directory for locks between processes and for the daemon's sockets; the same for all
-    /// processes that use one containerd [default: /run/resnap]
+    /// The directory for locks between processes, for the daemon's sockets, and for documents of images that
+    /// were read; the same for all processes that use one containerd [default: /run/resnap]
     #[arg(long, global = true, env = "RESNAP_RUNTIME_DIR", value_name = "DIR")]
     pub(crate) runtime_dir: Option<PathBuf>,
     /// The configuration file [default: /etc/resnap/config.toml, if it exists]
@@ -84,6 +85,11 @@ pub(crate) enum Command {
     /// unpacked again are refused.
     Evict(EvictArguments),
     /// Show the state of each layer: snapshots, labels, blobs
+    ///
+    /// With --all, this process checks all images, also if a daemon runs, and prints one row for each. An image
+    /// that cannot be checked is listed with the problem, and counts as not ready; --json prints `image` and
+    /// `problem` for it, and for the others the same as for named images. Only for named images it looks into
+    /// snapshots, and warns of layers that were made without those below.
     Check(CheckArguments),
     /// Compare the layers of images with what proves them, and say what differs
     ///
@@ -269,8 +275,15 @@ pub(crate) struct ServeArguments {
 #[derive(Debug, Args)]
 pub(crate) struct CheckArguments {
     /// An exact name, a Docker name (`web` is docker.io/library/web:latest) or an image ID
-    #[arg(required = true, value_name = "IMAGE")]
+    #[arg(
+        required_unless_present = "all",
+        conflicts_with = "all",
+        value_name = "IMAGE"
+    )]
     pub(crate) images: Vec<String>,
+    /// Check all images of the namespace
+    #[arg(long)]
+    pub(crate) all: bool,
     /// Check this snapshotter only, and exit with 1 if an image is not ready there
     #[arg(long, short)]
     pub(crate) snapshotter: Option<String>,

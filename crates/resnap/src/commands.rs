@@ -4,6 +4,7 @@
 //! The commands.
 
 pub(crate) mod check;
+pub(crate) mod check_all;
 pub(crate) mod daemon_client;
 pub(crate) mod evict;
 pub(crate) mod executor;

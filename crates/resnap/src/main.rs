@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod connect;
 mod daemon;
+mod documents;
 mod exit_status;
 mod logging;
 mod output;
@@ -27,11 +28,11 @@ use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::executor::Executor;
 use commands::{
-    check, evict, explain, generate, images, jobs, leases, migrate, snapshotters, unpack, verify,
-    warm as warm_command,
+    check, check_all, evict, explain, generate, images, jobs, leases, migrate, snapshotters,
+    unpack, verify, warm as warm_command,
 };
 use config::Config;
-use connect::{engine, manifest_preference, working_engine};
+use connect::{engine, working_engine};
 use daemon::Sockets;
 use exit_status::ExitStatus;
 use logging::LogFormat;
@@ -95,16 +96,13 @@ fn run(
             }
             Command::Warm(arguments) => {
                 let engine = working_engine(&config).await?;
-                warm_command::run(
-                    &engine,
-                    manifest_preference(&config).await?,
-                    arguments,
-                    output,
-                )
-                .await
+                warm_command::run(&engine, &config, arguments, output).await
             }
             Command::Migrate(arguments) => migrate::run(&config, arguments, output).await,
             Command::Evict(arguments) => evict::run(&config, arguments, output).await,
+            Command::Check(arguments) if arguments.all => {
+                check_all::run(&engine(&config).await?, &config, arguments, output).await
+            }
             Command::Check(arguments) => {
                 let executor = Executor::find(&config, engine(&config)).await?;
                 check::run(&executor, arguments, output).await
@@ -114,7 +112,7 @@ fn run(
             }
             Command::Jobs(arguments) => jobs::run(&config, arguments, output).await,
             Command::Cancel(arguments) => jobs::cancel(&config, arguments, output).await,
-            Command::Images => images::run(&engine(&config).await?, output).await,
+            Command::Images => images::run(&engine(&config).await?, &config, output).await,
             Command::Snapshotters => snapshotters::run(&engine(&config).await?, output).await,
             // They need no configuration and returned above.
             Command::Completions { .. } | Command::Man => Ok(ExitStatus::Done),

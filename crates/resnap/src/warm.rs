@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use bytesize::ByteSize;
 use futures::StreamExt as _;
 use resnap_core::{Digest, ManifestPreference};
-use resnap_unpacker::{Engine, Event, Report, Request, UnpackError};
+use resnap_unpacker::{Engine, Event, Reader, Report, Request, UnpackError};
 use serde::Deserialize;
 use wildmatch::WildMatch;
 
@@ -114,7 +114,7 @@ fn is_permanent(error: &UnpackError) -> bool {
 /// Returns the images of `names` that match one of `patterns`, each once and by its best name: a
 /// reference that can be pulled before a bare ID.
 pub(crate) async fn choose(
-    engine: &Engine,
+    reader: &Reader,
     names: impl IntoIterator<Item = String>,
     patterns: &[WildMatch],
 ) -> Vec<String> {
@@ -127,7 +127,7 @@ pub(crate) async fn choose(
     let mut chosen = Vec::new();
     for name in names {
         // The image may have been deleted meanwhile.
-        let Ok(image) = engine.resolve(&name).await else {
+        let Ok(image) = reader.resolve(&name).await else {
             continue;
         };
         if targets.insert(image.target.digest.to_string()) {
@@ -142,41 +142,57 @@ pub(crate) fn rank(name: &str) -> (bool, bool) {
     (name.parse::<Digest>().is_ok(), name.contains('@'))
 }
 
-/// Makes one image ready if there is enough space, and passes events to `on_event`. With `dry_run` it only
-/// returns what it would do. `pick` is the preference of containerd, since the image is for its
-/// containers.
-pub(crate) async fn warm(
-    engine: &Engine,
-    image: &str,
-    snapshotter: &str,
-    floor: Floor,
-    dry_run: bool,
-    pick: ManifestPreference,
-    mut on_event: impl FnMut(&Event),
-) -> Result<Warmed, UnpackError> {
-    let need = engine.profiles().need(snapshotter);
-    let mut request = Request::new(image).on(snapshotter);
-    request.background = true;
-    request.pick = pick;
-    "prewarm".clone_into(&mut request.origin);
-    request.repair = need.is_some_and(|need| need.repair_label.is_some());
-    let plan = match engine.plan(&request).await {
+/// An image that is to be ready on a snapshotter.
+pub(crate) struct Target<'a> {
+    pub(crate) image: &'a str,
+    pub(crate) snapshotter: &'a str,
+    pub(crate) floor: Floor,
+    /// The preference of containerd, since the image is for its containers.
+    pub(crate) pick: ManifestPreference,
+}
+
+impl Target<'_> {
+    fn request(&self, reader: &Reader) -> Request {
+        let need = reader.profiles().need(self.snapshotter);
+        let mut request = Request::new(self.image).on(self.snapshotter);
+        request.background = true;
+        request.pick = self.pick;
+        "prewarm".clone_into(&mut request.origin);
+        request.repair = need.is_some_and(|need| need.repair_label.is_some());
+        request
+    }
+}
+
+/// Returns what is to be done for one image, and does nothing: it is unpacked, if there is enough space.
+pub(crate) async fn decide(reader: &Reader, target: &Target<'_>) -> Result<Warmed, UnpackError> {
+    let snapshotter = target.snapshotter;
+    let plan = match reader.plan(&target.request(reader)).await {
         Err(error) if is_permanent(&error) => return Ok(Warmed::Skipped(error)),
         plan => plan?,
     };
-    if engine.is_ready(&plan, snapshotter).await? && engine.is_kept(&plan, snapshotter).await? {
+    if reader.is_ready(&plan, snapshotter).await? && reader.is_kept(&plan, snapshotter).await? {
         return Ok(Warmed::Ready);
     }
-    if let Some((free, total)) = space(engine, snapshotter).await? {
-        let floor = floor.bytes_of(total);
+    if let Some((free, total)) = space(reader, snapshotter).await? {
+        let floor = target.floor.bytes_of(total);
         if free < floor {
             return Ok(Warmed::NoRoom { free, floor });
         }
     }
-    if dry_run {
-        return Ok(Warmed::Would);
+    Ok(Warmed::Would)
+}
+
+/// Makes one image ready if there is enough space, and passes events to `on_event`.
+pub(crate) async fn warm(
+    engine: &Engine,
+    target: &Target<'_>,
+    mut on_event: impl FnMut(&Event),
+) -> Result<Warmed, UnpackError> {
+    match decide(engine, target).await? {
+        Warmed::Would => {}
+        decided => return Ok(decided),
     }
-    let job = engine.unpack(request);
+    let job = engine.unpack(target.request(engine));
     let mut events = job.events();
     while let Some(event) = events.next().await {
         on_event(&event);
@@ -186,8 +202,8 @@ pub(crate) async fn warm(
 
 /// Returns the free and the total bytes of a snapshotter's file system; `None` if the snapshotter
 /// reports no directory, or one that this machine does not have.
-async fn space(engine: &Engine, snapshotter: &str) -> Result<Option<(u64, u64)>, UnpackError> {
-    let all = engine.snapshotters().await?;
+async fn space(reader: &Reader, snapshotter: &str) -> Result<Option<(u64, u64)>, UnpackError> {
+    let all = reader.snapshotters().await?;
     let all: BTreeMap<_, _> = all.into_iter().map(|info| (info.name, info.root)).collect();
     let Some(Some(root)) = all.get(snapshotter) else {
         return Ok(None);

@@ -3,10 +3,11 @@
 
 //! The engine: the public methods, over the modules that implement them.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use resnap_core::{Integrity, Ports, Profiles, Scope, SnapshotterInfo, error_chain};
+use resnap_core::{Integrity, Ports, Scope, error_chain};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
@@ -19,8 +20,8 @@ use crate::job::Canceller;
 use crate::lease::LeaseKeeper;
 use crate::locks::Locks;
 use crate::observe::EngineEvent;
-use crate::planner::Planner;
-use crate::proofs::unused_proofs;
+use crate::proofs::warn_of_unused;
+use crate::reader::Reader;
 use crate::registry::JobRegistry;
 use crate::route::pick_target;
 use crate::run::Runner;
@@ -29,24 +30,31 @@ use crate::sibling::inspect;
 use crate::signed::{Views, verify_signed};
 use crate::slots::Slots;
 use crate::support::require_reference;
-use crate::unpack::is_rooted;
 use crate::verify::Verifier;
 use crate::watch::watch_jobs;
 use crate::{
     Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LeaseStatus,
-    Plan, Request, ResolvedImage, UnpackError, UnpackedImage, check, evict, orphans,
+    Plan, Request, UnpackError, UnpackedImage, evict, orphans,
 };
 
-/// Makes images ready in one containerd namespace. Clones share jobs and limits.
+/// Makes images ready in one containerd namespace. Clones share jobs and limits. It can do all that its
+/// [`Reader`] can, to which it dereferences.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    backend: Arc<Backend>,
-    planner: Planner,
+    reader: Reader,
     configurations: Arc<[Configuration]>,
     keeper: Arc<LeaseKeeper>,
     registry: Arc<JobRegistry>,
     runner: Arc<Runner>,
     views: Arc<Views>,
+}
+
+impl Deref for Engine {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.reader
+    }
 }
 
 impl Engine {
@@ -92,8 +100,7 @@ impl Engine {
             Arc::clone(&registry),
         );
         Ok(Self {
-            planner: Planner::new(Arc::clone(&backend)),
-            backend,
+            reader: Reader::new(backend),
             configurations: settings.configurations.into(),
             keeper,
             registry,
@@ -143,35 +150,12 @@ impl Engine {
         Ok(waiter)
     }
 
-    /// Returns the snapshots that make up the requested image, and changes nothing. The name is
-    /// looked up each time; the documents behind it cannot change and are read once, in a task of
-    /// the tokio runtime within which this must be called.
-    ///
-    /// # Errors
-    /// As for [`Engine::unpack`], if documents of the image are missing or invalid.
-    pub async fn plan(&self, request: &Request) -> Result<Arc<Plan>, UnpackError> {
-        self.planner.plan(request).await
-    }
-
-    /// Finds an image record by an exact name, a Docker name or an image ID.
-    ///
-    /// # Errors
-    /// [`UnpackError::NoSuchImage`], [`UnpackError::AmbiguousId`], or the backend's error.
-    pub async fn resolve(&self, image: &str) -> Result<ResolvedImage, UnpackError> {
-        self.planner.resolve(image).await
-    }
-
-    /// Returns the containerd namespace of the engine.
-    pub fn namespace(&self) -> &str {
-        &self.backend.scope.namespace
-    }
-
     /// Checks how ready an image is on the snapshotter that `request` names, or on all working
     /// snapshotters if it names none. Warns of chains that were made without the layers' parents, by
     /// views of them under a lease of its own.
     ///
     /// # Errors
-    /// As for [`Engine::plan`] and [`Engine::require_snapshotter`].
+    /// As for [`Reader::plan`] and [`Reader::require_snapshotter`].
     pub async fn check_image(&self, request: &Request) -> Result<Check, UnpackError> {
         let snapshotters = match &request.snapshotter {
             None => self.working_snapshotters().await?,
@@ -193,55 +177,14 @@ impl Engine {
                 ));
             }
         }
-        let unused = unused_proofs(&self.keeper, &plan, &check).await;
-        check.warnings.extend(unused);
+        self.warn_of_unused_proofs(&mut [(plan, &mut check)]).await;
         Ok(check)
     }
 
-    /// Returns the names of the snapshotters that work.
-    ///
-    /// # Errors
-    /// The backend's error.
-    pub async fn working_snapshotters(&self) -> Result<Vec<String>, UnpackError> {
-        let all = self.snapshotters().await?.into_iter();
-        let working = all.filter(|snapshotter| snapshotter.failure.is_none());
-        Ok(working.map(|snapshotter| snapshotter.name).collect())
-    }
-
-    /// Checks how ready the planned image is on each of `snapshotters`.
-    ///
-    /// # Errors
-    /// The backend's error.
-    pub async fn check(&self, plan: &Plan, snapshotters: &[String]) -> Result<Check, UnpackError> {
-        check::check(&self.backend, plan, snapshotters).await
-    }
-
-    /// Returns whether the planned image is ready on `snapshotter`. Examines the top layer, on which
-    /// a container stands, and all layers that must have labels or a proof.
-    ///
-    /// # Errors
-    /// The backend's error.
-    pub async fn is_ready(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
-        check::is_ready(&self.backend, plan, snapshotter).await
-    }
-
-    /// Returns whether the planned image keeps its chain on `snapshotter` from garbage collection. Without,
-    /// a chain that is ready may still go with a lease or another image.
-    ///
-    /// # Errors
-    /// The backend's error.
-    pub async fn is_kept(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
-        Ok(is_rooted(&self.backend, plan, snapshotter).await?)
-    }
-
-    /// Returns whether the planned image, or a layer that it shares with another image, is on
-    /// `snapshotter` in a form whose files exist only in guests. Mounted on the host, they are
-    /// missing.
-    ///
-    /// # Errors
-    /// The backend's error.
-    pub async fn is_remote(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
-        check::is_remote(&self.backend, plan, snapshotter).await
+    /// Adds to checks the warnings of snapshotters that mount layers without their dm-verity trees. Looks
+    /// at each snapshotter once, by a view under a lease of its own.
+    pub async fn warn_of_unused_proofs(&self, checks: &mut [(Arc<Plan>, &mut Check)]) {
+        warn_of_unused(&self.keeper, checks).await;
     }
 
     /// Returns the running jobs, the oldest first.
@@ -267,28 +210,11 @@ impl Engine {
         self.registry.cancel(id, unless_shared).await
     }
 
-    /// Returns the properties of the known snapshotters.
-    pub fn profiles(&self) -> &Profiles {
-        &self.backend.profiles
-    }
-
-    /// Returns the names of all images of the namespace, sorted.
-    ///
-    /// # Errors
-    /// The backend's error.
-    pub async fn images(&self) -> Result<Vec<String>, UnpackError> {
-        let (images, scope) = (&self.backend.ports.images, &self.backend.scope);
-        let images = images.list(scope).await?;
-        let mut names: Vec<String> = images.into_iter().map(|image| image.name).collect();
-        names.sort();
-        Ok(names)
-    }
-
     /// Verifies the signatures of an image's layers again, without reading the layers, if the layers on
     /// `snapshotter` need signatures; otherwise nothing is asked for. All layers must exist.
     ///
     /// # Errors
-    /// [`UnpackError::Unsigned`], the errors of [`Engine::plan`], or the backend's error.
+    /// [`UnpackError::Unsigned`], the errors of [`Reader::plan`], or the backend's error.
     pub async fn verify_signed(
         &self,
         request: &Request,
@@ -311,7 +237,7 @@ impl Engine {
     /// images as for one.
     ///
     /// # Errors
-    /// As for [`Engine::require_snapshotter`], or the backend's error.
+    /// As for [`Reader::require_snapshotter`], or the backend's error.
     pub async fn unpacked_images(
         &self,
         snapshotter: &str,
@@ -327,26 +253,10 @@ impl Engine {
     /// Dropping the future may leave the rest to the backend's next garbage collection.
     ///
     /// # Errors
-    /// As for [`Engine::resolve`] and [`Engine::require_snapshotter`], before anything is changed; or the
+    /// As for [`Reader::resolve`] and [`Reader::require_snapshotter`], before anything is changed; or the
     /// backend's error.
     pub async fn evict(&self, request: &EvictRequest) -> Result<Eviction, UnpackError> {
         evict::evict(&self.keeper, &self.planner, request).await
-    }
-
-    /// Returns all snapshotters, including those that failed to load.
-    ///
-    /// # Errors
-    /// The backend's error.
-    pub async fn snapshotters(&self) -> Result<Vec<SnapshotterInfo>, UnpackError> {
-        Ok(self.backend.ports.introspection.snapshotters().await?)
-    }
-
-    /// Checks that `name` is a snapshotter that works.
-    ///
-    /// # Errors
-    /// [`UnpackError::NoSuchSnapshotter`] with those that do.
-    pub async fn require_snapshotter(&self, name: &str) -> Result<(), UnpackError> {
-        self.backend.require_snapshotter(name).await
     }
 
     /// Returns the leases that engines made in the namespace, the oldest first.

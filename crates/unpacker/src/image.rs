@@ -163,8 +163,7 @@ async fn with_reference(
             id: None,
         });
     }
-    let mut same = ports.images.list(scope).await?;
-    same.retain(|other| other.target.digest == image.target.digest);
+    let same = ports.images.of_target(scope, &image.target.digest).await?;
     let reference = best_reference(&same);
     Ok(ResolvedImage {
         id: image.name.parse().ok(),

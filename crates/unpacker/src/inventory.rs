@@ -63,6 +63,10 @@ impl Inventory {
             ports.labeler.list(scope),
             list_snapshots(backend, snapshotter),
         )?;
+        let blobs = blobs
+            .into_iter()
+            .map(|(digest, info)| (digest, info.labels));
+        let blobs: BTreeMap<_, _> = blobs.collect();
         let images = images.into_iter();
         let images: BTreeMap<_, _> = images.map(|image| (image.name.clone(), image)).collect();
         let chain_labels: Vec<ChainLabel> = chain_labels(&blobs, snapshotter).collect();

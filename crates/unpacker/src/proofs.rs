@@ -4,6 +4,7 @@
 //! Proofs of committed layers: those that were unpacked without get them, and `check` looks for the use of
 //! them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use resnap_core::{
@@ -106,29 +107,48 @@ async fn seal_layer(chain: &Chain, view: &Sibling, index: usize) -> Result<bool,
     }
 }
 
-/// Returns warnings of snapshotters that mount layers without the trees which they have.
-pub(crate) async fn unused_proofs(
+/// Adds warnings of snapshotters that mount layers without the trees which they have. Each is looked at
+/// once, by the first of its images whose layers all have trees.
+pub(crate) async fn warn_of_unused(
     keeper: &Arc<LeaseKeeper>,
-    plan: &Plan,
-    check: &Check,
-) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for name in check.snapshotters.keys() {
-        let is_proven = |state: Option<&LayerState>| {
-            matches!(state, Some(LayerState::Committed { proof: Some(_), .. }))
-        };
-        let mut layers = check.layers.iter();
-        if !layers.all(|layer| is_proven(layer.snapshots.get(name))) || check.layers.is_empty() {
-            continue;
-        }
-        match is_mounted_by_trees(keeper, plan, name).await {
-            Ok(false) => warnings.push(format!(
-                "on {name}, layers are mounted without their dm-verity trees: containerd before 2.3 knows none, and later ones need dmverity_mode = \"auto\" or \"on\""
-            )),
-            looked => tracing::debug!(?looked, name, "looked at the mounts of a chain"),
+    checks: &mut [(Arc<Plan>, &mut Check)],
+) {
+    let mut warnings: BTreeMap<String, Option<String>> = BTreeMap::new();
+    for (plan, check) in checks {
+        let names: Vec<String> = proven_on(check).cloned().collect();
+        for name in names {
+            if !warnings.contains_key(&name) {
+                let warning = unused(keeper, plan, &name).await;
+                warnings.insert(name.clone(), warning);
+            }
+            check.warnings.extend(warnings[&name].clone());
         }
     }
-    warnings
+}
+
+/// Returns the snapshotters on which all layers have trees.
+fn proven_on(check: &Check) -> impl Iterator<Item = &String> {
+    let is_proven = |state: Option<&LayerState>| {
+        matches!(state, Some(LayerState::Committed { proof: Some(_), .. }))
+    };
+    let names = check.snapshotters.keys();
+    names.filter(move |name| {
+        let mut layers = check.layers.iter();
+        !check.layers.is_empty() && layers.all(|layer| is_proven(layer.snapshots.get(*name)))
+    })
+}
+
+/// Returns the warning if the snapshotter mounts the layers without their trees.
+async fn unused(keeper: &Arc<LeaseKeeper>, plan: &Plan, name: &str) -> Option<String> {
+    match is_mounted_by_trees(keeper, plan, name).await {
+        Ok(false) => Some(format!(
+            "on {name}, layers are mounted without their dm-verity trees: containerd before 2.3 knows none, and later ones need dmverity_mode = \"auto\" or \"on\""
+        )),
+        looked => {
+            tracing::debug!(?looked, name, "looked at the mounts of a chain");
+            None
+        }
+    }
 }
 
 /// Returns whether the mounts of a view name trees.

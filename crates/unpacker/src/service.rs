@@ -9,7 +9,7 @@ use resnap_core::{
     EnsureProgress, EnsureRequest, Error, ManifestPreference, NotReady, UnpackService, error_chain,
 };
 
-use crate::{Engine, Progress, Request, UnpackError};
+use crate::{Engine, Progress, Reader, Request, UnpackError};
 
 #[async_trait]
 impl UnpackService for Engine {
@@ -69,18 +69,18 @@ impl UnpackService for Engine {
         let not_ready = |error| not_ready(image, &error);
         let plan = self.plan(&Request::new(image).on(snapshotter)).await;
         let plan = plan.map_err(not_ready)?;
-        let is_remote = Self::is_remote(self, &plan, snapshotter).await;
+        let is_remote = Reader::is_remote(self, &plan, snapshotter).await;
         is_remote.map_err(not_ready)
     }
 }
 
 async fn is_ready(
-    engine: &Engine,
+    reader: &Reader,
     request: &Request,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
-    let plan = engine.plan(request).await?;
-    engine.is_ready(&plan, snapshotter).await
+    let plan = reader.plan(request).await?;
+    reader.is_ready(&plan, snapshotter).await
 }
 
 fn not_ready(image: &str, error: &UnpackError) -> NotReady {

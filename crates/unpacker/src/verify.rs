@@ -49,7 +49,7 @@ impl Verifier {
     /// what is known by then.
     ///
     /// # Errors
-    /// As for [`Engine::plan`](crate::Engine::plan), or the backend's error. A layer that cannot be compared is
+    /// As for [`Reader::plan`](crate::Reader::plan), or the backend's error. A layer that cannot be compared is
     /// no error.
     pub async fn verify(
         &mut self,

@@ -20,7 +20,7 @@ use resnap_core::{
     Integrity, Kind, Labels, ManifestPreference, MissingBlob, Mount, NotReady, Proof, ProofOrigin,
     ProofSignature, Referrer, Result, Scope, UnpackService as _, error_chain, labels,
 };
-use resnap_unpacker::{Engine, EngineSettings, Plan, Request, Source, UnpackError};
+use resnap_unpacker::{Engine, EngineSettings, Plan, Reader, Request, Source, UnpackError};
 
 const NAMESPACE: &str = "k8s.io";
 const IMAGE: &str = "docker.io/library/web:1";
@@ -164,7 +164,9 @@ impl Bed {
     }
 
     async fn is_ready(&self) -> bool {
-        self.engine.is_ready(&self.plan, "erofs").await.unwrap()
+        Reader::is_ready(&self.engine, &self.plan, "erofs")
+            .await
+            .unwrap()
     }
 
     /// Commits the layers with these labels like other clients, besides those that all clients set.

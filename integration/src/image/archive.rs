@@ -46,17 +46,20 @@ const RECIPES: &[&str] = &[
     include_str!("edge_cases/replacements.rs"),
 ];
 
-/// Writes the archive of `blobs`, whose `reference` points to `target`.
+/// Writes the archive of `blobs`, with references and what they point to.
 ///
 /// It is made under a temporary name, so that `path` is never half an archive.
-pub(super) fn write(path: &Path, reference: &str, target: &Value, blobs: &Blobs) -> Result<()> {
-    let mut target = target.clone();
-    // containerd 1.6 reads the first name, other tools only the second.
-    target["annotations"] = json!({
-        "io.containerd.image.name": reference,
-        "org.opencontainers.image.ref.name": reference,
+pub(super) fn write(path: &Path, targets: &[(&str, &Value)], blobs: &Blobs) -> Result<()> {
+    let targets = targets.iter().map(|(reference, target)| {
+        let mut target = (*target).clone();
+        // containerd 1.6 reads the first name, other tools only the second.
+        target["annotations"] = json!({
+            "io.containerd.image.name": reference,
+            "org.opencontainers.image.ref.name": reference,
+        });
+        target
     });
-    let index = json!({ "schemaVersion": 2, "manifests": [target] });
+    let index = json!({ "schemaVersion": 2, "manifests": targets.collect::<Vec<_>>() });
     let layout = json!({ "imageLayoutVersion": "1.0.0" });
     let mut entries = vec![
         Entry::file("oci-layout", layout.to_string()),

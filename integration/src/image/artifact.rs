@@ -150,7 +150,7 @@ impl Artifact {
     pub fn write_archive(&self, path: &Path) -> Result<()> {
         let mut blobs = Blobs(self.blobs.0.clone());
         blobs.json(MANIFEST, &self.manifest);
-        archive::write(path, &self.tag(), &self.descriptor(), &blobs)
+        archive::write(path, &[(&self.tag(), &self.descriptor())], &blobs)
     }
 
     /// Writes an OCI layout with nothing but the artifact to a directory.

@@ -165,7 +165,7 @@ impl ImageBuilder {
     pub fn write(self, path: &Path) -> Result<Built> {
         let mut blobs = Blobs::default();
         let (descriptor, manifest) = self.store(&mut blobs);
-        archive::write(path, &self.reference, &descriptor, &blobs)?;
+        archive::write(path, &[(&self.reference, &descriptor)], &blobs)?;
         Ok(built(self.reference, None, manifest, Vec::new(), path))
     }
 
@@ -293,17 +293,20 @@ impl Index {
     /// Writes an OCI layout archive whose name points to the index, in Docker's media types if
     /// the first image uses them.
     pub fn write(self, path: &Path) -> Result<Built> {
+        let mut blobs = Blobs::default();
+        let (descriptor, built) = self.store(&mut blobs, path)?;
+        archive::write(path, &[(&built.reference, &descriptor)], &blobs)?;
+        Ok(built)
+    }
+
+    /// Puts all blobs of the index in `blobs`; gives its descriptor, and what will be at `path`.
+    pub(super) fn store(self, blobs: &mut Blobs, path: &Path) -> Result<(Value, Built)> {
         ensure!(
             !self.images.is_empty(),
             "the index {} has no image: add one",
             self.reference
         );
-        let mut blobs = Blobs::default();
-        let stored: Vec<_> = self
-            .images
-            .iter()
-            .map(|image| image.store(&mut blobs))
-            .collect();
+        let stored: Vec<_> = self.images.iter().map(|image| image.store(blobs)).collect();
         let media_type = match self.images[0].docker {
             true => "application/vnd.docker.distribution.manifest.list.v2+json",
             false => "application/vnd.oci.image.index.v1+json",
@@ -312,15 +315,10 @@ impl Index {
         let index =
             json!({ "schemaVersion": 2, "mediaType": media_type, "manifests": descriptors });
         let descriptor = blobs.json(media_type, &index);
-        archive::write(path, &self.reference, &descriptor, &blobs)?;
         let first = manifests.remove(0);
-        Ok(built(
-            self.reference,
-            Some(text(&descriptor["digest"])),
-            first,
-            manifests,
-            path,
-        ))
+        let digest = Some(text(&descriptor["digest"]));
+        let built = built(self.reference, digest, first, manifests, path);
+        Ok((descriptor, built))
     }
 }
 

@@ -87,7 +87,7 @@ pub fn nested_config(reference: &str, path: &Path) -> Result<Built> {
     let manifest = json!({ "schemaVersion": 2, "config": config, "layers": layers });
     let manifest_type = "application/vnd.oci.image.manifest.v1+json";
     let target = add(manifest_type, manifest.to_string().into_bytes());
-    archive::write(path, reference, &target, &blobs)?;
+    archive::write(path, &[(reference, &target)], &blobs)?;
     let digest_of = |descriptor: &Value| {
         let digest = descriptor["digest"].as_str();
         digest.unwrap_or_default().to_owned()

@@ -34,6 +34,7 @@ mod misbehaving;
 mod missing;
 mod node;
 mod nydus;
+mod overview;
 mod policy;
 mod poll;
 mod prewarm;
@@ -95,6 +96,7 @@ fn tests() -> Vec<Test> {
         migrate::refused::TESTS,
         migrate::runs::TESTS,
         nydus::TESTS,
+        overview::TESTS,
         policy::TESTS,
         prewarm::TESTS,
         proxy::TESTS,

@@ -6,10 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
+use futures::{StreamExt as _, TryStreamExt as _};
 use resnap_core::Kind;
-use resnap_unpacker::{Engine, Plan, Request, UnpackError};
+use resnap_unpacker::{Engine, Plan, Reader, Request, UnpackError};
 use serde::Serialize;
 
+use crate::config::Config;
+use crate::documents::{IMAGES_AT_ONCE, Overview};
 use crate::exit_status::ExitStatus;
 use crate::output::{Output, or_dash, reason, short};
 
@@ -32,13 +35,20 @@ impl Row {
     }
 }
 
-pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<ExitStatus> {
-    let snapshotters = engine.working_snapshotters().await?;
-    let mut rows = Vec::new();
-    for image in engine.images().await? {
-        rows.push(row(engine, image, &snapshotters).await?);
-    }
-    // The CRI plugin stores every image under its ID as well.
+pub(crate) async fn run(
+    engine: &Engine,
+    config: &Config,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    let overview = Overview::read(engine, &config.runtime_dir.value, None).await?;
+    let reader = &overview.reader;
+    let snapshotters = reader.working_snapshotters().await?;
+    let rows = futures::stream::iter(overview.images().await?)
+        .map(|image| row(reader, image, &snapshotters))
+        .buffered(IMAGES_AT_ONCE);
+    let mut rows: Vec<Row> = rows.try_collect().await?;
+    overview.keep_documents();
+    // The same image in another form may have a name.
     let named: BTreeSet<String> = rows
         .iter()
         .filter(|row| !row.is_bare_id())
@@ -72,7 +82,7 @@ pub(crate) async fn run(engine: &Engine, output: &mut Output) -> Result<ExitStat
     Ok(ExitStatus::Done)
 }
 
-async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<Row, UnpackError> {
+async fn row(reader: &Reader, image: String, snapshotters: &[String]) -> Result<Row, UnpackError> {
     let mut row = Row {
         image,
         id: None,
@@ -81,7 +91,7 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
         ready: BTreeMap::new(),
         problem: None,
     };
-    let plan = match engine.plan(&Request::new(&row.image)).await {
+    let plan = match reader.plan(&Request::new(&row.image)).await {
         Ok(plan) => plan,
         // One broken image must not hide the others.
         Err(error) => {
@@ -93,7 +103,7 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
     row.platform = Some(plan.platform.to_string());
     row.layers = Some(plan.layers.len());
     for snapshotter in snapshotters {
-        let ready = match is_ready(engine, &row.image, &plan, snapshotter).await {
+        let ready = match is_ready(reader, &row.image, &plan, snapshotter).await {
             Ok(ready) => Some(ready),
             // One unavailable snapshotter must not hide the others.
             Err(error) if error.kind() == Kind::Unavailable => None,
@@ -107,14 +117,14 @@ async fn row(engine: &Engine, image: String, snapshotters: &[String]) -> Result<
 /// Returns whether the image is ready. Of an image in several forms, the snapshotter's own counts, as in
 /// `check`.
 async fn is_ready(
-    engine: &Engine,
+    reader: &Reader,
     image: &str,
     plan: &Plan,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
-    if engine.profiles().get(snapshotter).os_features.is_empty() {
-        return engine.is_ready(plan, snapshotter).await;
+    if reader.profiles().get(snapshotter).os_features.is_empty() {
+        return reader.is_ready(plan, snapshotter).await;
     }
-    let own = engine.plan(&Request::new(image).on(snapshotter)).await?;
-    engine.is_ready(&own, snapshotter).await
+    let own = reader.plan(&Request::new(image).on(snapshotter)).await?;
+    reader.is_ready(&own, snapshotter).await
 }

@@ -19,7 +19,7 @@ use crate::connect::{evict_request, manifest_preference, working_engine};
 use crate::exit_status::ExitStatus;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::warm::{Floor, Warmed, warm};
+use crate::warm::{Target, Warmed, decide, warm};
 
 #[derive(Serialize)]
 struct Document {
@@ -169,15 +169,22 @@ impl Migration<'_> {
             dry_run,
             ..
         } = self.arguments;
-        let floor: Floor = min_free.unwrap_or_default();
         let on_event = |event: &_| {
             if let Some(progress) = &mut *self.progress.borrow_mut() {
                 progress.show(number, event);
             }
         };
         let image = &item.image;
-        let warmed = warm(self.engine, image, to, floor, *dry_run, self.pick, on_event);
-        let warmed = warmed.await;
+        let target = Target {
+            image,
+            snapshotter: to,
+            floor: min_free.unwrap_or_default(),
+            pick: self.pick,
+        };
+        let warmed = match dry_run {
+            true => decide(self.engine, &target).await,
+            false => warm(self.engine, &target, on_event).await,
+        };
         let state = match &warmed {
             Ok(Warmed::Ready | Warmed::Unpacked(_) | Warmed::Would) => State::Ready,
             Ok(Warmed::NoRoom { .. }) => State::NoRoom,

@@ -4,16 +4,19 @@
 //! `resnap warm`.
 
 use anyhow::Result;
-use resnap_core::ManifestPreference;
+use futures::StreamExt as _;
 use resnap_unpacker::{Engine, Event, UnpackError};
 use serde::Serialize;
 use wildmatch::WildMatch;
 
 use crate::args::WarmArguments;
+use crate::config::Config;
+use crate::connect::manifest_preference;
+use crate::documents::{IMAGES_AT_ONCE, Overview};
 use crate::exit_status::ExitStatus;
 use crate::output::{Output, Table, bytes, reason};
 use crate::progress::Progress;
-use crate::warm::{Warmed, choose, warm};
+use crate::warm::{Target, Warmed, choose, decide, warm};
 
 /// The state of an image that has nothing for this machine or snapshotter.
 const SKIPPED: &str = "skipped";
@@ -94,13 +97,17 @@ pub(crate) fn show(rows: &[Row], table: &mut Table) {
 
 pub(crate) async fn run(
     engine: &Engine,
-    pick: ManifestPreference,
+    config: &Config,
     arguments: WarmArguments,
     output: &mut Output,
 ) -> Result<ExitStatus> {
-    for snapshotter in &arguments.snapshotters {
-        engine.require_snapshotter(snapshotter).await?;
+    let (snapshotters, dry_run) = (&arguments.snapshotters, arguments.dry_run);
+    let overview = Overview::read(engine, &config.runtime_dir.value, Some(snapshotters)).await?;
+    let reader = &overview.reader;
+    for snapshotter in snapshotters {
+        reader.require_snapshotter(snapshotter).await?;
     }
+    let pick = manifest_preference(config).await?;
     let mut patterns = arguments.images;
     if arguments.all {
         patterns.push("*".to_owned());
@@ -109,28 +116,45 @@ pub(crate) async fn run(
         .iter()
         .map(|pattern| WildMatch::new(pattern))
         .collect();
-    let images = choose(engine, engine.images().await?, &globs).await;
-    let (floor, dry_run) = (arguments.min_free.unwrap_or_default(), arguments.dry_run);
-    let mut progress = (!output.is_json()).then(|| Progress::new(images.len()));
-    let mut rows = Vec::new();
-    for (number, image) in images.iter().enumerate() {
-        for snapshotter in &arguments.snapshotters {
-            let on_event = |event: &Event| {
+    let images = choose(reader, reader.images().await?, &globs).await;
+    let floor = arguments.min_free.unwrap_or_default();
+    let targets = images.iter().flat_map(|image| {
+        snapshotters.iter().map(move |snapshotter| Target {
+            image,
+            snapshotter,
+            floor,
+            pick,
+        })
+    });
+    let decided: Vec<_> = futures::stream::iter(targets)
+        .map(async |target| (decide(reader, &target).await, target))
+        .buffered(IMAGES_AT_ONCE)
+        .collect()
+        .await;
+    overview.keep_documents();
+    let is_left = |decided: &Result<Warmed, _>| matches!(decided, Ok(Warmed::Would)) && !dry_run;
+    let left = decided.iter().filter(|(decided, _)| is_left(decided));
+    let mut progress = (!output.is_json()).then(|| Progress::new(left.count()));
+    let (mut rows, mut number) = (Vec::new(), 0);
+    for (mut warmed, target) in decided {
+        if is_left(&warmed) {
+            // The lists are of the past by now: it is decided again.
+            warmed = warm(engine, &target, |event: &Event| {
                 if let Some(progress) = &mut progress {
                     progress.show(number, event);
                 }
-            };
-            let warmed = warm(engine, image, snapshotter, floor, dry_run, pick, on_event).await;
-            rows.push(Row::new(
-                image,
-                snapshotter,
-                warmed,
-                patterns.contains(image),
-            ));
+            })
+            .await;
+            if let Some(progress) = &mut progress {
+                progress.finish(number);
+            }
+            number += 1;
         }
-        if let Some(progress) = &mut progress {
-            progress.finish(number);
-        }
+        let Target {
+            image, snapshotter, ..
+        } = target;
+        let is_named = patterns.iter().any(|pattern| pattern == image);
+        rows.push(Row::new(image, snapshotter, warmed, is_named));
     }
     output.document(&rows, |table| show(&rows, table))?;
     let has_failed = rows.iter().any(Row::has_failed);

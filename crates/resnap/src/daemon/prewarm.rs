@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use wildmatch::WildMatch;
 
 use crate::config::{Config, Rule};
-use crate::warm::{Floor, Warmed, choose, warm};
+use crate::warm::{Floor, Target, Warmed, choose, warm};
 
 /// The time to collect changes: a pull creates up to three names for an image, one after the other.
 const GATHER: Duration = Duration::from_secs(1);
@@ -101,7 +101,13 @@ async fn one(
     floor: Floor,
     pick: ManifestPreference,
 ) {
-    match warm(engine, &image, &snapshotter, floor, false, pick, |_| ()).await {
+    let target = Target {
+        image: &image,
+        snapshotter: &snapshotter,
+        floor,
+        pick,
+    };
+    match warm(engine, &target, |_| ()).await {
         Ok(Warmed::Unpacked(report)) => {
             let seconds = report.seconds;
             tracing::info!(image, snapshotter, seconds, "made ready in advance");

@@ -8,7 +8,7 @@
 //! to `target/bench/index.html`.
 //! The names of tables as arguments choose some.
 //!
-//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `hostile`, `apply` and `sibling` measure another build of resnap
+//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `images`, `hostile`, `apply` and `sibling` measure another build of resnap
 //! as well, in turns with this one.
 
 // Printing is the purpose of this program.
@@ -19,6 +19,7 @@ mod cold;
 mod fetch;
 mod herd;
 mod hostile;
+mod images;
 mod memory;
 mod misbehaving;
 mod page;
@@ -44,6 +45,7 @@ type Measure = fn(&Setup) -> Result<Table>;
 
 const TABLES: &[(&str, Measure)] = &[
     ("warm", warm::run),
+    ("images", images::run),
     ("memory", memory::run),
     ("cold", cold::run),
     ("herd", herd::run),

@@ -189,6 +189,11 @@ impl Resnap {
         format!("{variant}{}", self.suffix)
     }
 
+    /// Returns whether it is the build to compare with.
+    pub(crate) fn is_other(&self) -> bool {
+        !self.suffix.is_empty()
+    }
+
     /// It with containerd at this address.
     pub(crate) fn on(&self, address: &Path) -> Command {
         let mut command = Command::new(&self.program);

@@ -23,6 +23,9 @@ pub async fn images(given: &Given) {
     assert_eq!(got.target.size, given.image.target.size);
     let all = images.list(scope).await.unwrap();
     assert!(all.contains(&got), "{name} is not in {all:?}");
+    let same = images.of_target(scope, &got.target.digest).await.unwrap();
+    assert!(same.contains(&got), "{name} is not in {same:?}");
+    assert_eq!(images.of_target(scope, &nowhere()).await.unwrap(), []);
 
     assert_kind(images.get(scope, "docker.io/none:1").await, Kind::NotFound);
     let half = &name[..name.len() - 1];
@@ -64,8 +67,8 @@ pub async fn content(given: &Given) {
     let mut expected = before;
     expected.insert("example.com/a".to_owned(), "3".to_owned());
     expected.insert("example.com/b.c".to_owned(), "2".to_owned());
-    let after = content.info(scope, layer).await.unwrap().labels;
-    assert_eq!(after, expected, "a label is set and the others stay");
+    let after = content.info(scope, layer).await.unwrap();
+    assert_eq!(after.labels, expected, "a label is set and the others stay");
     let list = || async { labeler.list(scope).await.unwrap() };
     assert_eq!(list().await.get(layer), Some(&after));
     for key in ["example.com/b.c", "example.com/none"] {
@@ -74,7 +77,8 @@ pub async fn content(given: &Given) {
     }
     expected.remove("example.com/b.c");
     let after = list().await;
-    assert_eq!(after.get(layer), Some(&expected), "one label is removed");
+    let labels = after.get(layer).map(|info| &info.labels);
+    assert_eq!(labels, Some(&expected), "one label is removed");
     for (layer, _) in &given.layers {
         assert!(after.contains_key(&layer.digest), "{after:?}");
     }

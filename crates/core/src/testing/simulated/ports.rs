@@ -98,13 +98,14 @@ impl ContentLabeler for Simulated {
         .await
     }
 
-    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, Labels>> {
+    async fn list(&self, scope: &Scope) -> Result<BTreeMap<Digest, ContentInfo>> {
         let namespace = Arc::clone(&scope.namespace);
         self.call(Operation::ListContent, &scope.namespace, move |state| {
-            let blobs = state.namespace(&namespace).blobs.iter();
-            Ok(blobs
-                .map(|(digest, (_, labels))| (digest.clone(), labels.clone()))
-                .collect())
+            let namespace = state.namespace(&namespace);
+            let digests = namespace.blobs.keys();
+            digests
+                .map(|digest| Ok((digest.clone(), namespace.content_info(digest)?)))
+                .collect()
         })
         .await
     }
