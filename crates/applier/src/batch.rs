@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
+use resnap_core::erofs_layer::own_tree;
 use resnap_core::media_type::Format;
 use resnap_core::{
     Applied, ApplyPermit, Batch, BatchApplier, Descriptor, Error as PortError, Integrity, Kind,
@@ -162,11 +163,14 @@ impl StagedBatch {
         target: &Target,
         (format, has_tree): (Format, bool),
     ) -> Result<LayerForm, Error> {
+        // A layer that brings a tree gets no other one behind it.
+        let brings_tree = matches!(own_tree(self.context.layer(index)?), Ok(Some(_)));
+        let has_tree = has_tree && !(format == Format::Erofs && brings_tree);
         let form = target.form(format, has_tree, self.context.erofs_mode())?;
         let signed = self.context.signed(index).map(|signed| &signed.index);
         match (form, signed) {
             (LayerForm::Image { has_tree: true, .. }, Some(Some(_))) => Ok(LayerForm::Indexed),
-            (LayerForm::Blob, Some(None)) => Ok(form),
+            (LayerForm::Blob { .. }, Some(None)) => Ok(form),
             _ if self.context.batch.integrity == Integrity::Signed => Err(Error::Unproven(
                 "its publisher has signed no root hash of it".to_owned(),
             )),
@@ -402,6 +406,9 @@ impl BatchApplier for StagedBatch {
         self.context.cancellation.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        let links = Arc::clone(&self.context.links);
+        // The panic hook has already reported a panic.
+        let _ = spawn_blocking(move || links.lift_flags()).await;
     }
 }
 

@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use resnap_core::{
     Applied, Descriptor, Digest, ErofsMode, Proof, ProofOrigin, SignedRoot, TarIndex,
@@ -24,6 +25,7 @@ use crate::error::{Error, IoContext as _};
 use crate::extract::Extraction;
 use crate::guard::Guard;
 use crate::layer_source::LayerSource;
+use crate::link::{ImageBlob, Links, applied};
 use crate::lower::LowerDirs;
 use crate::pipeline::{Work, run};
 use crate::proof::{self, HashedFile};
@@ -46,6 +48,8 @@ pub(crate) enum LayerContent {
     Blob(Source),
     /// The blob, and the index of it.
     Indexed(Source, Source, Box<TarIndex>),
+    /// The blob, which is the image.
+    Image(Box<ImageBlob>, Arc<Links>),
     /// The snapshot that it is copied from.
     Copy(Box<CopiedLayer>),
 }
@@ -141,7 +145,7 @@ fn write(
     guard: &Guard,
 ) -> Result<Rest, Error> {
     match form {
-        LayerForm::Blob | LayerForm::Indexed => Err(Error::Unsupported(
+        LayerForm::Blob { .. } | LayerForm::Indexed => Err(Error::Unsupported(
             "the entries of an EROFS image are not copied".to_owned(),
         )),
         LayerForm::Image {
@@ -206,7 +210,7 @@ pub(crate) fn build(
 ) -> Result<Built, Error> {
     let result = match content {
         LayerContent::Blob(source) => run(source, work, |stream| {
-            if form == LayerForm::Blob {
+            if let LayerForm::Blob { .. } = form {
                 let covered = erofs::copy(&path, stream, &work.guard)?;
                 return Ok(Rest::Blob(covered, work.guard.clone()));
             }
@@ -216,6 +220,15 @@ pub(crate) fn build(
             let file = create(&path).context("create the EROFS image")?;
             let size = proof::write_indexed(&file, bytes, &index, stream, &work.guard)?;
             Ok(Rest::Indexed((file, size), work.guard.clone()))
+        }),
+        LayerContent::Image(blob, links) => blob.place(&path, &work.guard).map(|placed| {
+            let (covered, is_linked) = placed;
+            if is_linked {
+                links.add(blob.path.clone());
+            }
+            work.monitor.read(work.index, covered.0);
+            let rest = Rest::Blob(covered, work.guard.clone());
+            (rest, applied(&blob.descriptor))
         }),
         LayerContent::Copy(layer) => layer.run(work, |entries| {
             write(entries, form, &path, None, namespace, &work.guard)

@@ -21,6 +21,7 @@ use crate::build::{Built, LayerContent, Placement, build};
 use crate::erofs::Parents;
 use crate::error::Error;
 use crate::guard::Guard;
+use crate::link::{ImageBlob, Links, may_link};
 use crate::memory::ImageMemory;
 use crate::pipeline::Work;
 use crate::shared::Shared;
@@ -40,6 +41,8 @@ pub(crate) struct BatchContext {
     pub(crate) cancellation: CancellationToken,
     pub(crate) namespace: XattrNamespace,
     pub(crate) parents: Arc<Parents>,
+    pub(crate) links: Arc<Links>,
+    may_link: OnceCell<bool>,
     content_root: OnceCell<Option<PathBuf>>,
     /// The memory of the layers before their turn.
     memory: ImageMemory,
@@ -67,6 +70,8 @@ impl BatchContext {
                 false => XattrNamespace::Trusted,
             },
             parents: Arc::default(),
+            links: Arc::default(),
+            may_link: OnceCell::new(),
             content_root: OnceCell::new(),
             memory: ImageMemory::default(),
         }
@@ -180,7 +185,15 @@ impl BatchContext {
         let Some(copy) = self.copy(index).cloned() else {
             let blob = match self.batch.monitor.incoming(index) {
                 Some(incoming) => source::stream(incoming, guard),
-                None => self.blob(layer, guard).await?,
+                None => {
+                    if let Some(image) = self.image_blob(index, form).await? {
+                        return Ok(LayerContent::Image(
+                            Box::new(image),
+                            Arc::clone(&self.links),
+                        ));
+                    }
+                    self.blob(layer, guard).await?
+                }
             };
             let signed = self.signed(index).and_then(|signed| signed.index.clone());
             return match signed.filter(|_| form == LayerForm::Indexed) {
@@ -196,6 +209,37 @@ impl BatchContext {
         let opened = spawn_blocking(move || sibling::open(&copy, &root, size, &guard));
         let opened = opened.await.map_err(|_| Error::Panicked("reads"))??;
         Ok(LayerContent::Copy(Box::new(opened)))
+    }
+
+    /// Opens the blob of a layer that is an image as it is, if no tree is to be written behind it.
+    async fn image_blob(&self, index: usize, form: LayerForm) -> Result<Option<ImageBlob>, Error> {
+        let layer = self.layer(index)?;
+        let (_, compression) = self.format(index)?;
+        if (form, compression) != (LayerForm::Blob { has_tree: false }, Compression::None) {
+            return Ok(None);
+        }
+        let Some(root) = self.content_root().await? else {
+            return Ok(None);
+        };
+        // A blob of another namespace must not be read.
+        let info = self.shared.content.info(&self.batch.scope, &layer.digest);
+        let size = info.await?.size;
+        let path = source::path(root, &layer.digest);
+        let Some(file) = source::open_file(&path, size) else {
+            return Ok(None);
+        };
+        let snapshotter = self.root().await?;
+        let look = || async {
+            let looked = spawn_blocking(move || may_link(&snapshotter));
+            let looked = looked.await.map_err(|_| Error::Panicked("reads"))?;
+            Ok::<_, Error>(looked.unwrap_or_default())
+        };
+        Ok(Some(ImageBlob {
+            descriptor: layer.clone(),
+            path,
+            file,
+            may_link: *self.may_link.get_or_try_init(look).await?,
+        }))
     }
 
     /// Opens a blob.

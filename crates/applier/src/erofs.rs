@@ -146,9 +146,7 @@ pub(crate) fn has_verity(root: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies a layer that is an EROFS image, and returns its bytes and the size of its tree's blocks. Checks, before
-/// a kernel mounts it, that it is complete, has only known features, and has no data on other devices.
-/// containerd's differ copies any bytes.
+/// Copies a layer that is an EROFS image, and returns its bytes and the size of its tree's blocks.
 pub(crate) fn copy(
     path: &Path,
     stream: &mut impl Read,
@@ -156,7 +154,13 @@ pub(crate) fn copy(
 ) -> Result<(u64, BlockSize), Error> {
     let file = create(path).context("create the EROFS image")?;
     let found = copy_stream(stream, &file, guard)?;
-    match ErofsReader::open(file) {
+    check_image(file, found)
+}
+
+/// Checks, before a kernel mounts an image, that it is complete, has only known features, and has no data on other
+/// devices. containerd's differ copies any bytes. Returns the bytes `found` of it, and the size of its tree's blocks.
+pub(crate) fn check_image(image: File, found: u64) -> Result<(u64, BlockSize), Error> {
+    match ErofsReader::open(image) {
         Ok(image) if found < image.size() => {
             let size = image.size();
             Err(Error::ShortImage { found, size })
@@ -167,20 +171,21 @@ pub(crate) fn copy(
     }
 }
 
+/// Returns the image of an empty layer, of two blocks.
+#[cfg(test)]
+pub(crate) fn empty_image() -> Vec<u8> {
+    let target = io::Cursor::new(Vec::new());
+    let writer = Writer::new(target, Box::new(resnap_erofs::Memory::new(1 << 20))).unwrap();
+    let (image, _) = writer.finish(&mut resnap_erofs::NoLower, [0; 16]).unwrap();
+    image.into_inner()
+}
+
 #[cfg(test)]
 mod tests {
     use resnap_core::Kind;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-
-    /// Returns the image of an empty layer, of two blocks.
-    fn image() -> Vec<u8> {
-        let target = io::Cursor::new(Vec::new());
-        let writer = Writer::new(target, Box::new(resnap_erofs::Memory::new(1 << 20))).unwrap();
-        let (image, _) = writer.finish(&mut resnap_erofs::NoLower, [0; 16]).unwrap();
-        image.into_inner()
-    }
 
     #[test]
     fn only_complete_images_are_copied() {
@@ -194,7 +199,7 @@ mod tests {
             annotations: Default::default(),
             platform: None,
         };
-        let good = image();
+        let good = empty_image();
         let mut newer = good.clone();
         // A feature that does not exist yet.
         newer[1024 + 80 + 3] |= 0x40;
@@ -231,7 +236,7 @@ mod tests {
     fn parents_are_opened_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
-        std::fs::write(&path, image()).unwrap();
+        std::fs::write(&path, empty_image()).unwrap();
         let (parents, paths) = (Parents::default(), [path.clone()]);
         assert_eq!(parents.open(&paths).unwrap().len(), 1);
         std::fs::remove_file(&path).unwrap();

@@ -37,6 +37,11 @@
 //! `src/sibling.rs`, with what is refused; a chain that was made without its parents is, for example. A copy is
 //! never left to the fallback.
 //!
+//! # Links
+//!
+//! A layer that is an EROFS image, and not compressed, becomes a link to its blob where nothing is to be written
+//! behind it and containerd makes no image immutable, or else a copy by the kernel (`src/link.rs`).
+//!
 //! # What is left to the fallback
 //!
 //! - Layers of media types other than those of OCI and Docker (plain, gzip or zstd) and native EROFS.
@@ -46,7 +51,6 @@
 //!   process sees it, are not new, or belong to another user.
 //! - Snapshots in which this process lacks a permission that writing a layer needs.
 //! - Layers whose parents are EROFS images that this crate cannot read.
-//! - All layers of a snapshotter that has layers with dm-verity.
 //!
 //! The configuration of containerd's own EROFS differ is not visible from outside: choose
 //! [`Differ::Containerd`] to use its `mkfs_options`, `enable_tar_index` or `enable_dmverity`.
@@ -116,7 +120,9 @@ mod error;
 mod extract;
 mod guard;
 mod inode;
+mod inode_flags;
 mod layer_source;
+mod link;
 mod lower;
 mod memory;
 mod meter;

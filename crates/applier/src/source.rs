@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
@@ -54,19 +54,24 @@ pub(crate) async fn open(
     if let Some(root) = root {
         // A blob of another namespace must not be read.
         let info = content.info(scope, digest).await?;
-        let path = digest
-            .as_str()
-            .split(':')
-            .fold(root.join("blobs"), |path, part| path.join(part));
-        if let Ok(file) = File::open(&path)
-            && let Ok(metadata) = file.metadata()
-            && metadata.is_file()
-            && metadata.size() == info.size
-        {
+        if let Some(file) = open_file(&path(root, digest), info.size) {
             return Ok(Source::File(file));
         }
     }
     Ok(stream(content.open(scope, digest).await?, guard))
+}
+
+/// Returns the path of a blob below the root of the content store.
+pub(crate) fn path(root: &Path, digest: &Digest) -> PathBuf {
+    let parts = digest.as_str().split(':');
+    parts.fold(root.join("blobs"), |path, part| path.join(part))
+}
+
+/// Opens the file of a blob, if it has this size.
+pub(crate) fn open_file(path: &Path, size: u64) -> Option<File> {
+    let file = File::open(path).ok()?;
+    let metadata = file.metadata().ok()?;
+    (metadata.is_file() && metadata.size() == size).then_some(file)
 }
 
 /// Returns a stream of a blob's bytes as its source.

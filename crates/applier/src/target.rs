@@ -64,8 +64,11 @@ pub(crate) enum LayerForm {
     },
     /// A signed index and the layer's tar.
     Indexed,
-    /// An EROFS image that is copied.
-    Blob,
+    /// An EROFS image that is as its blob.
+    Blob {
+        /// Whether a dm-verity tree is written behind it.
+        has_tree: bool,
+    },
 }
 
 impl Target {
@@ -137,7 +140,7 @@ impl Target {
                 has_tree,
                 mode,
             },
-            (Self::Image { .. }, Format::Erofs) => LayerForm::Blob,
+            (Self::Image { .. }, Format::Erofs) => LayerForm::Blob { has_tree },
             (_, Format::Erofs) => return unsupported("an EROFS image cannot be written as files"),
             // The lowest layer has no parent to copy.
             (Self::Copy { directory }, Format::Tar) => LayerForm::Tree(match is_empty(directory) {

@@ -28,6 +28,7 @@ mod features;
 mod hostile;
 mod integrity;
 mod kubelet;
+mod links;
 mod metrics;
 mod migrate;
 mod misbehaving;
@@ -91,6 +92,7 @@ fn tests() -> Vec<Test> {
         hostile::layers::TESTS,
         hostile::neighbours::TESTS,
         integrity::TESTS,
+        links::TESTS,
         metrics::TESTS,
         migrate::TESTS,
         migrate::refused::TESTS,

@@ -59,6 +59,8 @@ pub(crate) enum Needs {
     Handler,
     /// A containerd of its own, to stop and start.
     Alone,
+    /// A working erofs snapshotter, in a containerd of its own.
+    ErofsAlone,
     /// A containerd of its own with nydus, which does not tell namespaces apart.
     Nydus,
     /// A working erofs snapshotter, in a containerd of its own whose only differ is the walking
@@ -74,7 +76,9 @@ impl Needs {
     /// Returns what a containerd lacks for the test.
     fn lacks(self, containerd: &Containerd) -> Option<&'static str> {
         match self {
-            Self::Erofs | Self::ErofsHandler | Self::WalkingOnly if !containerd.has_erofs() => {
+            Self::Erofs | Self::ErofsAlone | Self::ErofsHandler | Self::WalkingOnly
+                if !containerd.has_erofs() =>
+            {
                 Some("no erofs")
             }
             Self::NydusHandler | Self::Handler if containerd.version() < (1, 7, 0) => {
@@ -200,6 +204,7 @@ fn trial(test: Test, dist: Dist, shared: Arc<Containerd>, results: &Results) -> 
 fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
     let node = match test.needs {
         Needs::Alone
+        | Needs::ErofsAlone
         | Needs::Nydus
         | Needs::NydusHandler
         | Needs::ErofsHandler

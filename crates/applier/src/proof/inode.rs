@@ -8,10 +8,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{self, AtFlags, IFlags, Mode, OFlags, StatxFlags};
-use rustix::io::Errno;
 
 use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
+use crate::inode_flags::flags;
 
 /// The attribute of a file with fs-verity (Linux `include/uapi/linux/stat.h`, `STATX_ATTR_VERITY`).
 const ATTR_VERITY: u64 = 0x0010_0000;
@@ -44,12 +44,7 @@ pub(super) struct Thawed {
 impl Thawed {
     /// Lifts the immutable flag of a file, if it has it.
     pub(super) fn new(file: File) -> io::Result<Self> {
-        let flags = match fs::ioctl_getflags(&file) {
-            Ok(flags) => Some(flags).filter(|flags| flags.contains(IFlags::IMMUTABLE)),
-            // A file system without flags.
-            Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => None,
-            Err(error) => return Err(error.into()),
-        };
+        let flags = flags(&file)?.filter(|flags| flags.contains(IFlags::IMMUTABLE));
         if let Some(flags) = flags {
             fs::ioctl_setflags(&file, flags.difference(IFlags::IMMUTABLE))?;
         }
