@@ -298,16 +298,28 @@ fn excuses_active(fired: &[Fault]) -> bool {
 
 /// Returns whether the deletion of a lease failed, the lease was created after its deletion, or its
 /// resources were unknown. A lease that is left for an active snapshot may name layers that had already been
-/// removed when they were added.
+/// removed when they were added. After a Commit that failed, and a failed look for what it made, the layer may
+/// exist, and its lease expires.
 fn excuses_lease(fired: &[Fault]) -> bool {
+    let has_failed = |operation| {
+        let mut of_operation = fired.iter().filter(|fault| fault.operation == operation);
+        of_operation.any(|fault| !matches!(fault.effect, Effect::LoseAnswer(_)))
+    };
+    let was_late = |fault: &Fault| {
+        fault.operation == Operation::CreateLease && matches!(fault.effect, Effect::Late(..))
+    };
+    let were_unknown = |fault: &Fault| {
+        matches!(
+            fault.operation,
+            Operation::ListLeases | Operation::LeaseResources
+        )
+    };
+    let may_be_committed = has_failed(Operation::Commit)
+        && (has_failed(Operation::AddResource) || has_failed(Operation::Stat));
     fired
         .iter()
-        .any(|fault| match (fault.operation, fault.effect) {
-            (Operation::CreateLease, Effect::Late(..)) => true,
-            (Operation::ListLeases | Operation::LeaseResources, _) => true,
-            (Operation::DeleteLease | Operation::Remove, effect) => {
-                !matches!(effect, Effect::LoseAnswer(_))
-            }
-            _ => false,
-        })
+        .any(|fault| was_late(fault) || were_unknown(fault))
+        || has_failed(Operation::DeleteLease)
+        || has_failed(Operation::Remove)
+        || may_be_committed
 }
