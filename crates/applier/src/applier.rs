@@ -4,6 +4,7 @@
 //! The implementation of the applier port.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -20,6 +21,7 @@ use crate::proof;
 use crate::settings::{ApplierSettings, Differ};
 use crate::shared::Shared;
 use crate::sibling::{self, snapshot_of_image, snapshots_of_images};
+use crate::target::has_mounts;
 use crate::verify::verify;
 
 /// The snapshotters whose layers are written in this process by default.
@@ -48,6 +50,17 @@ impl InProcessApplier {
             memory: MemoryBudget::new(settings.memory),
             settings,
         }))
+    }
+}
+
+impl InProcessApplier {
+    /// Returns whether layers of the snapshotter are written in this process.
+    fn writes(&self, snapshotter: &str) -> bool {
+        match self.0.settings.differ(snapshotter) {
+            Differ::Containerd => false,
+            Differ::Auto => KNOWN.contains(&snapshotter),
+            Differ::Resnap => true,
+        }
     }
 }
 
@@ -158,16 +171,18 @@ impl resnap_core::Applier for InProcessApplier {
         verified.map_err(|error| failed("verify layer", layer.descriptor.digest.as_str(), error))
     }
 
+    async fn snapshotter_of(&self, mounts: &[Mount]) -> Result<Option<String>> {
+        let all = self.0.introspection.snapshotters().await?.into_iter();
+        let written = all.filter(|found| self.writes(&found.name) && found.failure.is_none());
+        let mut roots = written.filter_map(|found| Some((found.name, found.root?)));
+        let of = roots.find(|(_, root)| has_mounts(Path::new(root), mounts));
+        Ok(of.map(|(name, _)| name))
+    }
+
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
         let differ = self.0.settings.differ(&batch.snapshotter);
-        match differ {
-            Differ::Containerd => None,
-            Differ::Auto if !KNOWN.contains(&batch.snapshotter.as_str()) => None,
-            Differ::Auto | Differ::Resnap => Some(Arc::new(StagedBatch::new(
-                Arc::clone(&self.0),
-                batch.clone(),
-                differ,
-            ))),
-        }
+        let new = || StagedBatch::new(Arc::clone(&self.0), batch.clone(), differ);
+        self.writes(&batch.snapshotter)
+            .then(|| Arc::new(new()) as _)
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use resnap_core::media_type::{self, Compression, Format};
-use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, SignedIndex};
+use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, Preparer, SignedIndex};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -203,6 +203,12 @@ impl BatchContext {
     /// Opens a blob.
     async fn blob(&self, blob: &Descriptor, guard: &Guard) -> Result<Source, Error> {
         let (root, scope) = (self.content_root().await?, &self.batch.scope);
+        if let Preparer::Backend(_) = self.batch.preparer {
+            // The call may name no namespace.
+            let file = root.and_then(|root| source::file(root, &blob.digest, blob.size));
+            let missing = || Error::Unsupported("its blob is not a file here".to_owned());
+            return file.ok_or_else(missing);
+        }
         let content = &*self.shared.content;
         Ok(source::open(content, root, scope, blob, guard).await?)
     }

@@ -120,6 +120,7 @@ mod layer_source;
 mod lower;
 mod memory;
 mod meter;
+mod mountinfo;
 mod pace;
 mod pipeline;
 mod progress;

@@ -54,19 +54,20 @@ pub(crate) async fn open(
     if let Some(root) = root {
         // A blob of another namespace must not be read.
         let info = content.info(scope, digest).await?;
-        let path = digest
-            .as_str()
-            .split(':')
-            .fold(root.join("blobs"), |path, part| path.join(part));
-        if let Ok(file) = File::open(&path)
-            && let Ok(metadata) = file.metadata()
-            && metadata.is_file()
-            && metadata.size() == info.size
-        {
-            return Ok(Source::File(file));
+        if let Some(file) = file(root, digest, info.size) {
+            return Ok(file);
         }
     }
     Ok(stream(content.open(scope, digest).await?, guard))
+}
+
+/// Returns the file of a blob below the root of the content store, if it exists and has this size.
+pub(crate) fn file(root: &Path, digest: &Digest, size: u64) -> Option<Source> {
+    let parts = digest.as_str().split(':');
+    let path = parts.fold(root.join("blobs"), |path, part| path.join(part));
+    let file = File::open(&path).ok()?;
+    let metadata = file.metadata().ok()?;
+    (metadata.is_file() && metadata.size() == size).then_some(Source::File(file))
 }
 
 /// Returns a stream of a blob's bytes as its source.

@@ -44,7 +44,7 @@ mod verified;
 
 pub use apply::{
     Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, Inspection,
-    LayerCopy, SignedIndex, Stage, StageTiming, in_batch,
+    LayerCopy, Preparer, SignedIndex, Stage, StageTiming, in_batch,
 };
 pub use artifact::{ArtifactSet, Bundle, BundleFault, LayerArtifact, Payload};
 pub use chain_view::ChainView;
