@@ -18,14 +18,11 @@ use crate::erofs;
 use crate::error::Error;
 use crate::memory::MemoryBudget;
 use crate::proof;
-use crate::settings::{ApplierSettings, Differ};
+use crate::settings::{ApplierSettings, Differ, KNOWN};
 use crate::shared::Shared;
 use crate::sibling::{self, snapshot_of_image, snapshots_of_images};
 use crate::target::has_mounts;
 use crate::verify::verify;
-
-/// The snapshotters whose layers are written in this process by default.
-const KNOWN: [&str; 3] = [erofs::SNAPSHOTTER, "native", "overlayfs"];
 
 /// An applier that writes layers in this process, and leaves to a fallback what it cannot write. It asks
 /// containerd for the roots of snapshotters and of the content store, and accesses their files directly.
@@ -50,17 +47,6 @@ impl InProcessApplier {
             memory: MemoryBudget::new(settings.memory),
             settings,
         }))
-    }
-}
-
-impl InProcessApplier {
-    /// Returns whether layers of the snapshotter are written in this process.
-    fn writes(&self, snapshotter: &str) -> bool {
-        match self.0.settings.differ(snapshotter) {
-            Differ::Containerd => false,
-            Differ::Auto => KNOWN.contains(&snapshotter),
-            Differ::Resnap => true,
-        }
     }
 }
 
@@ -173,7 +159,8 @@ impl resnap_core::Applier for InProcessApplier {
 
     async fn snapshotter_of(&self, mounts: &[Mount]) -> Result<Option<String>> {
         let all = self.0.introspection.snapshotters().await?.into_iter();
-        let written = all.filter(|found| self.writes(&found.name) && found.failure.is_none());
+        let written =
+            all.filter(|found| self.0.settings.writes(&found.name) && found.failure.is_none());
         let mut roots = written.filter_map(|found| Some((found.name, found.root?)));
         let of = roots.find(|(_, root)| has_mounts(Path::new(root), mounts));
         Ok(of.map(|(name, _)| name))
@@ -182,7 +169,9 @@ impl resnap_core::Applier for InProcessApplier {
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
         let differ = self.0.settings.differ(&batch.snapshotter);
         let new = || StagedBatch::new(Arc::clone(&self.0), batch.clone(), differ);
-        self.writes(&batch.snapshotter)
+        self.0
+            .settings
+            .writes(&batch.snapshotter)
             .then(|| Arc::new(new()) as _)
     }
 }

@@ -123,6 +123,7 @@ mod meter;
 mod mountinfo;
 mod pace;
 mod pipeline;
+mod probe;
 mod progress;
 mod proof;
 mod remove;
@@ -142,6 +143,7 @@ mod whiteout;
 mod xattr;
 
 pub use applier::InProcessApplier;
+pub use probe::probe;
 pub use settings::{ApplierSettings, Differ, MEMORY, STALL};
 pub use staging::clear;
 

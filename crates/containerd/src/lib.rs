@@ -16,16 +16,20 @@ mod connection;
 mod containers;
 mod content;
 mod diff;
+mod diff_server;
 mod events;
 mod images;
 mod ingest;
 mod introspection;
 mod leases;
+mod mark;
 mod mounts;
+mod raw;
 mod snapshots;
 mod status;
 
 pub use client::{Client, DEFAULT_ADDRESS};
+pub use diff_server::{AskedLayer, DiffServer, LayerWriter};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

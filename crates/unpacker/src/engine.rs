@@ -6,11 +6,14 @@
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use resnap_core::{Integrity, Ports, Profiles, Scope, SnapshotterInfo, error_chain};
+use resnap_core::{
+    Applied, Error, Integrity, Ports, Profiles, Scope, SnapshotterInfo, error_chain,
+};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use crate::alternatives::complete_plan;
+use crate::asked::write_layer;
 use crate::backend::Backend;
 use crate::content::OffLoop;
 use crate::documents::Documents;
@@ -33,8 +36,8 @@ use crate::unpack::is_rooted;
 use crate::verify::Verifier;
 use crate::watch::watch_jobs;
 use crate::{
-    Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LeaseStatus,
-    Plan, Request, ResolvedImage, UnpackError, UnpackedImage, check, evict, orphans,
+    Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LayerRequest,
+    LeaseStatus, Plan, Request, ResolvedImage, UnpackError, UnpackedImage, check, evict, orphans,
 };
 
 /// Makes images ready in one containerd namespace. Clones share jobs and limits.
@@ -242,6 +245,16 @@ impl Engine {
     /// The backend's error.
     pub async fn is_remote(&self, plan: &Plan, snapshotter: &str) -> Result<bool, UnpackError> {
         check::is_remote(&self.backend, plan, snapshotter).await
+    }
+
+    /// Writes a layer that the backend asks for, under a job of its own once there is something to write.
+    /// Returns `None`, with nothing written, if the backend has to write it. Dropping the future cancels the
+    /// work.
+    ///
+    /// # Errors
+    /// The error of the layer or of the backend. The snapshot must be removed then.
+    pub async fn write_layer(&self, request: LayerRequest) -> Result<Option<Applied>, Error> {
+        write_layer(&self.backend, &self.registry, request).await
     }
 
     /// Returns the running jobs, the oldest first.

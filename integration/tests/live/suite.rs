@@ -68,6 +68,8 @@ pub(crate) enum Needs {
     NydusHandler,
     /// A containerd of its own with a runtime handler on a working erofs snapshotter.
     ErofsHandler,
+    /// A containerd of its own with a diff plugin, which 1.6 does not start with.
+    DiffPlugin,
 }
 
 impl Needs {
@@ -80,6 +82,7 @@ impl Needs {
             Self::NydusHandler | Self::Handler if containerd.version() < (1, 7, 0) => {
                 Some("no handler")
             }
+            Self::DiffPlugin if containerd.version() < (1, 7, 0) => Some("no diff plugin"),
             _ => None,
         }
     }
@@ -203,8 +206,10 @@ fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
         | Needs::Nydus
         | Needs::NydusHandler
         | Needs::ErofsHandler
+        | Needs::DiffPlugin
         | Needs::WalkingOnly => {
             let options = Options {
+                diff_plugin: test.needs == Needs::DiffPlugin,
                 nydus: matches!(test.needs, Needs::Nydus | Needs::NydusHandler),
                 diff_order: (test.needs == Needs::WalkingOnly).then_some(&["walking"]),
                 ..options()

@@ -140,6 +140,9 @@ fn general(config: &Config) -> Vec<Row> {
         Row::of("integrity.authorities", &config.authorities, paths),
         Row::of("integrity.signers", &config.signers, paths),
         Row::of("api.socket", &config.api_socket, path),
+        Row::of("diff.socket", &config.diff_socket, |socket| {
+            socket.as_ref().and_then(path)
+        }),
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())
         }),
