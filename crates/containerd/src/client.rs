@@ -11,6 +11,7 @@ use resnap_core::{Ports, Result};
 
 use crate::connection::Connection;
 use crate::diff_server::{DiffServer, LayerWriter};
+use crate::introspection::DiffPlugin;
 use crate::{events, introspection};
 
 /// The address at which containerd listens by default.
@@ -70,6 +71,15 @@ impl Client {
     /// goes to containerd's own service.
     pub fn diff_server(&self, writer: Arc<dyn LayerWriter>) -> DiffServer {
         DiffServer::new(self.0.clone(), writer)
+    }
+
+    /// Returns the differs in containerd's configuration that are other programs. That containerd lists one
+    /// does not mean that it answers.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn diff_plugins(&self) -> Result<Vec<DiffPlugin>> {
+        introspection::diff_plugins(&self.0).await
     }
 
     /// Returns the version that containerd reports (containerd

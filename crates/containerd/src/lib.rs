@@ -30,6 +30,7 @@ mod status;
 
 pub use client::{Client, DEFAULT_ADDRESS};
 pub use diff_server::{AskedLayer, DiffServer, LayerWriter};
+pub use introspection::DiffPlugin;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

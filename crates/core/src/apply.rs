@@ -221,13 +221,13 @@ pub struct Batch {
     pub sync_fs: bool,
     /// The proof that each layer needs. An applier that cannot give it returns an error, or no proof.
     pub integrity: Integrity,
-    /// Who prepares the snapshots.
+    /// The preparer of the snapshots.
     pub preparer: Preparer,
     /// Decides when layers are written, and receives progress.
     pub monitor: Arc<dyn ApplyMonitor>,
 }
 
-/// Who prepares the snapshots of a [`Batch`].
+/// The preparer of the snapshots of a [`Batch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preparer {
     /// The caller of the applier, after the batch has started.

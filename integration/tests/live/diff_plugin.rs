@@ -4,30 +4,39 @@
 //! resnap as containerd's diff plugin: containerd's own pulls unpack by it.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::Cri;
+use resnap_integration::dm_verity::with_dm_verity;
 use resnap_integration::image::{Built, Compression, Entry, ImageBuilder, Layer, hello};
 use resnap_integration::registry::Registry;
 use resnap_integration::tree::{Field, Kind, Tree, compare};
 
 use crate::applier::choice::{SHIFTED, changed};
 use crate::command::{CommandOutput, run_to_end};
+use crate::integrity::{VERITY, proven_snapshot, sidecars};
 use crate::metrics::metrics;
 use crate::missing::{pushed, unlike_others};
 use crate::node::{Node, unique};
 use crate::poll::{DEADLINE, eventually};
 use crate::served::Served;
 use crate::suite::live_tests;
+use crate::systemd::{activated_command, confined};
 
 live_tests! {
     DiffPlugin: diff_plugin_writes_what_is_pulled,
     DiffPlugin: diff_plugin_leaves_to_containerd_what_it_does_not_write,
     DiffPlugin: diff_plugin_that_is_killed_leaves_no_half_layer,
     DiffPlugin: diff_plugin_outlives_containerd,
+    DiffPlugin: diff_plugin_shows_its_jobs_and_cancels_them,
+    DiffPlugin: diff_plugin_without_an_answer_is_warned_of,
+    DiffPlugin: diff_plugin_by_socket_activation_always_answers,
+    ErofsDiffPlugin: diff_plugin_gives_layers_trees,
 }
 
 /// A daemon that is the diff plugin of a node, and a registry.
@@ -45,15 +54,29 @@ impl Setup {
     }
 
     fn configured(node: &Node, config: &str) -> Result<Self> {
+        let socket = node.containerd.diff_socket();
+        let config = format!("diff.socket = {socket:?}\n{config}");
+        Self::started(node, &config, |command, _| Ok(command))
+    }
+
+    /// Starts the daemon by what is made of its command and runtime directory.
+    fn started(
+        node: &Node,
+        config: &str,
+        wrap: impl FnOnce(Command, &Path) -> Result<Command>,
+    ) -> Result<Self> {
         let dir = node.containerd.scratch().join(unique("registry"));
         let registry = Registry::start(node.containerd.dist(), &dir)?;
         // Free a moment ago; the daemon says so if it is not any more.
         let metrics = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let socket = node.containerd.diff_socket();
-        let config = format!(
-            "diff.socket = {socket:?}\nmetrics.address = \"{metrics}\"\nsources.order = []\n{config}"
-        );
-        let served = Served::configured(node, node.containerd.socket(), &config)?;
+        let config = format!("metrics.address = \"{metrics}\"\nsources.order = []\n{config}");
+        let dir = node.containerd.socket().with_file_name(unique("d"));
+        std::fs::create_dir(&dir)?;
+        std::fs::write(dir.join("config.toml"), &config)?;
+        let mut command = node.configured_command(&config)?;
+        command.arg("--address").arg(node.containerd.socket());
+        command.arg("serve");
+        let served = Served::begin(&mut wrap(command, &dir)?, &dir)?;
         let this = Self {
             node: Node {
                 containerd: Arc::clone(&node.containerd),
@@ -88,6 +111,15 @@ impl Setup {
         command.args(["images", "pull", "--plain-http"]);
         command.args(options).arg(image);
         command
+    }
+
+    /// Pulls once the plugin answers: containerd waits for it for a second, and after a failure asks it again
+    /// seconds later.
+    fn pulls(&self, options: &[&str], image: &str) -> Result<()> {
+        eventually("a pull", DEADLINE, || {
+            let output = run_to_end(&mut self.pull(options, image))?;
+            Ok(output.code == Some(0))
+        })
     }
 
     /// Removes an image with its layers.
@@ -196,10 +228,13 @@ fn diff_plugin_leaves_to_containerd_what_it_does_not_write(node: &Node) -> Resul
     setup.served.stop()
 }
 
+/// The files of a layer that takes a while.
+const SLOW: usize = 15_000;
+
 /// Returns an image with a layer that takes a while.
 fn slow(node: &Node, registry: &Registry) -> Result<Built> {
     let text = format!("{:?}", std::time::SystemTime::now());
-    let files = (0..30_000).map(|number| Entry::file(format!("d/{number}"), &text));
+    let files = (0..SLOW).map(|number| Entry::file(format!("d/{number}"), &text));
     let entries: Vec<_> = [Entry::dir("./"), Entry::dir("d")]
         .into_iter()
         .chain(files)
@@ -269,10 +304,7 @@ fn diff_plugin_that_is_killed_leaves_no_half_layer(node: &Node) -> Result<()> {
         setup.served.kill()?;
         setup.served = setup.served.again(node, node.containerd.socket())?;
         setup.is_served()?;
-        eventually("a pull after the restart", DEADLINE, || {
-            let output = run_to_end(&mut setup.pull(&pull, &image.reference))?;
-            Ok(output.code == Some(0))
-        })?;
+        setup.pulls(&pull, &image.reference)?;
         is_right(&setup, snapshotter, &image)?;
     }
     setup.served.terminate()
@@ -281,7 +313,7 @@ fn diff_plugin_that_is_killed_leaves_no_half_layer(node: &Node) -> Result<()> {
 fn is_right(setup: &Setup, snapshotter: &str, image: &Built) -> Result<()> {
     let have = setup.node.tree(snapshotter, &image.reference)?;
     let files = have.nodes.keys().filter(|path| path.starts_with(b"d/"));
-    ensure!(files.count() == 30_000, "not all files are there");
+    ensure!(files.count() == SLOW, "not all files are there");
     eventually("no staged layer is left", DEADLINE, || {
         Ok(setup.node.staged(snapshotter)?.is_empty())
     })?;
@@ -304,6 +336,117 @@ fn diff_plugin_outlives_containerd(node: &Node) -> Result<()> {
         let pull = ["--snapshotter", snapshotter];
         run_to_end(&mut setup.pull(&pull, &image.reference))?.ok()?;
         is_right(&setup, snapshotter, &image)?;
+    }
+    setup.served.stop()
+}
+
+fn diff_plugin_shows_its_jobs_and_cancels_them(node: &Node) -> Result<()> {
+    let node = &node.in_new_namespace();
+    let setup = Setup::new(node)?;
+    let image = slow(node, &setup.registry)?;
+    let resnap = |arguments: &[&str]| {
+        let mut command = node.resnap_command()?;
+        command.env("RESNAP_RUNTIME_DIR", &setup.served.dir);
+        run_to_end(command.args(arguments))
+    };
+    let cancel = || {
+        let jobs = resnap(&["jobs", "--json"])?.json()?;
+        let job = &jobs[0];
+        let layer = &image.layers[1];
+        let is_right = job["origin"] == "diff"
+            && job["image"] == *layer.digest
+            && job["snapshotter"] == "overlayfs"
+            && job["state"] == "running";
+        ensure!(is_right, "{jobs:#}");
+        let id = job["id"].to_string();
+        resnap(&["cancel", &id])?.ok().map(drop)
+    };
+    let output = interrupted(&setup, "overlayfs", &image, cancel)?;
+    ensure!(output.code != Some(0), "{output:?}");
+    ensure!(
+        output.stderr.contains("its job was cancelled"),
+        "{output:?}"
+    );
+    node.assert_no_active_snapshot("overlayfs")?;
+    ensure!(node.staged("overlayfs")?.is_empty(), "files are left");
+    ensure!(setup.count("cancelled")? == 1);
+    run_to_end(&mut setup.pull(&[], &image.reference))?.ok()?;
+    is_right(&setup, "overlayfs", &image)?;
+    setup.served.stop()
+}
+
+fn diff_plugin_without_an_answer_is_warned_of(node: &Node) -> Result<()> {
+    let image = hello()?;
+    node.import(&image)?;
+    let warns = || {
+        let mut warned = Vec::new();
+        for command in [&["config", "explain"], &["check", &*image.reference]] {
+            let output = node.resnap(command)?;
+            ensure!(output.code == Some(0), "{output:?}");
+            warned.push(output.stderr.contains("where nothing answers"));
+        }
+        Ok(warned)
+    };
+    ensure!(warns()? == [true, true], "no warning");
+    // Somebody listens, and does not answer.
+    let silent = UnixListener::bind(node.containerd.diff_socket())?;
+    ensure!(warns()? == [true, true], "no warning of a silent one");
+    drop(silent);
+    let setup = Setup::new(node)?;
+    ensure!(warns()? == [false, false], "a warning of one that answers");
+    setup.served.stop()
+}
+
+fn diff_plugin_by_socket_activation_always_answers(node: &Node) -> Result<()> {
+    let node = &node.in_new_namespace();
+    let socket = UnixListener::bind(node.containerd.diff_socket())?;
+    for may_write in [true, false] {
+        let setup = Setup::started(node, "", |command, dir| match may_write {
+            true => activated_command(&command, &socket, "diff"),
+            false => activated_command(&confined(&command, dir)?, &socket, "diff"),
+        })?;
+        let image = pushed(node, &setup.registry, &unlike_others(node)?, "activated:1")?;
+        setup.pulls(&[], &image.reference)?;
+        let want = if may_write { image.layers.len() } else { 0 };
+        let have = setup.count("written")?;
+        ensure!(have == want, "{have} layers written, want {want}");
+        setup.served.terminate()?;
+    }
+    // A socket of its own is not opened without the right to write.
+    let dir = node.containerd.scratch().join(unique("own"));
+    std::fs::create_dir(&dir)?;
+    let own = dir.join("diff.sock");
+    let mut command = node.configured_command(&format!("diff.socket = {own:?}\n"))?;
+    command.arg("serve");
+    let served = Served::begin(&mut confined(&command, &dir)?, &dir)?;
+    eventually("the CRI is served", DEADLINE, || Ok(served.socket.exists()))?;
+    ensure!(!own.exists(), "the socket is opened");
+    served.terminate()
+}
+
+/// With `integrity = "verity"`, layers that containerd pulls have the trees that resnap's own have, and no proof
+/// until they have been looked at.
+fn diff_plugin_gives_layers_trees(node: &Node) -> Result<()> {
+    let node = &node.in_new_namespace();
+    let socket = node.containerd.diff_socket();
+    let config = format!("diff.socket = {socket:?}\n{VERITY}");
+    let setup = Setup::started(node, &config, |command, _| Ok(with_dm_verity(&command)))?;
+    let image = pushed(node, &setup.registry, &unlike_others(node)?, "verity:1")?;
+    let on = ["--snapshotter", "erofs"];
+    run_to_end(&mut setup.pull(&on, &image.reference))?.ok()?;
+    ensure!(setup.count("written")? == image.layers.len());
+    ensure!(sidecars(node)?.len() == image.layers.len(), "no sidecars");
+    let resnap = |arguments: &[&str]| {
+        let mut command = node.configured_command(VERITY)?;
+        command.args(arguments).args(on);
+        run_to_end(&mut with_dm_verity(&command))
+    };
+    let ready = resnap(&["check", &image.reference])?;
+    ensure!(ready.code == Some(1), "a proof from nobody: {ready:?}");
+    resnap(&["unpack", "--repair", &image.reference])?.ok()?;
+    resnap(&["check", &image.reference])?.ok()?;
+    for layer in &image.layers {
+        proven_snapshot(node, &layer.chain_id)?;
     }
     setup.served.stop()
 }

@@ -70,13 +70,17 @@ pub(crate) enum Needs {
     ErofsHandler,
     /// A containerd of its own with a diff plugin, which 1.6 does not start with.
     DiffPlugin,
+    /// The same with a working erofs snapshotter.
+    ErofsDiffPlugin,
 }
 
 impl Needs {
     /// Returns what a containerd lacks for the test.
     fn lacks(self, containerd: &Containerd) -> Option<&'static str> {
         match self {
-            Self::Erofs | Self::ErofsHandler | Self::WalkingOnly if !containerd.has_erofs() => {
+            Self::Erofs | Self::ErofsHandler | Self::ErofsDiffPlugin | Self::WalkingOnly
+                if !containerd.has_erofs() =>
+            {
                 Some("no erofs")
             }
             Self::NydusHandler | Self::Handler if containerd.version() < (1, 7, 0) => {
@@ -207,9 +211,10 @@ fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
         | Needs::NydusHandler
         | Needs::ErofsHandler
         | Needs::DiffPlugin
+        | Needs::ErofsDiffPlugin
         | Needs::WalkingOnly => {
             let options = Options {
-                diff_plugin: test.needs == Needs::DiffPlugin,
+                diff_plugin: matches!(test.needs, Needs::DiffPlugin | Needs::ErofsDiffPlugin),
                 nydus: matches!(test.needs, Needs::Nydus | Needs::NydusHandler),
                 diff_order: (test.needs == Needs::WalkingOnly).then_some(&["walking"]),
                 ..options()

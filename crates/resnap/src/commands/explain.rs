@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::config::{Config, Setting, Source};
 use crate::connect;
+use crate::diff_plugin;
 use crate::exit_status::ExitStatus;
 use crate::output::{Output, or_dash};
 
@@ -52,6 +53,7 @@ pub(crate) async fn run(config: &Config, output: &mut Output) -> Result<ExitStat
         })),
         Err(error) => tracing::warn!(%error, "the facts of containerd are missing"),
     }
+    diff_plugin::warn(config).await;
     output.document(&rows, |table| {
         table.header(["NAME", "VALUE", "SOURCE"]);
         for row in &rows {

@@ -23,6 +23,7 @@ mod misbehaving;
 mod plot;
 mod process;
 mod proxy;
+mod pull;
 mod sample;
 mod setup;
 mod sibling;
@@ -51,6 +52,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("apply", apply::run),
     ("sibling", sibling::run),
     ("fetch", fetch::run),
+    ("pull", pull::run),
     ("verity", verity::run),
 ];
 
