@@ -37,6 +37,14 @@
 //! `src/sibling.rs`, with what is refused; a chain that was made without its parents is, for example. A copy is
 //! never left to the fallback.
 //!
+//! # Layers that the backend asks for
+//!
+//! A batch of one layer may be in a snapshot that any client of the backend has prepared, for containerd's diff
+//! service ([`Preparer::Backend`](resnap_core::Preparer)). There is no time before which the snapshot did not exist: it must
+//! be empty, and the directory that the backend sees at its path. Where there is a fallback otherwise, such a layer
+//! is refused, with nothing written. A layer on `erofs` with a bind mount may be any of an image that is unpacked
+//! in parallel, so that its whiteouts stay; so do those of an `overlay` with an upper directory alone.
+//!
 //! # What is left to the fallback
 //!
 //! - Layers of media types other than those of OCI and Docker (plain, gzip or zstd) and native EROFS.

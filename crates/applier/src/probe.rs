@@ -15,7 +15,7 @@ use crate::xattr::XattrNamespace;
 ///
 /// # Errors
 ///
-/// What it may not do.
+/// The first operation that it may not do.
 pub fn probe(snapshotter: &str, root: &Path) -> io::Result<()> {
     let directory = root.join("snapshots").join(format!(
         "{}.{}",
