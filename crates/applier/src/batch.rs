@@ -28,12 +28,13 @@ use crate::copy_fault::CopyFault;
 use crate::erofs;
 use crate::error::Error;
 use crate::memory::StopReason;
+use crate::preparation::Preparation;
 use crate::proof;
 use crate::settings::Differ;
 use crate::shared::Shared;
 use crate::source::mismatched_digest;
 use crate::staging::Staging;
-use crate::target::{LayerForm, Preparation, SnapshotFacts, Target, find};
+use crate::target::{LayerForm, SnapshotFacts, Target, find};
 use crate::whiteout::WhiteoutMode;
 use crate::xattr::XattrNamespace;
 

@@ -131,6 +131,7 @@ mod meter;
 mod mountinfo;
 mod pace;
 mod pipeline;
+mod preparation;
 mod probe;
 mod progress;
 mod proof;

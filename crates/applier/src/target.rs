@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use resnap_core::media_type::Format;
 use resnap_core::{ErofsMode, Mount};
@@ -19,12 +18,9 @@ use rustix::process::geteuid;
 
 use crate::erofs;
 use crate::error::Error;
-use crate::mountinfo::is_same_directory;
+use crate::preparation::Preparation;
 use crate::whiteout::WhiteoutMode;
 use crate::xattr::{self, OPAQUE_VALUE, XattrNamespace};
-
-/// The most that timestamps of files may be behind the clock.
-const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// The target of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,15 +170,6 @@ pub(crate) struct SnapshotFacts<'a> {
     pub(crate) preparation: Preparation,
 }
 
-/// The preparation of a snapshot.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Preparation {
-    /// By the engine, after this time.
-    Since(SystemTime),
-    /// By a client of the backend, at any time. The backend is the process with this number.
-    ByBackend(u32),
-}
-
 fn unsupported<T>(reason: impl Into<String>) -> Result<T, Error> {
     Err(Error::Unsupported(reason.into()))
 }
@@ -229,29 +216,16 @@ pub(crate) fn has_mounts(root: &Path, mounts: &[Mount]) -> bool {
     path.is_ok_and(|path| root.is_ok_and(|root| path.starts_with(root)))
 }
 
-/// Returns whether the snapshot is empty, was created by a containerd of the same user, and is new, or is the
-/// one that the backend sees at its path. A containerd in a container reports paths of its own, which may
-/// belong to another containerd here.
+/// Returns whether the snapshot is empty, was created by a containerd of the same user, and is the one that was
+/// prepared.
 fn is_new(target: &Target, root: &Path, preparation: Preparation) -> io::Result<bool> {
     let is_empty = match target {
         Target::Image { .. } => !target.path().try_exists()?,
         // A copy has the files of its parent. An upper directory was checked before.
         Target::Copy { .. } | Target::Upper { .. } => true,
     };
-    let is_own = match preparation {
-        Preparation::Since(since) => changed(target.snapshot())? + CLOCK_SLACK >= since,
-        Preparation::ByBackend(process) => is_same_directory(process, target.snapshot())?,
-    };
+    let is_own = preparation.is_of(target.snapshot())?;
     Ok(is_empty && is_own && root.metadata()?.uid() == geteuid().as_raw())
-}
-
-/// Returns the time when a directory was changed.
-fn changed(directory: &Path) -> io::Result<SystemTime> {
-    let metadata = directory.metadata()?;
-    let seconds = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or_default());
-    let nanoseconds =
-        Duration::from_nanos(u64::try_from(metadata.ctime_nsec()).unwrap_or_default());
-    Ok(UNIX_EPOCH + seconds + nanoseconds)
 }
 
 /// Returns the target of a bind mount, which a snapshot without a parent has. containerd 2.2 and later

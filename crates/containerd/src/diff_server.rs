@@ -291,3 +291,70 @@ impl Service<http::Request<Body>> for DiffServer {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use resnap_core::Digest;
+
+    use super::*;
+
+    const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+    fn diff(media_type: &str) -> DescriptorMessage {
+        DescriptorMessage {
+            media_type: media_type.to_owned(),
+            digest: Digest::sha256(b"blob").to_string(),
+            size: 7,
+            ..DescriptorMessage::default()
+        }
+    }
+
+    #[test]
+    fn answers_are_those_of_containerds_differs() {
+        let erofs = "application/vnd.erofs.layer.v1";
+        for (media_type, answer) in [(LAYER, APPLIED), (APPLIED, APPLIED), (erofs, erofs)] {
+            let applied = |diff_id| Applied {
+                diff_id,
+                size: 1 << 40,
+                is_own_image: false,
+                proof: None,
+            };
+            let diff_id = Digest::sha256(b"layer");
+            let answered = response(&diff(media_type), applied(Some(diff_id.clone()))).unwrap();
+            let answered = ApplyResponse::decode(answered).unwrap().applied.unwrap();
+            assert_eq!(answered.media_type, answer);
+            assert_eq!(answered.digest, diff_id.to_string());
+            assert_eq!(answered.size, 1 << 40);
+            assert!(response(&diff(media_type), applied(None)).is_err());
+        }
+    }
+
+    #[test]
+    fn calls_are_read_with_and_without_a_namespace() {
+        let message = |digest: &str, size| ApplyRequest {
+            diff: Some(DescriptorMessage {
+                digest: digest.to_owned(),
+                size,
+                ..diff(LAYER)
+            }),
+            sync_fs: true,
+            ..ApplyRequest::default()
+        };
+        let digest = Digest::sha256(b"blob").to_string();
+        let mut metadata = MetadataMap::new();
+        let read = |message, metadata: &MetadataMap| asked(message, metadata, 3);
+        let without = read(message(&digest, 7), &metadata).unwrap();
+        assert_eq!((&*without.namespace, without.process), ("", 3));
+        metadata.insert(NAMESPACE, "k8s.io".parse().unwrap());
+        let with = read(message(&digest, 7), &metadata).unwrap();
+        assert_eq!(with.namespace, "k8s.io");
+        assert!(with.sync_fs);
+        for wrong in [
+            message("sha256:0", 7),
+            message(&digest, -1),
+            ApplyRequest::default(),
+        ] {
+            assert!(read(wrong, &metadata).is_none());
+        }
+    }
+}

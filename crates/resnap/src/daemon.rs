@@ -70,7 +70,7 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     let serve_cri = proxy.serve(listener, stopped.clone(), GRACE);
     let serve_diff = async {
         match diff {
-            Some(diff) => diff.serve(config, stopped.clone(), GRACE).await,
+            Some(diff) => diff.serve(stopped.clone(), GRACE).await,
             None => Ok(()),
         }
     };

@@ -2,6 +2,7 @@
 // Copyright The resnap Authors
 
 use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 

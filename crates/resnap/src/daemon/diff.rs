@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use async_trait::async_trait;
-use resnap_containerd::{AskedLayer, LayerWriter};
+use resnap_containerd::{AskedLayer, DiffServer, LayerWriter};
 use resnap_core::{Applied, Error};
 use resnap_unpacker::{Engine, LayerRequest};
 use tokio::net::UnixListener;
@@ -71,11 +71,13 @@ impl DiffSocket {
         if !can_write {
             tracing::error!("all layers that containerd asks for are left to containerd");
         }
+        let writer = Writer(can_write.then(|| engine.clone()));
+        let server = connect::diff_server(config, Arc::new(writer)).await?;
         self.socket.publish()?;
         Ok(Some(DiffService {
             listener: self.listener,
             socket: self.socket,
-            writer: Arc::new(Writer(can_write.then(|| engine.clone()))),
+            server,
         }))
     }
 }
@@ -84,23 +86,17 @@ impl DiffSocket {
 pub(super) struct DiffService {
     listener: UnixListener,
     socket: Socket,
-    writer: Arc<Writer>,
+    server: DiffServer,
 }
 
 impl DiffService {
     /// Serves the socket until `stop` is cancelled, and then until the last call has ended or `grace` has passed.
-    pub(super) async fn serve(
-        self,
-        config: &Config,
-        stop: CancellationToken,
-        grace: Duration,
-    ) -> Result<()> {
+    pub(super) async fn serve(self, stop: CancellationToken, grace: Duration) -> Result<()> {
         let Self {
             listener,
             mut socket,
-            writer,
+            server,
         } = self;
-        let server = connect::diff_server(config, writer).await?;
         let serving = server.serve(listener, stop.clone(), grace);
         let hand_over = async {
             stop.cancelled().await;
@@ -111,7 +107,14 @@ impl DiffService {
             served = serving => served,
             never = hand_over => match never {},
         };
-        served.map_err(|error| anyhow!("serve containerd's diff plugin: {error}"))
+        served.map_err(|error| {
+            // The other sockets are served on.
+            tracing::error!(
+                error,
+                "the socket for containerd's diff plugin is not served any more"
+            );
+            anyhow!("serve containerd's diff plugin: {error}")
+        })
     }
 }
 
