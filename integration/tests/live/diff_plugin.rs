@@ -13,7 +13,7 @@ use std::thread;
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::dm_verity::with_dm_verity;
-use resnap_integration::image::{Built, Compression, Entry, ImageBuilder, Layer, hello};
+use resnap_integration::image::{Built, Compression, Entry, ImageBuilder, Layer, hello, web};
 use resnap_integration::registry::Registry;
 use resnap_integration::tree::{Field, Kind, Tree, compare};
 
@@ -181,6 +181,18 @@ fn diff_plugin_writes_what_is_pulled(node: &Node) -> Result<()> {
             ensure!(node.staged(snapshotter)?.is_empty(), "{on:?} left files");
             setup.remove(&image.reference)?;
         }
+    }
+    let web = web()?;
+    let image = pushed(node, &setup.registry, &web, "web:1")?;
+    // Full copies would take long.
+    for snapshotter in node.targets().filter(|name| *name != "native") {
+        let on = ["--snapshotter", snapshotter, "--local"];
+        run_to_end(&mut setup.pull(&on, &image.reference))?.ok()?;
+        written += image.layers.len();
+        let want = setup.by_containerd(snapshotter, &web, "web")?;
+        assert_equal(&want, &node.tree(snapshotter, &image.reference)?)
+            .with_context(|| format!("web on {snapshotter}"))?;
+        setup.remove(&image.reference)?;
     }
     let image = pushed(node, &setup.registry, &unlike_others(node)?, "cri:1")?;
     let cri = Cri::connect(node.containerd.socket(), &node.containerd.scratch())?;
