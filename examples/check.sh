@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright The resnap Authors
 
-# Validates the systemd units and Kubernetes manifests. Arguments: a directory for copies, and a Python
+# Validates the systemd units, the lines for containerd and the Kubernetes manifests. Arguments: a directory for copies, and a Python
 # interpreter with kubernetes-validate.
 set -eu
 cd "$(dirname "$0")"
@@ -26,4 +26,18 @@ if ! output=$(systemd-analyze verify --man=no "$copies"/*.service "$copies"/*.so
 	exit 1
 fi
 
+"$2" - containerd/*.toml <<'EOF'
+import sys, tomllib
+
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        lines = tomllib.load(file)
+    plugins = lines["plugins"]
+    plugin = lines["proxy_plugins"]["resnap"]
+    assert plugin == {"type": "diff", "address": "/run/resnap/diff.sock"}, path
+    assert plugins["io.containerd.service.v1.diff-service"]["default"][0] == "resnap", path
+    for entry in plugins["io.containerd.transfer.v1.local"]["unpack_config"]:
+        assert {"platform", "snapshotter", "differ"} <= entry.keys(), (path, entry)
+    print(path, "is right")
+EOF
 "$2" -m kubernetes_validate --strict kubernetes/*.yaml

@@ -85,6 +85,11 @@ impl Containerd {
         &self.processes.socket
     }
 
+    /// Returns the path of the socket at which a diff plugin is asked ([`Options::diff_plugin`]).
+    pub fn diff_socket(&self) -> PathBuf {
+        self.processes.sockets.join(config::DIFF_SOCKET)
+    }
+
     /// Starts a tap in front of this containerd; it reconnects after restarts.
     pub fn tap(&self) -> Result<Tap> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

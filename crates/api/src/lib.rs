@@ -8,7 +8,6 @@
 //! need not know where they come from. `proto/resnap/v1/resnap.proto` is the protocol for other
 //! clients.
 
-mod accepted;
 mod check;
 mod client;
 mod failure;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use resnap_authority::AnyAuthority;
 use resnap_core::{Kind, Platform, error_chain};
 use resnap_unpacker::{Engine, Event, Job, JobStatus, UnpackError};
 use tokio::net::UnixListener;
@@ -19,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::accepted::Accepted;
 use crate::status::status;
 use crate::v1::resnap_service_server::{ResnapService, ResnapServiceServer};
 use crate::v1::unpack_response::Step;
@@ -65,7 +65,7 @@ pub async fn serve(
         .add_service(health_server)
         .add_service(api)
         .serve_with_incoming_shutdown(
-            UnixListenerStream::new(listener).map_ok(Accepted::new),
+            UnixListenerStream::new(listener).map_ok(AnyAuthority::new),
             stop.clone().cancelled_owned(),
         );
     let over = async {

@@ -4,6 +4,7 @@
 //! The implementation of the applier port.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,13 +19,11 @@ use crate::error::Error;
 use crate::memory::MemoryBudget;
 use crate::proof;
 use crate::seal::seal;
-use crate::settings::{ApplierSettings, Differ};
+use crate::settings::{ApplierSettings, Differ, KNOWN};
 use crate::shared::Shared;
 use crate::sibling::{self, snapshots_of_images};
+use crate::target::has_mounts;
 use crate::verify::verify;
-
-/// The snapshotters whose layers are written in this process by default.
-const KNOWN: [&str; 3] = [erofs::SNAPSHOTTER, "native", "overlayfs"];
 
 /// An applier that writes layers in this process, and leaves to a fallback what it cannot write. It asks
 /// containerd for the roots of snapshotters and of the content store, and accesses their files directly.
@@ -153,16 +152,21 @@ impl resnap_core::Applier for InProcessApplier {
         verified.map_err(|error| failed("verify layer", layer.descriptor.digest.as_str(), error))
     }
 
+    async fn snapshotter_of(&self, mounts: &[Mount]) -> Result<Option<String>> {
+        let all = self.0.introspection.snapshotters().await?.into_iter();
+        let written =
+            all.filter(|found| self.0.settings.writes(&found.name) && found.failure.is_none());
+        let mut roots = written.filter_map(|found| Some((found.name, found.root?)));
+        let of = roots.find(|(_, root)| has_mounts(Path::new(root), mounts));
+        Ok(of.map(|(name, _)| name))
+    }
+
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
         let differ = self.0.settings.differ(&batch.snapshotter);
-        match differ {
-            Differ::Containerd => None,
-            Differ::Auto if !KNOWN.contains(&batch.snapshotter.as_str()) => None,
-            Differ::Auto | Differ::Resnap => Some(Arc::new(StagedBatch::new(
-                Arc::clone(&self.0),
-                batch.clone(),
-                differ,
-            ))),
-        }
+        let new = || StagedBatch::new(Arc::clone(&self.0), batch.clone(), differ);
+        self.0
+            .settings
+            .writes(&batch.snapshotter)
+            .then(|| Arc::new(new()) as _)
     }
 }

@@ -15,7 +15,7 @@ use resnap_core::erofs_layer::own_tree;
 use resnap_core::media_type::Format;
 use resnap_core::{
     Applied, ApplyPermit, Batch, BatchApplier, Descriptor, Error as PortError, Integrity, Kind,
-    Mount, Result as PortResult, Scope, Stage, StageTiming,
+    Mount, Preparer, Result as PortResult, Scope, Stage, StageTiming,
 };
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
@@ -29,6 +29,7 @@ use crate::copy_fault::CopyFault;
 use crate::erofs;
 use crate::error::Error;
 use crate::memory::StopReason;
+use crate::preparation::Preparation;
 use crate::proof;
 use crate::settings::Differ;
 use crate::shared::Shared;
@@ -88,13 +89,19 @@ pub(crate) struct StagedBatch {
     root: OnceCell<PathBuf>,
     /// Whether images get dm-verity trees.
     has_tree: OnceCell<bool>,
-    /// The time when the batch started; its snapshots are newer.
-    since: SystemTime,
+    preparation: Preparation,
+    /// Whether a layer was written to its snapshot in part.
+    is_torn: AtomicBool,
 }
 
 impl StagedBatch {
     pub(crate) fn new(shared: Arc<Shared>, batch: Batch, differ: Differ) -> Self {
         let cancellation = CancellationToken::new();
+        let preparation = match batch.preparer {
+            // Its snapshots are newer.
+            Preparer::Caller => Preparation::Since(SystemTime::now()),
+            Preparer::Backend(process) => Preparation::ByBackend(process),
+        };
         Self {
             context: Arc::new(BatchContext::new(shared, batch, cancellation.clone())),
             differ,
@@ -103,7 +110,8 @@ impl StagedBatch {
             builds: OnceCell::new(),
             root: OnceCell::new(),
             has_tree: OnceCell::new(),
-            since: SystemTime::now(),
+            preparation,
+            is_torn: AtomicBool::new(false),
         }
     }
 
@@ -126,7 +134,7 @@ impl StagedBatch {
         let facts = SnapshotFacts {
             root,
             namespace: context.namespace,
-            since: self.since,
+            preparation: self.preparation,
         };
         let target = find(mounts, facts)?;
         let has_tree = self.has_tree(root, &target).await?;
@@ -150,7 +158,10 @@ impl StagedBatch {
                     placement: Placement::Snapshot,
                     is_turn: Arc::new(AtomicBool::new(true)),
                 };
-                context.build(request, self.track()?).await?
+                let built = context.build(request, self.track()?).await;
+                let is_torn = built.is_err() && target.may_have_files();
+                self.is_torn.store(is_torn, Ordering::Relaxed);
+                built?
             }
         };
         self.place(index, layer, built, (target, has_tree)).await
@@ -337,6 +348,22 @@ impl StagedBatch {
         (builds, tasks)
     }
 
+    /// Returns whether this process asks the backend to write what it cannot write.
+    fn has_fallback(&self) -> bool {
+        self.differ == Differ::Auto && self.context.batch.preparer == Preparer::Caller
+    }
+
+    /// Returns whether the backend, which asked for the layer, writes it itself: if the error says nothing
+    /// of the layer's content, and it finds no files of this process.
+    fn is_left_to_backend(&self, error: &Error) -> bool {
+        let is_asked = self.context.batch.preparer != Preparer::Caller;
+        let is_unsupported = match error {
+            Error::Unsupported(_) => self.differ == Differ::Auto,
+            error => error.kind() == Kind::Unimplemented,
+        };
+        is_asked && is_unsupported && !self.is_torn.load(Ordering::Relaxed)
+    }
+
     async fn apply_with_fallback(
         &self,
         scope: &Scope,
@@ -382,7 +409,12 @@ impl BatchApplier for StagedBatch {
             Error::Unsupported(reason) if self.context.batch.integrity.is_on() => {
                 Err(Error::Unproven(reason).into_core(layer))
             }
-            Error::Unsupported(reason) if self.differ == Differ::Auto => {
+            error if self.is_left_to_backend(&error) => {
+                let left =
+                    PortError::new(Kind::Unimplemented, "apply layer", layer.digest.as_str());
+                Err(left.with_source(error))
+            }
+            Error::Unsupported(reason) if self.has_fallback() => {
                 tracing::debug!(reason, digest = %layer.digest, "the layer is left to containerd");
                 self.apply_with_fallback(scope, index, layer, mounts).await
             }

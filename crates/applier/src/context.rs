@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use resnap_core::media_type::{self, Compression, Format};
-use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, SignedRoot};
+use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, Preparer, SignedRoot};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -218,14 +218,17 @@ impl BatchContext {
         if (form, compression) != (LayerForm::Blob { has_tree: false }, Compression::None) {
             return Ok(None);
         }
+        if let Preparer::Backend(_) = self.batch.preparer {
+            // It is committed after the batch has ended.
+            return Ok(None);
+        }
         let Some(root) = self.content_root().await? else {
             return Ok(None);
         };
         // A blob of another namespace must not be read.
         let info = self.shared.content.info(&self.batch.scope, &layer.digest);
         let size = info.await?.size;
-        let path = source::path(root, &layer.digest);
-        let Some(file) = source::open_file(&path, size) else {
+        let Some(file) = source::file(root, &layer.digest, size) else {
             return Ok(None);
         };
         let snapshotter = self.root().await?;
@@ -236,7 +239,7 @@ impl BatchContext {
         };
         Ok(Some(ImageBlob {
             descriptor: layer.clone(),
-            path,
+            path: source::path(root, &layer.digest),
             file,
             may_link: *self.may_link.get_or_try_init(look).await?,
         }))
@@ -245,6 +248,12 @@ impl BatchContext {
     /// Opens a blob.
     async fn blob(&self, blob: &Descriptor, guard: &Guard) -> Result<Source, Error> {
         let (root, scope) = (self.content_root().await?, &self.batch.scope);
+        if let Preparer::Backend(_) = self.batch.preparer {
+            // The call may name no namespace.
+            let file = root.and_then(|root| source::file(root, &blob.digest, blob.size));
+            let missing = || Error::Unsupported("its blob is not a file here".to_owned());
+            return file.map(Source::File).ok_or_else(missing);
+        }
         let content = &*self.shared.content;
         Ok(source::open(content, root, scope, blob, guard).await?)
     }

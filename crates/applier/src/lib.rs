@@ -42,6 +42,14 @@
 //! A layer that is an EROFS image, and not compressed, becomes a link to its blob where nothing is to be written
 //! behind it and containerd makes no image immutable, or else a copy by the kernel (`src/link.rs`).
 //!
+//! # Layers that the backend asks for
+//!
+//! A batch of one layer may be in a snapshot that any client of the backend has prepared, for containerd's diff
+//! service ([`Preparer::Backend`](resnap_core::Preparer)). There is no time before which the snapshot did not exist: it must
+//! be empty, and the directory that the backend sees at its path. Where there is a fallback otherwise, such a layer
+//! is refused, with nothing written. A layer on `erofs` with a bind mount may be any of an image that is unpacked
+//! in parallel, so that its whiteouts stay; so do those of an `overlay` with an upper directory alone.
+//!
 //! # What is left to the fallback
 //!
 //! - Layers of media types other than those of OCI and Docker (plain, gzip or zstd) and native EROFS.
@@ -126,8 +134,11 @@ mod link;
 mod lower;
 mod memory;
 mod meter;
+mod mountinfo;
 mod pace;
 mod pipeline;
+mod preparation;
+mod probe;
 mod progress;
 mod proof;
 mod remove;
@@ -148,6 +159,7 @@ mod whiteout;
 mod xattr;
 
 pub use applier::InProcessApplier;
+pub use probe::probe;
 pub use settings::{ApplierSettings, Differ, MEMORY, STALL};
 pub use staging::clear;
 

@@ -11,6 +11,11 @@ use std::time::Duration;
 use resnap_core::{Descriptor, ErofsMode};
 use resnap_verity::Trust;
 
+use crate::erofs::SNAPSHOTTER;
+
+/// The snapshotters whose layers are written in this process by default.
+pub(crate) const KNOWN: [&str; 3] = [SNAPSHOTTER, "native", "overlayfs"];
+
 /// The program that writes layers to a snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Differ {
@@ -71,6 +76,15 @@ impl ApplierSettings {
     /// Returns the differ of the snapshotter with this name.
     pub fn differ(&self, snapshotter: &str) -> Differ {
         self.differs.get(snapshotter).copied().unwrap_or_default()
+    }
+
+    /// Returns whether layers of the snapshotter with this name are written in this process.
+    pub fn writes(&self, snapshotter: &str) -> bool {
+        match self.differ(snapshotter) {
+            Differ::Containerd => false,
+            Differ::Auto => KNOWN.contains(&snapshotter),
+            Differ::Resnap => true,
+        }
     }
 
     /// Returns the form of the EROFS images of the snapshotter with this name.

@@ -54,24 +54,24 @@ pub(crate) async fn open(
     if let Some(root) = root {
         // A blob of another namespace must not be read.
         let info = content.info(scope, digest).await?;
-        if let Some(file) = open_file(&path(root, digest), info.size) {
+        if let Some(file) = file(root, digest, info.size) {
             return Ok(Source::File(file));
         }
     }
     Ok(stream(content.open(scope, digest).await?, guard))
 }
 
+/// Returns the file of a blob below the root of the content store, if it exists and has this size.
+pub(crate) fn file(root: &Path, digest: &Digest, size: u64) -> Option<File> {
+    let file = File::open(path(root, digest)).ok()?;
+    let metadata = file.metadata().ok()?;
+    (metadata.is_file() && metadata.size() == size).then_some(file)
+}
+
 /// Returns the path of a blob below the root of the content store.
 pub(crate) fn path(root: &Path, digest: &Digest) -> PathBuf {
     let parts = digest.as_str().split(':');
     parts.fold(root.join("blobs"), |path, part| path.join(part))
-}
-
-/// Opens the file of a blob, if it has this size.
-pub(crate) fn open_file(path: &Path, size: u64) -> Option<File> {
-    let file = File::open(path).ok()?;
-    let metadata = file.metadata().ok()?;
-    (metadata.is_file() && metadata.size() == size).then_some(file)
 }
 
 /// Returns a stream of a blob's bytes as its source.

@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use resnap_core::media_type::Format;
 use resnap_core::{ErofsMode, Mount};
@@ -19,11 +18,9 @@ use rustix::process::geteuid;
 
 use crate::erofs;
 use crate::error::Error;
+use crate::preparation::Preparation;
 use crate::whiteout::WhiteoutMode;
 use crate::xattr::{self, OPAQUE_VALUE, XattrNamespace};
-
-/// The most that timestamps of files may be behind the clock.
-const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// The target of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,15 +29,19 @@ pub(crate) enum Target {
     Upper {
         /// `snapshots/N/fs`, empty.
         directory: PathBuf,
-        /// The directories of the parents, the topmost first.
+        /// The directories of the parents as far as they are known, the topmost first.
         lower: Vec<PathBuf>,
+        /// Whether there is no layer below.
+        is_lowest: bool,
     },
     /// An EROFS image.
     Image {
         /// `snapshots/N`.
         directory: PathBuf,
-        /// The images of the parents, the topmost first.
+        /// The images of the parents as far as they are known, the topmost first.
         parents: Vec<PathBuf>,
+        /// Whether there is no layer below.
+        is_lowest: bool,
     },
     /// A full copy of the parent.
     Copy {
@@ -85,6 +86,14 @@ impl Target {
         match self {
             Self::Upper { directory, .. } | Self::Copy { directory } => directory.clone(),
             Self::Image { directory, .. } => directory.join(erofs::NAME),
+        }
+    }
+
+    /// Returns whether a layer that was not completed may have left files: an image is removed.
+    pub(crate) fn may_have_files(&self) -> bool {
+        match self {
+            Self::Upper { directory, .. } | Self::Copy { directory } => !is_empty(directory),
+            Self::Image { .. } => false,
         }
     }
 
@@ -135,8 +144,8 @@ impl Target {
         mode: ErofsMode,
     ) -> Result<LayerForm, Error> {
         Ok(match (self, format) {
-            (Self::Image { parents, .. }, Format::Tar) => LayerForm::Image {
-                is_lowest: parents.is_empty(),
+            (Self::Image { is_lowest, .. }, Format::Tar) => LayerForm::Image {
+                is_lowest: *is_lowest,
                 has_tree,
                 mode,
             },
@@ -147,7 +156,7 @@ impl Target {
                 true => WhiteoutMode::Base,
                 false => WhiteoutMode::Copy,
             }),
-            (Self::Upper { lower, .. }, Format::Tar) => LayerForm::Tree(match lower.is_empty() {
+            (Self::Upper { is_lowest, .. }, Format::Tar) => LayerForm::Tree(match is_lowest {
                 true => WhiteoutMode::Base,
                 false => WhiteoutMode::Upper,
             }),
@@ -161,8 +170,7 @@ pub(crate) struct SnapshotFacts<'a> {
     /// The root of the snapshotter.
     pub(crate) root: &'a Path,
     pub(crate) namespace: XattrNamespace,
-    /// A time before all snapshots of the batch were created.
-    pub(crate) since: SystemTime,
+    pub(crate) preparation: Preparation,
 }
 
 fn unsupported<T>(reason: impl Into<String>) -> Result<T, Error> {
@@ -180,16 +188,16 @@ pub(crate) fn find(mounts: &[Mount], facts: SnapshotFacts<'_>) -> Result<Target,
         return unsupported("no mounts");
     };
     let target = match (last.kind.as_str(), below) {
-        ("bind", []) => bind(last, &root),
+        ("bind", []) => bind(last, &root, facts.preparation),
         ("overlay" | "format/mkdir/overlay" | "format/overlay", below) => {
-            overlay(last, below, &root, facts.namespace)
+            overlay(last, below, &root, facts)
         }
         (kind, _) => unsupported(format!(
             "{} mounts, the last of type {kind:?}",
             mounts.len()
         )),
     }?;
-    match is_new(&target, &root, facts.since) {
+    match is_new(&target, &root, facts.preparation) {
         Ok(true) => Ok(target),
         Ok(false) => unsupported(format!(
             "{:?} belongs to another containerd",
@@ -199,24 +207,34 @@ pub(crate) fn find(mounts: &[Mount], facts: SnapshotFacts<'_>) -> Result<Target,
     }
 }
 
-/// Returns whether the snapshot is new and empty, and was created by a containerd of the same user. A
-/// containerd in a container reports paths of its own, which may belong to another containerd here.
-fn is_new(target: &Target, root: &Path, since: SystemTime) -> io::Result<bool> {
-    let metadata = target.snapshot().metadata()?;
-    let seconds = Duration::from_secs(u64::try_from(metadata.ctime()).unwrap_or_default());
-    let nanoseconds =
-        Duration::from_nanos(u64::try_from(metadata.ctime_nsec()).unwrap_or_default());
-    let changed = UNIX_EPOCH + seconds + nanoseconds;
+/// Returns whether the mounts are those of a snapshot below the root of a snapshotter, in any form.
+pub(crate) fn has_mounts(root: &Path, mounts: &[Mount]) -> bool {
+    let Some(last) = mounts.last() else {
+        return false;
+    };
+    let mut options = last.options.iter();
+    let upper = options.find_map(|option| option.strip_prefix("upperdir="));
+    let path = Path::new(upper.unwrap_or(&last.source)).canonicalize();
+    let root = root.canonicalize();
+    path.is_ok_and(|path| root.is_ok_and(|root| path.starts_with(root)))
+}
+
+/// Returns whether the snapshot is empty, was created by a containerd of the same user, and is the one that was
+/// prepared.
+fn is_new(target: &Target, root: &Path, preparation: Preparation) -> io::Result<bool> {
     let is_empty = match target {
         Target::Image { .. } => !target.path().try_exists()?,
         // A copy has the files of its parent. An upper directory was checked before.
         Target::Copy { .. } | Target::Upper { .. } => true,
     };
-    Ok(is_empty && changed + CLOCK_SLACK >= since && root.metadata()?.uid() == geteuid().as_raw())
+    let is_own = preparation.is_of(target.snapshot())?;
+    Ok(is_empty && is_own && root.metadata()?.uid() == geteuid().as_raw())
 }
 
-/// Returns the target of a bind mount.
-fn bind(mount: &Mount, root: &Path) -> Result<Target, Error> {
+/// Returns the target of a bind mount, which a snapshot without a parent has. containerd 2.2 and later
+/// prepares the layers of images in parallel for snapshotters for EROFS images, too, all of them without
+/// their parents (`core/unpack/unpacker.go`, `parallel`): such a layer may not be the lowest.
+fn bind(mount: &Mount, root: &Path, preparation: Preparation) -> Result<Target, Error> {
     allow_options(&mount.options, |option| matches!(option, "rw" | "rbind"))?;
     let (directory, is_fs) = snapshot_of(Path::new(&mount.source), root)?;
     if !is_fs {
@@ -227,9 +245,10 @@ fn bind(mount: &Mount, root: &Path) -> Result<Target, Error> {
         return Ok(Target::Image {
             directory: snapshot,
             parents: Vec::new(),
+            is_lowest: matches!(preparation, Preparation::Since(_)),
         });
     }
-    upper(fs, &snapshot, Vec::new())
+    upper(fs, &snapshot, Vec::new(), true)
 }
 
 /// Returns the target of an overlay, with the mounts `below` it.
@@ -237,15 +256,19 @@ fn overlay(
     mount: &Mount,
     below: &[Mount],
     root: &Path,
-    namespace: XattrNamespace,
+    facts: SnapshotFacts<'_>,
 ) -> Result<Target, Error> {
     let options = OverlayOptions::parse(&mount.options)?;
-    if options.namespace != namespace {
+    let (lower, upperdir) = match (options.lower, options.upper) {
+        (Some(lower), Some(upperdir)) => (lower, upperdir),
+        (None, Some(upperdir)) if below.is_empty() && !options.has_work => {
+            return parallel(upperdir, root);
+        }
+        _ => return unsupported("an overlay without upper or lower directory"),
+    };
+    if options.namespace != facts.namespace {
         return unsupported("attributes of overlayfs are not those of this user namespace");
     }
-    let (Some(lower), Some(upperdir)) = (options.lower, options.upper) else {
-        return unsupported("an overlay without upper or lower directory");
-    };
     let (snapshot, is_fs) = snapshot_of(Path::new(upperdir), root)?;
     if !is_fs {
         return unsupported(format!("the upper directory is {upperdir:?}"));
@@ -259,6 +282,7 @@ fn overlay(
         return Ok(Target::Image {
             directory: snapshot,
             parents: parents.collect::<Result<_, _>>()?,
+            is_lowest: false,
         });
     }
     let lower = lower_snapshots(lower, root)?;
@@ -267,15 +291,27 @@ fn overlay(
         true => Ok(Target::Image {
             parents: inside(erofs::NAME),
             directory: snapshot,
+            is_lowest: false,
         }),
-        false => upper(snapshot.join("fs"), &snapshot, inside("fs")),
+        false => upper(snapshot.join("fs"), &snapshot, inside("fs"), false),
     }
+}
+
+/// Returns the target of a layer that containerd 2.2 and later unpacks in parallel with those below it, which
+/// are not known: a bind mount that was made an overlay (`core/unpack/unpacker.go`, `bindToOverlay`).
+fn parallel(upperdir: &str, root: &Path) -> Result<Target, Error> {
+    let (snapshot, is_fs) = snapshot_of(Path::new(upperdir), root)?;
+    if !is_fs || snapshot.join(".erofslayer").exists() {
+        return unsupported(format!("the upper directory is {upperdir:?}"));
+    }
+    upper(snapshot.join("fs"), &snapshot, Vec::new(), false)
 }
 
 /// The options of an overlay.
 struct OverlayOptions<'a> {
     lower: Option<&'a str>,
     upper: Option<&'a str>,
+    has_work: bool,
     namespace: XattrNamespace,
 }
 
@@ -289,7 +325,7 @@ impl<'a> OverlayOptions<'a> {
                 "X-containerd.mkdir.path=",
             ];
             known.iter().any(|name| option.starts_with(name))
-                || matches!(option, "index=off" | "volatile" | "userxattr")
+                || matches!(option, "index=off" | "volatile" | "userxattr" | "rw")
         })?;
         let value = |name: &str| {
             let mut options = options.iter();
@@ -298,6 +334,7 @@ impl<'a> OverlayOptions<'a> {
         Ok(Self {
             lower: value("lowerdir="),
             upper: value("upperdir="),
+            has_work: value("workdir=").is_some(),
             namespace: match options.iter().any(|option| option == "userxattr") {
                 true => XattrNamespace::User,
                 false => XattrNamespace::Trusted,
@@ -341,7 +378,12 @@ fn parent_image(mount: &Mount, root: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Returns an upper directory as a target, if it is empty.
-fn upper(directory: PathBuf, snapshot: &Path, lower: Vec<PathBuf>) -> Result<Target, Error> {
+fn upper(
+    directory: PathBuf,
+    snapshot: &Path,
+    lower: Vec<PathBuf>,
+    is_lowest: bool,
+) -> Result<Target, Error> {
     if !snapshot.join("work").is_dir() {
         return unsupported(format!("no overlay's work directory in {snapshot:?}"));
     }
@@ -349,7 +391,11 @@ fn upper(directory: PathBuf, snapshot: &Path, lower: Vec<PathBuf>) -> Result<Tar
         .read_dir()
         .map(|mut entries| entries.next().is_none())
     {
-        Ok(true) => Ok(Target::Upper { directory, lower }),
+        Ok(true) => Ok(Target::Upper {
+            directory,
+            lower,
+            is_lowest,
+        }),
         Ok(false) => unsupported(format!("{directory:?} is not empty")),
         Err(error) => unsupported(format!("{directory:?}: {error}")),
     }
@@ -382,3 +428,6 @@ fn snapshot_of(path: &Path, root: &Path) -> Result<(PathBuf, bool), Error> {
         _ => unsupported(format!("{path:?} is not a snapshot in {root:?}")),
     }
 }
+
+#[cfg(test)]
+mod tests;

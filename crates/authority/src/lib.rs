@@ -25,6 +25,8 @@
 mod frames;
 mod hpack;
 mod huffman;
+#[cfg(feature = "tonic")]
+mod served;
 mod stream;
 
 pub use frames::MAX_BLOCK;

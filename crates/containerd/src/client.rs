@@ -10,6 +10,8 @@ use futures::Stream;
 use resnap_core::{Ports, Result};
 
 use crate::connection::Connection;
+use crate::diff_server::{DiffServer, LayerWriter};
+use crate::introspection::DiffPlugin;
 use crate::{events, introspection};
 
 /// The address at which containerd listens by default.
@@ -63,6 +65,21 @@ impl Client {
         namespace: &str,
     ) -> impl Stream<Item = Result<String>> + Send + use<> {
         events::image_changes(&self.0, namespace)
+    }
+
+    /// Returns a server of containerd's differ service, for this containerd to ask it. What `writer` leaves
+    /// goes to containerd's own service.
+    pub fn diff_server(&self, writer: Arc<dyn LayerWriter>) -> DiffServer {
+        DiffServer::new(self.0.clone(), writer)
+    }
+
+    /// Returns the differs in containerd's configuration that are other programs. That containerd lists one
+    /// does not mean that it answers.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn diff_plugins(&self) -> Result<Vec<DiffPlugin>> {
+        introspection::diff_plugins(&self.0).await
     }
 
     /// Returns the version that containerd reports (containerd

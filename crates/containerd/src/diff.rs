@@ -3,6 +3,8 @@
 
 //! The differ (containerd `api/services/diff/v1/diff.proto`).
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use containerd_client::services::v1::ApplyRequest;
 use containerd_client::services::v1::diff_client::DiffClient;
@@ -10,6 +12,7 @@ use containerd_client::types::Descriptor as DescriptorMessage;
 use resnap_core::{Applied, Applier, Descriptor, Error, Kind, Mount, Result, Scope};
 
 use crate::connection::{Connection, request};
+use crate::mark::{MARK, mark};
 use crate::mounts::to_message;
 use crate::status::error;
 
@@ -28,7 +31,7 @@ impl Applier for Connection {
                 media_type: differ_media_type(&layer.media_type).to_owned(),
                 digest: layer.digest.to_string(),
                 size: i64::try_from(layer.size).unwrap_or(i64::MAX),
-                annotations: layer.annotations.clone().into_iter().collect(),
+                annotations: marked(layer),
             }),
             mounts: mounts.iter().map(to_message).collect(),
             // containerd before 2.0 ignores this field.
@@ -49,6 +52,13 @@ impl Applier for Connection {
             proof: None,
         })
     }
+}
+
+/// Returns the annotations of a layer with the mark: if a diff plugin of resnap is the first differ of this
+/// containerd, it must not write what was left to containerd.
+fn marked(layer: &Descriptor) -> HashMap<String, String> {
+    let own = (MARK.to_owned(), mark().to_owned());
+    layer.annotations.clone().into_iter().chain([own]).collect()
 }
 
 /// Returns the media type under which containerd's erofs differ accepts a layer.

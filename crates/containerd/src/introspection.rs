@@ -128,6 +128,30 @@ impl Introspection for Connection {
     }
 }
 
+/// See [`Client::diff_plugins`](crate::Client::diff_plugins).
+pub(crate) async fn diff_plugins(connection: &Connection) -> Result<Vec<DiffPlugin>> {
+    let kind = "io.containerd.differ.v1";
+    let plugins = plugins(connection, "list differs of", kind).await?;
+    // The differs of containerd itself export no address.
+    let plugin = |mut plugin: PluginMessage| {
+        let address = plugin.exports.remove("address")?;
+        Some(DiffPlugin {
+            name: plugin.id,
+            address,
+        })
+    };
+    Ok(plugins.into_iter().filter_map(plugin).collect())
+}
+
+/// A differ of containerd's configuration that is another program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiffPlugin {
+    /// The name in the configuration.
+    pub name: String,
+    /// The path of its socket.
+    pub address: String,
+}
+
 /// See [`Client::version`](crate::Client::version).
 pub(crate) async fn version(connection: &Connection) -> Result<String> {
     let answer: VersionResponse =

@@ -135,6 +135,13 @@ pub trait Applier: Send + Sync {
         Err(verify.with_source("this applier reads no committed layers"))
     }
 
+    /// Returns the name of the snapshotter that has these mounts, if this applier may have something better
+    /// than the backend's way to write its layers.
+    async fn snapshotter_of(&self, mounts: &[Mount]) -> Result<Option<String>> {
+        let _ = mounts;
+        Ok(None)
+    }
+
     /// Starts writing several layers. Returns `None` if the applier has no better way than one layer
     /// after the other; see [`in_batch`]. It must be called within a tokio runtime.
     fn batch(&self, batch: &Batch) -> Option<Arc<dyn BatchApplier>> {
@@ -198,8 +205,21 @@ pub struct Batch {
     pub sync_fs: bool,
     /// The proof that each layer needs. An applier that cannot give it returns an error, or no proof.
     pub integrity: Integrity,
+    /// The preparer of the snapshots.
+    pub preparer: Preparer,
     /// Decides when layers are written, and receives progress.
     pub monitor: Arc<dyn ApplyMonitor>,
+}
+
+/// The preparer of the snapshots of a [`Batch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preparer {
+    /// The caller of the applier, after the batch has started.
+    Caller,
+    /// Any client of the backend, before. The backend, the process with this number, asks for its layers to be
+    /// written, and writes itself what is refused with [`Kind::Unimplemented`]: there is no fallback, and
+    /// blobs are read whichever namespaces they are in.
+    Backend(u32),
 }
 
 impl fmt::Debug for Batch {

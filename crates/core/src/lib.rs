@@ -45,7 +45,7 @@ mod verified;
 
 pub use apply::{
     Applied, Applier, ApplyMonitor, ApplyPermit, Batch, BatchApplier, BatchLayer, Inspection,
-    LayerCopy, Stage, StageTiming, in_batch,
+    LayerCopy, Preparer, Stage, StageTiming, in_batch,
 };
 pub use artifact::{ArtifactSet, Bundle, BundleFault, IndexedLayer, LayerArtifact, Payload};
 pub use chain_view::ChainView;

@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) runtime_dir: Setting<PathBuf>,
     pub(crate) cri_socket: Setting<PathBuf>,
     pub(crate) api_socket: Setting<PathBuf>,
+    /// `None` if containerd asks for no layers.
+    pub(crate) diff_socket: Setting<Option<PathBuf>>,
     /// `None` if metrics are not served.
     pub(crate) metrics_address: Setting<Option<SocketAddr>>,
     pub(crate) always: Setting<bool>,
@@ -141,6 +143,7 @@ impl Config {
                 cri_socket_default,
             ),
             api_socket: Setting::of_file(file.api.socket, in_runtime_dir("api.sock")),
+            diff_socket: Setting::of_file(file.diff.socket.map(Some), None),
             metrics_address: metrics_address(&given, serve, file.metrics.address)?,
             always: Setting::of_file(file.cri.always, false),
             unlabelled: Setting::of_file(file.cri.unlabelled.map(|word| Some(word.into())), None),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use resnap_applier::InProcessApplier;
 use resnap_archive::ArchiveSource;
-use resnap_containerd::Client;
+use resnap_containerd::{Client, DiffServer, LayerWriter};
 use resnap_core::{ManifestPreference, PullCredentials, unpacks_without_parents};
 use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
 use resnap_registry::{RegistrySource, Settings as RegistrySettings};
@@ -51,6 +51,15 @@ async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine
     let mut ports = client.ports();
     ports.applier = Arc::new(InProcessApplier::new(&ports, config.applier.clone()));
     Ok(Engine::new(ports, &config.namespace.value, settings)?)
+}
+
+/// Returns a server of the differ service of the configured containerd.
+pub(crate) async fn diff_server(
+    config: &Config,
+    writer: Arc<dyn LayerWriter>,
+) -> Result<DiffServer> {
+    let client = Client::connect(&config.address.value).await;
+    Ok(client.map_err(UnpackError::from)?.diff_server(writer))
 }
 
 /// Returns the sources of missing content, in order.

@@ -4,6 +4,7 @@
 //! `resnap serve`.
 
 mod api;
+mod diff;
 mod http;
 mod listen;
 mod metrics;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::connect;
 use crate::exit_status::ExitStatus;
+use diff::DiffSocket;
 use listen::Socket;
 use metrics::Metrics;
 
@@ -43,6 +45,7 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     let (listener, mut cri) = Socket::listen(sockets.take("cri"), path, 0o660).await?;
     let path = &config.api_socket.value;
     let (api_listener, mut api) = Socket::listen(sockets.take("api"), path, api::MODE).await?;
+    let diff = DiffSocket::listen(config, sockets.take("diff")).await?;
     let stopped = signals()?;
     let metrics = serve_metrics(config).await?;
     let credentials = PullCredentials::new();
@@ -57,18 +60,28 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     for socket in [&mut cri, &mut api] {
         socket.publish()?;
     }
+    let diff = match diff {
+        Some(diff) => diff.open(config, &engine).await?,
+        None => None,
+    };
     tracing::info!(socket = ?config.cri_socket.value, backend = ?config.backend(), "serving");
     systemd::ready();
     let serve_api = api::serve(config, api_listener, engine.clone(), stopped.clone(), GRACE);
     let serve_cri = proxy.serve(listener, stopped.clone(), GRACE);
+    let serve_diff = async {
+        match diff {
+            Some(diff) => diff.serve(stopped.clone(), GRACE).await,
+            None => Ok(()),
+        }
+    };
     let hand_over = async {
         stopped.cancelled().await;
         cri.hand_over();
         api.hand_over();
         std::future::pending::<Infallible>().await
     };
-    let (api_served, cri_served) = tokio::select! {
-        ended = async { tokio::join!(serve_api, serve_cri) } => ended,
+    let (api_served, cri_served, diff_served) = tokio::select! {
+        ended = async { tokio::join!(serve_api, serve_cri, serve_diff) } => ended,
         never = prewarm::run(config, &engine) => match never {},
         never = hand_over => match never {},
         never = expire(&credentials) => match never {},
@@ -76,6 +89,7 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     };
     api_served?;
     cri_served?;
+    diff_served?;
     Ok(ExitStatus::Done)
 }
 

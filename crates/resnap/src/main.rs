@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod connect;
 mod daemon;
+mod diff_plugin;
 mod documents;
 mod exit_status;
 mod logging;
@@ -105,7 +106,7 @@ fn run(
             }
             Command::Check(arguments) => {
                 let executor = Executor::find(&config, engine(&config)).await?;
-                check::run(&executor, arguments, output).await
+                check::run(&executor, &config, arguments, output).await
             }
             Command::Verify(arguments) => {
                 verify::run(&working_engine(&config).await?, arguments, output).await

@@ -7,11 +7,12 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use resnap_core::{Integrity, Ports, Scope, error_chain};
+use resnap_core::{Applied, Error, Integrity, Ports, Scope, error_chain};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use crate::alternatives::complete_plan;
+use crate::asked::write_layer;
 use crate::backend::Backend;
 use crate::content::OffLoop;
 use crate::documents::Documents;
@@ -33,8 +34,8 @@ use crate::support::require_reference;
 use crate::verify::Verifier;
 use crate::watch::watch_jobs;
 use crate::{
-    Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LeaseStatus,
-    Plan, Request, UnpackError, UnpackedImage, evict, orphans,
+    Check, Configuration, EngineSettings, EvictRequest, Eviction, Job, JobStatus, LayerRequest,
+    LeaseStatus, Plan, Request, UnpackError, UnpackedImage, evict, orphans,
 };
 
 /// Makes images ready in one containerd namespace. Clones share jobs and limits. It can do all that its
@@ -185,6 +186,16 @@ impl Engine {
     /// at each snapshotter once, by a view under a lease of its own.
     pub async fn warn_of_unused_proofs(&self, checks: &mut [(Arc<Plan>, &mut Check)]) {
         warn_of_unused(&self.keeper, checks).await;
+    }
+
+    /// Writes a layer that the backend asks for, under a job of its own once there is something to write.
+    /// Returns `None`, with nothing written, if the backend has to write it. Dropping the future cancels the
+    /// work.
+    ///
+    /// # Errors
+    /// The error of the layer or of the backend. The snapshot must be removed then.
+    pub async fn write_layer(&self, request: LayerRequest) -> Result<Option<Applied>, Error> {
+        write_layer(&self.backend, &self.registry, request).await
     }
 
     /// Returns the running jobs, the oldest first.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use resnap_core::{
-    Applied, Batch, BatchApplier, BatchLayer, Error, Kind, Labels, Mount, Proof, Scope,
+    Applied, Batch, BatchApplier, BatchLayer, Error, Kind, Labels, Mount, Preparer, Proof, Scope,
     SnapshotInfo, SnapshotKey, Stage, StageTiming, in_batch, labels as names,
 };
 use uuid::Uuid;
@@ -49,6 +49,7 @@ pub(crate) fn start_batch(
         layers,
         sync_fs: profile.sync_fs,
         integrity: profile.integrity,
+        preparer: Preparer::Caller,
         monitor: Arc::new(monitor),
     };
     in_batch(&backend.ports.applier, batch)

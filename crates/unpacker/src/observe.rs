@@ -24,9 +24,39 @@ pub enum EngineEvent<'a> {
         /// The duration of the job.
         seconds: f64,
     },
+    /// A request of the backend to write a layer ended.
+    Asked(AskedOutcome),
     /// A job could not remove its active snapshot or its lease. The engine retries for some
     /// minutes; after that, the next job or the lease's expiry removes them.
     CleanupFailed,
+}
+
+/// The outcome of a request of the backend to write a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AskedOutcome {
+    /// The layer was written.
+    Written,
+    /// The layer was left to the backend.
+    Left,
+    /// The layer could not be written.
+    Failed,
+    /// The request or its job was cancelled.
+    Cancelled,
+}
+
+impl AskedOutcome {
+    /// All outcomes.
+    pub const ALL: [Self; 4] = [Self::Written, Self::Left, Self::Failed, Self::Cancelled];
+
+    /// Returns the word for the outcome.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::Left => "left",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// Receives the events of an engine.

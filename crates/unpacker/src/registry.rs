@@ -6,14 +6,16 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use resnap_core::error_chain;
+use resnap_core::{Descriptor, Error, error_chain};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::backoff::BackOff;
 use crate::clock::Clock;
 use crate::observe::{EngineEvent, EngineObserver};
 use crate::room::require_room;
 use crate::running::{JobSpec, RunningJob, Waiter};
+use crate::running_layer::RunningLayer;
 use crate::slots::Slots;
 use crate::title::title;
 use crate::{JobStatus, Plan, Report, Request, UnpackError};
@@ -35,10 +37,31 @@ pub(crate) struct JobRegistry {
 #[derive(Debug, Default)]
 struct Jobs {
     running: Vec<Arc<RunningJob>>,
+    /// Layers that the backend asked for.
+    layers: Vec<Arc<RunningLayer>>,
     last_id: u64,
     backoff: BackOff,
     /// The latest ended jobs, the newest last.
     ended: VecDeque<JobStatus>,
+}
+
+impl Jobs {
+    /// Returns the status of the running jobs, the oldest first.
+    fn statuses(&self) -> Vec<JobStatus> {
+        let images = self.running.iter().map(|job| job.status());
+        let layers = self.layers.iter().map(|job| job.status());
+        let mut all: Vec<_> = images.chain(layers).collect();
+        all.sort_by_key(|job| job.id);
+        all
+    }
+
+    /// Keeps the status of an ended job for watchers.
+    fn keep(&mut self, job: JobStatus) {
+        if self.ended.len() == MAX_ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(job);
+    }
 }
 
 impl JobRegistry {
@@ -123,12 +146,43 @@ impl JobRegistry {
         }
         log_result(job, &result);
         job.finish(result);
-        if jobs.ended.len() == MAX_ENDED {
-            jobs.ended.pop_front();
-        }
-        jobs.ended.push_back(job.status());
+        jobs.keep(job.status());
         drop(jobs);
         job.spec.share.end();
+        self.changed.send_replace(());
+    }
+
+    /// Registers a job for a layer that the backend asks for.
+    pub(crate) fn start_layer(
+        &self,
+        layer: &Descriptor,
+        snapshotter: &str,
+        cancellation: CancellationToken,
+    ) -> Arc<RunningLayer> {
+        let mut jobs = self.jobs();
+        jobs.last_id += 1;
+        let job = RunningLayer::new(
+            (jobs.last_id, self.slots.share(jobs.last_id)),
+            layer.clone(),
+            snapshotter.to_owned(),
+            self.clock.now(),
+            cancellation,
+            self.changed.clone(),
+        );
+        let job = Arc::new(job);
+        jobs.layers.push(Arc::clone(&job));
+        self.changed.send_replace(());
+        job
+    }
+
+    /// Ends the job for a layer.
+    pub(crate) fn finish_layer(&self, job: &Arc<RunningLayer>, result: Result<(), Error>) {
+        let mut jobs = self.jobs();
+        jobs.layers.retain(|running| !Arc::ptr_eq(running, job));
+        job.finish(result);
+        jobs.keep(job.status());
+        drop(jobs);
+        job.share.end();
         self.changed.send_replace(());
     }
 
@@ -138,6 +192,15 @@ impl JobRegistry {
         id: u64,
         unless_shared: bool,
     ) -> Result<JobStatus, UnpackError> {
+        let layer = {
+            let jobs = self.jobs();
+            jobs.layers.iter().find(|job| job.id == id).cloned()
+        };
+        if let Some(job) = layer {
+            job.cancel();
+            job.ended().await;
+            return Ok(job.status());
+        }
         let job = {
             let jobs = self.jobs();
             let job = jobs.running.iter().find(|job| job.spec.id == id);
@@ -160,15 +223,13 @@ impl JobRegistry {
 
     /// Returns the running jobs, the oldest first.
     pub(crate) fn running(&self) -> Vec<JobStatus> {
-        let jobs = self.jobs();
-        jobs.running.iter().map(|job| job.status()).collect()
+        self.jobs().statuses()
     }
 
     /// Returns the running jobs and those that ended last.
     pub(crate) fn running_and_ended(&self) -> (Vec<JobStatus>, Vec<JobStatus>) {
         let jobs = self.jobs();
-        let running = jobs.running.iter().map(|job| job.status()).collect();
-        (running, jobs.ended.iter().cloned().collect())
+        (jobs.statuses(), jobs.ended.iter().cloned().collect())
     }
 
     /// Subscribes to changes of jobs.

@@ -8,6 +8,9 @@ use std::path::Path;
 use super::options::Options;
 use crate::image::host_platform;
 
+/// The name of the diff plugin's socket.
+pub(super) const DIFF_SOCKET: &str = "d.sock";
+
 /// The input of both configuration files.
 pub(super) struct Plan<'a> {
     pub(super) version: (u32, u32, u32),
@@ -33,6 +36,8 @@ impl Plan<'_> {
 
     fn diff_order(&self) -> &[&str] {
         match self.options.diff_order {
+            _ if self.options.diff_plugin && self.erofs() => &["resnap", "erofs", "walking"],
+            _ if self.options.diff_plugin => &["resnap", "walking"],
             Some(order) => order,
             None if self.erofs() => &["erofs", "walking"],
             None => &["walking"],
@@ -72,7 +77,35 @@ state = "{root}"
                 "[proxy_plugins.nydus]\n  type = \"snapshot\"\n  address = \"{sockets}/nydus.sock\"\n"
             );
         }
+        if self.options.diff_plugin {
+            text += &self.diff_plugin();
+        }
         text += &if version2 { self.cri2() } else { self.cri1() };
+        text
+    }
+
+    /// The lines of `examples/containerd` for the plugin and the transfer service. That of 1.7 passes no
+    /// namespace on, and has to name a differ.
+    fn diff_plugin(&self) -> String {
+        let (os, architecture) = host_platform();
+        let address = self.sockets.join(DIFF_SOCKET);
+        let mut text =
+            format!("[proxy_plugins.resnap]\n  type = \"diff\"\n  address = {address:?}\n");
+        let entries: &[_] = match self.erofs() {
+            false => &[("overlayfs", "walking")],
+            true => &[
+                ("overlayfs", "resnap"),
+                ("native", "resnap"),
+                ("erofs", "resnap"),
+            ],
+        };
+        for (snapshotter, differ) in entries {
+            text += &format!(
+                "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  \
+                 platform = \"{os}/{architecture}\"\n  snapshotter = \"{snapshotter}\"\n  \
+                 differ = \"{differ}\"\n"
+            );
+        }
         text
     }
 

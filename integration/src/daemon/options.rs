@@ -13,6 +13,9 @@ pub struct Options {
     /// The diff service's order; `None` is erofs before walking where there is
     /// an erofs differ.
     pub diff_order: Option<&'static [&'static str]>,
+    /// Whether layers are written by a diff plugin at [`Containerd::diff_socket`](super::Containerd), first of
+    /// all by the diff service, and on containerd 2 by the transfer service alone.
+    pub diff_plugin: bool,
     /// The CRI's sandbox image.
     pub pause_image: String,
     /// Whether the CRI discards the layers of an image once it has unpacked them.
@@ -31,6 +34,7 @@ impl Default for Options {
         Self {
             nydus: false,
             diff_order: None,
+            diff_plugin: false,
             pause_image: "docker.io/library/pause:1".to_owned(),
             discard_layers: false,
             native: false,

@@ -19,6 +19,7 @@ mod command;
 mod conformance;
 mod crash;
 mod credentials;
+mod diff_plugin;
 mod differ;
 mod differential;
 mod drain;
@@ -77,6 +78,7 @@ fn tests() -> Vec<Test> {
         crash::replies::TESTS,
         crash::expiry::TESTS,
         crash::stopped::TESTS,
+        diff_plugin::TESTS,
         differ::TESTS,
         differential::TESTS,
         drain::TESTS,

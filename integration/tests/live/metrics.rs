@@ -3,7 +3,7 @@
 
 //! The metrics and the health endpoint of `resnap serve`.
 
-mod exposition;
+pub(crate) mod exposition;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -72,7 +72,7 @@ fn get(address: SocketAddr, path: &str) -> Result<(u16, String, String)> {
     Ok((code, head.to_owned(), body.to_owned()))
 }
 
-fn metrics(address: SocketAddr) -> Result<(String, Samples)> {
+pub(crate) fn metrics(address: SocketAddr) -> Result<(String, Samples)> {
     let (code, head, text) = get(address, "/metrics")?;
     ensure!(code == 200, "{head}");
     ensure!(

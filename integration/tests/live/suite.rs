@@ -70,13 +70,21 @@ pub(crate) enum Needs {
     NydusHandler,
     /// A containerd of its own with a runtime handler on a working erofs snapshotter.
     ErofsHandler,
+    /// A containerd of its own with a diff plugin, which 1.6 does not start with.
+    DiffPlugin,
+    /// The same with a working erofs snapshotter.
+    ErofsDiffPlugin,
 }
 
 impl Needs {
     /// Returns what a containerd lacks for the test.
     fn lacks(self, containerd: &Containerd) -> Option<&'static str> {
         match self {
-            Self::Erofs | Self::ErofsAlone | Self::ErofsHandler | Self::WalkingOnly
+            Self::Erofs
+            | Self::ErofsAlone
+            | Self::ErofsHandler
+            | Self::ErofsDiffPlugin
+            | Self::WalkingOnly
                 if !containerd.has_erofs() =>
             {
                 Some("no erofs")
@@ -84,6 +92,7 @@ impl Needs {
             Self::NydusHandler | Self::Handler if containerd.version() < (1, 7, 0) => {
                 Some("no handler")
             }
+            Self::DiffPlugin if containerd.version() < (1, 7, 0) => Some("no diff plugin"),
             _ => None,
         }
     }
@@ -208,8 +217,11 @@ fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
         | Needs::Nydus
         | Needs::NydusHandler
         | Needs::ErofsHandler
+        | Needs::DiffPlugin
+        | Needs::ErofsDiffPlugin
         | Needs::WalkingOnly => {
             let options = Options {
+                diff_plugin: matches!(test.needs, Needs::DiffPlugin | Needs::ErofsDiffPlugin),
                 nydus: matches!(test.needs, Needs::Nydus | Needs::NydusHandler),
                 diff_order: (test.needs == Needs::WalkingOnly).then_some(&["walking"]),
                 ..options()

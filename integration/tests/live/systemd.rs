@@ -115,7 +115,15 @@ fn systemd_is_notified_before_containerd_runs(node: &Node) -> Result<()> {
 
 /// `resnap serve` as after socket activation with this socket under this name.
 fn activated(node: &Node, socket: &UnixListener, name: &str) -> Result<Command> {
-    let resnap = node.resnap_command()?;
+    activated_command(node.resnap_command()?.arg("serve"), socket, name)
+}
+
+/// A command as after socket activation with this socket under this name.
+pub(crate) fn activated_command(
+    command: &Command,
+    socket: &UnixListener,
+    name: &str,
+) -> Result<Command> {
     let mut shell = Command::new("/bin/sh");
     shell
         .args([
@@ -123,13 +131,12 @@ fn activated(node: &Node, socket: &UnixListener, name: &str) -> Result<Command> 
             "exec 3<&0 </dev/null; LISTEN_PID=$$ exec \"$@\"",
             "sh",
         ])
-        .arg(resnap.get_program())
-        .args(resnap.get_args())
-        .arg("serve")
+        .arg(command.get_program())
+        .args(command.get_args())
         .env("LISTEN_FDS", "1")
         .env("LISTEN_FDNAMES", name)
         .stdin(Stdio::from(OwnedFd::from(socket.try_clone()?)));
-    for (key, value) in resnap.get_envs() {
+    for (key, value) in command.get_envs() {
         shell.env(key, value.context("an environment that is taken away")?);
     }
     Ok(shell)
@@ -166,7 +173,7 @@ fn systemd_passes_sockets(node: &Node) -> Result<()> {
         ensure!(refused.code == Some(2), "{refused:#?}");
         ensure!(refused.stderr.contains(says), "{refused:#?}");
         ensure!(
-            refused.stderr.contains("[\"cri\", \"api\"]"),
+            refused.stderr.contains("[\"cri\", \"api\", \"diff\"]"),
             "{refused:#?}"
         );
     }
@@ -183,6 +190,21 @@ while read -r _ _ _ _ at _; do
     [ "$at" = "$dir" ] || mount -o remount,bind,ro "$at" 2>/dev/null || true
 done </proc/self/mountinfo
 exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@""#;
+
+/// A command that is confined so, with this runtime directory.
+pub(crate) fn confined(command: &Command, dir: &Path) -> Result<Command> {
+    let mut confined = Command::new("unshare");
+    confined
+        .args(["--mount", "--propagation", "private"])
+        .args(["/bin/sh", "-c", CONFINE, "sh"])
+        .arg(dir)
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (key, value) in command.get_envs() {
+        confined.env(key, value.context("an environment that is taken away")?);
+    }
+    Ok(confined)
+}
 
 fn systemd_hardening_allows_all_work(node: &Node) -> Result<()> {
     let unit = include_str!("../../../examples/systemd/resnap.service");
@@ -201,18 +223,7 @@ fn systemd_hardening_allows_all_work(node: &Node) -> Result<()> {
     pulled(node)?;
     let dir = node.containerd.socket().with_file_name(unique("c"));
     std::fs::create_dir(&dir)?;
-    let resnap = node.resnap_command()?;
-    let mut confined = Command::new("unshare");
-    confined
-        .args(["--mount", "--propagation", "private"])
-        .args(["/bin/sh", "-c", CONFINE, "sh"])
-        .arg(&dir)
-        .arg(resnap.get_program())
-        .args(resnap.get_args())
-        .arg("serve");
-    for (key, value) in resnap.get_envs() {
-        confined.env(key, value.context("an environment that is taken away")?);
-    }
+    let mut confined = confined(node.resnap_command()?.arg("serve"), &dir)?;
     let served = Served::begin(&mut confined, &dir)?;
     let cri = Cri::connect(&served.socket, &node.containerd.scratch())?;
 

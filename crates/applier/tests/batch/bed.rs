@@ -18,8 +18,8 @@ use resnap_applier::{ApplierSettings, Differ, InProcessApplier};
 use resnap_core::testing::{NoopMonitor, Simulated};
 use resnap_core::{
     Applied, ApplyMonitor, Batch, BatchApplier, BatchLayer, ByteStream, ChainView, ContentInfo,
-    ContentReader, Descriptor, Digest, Error, Integrity, Introspection, Kind, Mount, Ports, Result,
-    Scope, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotterInfo,
+    ContentReader, Descriptor, Digest, Error, Integrity, Introspection, Kind, Mount, Ports,
+    Preparer, Result, Scope, SnapshotInfo, SnapshotKey, SnapshotKind, SnapshotterInfo,
 };
 use resnap_layer::testing::{Metadata, Tar};
 use tempfile::TempDir;
@@ -210,15 +210,30 @@ impl Bed {
         layers: Vec<BatchLayer>,
         sync_fs: bool,
     ) -> Arc<dyn BatchApplier> {
-        let batch = Batch {
+        self.applier(settings)
+            .batch(&self.batch_for(Preparer::Caller, layers, sync_fs))
+            .unwrap()
+    }
+
+    /// Returns an applier of a layer in a snapshot that any client of containerd has prepared, with the process
+    /// number of containerd.
+    pub(crate) fn asked(&self, layer: &Descriptor, containerd: u32) -> Arc<dyn BatchApplier> {
+        let preparer = Preparer::Backend(containerd);
+        let batch = self.batch_for(preparer, vec![layer.clone().into()], false);
+        let applier = self.applier(ApplierSettings::default());
+        applier.batch(&batch).unwrap()
+    }
+
+    fn batch_for(&self, preparer: Preparer, layers: Vec<BatchLayer>, sync_fs: bool) -> Batch {
+        Batch {
             scope: Scope::new("default"),
             snapshotter: "overlayfs".to_owned(),
             layers,
             sync_fs,
             integrity: Integrity::Off,
+            preparer,
             monitor: Arc::clone(&self.monitor),
-        };
-        self.applier(settings).batch(&batch).unwrap()
+        }
     }
 
     /// Returns the applier of all batches.

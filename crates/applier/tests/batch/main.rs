@@ -9,6 +9,7 @@
     reason = "tests report failures by panics"
 )]
 
+mod asked;
 mod bed;
 mod copies;
 mod ends;

@@ -10,14 +10,18 @@ use resnap_unpacker::{Check, LabelState, LayerState, Request};
 
 use super::executor::Executor;
 use crate::args::CheckArguments;
+use crate::config::Config;
+use crate::diff_plugin;
 use crate::exit_status::ExitStatus;
 use crate::output::{Output, Table, bytes, short};
 
 pub(crate) async fn run(
     executor: &Executor,
+    config: &Config,
     arguments: CheckArguments,
     output: &mut Output,
 ) -> Result<ExitStatus> {
+    diff_plugin::warn(config).await;
     let mut checks = Vec::new();
     for image in arguments.images {
         let mut request = Request::new(image);

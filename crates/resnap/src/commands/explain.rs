@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::config::{Config, Setting, Source};
 use crate::connect;
+use crate::diff_plugin;
 use crate::exit_status::ExitStatus;
 use crate::output::{Output, or_dash};
 
@@ -52,6 +53,7 @@ pub(crate) async fn run(config: &Config, output: &mut Output) -> Result<ExitStat
         })),
         Err(error) => tracing::warn!(%error, "the facts of containerd are missing"),
     }
+    diff_plugin::warn(config).await;
     output.document(&rows, |table| {
         table.header(["NAME", "VALUE", "SOURCE"]);
         for row in &rows {
@@ -140,6 +142,9 @@ fn general(config: &Config) -> Vec<Row> {
         Row::of("integrity.authorities", &config.authorities, paths),
         Row::of("integrity.signers", &config.signers, paths),
         Row::of("api.socket", &config.api_socket, path),
+        Row::of("diff.socket", &config.diff_socket, |socket| {
+            socket.as_ref().and_then(path)
+        }),
         Row::of("metrics.address", &config.metrics_address, |value| {
             value.map(|address| address.to_string())
         }),

@@ -40,6 +40,7 @@ pub(super) struct File {
     pub(super) stall: Option<Stall>,
     pub(super) cri: CriSection,
     pub(super) api: ApiSection,
+    pub(super) diff: DiffSection,
     pub(super) metrics: MetricsSection,
     pub(super) sources: SourcesSection,
     pub(super) integrity: IntegritySection,
@@ -92,6 +93,13 @@ pub(super) struct CriSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ApiSection {
+    pub(super) socket: Option<PathBuf>,
+}
+
+/// The socket at which containerd asks for layers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DiffSection {
     pub(super) socket: Option<PathBuf>,
 }
 

@@ -17,7 +17,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use resnap_core::Kind;
 use resnap_cri_proxy::{ForwardReason, ProxyEvent};
-use resnap_unpacker::{EngineEvent, Phase, UnpackError};
+use resnap_unpacker::{AskedOutcome, EngineEvent, Phase, UnpackError};
 
 /// Label names with their values.
 type Labels<const N: usize> = [(&'static str, &'static str); N];
@@ -34,6 +34,7 @@ pub(super) struct Metrics {
     failures: Family<Labels<1>, Counter>,
     seconds: Family<Labels<1>, Histogram>,
     layers: Family<Labels<1>, Counter>,
+    asked: Family<Labels<1>, Counter>,
     in_flight: Gauge,
     joined: Counter,
     cleanup_failures: Counter,
@@ -57,6 +58,7 @@ impl Metrics {
                 Histogram::new(exponential_buckets(0.01, 2.0, 17))
             }),
             layers: Family::default(),
+            asked: Family::default(),
             in_flight: Gauge::default(),
             joined: Counter::default(),
             cleanup_failures: Counter::default(),
@@ -104,6 +106,11 @@ impl Metrics {
             self.seconds.clone(),
         );
         all.register("layers", "Layers that jobs processed", self.layers.clone());
+        all.register(
+            "diff_layers",
+            "Layers that containerd asked for",
+            self.asked.clone(),
+        );
         all.register("unpacks_in_flight", "Running jobs", self.in_flight.clone());
         all.register(
             "unpacks_joined",
@@ -174,6 +181,9 @@ impl Metrics {
                 drop(self.layers.get_or_create(&[("outcome", outcome)]));
             }
         }
+        for outcome in AskedOutcome::ALL {
+            drop(self.asked.get_or_create(&[("outcome", outcome.as_str())]));
+        }
         for why in [
             ForwardReason::Unresolved,
             ForwardReason::Unlabelled,
@@ -219,6 +229,10 @@ impl resnap_unpacker::EngineObserver for Metrics {
                 }
                 self.unpacks.get_or_create(&outcome).inc();
                 self.seconds.get_or_create(&outcome).observe(seconds);
+            }
+            EngineEvent::Asked(outcome) => {
+                let outcome = [("outcome", outcome.as_str())];
+                self.asked.get_or_create(&outcome).inc();
             }
             EngineEvent::CleanupFailed => {
                 self.cleanup_failures.inc();

@@ -15,7 +15,7 @@ use resnap_cri_proxy::Proxy;
 use sd_notify::NotifyState;
 
 /// The names of the sockets in a socket unit (`FileDescriptorName=`).
-const NAMES: [&str; 2] = ["cri", "api"];
+const NAMES: [&str; 3] = ["cri", "api", "diff"];
 
 /// The sockets that the service manager handed over, by name.
 #[derive(Debug, Default)]

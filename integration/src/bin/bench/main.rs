@@ -26,6 +26,7 @@ mod page;
 mod plot;
 mod process;
 mod proxy;
+mod pull;
 mod sample;
 mod setup;
 mod sibling;
@@ -55,6 +56,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("apply", apply::run),
     ("sibling", sibling::run),
     ("fetch", fetch::run),
+    ("pull", pull::run),
     ("verity", verity::run),
 ];
 

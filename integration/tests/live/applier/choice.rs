@@ -20,7 +20,7 @@ live_tests! {
 }
 
 /// Layers that a stream processor of the suite's containerds reads: each byte is one more.
-const SHIFTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+shifted";
+pub(crate) const SHIFTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+shifted";
 /// Layers that nobody reads.
 const ENCRYPTED: &str = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
 
@@ -45,7 +45,7 @@ struct ReadContentRequest {
 }
 
 /// Returns the image [`hello`] with its second layer in another way.
-fn changed(
+pub(crate) fn changed(
     node: &Node,
     hello: &Built,
     media_type: &str,

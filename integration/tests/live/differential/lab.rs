@@ -118,6 +118,7 @@ impl Lab {
             layers: layers.iter().cloned().map(Into::into).collect(),
             sync_fs: false,
             integrity: resnap_core::Integrity::Off,
+            preparer: resnap_core::Preparer::Caller,
             monitor: Arc::new(NoopMonitor),
         };
         let batch = match writer {
