@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use async_trait::async_trait;
 use resnap_core::{
@@ -46,6 +47,7 @@ impl InProcessApplier {
             content: Arc::clone(&ports.content),
             introspection: Arc::clone(&ports.introspection),
             memory: MemoryBudget::new(settings.memory),
+            no_links: AtomicBool::new(false),
             settings,
         }))
     }

@@ -353,15 +353,15 @@ impl StagedBatch {
         self.differ == Differ::Auto && self.context.batch.preparer == Preparer::Caller
     }
 
-    /// Returns whether the backend, which asked for the layer, writes it itself: if the error says nothing
-    /// of the layer's content, and it finds no files of this process.
+    /// Returns whether the backend, which asked for the layer, writes it itself if it finds no files of this
+    /// process: if the error says nothing of the layer's content.
     fn is_left_to_backend(&self, error: &Error) -> bool {
         let is_asked = self.context.batch.preparer != Preparer::Caller;
         let is_unsupported = match error {
-            Error::Unsupported(_) => self.differ == Differ::Auto,
+            Error::Unsupported(_) | Error::Unproven(_) => self.differ == Differ::Auto,
             error => error.kind() == Kind::Unimplemented,
         };
-        is_asked && is_unsupported && !self.is_torn.load(Ordering::Relaxed)
+        is_asked && is_unsupported
     }
 
     async fn apply_with_fallback(
@@ -405,14 +405,18 @@ impl BatchApplier for StagedBatch {
             return Err(error.into_core(layer));
         }
         match error {
-            // containerd's differ gives no proof that is known here.
-            Error::Unsupported(reason) if self.context.batch.integrity.is_on() => {
-                Err(Error::Unproven(reason).into_core(layer))
-            }
             error if self.is_left_to_backend(&error) => {
+                let error = match self.is_torn.load(Ordering::Relaxed) {
+                    true => return Err(Error::HalfWritten(Box::new(error)).into_core(layer)),
+                    false => error,
+                };
                 let left =
                     PortError::new(Kind::Unimplemented, "apply layer", layer.digest.as_str());
                 Err(left.with_source(error))
+            }
+            // containerd's differ gives no proof that is known here.
+            Error::Unsupported(reason) if self.context.batch.integrity.is_on() => {
+                Err(Error::Unproven(reason).into_core(layer))
             }
             Error::Unsupported(reason) if self.has_fallback() => {
                 tracing::debug!(reason, digest = %layer.digest, "the layer is left to containerd");
@@ -440,7 +444,10 @@ impl BatchApplier for StagedBatch {
         self.tasks.wait().await;
         let links = Arc::clone(&self.context.links);
         // The panic hook has already reported a panic.
-        let _ = spawn_blocking(move || links.lift_flags()).await;
+        if matches!(spawn_blocking(move || links.lift_flags()).await, Ok(true)) {
+            let no_links = &self.context.shared.no_links;
+            no_links.store(true, Ordering::Relaxed);
+        }
     }
 }
 

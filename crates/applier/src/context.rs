@@ -6,11 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use resnap_core::media_type::{self, Compression, Format};
-use resnap_core::{ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, Preparer, SignedRoot};
+use resnap_core::{
+    ApplyPermit, Batch, Descriptor, ErofsMode, LayerCopy, Preparer, SignedRoot, error_chain,
+};
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -241,7 +243,8 @@ impl BatchContext {
             descriptor: layer.clone(),
             path: source::path(root, &layer.digest),
             file,
-            may_link: *self.may_link.get_or_try_init(look).await?,
+            may_link: *self.may_link.get_or_try_init(look).await?
+                && !self.shared.no_links.load(Ordering::Relaxed),
         }))
     }
 
@@ -249,7 +252,11 @@ impl BatchContext {
     async fn blob(&self, blob: &Descriptor, guard: &Guard) -> Result<Source, Error> {
         let (root, scope) = (self.content_root().await?, &self.batch.scope);
         if let Preparer::Backend(_) = self.batch.preparer {
-            // The call may name no namespace.
+            if !scope.namespace.is_empty() {
+                // A blob of another namespace must not be read.
+                let info = self.shared.content.info(scope, &blob.digest).await;
+                info.map_err(|error| Error::Unsupported(error_chain(&error)))?;
+            }
             let file = root.and_then(|root| source::file(root, &blob.digest, blob.size));
             let missing = || Error::Unsupported("its blob is not a file here".to_owned());
             return file.map(Source::File).ok_or_else(missing);

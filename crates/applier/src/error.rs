@@ -73,6 +73,9 @@ pub(crate) enum Error {
     /// The index or the root hash that the publisher has signed is not the layer's.
     #[error("its publisher's artifact is wrong: {0}")]
     WrongArtifact(String),
+    /// The snapshot has some of the layer's files, so that the backend cannot write it any more.
+    #[error("it is half written, and cannot be left to containerd any more")]
+    HalfWritten(#[source] Box<Error>),
     /// The committed layer cannot be compared with what proves it.
     #[error("it cannot be verified: {0}")]
     Unverifiable(String),
@@ -181,9 +184,10 @@ impl Error {
     /// Returns the kind of the port's error.
     pub(crate) fn kind(&self) -> Kind {
         match self {
-            Self::Unsupported(_) | Self::Unproven(_) | Self::Unverifiable(_) => {
-                Kind::FailedPrecondition
-            }
+            Self::Unsupported(_)
+            | Self::Unproven(_)
+            | Self::Unverifiable(_)
+            | Self::HalfWritten(_) => Kind::FailedPrecondition,
             Self::Copy(fault) => fault.kind(),
             Self::Cancelled => Kind::Cancelled,
             Self::Stalled(_) => Kind::DeadlineExceeded,

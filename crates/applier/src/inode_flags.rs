@@ -23,12 +23,13 @@ pub(crate) fn is_immutable(file: &File) -> io::Result<bool> {
     Ok(flags(file)?.is_some_and(|flags| flags.contains(IFlags::IMMUTABLE)))
 }
 
-/// Lifts the immutable flag of a file, if it has it.
-pub(crate) fn lift_immutable(file: &File) -> io::Result<()> {
+/// Lifts the immutable flag of a file. Returns whether it had it.
+pub(crate) fn lift_immutable(file: &File) -> io::Result<bool> {
     match flags(file)? {
         Some(flags) if flags.contains(IFlags::IMMUTABLE) => {
-            Ok(ioctl_setflags(file, flags.difference(IFlags::IMMUTABLE))?)
+            ioctl_setflags(file, flags.difference(IFlags::IMMUTABLE))?;
+            Ok(true)
         }
-        _ => Ok(()),
+        _ => Ok(false),
     }
 }

@@ -106,18 +106,24 @@ impl Links {
         links.push(blob);
     }
 
-    /// Makes blobs mutable again that a Commit has made immutable.
-    pub(crate) fn lift_flags(&self) {
+    /// Makes blobs mutable again that a Commit has made immutable. Returns whether there was one.
+    pub(crate) fn lift_flags(&self) -> bool {
+        let mut was_immutable = false;
         let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for blob in links.drain(..) {
             let lifted = File::open(&blob).and_then(|file| lift_immutable(&file));
             match lifted {
                 // Garbage collection has removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => tracing::warn!(?blob, %error, "a blob may be immutable"),
-                Ok(()) => {}
+                Err(error) => tracing::warn!(
+                    ?blob,
+                    %error,
+                    "a blob may be immutable, and block garbage collection: see `chattr -i`"
+                ),
+                Ok(lifted) => was_immutable |= lifted,
             }
         }
+        was_immutable
     }
 }
 
@@ -195,8 +201,9 @@ mod tests {
         let file = &blob.blob.file;
         let flags = rustix::fs::ioctl_getflags(file).unwrap();
         rustix::fs::ioctl_setflags(file, flags | rustix::fs::IFlags::IMMUTABLE).unwrap();
-        links.lift_flags();
+        assert!(links.lift_flags());
         assert!(!is_immutable(file).unwrap());
+        assert!(!links.lift_flags());
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) introspection: Arc<dyn Introspection>,
     pub(crate) settings: ApplierSettings,
     pub(crate) memory: Arc<MemoryBudget>,
+    /// Whether containerd has made an image immutable that was the file of its blob.
+    pub(crate) no_links: AtomicBool,
 }
 
 impl Shared {

@@ -12,7 +12,7 @@ use containerd_client::types::Descriptor as DescriptorMessage;
 use resnap_core::{Applied, Applier, Descriptor, Error, Kind, Mount, Result, Scope};
 
 use crate::connection::{Connection, request};
-use crate::mark::{MARK, mark};
+use crate::mark::mark;
 use crate::mounts::to_message;
 use crate::status::error;
 
@@ -57,7 +57,7 @@ impl Applier for Connection {
 /// Returns the annotations of a layer with the mark: if a diff plugin of resnap is the first differ of this
 /// containerd, it must not write what was left to containerd.
 fn marked(layer: &Descriptor) -> HashMap<String, String> {
-    let own = (MARK.to_owned(), mark().to_owned());
+    let own = (mark().to_owned(), String::new());
     layer.annotations.clone().into_iter().chain([own]).collect()
 }
 

@@ -45,7 +45,7 @@ use tonic::{Code, Request, Response, Status};
 use tower::Service;
 
 use crate::connection::{Connection, MAX_MESSAGE_BYTES};
-use crate::mark::{MARK, mark, with_mark};
+use crate::mark::{is_mark, mark, with_mark};
 use crate::mounts::from_message;
 use crate::raw::RawCodec;
 
@@ -84,7 +84,7 @@ pub struct AskedLayer {
 #[async_trait]
 pub trait LayerWriter: Send + Sync {
     /// Writes a layer. Returns `None`, with nothing written, if containerd has to write it. The future is
-    /// dropped when the caller is gone: nothing is written afterwards.
+    /// dropped when the caller is gone: the writing ends soon after.
     async fn write(&self, asked: AskedLayer) -> Result<Option<Applied>, Error>;
 }
 
@@ -157,14 +157,12 @@ impl State {
         let message = ApplyRequest::decode(bytes.clone())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let diff = message.diff.clone().unwrap_or_default();
-        let is_marked = match diff.annotations.get(MARK) {
-            Some(value) if value == mark() => {
-                return Err(Status::unimplemented(
-                    "resnap left this layer to containerd",
-                ));
-            }
-            other => other.is_some(),
-        };
+        if diff.annotations.contains_key(mark()) {
+            return Err(Status::unimplemented(
+                "resnap left this layer to containerd",
+            ));
+        }
+        let is_marked = diff.annotations.keys().any(|key| is_mark(key));
         if !is_marked
             && let Some(process) = process
             && let Some(asked) = asked(message, &metadata, process)

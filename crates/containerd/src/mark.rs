@@ -13,22 +13,26 @@ use std::sync::OnceLock;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, string};
 
-/// The annotation's key.
-pub(crate) const MARK: &str = "resnap.io/diff-call";
+/// The start of the annotation's key. Those of several processes add up.
+const PREFIX: &str = "resnap.io/diff-call.";
 
-/// Returns the annotation's value: random, so that no image can have it.
+/// Returns the annotation's key: random, so that no image can have it.
 pub(crate) fn mark() -> &'static str {
-    static VALUE: OnceLock<String> = OnceLock::new();
+    static KEY: OnceLock<String> = OnceLock::new();
     let random = || RandomState::new().build_hasher().finish();
-    VALUE.get_or_init(|| format!("{:016x}{:016x}", random(), random()))
+    KEY.get_or_init(|| format!("{PREFIX}{:016x}{:016x}", random(), random()))
+}
+
+/// Returns whether an annotation is the mark of any process.
+pub(crate) fn is_mark(key: &str) -> bool {
+    key.starts_with(PREFIX)
 }
 
 /// Adds the mark to an encoded `ApplyRequest`: another `diff` (1) with an annotation (5). The parts of a
 /// message that comes twice are merged, and of a map's entries with one key the last counts.
 pub(crate) fn with_mark(request: &Bytes) -> Bytes {
     let mut entry = BytesMut::new();
-    string::encode(1, &MARK.to_owned(), &mut entry);
-    string::encode(2, &mark().to_owned(), &mut entry);
+    string::encode(1, &mark().to_owned(), &mut entry);
     let mut descriptor = BytesMut::new();
     put_message(5, &entry, &mut descriptor);
     let mut marked = BytesMut::from(&request[..]);
@@ -56,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_marked_request_is_the_same_otherwise() {
-        let foreign = (MARK.to_owned(), "another".to_owned());
+        let foreign = (format!("{PREFIX}0"), String::new());
         for annotations in [
             HashMap::new(),
             HashMap::from([foreign, ("a".to_owned(), "b".to_owned())]),
@@ -77,9 +81,9 @@ mod tests {
             let marked = with_mark(&request.encode_to_vec().into());
             let marked = ApplyRequest::decode(marked).unwrap();
             let diff = request.diff.as_mut().unwrap();
-            diff.annotations.insert(MARK.to_owned(), mark().to_owned());
+            diff.annotations.insert(mark().to_owned(), String::new());
             assert_eq!(marked, request);
         }
-        assert_eq!(mark().len(), 32);
+        assert_eq!(mark().len(), PREFIX.len() + 32);
     }
 }

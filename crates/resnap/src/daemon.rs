@@ -38,6 +38,9 @@ const EXPIRY_PAUSE: Duration = Duration::from_secs(60);
 /// The time that calls have to end after the signal to stop.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// The time that layers which containerd has asked for have after that.
+const LAYER_GRACE: Duration = Duration::from_secs(10);
+
 pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitStatus> {
     let serving = Arc::new(OnceLock::new());
     systemd::keep_watchdog(Arc::clone(&serving));
@@ -57,22 +60,30 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
     let shared = Some(credentials.clone());
     let proxy = connect::proxy(config, engine.clone(), observer, shared);
     let proxy = serving.get_or_init(|| proxy);
-    for socket in [&mut cri, &mut api] {
-        socket.publish()?;
-    }
+    // Before kubelet's socket is there: it may take a while.
     let diff = match diff {
         Some(diff) => diff.open(config, &engine).await?,
         None => None,
     };
+    for socket in [&mut cri, &mut api] {
+        socket.publish()?;
+    }
     tracing::info!(socket = ?config.cri_socket.value, backend = ?config.backend(), "serving");
     systemd::ready();
     let serve_api = api::serve(config, api_listener, engine.clone(), stopped.clone(), GRACE);
     let serve_cri = proxy.serve(listener, stopped.clone(), GRACE);
+    // The pulls that the CRI lets end ask for layers.
+    let pulls_ended = CancellationToken::new();
     let serve_diff = async {
         match diff {
-            Some(diff) => diff.serve(stopped.clone(), GRACE).await,
+            Some(diff) => diff.serve(pulls_ended.clone(), LAYER_GRACE).await,
             None => Ok(()),
         }
+    };
+    let serve_pulls = async {
+        let served = tokio::join!(serve_api, serve_cri);
+        pulls_ended.cancel();
+        served
     };
     let hand_over = async {
         stopped.cancelled().await;
@@ -80,8 +91,8 @@ pub(crate) async fn run(config: &Config, mut sockets: Sockets) -> Result<ExitSta
         api.hand_over();
         std::future::pending::<Infallible>().await
     };
-    let (api_served, cri_served, diff_served) = tokio::select! {
-        ended = async { tokio::join!(serve_api, serve_cri, serve_diff) } => ended,
+    let ((api_served, cri_served), diff_served) = tokio::select! {
+        ended = async { tokio::join!(serve_pulls, serve_diff) } => ended,
         never = prewarm::run(config, &engine) => match never {},
         never = hand_over => match never {},
         never = expire(&credentials) => match never {},

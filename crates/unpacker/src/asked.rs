@@ -5,7 +5,7 @@
 //! prepared and will commit. They share the slots of the engine's own jobs.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use resnap_core::{
@@ -13,12 +13,17 @@ use resnap_core::{
     Scope, Stage, StageTiming, error_chain, media_type,
 };
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
 use crate::observe::{AskedOutcome, EngineEvent};
 use crate::registry::JobRegistry;
 use crate::running_layer::RunningLayer;
+
+/// The longest time that a layer waits for a slot, with nothing written. containerd has no such limit on what it
+/// writes itself.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A request of the backend to write a layer.
 #[derive(Debug, Clone)]
@@ -45,6 +50,7 @@ pub(crate) async fn write_layer(
         registry: Arc::clone(registry),
         job: Arc::default(),
         cancellation: CancellationToken::new(),
+        admitted: CancellationToken::new(),
         result: None,
         began: Instant::now(),
     };
@@ -71,6 +77,8 @@ struct Asked {
     registry: Arc<JobRegistry>,
     job: Arc<OnceLock<Arc<RunningLayer>>>,
     cancellation: CancellationToken,
+    /// Cancelled when there is a slot for the layer.
+    admitted: CancellationToken,
     result: Option<Result<(), Error>>,
     began: Instant,
 }
@@ -85,7 +93,12 @@ impl Asked {
         if media_type::layer(&layer.media_type).is_none() {
             return Err(refused("only containerd may read layers of its type"));
         }
-        let snapshotter = applier.snapshotter_of(&request.mounts).await?;
+        // A pull must not fail because containerd is too busy to say where its snapshotters are.
+        let snapshotter = applier.snapshotter_of(&request.mounts).await;
+        let snapshotter = snapshotter.map_err(|error| {
+            let left = Error::new(Kind::Unimplemented, "apply layer", layer.digest.as_str());
+            left.with_source(error)
+        })?;
         let snapshotter = snapshotter.ok_or_else(|| refused("containerd writes its layers"))?;
         let profile = backend.profiles.get(&snapshotter);
         let batch = Batch {
@@ -105,14 +118,22 @@ impl Asked {
                 layer: layer.clone(),
                 snapshotter: snapshotter.clone(),
                 cancellation: self.cancellation.clone(),
+                admitted: self.admitted.clone(),
             }),
             snapshotter,
         };
         let scope = batch.scope.clone();
         let batch = applier.batch(&batch);
         let batch = batch.ok_or_else(|| refused("containerd writes its layers"))?;
+        let admitted = self.admitted.clone();
+        let late = async move {
+            if timeout(PATIENCE, admitted.cancelled()).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        };
         let applied = tokio::select! {
             applied = batch.apply(&scope, 0, &request.mounts) => applied,
+            () = late => Err(refused("resnap is busy with other layers")),
             () = self.cancellation.cancelled() => {
                 let error = Error::new(Kind::Cancelled, "apply layer", layer.digest.as_str());
                 Err(error.with_source("its job was cancelled"))
@@ -169,6 +190,7 @@ struct LayerMonitor {
     layer: Descriptor,
     snapshotter: String,
     cancellation: CancellationToken,
+    admitted: CancellationToken,
 }
 
 #[async_trait]
@@ -180,7 +202,9 @@ impl ApplyMonitor for LayerMonitor {
                 .start_layer(&self.layer, &self.snapshotter, cancellation)
         };
         let job = self.job.get_or_init(start);
-        ApplyPermit::new(job.share.slot().await)
+        let slot = job.share.slot().await;
+        self.admitted.cancel();
+        ApplyPermit::new(slot)
     }
 
     fn read(&self, _: usize, bytes: u64) {

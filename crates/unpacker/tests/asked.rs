@@ -45,7 +45,8 @@ impl Applier for Fake {
 #[async_trait]
 impl BatchApplier for Fake {
     async fn apply(&self, _: &Scope, index: usize, _: &[Mount]) -> Result<Applied> {
-        let monitor = Arc::clone(&self.batches.lock().unwrap()[0].monitor);
+        let batch = self.batches.lock().unwrap().last().cloned();
+        let monitor = batch.unwrap().monitor;
         let _permit = monitor.admit(index).await;
         monitor.read(index, 3);
         match self.outcome {
@@ -118,6 +119,24 @@ async fn the_job_of_a_call_that_is_dropped_ends() {
     let limit = Duration::from_millis(1);
     assert!(tokio::time::timeout(limit, call).await.is_err());
     assert!(engine.jobs().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_that_would_wait_long_are_left_to_the_backend() {
+    let engine = engine(&Fake::default(), Integrity::Off);
+    let mut calls: Vec<_> = (0..40)
+        .map(|_| {
+            let engine = engine.clone();
+            tokio::spawn(async move { engine.write_layer(request(TAR, 1)).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    calls.retain(|call| call.is_finished());
+    // The others are being written, and never end.
+    assert!((1..40).contains(&calls.len()), "{}", calls.len());
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap(), None);
+    }
 }
 
 #[tokio::test(start_paused = true)]

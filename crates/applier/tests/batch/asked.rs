@@ -8,9 +8,10 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::time::Duration;
 
 use resnap_applier::{ApplierSettings, Differ};
-use resnap_core::{Applied, Descriptor, Digest, Error, Kind, Mount, Scope};
+use resnap_core::{Applied, Descriptor, Digest, Error, Kind, Mount, Scope, error_chain};
+use resnap_layer::testing::Tar;
 
-use crate::bed::{Bed, TAR, tar};
+use crate::bed::{Bed, METADATA, TAR, tar};
 use crate::{layers, text};
 
 async fn asked(bed: &Bed, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied, Error> {
@@ -34,6 +35,58 @@ async fn old_snapshots_and_blobs_of_any_namespace_are_taken() {
     assert_eq!(applied.diff_id, Some(layer.digest));
     assert_eq!(applied.size, layer.size);
     assert_eq!(text(&bed, snapshot), "a 0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
+async fn blobs_of_other_namespaces_are_not_taken() {
+    let bed = Bed::new();
+    let layer = layers(&bed, "a", 1).remove(0);
+    bed.forget(&layer);
+    let (snapshot, mounts) = bed.prepare(&[], &[]);
+    let batch = bed.asked_in("default", &layer, std::process::id());
+    let error = batch.apply(&Scope::new("default"), 0, &mounts).await;
+    assert_eq!(error.unwrap_err().kind(), Kind::Unimplemented);
+    batch.end().await;
+    assert!(bed.fs(snapshot).read_dir().unwrap().next().is_none());
+}
+
+/// Returns a layer whose second directory has an access control list for what is in it, which is not supported.
+fn half_supported() -> Vec<u8> {
+    let mut acl = vec![2, 0, 0, 0];
+    for tag in [1, 4, 0x20] {
+        acl.extend([tag, 0, 7, 0, 255, 255, 255, 255]);
+    }
+    Tar::new(METADATA)
+        .file("app/bin/tool", "x")
+        .pax(&[("SCHILY.xattr.system.posix_acl_default", &acl)])
+        .directory("acl")
+        .file("acl/file", "x")
+        .end()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root: make test runs it"]
+async fn a_layer_that_is_half_written_is_not_left_to_containerd() {
+    let bed = Bed::new();
+    let layer = bed.layer(TAR, half_supported());
+    // In staging, nothing is left of it.
+    let (snapshot, mounts) = bed.prepare(&[], &[]);
+    let error = asked(&bed, &layer, &mounts).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unimplemented, "{error:?}");
+    assert!(bed.fs(snapshot).read_dir().unwrap().next().is_none());
+    // A full copy is written in its place.
+    let (snapshot, mut mounts) = bed.prepare(&[], &[]);
+    let fs = bed.fs(snapshot);
+    let directory = fs.parent().unwrap();
+    for name in ["fs", "work"] {
+        fs::remove_dir(directory.join(name)).unwrap();
+    }
+    mounts[0].source = directory.display().to_string();
+    let error = asked(&bed, &layer, &mounts).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition, "{error:?}");
+    let why = error_chain(&error);
+    assert!(why.contains("half written"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

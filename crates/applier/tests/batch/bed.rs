@@ -218,8 +218,19 @@ impl Bed {
     /// Returns an applier of a layer in a snapshot that any client of containerd has prepared, with the process
     /// number of containerd.
     pub(crate) fn asked(&self, layer: &Descriptor, containerd: u32) -> Arc<dyn BatchApplier> {
+        self.asked_in("", layer, containerd)
+    }
+
+    /// The same for a client of this namespace; the empty one is not known.
+    pub(crate) fn asked_in(
+        &self,
+        namespace: &str,
+        layer: &Descriptor,
+        containerd: u32,
+    ) -> Arc<dyn BatchApplier> {
         let preparer = Preparer::Backend(containerd);
-        let batch = self.batch_for(preparer, vec![layer.clone().into()], false);
+        let mut batch = self.batch_for(preparer, vec![layer.clone().into()], false);
+        batch.scope = Scope::new(namespace);
         let applier = self.applier(ApplierSettings::default());
         applier.batch(&batch).unwrap()
     }

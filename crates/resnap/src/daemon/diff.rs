@@ -16,6 +16,7 @@ use resnap_containerd::{AskedLayer, DiffServer, LayerWriter};
 use resnap_core::{Applied, Error};
 use resnap_unpacker::{Engine, LayerRequest};
 use tokio::net::UnixListener;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::listen::Socket;
@@ -24,6 +25,9 @@ use crate::connect;
 
 /// The mode of the socket: whoever may use it has files written.
 const MODE: u32 = 0o600;
+
+/// The time limit for the look whether layers can be written: kubelet waits meanwhile.
+const OPEN_TIME: Duration = Duration::from_secs(10);
 
 /// The socket, before it is served.
 pub(super) struct DiffSocket {
@@ -60,7 +64,19 @@ impl DiffSocket {
         config: &Config,
         engine: &Engine,
     ) -> Result<Option<DiffService>> {
-        let can_write = can_write(config, engine).await?;
+        let can_write = match timeout(OPEN_TIME, can_write(config, engine)).await {
+            Ok(Ok(can_write)) => can_write,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "it is not known whether layers can be written");
+                false
+            }
+            Err(_) => {
+                tracing::error!(
+                    "it was not found out within {OPEN_TIME:?} whether layers can be written"
+                );
+                false
+            }
+        };
         if !can_write && !self.is_handed_over {
             tracing::error!(
                 "the socket for containerd's diff plugin is not opened, as no layer could be written; \
