@@ -342,7 +342,8 @@ fn diff_plugin_outlives_containerd(node: &Node) -> Result<()> {
         let output = interrupted(&setup, snapshotter, &image, kill)?;
         ensure!(output.code != Some(0), "{snapshotter}: {output:?}");
         eventually("the work ends", DEADLINE, || {
-            Ok(setup.count("cancelled")? == before + 1 && node.staged(snapshotter)?.is_empty())
+            // Of an image that is unpacked in parallel, several layers.
+            Ok(setup.count("cancelled")? > before && node.staged(snapshotter)?.is_empty())
         })?;
         node.containerd.restart()?;
         let pull = ["--snapshotter", snapshotter];
