@@ -62,9 +62,9 @@ pub(crate) async fn write_layer(
     asked.result = Some(result);
     match written {
         Err(error) if error.kind() == Kind::Unimplemented => {
-            tracing::debug!(
-                error = error_chain(&error),
-                "the layer is left to containerd"
+            tracing::info!(
+                reason = error_chain(&error),
+                "a layer is left to containerd"
             );
             Ok(None)
         }
