@@ -42,6 +42,17 @@ pub(crate) struct Work {
     pub(crate) monitor: Arc<dyn ApplyMonitor>,
 }
 
+/// Checks that a blob that was read is that of a layer with this diff ID.
+pub(crate) fn require_diff_id(read: Applied, expected: &Digest) -> Result<(), Error> {
+    match read.diff_id {
+        Some(found) if found != *expected => Err(Error::WrongBlob {
+            found,
+            expected: expected.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Runs `consume` on the decompressed blob, which it must read to the end. Returns its result, and the
 /// digest and size of the decompressed blob.
 pub(crate) fn run<T>(

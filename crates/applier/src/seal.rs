@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
 use crate::pace::Pace;
-use crate::pipeline::{Work, run};
+use crate::pipeline::{Work, require_diff_id, run};
 use crate::proof::{self, write_indexed};
 use crate::shared::Shared;
 use crate::sibling::{FileData, Item, snapshot_of_image, walk_image};
@@ -108,13 +108,8 @@ impl Replacement<'_> {
         let (size, applied) = run(blob, &work, |tar| {
             write_indexed(file, bytes, index, tar, self.guard)
         })?;
-        match applied.diff_id {
-            Some(found) if found != *self.diff_id => Err(Error::WrongBlob {
-                found,
-                expected: self.diff_id.clone(),
-            }),
-            _ => Ok(size),
-        }
+        require_diff_id(applied, self.diff_id)?;
+        Ok(size)
     }
 
     fn open(&self, blob: &Descriptor) -> Result<source::Source, Error> {

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use resnap_core::media_type::{self, Format};
-use resnap_core::{Applied, Differences, Evidence, LayerToVerify, Verified};
+use resnap_core::{Differences, Evidence, LayerToVerify, Verified};
 use resnap_erofs::{NoLower, Writer};
 use resnap_layer::{Layer, Limits};
 
@@ -20,7 +20,7 @@ use crate::copy_fault::CopyFault;
 use crate::erofs::NAME;
 use crate::error::{Error, IoContext as _};
 use crate::pace::Pace;
-use crate::pipeline::{Stream, Work, run};
+use crate::pipeline::{Stream, Work, require_diff_id, run};
 use crate::proof;
 use crate::sibling::{snapshot_of_image, walk_committed, walk_image};
 use crate::source::Source;
@@ -64,7 +64,7 @@ impl BlobToCompare<'_> {
     fn compare_entries(&self, blob: Source, work: &Work) -> Result<Differences, Error> {
         let guard = self.pace.guard();
         let (expected, applied) = run(blob, work, |stream| self.read(stream))?;
-        self.require_diff_id(applied)?;
+        require_diff_id(applied, &self.layer.diff_id.0)?;
         let (skeleton, observations) = expected;
         let (file, digests) = skeleton.into_parts();
         let expected = ExpectedLayer {
@@ -118,23 +118,12 @@ impl BlobToCompare<'_> {
             let first = first_difference(stream, &mut file, self.pace);
             first.context("compare the image with its blob")
         })?;
-        self.require_diff_id(applied)?;
+        require_diff_id(applied, &self.layer.diff_id.0)?;
         let mut differences = Differences::default();
         if let Some(at) = first {
             differences.add(|| format!("{NAME} has other content from byte {at} on"));
         }
         Ok(differences)
-    }
-
-    fn require_diff_id(&self, applied: Applied) -> Result<(), Error> {
-        let expected = &self.layer.diff_id.0;
-        match applied.diff_id {
-            Some(found) if found != *expected => Err(Error::WrongBlob {
-                found,
-                expected: expected.clone(),
-            }),
-            _ => Ok(()),
-        }
     }
 }
 
