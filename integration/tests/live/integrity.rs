@@ -222,6 +222,26 @@ fn integrity_needs_images(node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// Gives an image other layers while a container uses it, which goes on as it is. Another one starts afterwards.
+pub(crate) fn while_used(
+    node: &Node,
+    image: &Built,
+    change: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let (containerd, namespace) = (&node.containerd, &node.namespace);
+    containerd.look_into(namespace, "erofs", &image.reference, |rootfs| {
+        let before = fs::metadata(rootfs.join("etc"))?.ino();
+        change()?;
+        ensure!(
+            fs::metadata(rootfs.join("etc"))?.ino() == before,
+            "another root"
+        );
+        let says = node.run("erofs", &image.reference)?;
+        ensure!(says == HELLO_SAYS, "{says:?}");
+        Ok(())
+    })
+}
+
 fn integrity_of_layers_that_exist_comes_with_a_repair(node: &Node) -> Result<()> {
     let image = hello()?;
     node.import(&image)?;
@@ -243,20 +263,10 @@ fn integrity_of_layers_that_exist_comes_with_a_repair(node: &Node) -> Result<()>
     ]))?;
     ensure!(check.code == Some(1), "{check:?}");
     ensure!(check.stdout.contains("not proven"), "{check:?}");
-    let (containerd, namespace) = (&node.containerd, &node.namespace);
-    containerd.look_into(namespace, "erofs", &image.reference, |rootfs| {
-        let before = fs::metadata(rootfs.join("etc"))?.ino();
+    while_used(node, &image, || {
         let report = unpack(node, VERITY, &image, &["--repair"])?;
         assert_outcome(&report, "existed")?;
-        assert_proven(node, &image)?;
-        // The container goes on as it is.
-        ensure!(
-            fs::metadata(rootfs.join("etc"))?.ino() == before,
-            "another root"
-        );
-        let says = node.run("erofs", &image.reference)?;
-        ensure!(says == HELLO_SAYS, "{says:?}");
-        Ok(())
+        assert_proven(node, &image).map(drop)
     })?;
     node.assert_nothing_left("erofs")?;
     let report = unpack(node, VERITY, &image, &["--repair"])?;
