@@ -48,7 +48,9 @@ pub(crate) async fn seal(chain: &Chain) -> Result<(), UnpackError> {
         let mut index = first;
         while index < view.chain().snapshots.len() {
             // Again, if an artifact was rejected. Others may wait for the chain lock.
-            find_signatures_if_needed(chain, first).await?;
+            if integrity == Integrity::Signed {
+                find_signatures(chain, first).await?;
+            }
             index += usize::from(seal_layer(chain, &view, index).await?);
         }
         Ok(())
@@ -61,17 +63,9 @@ pub(crate) async fn seal(chain: &Chain) -> Result<(), UnpackError> {
     sealed
 }
 
-async fn find_signatures_if_needed(chain: &Chain, first: usize) -> Result<(), UnpackError> {
-    match chain.integrity() {
-        Integrity::Signed => find_signatures(chain, first).await,
-        Integrity::Off | Integrity::Verity => Ok(()),
-    }
-}
-
 /// Gives a layer its proof. Returns false if its artifact was wrong.
 async fn seal_layer(chain: &Chain, view: &Sibling, index: usize) -> Result<bool, UnpackError> {
     let (backend, integrity) = (&chain.backend, chain.integrity());
-    chain.job.check_cancelled()?;
     let layer = &chain.layers()[index];
     let _lock = chain.lock(index).await?;
     // The previous holder of the lock may have done it.
