@@ -217,8 +217,8 @@ pub enum Preparer {
     /// The caller of the applier, after the batch has started.
     Caller,
     /// Any client of the backend, before. The backend, the process with this number, asks for its layers to be
-    /// written, and writes itself what is refused with [`Kind::Unimplemented`]: there is no fallback, and
-    /// blobs are read whichever namespaces they are in.
+    /// written, and writes itself what is refused with [`Kind::Unimplemented`]: there is no fallback. If the
+    /// scope of the batch has no namespace, blobs are read whichever namespaces they are in.
     Backend(u32),
 }
 
