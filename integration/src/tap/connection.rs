@@ -110,19 +110,22 @@ async fn serve(client: UnixStream, backend: PathBuf, shared: Arc<Shared>) {
     }
     // The last answers may have come with the end.
     let last = async {
+        // New calls see the end of the connection, too: dropped, each would be reset.
+        let mut late = Vec::new();
         while !calls.is_empty() {
             tokio::select! {
-                next = client.accept() => {
+                next = client.accept() => match next {
+                    Some(Ok(call)) => late.push(call),
                     // Without a client nobody waits for what is left, which may not end.
-                    if !matches!(next, Some(Ok(_))) {
-                        return;
-                    }
-                }
+                    Some(Err(_)) | None => return,
+                },
                 _ = calls.join_next() => {}
             }
         }
         client.graceful_shutdown();
-        while client.accept().await.is_some() {}
+        while let Some(Ok(call)) = client.accept().await {
+            late.push(call);
+        }
     };
     // Calls that have no answer see the end of the connection.
     let _ = tokio::time::timeout(LAST, last).await;
