@@ -3,13 +3,16 @@
 
 //! The connection.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use resnap_core::{Error, Kind, Result, Scope};
 use tokio::net::UnixStream;
+use tokio::runtime::{self, Handle};
 use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -35,7 +38,10 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// A connection to containerd, cheap to clone. It implements the ports, each in a file of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
-    pub(crate) channel: Channel,
+    path: PathBuf,
+    /// A task of the runtime in which a channel was made moves its bytes: each runtime has its own, so that
+    /// no call waits for threads to wake each other. tokio never uses an ID again.
+    channels: Arc<Mutex<HashMap<runtime::Id, Channel>>>,
     call_timeout: Duration,
 }
 
@@ -62,18 +68,18 @@ impl Connection {
             };
             Error::new(kind, "connect to containerd at", address).with_source(error)
         })?;
-        // The URI is only used for :authority of HTTP/2.
-        let channel = Endpoint::from_static("http://localhost")
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .connect_with_connector_lazy(tower::service_fn(move |_| {
-                let path = path.clone();
-                async move { dial(&path).await.map(TokioIo::new) }
-            }));
         Ok(Self {
-            channel,
+            path,
+            channels: Arc::default(),
             call_timeout: CALL_TIMEOUT,
         })
+    }
+
+    /// Returns the channel of the runtime within which this is called.
+    pub(crate) fn channel(&self) -> Channel {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = channels.entry(Handle::current().id());
+        channel.or_insert_with(|| new_channel(&self.path)).clone()
     }
 
     /// See [`Client::with_call_timeout`](crate::Client::with_call_timeout).
@@ -113,6 +119,19 @@ impl Connection {
                 .with_source(format!("containerd did not answer within {limit:?}")))
         })
     }
+}
+
+/// Returns a channel that connects with the first call, and again after containerd was restarted.
+fn new_channel(path: &Path) -> Channel {
+    let path = path.to_owned();
+    // The URI is only used for :authority of HTTP/2.
+    Endpoint::from_static("http://localhost")
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .connect_with_connector_lazy(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { dial(&path).await.map(TokioIo::new) }
+        }))
 }
 
 async fn dial(path: &Path) -> io::Result<UnixStream> {

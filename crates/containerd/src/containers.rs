@@ -13,8 +13,8 @@ use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
 #[async_trait]
 impl Containers for Connection {
     async fn list(&self, scope: &Scope) -> Result<Vec<Container>> {
-        let mut client = ContainersClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client =
+            ContainersClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let call = client.list(request(scope, ListContainersRequest::default())?);
         let answer = self.call("list containers of", &*scope.namespace, call);
         let containers = answer.await?.containers.into_iter();

@@ -19,7 +19,7 @@ use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
 use crate::status::error;
 
 fn client(connection: &Connection) -> ContentClient<Channel> {
-    ContentClient::new(connection.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    ContentClient::new(connection.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 #[async_trait]

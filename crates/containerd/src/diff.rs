@@ -38,7 +38,7 @@ impl Applier for Connection {
             sync_fs,
             ..ApplyRequest::default()
         };
-        let answer = DiffClient::new(self.channel.clone())
+        let answer = DiffClient::new(self.channel())
             .apply(request(scope, message)?)
             .await;
         let answer = answer.map_err(|status| error("apply layer", subject(), status))?;

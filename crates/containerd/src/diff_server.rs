@@ -190,7 +190,7 @@ impl State {
                 marked.metadata_mut().insert(name, value.clone());
             }
         }
-        let mut grpc = tonic::client::Grpc::new(self.containerd.channel.clone())
+        let mut grpc = tonic::client::Grpc::new(self.containerd.channel())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let ready = grpc.ready().await;
         ready.map_err(|error| Status::from_error(error.into()))?;

@@ -30,12 +30,13 @@ pub(crate) fn image_changes(
         filters: ["/images/create", "/images/update"].map(filter).into(),
     };
     let request = request(&Scope::new(namespace), message);
-    let mut client = EventsClient::new(connection.channel.clone());
+    let connection = connection.clone();
     let namespace = namespace.to_owned();
     let failed = move |status| error(WATCH, namespace.as_str(), status);
     let failed_later = failed.clone();
     // containerd answers only with the first event, which may take hours.
     let envelopes = async move {
+        let mut client = EventsClient::new(connection.channel());
         let answer = client.subscribe(request?).await.map_err(failed)?;
         Ok(answer.into_inner().map_err(failed_later))
     };

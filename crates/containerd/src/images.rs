@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
 
 fn client(connection: &Connection) -> ImagesClient<Channel> {
-    ImagesClient::new(connection.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    ImagesClient::new(connection.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 #[async_trait]

@@ -44,7 +44,7 @@ impl ContentWriter for Connection {
         let (mut requests, receiver) = mpsc::channel(1);
         // Room for one message is there.
         let _ = requests.try_send(first.clone());
-        let mut client = ContentClient::new(self.channel.clone());
+        let mut client = ContentClient::new(self.channel());
         let call = client.write(request(scope, receiver)?);
         let answers = self.call(WRITE, &*digest, call).await?;
         let mut ingest = OpenIngest {
@@ -62,7 +62,7 @@ impl ContentWriter for Connection {
         let message = StatusRequest {
             r#ref: name.to_owned(),
         };
-        let mut client = ContentClient::new(self.channel.clone());
+        let mut client = ContentClient::new(self.channel());
         let call = client.status(request(scope, message)?);
         let answer = self.call("look up ingest", name, call).await?;
         let status = answer.status.unwrap_or_default();
@@ -73,7 +73,7 @@ impl ContentWriter for Connection {
         let message = AbortRequest {
             r#ref: name.to_owned(),
         };
-        let mut client = ContentClient::new(self.channel.clone());
+        let mut client = ContentClient::new(self.channel());
         let call = client.abort(request(scope, message)?);
         self.call("abort ingest", name, call).await?;
         Ok(())

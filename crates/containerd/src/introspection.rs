@@ -183,8 +183,7 @@ where
     Q: prost::Message + 'static,
     A: prost::Message + Default + 'static,
 {
-    let mut grpc =
-        Grpc::new(connection.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let mut grpc = Grpc::new(connection.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let call = async {
         let ready = grpc.ready().await;
         ready.map_err(|error| Status::from_error(error.into()))?;

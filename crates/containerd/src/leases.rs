@@ -24,7 +24,7 @@ const COLLECTION_TIME: Duration = Duration::from_secs(600);
 const COLLECTION_LEASE: Duration = Duration::from_secs(60);
 
 fn client(connection: &Connection) -> LeasesClient<Channel> {
-    LeasesClient::new(connection.channel.clone())
+    LeasesClient::new(connection.channel())
 }
 
 #[async_trait]

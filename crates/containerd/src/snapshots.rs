@@ -41,8 +41,7 @@ struct Remote {
 
 impl Remote {
     fn snapshots(&self) -> SnapshotsClient<Channel> {
-        SnapshotsClient::new(self.client.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        SnapshotsClient::new(self.client.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     fn subject(&self, key: &impl std::fmt::Display) -> String {

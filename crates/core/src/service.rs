@@ -132,6 +132,18 @@ pub trait UnpackService: Send + Sync {
         pick: ManifestPreference,
     ) -> Result<bool, NotReady>;
 
+    /// Returns whether an image that was found ready on `snapshotter` is ready still, as [`Self::ensure`] would
+    /// find it. `false` also stands for what is not known, which only `ensure` tells. Waits for the backend, but
+    /// keeps no thread busy, so it may be polled in a thread that others wait for.
+    async fn is_still_ready(
+        &self,
+        _image: &str,
+        _snapshotter: &str,
+        _pick: ManifestPreference,
+    ) -> bool {
+        false
+    }
+
     /// Returns whether the files of `image` on `snapshotter` appear in guests only. Mounted on the host
     /// as a volume, such an image is empty.
     ///

@@ -4,11 +4,11 @@
 //! The connection of a client to containerd.
 
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
@@ -21,30 +21,60 @@ use crate::grpc::{Status, decode, encode};
 use crate::limits::{MAX_MESSAGE, client_builder};
 use crate::outage::Outage;
 
-/// The future that moves the bytes of a connection: no call makes progress unless it is polled.
-/// Boxed, since a channel reserves space for 32 elements at once.
-pub(crate) type ConnectionDriver = Pin<Box<Connection<UnixStream, Bytes>>>;
+/// The future that moves the bytes of a connection: no call makes progress unless it is polled. It ends if
+/// containerd ends the connection; to close the connection, drop it.
+pub(crate) type ConnectionDriver = BoxFuture<'static, Result<(), h2::Error>>;
 
 /// The containerd that all clients are connected to.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     path: PathBuf,
-    /// The number of connections made so far. containerd may have been restarted, with another
-    /// configuration, between any two of them.
-    generation: AtomicU64,
+    connections: std::sync::Mutex<Connections>,
     outage: Outage,
+}
+
+/// The connections of all clients.
+#[derive(Debug, Default)]
+struct Connections {
+    open: usize,
+    /// Changes whenever containerd may have been restarted, with another configuration. While a connection
+    /// is open, it has not been.
+    generation: u64,
+}
+
+/// An open connection, until it is dropped.
+struct OpenConnection(Arc<Endpoint>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections().open -= 1;
+    }
 }
 
 impl Endpoint {
     pub(crate) fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
-            generation: AtomicU64::new(0),
+            connections: std::sync::Mutex::default(),
             outage: Outage::default(),
         }
     }
 
-    async fn connect(&self) -> Result<(SendRequest<Bytes>, ConnectionDriver), Status> {
+    /// Returns the generation: what was asked in an older one may have changed.
+    pub(crate) fn generation(&self) -> u64 {
+        self.connections().generation
+    }
+
+    fn lost_connection(&self) {
+        self.connections().generation += 1;
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        let connections = self.connections.lock();
+        connections.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connect(self: &Arc<Self>) -> Result<(SendRequest<Bytes>, ConnectionDriver), Status> {
         let path = self.path.display();
         let connected = connect(&self.path).await;
         let (sender, driver) = connected.map_err(|error| {
@@ -58,6 +88,17 @@ impl Endpoint {
             let seconds = duration.as_secs();
             tracing::warn!("containerd at {path} answers again, after {seconds} s");
         }
+        let mut connections = self.connections();
+        if connections.open == 0 {
+            connections.generation += 1;
+        }
+        connections.open += 1;
+        let open = OpenConnection(Arc::clone(self));
+        let driver = async move {
+            let ended = driver.await;
+            open.0.lost_connection();
+            ended
+        };
         Ok((sender, Box::pin(driver)))
     }
 }
@@ -86,12 +127,15 @@ impl Backend {
     pub(crate) fn detached(endpoint: &Arc<Endpoint>) -> Self {
         let (send, mut drivers) = mpsc::unbounded_channel::<ConnectionDriver>();
         tokio::spawn(async move {
-            while let Some(driver) = drivers.recv().await {
-                tokio::spawn(async move {
-                    if let Err(error) = driver.await {
-                        tracing::debug!(%error, "a connection to containerd ended");
-                    }
-                });
+            let mut backends = FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    driver = drivers.recv() => match driver {
+                        Some(driver) => backends.push(driver),
+                        None => return,
+                    },
+                    Some(ended) = backends.next() => log_end(ended),
+                }
             }
         });
         Self::new(Arc::clone(endpoint), send)
@@ -150,11 +194,10 @@ impl Backend {
         decode(&body).ok_or_else(|| invalid(&"it is not a message of the expected type"))
     }
 
-    /// Ensures that there is a connection. Returns its generation: what was asked in an older one
-    /// may have changed.
+    /// Ensures that there is a connection, and returns its generation ([`Endpoint::generation`]).
     pub(crate) async fn generation(&self) -> Result<u64, Status> {
         self.sender().await?;
-        Ok(self.endpoint.generation.load(Ordering::SeqCst))
+        Ok(self.endpoint.generation())
     }
 
     async fn sender(&self) -> Result<SendRequest<Bytes>, Status> {
@@ -164,11 +207,20 @@ impl Backend {
         {
             return Ok(sender);
         }
+        if current.take().is_some() {
+            self.endpoint.lost_connection();
+        }
         let (sender, driver) = self.endpoint.connect().await?;
         // Sending fails only if the client has gone.
         let _ = self.drivers.send(driver);
-        self.endpoint.generation.fetch_add(1, Ordering::SeqCst);
         Ok(current.insert(sender).clone())
+    }
+}
+
+/// Logs the end of a connection that containerd ended.
+pub(crate) fn log_end(ended: Result<(), h2::Error>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection to containerd ended");
     }
 }
 

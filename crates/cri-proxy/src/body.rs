@@ -10,11 +10,11 @@ use h2::{Error, Reason, RecvStream, SendStream};
 use resnap_core::Kind;
 
 use crate::grpc::{Outcome, PREFIX_LEN, Status, length, outcome_in};
-use crate::limits::{MAX_PEEKED, STREAM_WINDOW};
+use crate::limits::MAX_PEEKED;
 
-/// The bytes of a request that are read before it is decided whether to read the rest: half of what
-/// its client may send unasked.
-const BEGINNING: usize = STREAM_WINDOW as usize / 2;
+/// The bytes of a request that are read before it is decided whether to read the rest: less than its client
+/// may send unasked.
+const BEGINNING: usize = 32 << 10;
 
 /// The side on which forwarding failed.
 pub(crate) enum PumpError {
@@ -22,12 +22,13 @@ pub(crate) enum PumpError {
     Write(Error),
 }
 
-/// Forwards `first` and then all data of `from`, no faster than the receiver accepts it. Ends `to`
-/// as `from` ends. Returns the outcome that the trailers state, if any.
+/// Forwards `first` and then all data of `from`, no faster than the receiver accepts it, and shows `on_data` what
+/// comes from `from`. Ends `to` as `from` ends. Returns the outcome that the trailers state, if any.
 pub(crate) async fn pump(
     first: FirstBytes,
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
+    mut on_data: impl FnMut(&Bytes),
 ) -> Result<Option<Outcome>, PumpError> {
     let end = from.is_end_stream();
     let mut pieces = first.pieces;
@@ -53,6 +54,7 @@ pub(crate) async fn pump(
         };
         let Some(bytes) = bytes else { break };
         let bytes = bytes.map_err(PumpError::Read)?;
+        on_data(&bytes);
         let length = bytes.len();
         let end = from.is_end_stream();
         send(bytes, to, end).await.map_err(PumpError::Write)?;

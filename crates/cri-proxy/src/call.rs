@@ -19,6 +19,7 @@ use crate::call_record::CallRecord;
 use crate::deadline::Deadline;
 use crate::grpc::{Outcome, Status, ok_trailers, outcome_in, response_head};
 use crate::inspection::{Inspected, InspectedRequest, Inspection, inspect, is_inspected};
+use crate::new_sandbox::NewSandbox;
 use crate::preflight::{Resolution, ensure_later};
 use crate::pull_credentials::{REMOVE_POD_SANDBOX, forget_removed};
 use crate::shutdown::{Shutdown, ShutdownPhase, stopping};
@@ -57,7 +58,8 @@ impl ProxiedCall<'_> {
         let record = CallRecord::start(observer, request.uri().path());
         let deadline = Deadline::of(request.headers());
         let is_over = || deadline.is_some_and(Deadline::is_over);
-        match self.forward(request, &mut respond).await {
+        let mut sandbox = None;
+        match self.forward(request, &mut respond, &mut sandbox).await {
             Ok(outcome) => record.set_outcome(outcome),
             Err(CallError::ClientReset(_)) if is_over() => {
                 record.set_outcome(Err(Kind::DeadlineExceeded));
@@ -79,13 +81,21 @@ impl ProxiedCall<'_> {
                 let _ = respond.send_response(status.into_response(), true);
             }
         }
+        drop(record);
+        if let Some(sandbox) = sandbox {
+            tokio::select! {
+                () = sandbox.look(self.client) => {}
+                () = self.shutdown.reached(ShutdownPhase::Draining) => {}
+            }
+        }
     }
 
-    /// Forwards the request and the response.
+    /// Forwards the request and the response. Sets `sandbox` to the one that was created.
     async fn forward(
         &self,
         request: Request<RecvStream>,
         respond: &mut SendResponse<Bytes>,
+        sandbox: &mut Option<NewSandbox>,
     ) -> Result<Outcome, CallError> {
         let (head, mut body) = request.into_parts();
         let (first, inspected) = if is_inspected(self.client, head.uri.path()) {
@@ -105,6 +115,7 @@ impl ProxiedCall<'_> {
         let (response, mut to) = self.client.backend.send_request(request, end).await?;
         let result = {
             let inspected = inspected.request();
+            let mut created = inspected.and_then(InspectedRequest::new_sandbox);
             let upload = async {
                 if end {
                     return Ok(());
@@ -112,20 +123,27 @@ impl ProxiedCall<'_> {
                 tokio::select! {
                     biased;
                     // An error here also ends the response, which then reports it.
-                    _ = pump(first, &mut body, &mut to) => Ok(()),
+                    _ = pump(first, &mut body, &mut to, |_| ()) => Ok(()),
                     evicted = evicted(inspected) => Err(evicted),
                 }
             };
             let mut upload = pin!(upload);
-            let mut download = pin!(self.forward_response(response, inspected, respond));
-            tokio::select! {
-                biased;
-                result = &mut download => result,
-                sent = &mut upload => match sent {
-                    Ok(()) => download.await,
-                    Err(status) => Err(status.into()),
-                },
+            let result = {
+                let download = self.forward_response(response, inspected, respond, &mut created);
+                let mut download = pin!(download);
+                tokio::select! {
+                    biased;
+                    result = &mut download => result,
+                    sent = &mut upload => match sent {
+                        Ok(()) => download.await,
+                        Err(status) => Err(status.into()),
+                    },
+                }
+            };
+            if matches!(result, Ok(Ok(()))) {
+                *sandbox = created;
             }
+            result
         };
         match (&result, inspected) {
             (Err(CallError::ClientReset(reason)), _) => to.send_reset(*reason),
@@ -159,6 +177,7 @@ impl ProxiedCall<'_> {
         response: ResponseFuture,
         inspected: Option<&InspectedRequest<'_>>,
         respond: &mut SendResponse<Bytes>,
+        created: &mut Option<NewSandbox>,
     ) -> Result<Outcome, CallError> {
         let mut response = self.receive_head(response, respond).await?;
         if let Some(inspected) = inspected
@@ -182,13 +201,14 @@ impl ProxiedCall<'_> {
                 ensure_later(self.client, request.clone());
             }
         }
-        self.forward_body(response, respond).await
+        self.forward_body(response, respond, created).await
     }
 
     async fn forward_body(
         &self,
         response: Response<RecvStream>,
         respond: &mut SendResponse<Bytes>,
+        created: &mut Option<NewSandbox>,
     ) -> Result<Outcome, CallError> {
         let (head, mut from) = response.into_parts();
         let end = from.is_end_stream();
@@ -198,9 +218,14 @@ impl ProxiedCall<'_> {
         if end {
             return Ok(outcome.unwrap_or(Err(Kind::Unknown)));
         }
+        let on_data = |bytes: &Bytes| {
+            if let Some(created) = created {
+                created.add(bytes);
+            }
+        };
         let result = tokio::select! {
             biased;
-            pumped = pump(FirstBytes::default(), &mut from, &mut to) => {
+            pumped = pump(FirstBytes::default(), &mut from, &mut to, on_data) => {
                 pumped.map_err(|error| match error {
                     PumpError::Read(error) => self.backend_error(&error),
                     PumpError::Write(error) => client_error(&error),

@@ -17,7 +17,7 @@ use resnap_core::Kind;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, log_end};
 use crate::call::ProxiedCall;
 use crate::call_record::CallRecord;
 use crate::limits::{LAST_RESERVE, server_builder};
@@ -75,11 +75,7 @@ async fn serve_calls(
     loop {
         tokio::select! {
             biased;
-            Some(ended) = backends.next() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection to containerd ended");
-                }
-            }
+            Some(ended) = backends.next() => log_end(ended),
             Some(driver) = drivers.recv() => backends.push(driver),
             call = connection.accept() => match call {
                 Some(call) => {

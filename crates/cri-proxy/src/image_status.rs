@@ -73,7 +73,8 @@ async fn question(
     if !discovery.watches_any(&handlers) {
         return Ok(None);
     }
-    let pod = pods::with_annotations(&client.backend, &spec.annotations).await?;
+    let pod =
+        pods::with_annotations(&client.backend, &client.state.new_pods, &spec.annotations).await?;
     let Some(pod) = agreed(spec, pod) else {
         return Ok(None);
     };
@@ -100,6 +101,14 @@ fn agreed(spec: &ClientImageSpec, pod: Option<Pod>) -> Option<Pod> {
 }
 
 async fn decide(client: &ClientContext, question: &AbsenceQuestion) -> bool {
+    let service = &client.state.service;
+    let (image, snapshotter) = (&question.image, &question.snapshotter);
+    if service
+        .is_still_ready(image, snapshotter, question.pick)
+        .await
+    {
+        return false;
+    }
     match may_be_pulled(client, &question.image).await {
         Ok(true) => {}
         Ok(false) => return false,

@@ -18,6 +18,7 @@ use crate::held::HeldRequest;
 use crate::image_status;
 use crate::limits::MAX_PEEKED;
 use crate::messages::ImageStatusResponse;
+use crate::new_sandbox::NewSandbox;
 use crate::observe::{ForwardReason, ProxyEvent};
 use crate::peek::{self, SkipEffect};
 use crate::preflight::{Preflight, Resolution};
@@ -59,6 +60,14 @@ impl InspectedRequest<'_> {
             deadline: self.deadline,
             held: Some(&self.held),
             failures: &self.failures,
+        }
+    }
+
+    /// Returns the sandbox that the request asks for, if it asks for one.
+    pub(crate) fn new_sandbox(&self) -> Option<NewSandbox> {
+        match &self.request {
+            Some(CriRequest::RunPodSandbox(request)) => Some(NewSandbox::new(request.clone())),
+            Some(CriRequest::CreateContainer(_)) | None => None,
         }
     }
 

@@ -65,6 +65,7 @@ mod inspection;
 mod kubelet_records;
 mod limits;
 mod messages;
+mod new_sandbox;
 mod observe;
 mod outage;
 mod peek;

@@ -23,6 +23,15 @@ pub(crate) struct RunPodSandboxRequest {
 pub(crate) struct PodSandboxConfig {
     #[prost(message, optional, tag = "1")]
     pub(crate) metadata: Option<PodSandboxMetadata>,
+    #[prost(map = "string, string", tag = "7")]
+    pub(crate) annotations: HashMap<String, String>,
+}
+
+/// `RunPodSandboxResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct RunPodSandboxResponse {
+    #[prost(string, tag = "1")]
+    pub(crate) id: String,
 }
 
 /// `PodSandboxMetadata`, without the number of the attempt (4).

@@ -5,19 +5,28 @@
 //! the images of its containers.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use resnap_core::PodId;
 
 use crate::backend::Backend;
+use crate::expiring::ExpiringMap;
 use crate::grpc::Status;
 use crate::messages::{
     ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxFilter,
-    PodSandboxMetadata, PodSandboxStateValue,
+    PodSandboxMetadata, PodSandboxStateValue, RunPodSandboxRequest,
 };
 
 /// The annotation with the time at which kubelet first saw a pod, to the nanosecond. It is in the
 /// sandbox and in the annotations of the pod's ImageStatus requests.
 const CONFIG_SEEN: &str = "kubernetes.io/config.seen";
+
+/// The time for which a pod is new. kubelet asks for its images as soon as the sandbox is there.
+const NEW: Duration = Duration::from_secs(120);
+
+/// The longest text of such a time, and the longest names of a pod and its handler together, that are remembered.
+const MAX_SEEN: usize = 64;
+const MAX_POD: usize = 1024;
 
 /// A pod with a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,17 +49,56 @@ pub(crate) async fn with_metadata(
     find(backend, is_wanted).await
 }
 
+/// The pods of the sandboxes that were created lately, by the time at which kubelet first saw each.
+#[derive(Debug)]
+pub(crate) struct NewPods(ExpiringMap<String, Option<Pod>>);
+
+impl Default for NewPods {
+    fn default() -> Self {
+        Self(ExpiringMap::new(NEW))
+    }
+}
+
+impl NewPods {
+    /// Records that the sandbox was created that this request asked for.
+    pub(crate) fn record(&self, request: &RunPodSandboxRequest) {
+        let Some(config) = &request.config else {
+            return;
+        };
+        let Some(seen) = config.annotations.get(CONFIG_SEEN) else {
+            return;
+        };
+        let pod = Pod {
+            id: config.metadata.as_ref().map(PodSandboxMetadata::pod),
+            handler: request.runtime_handler.clone(),
+        };
+        let size = pod.handler.len() + pod.id.as_ref().map_or(0, |id| id.name.len() + id.uid.len());
+        if (1..=MAX_SEEN).contains(&seen.len()) && size <= MAX_POD {
+            // If others have the same time, containerd is asked.
+            let is_only = self
+                .0
+                .get(seen)
+                .is_none_or(|known| known.as_ref() == Some(&pod));
+            self.0.insert(seen.clone(), is_only.then_some(pod));
+        }
+    }
+}
+
 /// Returns the pod with these annotations, in the same way.
 ///
 /// # Errors
 /// The error of containerd, if it does not answer.
 pub(crate) async fn with_annotations(
     backend: &Backend,
+    new: &NewPods,
     annotations: &HashMap<String, String>,
 ) -> Result<Option<Pod>, Status> {
     let Some(seen) = annotations.get(CONFIG_SEEN).filter(|seen| !seen.is_empty()) else {
         return Ok(None);
     };
+    if let Some(Some(pod)) = new.0.get(seen) {
+        return Ok(Some(pod));
+    }
     let is_wanted = |sandbox: &PodSandbox| sandbox.annotations.get(CONFIG_SEEN) == Some(seen);
     find(backend, is_wanted).await
 }

@@ -258,7 +258,17 @@ impl Preflight<'_> {
                  still running"
             )
         };
-        let call = self.call_service(image.clone(), repair, Arc::clone(&latest));
+        let call = async {
+            let service = &self.client.state.service;
+            let RequiredImage {
+                image: name, pick, ..
+            } = image;
+            if service.is_still_ready(name, snapshotter, *pick).await {
+                return Ok(());
+            }
+            let latest = Arc::clone(&latest);
+            self.call_service(image.clone(), repair, latest).await
+        };
         let result = self.in_time(call, progress).await?;
         if result.is_ok() && !self.deadline.is_none_or(Deadline::leaves_time) {
             return Err(Status::new(

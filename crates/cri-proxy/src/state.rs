@@ -16,6 +16,7 @@ use crate::held::HeldRequests;
 use crate::kubelet_records::KubeletRecords;
 use crate::limits::{MAX_BACKGROUND, MAX_HELD, PEEK_BUDGET};
 use crate::observe::{ProxyEvent, ProxyObserver};
+use crate::pods::NewPods;
 use crate::pull::Pulls;
 use crate::pull_memory::PullMemory;
 use crate::runtime::{ClientThread, ServiceRuntime};
@@ -33,6 +34,7 @@ pub(crate) struct ProxyState {
     pub(crate) held: HeldRequests,
     pub(crate) pulls: Arc<Pulls>,
     pub(crate) pull_memory: PullMemory,
+    pub(crate) new_pods: NewPods,
     pub(crate) kubelet_records: KubeletRecords,
     /// The unused places of [`MAX_BACKGROUND`].
     pub(crate) background: Arc<Semaphore>,
@@ -57,6 +59,7 @@ impl ProxyState {
             held: HeldRequests::new(MAX_HELD),
             pulls: Arc::default(),
             pull_memory: PullMemory::default(),
+            new_pods: NewPods::default(),
             background: Arc::new(Semaphore::new(MAX_BACKGROUND)),
             observer,
             client_thread: ClientThread::default(),

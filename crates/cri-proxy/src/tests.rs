@@ -3,6 +3,7 @@
 
 //! The proxy, in front of a server that answers as containerd does.
 
+mod ahead;
 mod calls;
 mod clients;
 mod containerd;

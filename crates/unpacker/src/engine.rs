@@ -16,6 +16,7 @@ use crate::asked::write_layer;
 use crate::backend::Backend;
 use crate::content::OffLoop;
 use crate::documents::Documents;
+use crate::found_ready::FoundReady;
 use crate::inventory::Inventory;
 use crate::job::Canceller;
 use crate::lease::LeaseKeeper;
@@ -48,6 +49,7 @@ pub struct Engine {
     registry: Arc<JobRegistry>,
     runner: Arc<Runner>,
     views: Arc<Views>,
+    pub(crate) found_ready: Arc<FoundReady>,
 }
 
 impl Deref for Engine {
@@ -107,6 +109,7 @@ impl Engine {
             registry,
             runner: Arc::new(runner),
             views: Arc::default(),
+            found_ready: Arc::default(),
         })
     }
 

@@ -71,6 +71,7 @@ mod evict_sources;
 mod eviction;
 mod feed;
 mod fetch;
+mod found_ready;
 mod image;
 mod intact;
 mod inventory;

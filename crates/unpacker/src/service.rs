@@ -6,9 +6,11 @@
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use resnap_core::{
-    EnsureProgress, EnsureRequest, Error, ManifestPreference, NotReady, UnpackService, error_chain,
+    EnsureProgress, EnsureRequest, Error, Integrity, ManifestPreference, NotReady, UnpackService,
+    error_chain,
 };
 
+use crate::found_ready::ReadyKey;
 use crate::{Engine, Progress, Reader, Request, UnpackError};
 
 #[async_trait]
@@ -29,7 +31,7 @@ impl UnpackService for Engine {
         };
         let not_ready = |error| not_ready(want.image, &error);
         let verified = self.verify_signed(&request, want.snapshotter);
-        match is_ready(self, &request, want.snapshotter).await {
+        match find_ready(self, &request, want.snapshotter).await {
             Ok(true) => return verified.await.map_err(not_ready),
             Err(UnpackError::NoSuchImage { .. }) => return Err(NotReady::Unknown),
             // The job finds the exact reason, and repairs what it can.
@@ -61,8 +63,44 @@ impl UnpackService for Engine {
             by_itself: true,
             ..Request::new(image).on(snapshotter)
         };
-        let is_ready = is_ready(self, &request, snapshotter).await;
+        let is_ready = find_ready(self, &request, snapshotter).await;
         is_ready.map_err(|error| not_ready(image, &error))
+    }
+
+    async fn is_still_ready(
+        &self,
+        image: &str,
+        snapshotter: &str,
+        pick: ManifestPreference,
+    ) -> bool {
+        let key = key(image, snapshotter, pick);
+        let Some(plan) = self.found_ready.get(&key) else {
+            return false;
+        };
+        let backend = &self.backend;
+        if backend.profiles.get(snapshotter).integrity == Integrity::Signed {
+            return false;
+        }
+        let record = |name| backend.ports.images.get(&backend.scope, name);
+        let is_same = async {
+            let record = record(&plan.image.name).await;
+            record.is_ok_and(|record| record.target.digest == plan.image.target.digest)
+        };
+        // An image by exactly the name that was asked for goes before others.
+        let is_preferred = async {
+            let is_exact = image == plan.image.name;
+            is_exact || record(image).await.is_err_and(|error| error.is_not_found())
+        };
+        // What was found ready holds if the name still stands for it.
+        let is_named = async {
+            key.decides_on(&plan) || {
+                let (is_same, is_preferred) = tokio::join!(is_same, is_preferred);
+                is_same && is_preferred
+            }
+        };
+        let is_ready = Reader::is_ready(self, &plan, snapshotter);
+        let (is_named, is_ready) = tokio::join!(is_named, is_ready);
+        is_named && matches!(is_ready, Ok(true))
     }
 
     async fn is_remote(&self, image: &str, snapshotter: &str) -> Result<bool, NotReady> {
@@ -74,13 +112,27 @@ impl UnpackService for Engine {
     }
 }
 
-async fn is_ready(
-    reader: &Reader,
+/// Returns whether an image is ready, and remembers that it is.
+async fn find_ready(
+    engine: &Engine,
     request: &Request,
     snapshotter: &str,
 ) -> Result<bool, UnpackError> {
-    let plan = reader.plan(request).await?;
-    reader.is_ready(&plan, snapshotter).await
+    let plan = engine.plan(request).await?;
+    let is_ready = Reader::is_ready(engine, &plan, snapshotter).await?;
+    if is_ready {
+        let key = key(&request.image, snapshotter, request.pick);
+        engine.found_ready.remember(key, &plan);
+    }
+    Ok(is_ready)
+}
+
+fn key(image: &str, snapshotter: &str, pick: ManifestPreference) -> ReadyKey {
+    ReadyKey {
+        image: image.to_owned(),
+        snapshotter: snapshotter.to_owned(),
+        pick,
+    }
 }
 
 fn not_ready(image: &str, error: &UnpackError) -> NotReady {

@@ -17,7 +17,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::grpc::{Status, decode, encode};
 use crate::messages::{
     Empty, Image, ImageStatusResponse, ListPodSandboxResponse, PodSandbox, PodSandboxStatusRequest,
-    PodSandboxStatusResponse, StatusResponse, VersionResponse,
+    PodSandboxStatusResponse, RunPodSandboxRequest, RunPodSandboxResponse, StatusResponse,
+    VersionResponse,
 };
 
 /// The state that survives a restart of the server.
@@ -157,6 +158,9 @@ impl Containerd {
                 }));
                 encode(&ListPodSandboxResponse { items })
             }
+            "RunPodSandbox" => encode(&RunPodSandboxResponse {
+                id: decode::<RunPodSandboxRequest>(body)?.runtime_handler,
+            }),
             "ImageStatus" => encode(&ImageStatusResponse {
                 image: Some(Image {
                     id: IMAGE_ID.to_owned(),

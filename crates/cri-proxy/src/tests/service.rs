@@ -45,6 +45,8 @@ pub(super) struct Service {
     pub(super) planning: Option<Barrier>,
     /// Whether images are ready on the snapshotters of these names: at the next looks, the last for ever.
     pub(super) ready: Mutex<BTreeMap<&'static str, Vec<bool>>>,
+    /// The snapshotters on which all images are still ready.
+    pub(super) still_ready: Mutex<Vec<&'static str>>,
     /// Whether the files of all images are in guests only.
     pub(super) is_remote: bool,
 }
@@ -132,6 +134,15 @@ impl UnpackService for Service {
             Some([_, ..]) => Ok(ready.get_mut(snapshotter).unwrap().remove(0)),
             _ => Err(NotReady::Unknown),
         }
+    }
+
+    async fn is_still_ready(
+        &self,
+        _image: &str,
+        snapshotter: &str,
+        _pick: ManifestPreference,
+    ) -> bool {
+        self.still_ready.lock().unwrap().contains(&snapshotter)
     }
 
     async fn is_remote(&self, _image: &str, _snapshotter: &str) -> Result<bool, NotReady> {
