@@ -77,6 +77,11 @@ state = "{root}"
                 "[proxy_plugins.nydus]\n  type = \"snapshot\"\n  address = \"{sockets}/nydus.sock\"\n"
             );
         }
+        if let Some(count) = self.options.parallel_unpacks {
+            text += &format!(
+                "[plugins.\"io.containerd.transfer.v1.local\"]\n  max_concurrent_unpacks = {count}\n"
+            );
+        }
         if self.options.diff_plugin {
             text += &self.diff_plugin();
         }

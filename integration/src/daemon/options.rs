@@ -25,6 +25,8 @@ pub struct Options {
     /// Whether the CRI of containerd 2 pulls for runtime handlers, too (`runtime_platforms`), and labels
     /// the layers that it pulls.
     pub pull_for_handlers: bool,
+    /// The layers that the transfer service unpacks at once, where containerd can (2.2); one, if this is `None`.
+    pub parallel_unpacks: Option<u32>,
     /// Puts all of its files on a tmpfs of this size, such as `6g`.
     pub tmpfs: Option<&'static str>,
 }
@@ -39,6 +41,7 @@ impl Default for Options {
             discard_layers: false,
             native: false,
             pull_for_handlers: false,
+            parallel_unpacks: None,
             tmpfs: None,
         }
     }

@@ -8,8 +8,8 @@
 //! to `target/bench/index.html`.
 //! The names of tables as arguments choose some.
 //!
-//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `images`, `hostile`, `apply` and `sibling` measure another build of resnap
-//! as well, in turns with this one.
+//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `images`, `proxy`, `streams`, `hostile`, `apply` and `sibling` measure
+//! another build of resnap as well, in turns with this one.
 
 // Printing is the purpose of this program.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -30,6 +30,7 @@ mod pull;
 mod sample;
 mod setup;
 mod sibling;
+mod streams;
 mod table;
 mod verity;
 mod warm;
@@ -51,6 +52,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("cold", cold::run),
     ("herd", herd::run),
     ("proxy", proxy::run),
+    ("streams", streams::run),
     ("misbehaving", misbehaving::run),
     ("hostile", hostile::run),
     ("apply", apply::run),

@@ -86,14 +86,16 @@ struct Way {
 
 pub(crate) fn run(setup: &Setup) -> Result<Table> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let served = setup.serve()?;
+    let served = setup.serve_all()?;
     let mut rows = Vec::new();
     for subject in subjects(setup)? {
         for (clients, calls) in CLIENTS {
             rows.extend(compare(setup, &served, &runtime, &subject, clients, calls)?);
         }
     }
-    rows.extend(memory(&served, &runtime)?);
+    for (name, served) in &served {
+        rows.extend(memory(name, served, &runtime)?);
+    }
     drop(served);
     Ok(Table {
         name: "proxy",
@@ -128,7 +130,8 @@ fn subjects(setup: &Setup) -> Result<[Subject; 2]> {
         sandbox: sandbox.id().to_owned(),
         config: Some(Config {
             metadata: Some(name("taken")),
-            image: Some(name(&image.reference)),
+            // As kubelet names the images of containers.
+            image: Some(name(&image.config)),
             arguments: vec!["x".repeat(SIZE)],
         }),
         pod: Some(Config {
@@ -159,40 +162,47 @@ fn subjects(setup: &Setup) -> Result<[Subject; 2]> {
 
 fn compare(
     setup: &Setup,
-    served: &Served,
+    served: &[(String, Served)],
     runtime: &Runtime,
     subject: &Subject,
     clients: usize,
     calls: usize,
-) -> Result<[Row; 3]> {
+) -> Result<Vec<Row>> {
     let mut direct = Way::of(runtime, setup.containerd.socket(), clients)?;
-    let mut proxied = Way::of(runtime, &served.socket, clients)?;
-    for way in [&mut direct, &mut proxied] {
+    let proxied = served.iter();
+    let proxied = proxied.map(|(_, served)| Way::of(runtime, &served.socket, clients));
+    let mut proxied: Vec<_> = proxied.collect::<Result<_>>()?;
+    for way in [&mut direct].into_iter().chain(&mut proxied) {
         // The first round only warms up.
         way.round(runtime, subject, calls)?;
         way.forget();
     }
     for _ in 0..ROUNDS {
-        direct.round(runtime, subject, calls)?;
-        proxied.round(runtime, subject, calls)?;
+        for way in [&mut direct].into_iter().chain(&mut proxied) {
+            way.round(runtime, subject, calls)?;
+        }
     }
-    let name = |way| format!("{} by {clients}: {way}", subject.name);
+    let name = |way: &str| format!("{} by {clients}: {way}", subject.name);
     let direct = direct.row(name("direct"));
-    let mut proxied = proxied.row(name("resnap serve"));
     let of = |row: &Row| row.per_second.unwrap_or_default();
-    proxied.ratio = Some(of(&proxied) / of(&direct));
     let more = |more: Option<f64>, than: Option<f64>| more.zip(than).map(|(a, b)| a - b);
-    let added = Row {
-        variant: name("added"),
-        median: more(proxied.median, direct.median),
-        p99: more(proxied.p99, direct.p99),
-        ..Row::default()
-    };
-    Ok([direct, proxied, added])
+    let mut rows = vec![direct.clone()];
+    for ((way, _), proxied) in served.iter().zip(proxied) {
+        let mut proxied = proxied.row(name(way));
+        proxied.ratio = Some(of(&proxied) / of(&direct));
+        let added = Row {
+            variant: name(&format!("added by {way}")),
+            median: more(proxied.median, direct.median),
+            p99: more(proxied.p99, direct.p99),
+            ..Row::default()
+        };
+        rows.extend([proxied, added]);
+    }
+    Ok(rows)
 }
 
 /// Resident after some calls and after many more.
-fn memory(served: &Served, runtime: &Runtime) -> Result<[Row; 2]> {
+fn memory(name: &str, served: &Served, runtime: &Runtime) -> Result<[Row; 2]> {
     let subject = Subject {
         name: "Version",
         path: VERSION,
@@ -203,7 +213,7 @@ fn memory(served: &Served, runtime: &Runtime) -> Result<[Row; 2]> {
     let mut row = |calls: usize, variant: &str| {
         way.round(runtime, &subject, calls / 64)?;
         anyhow::Ok(Row {
-            variant: variant.to_owned(),
+            variant: format!("{variant}: {name}"),
             peak_kib: Some(served.memory("VmRSS")?),
             ..Row::default()
         })

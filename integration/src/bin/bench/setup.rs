@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::daemon::{Containerd, Options};
-use resnap_integration::debian::{output, provision};
+use resnap_integration::debian::{Dist, output, provision};
 use resnap_integration::image::{Built, large_files, small_files, web};
 
 use crate::process;
@@ -79,8 +79,13 @@ impl Setup {
 
     /// One beside it, with another containerd of the same version.
     pub(crate) fn another(&self, options: Options) -> Result<Self> {
+        self.of(self.containerd.dist(), options)
+    }
+
+    /// One beside it, with this containerd.
+    pub(crate) fn of(&self, dist: &Dist, options: Options) -> Result<Self> {
         Ok(Self {
-            containerd: Containerd::start(self.containerd.dist(), options)?,
+            containerd: Containerd::start(dist, options)?,
             resnap: self.resnap.clone(),
             other: self.other.clone(),
         })
@@ -159,6 +164,19 @@ impl Setup {
         let address = self.containerd.socket();
         let mut command = self.resnap.on(address);
         Served::begin(command.arg("serve"), address.with_file_name("proxy.sock"))
+    }
+
+    /// `resnap serve` of each build in front of containerd, with its name.
+    pub(crate) fn serve_all(&self) -> Result<Vec<(String, Served)>> {
+        let serve = |resnap: &Resnap| {
+            let name = resnap.row("resnap serve");
+            let dir = self.containerd.scratch().join(name.replace(' ', "-"));
+            let mut command = resnap.on(self.containerd.socket());
+            command.arg("serve").arg("--runtime-dir").arg(&dir);
+            let socket = dir.with_extension("sock");
+            anyhow::Ok((name, Served::begin(&mut command, socket)?))
+        };
+        self.resnaps().map(serve).collect()
     }
 
     /// `resnap unpack`, by containerd's socket or a tap's.

@@ -55,7 +55,7 @@ struct Measured<'a> {
 }
 
 /// A variant.
-#[derive(Default, Serialize)]
+#[derive(Clone, Default, Serialize)]
 pub(crate) struct Row {
     pub(crate) variant: String,
     /// In the order they were taken.
