@@ -30,14 +30,15 @@ pub(crate) const MAX_BACKGROUND: usize = 64;
 /// The largest headers or trailers: gRPC puts error messages into them.
 const MAX_HEADERS: u32 = 1 << 20;
 
-/// The flow-control window of a call, in each direction. With less, long streams wait for each other's ends.
-const STREAM_WINDOW: u32 = 1 << 20;
+/// The flow-control window of a call, in each direction.
+const STREAM_WINDOW: u32 = 256 << 10;
 
-/// The flow-control window of all calls of a client together.
+/// The flow-control window of all calls of a client together. As many calls as have their windows in it, less one,
+/// may not be read without stopping the others.
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// The bytes of a call that h2 buffers after the receiver granted a window for them.
-const SEND_BUFFER: usize = 256 << 10;
+const SEND_BUFFER: usize = 64 << 10;
 
 /// The concurrent calls of a client. Its further calls wait.
 const MAX_CALLS: u32 = 1024;
