@@ -18,7 +18,7 @@ KUBERNETES_VALIDATE := $(TOOLS)/bin/kubernetes-validate
 NEEDS := cc:gcc,libc6-dev mount:mount protoc:protobuf-compiler
 
 help: ## Print this
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 build: setup ## Build everything, tests too
 	@# Also the tests: without them cargo would choose other features, and build twice.
@@ -31,6 +31,10 @@ bench: build ## Measure resnap on a real containerd, next to ctr; needs root
 	@# The bench, too: it measures what inflating and hashing take by themselves.
 	cargo build --release --locked -p resnap -p resnap-integration --bin resnap --bin bench
 	$(TARGET)/release/bench
+
+decoders: NEEDS += autoreconf:autoconf automake:automake libtoolize:libtool nasm:nasm
+decoders: setup ## Compare decoders of gzip
+	cargo run --release --locked --manifest-path integration/decoders/Cargo.toml --target-dir $(TARGET)/decoders
 
 test: NEEDS += mkfs.ext4:e2fsprogs
 test: build ## Run all tests; the live suite runs real containerds and needs root
@@ -95,4 +99,4 @@ $(TOOLS)/bin/python3:
 		apt-get install -q -y --no-install-recommends python3-venv; }
 	python3 -m venv $(TOOLS)
 
-.PHONY: help build demo bench test check fuzz setup clean
+.PHONY: help build demo bench decoders test check fuzz setup clean
