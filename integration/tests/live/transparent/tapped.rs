@@ -55,6 +55,11 @@ impl TappedProxy {
         eventually("resnap serves", DEADLINE, || {
             Ok(UnixStream::connect(&served.socket).is_ok())
         })?;
+        // Later, its own call would be taken for that of the test.
+        let [last, ..] = OWN.map(Method::new);
+        eventually("resnap knows containerd", DEADLINE, || {
+            Ok(back.count(last) > 0)
+        })?;
         let wire = runtime.block_on(Wire::connect(front.socket()))?;
         Ok(Self {
             front,
