@@ -40,7 +40,8 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 pub(crate) struct Connection {
     path: PathBuf,
     /// A task of the runtime in which a channel was made moves its bytes: each runtime has its own, so that
-    /// no call waits for threads to wake each other. tokio never uses an ID again.
+    /// no call waits for threads to wake each other. tokio 1.54 counts IDs up and uses none again, which it does not
+    /// promise.
     channels: Arc<Mutex<HashMap<runtime::Id, Channel>>>,
     call_timeout: Duration,
 }

@@ -4,8 +4,8 @@
 //! The ports of [`resnap_core`] over containerd's gRPC API, for containerd 1.6 to 2.4.
 //!
 //! A [`Client`] is one HTTP/2 connection to containerd's Unix socket for each tokio runtime that it is used in. It
-//! reconnects when containerd restarts. Answers may have up to 16 MiB, the limit of containerd itself. Every gRPC code becomes a
-//! [`Kind`](resnap_core::Kind) in one place, `status.rs`.
+//! reconnects when containerd restarts. Answers may have up to 16 MiB, the limit of containerd itself. Every gRPC code
+//! becomes a [`Kind`](resnap_core::Kind) in one place, `status.rs`.
 //!
 //! A [`DiffServer`] is the other direction: containerd's own differ service, which containerd asks to write the
 //! layers of its pulls. All calls of that service by this crate have a mark, by which they end if they come back.

@@ -139,7 +139,8 @@ impl Discovery {
             return Ok(Some(known.clone()));
         }
         let status = sandbox_status(backend, sandbox).await?;
-        self.record_sandbox(backend, sandbox, &status).await
+        let info = verbose_info(&status);
+        self.record_sandbox(backend, sandbox, status, &info).await
     }
 
     /// Looks at a sandbox that containerd has just created, as [`Endpoint::generation`] was `generation`: its
@@ -156,10 +157,11 @@ impl Discovery {
         generation: u64,
     ) -> Result<(), Status> {
         let status = sandbox_status(backend, sandbox).await?;
-        if let Some(image) = non_empty(&verbose_info(&status)["image"]) {
+        let info = verbose_info(&status);
+        if let Some(image) = non_empty(&info["image"]) {
             Known::set(&self.sandbox_image, generation, image);
         }
-        self.record_sandbox(backend, sandbox, &status).await?;
+        self.record_sandbox(backend, sandbox, status, &info).await?;
         Ok(())
     }
 
@@ -167,16 +169,16 @@ impl Discovery {
         &self,
         backend: &Backend,
         sandbox: &str,
-        status: &PodSandboxStatusResponse,
+        status: PodSandboxStatusResponse,
+        info: &Value,
     ) -> Result<Option<String>, Status> {
-        let snapshotter = match non_empty(&verbose_info(status)["snapshotter"]) {
+        let snapshotter = match non_empty(&info["snapshotter"]) {
             Some(snapshotter) => snapshotter,
             None => {
                 // Only the sandbox controller `podsandbox` reports it.
                 let handlers = self.handlers(backend).await?;
-                let status = status.status.as_ref();
-                let handler = status.map_or("", |status| &status.runtime_handler);
-                match handlers.snapshotter(handler) {
+                let handler = status.status.unwrap_or_default().runtime_handler;
+                match handlers.snapshotter(&handler) {
                     Some(snapshotter) => snapshotter.to_owned(),
                     None => return Ok(None),
                 }
