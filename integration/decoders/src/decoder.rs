@@ -24,7 +24,7 @@ pub(crate) struct Decoder {
     /// Whether it works on whole buffers, for the blob and for the output.
     pub(crate) is_whole: bool,
     pub(crate) language: &'static str,
-    /// What it needs to build, besides Rust.
+    /// The programs that its build needs, besides Rust.
     pub(crate) needs: &'static str,
     /// Decompresses a file of one member, and returns the size of the output.
     pub(crate) run: fn(&Path) -> Result<u64>,

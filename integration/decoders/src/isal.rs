@@ -18,7 +18,7 @@ use isal_sys::igzip_lib::{
 /// A decoder of one member of gzip.
 pub(crate) struct Isal<R> {
     source: R,
-    /// Of more than 80 KiB. Its pointers to buffers are null between calls.
+    /// The state, of more than 80 KiB. Its pointers to buffers are null between calls.
     state: Box<inflate_state>,
 }
 

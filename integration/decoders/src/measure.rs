@@ -18,7 +18,7 @@ use crate::decoder::Decoder;
 /// The argument by which the program measures one decoder.
 pub(crate) const CHILD: &str = "decode";
 
-/// What one run of a decoder took.
+/// The cost of one run of a decoder.
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) wall: f64,

@@ -14,7 +14,7 @@ use miniz_oxide::{DataFormat, MZError, MZFlush, MZStatus};
 pub(crate) struct Miniz<R> {
     source: R,
     state: Box<InflateState>,
-    /// That of resnap's decoder, so that the difference is one of inflating.
+    /// The checksum of resnap's decoder, so that the difference is one of inflating.
     crc: Crc,
     has_ended: bool,
 }

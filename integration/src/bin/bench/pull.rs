@@ -12,7 +12,7 @@ use resnap_integration::debian::{Dist, provision};
 use resnap_integration::image::Built;
 use resnap_integration::registry::Registry;
 
-use crate::setup::{Served, Setup, images, time_all};
+use crate::setup::{Served, Setup, images, time};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "pull";
@@ -178,7 +178,7 @@ fn pull(setup: &Setup, snapshotter: &str, reference: &str) -> Result<Duration> {
         pull.arg("--local");
     }
     pull.arg(reference).stdout(std::process::Stdio::null());
-    let taken = time_all(&mut [pull])?;
+    let taken = time(&mut pull)?;
     setup.ctr(NAMESPACE, &["images", "rm", "--sync", reference])?;
     Ok(taken)
 }

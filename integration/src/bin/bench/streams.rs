@@ -6,12 +6,12 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use resnap_integration::image::{digest, noise};
 
-use crate::setup::{Served, Setup};
+use crate::setup::{Served, Setup, time, time_all};
 use crate::table::{Row, Table};
 
 const NAMESPACE: &str = "streams";
@@ -122,11 +122,11 @@ impl<'a> Blob<'a> {
     fn ingest(&self, socket: &Path) -> Result<Duration> {
         let mut command = self.ctr(socket);
         command.args(["ingest", "--expected-digest", &self.digest, "blob"]);
-        timed(command.stdin(File::open(&self.path)?))
+        time(command.stdin(File::open(&self.path)?))
     }
 
     fn get(&self, socket: &Path) -> Result<Duration> {
-        timed(self.ctr(socket).args(["get", &self.digest]))
+        time(self.ctr(socket).args(["get", &self.digest]))
     }
 
     /// Puts the blob into containerd, for good.
@@ -134,7 +134,7 @@ impl<'a> Blob<'a> {
         let socket = self.setup.containerd.socket();
         self.ingest(socket)?;
         let label = "containerd.io/gc.root=bench";
-        timed(self.ctr(socket).args(["label", &self.digest, label])).map(drop)
+        time(self.ctr(socket).args(["label", &self.digest, label])).map(drop)
     }
 
     /// The memory of a proxy before and after many streams at once.
@@ -147,19 +147,14 @@ impl<'a> Blob<'a> {
             })
         };
         let before = memory("before")?;
-        let start = || self.ctr(&served.socket).args(["get", &self.digest]).spawn();
-        let all: Result<Vec<_>, _> = (0..BURST).map(|_| start()).collect();
-        for mut child in all.context("start ctr")? {
-            ensure!(child.wait()?.success(), "ctr content get failed");
-        }
+        let get = || {
+            let mut command = self.ctr(&served.socket);
+            command.args(["get", &self.digest]);
+            command
+        };
+        let mut burst: Vec<_> = (0..BURST).map(|_| get()).collect();
+        time_all(&mut burst)?;
         std::thread::sleep(REST);
         Ok([before, memory("afterwards")?])
     }
-}
-
-fn timed(command: &mut Command) -> Result<Duration> {
-    let start = Instant::now();
-    let status = command.status().context("run ctr")?;
-    ensure!(status.success(), "{command:?}: {status}");
-    Ok(start.elapsed())
 }
