@@ -59,8 +59,11 @@ impl ProxiedCall<'_> {
         let deadline = Deadline::of(request.headers());
         let is_over = || deadline.is_some_and(Deadline::is_over);
         let mut sandbox = None;
-        match self.forward(request, &mut respond, &mut sandbox).await {
-            Ok(outcome) => record.set_outcome(outcome),
+        match self.forward(request, &mut respond).await {
+            Ok((outcome, created)) => {
+                record.set_outcome(outcome);
+                sandbox = created;
+            }
             Err(CallError::ClientReset(_)) if is_over() => {
                 record.set_outcome(Err(Kind::DeadlineExceeded));
             }
@@ -90,20 +93,19 @@ impl ProxiedCall<'_> {
         }
     }
 
-    /// Forwards the request and the response. Sets `sandbox` to the one that was created.
+    /// Forwards the request and the response. Returns the outcome, and the sandbox that was created.
     async fn forward(
         &self,
         request: Request<RecvStream>,
         respond: &mut SendResponse<Bytes>,
-        sandbox: &mut Option<NewSandbox>,
-    ) -> Result<Outcome, CallError> {
+    ) -> Result<(Outcome, Option<NewSandbox>), CallError> {
         let (head, mut body) = request.into_parts();
         let (first, inspected) = if is_inspected(self.client, head.uri.path()) {
             // Boxed, since few calls are inspected, and the future of every call would be as large.
             let inspect = Box::pin(inspect(self.client, &head, &mut body));
             match self.while_client_waits(respond, inspect).await? {
                 Inspection::Forward(first, inspected) => (first, inspected),
-                Inspection::Answer(body) => return answer(respond, body),
+                Inspection::Answer(body) => return Ok((answer(respond, body)?, None)),
             }
         } else {
             (FirstBytes::default(), Inspected::None)
@@ -113,9 +115,9 @@ impl ProxiedCall<'_> {
         let removes_pod = head.uri.path() == REMOVE_POD_SANDBOX;
         let request = Request::from_parts(head, ());
         let (response, mut to) = self.client.backend.send_request(request, end).await?;
+        let mut sandbox = inspected.request().and_then(InspectedRequest::new_sandbox);
         let result = {
             let inspected = inspected.request();
-            let mut created = inspected.and_then(InspectedRequest::new_sandbox);
             let upload = async {
                 if end {
                     return Ok(());
@@ -128,22 +130,16 @@ impl ProxiedCall<'_> {
                 }
             };
             let mut upload = pin!(upload);
-            let result = {
-                let download = self.forward_response(response, inspected, respond, &mut created);
-                let mut download = pin!(download);
-                tokio::select! {
-                    biased;
-                    result = &mut download => result,
-                    sent = &mut upload => match sent {
-                        Ok(()) => download.await,
-                        Err(status) => Err(status.into()),
-                    },
-                }
-            };
-            if matches!(result, Ok(Ok(()))) {
-                *sandbox = created;
+            let download = self.forward_response(response, inspected, respond, &mut sandbox);
+            let mut download = pin!(download);
+            tokio::select! {
+                biased;
+                result = &mut download => result,
+                sent = &mut upload => match sent {
+                    Ok(()) => download.await,
+                    Err(status) => Err(status.into()),
+                },
             }
-            result
         };
         match (&result, inspected) {
             (Err(CallError::ClientReset(reason)), _) => to.send_reset(*reason),
@@ -153,7 +149,8 @@ impl ProxiedCall<'_> {
             (Ok(Ok(())), Inspected::None) if removes_pod => forget_removed(self.client),
             _ => {}
         }
-        result
+        let outcome = result?;
+        Ok((outcome, sandbox.filter(|_| outcome.is_ok())))
     }
 
     /// Runs `work` until the client resets the call or the proxy stops.
@@ -177,7 +174,7 @@ impl ProxiedCall<'_> {
         response: ResponseFuture,
         inspected: Option<&InspectedRequest<'_>>,
         respond: &mut SendResponse<Bytes>,
-        created: &mut Option<NewSandbox>,
+        sandbox: &mut Option<NewSandbox>,
     ) -> Result<Outcome, CallError> {
         let mut response = self.receive_head(response, respond).await?;
         if let Some(inspected) = inspected
@@ -201,14 +198,14 @@ impl ProxiedCall<'_> {
                 ensure_later(self.client, request.clone());
             }
         }
-        self.forward_body(response, respond, created).await
+        self.forward_body(response, respond, sandbox).await
     }
 
     async fn forward_body(
         &self,
         response: Response<RecvStream>,
         respond: &mut SendResponse<Bytes>,
-        created: &mut Option<NewSandbox>,
+        sandbox: &mut Option<NewSandbox>,
     ) -> Result<Outcome, CallError> {
         let (head, mut from) = response.into_parts();
         let end = from.is_end_stream();
@@ -219,8 +216,8 @@ impl ProxiedCall<'_> {
             return Ok(outcome.unwrap_or(Err(Kind::Unknown)));
         }
         let on_data = |bytes: &Bytes| {
-            if let Some(created) = created {
-                created.add(bytes);
+            if let Some(sandbox) = sandbox {
+                sandbox.add(bytes);
             }
         };
         let result = tokio::select! {
