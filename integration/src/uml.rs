@@ -23,9 +23,12 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::debian::{self, Suite, debs, run, unpack, write_program};
 
-/// The kernel, and what the guest needs: `dmsetup` with its libraries, and a shell.
-const GUEST: [&str; 9] = [
-    "user-mode-linux",
+/// The kernel. Those up to 6.15 trace the guest's processes by ptrace, and cannot restore their registers on a
+/// processor with AMX, as they keep fewer than the machine's kernel wants.
+const KERNEL: [&str; 1] = ["user-mode-linux"];
+
+/// The programs of the guest: `dmsetup` with its libraries, and a shell.
+const GUEST: [&str; 8] = [
     "busybox-static",
     "dmsetup",
     "libc6",
@@ -94,6 +97,7 @@ pub fn run_script(work: &Path, script: &str, limit: Duration) -> Result<Finished
         format!("rootflags={}", root.display()),
         "ro".to_owned(),
         "init=/init".to_owned(),
+        "seccomp=auto".to_owned(),
         "con=null".to_owned(),
         "con0=null,fd:1".to_owned(),
         format!("uml_dir={}", control.path().display()),
@@ -177,7 +181,8 @@ fn root() -> Result<&'static Path> {
 
 fn lay_out(root: &Path) -> Result<()> {
     let _lock = debian::lock(&root.with_extension("lock"))?;
-    debian::lay_out(root, &debs(&GUEST, Suite::Trixie)?)?;
+    let packages = [debs(&KERNEL, Suite::Forky)?, debs(&GUEST, Suite::Trixie)?].concat();
+    debian::lay_out(root, &packages)?;
     write_program(&root.join("init"), INIT)?;
     // The program is not for the machine's libc, and a root that was copied names the one it was copied from.
     let stamp = root.join(".kernel");

@@ -195,9 +195,10 @@ fn layers_behind_verity_are_read_and_a_flipped_bit_is_found() {
             script += &format!(
                 "echo == {name}
 if {mount}; then ({SHOW}) && umount /tmp/mnt; else echo not mounted; fi
-dmsetup status {name}
+dmsetup status {name} | cut -d' ' -f-4
 dmsetup remove {name}\n"
             );
+            // Newer kernels add the blocks that were corrected by another code, of which there is none here.
             // Valid, or corrupted.
             let state = if shown == self::shown(None) { "V" } else { "C" };
             expected += &format!("== {name}\n{shown}\n0 {} verity {state}\n", size / 512);
