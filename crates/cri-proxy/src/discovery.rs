@@ -30,32 +30,16 @@ const SNAPSHOTTER_DIR: &str = "io.containerd.snapshotter.v1.";
 #[derive(Debug)]
 pub(crate) struct Discovery {
     pub(crate) settings: ProxySettings,
-    handlers: Mutex<Option<Known<Arc<Handlers>>>>,
-    /// The sandbox image, as the newest sandbox has it.
-    sandbox_image: Mutex<Option<Known<String>>>,
+    handlers: Mutex<Option<KnownHandlers>>,
     /// The snapshotter of each pod. A pod never changes its snapshotter.
     sandboxes: Mutex<HashMap<String, String>>,
 }
 
-/// A part of containerd's configuration, and the generation of the connection in which it was read.
+/// The handlers, and the generation of the connection in which they were read.
 #[derive(Debug)]
-struct Known<T> {
+struct KnownHandlers {
     generation: u64,
-    value: T,
-}
-
-impl<T: Clone> Known<T> {
-    /// Returns the value, unless containerd may have another configuration by now.
-    fn get(known: &Mutex<Option<Self>>, generation: u64) -> Option<T> {
-        let known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.as_ref()?;
-        (known.generation == generation).then(|| known.value.clone())
-    }
-
-    fn set(known: &Mutex<Option<Self>>, generation: u64, value: T) {
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        *known = Some(Self { generation, value });
-    }
+    handlers: Arc<Handlers>,
 }
 
 impl Discovery {
@@ -63,7 +47,6 @@ impl Discovery {
         Self {
             settings,
             handlers: Mutex::default(),
-            sandbox_image: Mutex::default(),
             sandboxes: Mutex::default(),
         }
     }
@@ -99,11 +82,16 @@ impl Discovery {
     /// have been restarted with another configuration.
     pub(crate) async fn handlers(&self, backend: &Backend) -> Result<Arc<Handlers>, Status> {
         let generation = backend.generation().await?;
-        if let Some(known) = Known::get(&self.handlers, generation) {
-            return Ok(known);
+        if let Some(known) = self.known_handlers().as_ref()
+            && known.generation == generation
+        {
+            return Ok(Arc::clone(&known.handlers));
         }
         let handlers = Arc::new(self.fetch_handlers(backend).await?);
-        Known::set(&self.handlers, generation, Arc::clone(&handlers));
+        *self.known_handlers() = Some(KnownHandlers {
+            generation,
+            handlers: Arc::clone(&handlers),
+        });
         Ok(handlers)
     }
 
@@ -129,6 +117,10 @@ impl Discovery {
         Ok(handlers)
     }
 
+    fn known_handlers(&self) -> MutexGuard<'_, Option<KnownHandlers>> {
+        self.handlers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns the snapshotter of a pod; `None` if neither containerd nor the settings say.
     pub(crate) async fn snapshotter_of(
         &self,
@@ -139,40 +131,7 @@ impl Discovery {
             return Ok(Some(known.clone()));
         }
         let status = sandbox_status(backend, sandbox).await?;
-        let info = verbose_info(&status);
-        self.record_sandbox(backend, sandbox, status, &info).await
-    }
-
-    /// Looks at a sandbox that containerd has just created, as [`Endpoint::generation`] was `generation`: its
-    /// snapshotter is known then before a container asks for it, and the sandbox image before the next pod.
-    ///
-    /// [`Endpoint::generation`]: crate::backend::Endpoint::generation
-    ///
-    /// # Errors
-    /// The error of containerd.
-    pub(crate) async fn look_at_new_sandbox(
-        &self,
-        backend: &Backend,
-        sandbox: &str,
-        generation: u64,
-    ) -> Result<(), Status> {
-        let status = sandbox_status(backend, sandbox).await?;
-        let info = verbose_info(&status);
-        if let Some(image) = non_empty(&info["image"]) {
-            Known::set(&self.sandbox_image, generation, image);
-        }
-        self.record_sandbox(backend, sandbox, status, &info).await?;
-        Ok(())
-    }
-
-    async fn record_sandbox(
-        &self,
-        backend: &Backend,
-        sandbox: &str,
-        status: PodSandboxStatusResponse,
-        info: &Value,
-    ) -> Result<Option<String>, Status> {
-        let snapshotter = match non_empty(&info["snapshotter"]) {
+        let snapshotter = match non_empty(&verbose_info(&status)["snapshotter"]) {
             Some(snapshotter) => snapshotter,
             None => {
                 // Only the sandbox controller `podsandbox` reports it.
@@ -201,10 +160,6 @@ impl Discovery {
         let handlers = self.handlers(backend).await?;
         if handlers.sandbox_image.is_some() {
             return Ok(handlers.sandbox_image.clone());
-        }
-        let generation = backend.generation().await?;
-        if let Some(image) = Known::get(&self.sandbox_image, generation) {
-            return Ok(Some(Sourced::new(image, FactSource::PodSandboxStatus)));
         }
         let path = "/runtime.v1.ImageService/ListImages";
         let response: ListImagesResponse = backend.unary(path, &Empty {}).await?;

@@ -101,9 +101,8 @@ fn agreed(spec: &ClientImageSpec, pod: Option<Pod>) -> Option<Pod> {
 }
 
 async fn decide(client: &ClientContext, question: &AbsenceQuestion) -> bool {
-    let service = &client.state.service;
     let (image, snapshotter) = (&question.image, &question.snapshotter);
-    if service
+    if client
         .is_still_ready(image, snapshotter, question.pick)
         .await
     {

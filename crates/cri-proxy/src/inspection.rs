@@ -21,6 +21,7 @@ use crate::messages::ImageStatusResponse;
 use crate::new_sandbox::NewSandbox;
 use crate::observe::{ForwardReason, ProxyEvent};
 use crate::peek::{self, SkipEffect};
+use crate::pods;
 use crate::preflight::{Preflight, Resolution};
 use crate::pull_credentials;
 use crate::requirements::CriRequest;
@@ -141,7 +142,10 @@ pub(crate) async fn inspect<'a>(
         PULL_IMAGE => return Ok(inspect_pull(client, head, bytes).await),
         IMAGE_STATUS => return inspect_image_status(client, deadline, bytes).await,
         CREATE_CONTAINER => decode(&bytes).map(CriRequest::CreateContainer),
-        _ => decode(&bytes).map(CriRequest::RunPodSandbox),
+        _ => decode(&bytes).map(|mut request| {
+            pods::keep_only_config_seen(&mut request);
+            CriRequest::RunPodSandbox(request)
+        }),
     };
     let mut inspected = InspectedRequest {
         client,

@@ -13,7 +13,7 @@ use resnap_core::PodId;
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct RunPodSandboxRequest {
     #[prost(message, optional, tag = "1")]
-    pub(crate) config: Option<PodSandboxConfig>,
+    pub(crate) config: Option<ClientSandboxConfig>,
     #[prost(string, tag = "2")]
     pub(crate) runtime_handler: String,
 }
@@ -23,8 +23,6 @@ pub(crate) struct RunPodSandboxRequest {
 pub(crate) struct PodSandboxConfig {
     #[prost(message, optional, tag = "1")]
     pub(crate) metadata: Option<PodSandboxMetadata>,
-    #[prost(map = "string, string", tag = "7")]
-    pub(crate) annotations: HashMap<String, String>,
 }
 
 /// `RunPodSandboxResponse`.
@@ -203,7 +201,7 @@ pub(crate) struct ClientImageSpec {
     pub(crate) runtime_handler: String,
 }
 
-/// The `PodSandboxConfig` of a pull.
+/// `PodSandboxConfig` with the annotations, which those of CreateContainer are read without.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ClientSandboxConfig {
     #[prost(message, optional, tag = "1")]

@@ -41,16 +41,16 @@ impl NewSandbox {
 
     /// Looks at the sandbox, of which the client has the response.
     pub(crate) async fn look(self, client: &ClientContext) {
-        let generation = client.state.endpoint.generation();
         let Some(RunPodSandboxResponse { id }) = decode(&self.response) else {
             return;
         };
         client.state.new_pods.record(&self.request);
         let discovery = &client.state.discovery;
-        let look = discovery.look_at_new_sandbox(&client.backend, &id, generation);
+        // It remembers the answer.
+        let look = discovery.snapshotter_of(&client.backend, &id);
         // The calls for the containers ask for what is not known by then.
         match tokio::time::timeout(LOOK_TIMEOUT, look).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a new sandbox was not looked at"),
             Err(_) => tracing::debug!("containerd did not describe a new sandbox in time"),
         }

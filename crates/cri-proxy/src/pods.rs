@@ -36,6 +36,14 @@ pub(crate) struct Pod {
     pub(crate) handler: String,
 }
 
+/// Removes the annotations of a pod that are not read here: decoded, they can take many times their size.
+pub(crate) fn keep_only_config_seen(request: &mut RunPodSandboxRequest) {
+    if let Some(config) = &mut request.config {
+        let seen = config.annotations.remove_entry(CONFIG_SEEN);
+        config.annotations = seen.into_iter().collect();
+    }
+}
+
 /// Returns the pod whose sandbox has this metadata; `None` if there is none, or the handler is
 /// ambiguous.
 ///
@@ -154,6 +162,23 @@ fn only(sandboxes: impl Iterator<Item = PodSandbox>) -> Option<Pod> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::messages::ClientSandboxConfig;
+
+    #[test]
+    fn of_the_annotations_of_a_sandbox_only_the_time_is_kept() {
+        let annotations = [(CONFIG_SEEN, "2026"), ("a", "b")];
+        let annotations = annotations.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let mut request = RunPodSandboxRequest {
+            config: Some(ClientSandboxConfig {
+                annotations: annotations.clone().into(),
+                ..ClientSandboxConfig::default()
+            }),
+            ..RunPodSandboxRequest::default()
+        };
+        keep_only_config_seen(&mut request);
+        let [seen, _] = annotations;
+        assert_eq!(request.config.unwrap().annotations, [seen].into());
+    }
 
     #[test]
     fn a_pod_is_told_unless_sandboxes_contradict_each_other() {

@@ -259,11 +259,10 @@ impl Preflight<'_> {
             )
         };
         let call = async {
-            let service = &self.client.state.service;
             let RequiredImage {
                 image: name, pick, ..
             } = image;
-            if service.is_still_ready(name, snapshotter, *pick).await {
+            if self.client.is_still_ready(name, snapshotter, *pick).await {
                 return Ok(());
             }
             let latest = Arc::clone(&latest);

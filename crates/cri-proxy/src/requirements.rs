@@ -31,11 +31,11 @@ impl CriRequest {
 
     /// Returns the pod.
     pub(crate) fn pod(&self) -> Option<PodId> {
-        let config = match self {
-            Self::RunPodSandbox(request) => request.config.as_ref(),
-            Self::CreateContainer(request) => request.sandbox_config.as_ref(),
+        let metadata = match self {
+            Self::RunPodSandbox(request) => request.config.as_ref()?.metadata.as_ref(),
+            Self::CreateContainer(request) => request.sandbox_config.as_ref()?.metadata.as_ref(),
         };
-        config?.metadata.as_ref().map(PodSandboxMetadata::pod)
+        metadata.map(PodSandboxMetadata::pod)
     }
 
     /// Returns the name of the container; empty for a sandbox.

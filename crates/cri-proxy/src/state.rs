@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use resnap_core::{ManifestPreference, PullCredentials, UnpackService};
 use tokio::sync::Semaphore;
@@ -21,6 +22,9 @@ use crate::pull::Pulls;
 use crate::pull_memory::PullMemory;
 use crate::runtime::{ClientThread, ServiceRuntime};
 use crate::settings::ProxySettings;
+
+/// The time in which it must turn out that an image is still ready. It takes a call or two.
+const GLANCE: Duration = Duration::from_secs(1);
 
 /// The state of a proxy.
 pub(crate) struct ProxyState {
@@ -96,6 +100,18 @@ impl ClientContext {
             service_runtime: service_runtime.clone(),
             backend: Backend::detached(&state.endpoint),
         }
+    }
+
+    /// Returns whether an image that was found ready on a snapshotter is ready still, as far as that is known at
+    /// once. If it is not, the service has all the time to tell.
+    pub(crate) async fn is_still_ready(
+        &self,
+        image: &str,
+        snapshotter: &str,
+        pick: ManifestPreference,
+    ) -> bool {
+        let is_still_ready = self.state.service.is_still_ready(image, snapshotter, pick);
+        tokio::time::timeout(GLANCE, is_still_ready).await == Ok(true)
     }
 
     /// Returns whether an image is ready on a snapshotter. Errors count as no.
