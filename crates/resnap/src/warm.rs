@@ -15,6 +15,8 @@ use resnap_unpacker::{Engine, Event, Reader, Report, Request, UnpackError};
 use serde::Deserialize;
 use wildmatch::WildMatch;
 
+use crate::documents::{IMAGES_AT_ONCE, Overview};
+
 /// The space that must stay free on a file system. kubelet watches only that of the default snapshotter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -180,6 +182,24 @@ pub(crate) async fn decide(reader: &Reader, target: &Target<'_>) -> Result<Warme
         }
     }
     Ok(Warmed::Would)
+}
+
+/// Returns what is to be done for each of `targets`, in their order, by one look at the whole namespace, which
+/// takes as few calls for many images as for one.
+pub(crate) async fn decide_all(
+    overview: &Overview,
+    targets: &[Target<'_>],
+) -> Vec<Result<Warmed, UnpackError>> {
+    let decisions: Vec<_> = targets
+        .iter()
+        .map(|target| decide(&overview.reader, target))
+        .collect();
+    let decided = futures::stream::iter(decisions)
+        .buffered(IMAGES_AT_ONCE)
+        .collect()
+        .await;
+    overview.keep_documents();
+    decided
 }
 
 /// Makes one image ready if there is enough space, and passes events to `on_event`.

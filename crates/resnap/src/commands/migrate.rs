@@ -4,11 +4,12 @@
 //! `resnap migrate`.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use futures::StreamExt as _;
 use resnap_core::{ManifestPreference, SnapshotKey};
-use resnap_unpacker::{Engine, Eviction, UnpackedImage};
+use resnap_unpacker::{Engine, Eviction, UnpackError, UnpackedImage};
 use serde::Serialize;
 
 use super::evict::{show as show_eviction, show_warning};
@@ -16,14 +17,15 @@ use super::warm::{Row, show as show_rows};
 use crate::args::MigrateArguments;
 use crate::config::Config;
 use crate::connect::{evict_request, manifest_preference, working_engine};
+use crate::documents::Overview;
 use crate::exit_status::ExitStatus;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::warm::{Target, Warmed, decide, warm};
+use crate::warm::{Target, Warmed, decide_all, warm};
 
 #[derive(Serialize)]
-struct Document {
-    images: Vec<Row>,
+struct Document<'a> {
+    images: Vec<&'a Row>,
     /// `None` without `--evict`.
     eviction: Option<Eviction>,
     warning: Option<String>,
@@ -65,6 +67,7 @@ pub(crate) async fn run(
     let mut eviction = arguments.evict.then(Eviction::default);
     let mut warning = None;
     loop {
+        migration.decide(&mut items).await?;
         migration.unpack(&mut items).await;
         let Some(total) = &mut eviction else {
             break;
@@ -79,12 +82,12 @@ pub(crate) async fn run(
         }
     }
     let document = Document {
-        images: items.into_iter().filter_map(Item::row).collect(),
+        images: items.iter().filter_map(Item::row).collect(),
         eviction,
         warning,
     };
     output.document(&document, |table| {
-        show_rows(&document.images, table);
+        show_rows(document.images.iter().copied(), table);
         if let Some(eviction) = &document.eviction {
             table.line(String::new());
             show_eviction(eviction, &arguments.from, arguments.dry_run, table);
@@ -140,15 +143,54 @@ struct Migration<'a> {
 }
 
 impl Migration<'_> {
+    /// Finds the pending images that are ready already or have no room, by one look at all of them.
+    async fn decide(&self, items: &mut [Item]) -> Result<()> {
+        let dir = &self.config.runtime_dir.value;
+        let to = std::slice::from_ref(&self.arguments.to);
+        let overview = Overview::read(self.engine, dir, Some(to)).await?;
+        let mut pending: Vec<&mut Item> =
+            items.iter_mut().filter(|item| item.is_pending()).collect();
+        let images: Vec<String> = pending.iter().map(|item| item.image.clone()).collect();
+        let targets: Vec<Target<'_>> = images.iter().map(|image| self.target(image)).collect();
+        let decided = decide_all(&overview, &targets).await;
+        for (item, decided) in pending.iter_mut().zip(decided) {
+            if self.arguments.dry_run || !matches!(decided, Ok(Warmed::Would)) {
+                item.state = self.state(&item.image, decided);
+            }
+        }
+        Ok(())
+    }
+
+    fn target<'a>(&'a self, image: &'a str) -> Target<'a> {
+        Target {
+            image,
+            snapshotter: &self.arguments.to,
+            floor: self.arguments.min_free.unwrap_or_default(),
+            pick: self.pick,
+        }
+    }
+
+    fn state(&self, image: &str, warmed: Result<Warmed, UnpackError>) -> State {
+        let state = match &warmed {
+            Ok(Warmed::Ready | Warmed::Unpacked(_) | Warmed::Would) => State::Ready,
+            Ok(Warmed::NoRoom { .. }) => State::NoRoom,
+            Ok(Warmed::Skipped(_)) | Err(_) => State::Ended,
+        };
+        let MigrateArguments { to, all, .. } = self.arguments;
+        state(Row::new(image, to, warmed, !all))
+    }
+
     /// Makes the pending images ready, several at a time.
     async fn unpack(&self, items: &mut [Item]) {
         let jobs = self.arguments.jobs.map(usize::from);
         let jobs = jobs.unwrap_or(self.config.prewarm_jobs.value);
         let count = items.len();
-        let is_pending = |item: &&Item| matches!(item.state, State::Pending);
-        let mut done = count - items.iter().filter(is_pending).count();
-        let pending = items.iter_mut().enumerate();
-        let pending = pending.filter(|(_, item)| matches!(item.state, State::Pending));
+        let pending: Vec<(usize, &mut Item)> = items
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, item)| item.is_pending())
+            .collect();
+        let mut done = count - pending.len();
         let mut ended = futures::stream::iter(pending)
             .map(|(number, item)| self.unpack_one(number, item))
             .buffer_unordered(jobs);
@@ -162,37 +204,16 @@ impl Migration<'_> {
 
     /// Makes one image ready, and returns a line about it.
     async fn unpack_one(&self, number: usize, item: &mut Item) -> String {
-        let MigrateArguments {
-            to,
-            all,
-            min_free,
-            dry_run,
-            ..
-        } = self.arguments;
         let on_event = |event: &_| {
             if let Some(progress) = &mut *self.progress.borrow_mut() {
                 progress.show(number, event);
             }
         };
-        let image = &item.image;
-        let target = Target {
-            image,
-            snapshotter: to,
-            floor: min_free.unwrap_or_default(),
-            pick: self.pick,
-        };
-        let warmed = match dry_run {
-            true => decide(self.engine, &target).await,
-            false => warm(self.engine, &target, on_event).await,
-        };
-        let state = match &warmed {
-            Ok(Warmed::Ready | Warmed::Unpacked(_) | Warmed::Would) => State::Ready,
-            Ok(Warmed::NoRoom { .. }) => State::NoRoom,
-            Ok(Warmed::Skipped(_)) | Err(_) => State::Ended,
-        };
-        let row = Row::new(image, to, warmed, !all);
-        let line = format!("{image} {}", row.state);
-        item.state = state(row);
+        let warmed = warm(self.engine, &self.target(&item.image), on_event).await;
+        item.state = self.state(&item.image, warmed);
+        let line = item
+            .row()
+            .map_or_else(String::new, |row| format!("{} {}", row.image, row.state));
         if let Some(progress) = &mut *self.progress.borrow_mut() {
             progress.finish(number);
         }
@@ -204,18 +225,14 @@ impl Migration<'_> {
         let MigrateArguments {
             from, to, dry_run, ..
         } = self.arguments;
-        let is_ready = |item: &Item| matches!(item.state, State::Ready(_));
-        let waits = |chain: &SnapshotKey| {
-            let mut of_chain = items
-                .iter()
-                .filter(|item| item.chain.as_ref() == Some(chain));
-            of_chain.any(|item| !is_ready(item))
-        };
-        let chains = items.iter().filter_map(|item| item.chain.clone());
-        let ready: Vec<SnapshotKey> = chains.filter(|chain| !waits(chain)).collect();
+        let waiting = items
+            .iter()
+            .filter(|item| !matches!(item.state, State::Ready(_)));
+        let waiting: BTreeSet<SnapshotKey> =
+            waiting.filter_map(|item| item.chain.clone()).collect();
         let mut images = Vec::new();
         for item in items {
-            if let Some(_chain) = item.chain.take_if(|chain| ready.contains(chain)) {
+            if let Some(_chain) = item.chain.take_if(|chain| !waiting.contains(chain)) {
                 images.push(item.image.clone());
             }
         }
@@ -227,8 +244,12 @@ impl Migration<'_> {
 }
 
 impl Item {
-    fn row(self) -> Option<Row> {
-        match self.state {
+    fn is_pending(&self) -> bool {
+        matches!(self.state, State::Pending)
+    }
+
+    fn row(&self) -> Option<&Row> {
+        match &self.state {
             State::Pending => None,
             State::NoRoom(row) | State::Ready(row) | State::Ended(row) => Some(row),
         }
@@ -251,7 +272,7 @@ fn add(total: &mut Eviction, other: Eviction) {
     total.inodes += other.inodes;
 }
 
-fn status(document: &Document, all: bool) -> ExitStatus {
+fn status(document: &Document<'_>, all: bool) -> ExitStatus {
     let chains = document
         .eviction
         .iter()
@@ -259,7 +280,7 @@ fn status(document: &Document, all: bool) -> ExitStatus {
     let mut refusals = chains.filter_map(|chain| chain.refusal.as_ref());
     // Of all images, some may not be evicted; one that was named fails.
     let is_refused = refusals.any(|refusal| !all || !refusal.is_permanent());
-    match is_refused || document.images.iter().any(Row::has_failed) {
+    match is_refused || document.images.iter().any(|row| row.has_failed()) {
         true => ExitStatus::Failed,
         false => ExitStatus::Done,
     }

@@ -4,7 +4,6 @@
 //! `resnap warm`.
 
 use anyhow::Result;
-use futures::StreamExt as _;
 use resnap_unpacker::{Engine, Event, UnpackError};
 use serde::Serialize;
 use wildmatch::WildMatch;
@@ -12,11 +11,11 @@ use wildmatch::WildMatch;
 use crate::args::WarmArguments;
 use crate::config::Config;
 use crate::connect::manifest_preference;
-use crate::documents::{IMAGES_AT_ONCE, Overview};
+use crate::documents::Overview;
 use crate::exit_status::ExitStatus;
 use crate::output::{Output, Table, bytes, reason};
 use crate::progress::Progress;
-use crate::warm::{Target, Warmed, choose, decide, warm};
+use crate::warm::{Target, Warmed, choose, decide_all, warm};
 
 /// The state of an image that has nothing for this machine or snapshotter.
 const SKIPPED: &str = "skipped";
@@ -80,7 +79,7 @@ impl Row {
 }
 
 /// Shows rows as a table.
-pub(crate) fn show(rows: &[Row], table: &mut Table) {
+pub(crate) fn show<'a>(rows: impl IntoIterator<Item = &'a Row>, table: &mut Table) {
     table.header(["IMAGE", "SNAPSHOTTER", "STATE", "UNPACKED", "PROBLEM"]);
     for row in rows {
         table.row([
@@ -126,20 +125,16 @@ pub(crate) async fn run(
             pick,
         })
     });
-    let decided: Vec<_> = futures::stream::iter(targets)
-        .map(async |target| (decide(reader, &target).await, target))
-        .buffered(IMAGES_AT_ONCE)
-        .collect()
-        .await;
-    overview.keep_documents();
+    let targets: Vec<Target<'_>> = targets.collect();
+    let decided = decide_all(&overview, &targets).await;
     let is_left = |decided: &Result<Warmed, _>| matches!(decided, Ok(Warmed::Would)) && !dry_run;
-    let left = decided.iter().filter(|(decided, _)| is_left(decided));
+    let left = decided.iter().filter(|decided| is_left(decided));
     let mut progress = (!output.is_json()).then(|| Progress::new(left.count()));
     let (mut rows, mut number) = (Vec::new(), 0);
-    for (mut warmed, target) in decided {
+    for (target, mut warmed) in targets.iter().zip(decided) {
         if is_left(&warmed) {
             // The lists are of the past by now: it is decided again.
-            warmed = warm(engine, &target, |event: &Event| {
+            warmed = warm(engine, target, |event: &Event| {
                 if let Some(progress) = &mut progress {
                     progress.show(number, event);
                 }
@@ -152,7 +147,7 @@ pub(crate) async fn run(
         }
         let Target {
             image, snapshotter, ..
-        } = target;
+        } = *target;
         let is_named = patterns.iter().any(|pattern| pattern == image);
         rows.push(Row::new(image, snapshotter, warmed, is_named));
     }

@@ -95,7 +95,7 @@ impl<'a> Node<'a> {
 
     /// Returns the rows of a command: with documents that were not read before, and with those that were.
     fn of(&self, name: &str, command: Run<'a>) -> Result<Vec<Row>> {
-        let name = |more: &str| format!("{} images: {name}, {more}", self.count);
+        let name = |more: &str| format!("{name}, {more}: {} images", self.count);
         let socket = self
             .setup
             .containerd
@@ -146,6 +146,7 @@ impl<'a> Node<'a> {
         let socket = tap.socket().to_string_lossy();
         time(&mut command(self, &self.setup.resnap, &socket, dir))?;
         Ok(Row {
+            count: Some(self.count),
             calls: tap.counts(),
             ..Row::timed(name, samples)
         })

@@ -8,8 +8,8 @@
 //! to `target/bench/index.html`.
 //! The names of tables as arguments choose some.
 //!
-//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `images`, `proxy`, `streams`, `hostile`, `apply` and `sibling` measure
-//! another build of resnap as well, in turns with this one.
+//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `images`, `proxy`, `pods`, `streams`, `hostile`, `apply` and `sibling`
+//! measure another build of resnap as well, in turns with this one.
 
 // Printing is the purpose of this program.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -24,6 +24,7 @@ mod memory;
 mod misbehaving;
 mod page;
 mod plot;
+mod pods;
 mod process;
 mod proxy;
 mod pull;
@@ -52,6 +53,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("cold", cold::run),
     ("herd", herd::run),
     ("proxy", proxy::run),
+    ("pods", pods::run),
     ("streams", streams::run),
     ("misbehaving", misbehaving::run),
     ("hostile", hostile::run),

@@ -52,7 +52,10 @@ fn section(table: &Table, load: Load) -> Markup {
             p.load {
                 (table.containerd) " on " (table.cores) " cores. " (load)
             }
-            (plot::bars(&table.rows))
+            @match plot::curves(&table.rows) {
+                Some(curves) => (curves),
+                None => (plot::bars(&table.rows)),
+            }
             table {
                 tr {
                     th {}

@@ -58,6 +58,9 @@ struct Measured<'a> {
 #[derive(Clone, Default, Serialize)]
 pub(crate) struct Row {
     pub(crate) variant: String,
+    /// The number of things that were looked at, if the same is measured for several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) count: Option<usize>,
     /// In the order they were taken.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) milliseconds: Vec<f64>,
