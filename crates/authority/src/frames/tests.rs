@@ -123,6 +123,8 @@ fn beginning() -> Vec<u8> {
 fn read(bytes: Vec<u8>, piece: usize) -> Result<Vec<Request<()>>, h2::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
+        // Time passes when there is nothing else to do, however slow the machine is.
+        .start_paused(true)
         .build()
         .unwrap();
     runtime.block_on(async {
@@ -369,7 +371,8 @@ proptest! {
     #[test]
     fn other_headers_stay_as_they_are(
         requests in vec((0..ODD.len() + 3, vec(field(), 0..8)), 1..12),
-        length in 1_usize..200,
+        // h2 takes no more than about eighty frames for a block.
+        length in 4_usize..200,
         piece in 1_usize..300,
     ) {
         let mut writer = Writer::default();
