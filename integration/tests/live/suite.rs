@@ -6,10 +6,13 @@
 //! A [`Test`] names what it needs of a containerd and gets a [`Node`]: a running containerd, a
 //! namespace of its own there, and the commands `ctr` and `resnap` for them.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -24,6 +27,9 @@ const TESTS_AT_ONCE: usize = 2;
 
 /// The number of lines of a daemon's log that a failed test shows.
 const LOG_LINES: usize = 30;
+
+/// The number of tests of which the time is shown again at the end.
+const SLOWEST: usize = 20;
 
 /// A test, run on every containerd that has what it needs.
 #[derive(Clone, Copy)]
@@ -202,10 +208,14 @@ fn trial(test: Test, dist: Dist, shared: Arc<Containerd>, results: &Results) -> 
     let name = format!("{}::{}", dist.name().replace(' ', "_"), test.name);
     let results = Arc::clone(results);
     Trial::test(name, move || {
+        let start = Instant::now();
         let result = run(test, &dist, shared);
-        let word = if result.is_ok() { "ok" } else { "FAILED" };
+        let outcome = Outcome {
+            is_ok: result.is_ok(),
+            time: start.elapsed(),
+        };
         let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-        results.insert((test.name, dist.name()), word);
+        results.insert((test.name, dist.name()), outcome);
         result.map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
@@ -254,21 +264,34 @@ fn cut(line: &str) -> String {
     line.chars().take(300).collect()
 }
 
-/// The result of each test on each daemon.
-type Results = Arc<Mutex<BTreeMap<(&'static str, String), &'static str>>>;
+/// The outcome of each test on each daemon.
+type Results = Arc<Mutex<BTreeMap<(&'static str, String), Outcome>>>;
 
-/// Prints the result of each test on each daemon.
+struct Outcome {
+    is_ok: bool,
+    time: Duration,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = if self.is_ok { "ok" } else { "FAILED" };
+        write!(f, "{word} {:.1} s", self.time.as_secs_f64())
+    }
+}
+
+/// Prints the outcome of each test on each daemon, and the tests that took longest.
 fn table(
     tests: &[Test],
     daemons: &[(Dist, Arc<Containerd>)],
-    results: &BTreeMap<(&'static str, String), &'static str>,
+    results: &BTreeMap<(&'static str, String), Outcome>,
 ) {
     let width = tests.iter().map(|test| test.name.len()).max().unwrap_or(0);
     println!("\n{:<width$}  {}", "TEST", names(daemons).join("  "));
     for test in tests {
         let cells = daemons.iter().map(|(dist, daemon)| {
-            let result = results.get(&(test.name, dist.name())).copied();
-            let cell = result.or(test.needs.lacks(daemon)).unwrap_or("-");
+            let result = results.get(&(test.name, dist.name()));
+            let lack = test.needs.lacks(daemon).unwrap_or("-");
+            let cell = result.map_or_else(|| lack.to_owned(), Outcome::to_string);
             let column = daemon.name().len();
             format!("{cell:<column$}")
         });
@@ -278,6 +301,13 @@ fn table(
             cells.collect::<Vec<_>>().join("  ")
         );
         println!("{}", row.trim_end());
+    }
+    let mut slowest: Vec<_> = results.iter().collect();
+    slowest.sort_by_key(|(_, outcome)| Reverse(outcome.time));
+    println!("\n{:<width$}  TIME", "SLOWEST");
+    for ((test, daemon), outcome) in slowest.into_iter().take(SLOWEST) {
+        let seconds = outcome.time.as_secs_f64();
+        println!("{test:<width$}  {seconds:>5.1} s on {daemon}");
     }
 }
 
