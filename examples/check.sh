@@ -11,11 +11,11 @@ echo "systemd-analyze verify"
 copies=$1
 rm -rf "$copies"
 mkdir -p "$copies/kubelet.service.d" "$copies/resnap.service.d"
-cp systemd/*.service systemd/*.socket "$copies"
+cp systemd/*.service systemd/*.socket baked-nodes/*.service "$copies"
 cp systemd/10-resnap.conf "$copies/kubelet.service.d"
 cp systemd/20-write-layers.conf "$copies/resnap.service.d"
 # This machine has neither the programs nor the other services, and systemd-analyze requires both.
-sed -i s,/usr/local/bin/resnap,/bin/true, "$copies/resnap.service"
+sed -i s,/usr/local/bin/resnap,/bin/true, "$copies"/*.service
 for name in containerd kubelet; do
 	printf '[Service]\nExecStart=/bin/true\n' >"$copies/$name.service"
 done
@@ -40,4 +40,4 @@ for path in sys.argv[1:]:
         assert {"platform", "snapshotter", "differ"} <= entry.keys(), (path, entry)
     print(path, "is right")
 EOF
-"$2" -m kubernetes_validate --strict kubernetes/*.yaml
+"$2" -m kubernetes_validate --strict kubernetes/*.yaml baked-nodes/*.yaml

@@ -46,7 +46,7 @@ impl InProcessApplier {
             fallback: Arc::clone(&ports.applier),
             content: Arc::clone(&ports.content),
             introspection: Arc::clone(&ports.introspection),
-            memory: MemoryBudget::new(settings.memory),
+            memory: MemoryBudget::new(settings.memory, settings.memory_use.clone()),
             no_links: AtomicBool::new(false),
             settings,
         }))

@@ -105,7 +105,7 @@ impl Governor for Guard {
 impl From<CancellationToken> for Guard {
     fn from(cancellation: CancellationToken) -> Self {
         let is_turn = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let memory = crate::memory::MemoryBudget::new(u64::MAX);
+        let memory = crate::memory::MemoryBudget::new(u64::MAX, Default::default());
         Self::new(cancellation, memory.layer(&Default::default(), is_turn))
     }
 }

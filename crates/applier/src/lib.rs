@@ -159,6 +159,7 @@ mod whiteout;
 mod xattr;
 
 pub use applier::InProcessApplier;
+pub use memory::MemoryUse;
 pub use probe::probe;
 pub use settings::{ApplierSettings, Differ, MEMORY, STALL};
 pub use staging::clear;

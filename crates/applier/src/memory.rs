@@ -14,7 +14,7 @@
 //! layers only delay a layer, and never cause it to fail: each may take as much as `large` has.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,10 +45,22 @@ pub(crate) enum StopReason {
     Cancelled,
 }
 
+/// The memory that layers take of the budget. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryUse(Arc<AtomicU64>);
+
+impl MemoryUse {
+    /// Returns the bytes that are taken now.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The memory budget of all layers.
 #[derive(Debug)]
 pub(crate) struct MemoryBudget {
     limit: u64,
+    used: MemoryUse,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -87,10 +99,11 @@ struct Taken {
 }
 
 impl MemoryBudget {
-    /// Returns a budget of this many bytes.
-    pub(crate) fn new(limit: u64) -> Arc<Self> {
+    /// Returns a budget of this many bytes, of which `used` tells how many are taken.
+    pub(crate) fn new(limit: u64, used: MemoryUse) -> Arc<Self> {
         Arc::new(Self {
             limit,
+            used,
             state: Mutex::default(),
             changed: Condvar::new(),
         })
@@ -200,14 +213,13 @@ impl LayerMemory {
         }
         let is_turn = self.is_turn.load(Ordering::Relaxed);
         match is_turn {
-            false if self.take_ahead(bytes, &mut taken) => Ok(()),
-            false => Err(StopReason::Ahead),
-            true if taken.holds_large => {
-                taken.large += bytes;
-                Ok(())
-            }
-            true => budget.take_or_wait(bytes, &mut taken, cancellation),
+            false if self.take_ahead(bytes, &mut taken) => {}
+            false => return Err(StopReason::Ahead),
+            true if taken.holds_large => taken.large += bytes,
+            true => budget.take_or_wait(bytes, &mut taken, cancellation)?,
         }
+        budget.used.0.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Gives back bytes that are no longer used.
@@ -219,6 +231,8 @@ impl LayerMemory {
         taken.large -= large;
         taken.turn -= turn;
         taken.ahead -= ahead;
+        let given = large + turn + ahead;
+        self.budget.used.0.fetch_sub(given, Ordering::Relaxed);
         let is_free = taken.holds_large && taken.large == 0;
         taken.holds_large &= !is_free;
         let mut state = self.budget.state();
@@ -266,12 +280,14 @@ mod tests {
     #[test]
     fn layers_ahead_leave_as_much_as_they_take() {
         let token = CancellationToken::new();
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, MemoryUse::default());
         let images = [ImageMemory::default(), ImageMemory::default()];
         let first = layer(&budget, &images[0], false);
         let second = layer(&budget, &images[0], false);
         let other = layer(&budget, &images[1], false);
+        let used = budget.used.clone();
         assert_eq!(first.take(100, &token), Ok(()));
+        assert_eq!(used.bytes(), 100);
         assert_eq!(second.take(50, &token), Ok(()));
         assert_eq!(second.take(1, &token), Err(StopReason::Ahead));
         assert_eq!(other.take(75, &token), Ok(()));
@@ -286,7 +302,7 @@ mod tests {
     #[test]
     fn small_layers_never_wait_for_large_ones() {
         let token = CancellationToken::new();
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, MemoryUse::default());
         let image = ImageMemory::default();
         let large = layer(&budget, &image, true);
         for _ in 0..10 {
@@ -306,7 +322,7 @@ mod tests {
     #[test]
     fn a_few_layers_never_take_all_memory_for_turns() {
         let token = CancellationToken::new();
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, MemoryUse::default());
         let image = ImageMemory::default();
         let large = layer(&budget, &image, true);
         for _ in 0..2 {
@@ -328,7 +344,7 @@ mod tests {
     #[test]
     fn waiting_layers_take_memory_that_others_give_back() {
         let token = CancellationToken::new();
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, MemoryUse::default());
         let image = ImageMemory::default();
         let large = layer(&budget, &image, true);
         large.take(200, &token).unwrap();
@@ -356,7 +372,7 @@ mod tests {
     #[test]
     fn layers_ahead_continue_when_their_turn_comes() {
         let token = CancellationToken::new();
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, MemoryUse::default());
         let turn = Arc::new(AtomicBool::new(false));
         let ahead = budget.layer(&ImageMemory::default(), Arc::clone(&turn));
         assert_eq!(ahead.take(150, &token), Ok(()));
@@ -375,7 +391,7 @@ mod tests {
     #[test]
     fn large_layers_are_written_one_at_a_time() {
         let (token, other) = (CancellationToken::new(), CancellationToken::new());
-        let budget = MemoryBudget::new(LIMIT);
+        let budget = MemoryBudget::new(LIMIT, MemoryUse::default());
         let image = ImageMemory::default();
         let first = layer(&budget, &image, true);
         first.take(500, &other).unwrap();

@@ -12,6 +12,7 @@ use resnap_core::{Descriptor, ErofsMode};
 use resnap_verity::Trust;
 
 use crate::erofs::SNAPSHOTTER;
+use crate::memory::MemoryUse;
 
 /// The snapshotters whose layers are written in this process by default.
 pub(crate) const KNOWN: [&str; 3] = [SNAPSHOTTER, "native", "overlayfs"];
@@ -44,6 +45,8 @@ pub struct ApplierSettings {
     /// directories, names, attributes, and the windows of zstd. [`MEMORY`] by default. One layer may
     /// take ten sixteenths of it.
     pub memory: u64,
+    /// Set to the bytes of it that are taken.
+    pub memory_use: MemoryUse,
     /// The longest time that writing a layer may take without progress. [`STALL`] by default.
     pub stall: Duration,
     /// The certificates by which signatures of root hashes are verified, if there are any.
@@ -65,6 +68,7 @@ impl Default for ApplierSettings {
             erofs_modes: BTreeMap::new(),
             max_layer_bytes: None,
             memory: MEMORY,
+            memory_use: MemoryUse::default(),
             stall: STALL,
             trust: None,
             parallel: None,

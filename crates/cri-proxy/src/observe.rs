@@ -13,6 +13,8 @@ pub enum ProxyEvent {
     AnsweredEarly,
     /// A call was forwarded although an image was not made ready.
     Forwarded(ForwardReason),
+    /// A caller got an error because an image was not made ready.
+    Refused,
     /// A call was sent to containerd again, after containerd failed to unpack its image.
     Retried,
     /// containerd pulled the sandbox image for the proxy.

@@ -93,7 +93,7 @@ impl Preflight<'_> {
         try_join_all(images.map(|image| self.ensure(image, missing))).await?;
         for volume in &requirements.guest_volumes {
             if self.is_remote(volume).await {
-                return Err(empty_volume(volume));
+                return Err(self.refused(empty_volume(volume)));
             }
         }
         Ok(Resolution::Known)
@@ -125,13 +125,15 @@ impl Preflight<'_> {
             };
             if let Err(error) = result {
                 let status = not_ready(image, &error);
-                self.forwarded(ForwardReason::Failed, Some(image), &status);
                 return match error {
                     // containerd says only that content is missing, not where it was looked for.
                     NotReady::Failed(_) | NotReady::Denied(_) | NotReady::Unproven(_) => {
-                        Err(status)
+                        Err(self.refused(status))
                     }
-                    NotReady::Unknown | NotReady::Unlabelled(_) => Ok(false),
+                    NotReady::Unknown | NotReady::Unlabelled(_) => {
+                        self.forwarded(ForwardReason::Failed, Some(image), &status);
+                        Ok(false)
+                    }
                 };
             }
         }
@@ -205,7 +207,7 @@ impl Preflight<'_> {
         {
             match self.pull(image).await? {
                 Ok(()) => result = self.wait_until_ready(image, repair).await?,
-                Err(error) if needs_proof => return Err(error),
+                Err(error) if needs_proof => return Err(self.refused(error)),
                 // containerd will try the same pull, and report its error.
                 Err(error) => self.forwarded(ForwardReason::Unresolved, Some(image), &error),
             }
@@ -219,15 +221,19 @@ impl Preflight<'_> {
         let status = not_ready(image, &error);
         match error {
             // Nothing that lacks a proof is started, whatever containerd could do.
-            _ if needs_proof => Err(status),
-            NotReady::Unproven(_) => Err(status),
+            _ if needs_proof => Err(self.refused(status)),
+            NotReady::Unproven(_) => Err(self.refused(status)),
             NotReady::Unknown => Ok(()),
-            NotReady::Unlabelled(_) if settings.unlabelled == Some(Unlabelled::Fail) => Err(status),
+            NotReady::Unlabelled(_) if settings.unlabelled == Some(Unlabelled::Fail) => {
+                Err(self.refused(status))
+            }
             NotReady::Unlabelled(_) => {
                 self.forwarded(ForwardReason::Unlabelled, Some(image), &status);
                 Ok(())
             }
-            NotReady::Failed(_) | NotReady::Denied(_) if requirement.is_some() => Err(status),
+            NotReady::Failed(_) | NotReady::Denied(_) if requirement.is_some() => {
+                Err(self.refused(status))
+            }
             // Without a requirement, containerd can unpack the image itself.
             NotReady::Failed(_) | NotReady::Denied(_) => {
                 self.forwarded(ForwardReason::Failed, Some(image), &status);
@@ -356,6 +362,15 @@ impl Preflight<'_> {
         let status = Status::new(Kind::DeadlineExceeded, progress());
         tracing::info!(call, pod, container, "answered early: {}", status.message);
         Err(status)
+    }
+
+    /// Reports that the request is refused, and returns the response.
+    fn refused(&self, status: Status) -> Status {
+        self.client.state.on_event(&ProxyEvent::Refused);
+        let (call, pod) = (self.request.method(), self.pod_name());
+        let (pod, container) = (pod.unwrap_or_default(), self.request.container());
+        tracing::warn!(call, pod, container, "refused: {}", status.message);
+        status
     }
 
     /// Reports that the request is forwarded although an image is not ready.

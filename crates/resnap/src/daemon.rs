@@ -109,7 +109,7 @@ async fn serve_metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
     let Some(address) = config.metrics_address.value else {
         return Ok(None);
     };
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(&config.applier));
     http::serve(address, Arc::clone(&metrics), config.address.value.clone()).await?;
     Ok(Some(metrics))
 }

@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use resnap_core::{ApplyMonitor, ApplyPermit, ByteStream, Stage, StageTiming};
 use tokio::time::Instant;
 
-use crate::Phase;
 use crate::running::RunningJob;
 use crate::supply::Supply;
+use crate::{EngineEvent, Phase};
 
 /// The shortest time between two progress events of a layer.
 const PACE: Duration = Duration::from_millis(100);
@@ -66,6 +66,9 @@ impl ApplyMonitor for JobMonitor {
                 break slot;
             }
         };
+        self.job.notify_observer(&EngineEvent::Admitted {
+            seconds: started.elapsed().as_secs_f64(),
+        });
         self.record_stage(index, Stage::Wait, StageTiming::since(started));
         self.job.emit(self.first + index, Phase::Applying);
         ApplyPermit::new(slot)

@@ -3,7 +3,7 @@
 
 //! Events of an engine, for metrics.
 
-use crate::{Phase, UnpackError};
+use crate::{Phase, Report, UnpackError};
 
 /// An event of an engine, whichever caller caused it.
 #[derive(Debug, Clone, Copy)]
@@ -16,11 +16,32 @@ pub enum EngineEvent<'a> {
     /// A job started.
     Began,
     /// A layer of a job entered a phase.
-    Layer(Phase),
+    Layer {
+        /// The phase.
+        phase: Phase,
+        /// The size of the layer's blob.
+        bytes: u64,
+    },
+    /// A layer got a slot for writing, after it waited for so many seconds.
+    Admitted {
+        /// The time of the wait.
+        seconds: f64,
+    },
+    /// The blob of a layer was fetched.
+    Fetched {
+        /// The name of the source.
+        source: &'static str,
+        /// The size of the blob.
+        bytes: u64,
+    },
+    /// Layers without labels or proof were repaired: they got labels, or were removed to be unpacked again.
+    Repaired,
     /// A job ended.
     Ended {
-        /// The error, if the image is not ready.
-        error: Option<&'a UnpackError>,
+        /// The snapshotter.
+        snapshotter: &'a str,
+        /// The report, or the error if the image is not ready.
+        result: Result<&'a Report, &'a UnpackError>,
         /// The duration of the job.
         seconds: f64,
     },

@@ -7,12 +7,12 @@ use std::ops::Range;
 
 use resnap_core::{Inspection, Integrity, Kind, Labels, SnapshotInfo, SnapshotKey, labels};
 
-use crate::UnpackError;
 use crate::artifacts::find_signatures;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::intact::require_intact;
 use crate::plan::PlannedLayer;
 use crate::supply::Supply;
+use crate::{EngineEvent, UnpackError};
 
 /// The result of an attempt to remove layers.
 enum Removal {
@@ -76,6 +76,7 @@ async fn remove_unlabelled(chain: &Chain) -> Result<Removal, UnpackError> {
             return Ok(Removal::Retry(Some(obstacle)));
         }
     }
+    chain.job.notify_observer(&EngineEvent::Repaired);
     Ok(Removal::Done)
 }
 
@@ -152,7 +153,11 @@ async fn set_labels(
     match chain.snapshotter.set_labels(scope, &key, &labels).await {
         // If it was garbage collected meanwhile, it is made again with its labels.
         Err(error) if !error.is_not_found() => Err(chain.failed(error)),
-        _ => Ok(()),
+        Err(_) => Ok(()),
+        Ok(_) => {
+            chain.job.notify_observer(&EngineEvent::Repaired);
+            Ok(())
+        }
     }
 }
 

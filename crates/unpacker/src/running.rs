@@ -132,7 +132,7 @@ impl RunningJob {
         Arc::new(job)
     }
 
-    fn notify_observer(&self, event: &EngineEvent<'_>) {
+    pub(crate) fn notify_observer(&self, event: &EngineEvent<'_>) {
         if let Some(observer) = &self.observer {
             observer.on_event(event);
         }
@@ -203,14 +203,19 @@ impl RunningJob {
 
     /// Emits the event that the layer at `index` has entered `phase`.
     pub(crate) fn emit(&self, index: usize, phase: Phase) {
-        self.notify_observer(&EngineEvent::Layer(phase));
+        self.notify_layer(index, phase);
         self.push_event(index, phase, None, None);
     }
 
     /// Emits the event that the layer waits for `holder`.
     pub(crate) fn emit_waiting(&self, index: usize, holder: String) {
-        self.notify_observer(&EngineEvent::Layer(Phase::Waiting));
+        self.notify_layer(index, Phase::Waiting);
         self.push_event(index, Phase::Waiting, Some(holder), None);
+    }
+
+    fn notify_layer(&self, index: usize, phase: Phase) {
+        let bytes = self.spec.plan.layers[index].descriptor.size;
+        self.notify_observer(&EngineEvent::Layer { phase, bytes });
     }
 
     /// Emits the event that `bytes` of the layer's blob have been read.
@@ -298,7 +303,8 @@ impl RunningJob {
     pub(crate) fn finish(&self, result: Result<Report, UnpackError>) {
         // The observer comes first, so that metrics are current when a waiter reads them.
         self.notify_observer(&EngineEvent::Ended {
-            error: result.as_ref().err(),
+            snapshotter: &self.spec.snapshotter,
+            result: result.as_ref(),
             seconds: self.seconds(),
         });
         // Set once, by the job's own task.

@@ -17,7 +17,6 @@ use resnap_core::{
 };
 use tokio::sync::OnceCell;
 
-use crate::UnpackError;
 use crate::backoff::is_limit;
 use crate::chain::Chain;
 use crate::event::Phase;
@@ -28,6 +27,7 @@ use crate::retention::retain;
 use crate::sibling::{Layers, Sibling, origin};
 use crate::sources::{SIBLING, Source, Tried};
 use crate::ways::{Candidate, LayerSupply, Way, candidates};
+use crate::{EngineEvent, UnpackError};
 
 /// The content of the missing layers of a job, from `first` on.
 pub(crate) struct Supply {
@@ -248,6 +248,10 @@ impl Supply {
         }
         let timing = StageTiming::since(started);
         chain.job.record_stage(index, Stage::Fetch, timing);
+        chain.job.notify_observer(&EngineEvent::Fetched {
+            source: source.name(),
+            bytes: blob.descriptor.size,
+        });
         tracing::debug!(source = source.name(), index, "layer fetched");
         let labels = self.manifest_labels(chain).await;
         retain(backend, &chain.job.spec.plan, index, labels).await;

@@ -13,6 +13,7 @@
 mod api;
 mod applier;
 mod authority;
+mod baked_nodes;
 mod blob;
 mod cli;
 mod command;
@@ -71,6 +72,7 @@ fn tests() -> Vec<Test> {
         applier::choice::TESTS,
         applier::tar_index::TESTS,
         authority::TESTS,
+        baked_nodes::TESTS,
         cli::TESTS,
         conformance::TESTS,
         crash::killed::TESTS,

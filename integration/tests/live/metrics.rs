@@ -3,6 +3,7 @@
 
 //! The metrics and the health endpoint of `resnap serve`.
 
+mod examples;
 pub(crate) mod exposition;
 
 use std::io::{Read as _, Write as _};
@@ -24,11 +25,13 @@ use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
 use crate::served::Served;
 use crate::suite::live_tests;
+use examples::metrics_have_dashboards_and_alerts_that_are_valid;
 use exposition::Samples;
 
 live_tests! {
     ErofsHandler: metrics_count_completed_work,
     ErofsHandler: metrics_count_running_and_failed_work,
+    Containerd: metrics_have_dashboards_and_alerts_that_are_valid,
     Alone: metrics_healthz_reports_containerd,
     Containerd: metrics_healthz_answers_under_load,
     Containerd: metrics_refuse_malformed_requests,
@@ -118,19 +121,22 @@ fn metrics_count_completed_work(node: &Node) -> Result<()> {
     ensure!(status.code() == Code::NotFound, "{status:?}");
 
     let (text, samples) = metrics(address)?;
-    for name in ["nobody.example", "docker.io", "library", "erofs", "sha256"] {
+    for name in ["nobody.example", "docker.io", "library", "sha256"] {
         ensure!(!text.contains(name), "{name} is in\n{text}");
     }
     // The image of three layers, and that of the sandbox, which the CRI of each version knows.
     let layers = samples["resnap_layers_total{outcome=\"applied\"}"];
     let unpacks = samples["resnap_unpacks_total{outcome=\"ready\"}"];
     ensure!(unpacks >= 1.0 && layers >= 3.0, "{samples:#?}");
-    ensure!(samples["resnap_unpack_duration_seconds_sum{outcome=\"ready\"}"] > 0.0);
+    ensure!(
+        samples["resnap_unpack_duration_seconds_sum{snapshotter=\"erofs\",outcome=\"ready\"}"]
+            > 0.0
+    );
     want(
         &samples,
         &[
             (
-                "resnap_unpack_duration_seconds_count{outcome=\"ready\"}",
+                "resnap_unpack_duration_seconds_count{snapshotter=\"erofs\",outcome=\"ready\"}",
                 unpacks,
             ),
             ("resnap_unpacks_total{outcome=\"failed\"}", 0.0),
@@ -154,6 +160,7 @@ fn metrics_count_completed_work(node: &Node) -> Result<()> {
             ),
         ],
     )?;
+    examples::are_of(&samples)?;
     let started = samples["process_start_time_seconds"];
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed()?.as_secs_f64();
     ensure!(
@@ -231,7 +238,7 @@ fn metrics_count_running_and_failed_work(node: &Node) -> Result<()> {
             (READY, before[READY] + 1.0),
             ("resnap_unpacks_total{outcome=\"failed\"}", 1.0),
             (
-                "resnap_unpack_duration_seconds_count{outcome=\"failed\"}",
+                "resnap_unpack_duration_seconds_count{snapshotter=\"erofs\",outcome=\"failed\"}",
                 1.0,
             ),
             ("resnap_layers_total{outcome=\"failed\"}", 1.0),

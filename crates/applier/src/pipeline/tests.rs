@@ -159,7 +159,8 @@ fn wide(bytes: &[u8], bits: u32) -> Vec<u8> {
 fn windows_count_as_memory_of_the_layer() {
     let guard = |limit| {
         let is_turn = Arc::new(std::sync::atomic::AtomicBool::new(true));
-        let memory = MemoryBudget::new(limit).layer(&Default::default(), is_turn);
+        let memory =
+            MemoryBudget::new(limit, Default::default()).layer(&Default::default(), is_turn);
         Guard::new(CancellationToken::new(), memory)
     };
     let read = |blob: &[u8], limit| {

@@ -267,6 +267,7 @@ async fn the_result_for_a_container_depends_on_snapshotter_and_policy() {
         let result = bed.before(&container(snapshotter, &[])).await;
         let expected = outcome.map(|()| Resolution::Known);
         assert_eq!(result.map_err(|status| status.kind), expected, "{case}");
+        let event = event.or(outcome.is_err().then_some(ProxyEvent::Refused));
         assert_eq!(bed.events(), Vec::from_iter(event), "{case}");
         let asked = [asked("some:1", snapshotter, repair)];
         assert_eq!(bed.service.asked(), asked, "{case}");
@@ -313,14 +314,15 @@ async fn a_missing_sandbox_image_is_pulled_once() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_pull_the_service_decides() {
-    for (answer, outcome) in [
-        (unknown(), Ok(Resolution::Known)),
-        (failed(), Err(Kind::DataLoss)),
+    for (answer, outcome, event) in [
+        (unknown(), Ok(Resolution::Known), None),
+        (failed(), Err(Kind::DataLoss), Some(ProxyEvent::Refused)),
     ] {
         let bed = Bed::answering([unknown(), answer]);
         let result = bed.before(&pod("nydus")).await;
         assert_eq!(result.map_err(|status| status.kind), outcome);
-        assert_eq!(bed.events(), [ProxyEvent::Pulled]);
+        let events = [ProxyEvent::Pulled].into_iter().chain(event);
+        assert_eq!(bed.events(), events.collect::<Vec<_>>());
     }
 }
 
@@ -446,7 +448,7 @@ async fn a_failed_unpack_of_containerd_is_tried_again_after_ours() {
     for (snapshotter, answer, again, event) in [
         ("nydus", Answer::Ready, Ok(true), ProxyEvent::Retried),
         ("overlayfs", Answer::Ready, Ok(true), ProxyEvent::Retried),
-        ("nydus", failed(), Err(Kind::DataLoss), FORWARDED_FAILED),
+        ("nydus", failed(), Err(Kind::DataLoss), ProxyEvent::Refused),
         ("overlayfs", unknown(), Ok(false), FORWARDED_FAILED),
     ] {
         let bed = Bed::answering([answer]);
@@ -505,7 +507,7 @@ async fn nothing_is_forwarded_whose_layers_lack_the_proof() {
                 let bed = Bed::proving(&all, policy, answers);
                 let result = bed.before(&container(snapshotter, &[])).await;
                 assert_eq!(result.map_err(|status| status.kind), Err(kind), "{case}");
-                assert_eq!(bed.events(), [], "{case}");
+                assert_eq!(bed.events(), [ProxyEvent::Refused], "{case}");
             }
         }
     }

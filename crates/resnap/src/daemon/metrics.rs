@@ -2,10 +2,15 @@
 // Copyright The resnap Authors
 
 //! The metrics of the daemon. No user-supplied name is a label, so the number of series is bounded, at
-//! most by the methods of the CRI times the codes of gRPC.
+//! most by the methods of the CRI times the codes of gRPC, or the buckets of a duration times
+//! [`MAX_SNAPSHOTTERS`].
 
+mod labels;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use prometheus_client::encoding::text::encode;
@@ -15,16 +20,21 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use resnap_applier::{ApplierSettings, MemoryUse};
 use resnap_core::Kind;
 use resnap_cri_proxy::{ForwardReason, ProxyEvent};
-use resnap_unpacker::{AskedOutcome, EngineEvent, Phase, UnpackError};
+use resnap_unpacker::{AskedOutcome, EngineEvent, Phase};
 
-/// Label names with their values.
-type Labels<const N: usize> = [(&'static str, &'static str); N];
+use labels::{
+    CANCELLED, FAILED, Labels, READY, code_name, code_of, layer_outcome, outcome, reason,
+    steered_outcome,
+};
 
-const READY: Labels<1> = [("outcome", "ready")];
-const FAILED: Labels<1> = [("outcome", "failed")];
-const CANCELLED: Labels<1> = [("outcome", "cancelled")];
+/// The most snapshotters that have a label of their own. A node has a handful.
+const MAX_SNAPSHOTTERS: usize = 16;
+
+/// The value of the label for other snapshotters.
+const OTHER: &str = "other";
 
 /// The metrics and their registry.
 #[derive(Debug)]
@@ -32,8 +42,15 @@ pub(super) struct Metrics {
     registry: Registry,
     unpacks: Family<Labels<1>, Counter>,
     failures: Family<Labels<1>, Counter>,
-    seconds: Family<Labels<1>, Histogram>,
+    seconds: Family<[(&'static str, String); 2], Histogram>,
+    snapshotters: Mutex<BTreeSet<String>>,
+    queue_seconds: Histogram,
     layers: Family<Labels<1>, Counter>,
+    layer_bytes: Family<Labels<1>, Counter>,
+    fetched_bytes: Family<Labels<1>, Counter>,
+    repairs: Counter,
+    memory: Gauge,
+    memory_use: MemoryUse,
     asked: Family<Labels<1>, Counter>,
     in_flight: Gauge,
     joined: Counter,
@@ -41,6 +58,7 @@ pub(super) struct Metrics {
     calls: Family<Labels<2>, Counter>,
     deadline_answers: Counter,
     forwarded: Family<Labels<1>, Counter>,
+    refused: Counter,
     retries: Counter,
     pulls: Counter,
     steered: Family<Labels<1>, Counter>,
@@ -48,7 +66,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(applier: &ApplierSettings) -> Self {
         let mut metrics = Self {
             registry: Registry::default(),
             unpacks: Family::default(),
@@ -57,7 +75,14 @@ impl Metrics {
             seconds: Family::new_with_constructor(|| {
                 Histogram::new(exponential_buckets(0.01, 2.0, 17))
             }),
+            snapshotters: Mutex::default(),
+            queue_seconds: Histogram::new(exponential_buckets(0.001, 4.0, 10)),
             layers: Family::default(),
+            layer_bytes: Family::default(),
+            fetched_bytes: Family::default(),
+            repairs: Counter::default(),
+            memory: Gauge::default(),
+            memory_use: applier.memory_use.clone(),
             asked: Family::default(),
             in_flight: Gauge::default(),
             joined: Counter::default(),
@@ -65,17 +90,18 @@ impl Metrics {
             calls: Family::default(),
             deadline_answers: Counter::default(),
             forwarded: Family::default(),
+            refused: Counter::default(),
             retries: Counter::default(),
             pulls: Counter::default(),
             steered: Family::default(),
             reported_absent: Counter::default(),
         };
-        metrics.register();
+        metrics.register(applier.memory);
         metrics.create_series();
         metrics
     }
 
-    fn register(&mut self) {
+    fn register(&mut self, memory: u64) {
         let started: Gauge<f64, AtomicU64> = Gauge::default();
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         started.set(since_epoch.unwrap_or_default().as_secs_f64());
@@ -101,11 +127,43 @@ impl Metrics {
         );
         all.register_with_unit(
             "unpack_duration",
-            "Duration of jobs",
+            "Duration of jobs, by snapshotter",
             Unit::Seconds,
             self.seconds.clone(),
         );
+        all.register_with_unit(
+            "queue_duration",
+            "Time that layers waited for their turn to be written",
+            Unit::Seconds,
+            self.queue_seconds.clone(),
+        );
         all.register("layers", "Layers that jobs processed", self.layers.clone());
+        all.register_with_unit(
+            "layer_blob",
+            "Sizes of the blobs of these layers",
+            Unit::Bytes,
+            self.layer_bytes.clone(),
+        );
+        all.register_with_unit(
+            "fetched_blob",
+            "Sizes of the blobs that were fetched because the node had discarded them, by source",
+            Unit::Bytes,
+            self.fetched_bytes.clone(),
+        );
+        all.register(
+            "repairs",
+            "Images whose layers were given labels or removed to be unpacked again",
+            self.repairs.clone(),
+        );
+        all.register_with_unit(
+            "memory_used",
+            "Memory that layers take of the budget",
+            Unit::Bytes,
+            self.memory.clone(),
+        );
+        let budget: Gauge = Gauge::default();
+        budget.set(memory.try_into().unwrap_or(i64::MAX));
+        all.register_with_unit("memory_budget", "Memory for layers", Unit::Bytes, budget);
         all.register(
             "diff_layers",
             "Layers that containerd asked for",
@@ -138,6 +196,11 @@ impl Metrics {
             self.forwarded.clone(),
         );
         all.register(
+            "cri_refused",
+            "Calls answered with an error because an image was not made ready",
+            self.refused.clone(),
+        );
+        all.register(
             "cri_retries",
             "Calls sent to containerd again after it failed to unpack",
             self.retries.clone(),
@@ -163,7 +226,6 @@ impl Metrics {
     fn create_series(&self) {
         for outcome in [READY, FAILED, CANCELLED] {
             drop(self.unpacks.get_or_create(&outcome));
-            drop(self.seconds.get_or_create(&outcome));
         }
         for kind in [Kind::ResourceExhausted, Kind::DeadlineExceeded] {
             drop(self.failures.get_or_create(&code_of(kind)));
@@ -179,10 +241,14 @@ impl Metrics {
         ] {
             if let Some(outcome) = layer_outcome(phase) {
                 drop(self.layers.get_or_create(&[("outcome", outcome)]));
+                drop(self.layer_bytes.get_or_create(&[("outcome", outcome)]));
             }
         }
         for outcome in AskedOutcome::ALL {
             drop(self.asked.get_or_create(&[("outcome", outcome.as_str())]));
+        }
+        for source in ["archive", "registry"] {
+            drop(self.fetched_bytes.get_or_create(&[("source", source)]));
         }
         for why in [
             ForwardReason::Unresolved,
@@ -198,9 +264,24 @@ impl Metrics {
 
     /// Returns all metrics as OpenMetrics text.
     pub(super) fn text(&self) -> Result<String, fmt::Error> {
+        let used = self.memory_use.bytes().try_into().unwrap_or(i64::MAX);
+        self.memory.set(used);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+
+    /// Returns the value of the label for a snapshotter.
+    fn snapshotter(&self, name: &str) -> String {
+        let seen = self.snapshotters.lock();
+        let mut seen = seen.unwrap_or_else(PoisonError::into_inner);
+        if !seen.contains(name) {
+            if seen.len() >= MAX_SNAPSHOTTERS {
+                return OTHER.to_owned();
+            }
+            seen.insert(name.to_owned());
+        }
+        name.to_owned()
     }
 }
 
@@ -216,19 +297,39 @@ impl resnap_unpacker::EngineObserver for Metrics {
             EngineEvent::Began => {
                 self.in_flight.inc();
             }
-            EngineEvent::Layer(phase) => {
+            EngineEvent::Layer { phase, bytes } => {
                 if let Some(outcome) = layer_outcome(phase) {
-                    self.layers.get_or_create(&[("outcome", outcome)]).inc();
+                    let labels = [("outcome", outcome)];
+                    self.layers.get_or_create(&labels).inc();
+                    self.layer_bytes.get_or_create(&labels).inc_by(bytes);
                 }
             }
-            EngineEvent::Ended { error, seconds } => {
+            EngineEvent::Admitted { seconds } => self.queue_seconds.observe(seconds),
+            EngineEvent::Fetched { source, bytes } => {
+                let labels = [("source", source)];
+                self.fetched_bytes.get_or_create(&labels).inc_by(bytes);
+            }
+            EngineEvent::Repaired => {
+                self.repairs.inc();
+            }
+            EngineEvent::Ended {
+                snapshotter,
+                result,
+                seconds,
+            } => {
+                let error = result.err();
                 let outcome = outcome(error);
                 self.in_flight.dec();
                 if let Some(error) = error.filter(|_| outcome == FAILED) {
                     self.failures.get_or_create(&code_of(error.kind())).inc();
                 }
                 self.unpacks.get_or_create(&outcome).inc();
-                self.seconds.get_or_create(&outcome).observe(seconds);
+                let [(_, word)] = outcome;
+                let labels = [
+                    ("snapshotter", self.snapshotter(snapshotter)),
+                    ("outcome", word.to_owned()),
+                ];
+                self.seconds.get_or_create(&labels).observe(seconds);
             }
             EngineEvent::Asked(outcome) => {
                 let outcome = [("outcome", outcome.as_str())];
@@ -257,6 +358,9 @@ impl resnap_cri_proxy::ProxyObserver for Metrics {
                 let labels = [("reason", reason(why))];
                 self.forwarded.get_or_create(&labels).inc();
             }
+            ProxyEvent::Refused => {
+                self.refused.inc();
+            }
             ProxyEvent::Retried => {
                 self.retries.inc();
             }
@@ -272,71 +376,4 @@ impl resnap_cri_proxy::ProxyObserver for Metrics {
             _ => {}
         }
     }
-}
-
-fn outcome(error: Option<&UnpackError>) -> Labels<1> {
-    match error {
-        None => READY,
-        Some(error) if error.kind() == Kind::Cancelled => CANCELLED,
-        Some(_) => FAILED,
-    }
-}
-
-/// Returns the outcome of a layer, or `None` while it is in progress.
-fn layer_outcome(phase: Phase) -> Option<&'static str> {
-    Some(match phase {
-        Phase::Existed => "existed",
-        Phase::Committed => "applied",
-        Phase::Copied => "copied",
-        Phase::Staged => "staged",
-        Phase::Remote => "remote",
-        Phase::Joined => "joined",
-        Phase::Failed => "failed",
-        _ => return None,
-    })
-}
-
-fn steered_outcome(followed: bool) -> Labels<1> {
-    let outcome = match followed {
-        true => "followed",
-        false => "ignored",
-    };
-    [("outcome", outcome)]
-}
-
-fn reason(why: ForwardReason) -> &'static str {
-    match why {
-        ForwardReason::Unresolved => "unresolved",
-        ForwardReason::Unlabelled => "unlabelled",
-        ForwardReason::Failed => "failed",
-    }
-}
-
-fn code_of(kind: Kind) -> Labels<1> {
-    [("code", code_name(kind.code().into()))]
-}
-
-/// Returns the name of a gRPC code as the Go implementation has it in metrics, and Unknown for other
-/// numbers.
-fn code_name(code: u16) -> &'static str {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "Canceled",
-        "Unknown",
-        "InvalidArgument",
-        "DeadlineExceeded",
-        "NotFound",
-        "AlreadyExists",
-        "PermissionDenied",
-        "ResourceExhausted",
-        "FailedPrecondition",
-        "Aborted",
-        "OutOfRange",
-        "Unimplemented",
-        "Internal",
-        "Unavailable",
-        "DataLoss",
-        "Unauthenticated",
-    ];
-    NAMES.get(usize::from(code)).copied().unwrap_or("Unknown")
 }

@@ -166,7 +166,7 @@ fn memory_is_counted() {
         let bed = Bed::new();
         let is_turn = Arc::new(std::sync::atomic::AtomicBool::new(true));
         // One layer may take ten sixteenths.
-        let budget = MemoryBudget::new(LIMIT / 10 * 16);
+        let budget = MemoryBudget::new(LIMIT / 10 * 16, Default::default());
         let memory = budget.layer(&Default::default(), is_turn);
         let guard = Guard::new(token.clone(), memory);
         let namespace = XattrNamespace::Trusted;
