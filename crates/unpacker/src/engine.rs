@@ -60,6 +60,9 @@ impl Deref for Engine {
     }
 }
 
+/// The snapshotter of a request that names none, in errors.
+const ANY: &str = "its snapshotter";
+
 impl Engine {
     /// Returns an engine for the images of `namespace`.
     ///
@@ -120,7 +123,8 @@ impl Engine {
         let canceller = Canceller::default();
         let (engine, cancelling) = (self.clone(), canceller.clone());
         let start = async move {
-            let waiter = engine.join_or_start(request).await.inspect_err(|error| {
+            let waiter = engine.join_or_start(request, &cancelling).await;
+            let waiter = waiter.inspect_err(|error| {
                 let refused = EngineEvent::Refused(error);
                 engine.registry.notify_observer(&refused);
             })?;
@@ -131,18 +135,22 @@ impl Engine {
     }
 
     /// Joins the running job for a request, or starts one.
-    async fn join_or_start(&self, mut request: Request) -> Result<Waiter, UnpackError> {
-        let (backend, planner) = (&self.backend, &self.planner);
-        let mut documents = Documents::new(&self.keeper, planner);
-        if request.snapshotter.is_none() && !backend.sources.is_empty() {
-            // The image's platforms decide on the snapshotter, which then reports what is wrong.
-            _ = documents.plan(&request).await;
-        }
-        let snapshotter = pick_target(backend, &self.configurations, &mut request).await?;
-        let plan = documents.plan(&request).await;
+    async fn join_or_start(
+        &self,
+        mut request: Request,
+        canceller: &Canceller,
+    ) -> Result<Waiter, UnpackError> {
+        let cancelled = UnpackError::Cancelled {
+            image: request.image.clone(),
+            snapshotter: request.snapshotter.clone().unwrap_or(ANY.to_owned()),
+        };
+        let mut documents = Documents::new(&self.keeper, &self.planner);
+        let planned = tokio::select! {
+            planned = self.plan_job(&mut request, &mut documents) => planned,
+            () = canceller.requested() => Err(cancelled),
+        };
         documents.end().await;
-        let plan = complete_plan(backend, planner, &request, &snapshotter, plan).await?;
-        require_reference(backend, &plan, &snapshotter)?;
+        let (plan, snapshotter) = planned?;
         let waiter = self.registry.join_or_start(plan, request, snapshotter)?;
         if !waiter.joined {
             let (job, spec) = (Arc::clone(&waiter.job), &waiter.job.spec);
@@ -152,6 +160,24 @@ impl Engine {
             tokio::spawn(run.instrument(span));
         }
         Ok(waiter)
+    }
+
+    /// Chooses the snapshotter of a request, if it names none, and plans its layers there.
+    async fn plan_job(
+        &self,
+        request: &mut Request,
+        documents: &mut Documents<'_>,
+    ) -> Result<(Arc<Plan>, String), UnpackError> {
+        let (backend, planner) = (&self.backend, &self.planner);
+        if request.snapshotter.is_none() && !backend.sources.is_empty() {
+            // The image's platforms decide on the snapshotter, which then reports what is wrong.
+            _ = documents.plan(request).await;
+        }
+        let snapshotter = pick_target(backend, &self.configurations, request).await?;
+        let plan = documents.plan(request).await;
+        let plan = complete_plan(backend, planner, request, &snapshotter, plan).await?;
+        require_reference(backend, &plan, &snapshotter)?;
+        Ok((plan, snapshotter))
     }
 
     /// Checks how ready an image is on the snapshotter that `request` names, or on all working

@@ -4,13 +4,13 @@
 //! A caller's handle to a job.
 
 use std::future::IntoFuture;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures::future::{BoxFuture, Shared};
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::event_log::Cursor;
 use crate::running::{RunningJob, Waiter};
@@ -42,7 +42,7 @@ pub struct Canceller(Arc<CancelState>);
 
 #[derive(Debug, Default)]
 struct CancelState {
-    requested: AtomicBool,
+    requested: CancellationToken,
     job: OnceLock<Arc<RunningJob>>,
 }
 
@@ -50,7 +50,7 @@ impl Canceller {
     /// Cancels the job for all waiters: its active snapshot is removed, its committed layers stay
     /// under its lease. The job then ends with [`UnpackError::Cancelled`].
     pub fn cancel(&self) {
-        self.0.requested.store(true, Ordering::SeqCst);
+        self.0.requested.cancel();
         if let Some(job) = self.0.job.get() {
             job.cancel();
         }
@@ -60,9 +60,14 @@ impl Canceller {
     pub(crate) fn set_job(&self, job: &Arc<RunningJob>) {
         // Set once: a handle belongs to one job.
         let _ = self.0.job.set(Arc::clone(job));
-        if self.0.requested.load(Ordering::SeqCst) {
+        if self.0.requested.is_cancelled() {
             job.cancel();
         }
+    }
+
+    /// Waits until the job is cancelled.
+    pub(crate) async fn requested(&self) {
+        self.0.requested.cancelled().await;
     }
 }
 
