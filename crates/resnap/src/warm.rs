@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use bytesize::ByteSize;
 use futures::StreamExt as _;
 use resnap_core::{Digest, ManifestPreference};
-use resnap_unpacker::{Engine, Event, Reader, Report, Request, UnpackError};
+use resnap_unpacker::{Engine, Event, Job, Reader, Report, Request, UnpackError};
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 use wildmatch::WildMatch;
 
 use crate::documents::{IMAGES_AT_ONCE, Overview};
@@ -202,22 +203,49 @@ pub(crate) async fn decide_all(
     decided
 }
 
-/// Makes one image ready if there is enough space, and passes events to `on_event`.
+/// Makes one image ready if there is enough space, and passes events to `on_event`, until `stop` is cancelled.
 pub(crate) async fn warm(
     engine: &Engine,
     target: &Target<'_>,
-    mut on_event: impl FnMut(&Event),
+    stop: &CancellationToken,
+    on_event: impl FnMut(Event),
 ) -> Result<Warmed, UnpackError> {
-    match decide(engine, target).await? {
+    let Some(decided) = stop.run_until_cancelled(decide(engine, target)).await else {
+        return Err(UnpackError::Cancelled {
+            image: target.image.to_owned(),
+            snapshotter: target.snapshotter.to_owned(),
+        });
+    };
+    match decided? {
         Warmed::Would => {}
         decided => return Ok(decided),
     }
     let job = engine.unpack(target.request(engine));
+    follow(job, stop, on_event).await.map(Warmed::Unpacked)
+}
+
+/// Passes the events of a job to `on_event`, and returns its report. Once `stop` is cancelled, the job is
+/// cancelled.
+pub(crate) async fn follow(
+    job: Job,
+    stop: &CancellationToken,
+    mut on_event: impl FnMut(Event),
+) -> Result<Report, UnpackError> {
     let mut events = job.events();
-    while let Some(event) = events.next().await {
-        on_event(&event);
+    let mut cancelled = false;
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => on_event(event),
+                None => break,
+            },
+            () = stop.cancelled(), if !cancelled => {
+                cancelled = true;
+                job.canceller().cancel();
+            }
+        }
     }
-    job.report().await.map(Warmed::Unpacked)
+    job.report().await
 }
 
 /// Returns the free and the total bytes of a snapshotter's file system; `None` if the snapshotter

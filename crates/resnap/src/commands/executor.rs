@@ -4,7 +4,6 @@
 //! The place where the work of `unpack` and `check` is done: the daemon, or this process.
 
 use anyhow::Result;
-use futures::StreamExt as _;
 use resnap_api::{DaemonClient, Failure, UnpackStep};
 use resnap_core::Kind;
 use resnap_unpacker::{Check, Engine, Event, JobRef, Report, Request};
@@ -12,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::daemon_client;
 use crate::config::Config;
+use crate::warm::follow;
 
 /// The place where the work is done.
 #[derive(Clone)]
@@ -66,23 +66,7 @@ async fn unpack_locally(
     stop: CancellationToken,
     on_event: impl Fn(Event),
 ) -> Result<Report, Failure> {
-    let job = engine.unpack(request);
-    let mut events = job.events();
-    let canceller = job.canceller();
-    let mut cancelled = false;
-    loop {
-        tokio::select! {
-            event = events.next() => match event {
-                Some(event) => on_event(event),
-                None => break,
-            },
-            () = stop.cancelled(), if !cancelled => {
-                cancelled = true;
-                canceller.cancel();
-            }
-        }
-    }
-    let report = job.report().await;
+    let report = follow(engine.unpack(request), &stop, on_event).await;
     report.map_err(|error| Failure::new(&error, engine.namespace()))
 }
 

@@ -11,8 +11,10 @@ use futures::StreamExt as _;
 use resnap_core::{ManifestPreference, SnapshotKey};
 use resnap_unpacker::{Engine, Eviction, UnpackError, UnpackedImage};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::evict::{show as show_eviction, show_warning};
+use super::signals::listen;
 use super::warm::{Row, show as show_rows};
 use crate::args::MigrateArguments;
 use crate::config::Config;
@@ -54,25 +56,42 @@ pub(crate) async fn run(
     if arguments.from == arguments.to {
         bail!("--from and --to name the same snapshotter");
     }
-    let engine = working_engine(config).await?;
-    engine.require_snapshotter(&arguments.to).await?;
-    let mut items = items(&engine, &arguments).await?;
+    let (signals, stop) = listen()?;
+    let read = async {
+        let engine = working_engine(config).await?;
+        engine.require_snapshotter(&arguments.to).await?;
+        let items = items(&engine, &arguments).await?;
+        anyhow::Ok((engine, items, manifest_preference(config).await?))
+    };
+    let Some(read) = stop.run_until_cancelled(read).await else {
+        return Ok(ExitStatus::Cancelled);
+    };
+    let (engine, mut items, pick) = read?;
     let migration = Migration {
         config,
         engine: &engine,
-        pick: manifest_preference(config).await?,
+        pick,
         progress: RefCell::new((!output.is_json()).then(|| Progress::new(items.len()))),
         arguments: &arguments,
+        stop: &stop,
     };
     let mut eviction = arguments.evict.then(Eviction::default);
     let mut warning = None;
     loop {
-        migration.decide(&mut items).await?;
+        let decided = migration.decide(&mut items);
+        let Some(decided) = stop.run_until_cancelled(decided).await else {
+            break;
+        };
+        decided?;
         migration.unpack(&mut items).await;
         let Some(total) = &mut eviction else {
             break;
         };
-        let (evicted, warns) = migration.evict(&mut items).await?;
+        let evicted = migration.evict(&mut items);
+        let Some(evicted) = stop.run_until_cancelled(evicted).await else {
+            break;
+        };
+        let (evicted, warns) = evicted?;
         warning = warning.or(warns);
         let has_room = evicted.bytes > 0 && !arguments.dry_run;
         add(total, evicted);
@@ -81,6 +100,7 @@ pub(crate) async fn run(
             break;
         }
     }
+    signals.abort();
     let document = Document {
         images: items.iter().filter_map(Item::row).collect(),
         eviction,
@@ -94,7 +114,10 @@ pub(crate) async fn run(
         }
         show_warning(document.warning.as_deref(), table);
     })?;
-    Ok(status(&document, arguments.all))
+    Ok(match stop.is_cancelled() {
+        true => ExitStatus::Cancelled,
+        false => status(&document, arguments.all),
+    })
 }
 
 /// Returns the images to be made ready: one name of each config, and with an image also those that have
@@ -140,6 +163,7 @@ struct Migration<'a> {
     pick: ManifestPreference,
     progress: RefCell<Option<Progress>>,
     arguments: &'a MigrateArguments,
+    stop: &'a CancellationToken,
 }
 
 impl Migration<'_> {
@@ -204,12 +228,12 @@ impl Migration<'_> {
 
     /// Makes one image ready, and returns a line about it.
     async fn unpack_one(&self, number: usize, item: &mut Item) -> String {
-        let on_event = |event: &_| {
+        let on_event = |event| {
             if let Some(progress) = &mut *self.progress.borrow_mut() {
-                progress.show(number, event);
+                progress.show(number, &event);
             }
         };
-        let warmed = warm(self.engine, &self.target(&item.image), on_event).await;
+        let warmed = warm(self.engine, &self.target(&item.image), self.stop, on_event).await;
         item.state = self.state(&item.image, warmed);
         let line = item
             .row()

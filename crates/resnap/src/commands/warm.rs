@@ -8,6 +8,7 @@ use resnap_unpacker::{Engine, Event, UnpackError};
 use serde::Serialize;
 use wildmatch::WildMatch;
 
+use super::signals::listen;
 use crate::args::WarmArguments;
 use crate::config::Config;
 use crate::connect::manifest_preference;
@@ -101,12 +102,20 @@ pub(crate) async fn run(
     output: &mut Output,
 ) -> Result<ExitStatus> {
     let (snapshotters, dry_run) = (&arguments.snapshotters, arguments.dry_run);
-    let overview = Overview::read(engine, &config.runtime_dir.value, Some(snapshotters)).await?;
-    let reader = &overview.reader;
-    for snapshotter in snapshotters {
-        reader.require_snapshotter(snapshotter).await?;
-    }
-    let pick = manifest_preference(config).await?;
+    let (signals, stop) = listen()?;
+    let read = async {
+        let dir = &config.runtime_dir.value;
+        let overview = Overview::read(engine, dir, Some(snapshotters)).await?;
+        for snapshotter in snapshotters {
+            overview.reader.require_snapshotter(snapshotter).await?;
+        }
+        let names = overview.reader.images().await?;
+        anyhow::Ok((overview, names, manifest_preference(config).await?))
+    };
+    let Some(read) = stop.run_until_cancelled(read).await else {
+        return Ok(ExitStatus::Cancelled);
+    };
+    let (overview, names, pick) = read?;
     let mut patterns = arguments.images;
     if arguments.all {
         patterns.push("*".to_owned());
@@ -115,7 +124,10 @@ pub(crate) async fn run(
         .iter()
         .map(|pattern| WildMatch::new(pattern))
         .collect();
-    let images = choose(reader, reader.images().await?, &globs).await;
+    let chosen = choose(&overview.reader, names, &globs);
+    let Some(images) = stop.run_until_cancelled(chosen).await else {
+        return Ok(ExitStatus::Cancelled);
+    };
     let floor = arguments.min_free.unwrap_or_default();
     let targets = images.iter().flat_map(|image| {
         snapshotters.iter().map(move |snapshotter| Target {
@@ -126,7 +138,10 @@ pub(crate) async fn run(
         })
     });
     let targets: Vec<Target<'_>> = targets.collect();
-    let decided = decide_all(&overview, &targets).await;
+    let decided = decide_all(&overview, &targets);
+    let Some(decided) = stop.run_until_cancelled(decided).await else {
+        return Ok(ExitStatus::Cancelled);
+    };
     let is_left = |decided: &Result<Warmed, _>| matches!(decided, Ok(Warmed::Would)) && !dry_run;
     let left = decided.iter().filter(|decided| is_left(decided));
     let mut progress = (!output.is_json()).then(|| Progress::new(left.count()));
@@ -134,9 +149,9 @@ pub(crate) async fn run(
     for (target, mut warmed) in targets.iter().zip(decided) {
         if is_left(&warmed) {
             // The lists are of the past by now: it is decided again.
-            warmed = warm(engine, target, |event: &Event| {
+            warmed = warm(engine, target, &stop, |event: Event| {
                 if let Some(progress) = &mut progress {
-                    progress.show(number, event);
+                    progress.show(number, &event);
                 }
             })
             .await;
@@ -151,7 +166,11 @@ pub(crate) async fn run(
         let is_named = patterns.iter().any(|pattern| pattern == image);
         rows.push(Row::new(image, snapshotter, warmed, is_named));
     }
+    signals.abort();
     output.document(&rows, |table| show(&rows, table))?;
+    if stop.is_cancelled() {
+        return Ok(ExitStatus::Cancelled);
+    }
     let has_failed = rows.iter().any(Row::has_failed);
     Ok(if has_failed {
         ExitStatus::Failed

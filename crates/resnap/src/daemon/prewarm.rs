@@ -16,6 +16,7 @@ use resnap_core::{ManifestPreference, error_chain};
 use resnap_unpacker::{Engine, UnpackError};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use wildmatch::WildMatch;
 
 use crate::config::{Config, Rule};
@@ -136,7 +137,10 @@ impl Prewarmer {
         } = *target;
         let warmed = match decided {
             // The lists are of the past by now: it is decided again.
-            Ok(Warmed::Would) => warm(&self.engine, target, |_| ()).await,
+            Ok(Warmed::Would) => {
+                let never = CancellationToken::new();
+                warm(&self.engine, target, &never, |_| ()).await
+            }
             decided => decided,
         };
         match warmed {
