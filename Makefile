@@ -36,12 +36,28 @@ decoders: NEEDS += autoreconf:autoconf automake:automake libtoolize:libtool nasm
 decoders: setup ## Compare decoders of gzip
 	cargo run --release --locked --manifest-path integration/decoders/Cargo.toml --target-dir $(TARGET)/decoders
 
-test: NEEDS += mkfs.ext4:e2fsprogs
+test: NEEDS += mkfs.ext4:e2fsprogs strace:strace
 test: build ## Run all tests; the live suite runs real containerds and needs root
 	cargo test --workspace --locked
 	@# Those that need root, without those that take minutes.
 	cargo test --locked -p resnap-applier -- --ignored --skip million --skip bombs
 	cargo test --locked -p resnap --features otlp --bin resnap traces
+
+# The number for each test of the suite: for commands, and for pods and pulls a fifth of it.
+FAULTS ?= 2800
+# Another one for other faults.
+FAULTS_SEED ?= 1
+
+faults: NEEDS += strace:strace
+faults: build ## Inject ten thousand faults, one at a time; needs root
+	RESNAP_FAULTS=$(FAULTS) RESNAP_FAULTS_SEED=$(FAULTS_SEED) \
+		cargo test -p resnap-integration --test live --locked -- faults_injected --nocapture
+
+# Seconds.
+SOAK_TIME ?= 3600
+
+soak: build ## Run a daemon under random load, and plot what it takes; needs root
+	RESNAP_SOAK_TIME=$(SOAK_TIME) cargo test -p resnap-integration --test live --locked -- soak --nocapture
 
 check: NEEDS += systemd-analyze:systemd
 check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, documentation, layering, licences and examples
@@ -99,4 +115,4 @@ $(TOOLS)/bin/python3:
 		apt-get install -q -y --no-install-recommends python3-venv; }
 	python3 -m venv $(TOOLS)
 
-.PHONY: help build demo bench decoders test check fuzz setup clean
+.PHONY: help build demo bench decoders test faults soak check fuzz setup clean

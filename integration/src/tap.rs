@@ -125,6 +125,16 @@ impl Tap {
         held
     }
 
+    /// Returns how much of what was asked for has not begun to happen yet.
+    pub fn pending(&self) -> usize {
+        self.shared.pending()
+    }
+
+    /// Forgets what was asked for and has not begun to happen.
+    pub fn disarm(&self) {
+        self.shared.forget_rules();
+    }
+
     /// Counts the calls of `method`, including those that did not reach containerd.
     pub fn count(&self, method: Method) -> u64 {
         let calls = self.calls().into_iter();

@@ -46,6 +46,14 @@ impl Shared {
         self.lock().calls.clone()
     }
 
+    pub(super) fn pending(&self) -> usize {
+        self.lock().rules.len()
+    }
+
+    pub(super) fn forget_rules(&self) {
+        self.lock().rules.clear();
+    }
+
     pub(super) fn forget_calls(&self) {
         self.lock().calls.clear();
     }

@@ -5,8 +5,8 @@
 //! goes on from the committed layers, and after it nothing of ours is left.
 
 pub(crate) mod expiry;
+pub(crate) mod hangs;
 pub(crate) mod killed;
-pub(crate) mod replies;
 pub(crate) mod restart;
 pub(crate) mod stopped;
 

@@ -26,6 +26,7 @@ mod differential;
 mod drain;
 mod errors;
 mod examples;
+mod faults;
 mod features;
 mod hostile;
 mod integrity;
@@ -49,6 +50,7 @@ mod repair;
 mod served;
 mod signatures;
 mod signed;
+mod soak;
 mod sockets;
 mod steering;
 mod suite;
@@ -77,7 +79,7 @@ fn tests() -> Vec<Test> {
         conformance::TESTS,
         crash::killed::TESTS,
         crash::restart::TESTS,
-        crash::replies::TESTS,
+        crash::hangs::TESTS,
         crash::expiry::TESTS,
         crash::stopped::TESTS,
         diff_plugin::TESTS,
@@ -88,6 +90,9 @@ fn tests() -> Vec<Test> {
         errors::messages::TESTS,
         errors::names::TESTS,
         examples::TESTS,
+        faults::commands::TESTS,
+        faults::pods::TESTS,
+        faults::pulls::TESTS,
         features::TESTS,
         features::refused::TESTS,
         features::pods::TESTS,
@@ -114,6 +119,7 @@ fn tests() -> Vec<Test> {
         registry::TESTS,
         signatures::TESTS,
         signed::TESTS,
+        soak::load::TESTS,
         sockets::TESTS,
         steering::TESTS,
         systemd::TESTS,

@@ -68,7 +68,7 @@ fn image_layers(layers: &[BuiltLayer]) -> String {
 }
 
 /// The label of an EROFS image that resnap wrote.
-const IMAGE_WRITER: &str = "resnap.io/image-writer";
+pub(crate) const IMAGE_WRITER: &str = "resnap.io/image-writer";
 
 /// Checks that every layer of `image` has exactly its labels, besides the snapshotter's own and that of
 /// resnap's images.

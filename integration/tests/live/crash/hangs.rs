@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Lost replies.
+//! Calls that get no answer within their limit.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,55 +12,12 @@ use resnap_integration::tap::Point::{After, Before};
 use resnap_integration::tap::{Action, Method, Point};
 
 use super::{Setup, runtime};
-use crate::command::run_to_end;
 use crate::node::Node;
 use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: crash_lost_replies,
     Containerd: crash_calls_that_hang,
-}
-
-/// The call without a reply; whether the run ends well all the same; how many layers the next one
-/// finds.
-const LOST: [(Method, u64, Point, bool, usize); 7] = [
-    (Method::LEASE_CREATE, 1, After, false, 0),
-    (Method::LEASE_ADD, 1, After, false, 0),
-    (Method::PREPARE, 2, After, false, 1),
-    (Method::APPLY, 2, After, false, 1),
-    (Method::COMMIT, 2, After, true, 3),
-    (Method::LEASE_DELETE, 1, After, true, 3),
-    // It did not even get there.
-    (Method::LEASE_DELETE, 1, Before, true, 3),
-];
-
-fn crash_lost_replies(node: &Node) -> Result<()> {
-    for (method, nth, point, ends_well, existed) in LOST {
-        let setup = Setup::new(node)?;
-        setup.tap.on(method, nth, point, Action::Cut);
-        let context = || format!("cut {point:?} {nth} of {method}");
-        let output = run_to_end(&mut setup.tapped("native")?)?;
-        if ends_well {
-            output.ok().with_context(context)?;
-            setup.assert_nothing_left("native").with_context(context)?;
-        } else {
-            let error = output.error().with_context(context)?;
-            let message = error["message"].as_str().unwrap_or_default();
-            ensure!(
-                error["kind"] == "Unavailable" && message.contains(&setup.image.reference),
-                "{}: {error}",
-                context()
-            );
-        }
-        // Also without another run nothing half-made is left.
-        setup
-            .has(0, existed, "native")
-            .and_then(|()| setup.goes_on_from(existed, "native"))
-            .with_context(context)?;
-        setup.tap.finish()?;
-    }
-    Ok(())
 }
 
 /// The limit to a call: what a busy machine needs for one, and not more.
