@@ -144,8 +144,12 @@ fn snapshot_step(error: &UnpackError, namespace: &str) -> Option<String> {
             "containerd's garbage collection removes it with the image: `ctr --namespace {namespace} images rm --sync {}`, and pull it again",
             name_in_title(image)
         ),
-        UnpackError::Disagreement { snapshotter, .. } => format!(
-            "containerd's metadata and {snapshotter}'s own disagree: restart {snapshotter}, or remove the snapshot there"
+        UnpackError::Disagreement {
+            image, snapshotter, ..
+        } => format!(
+            "containerd has a record of it, and {snapshotter} does not have it: `resnap --namespace {namespace} \
+             unpack {} --snapshotter {snapshotter} --repair` removes the record",
+            name_in_title(image)
         ),
         _ => return None,
     })

@@ -199,7 +199,7 @@ impl Engine {
         let ready = check.snapshotters.iter();
         let ready = ready.filter(|(_, readiness)| readiness.ready && plan.layers.len() > 1);
         for (snapshotter, _) in ready {
-            if let Err(error) = inspect(&self.keeper, &plan, snapshotter).await {
+            if let Err(error) = self.require_parents(&plan, snapshotter).await {
                 check.warnings.push(format!(
                     "on {snapshotter}, files may be wrong: {}; remove it with `resnap evict` and \
                      unpack it again",
@@ -209,6 +209,15 @@ impl Engine {
         }
         self.warn_of_unused_proofs(&mut [(plan, &mut check)]).await;
         Ok(check)
+    }
+
+    /// Checks that the layers of a planned image on `snapshotter` were made with their parents, by a view of
+    /// them under a lease of its own. Snapshotters whose layers cannot be looked at are skipped.
+    ///
+    /// # Errors
+    /// The error for a chain that was made without them.
+    pub async fn require_parents(&self, plan: &Plan, snapshotter: &str) -> Result<(), Error> {
+        inspect(&self.keeper, plan, snapshotter).await
     }
 
     /// Adds to checks the warnings of snapshotters that mount layers without their dm-verity trees. Looks
@@ -297,6 +306,15 @@ impl Engine {
     /// backend's error.
     pub async fn evict(&self, request: &EvictRequest) -> Result<Eviction, UnpackError> {
         evict::evict(&self.keeper, &self.planner, request).await
+    }
+
+    /// Collects the backend's garbage, and returns when it is gone.
+    ///
+    /// # Errors
+    /// The backend's error.
+    pub async fn collect_garbage(&self) -> Result<(), UnpackError> {
+        let (ports, scope) = (&self.backend.ports, &self.backend.scope);
+        Ok(ports.leases.collect_garbage(scope).await?)
     }
 
     /// Returns the leases that engines made in the namespace, the oldest first.

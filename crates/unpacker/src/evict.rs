@@ -144,7 +144,7 @@ async fn removals<T>(
 fn in_use_by(inventory: &Inventory, chain: &SnapshotKey) -> Vec<String> {
     let holders = inventory.holders.iter();
     let users = holders.filter(|(_, key)| inventory.lineage(key).any(|below| below == chain));
-    let users: BTreeSet<String> = users.map(|(user, _)| user.clone()).collect();
+    let users: BTreeSet<String> = users.map(|(user, _)| user.to_string()).collect();
     users.into_iter().collect()
 }
 

@@ -5,10 +5,13 @@
 //! list, and what keeps these snapshots from garbage collection.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
+use std::sync::Arc;
 
 use futures::future::try_join_all;
 use resnap_core::{
-    Digest, Error, Image, Labels, Resource, SnapshotInfo, SnapshotKey, SnapshotKind, labels,
+    Digest, Error, Image, Labels, LeaseId, LeaseInfo, Resource, SnapshotInfo, SnapshotKey,
+    SnapshotKind, labels,
 };
 
 use crate::backend::Backend;
@@ -41,50 +44,107 @@ impl UnpackedImage {
     }
 }
 
+/// The images and blobs of a namespace.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    images: Arc<BTreeMap<String, Image>>,
+    /// The labels of all blobs.
+    blobs: Arc<BTreeMap<Digest, Labels>>,
+}
+
+impl Stores {
+    pub(crate) async fn read(backend: &Backend) -> Result<Self, Error> {
+        let (ports, scope) = (&backend.ports, &backend.scope);
+        let (images, blobs) =
+            futures::try_join!(ports.images.list(scope), ports.labeler.list(scope))?;
+        let images = images.into_iter();
+        let images = images.map(|image| (image.name.clone(), image)).collect();
+        let blobs = blobs
+            .into_iter()
+            .map(|(digest, info)| (digest, info.labels))
+            .collect();
+        Ok(Self {
+            images: Arc::new(images),
+            blobs: Arc::new(blobs),
+        })
+    }
+}
+
+/// A container or a lease that keeps a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Container(String),
+    Lease(LeaseId),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Container(id) => write!(f, "container {id}"),
+            Self::Lease(id) => write!(f, "lease {}", id.0),
+        }
+    }
+}
+
+/// The containers and leases of a namespace, and the snapshots that they keep.
+#[derive(Debug)]
+pub(crate) struct Holders {
+    pub(crate) leases: Vec<LeaseInfo>,
+    /// Each holder with a snapshotter and a snapshot there.
+    held: Vec<(Holder, String, SnapshotKey)>,
+}
+
 /// The images of a namespace, and the snapshots of one snapshotter.
 #[derive(Debug)]
 pub(crate) struct Inventory {
-    pub(crate) images: BTreeMap<String, Image>,
+    pub(crate) images: Arc<BTreeMap<String, Image>>,
     /// The labels of all blobs.
-    pub(crate) blobs: BTreeMap<Digest, Labels>,
+    pub(crate) blobs: Arc<BTreeMap<Digest, Labels>>,
     pub(crate) snapshots: BTreeMap<SnapshotKey, SnapshotInfo>,
     pub(crate) chain_labels: Vec<ChainLabel>,
     /// The containers and leases with snapshots on the snapshotter.
-    pub(crate) holders: Vec<(String, SnapshotKey)>,
+    pub(crate) holders: Vec<(Holder, SnapshotKey)>,
     /// The names of the images of each blob with a chain label, the best one first.
     names: BTreeMap<Digest, Vec<String>>,
 }
 
 impl Inventory {
     pub(crate) async fn read(backend: &Backend, snapshotter: &str) -> Result<Self, Error> {
-        let (ports, scope) = (&backend.ports, &backend.scope);
-        let (images, blobs, snapshots) = futures::try_join!(
-            ports.images.list(scope),
-            ports.labeler.list(scope),
-            list_snapshots(backend, snapshotter),
-        )?;
-        let blobs = blobs
-            .into_iter()
-            .map(|(digest, info)| (digest, info.labels));
-        let blobs: BTreeMap<_, _> = blobs.collect();
-        let images = images.into_iter();
-        let images: BTreeMap<_, _> = images.map(|image| (image.name.clone(), image)).collect();
-        let chain_labels: Vec<ChainLabel> = chain_labels(&blobs, snapshotter).collect();
-        Ok(Self {
-            names: names(&images, &blobs, &chain_labels),
-            holders: holders(backend, snapshotter).await?,
-            images,
-            blobs,
+        let (stores, snapshots) =
+            futures::try_join!(Stores::read(backend), list_snapshots(backend, snapshotter))?;
+        let holders = Holders::read(backend).await?;
+        Ok(Self::new(&stores, snapshotter, snapshots, &holders))
+    }
+
+    pub(crate) fn new(
+        stores: &Stores,
+        snapshotter: &str,
+        snapshots: BTreeMap<SnapshotKey, SnapshotInfo>,
+        holders: &Holders,
+    ) -> Self {
+        let Stores { images, blobs } = stores;
+        let chain_labels: Vec<ChainLabel> = chain_labels(blobs, snapshotter).collect();
+        Self {
+            names: names(images, blobs, &chain_labels),
+            holders: holders.on(snapshotter),
+            images: Arc::clone(images),
+            blobs: Arc::clone(blobs),
             snapshots,
             chain_labels,
-        })
+        }
     }
 
     /// Returns the images that are unpacked on the snapshotter, ordered by name.
     pub(crate) fn unpacked(&self) -> Vec<UnpackedImage> {
+        let mut images = self.labelled();
+        images.retain(|image| self.is_committed(&image.chain_id));
+        images
+    }
+
+    /// Returns the images that keep a chain on the snapshotter, ordered by name, whether or not it has the chain.
+    pub(crate) fn labelled(&self) -> Vec<UnpackedImage> {
         let labels = self.chain_labels.iter();
-        let committed = labels.filter(|label| self.is_committed(&label.chain));
-        let images = committed.map(|label| UnpackedImage {
+        let images = labels.map(|label| UnpackedImage {
             names: self.names_of(&label.config).to_vec(),
             chain_id: label.chain.clone(),
         });
@@ -226,36 +286,42 @@ fn names(
     names
 }
 
-/// Returns the containers and leases that keep snapshots of a snapshotter.
-async fn holders(
-    backend: &Backend,
-    snapshotter: &str,
-) -> Result<Vec<(String, SnapshotKey)>, Error> {
-    let (ports, scope) = (&backend.ports, &backend.scope);
-    let (containers, leases) =
-        futures::try_join!(ports.containers.list(scope), ports.leases.list(scope, None),)?;
-    let containers = containers.into_iter();
-    let containers = containers.filter(|container| container.snapshotter == snapshotter);
-    let mut holders: Vec<_> = containers
-        .map(|container| (format!("container {}", container.id), container.snapshot))
-        .collect();
-    let resources = leases.iter().map(async |lease| {
-        match ports.leases.resources(scope, &lease.id).await {
-            // It has ended meanwhile.
-            Err(error) if error.is_not_found() => Ok(Vec::new()),
-            resources => resources,
-        }
-    });
-    for (lease, resources) in leases.iter().zip(try_join_all(resources).await?) {
-        for resource in resources {
-            match resource {
-                Resource::Snapshot {
-                    snapshotter: owner,
-                    key,
-                } if owner == snapshotter => holders.push((format!("lease {}", lease.id.0), key)),
-                _ => {}
+impl Holders {
+    pub(crate) async fn read(backend: &Backend) -> Result<Self, Error> {
+        let (ports, scope) = (&backend.ports, &backend.scope);
+        let (containers, leases) =
+            futures::try_join!(ports.containers.list(scope), ports.leases.list(scope, None))?;
+        let containers = containers.into_iter();
+        let mut held: Vec<_> = containers
+            .map(|container| {
+                let holder = Holder::Container(container.id);
+                (holder, container.snapshotter, container.snapshot)
+            })
+            .collect();
+        let resources = leases.iter().map(async |lease| {
+            match ports.leases.resources(scope, &lease.id).await {
+                // It has ended meanwhile.
+                Err(error) if error.is_not_found() => Ok(Vec::new()),
+                resources => resources,
+            }
+        });
+        for (lease, resources) in leases.iter().zip(try_join_all(resources).await?) {
+            for resource in resources {
+                if let Resource::Snapshot { snapshotter, key } = resource {
+                    held.push((Holder::Lease(lease.id.clone()), snapshotter, key));
+                }
             }
         }
+        Ok(Self { leases, held })
     }
-    Ok(holders)
+
+    /// Returns those that keep snapshots of a snapshotter.
+    fn on(&self, snapshotter: &str) -> Vec<(Holder, SnapshotKey)> {
+        let held = self
+            .held
+            .iter()
+            .filter(|(_, owner, _)| owner == snapshotter);
+        held.map(|(holder, _, key)| (holder.clone(), key.clone()))
+            .collect()
+    }
 }

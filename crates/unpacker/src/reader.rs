@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use resnap_core::{Profiles, SnapshotterInfo};
+use resnap_core::{Profiles, SnapshotKey, SnapshotterInfo};
 
 use crate::backend::Backend;
 use crate::known::KnownDocuments;
 use crate::listed;
 use crate::planner::Planner;
 use crate::unpack::is_rooted;
-use crate::{Check, Plan, Request, ResolvedImage, UnpackError, check};
+use crate::{Check, Plan, Request, ResolvedImage, Survey, UnpackError, check, lost, survey};
 
 /// Looks at the images of one containerd namespace, and changes nothing. Clones share the cached plans.
 #[derive(Debug, Clone)]
@@ -146,5 +146,28 @@ impl Reader {
     /// [`UnpackError::NoSuchSnapshotter`] with those that do.
     pub async fn require_snapshotter(&self, name: &str) -> Result<(), UnpackError> {
         self.backend.require_snapshotter(name).await
+    }
+
+    /// Returns the snapshots on these snapshotters, what keeps them, and what is missing. Takes as few calls
+    /// for many images as for one.
+    ///
+    /// # Errors
+    /// The backend's error.
+    pub async fn survey(&self, snapshotters: &[String]) -> Result<Survey, UnpackError> {
+        Ok(survey::survey(&self.backend, snapshotters).await?)
+    }
+
+    /// Returns whether the backend has a record of a snapshot that the snapshotter itself does not have. It
+    /// cannot be used, nor made again, until [`Request::repair`] removes the record. Nothing is changed.
+    ///
+    /// # Errors
+    /// The backend's error.
+    pub async fn is_lost(
+        &self,
+        snapshotter: &str,
+        snapshot: &SnapshotKey,
+    ) -> Result<bool, UnpackError> {
+        let (backend, scope) = (&self.backend, &self.backend.scope);
+        Ok(lost::is_lost(backend, scope, snapshotter, snapshot).await?)
     }
 }

@@ -115,7 +115,10 @@ fn needs_repair(chain: &Chain, info: &SnapshotInfo) -> bool {
 }
 
 /// Removes a layer; returns the error if containerd refuses because of a child.
-async fn remove(chain: &Chain, index: usize) -> Result<Option<UnpackError>, UnpackError> {
+pub(crate) async fn remove(
+    chain: &Chain,
+    index: usize,
+) -> Result<Option<UnpackError>, UnpackError> {
     let layer = &chain.layers()[index];
     let key = SnapshotKey::from(&layer.chain_id);
     let removed = chain.snapshotter.remove(&chain.backend.scope, &key).await;
@@ -162,7 +165,7 @@ async fn set_labels(
 }
 
 /// Checks that a layer has no child but the next layer of this image.
-async fn require_unused(chain: &Chain, index: usize) -> Result<(), UnpackError> {
+pub(crate) async fn require_unused(chain: &Chain, index: usize) -> Result<(), UnpackError> {
     let (layers, spec) = (chain.layers(), &chain.job.spec);
     let layer = &layers[index];
     let key = SnapshotKey::from(&layer.chain_id);

@@ -16,6 +16,7 @@ use crate::chain::Chain;
 use crate::event::{LayerOutcome, LayerReport, Phase};
 use crate::layer::{MissingLayer, MissingLayers, start_batch};
 use crate::lease::LeaseKeeper;
+use crate::lost::remove_lost;
 use crate::orphans::take_over;
 use crate::plan::PlannedLayer;
 use crate::proofs::seal;
@@ -86,8 +87,9 @@ pub(crate) async fn unpack(
     Ok(reports)
 }
 
-/// Gives the layers that exist the labels and proofs they lack.
+/// Gives the layers that exist the labels and proofs they lack, and removes the records of those that do not.
 async fn repair_existing(chain: &Chain) -> Result<(), UnpackError> {
+    remove_lost(chain).await?;
     match chain.integrity() {
         Integrity::Off => repair(chain).await,
         Integrity::Verity => {

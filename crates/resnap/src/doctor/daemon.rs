@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Checks of the daemon against this program and the configuration file.
+
+use std::path::Path;
+
+use super::containerd_config::changed_since;
+use super::finding::Findings;
+use super::look::Look;
+use super::look::daemon::Daemon;
+use crate::config::is_same_file;
+
+const START: &str = "start it (`systemctl start resnap`)";
+const RESTART: &str = "restart it (`systemctl restart resnap`; pods run on)";
+
+pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
+    let config = look.config;
+    let socket = config.api_socket.value.display().to_string();
+    let (info, process) = match &look.daemon {
+        Daemon::Absent => return absent(look, &socket, findings),
+        Daemon::Silent(why) => {
+            return findings.fault(
+                "daemon.api",
+                socket,
+                format!("the socket of the daemon is there, and nothing answers: {why}"),
+                START,
+            );
+        }
+        Daemon::Running { info, process } => (info, process),
+    };
+    let (address, namespace) = (&info.containerd_address, &info.containerd_namespace);
+    let is_same =
+        *namespace == config.namespace.value && is_same_file(Path::new(address), config.backend());
+    if !is_same {
+        return findings.warning(
+            "daemon.target",
+            socket,
+            format!("the daemon serves namespace {namespace} of the containerd at {address}"),
+            format!("run `resnap --address {address} --namespace {namespace} doctor`"),
+        );
+    }
+    let own = env!("CARGO_PKG_VERSION");
+    if info.version != own {
+        findings.warning(
+            "daemon.version",
+            &socket,
+            format!(
+                "the daemon is resnap {}, and this program is {own}",
+                info.version
+            ),
+            RESTART,
+        );
+    }
+    match &look.cri_socket {
+        Ok(version) if *version == look.version => {}
+        Ok(version) => findings.warning(
+            "daemon.cri",
+            config.cri_socket.value.display().to_string(),
+            format!(
+                "it leads to containerd {version}, and the one at {} is {}",
+                config.address.value, look.version
+            ),
+            RESTART,
+        ),
+        Err(why) => findings.fault(
+            "daemon.cri",
+            config.cri_socket.value.display().to_string(),
+            format!("containerd does not answer at kubelet's socket: {why}"),
+            RESTART,
+        ),
+    }
+    let process = match process {
+        Ok(process) => process,
+        Err(error) => {
+            return findings.unknown("daemon.config-changed", format!("the daemon: {error}"));
+        }
+    };
+    let file = process.argument(&["--config"]).map(str::to_owned);
+    let file = file.or_else(|| process.variable("RESNAP_CONFIG"));
+    let own = config.file.value.as_deref();
+    let file = file.as_deref().map(Path::new).or(own);
+    if let Some(file) = file.filter(|file| changed_since(file, process.started)) {
+        findings.warning(
+            "daemon.config-changed",
+            file.display().to_string(),
+            "it has changed since the daemon was started, which goes by what it was",
+            RESTART,
+        );
+    }
+    if let (Some(file), Some(own)) = (file, own)
+        && !is_same_file(file, own)
+    {
+        findings.note(
+            "daemon.config",
+            file.display().to_string(),
+            format!(
+                "the daemon goes by this file, and this look by {}",
+                own.display()
+            ),
+            format!("run `resnap --config {} doctor`", file.display()),
+        );
+    }
+}
+
+/// Finds nodes whose handlers need a daemon.
+fn absent(look: &Look<'_>, socket: &str, findings: &mut Findings) {
+    let cri = look.cri.as_ref();
+    let handlers: Vec<&str> = cri
+        .map(|cri| cri.others().map(|(handler, _)| handler).collect())
+        .unwrap_or_default();
+    if !handlers.is_empty() {
+        findings.warning(
+            "daemon.api",
+            socket,
+            format!(
+                "no daemon runs: no image is made ready for pods of the handlers {} before they need it",
+                handlers.join(", ")
+            ),
+            START,
+        );
+    }
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Checks of the differs, by which containerd writes layers.
+
+use resnap_core::major_minor;
+
+use super::containerd_config::ContainerdConfig;
+use super::finding::Findings;
+use super::look::Look;
+
+/// The first version whose transfer service knows erofs by default, and with a list of one's own no more.
+const EROFS_ENTRY: (u32, u32) = (2, 3);
+
+pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
+    match &look.diff_plugins {
+        Ok(warnings) => {
+            for warning in warnings {
+                findings.fault(
+                    "containerd.diff-plugin",
+                    "containerd's diff plugin",
+                    warning,
+                    "start `resnap serve` with diff.socket, or take the lines out (examples/containerd/README.md)",
+                );
+            }
+        }
+        Err(error) => findings.unknown("containerd.diff-plugin", resnap_core::error_chain(error)),
+    }
+    // A check of containerd says why it is not known.
+    if let Ok(config) = &look.containerd {
+        order(look, config, findings);
+        transfer(look, config, findings);
+        options(look, config, findings);
+    }
+}
+
+/// Finds differs that write layers before the one that is meant for them.
+fn order(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
+    let differs = config.differs();
+    let place = |name: &str| differs.iter().position(|differ| differ == name);
+    let subject = format!("diff service: {}", differs.join(", "));
+    let is_late = |name: &str, other: &str| {
+        place(name).unwrap_or(usize::MAX) > place(other).unwrap_or(usize::MAX)
+    };
+    if look.uses_erofs() && is_late("erofs", "walking") {
+        findings.fault(
+            "containerd.differ-order",
+            &subject,
+            "layers on erofs that containerd writes itself are written by the walking differ: files that a layer \
+             deletes can come back",
+            "put \"erofs\" before \"walking\" in containerd's configuration, and restart it:\n\
+             [plugins.\"io.containerd.service.v1.diff-service\"]\n  default = [\"erofs\", \"walking\"]",
+        );
+    }
+    for plugin in config.diff_plugins() {
+        let others = ["erofs", "walking"];
+        if others.iter().any(|other| is_late(plugin, other)) {
+            findings.warning(
+                "containerd.differ-order",
+                &subject,
+                format!(
+                    "the diff plugin {plugin} is not asked first, and so for few layers or none"
+                ),
+                format!(
+                    "put {plugin:?} first in `default` of the diff service, and restart containerd"
+                ),
+            );
+        }
+    }
+}
+
+/// Finds lists of the transfer service that leave a snapshotter out, or its differ to chance.
+fn transfer(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
+    let Some(entries) = config.unpack_entries() else {
+        return;
+    };
+    let version = major_minor(&look.version).unwrap_or_default();
+    let subject = "unpack_config of the transfer service";
+    let has_erofs = entries
+        .iter()
+        .any(|(snapshotter, _)| *snapshotter == "erofs");
+    if look.uses_erofs() && version >= EROFS_ENTRY && !entries.is_empty() && !has_erofs {
+        findings.warning(
+            "containerd.unpack-config",
+            subject,
+            "it replaces containerd's own list and has no entry for erofs: pulls for erofs by `ctr` and others fail",
+            "add an entry with snapshotter = \"erofs\" and its differ, as examples/containerd has it",
+        );
+    }
+    let is_left_open = entries.iter().any(|(_, differ)| differ.is_empty());
+    if version < (2, 0) && !config.diff_plugins().is_empty() && is_left_open {
+        findings.warning(
+            "containerd.unpack-config",
+            subject,
+            "an entry names no differ: with a diff plugin, containerd 1.7 takes any of them at each start",
+            "name one: differ = \"walking\", as examples/containerd has it",
+        );
+    }
+}
+
+/// Finds options of containerd's EROFS differ that resnap is not told of.
+fn options(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
+    let profile = look.config.profiles.get("erofs");
+    let writes = look.config.applier.writes("erofs");
+    if config.makes_verity_trees() && writes && !profile.integrity.is_on() {
+        findings.warning(
+            "containerd.erofs-options",
+            "enable_dmverity = true",
+            "containerd's EROFS differ makes dm-verity trees, and resnap does not",
+            "set integrity = \"verity\" in [snapshotters.erofs] of resnap's configuration",
+        );
+    }
+    if config.has_mkfs_options() && writes {
+        findings.note(
+            "containerd.erofs-options",
+            "mkfs_options",
+            "containerd's EROFS differ has options, which resnap does not follow",
+            "set differ = \"containerd\" in [snapshotters.erofs] of resnap's configuration if they matter",
+        );
+    }
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The findings of `resnap doctor`. Programs know them by their IDs, which do not change.
+
+use serde::Serialize;
+
+use super::fix::Fix;
+
+/// The urgency of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Severity {
+    /// Something fails, or has the wrong content.
+    Fault,
+    /// Something can fail, or wastes what the node has.
+    Warning,
+    /// Nothing has to be done.
+    Note,
+}
+
+impl Severity {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Fault => "fault",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        }
+    }
+}
+
+/// A finding.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) id: &'static str,
+    pub(crate) severity: Severity,
+    pub(crate) subject: String,
+    pub(crate) why: String,
+    /// What to do, with the lines to add if there are any.
+    pub(crate) way_out: String,
+    /// What `--fix` does about it, if that is safe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) fix: Option<Fix>,
+}
+
+/// A check that could not look.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Unknown {
+    /// The beginning of the IDs of the findings that there may be.
+    pub(crate) id: &'static str,
+    pub(crate) why: String,
+}
+
+/// The results of all checks.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Findings {
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) unknown: Vec<Unknown>,
+}
+
+impl Findings {
+    pub(crate) fn fault(
+        &mut self,
+        id: &'static str,
+        subject: impl Into<String>,
+        why: impl Into<String>,
+        way_out: impl Into<String>,
+    ) {
+        self.add(
+            Severity::Fault,
+            id,
+            subject.into(),
+            why.into(),
+            way_out.into(),
+        );
+    }
+
+    pub(crate) fn warning(
+        &mut self,
+        id: &'static str,
+        subject: impl Into<String>,
+        why: impl Into<String>,
+        way_out: impl Into<String>,
+    ) {
+        self.add(
+            Severity::Warning,
+            id,
+            subject.into(),
+            why.into(),
+            way_out.into(),
+        );
+    }
+
+    pub(crate) fn note(
+        &mut self,
+        id: &'static str,
+        subject: impl Into<String>,
+        why: impl Into<String>,
+        way_out: impl Into<String>,
+    ) {
+        self.add(
+            Severity::Note,
+            id,
+            subject.into(),
+            why.into(),
+            way_out.into(),
+        );
+    }
+
+    /// Adds what `--fix` does about the last finding.
+    pub(crate) fn with_fix(&mut self, fix: Fix) {
+        if let Some(last) = self.findings.last_mut() {
+            last.fix = Some(fix);
+        }
+    }
+
+    pub(crate) fn unknown(&mut self, id: &'static str, why: impl Into<String>) {
+        self.unknown.push(Unknown {
+            id,
+            why: why.into(),
+        });
+    }
+
+    /// Puts the most urgent first. Those of one urgency stay in the order of the checks.
+    pub(crate) fn sort(&mut self) {
+        self.findings.sort_by_key(|finding| finding.severity);
+    }
+
+    fn add(
+        &mut self,
+        severity: Severity,
+        id: &'static str,
+        subject: String,
+        why: String,
+        way_out: String,
+    ) {
+        self.findings.push(Finding {
+            id,
+            severity,
+            subject,
+            why,
+            way_out,
+            fix: None,
+        });
+    }
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Processes of this machine, as `/proc` shows them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::net::UnixStream;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// The time that a program has which only prints something.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    dir: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) started: SystemTime,
+}
+
+impl Process {
+    /// Returns the process that listens at a socket.
+    pub(crate) async fn listening_at(socket: &Path) -> io::Result<Self> {
+        let peer = UnixStream::connect(socket).await?.peer_cred()?;
+        match peer.pid() {
+            Some(pid) if pid > 0 => Self::read(&Path::new("/proc").join(pid.to_string())),
+            _ => Err(io::Error::other(format!(
+                "the process at {} is in another PID namespace",
+                socket.display()
+            ))),
+        }
+    }
+
+    /// Returns the processes whose programs have this name. One that ends meanwhile is left out.
+    pub(crate) fn named(name: &str) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let dir = entry?.path();
+            let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
+            if comm.trim_end() == name {
+                found.extend(Self::read(&dir).ok());
+            }
+        }
+        Ok(found)
+    }
+
+    fn read(dir: &Path) -> io::Result<Self> {
+        let context = |error: io::Error| {
+            io::Error::new(error.kind(), format!("read {}: {error}", dir.display()))
+        };
+        let line = fs::read(dir.join("cmdline")).map_err(context)?;
+        let stat = fs::read_to_string(dir.join("stat")).map_err(context)?;
+        let boot = fs::read_to_string("/proc/stat").map_err(context)?;
+        let started = started(&stat, &boot)
+            .ok_or_else(|| io::Error::other(format!("{}/stat is not understood", dir.display())))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            arguments: words(&line),
+            started,
+        })
+    }
+
+    /// Returns the value of an argument, as `NAME VALUE` or `NAME=VALUE`. The last one counts.
+    pub(crate) fn argument(&self, names: &[&str]) -> Option<&str> {
+        argument(&self.arguments, names)
+    }
+
+    /// Returns the value of an environment variable when the process was started.
+    pub(crate) fn variable(&self, name: &str) -> Option<String> {
+        let environment = fs::read(self.dir.join("environ")).ok()?;
+        let mut words = words(&environment).into_iter();
+        words.find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+    }
+
+    /// Returns what the program of the process prints with other arguments.
+    pub(crate) async fn print(&self, arguments: &[&str]) -> io::Result<String> {
+        // The same file, also if it was replaced since.
+        print(
+            Command::new(self.dir.join("exe"))
+                .arg0("containerd")
+                .args(arguments),
+        )
+        .await
+    }
+}
+
+/// Returns the standard output of a command that ends soon.
+pub(crate) async fn print(command: &mut Command) -> io::Result<String> {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = timeout(PATIENCE, output)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "it took more than 5 s"))??;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let last = text
+            .trim_end()
+            .lines()
+            .next_back()
+            .unwrap_or_default()
+            .to_owned();
+        return Err(io::Error::other(format!(
+            "it ended with {}: {last}",
+            output.status
+        )));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn argument<'a>(arguments: &'a [String], names: &[&str]) -> Option<&'a str> {
+    let mut found = None;
+    for (index, word) in arguments.iter().enumerate() {
+        let (name, value) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (word.as_str(), arguments.get(index + 1).map(String::as_str)),
+        };
+        if names.contains(&name) {
+            found = value;
+        }
+    }
+    found
+}
+
+/// Returns the words of a file in which each ends with a zero.
+fn words(bytes: &[u8]) -> Vec<String> {
+    let words = bytes.split(|byte| *byte == 0);
+    let words = words.filter(|word| !word.is_empty());
+    words
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
+}
+
+/// Returns the time of a process's start by its `stat` and that of the machine (Linux
+/// `Documentation/filesystems/proc.rst`).
+fn started(stat: &str, machine: &str) -> Option<SystemTime> {
+    // The name of the program may have spaces and parentheses.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let mut lines = machine.lines();
+    let boot = lines.find_map(|line| line.strip_prefix("btime "))?;
+    let boot = Duration::from_secs(boot.trim().parse().ok()?);
+    let since = Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second());
+    Some(UNIX_EPOCH + boot + since)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_found_in_both_forms() {
+        let arguments = words(b"kubelet\0--config=/a\0--root-dir\0/b\0--config\0/c\0-v\0");
+        let value = |name| argument(&arguments, &[name]);
+        assert_eq!(value("--config"), Some("/c"));
+        assert_eq!(value("--root-dir"), Some("/b"));
+        assert_eq!(value("-v"), None);
+        assert_eq!(value("--other"), None);
+    }
+
+    #[test]
+    fn the_start_is_read_behind_any_name() {
+        let fields = "S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 250 20";
+        let stat = format!("7 (a) b) {fields}");
+        let ticks = rustix::param::clock_ticks_per_second();
+        let expected = Duration::from_secs(1000) + Duration::from_millis(250_000 / ticks);
+        assert_eq!(
+            started(&stat, "cpu 1\nbtime 1000\n"),
+            Some(UNIX_EPOCH + expected)
+        );
+        assert_eq!(started("7 (a) S 1", "btime 1000\n"), None);
+        let own = Process::read(Path::new("/proc/self")).unwrap();
+        let age = own.started.elapsed().unwrap();
+        assert!(age < Duration::from_secs(3600), "{age:?}");
+    }
+}

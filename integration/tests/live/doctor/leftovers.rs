@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! What processes left behind, and a node that is well.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::process::Stdio;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use resnap_integration::daemon::Options;
+use resnap_integration::image::{crowd, hello};
+
+use super::Bed;
+use crate::node::Node;
+use crate::poll::{DEADLINE, eventually};
+use crate::suite::live_tests;
+
+live_tests! {
+    Containerd: doctor_removes_what_processes_left,
+    Erofs: doctor_takes_less_than_a_second_for_a_hundred_images,
+}
+
+const LEFT: [&str; 3] = ["orphans.ingests", "orphans.leases", "orphans.staging"];
+
+/// A lease whose process has ended, as the daemon's runtime directory says.
+fn leave_lease(bed: &Bed) -> Result<()> {
+    let dir = bed.served.dir.metadata()?;
+    let locks = format!("resnap.io/locks=directory {}:{}", dir.dev(), dir.ino());
+    let expires = "containerd.io/gc.expire=2100-01-01T00:00:00Z";
+    let labels = [
+        "resnap.io/image=web:1",
+        "resnap.io/snapshotter=native",
+        &locks,
+        expires,
+    ];
+    let create = ["leases", "create", "--id", "left"];
+    bed.node.ctr(&[&create[..], &labels].concat()).map(drop)
+}
+
+/// An ingest whose client was killed long ago.
+fn leave_ingest(bed: &Bed) -> Result<()> {
+    let mut command = bed.node.containerd.ctr(&bed.node.namespace);
+    command.args(["content", "ingest", "left"]);
+    let mut client = command.stdin(Stdio::piped()).spawn()?;
+    let mut stdin = client.stdin.take().context("no stdin")?;
+    stdin.write_all(&[7; 1 << 20])?;
+    let ingests = bed
+        .node
+        .containerd
+        .root()
+        .join("io.containerd.content.v1.content/ingest");
+    let mut found = None;
+    eventually("the ingest is there", DEADLINE, || {
+        let mut dirs = fs::read_dir(&ingests)?
+            .filter_map(Result::ok)
+            .map(|dir| dir.path());
+        found = dirs.find(|dir| dir.join("data").metadata().is_ok_and(|data| data.len() > 0));
+        Ok(found.is_some())
+    })?;
+    client.kill()?;
+    client.wait()?;
+    let dir = found.context("no ingest")?;
+    // containerd closes it when the connection has ended.
+    eventually("the ingest is old", DEADLINE, || {
+        fs::write(dir.join("updatedat"), "1970-01-02T00:00:00Z")?;
+        let data = File::options().append(true).open(dir.join("data"))?;
+        data.set_modified(UNIX_EPOCH + Duration::from_secs(86400))?;
+        let found = bed.doctor(&[])?;
+        Ok(found.way_out("orphans.ingests", &["left"]).is_ok())
+    })
+}
+
+fn doctor_removes_what_processes_left(shared: &Node) -> Result<()> {
+    let options = Options {
+        pull_for_handlers: true,
+        ..Options::default()
+    };
+    let bed = Bed::start(shared, options, "")?;
+    let node = &bed.node;
+    bed.assert_well()?;
+    // containerd's own collection may be due.
+    node.collect_garbage()?;
+    let staging = node.snapshotter_root("native").join(".resnap/left");
+    fs::create_dir_all(&staging)?;
+    fs::write(staging.join("file"), "")?;
+    leave_lease(&bed)?;
+    leave_ingest(&bed)?;
+    let found = bed.doctor(&[])?;
+    found.assert_found(&LEFT)?;
+    found.assert_way_out("orphans.leases", &["web:1"], &["resnap leases --sweep"])?;
+    found.assert_way_out("orphans.staging", &["native", ".resnap"], &[])?;
+
+    let told = bed.doctor(&["--fix", "--dry-run"])?;
+    told.assert_found(&LEFT)?;
+    let fixes = told.document["fixes"].as_array().context("no fixes")?;
+    ensure!(fixes.len() == LEFT.len(), "{fixes:?}");
+    ensure!(fixes.iter().all(|fix| fix["done"] == false), "{fixes:?}");
+    bed.doctor(&[])?.assert_found(&LEFT)?;
+
+    let fixed = bed.doctor(&["--fix"])?;
+    fixed.assert_found(&[])?;
+    let fixes = fixed.document["fixes"].as_array().context("no fixes")?;
+    ensure!(fixes.len() == LEFT.len(), "{fixes:?}");
+    ensure!(fixes.iter().all(|fix| fix["done"] == true), "{fixes:?}");
+    ensure!(!staging.exists(), "{staging:?} is left");
+    let leases = node.leases()?;
+    ensure!(!leases.iter().any(|lease| lease == "left"), "{leases:?}");
+    bed.assert_well()?;
+
+    // Nothing keeps the snapshots of an image any more; containerd itself may be faster.
+    let image = hello()?;
+    node.import(&image)?;
+    let label = [
+        "content",
+        "label",
+        &image.config,
+        "containerd.io/gc.ref.snapshot.native=",
+    ];
+    eventually("snapshots without an image are found", DEADLINE, || {
+        node.unpack("native", &image.reference)?;
+        node.ctr(&label)?;
+        let found = bed.doctor(&[])?;
+        let steps = ["ctr leases delete"];
+        let about = ["3 snapshots on native"];
+        Ok(found
+            .assert_way_out("orphans.snapshots", &about, &steps)
+            .is_ok())
+    })?;
+    bed.doctor(&["--fix"])?.assert_found(&[])?;
+    ensure!(node.snapshots("native")?.is_empty(), "snapshots are left");
+    bed.assert_well()?;
+    bed.served.stop()
+}
+
+fn doctor_takes_less_than_a_second_for_a_hundred_images(shared: &Node) -> Result<()> {
+    let options = Options {
+        pull_for_handlers: true,
+        ..Options::default()
+    };
+    let bed = Bed::start(shared, options, "")?;
+    let path = bed.node.containerd.scratch().join("crowd");
+    let images = crowd(0..100, &path)?;
+    bed.node.import(&images[0])?;
+    let warm = [
+        "warm",
+        "--all",
+        "--snapshotter",
+        "overlayfs",
+        "--snapshotter",
+        "erofs",
+    ];
+    bed.node
+        .resnap(&[&warm[..], &["--min-free", "1 KiB"]].concat())?
+        .ok()?;
+    bed.node.collect_garbage()?;
+    // Other tests use the same cores.
+    eventually("doctor takes less than a second", DEADLINE, || {
+        let start = Instant::now();
+        bed.assert_well()?;
+        // Twice: for programs and for people.
+        Ok(start.elapsed() < Duration::from_secs(2))
+    })?;
+    let disk = &bed.doctor(&["--disk"])?.document["disk"];
+    let rows = disk["images"].as_array().context("no images")?;
+    let of = |image: &str, place: Option<&str>| {
+        let mut rows = rows.iter();
+        let row = rows.find(|row| row["image"] == image && row["snapshotter"].as_str() == place);
+        row.with_context(|| format!("{image} in {place:?}"))
+    };
+    for place in [None, Some("overlayfs"), Some("erofs")] {
+        let row = of(&images[7].reference, place)?;
+        ensure!(row["own_bytes"].as_u64() > Some(0), "{row}");
+        ensure!(row["shared_bytes"].as_u64() > Some(0), "{row}");
+    }
+    bed.served.stop()
+}
