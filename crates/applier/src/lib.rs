@@ -162,7 +162,7 @@ pub use applier::InProcessApplier;
 pub use memory::MemoryUse;
 pub use probe::probe;
 pub use settings::{ApplierSettings, Differ, MEMORY, STALL};
-pub use staging::clear;
+pub use staging::{clear, leftovers};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

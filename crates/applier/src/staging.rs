@@ -110,13 +110,26 @@ impl Staging {
 ///
 /// A directory cannot be read or removed.
 pub fn clear(root: &Path) -> io::Result<()> {
+    orphans(root)?.into_iter().try_for_each(Staging::remove)
+}
+
+/// Returns the staging directories that killed processes left below a snapshotter's root.
+///
+/// # Errors
+///
+/// A directory cannot be read.
+pub fn leftovers(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let orphans = orphans(root)?.into_iter();
+    Ok(orphans.map(|orphan| orphan.path).collect())
+}
+
+fn orphans(root: &Path) -> io::Result<Vec<Staging>> {
     let all = root.join(NAME);
-    let orphans = match File::open(&all) {
-        Ok(parent) => Staging::orphans(&all, &parent)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    orphans.into_iter().try_for_each(Staging::remove)
+    match File::open(&all) {
+        Ok(parent) => Staging::orphans(&all, &parent),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Creates a directory for this user only, unless it exists.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use resnap_core::{Ports, Result};
+use resnap_core::{Ports, Result, Scope};
 
 use crate::connection::Connection;
 use crate::diff_server::{DiffServer, LayerWriter};
+use crate::ingest::IngestInfo;
 use crate::introspection::DiffPlugin;
-use crate::{events, introspection};
+use crate::{events, ingest, introspection};
 
 /// The address at which containerd listens by default.
 pub const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";
@@ -80,6 +81,14 @@ impl Client {
     /// Those of any call.
     pub async fn diff_plugins(&self) -> Result<Vec<DiffPlugin>> {
         introspection::diff_plugins(&self.0).await
+    }
+
+    /// Returns the ingests of a namespace, in no particular order.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn ingests(&self, scope: &Scope) -> Result<Vec<IngestInfo>> {
+        ingest::list(&self.0, scope).await
     }
 
     /// Returns the version that containerd reports (containerd

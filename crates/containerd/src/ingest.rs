@@ -4,18 +4,21 @@
 //! Writing content (containerd `api/services/content/v1/content.proto`,
 //! `plugins/services/content/contentserver/contentserver.go`).
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
-    AbortRequest, StatusRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    AbortRequest, ListStatusesRequest, StatusRequest, WriteAction, WriteContentRequest,
+    WriteContentResponse,
 };
 use futures::SinkExt as _;
 use futures::channel::mpsc;
 use resnap_core::{ContentWriter, Descriptor, Error, Ingest, Kind, Labels, Result, Scope};
 use tonic::Streaming;
 
-use crate::connection::{Connection, request};
+use crate::connection::{Connection, MAX_MESSAGE_BYTES, request};
 use crate::status::error;
 
 /// The bytes of a message. containerd accepts 16 MiB, and its own client sends 1 MiB.
@@ -78,6 +81,35 @@ impl ContentWriter for Connection {
         self.call("abort ingest", name, call).await?;
         Ok(())
     }
+}
+
+/// An ingest of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IngestInfo {
+    /// Its name.
+    pub name: String,
+    /// The bytes written so far.
+    pub bytes: u64,
+    /// When the last byte was written.
+    pub updated: SystemTime,
+}
+
+/// See [`Client::ingests`](crate::Client::ingests).
+pub(crate) async fn list(connection: &Connection, scope: &Scope) -> Result<Vec<IngestInfo>> {
+    let mut client =
+        ContentClient::new(connection.channel()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let call = client.list_statuses(request(scope, ListStatusesRequest::default())?);
+    let answer = connection.call("list ingests of", &*scope.namespace, call);
+    let statuses = answer.await?.statuses.into_iter();
+    let ingests = statuses.map(|status| IngestInfo {
+        name: status.r#ref,
+        bytes: u64::try_from(status.offset).unwrap_or(0),
+        updated: status
+            .updated_at
+            .and_then(|time| SystemTime::try_from(time).ok())
+            .unwrap_or(UNIX_EPOCH),
+    });
+    Ok(ingests.collect())
 }
 
 /// An ingest whose stream is open. containerd unlocks the ingest when the stream ends.

@@ -33,6 +33,7 @@ mod status;
 
 pub use client::{Client, DEFAULT_ADDRESS};
 pub use diff_server::{AskedLayer, DiffServer, LayerWriter};
+pub use ingest::IngestInfo;
 pub use introspection::DiffPlugin;
 
 #[cfg(doctest)]
