@@ -26,11 +26,12 @@ use crate::warm::Floor;
   resnap check web --snapshotter erofs         is it? (exit code 0: yes, 1: no)
   resnap check --all                           the state of all images
   resnap migrate --from overlayfs --to erofs --all --evict   move all images to erofs
+  resnap doctor                                is this node well? (exit code 0: yes, 1: no)
   resnap --namespace default images            the images and where they are ready
   resnap jobs                                  the jobs of the daemon
 
-Exit codes: 0 done or ready; 1 not ready, from `check --snapshotter`, or wrong, from `verify`; 2 any
-error; 130 stopped by a signal.
+Exit codes: 0 done or ready; 1 not ready, from `check --snapshotter`, wrong, from `verify`, or something to do, from
+`doctor`; 2 any error; 130 stopped by a signal.
 RESNAP_LOG=info (or debug) logs more to standard error; RESNAP_LOG_FORMAT=json logs\nJSON objects, one per line."
 )]
 pub(crate) struct Arguments {
@@ -109,6 +110,12 @@ pub(crate) enum Command {
     Cancel(CancelArguments),
     /// List the leases under which images are unpacked, and which of them are orphaned
     Leases(LeasesArguments),
+    /// Say whether this node is well, and what to do where it is not
+    ///
+    /// Looks at containerd and its configuration, the kernel, kubelet, the daemon, images, snapshots, and what
+    /// was left behind; nothing is changed without --fix. Exit codes: 0 the node is well; 1 there is a fault or
+    /// a warning; 2 there is none, but not everything could be looked at, or containerd does not answer.
+    Doctor(DoctorArguments),
     /// Serve the CRI to kubelet in front of containerd, and make images ready before containers need
     /// them
     Serve(ServeArguments),
@@ -259,6 +266,20 @@ pub(crate) struct LeasesArguments {
     /// Delete orphaned leases; layers that only they hold are unpacked again when they are needed
     #[arg(long)]
     pub(crate) sweep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArguments {
+    /// Do what is safe about the findings, and look again: leftovers of processes that have ended are removed,
+    /// and images repaired that no container uses
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// Only print what --fix would do
+    #[arg(long, requires = "fix")]
+    pub(crate) dry_run: bool,
+    /// Add the disk space of each image, its own and that shared with other images
+    #[arg(long)]
+    pub(crate) disk: bool,
 }
 
 #[derive(Debug, Args)]

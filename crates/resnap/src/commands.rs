@@ -6,6 +6,7 @@
 pub(crate) mod check;
 pub(crate) mod check_all;
 pub(crate) mod daemon_client;
+pub(crate) mod doctor;
 pub(crate) mod evict;
 pub(crate) mod executor;
 pub(crate) mod explain;

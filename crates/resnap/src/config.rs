@@ -8,6 +8,7 @@ mod setting;
 mod words;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -240,6 +241,12 @@ fn unpack(
     let file = sections.map(Iterator::collect::<Result<_>>).transpose()?;
     let defaults = Configuration::defaults(default_snapshotter.unwrap_or("overlayfs"));
     Ok(Setting::of_file(file, defaults))
+}
+
+/// Returns whether two paths lead to one file, or are equal if there is none.
+pub(crate) fn is_same_file(left: &Path, right: &Path) -> bool {
+    let canonical = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    canonical(left) == canonical(right)
 }
 
 #[cfg(test)]

@@ -25,7 +25,11 @@ pub(crate) async fn warn(config: &Config) {
     }
 }
 
-async fn warnings(config: &Config) -> Result<Vec<String>> {
+/// Returns the warnings.
+///
+/// # Errors
+/// containerd does not answer.
+pub(crate) async fn warnings(config: &Config) -> Result<Vec<String>> {
     let client = Client::connect(&config.address.value).await?;
     let mut warnings = Vec::new();
     if config.diff_socket.value.is_some() {

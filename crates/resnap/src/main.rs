@@ -12,6 +12,7 @@ mod config;
 mod connect;
 mod daemon;
 mod diff_plugin;
+mod doctor;
 mod documents;
 mod exit_status;
 mod logging;
@@ -29,8 +30,8 @@ use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::executor::Executor;
 use commands::{
-    check, check_all, evict, explain, generate, images, jobs, leases, migrate, snapshotters,
-    unpack, verify, warm as warm_command,
+    check, check_all, doctor as doctor_command, evict, explain, generate, images, jobs, leases,
+    migrate, snapshotters, unpack, verify, warm as warm_command,
 };
 use config::Config;
 use connect::{engine, working_engine};
@@ -107,6 +108,10 @@ fn run(
             Command::Check(arguments) => {
                 let executor = Executor::find(&config, engine(&config)).await?;
                 check::run(&executor, &config, arguments, output).await
+            }
+            Command::Doctor(arguments) => {
+                let engine = working_engine(&config).await?;
+                doctor_command::run(&engine, &config, arguments, output).await
             }
             Command::Verify(arguments) => {
                 verify::run(&working_engine(&config).await?, arguments, output).await

@@ -3,15 +3,14 @@
 
 //! The connection to the daemon that serves the configured containerd and namespace.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use resnap_api::{DaemonClient, Failure, Info};
 use resnap_core::Kind;
 
-use crate::config::Config;
+use crate::config::{Config, is_same_file};
 
 /// The time a daemon has to describe itself. One that takes longer counts as hanging.
 const INFO_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,12 +35,7 @@ pub(crate) async fn connect(config: &Config) -> Result<DaemonClient, Failure> {
 
 fn serves(info: &Info, config: &Config) -> bool {
     info.containerd_namespace == config.namespace.value
-        && canonical(Path::new(&info.containerd_address)) == canonical(config.backend())
-}
-
-/// Returns the canonical path of a file, or the path itself if the file does not exist.
-fn canonical(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+        && is_same_file(Path::new(&info.containerd_address), config.backend())
 }
 
 fn unreachable(socket: &Path, error: &io::Error) -> Failure {

@@ -56,7 +56,11 @@ impl Fix {
             }
             Self::AbortIngest { name } => {
                 let scope = Scope::new(engine.namespace());
-                client.ports().writer.abort(&scope, name).await?;
+                match client.ports().writer.abort(&scope, name).await {
+                    // It went with a lease.
+                    Err(error) if error.is_not_found() => {}
+                    aborted => aborted?,
+                }
             }
             Self::CollectGarbage => engine.collect_garbage().await?,
             Self::Repair { image, snapshotter } => {
