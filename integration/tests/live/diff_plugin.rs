@@ -398,6 +398,11 @@ fn diff_plugin_without_an_answer_is_warned_of(node: &Node) -> Result<()> {
             ensure!(output.code == Some(0), "{output:?}");
             warned.push(output.stderr.contains("where nothing answers"));
         }
+        let doctor = node.resnap(&["doctor"])?.stdout;
+        ensure!(
+            doctor.contains("containerd.diff-plugin") == warned[0],
+            "{doctor}"
+        );
         Ok(warned)
     };
     ensure!(warns()? == [true, true], "no warning");

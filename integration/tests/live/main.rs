@@ -23,6 +23,7 @@ mod credentials;
 mod diff_plugin;
 mod differ;
 mod differential;
+mod doctor;
 mod drain;
 mod errors;
 mod examples;
@@ -85,6 +86,9 @@ fn tests() -> Vec<Test> {
         diff_plugin::TESTS,
         differ::TESTS,
         differential::TESTS,
+        doctor::images::TESTS,
+        doctor::leftovers::TESTS,
+        doctor::settings::TESTS,
         drain::TESTS,
         errors::TESTS,
         errors::messages::TESTS,

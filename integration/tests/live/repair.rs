@@ -25,7 +25,7 @@ live_tests! {
 ///
 /// Nothing is mounted for that: a snapshot that garbage collection takes, as it may those of
 /// mounts, keeps the layer below from being removed.
-fn pull(node: &Node, snapshotter: &str, image: &Built) -> Result<()> {
+pub(crate) fn pull(node: &Node, snapshotter: &str, image: &Built) -> Result<()> {
     let archive = image.archive.to_string_lossy();
     // The transfer service of containerd 2 unpacks for snapshotters of its configuration only.
     let by_client = match node.containerd.version() >= (2, 0, 0) {

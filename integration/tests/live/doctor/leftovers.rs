@@ -3,13 +3,15 @@
 
 //! What processes left behind, and a node that is well.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use resnap_containerd::Client;
+use resnap_core::{Descriptor, Digest, LeaseId, Scope};
 use resnap_integration::daemon::Options;
 use resnap_integration::image::{crowd, hello};
 
@@ -40,36 +42,41 @@ fn leave_lease(bed: &Bed) -> Result<()> {
     bed.node.ctr(&[&create[..], &labels].concat()).map(drop)
 }
 
-/// An ingest whose client was killed long ago.
+/// An ingest under that lease, whose client was killed long ago.
 fn leave_ingest(bed: &Bed) -> Result<()> {
-    let mut command = bed.node.containerd.ctr(&bed.node.namespace);
-    command.args(["content", "ingest", "left"]);
-    let mut client = command.stdin(Stdio::piped()).spawn()?;
-    let mut stdin = client.stdin.take().context("no stdin")?;
-    stdin.write_all(&[7; 1 << 20])?;
-    let ingests = bed
-        .node
-        .containerd
+    let (containerd, bytes) = (&bed.node.containerd, vec![7; 1 << 20]);
+    let descriptor = Descriptor {
+        media_type: String::new(),
+        digest: Digest::sha256(b"other bytes"),
+        size: 2 << 20,
+        annotations: BTreeMap::new(),
+        platform: None,
+    };
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let socket = containerd.socket().to_string_lossy();
+        let writer = Client::connect(&socket).await?.ports().writer;
+        let scope = Scope::new(&bed.node.namespace).leased(LeaseId("left".into()));
+        let mut ingest = writer.ingest(&scope, "left", &descriptor).await?;
+        ingest.write(bytes.into()).await?;
+        anyhow::Ok(())
+    })?;
+    let ingests = containerd
         .root()
         .join("io.containerd.content.v1.content/ingest");
-    let mut found = None;
-    eventually("the ingest is there", DEADLINE, || {
-        let mut dirs = fs::read_dir(&ingests)?
-            .filter_map(Result::ok)
-            .map(|dir| dir.path());
-        found = dirs.find(|dir| dir.join("data").metadata().is_ok_and(|data| data.len() > 0));
-        Ok(found.is_some())
-    })?;
-    client.kill()?;
-    client.wait()?;
-    let dir = found.context("no ingest")?;
+    let dirs = fs::read_dir(&ingests)?.map(|dir| Ok(dir?.path()));
+    let dirs: Vec<PathBuf> = dirs.collect::<Result<_>>()?;
     // containerd closes it when the connection has ended.
     eventually("the ingest is old", DEADLINE, || {
-        fs::write(dir.join("updatedat"), "1970-01-02T00:00:00Z")?;
-        let data = File::options().append(true).open(dir.join("data"))?;
-        data.set_modified(UNIX_EPOCH + Duration::from_secs(86400))?;
+        for dir in &dirs {
+            fs::write(dir.join("updatedat"), "1970-01-02T00:00:00Z")?;
+            let data = File::options().append(true).open(dir.join("data"))?;
+            data.set_modified(UNIX_EPOCH + Duration::from_secs(86400))?;
+        }
         let found = bed.doctor(&[])?;
-        Ok(found.way_out("orphans.ingests", &["left"]).is_ok())
+        let steps = ["the next pull fetches them again"];
+        Ok(found
+            .assert_way_out("orphans.ingests", &["left", "1.05 MB"], &steps)
+            .is_ok())
     })
 }
 
