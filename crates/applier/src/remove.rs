@@ -5,11 +5,27 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use rustix::fs::{self, AtFlags, Dir, Mode, RenameFlags};
 use rustix::io::Errno;
 
 use crate::beneath::DIRECTORY;
+
+/// Removes a file, or a directory of any depth with everything in it. Does not follow links, and succeeds if there
+/// is nothing. Blocks.
+///
+/// # Errors
+///
+/// The path has no parent, or a file cannot be removed.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let parent = fs::open(parent, DIRECTORY, Mode::empty())?;
+    remove(&parent, name.as_bytes(), &|| Ok(()))
+}
 
 /// Removes a name with everything in it, without following links. Succeeds if there is nothing.
 ///

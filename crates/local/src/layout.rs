@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! The files below the root of a store.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use resnap_core::{Digest, Error, Kind, Result};
+use rustix::process::geteuid;
+
+use crate::snapshotters::ALL;
+
+/// The marker of an OCI layout (image-spec `image-layout.md`).
+const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// The paths below the root.
+#[derive(Debug)]
+pub(crate) struct Layout(PathBuf);
+
+impl Layout {
+    /// Creates the directories that are missing. The root must belong to this user, and nobody else may write
+    /// to it.
+    pub(crate) fn create(root: PathBuf) -> Result<Self> {
+        let subject = root.display().to_string();
+        let failed = |kind, error: io::Error| {
+            Error::new(kind, "open the store", &*subject).with_source(error)
+        };
+        // Mounts and databases need a path that holds in any directory.
+        let made = make_private(&root).and_then(|()| root.canonicalize());
+        let root = made.map_err(|error| failed(Kind::FailedPrecondition, error))?;
+        let usable = own(&root).and_then(|()| {
+            let this = Self(root);
+            this.make()?;
+            Ok(this)
+        });
+        usable.map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => failed(Kind::PermissionDenied, error),
+            io::ErrorKind::StorageFull => failed(Kind::ResourceExhausted, error),
+            _ => failed(Kind::FailedPrecondition, error),
+        })
+    }
+
+    fn make(&self) -> io::Result<()> {
+        for directory in [self.blobs(), self.ingests()] {
+            make_private(&directory)?;
+        }
+        for snapshotter in ALL {
+            make_private(&self.snapshots(snapshotter))?;
+            make_private(&self.removed(snapshotter))?;
+        }
+        let marker = self.0.join("oci-layout");
+        if !marker.try_exists()? {
+            std::fs::write(marker, OCI_LAYOUT)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.0.join("state.db")
+    }
+
+    pub(crate) fn index(&self) -> PathBuf {
+        self.0.join("index.json")
+    }
+
+    /// Returns the file that takes the index's place.
+    pub(crate) fn new_index(&self) -> PathBuf {
+        self.0.join("index.json.new")
+    }
+
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.0.join("blobs")
+    }
+
+    pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
+        let algorithm = self.blobs().join(digest.algorithm());
+        algorithm.join(digest.encoded())
+    }
+
+    pub(crate) fn ingests(&self) -> PathBuf {
+        self.0.join("ingest")
+    }
+
+    /// Returns the file of an ingest. A name may hold any text.
+    pub(crate) fn ingest(&self, name: &str) -> PathBuf {
+        self.ingests()
+            .join(Digest::sha256(name.as_bytes()).encoded())
+    }
+
+    /// Returns the root of a snapshotter.
+    pub(crate) fn snapshotter(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn snapshots(&self, snapshotter: &str) -> PathBuf {
+        self.snapshotter(snapshotter).join("snapshots")
+    }
+
+    pub(crate) fn snapshot(&self, snapshotter: &str, id: i64) -> PathBuf {
+        self.snapshots(snapshotter).join(id.to_string())
+    }
+
+    /// Returns the directory of snapshots that are being removed.
+    pub(crate) fn removed(&self, snapshotter: &str) -> PathBuf {
+        self.snapshotter(snapshotter).join("removed")
+    }
+
+    /// Locks the root until the file is closed: for what a transaction cannot hold.
+    pub(crate) fn lock(&self) -> io::Result<File> {
+        let root = File::open(&self.0)?;
+        root.lock()?;
+        Ok(root)
+    }
+}
+
+/// Creates a directory for this user only: layers have files that run with the rights of their owner.
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn own(root: &Path) -> io::Result<()> {
+    let metadata = root.metadata()?;
+    let refused = |reason| Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+    let (owner, user) = (metadata.uid(), geteuid().as_raw());
+    if owner != user {
+        return refused(format!(
+            "it belongs to user {owner}, and this is user {user}: name another directory"
+        ));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return refused(format!(
+            "others may write to it (mode {mode:04o}): `chmod go-w` it if nobody did"
+        ));
+    }
+    Ok(())
+}
