@@ -8,11 +8,13 @@ use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::Path;
 
-use resnap_core::Digest;
+use bytes::Bytes;
+use resnap_core::{Descriptor, Digest, media_type, null_is_default};
 use serde::Deserialize;
+use serde_json::json;
 use tar::{Archive, EntryType};
 
-use crate::layout::{self, Wanted};
+use crate::layout::{self, Found, Wanted};
 
 /// The limit on entries of an archive.
 const MAX_ENTRIES: usize = 1 << 20;
@@ -22,6 +24,12 @@ const MAX_IMAGES: usize = 1024;
 
 /// The limit on the bytes of a `manifest.json` or an image's config.
 const MAX_DOCUMENT: u64 = 8 << 20;
+
+/// The limit on the layers of an image of a `docker save` archive, as of any image.
+const MAX_LAYERS: usize = 512;
+
+/// The media type of its layers, which are not compressed.
+const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
 /// The place of a blob in an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +43,30 @@ pub(crate) struct Place {
 pub(crate) struct Index {
     layout: Option<Place>,
     blobs: HashMap<Digest, Place>,
+    /// The manifests of the images of `docker save`, which the archive does not have itself.
+    manifests: HashMap<Digest, Bytes>,
+    /// Those images.
+    pub(crate) saved: Vec<Saved>,
+}
+
+/// An image of `docker save`.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub(crate) names: Vec<String>,
+    pub(crate) target: Descriptor,
 }
 
 impl Index {
-    /// Returns the place of a file.
-    pub(crate) fn get(&self, wanted: Wanted<'_>) -> Option<Place> {
-        match wanted {
+    /// Returns a file, whose place is in the archive `file`.
+    pub(crate) fn get(&self, file: File, wanted: Wanted<'_>) -> Option<Found> {
+        let place = match wanted {
             Wanted::Index => self.layout,
-            Wanted::Blob(digest) => self.blobs.get(digest).copied(),
-        }
+            Wanted::Blob(digest) => match self.manifests.get(digest) {
+                Some(manifest) => return Some(Found::Made(manifest.clone())),
+                None => self.blobs.get(digest).copied(),
+            },
+        };
+        place.map(|Place { offset, size }| Found::File { file, offset, size })
     }
 }
 
@@ -54,6 +77,8 @@ struct SavedImage {
     config: String,
     #[serde(rename = "Layers")]
     layers: Vec<String>,
+    #[serde(default, rename = "RepoTags", deserialize_with = "null_is_default")]
+    names: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -66,8 +91,8 @@ struct RootFs {
     diff_ids: Vec<Digest>,
 }
 
-/// Returns the blobs of an archive: those of an OCI layout in it (`blobs/ALGORITHM/ENCODED`), and the
-/// uncompressed layers of `docker save`, which are named by the diff IDs of their images.
+/// Returns the blobs of an archive: those of an OCI layout in it (`blobs/ALGORITHM/ENCODED`), and the configs and
+/// uncompressed layers of `docker save`; the latter are named by the diff IDs of their images.
 pub(crate) fn index(path: &Path) -> io::Result<Index> {
     let mut archive = Archive::new(File::open(path)?);
     let mut places = HashMap::new();
@@ -87,22 +112,28 @@ pub(crate) fn index(path: &Path) -> io::Result<Index> {
         };
         places.insert(name.trim_start_matches("./").to_owned(), place);
     }
-    let layout = places.get(layout::INDEX).copied();
-    let mut blobs = saved(&mut archive.into_inner(), &places)?;
+    let mut index = Index {
+        layout: places.get(layout::INDEX).copied(),
+        ..Index::default()
+    };
+    add_saved(&mut index, &mut archive.into_inner(), &places)?;
     let layouts = places.iter().filter_map(|(name, place)| {
         let (algorithm, encoded) = name.strip_prefix("blobs/")?.split_once('/')?;
         let digest = format!("{algorithm}:{encoded}").parse().ok()?;
         Some((digest, *place))
     });
-    blobs.extend(layouts);
-    Ok(Index { layout, blobs })
+    index.blobs.extend(layouts);
+    Ok(index)
 }
 
-/// Returns the layers of the images in the `manifest.json`.
-fn saved(file: &mut File, places: &HashMap<String, Place>) -> io::Result<HashMap<Digest, Place>> {
-    let mut index = HashMap::new();
+/// Adds the images in the `manifest.json`, with their configs and layers.
+fn add_saved(
+    index: &mut Index,
+    file: &mut File,
+    places: &HashMap<String, Place>,
+) -> io::Result<()> {
     let Some(manifest) = places.get("manifest.json") else {
-        return Ok(index);
+        return Ok(());
     };
     let images: Vec<SavedImage> = serde_json::from_slice(&document(file, *manifest)?)?;
     if images.len() > MAX_IMAGES {
@@ -110,17 +141,54 @@ fn saved(file: &mut File, places: &HashMap<String, Place>) -> io::Result<HashMap
         return Err(io::Error::other(text));
     }
     for image in images {
-        let Some(config) = places.get(&image.config) else {
+        let Some(place) = places.get(&image.config) else {
             continue;
         };
-        let config: Config = serde_json::from_slice(&document(file, *config)?)?;
-        for (layer, diff_id) in image.layers.iter().zip(config.rootfs.diff_ids) {
-            if let Some(place) = places.get(layer) {
-                index.insert(diff_id, *place);
-            }
+        let bytes = document(file, *place)?;
+        let config: Config = serde_json::from_slice(&bytes)?;
+        let found = image.layers.iter().map(|layer| places.get(layer));
+        let layers = found.zip(config.rootfs.diff_ids);
+        let layers: Vec<_> = layers
+            .filter_map(|(place, diff_id)| Some((*place?, diff_id)))
+            .collect();
+        // What is missing may be elsewhere, but a manifest needs the sizes.
+        if layers.len() == image.layers.len() && layers.len() <= MAX_LAYERS {
+            let (target, manifest) = manifest_of(&Digest::sha256(&bytes), place.size, &layers);
+            index.manifests.insert(target.digest.clone(), manifest);
+            index.saved.push(Saved {
+                names: image.names,
+                target,
+            });
         }
+        index.blobs.insert(Digest::sha256(&bytes), *place);
+        let layers = layers.into_iter();
+        index
+            .blobs
+            .extend(layers.map(|(place, diff_id)| (diff_id, place)));
     }
-    Ok(index)
+    Ok(())
+}
+
+/// Returns the manifest of an image, with its descriptor.
+fn manifest_of(config: &Digest, size: u64, layers: &[(Place, Digest)]) -> (Descriptor, Bytes) {
+    let layers = layers
+        .iter()
+        .map(|(place, digest)| json!({"mediaType": LAYER, "digest": digest, "size": place.size}));
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::DOCKER_MANIFEST,
+        "config": {"mediaType": media_type::DOCKER_CONFIG, "digest": config, "size": size},
+        "layers": layers.collect::<Vec<_>>(),
+    });
+    let bytes = Bytes::from(manifest.to_string());
+    let target = Descriptor {
+        media_type: media_type::DOCKER_MANIFEST.to_owned(),
+        digest: Digest::sha256(&bytes),
+        size: bytes.len() as u64,
+        annotations: Default::default(),
+        platform: None,
+    };
+    (target, bytes)
 }
 
 fn document(file: &mut File, place: Place) -> io::Result<Vec<u8>> {

@@ -8,6 +8,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use bytes::Bytes;
 use resnap_core::Digest;
 use rustix::fs::{Mode, OFlags};
 
@@ -22,25 +23,40 @@ pub(crate) enum Wanted<'a> {
     Blob(&'a Digest),
 }
 
-/// A file that is one of a layout, or has one in it.
-pub(crate) struct Found {
-    pub(crate) file: File,
-    pub(crate) offset: u64,
-    pub(crate) size: u64,
+/// A file of a layout.
+pub(crate) enum Found {
+    /// A file that is one, or has one in it.
+    File { file: File, offset: u64, size: u64 },
+    /// One that the archive does not have as a file.
+    Made(Bytes),
 }
 
 impl Found {
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::File { size, .. } => *size,
+            Self::Made(bytes) => bytes.len() as u64,
+        }
+    }
+
     /// Reads all of it, unless it is larger than `limit`.
-    pub(crate) fn read(mut self, limit: u64) -> io::Result<Vec<u8>> {
-        if self.size > limit {
-            let size = self.size;
+    pub(crate) fn read(self, limit: u64) -> io::Result<Bytes> {
+        let size = self.size();
+        if size > limit {
             let text = format!("a document of {size} bytes, and only {limit} may be read");
             return Err(io::Error::other(text));
         }
-        let mut bytes = Vec::new();
-        self.file.seek(SeekFrom::Start(self.offset))?;
-        self.file.take(self.size).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        match self {
+            Self::Made(bytes) => Ok(bytes),
+            Self::File {
+                mut file, offset, ..
+            } => {
+                let mut bytes = Vec::new();
+                file.seek(SeekFrom::Start(offset))?;
+                file.take(size).read_to_end(&mut bytes)?;
+                Ok(bytes.into())
+            }
+        }
     }
 }
 
@@ -70,7 +86,7 @@ pub(crate) fn open(layout: &Path, wanted: Wanted<'_>) -> io::Result<Option<Found
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
     let metadata = file.metadata()?;
-    Ok(metadata.is_file().then(|| Found {
+    Ok(metadata.is_file().then(|| Found::File {
         size: metadata.size(),
         file,
         offset: 0,

@@ -6,6 +6,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 
+use bytes::Bytes;
 use resnap_core::{Digest, Referrer, ReferrerList, media_type, null_is_default};
 use serde::Deserialize;
 
@@ -126,9 +127,9 @@ impl<F: Fn(Wanted<'_>) -> io::Result<Option<Found>>> Walk<F> {
     }
 
     /// Reads a document; `None` if it is not there, or is too large for one.
-    fn read(&mut self, wanted: Wanted<'_>) -> io::Result<Option<Vec<u8>>> {
+    fn read(&mut self, wanted: Wanted<'_>) -> io::Result<Option<Bytes>> {
         let found = (self.open)(wanted)?;
-        let Some(found) = found.filter(|found| found.size <= MAX_DOCUMENT) else {
+        let Some(found) = found.filter(|found| found.size() <= MAX_DOCUMENT) else {
             return Ok(None);
         };
         let bytes = found.read(self.left)?;

@@ -18,6 +18,7 @@ use resnap_core::{
 };
 use tokio::task::spawn_blocking;
 
+use crate::images::{self, ArchiveForm, ArchivedImage};
 use crate::index::{Index, index};
 use crate::layout::{self, Found, Wanted, is_layout};
 use crate::referrers::Walk;
@@ -46,6 +47,44 @@ impl ArchiveSource {
         Self {
             paths: paths.into_iter().map(Into::into).collect(),
             indexes: Arc::default(),
+        }
+    }
+
+    /// Returns the images of an archive or layout, which need not be one of this source.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if it does not exist; [`Kind::InvalidArgument`] if it is no archive or layout of this
+    /// form; [`Kind::Unavailable`] if it cannot be read.
+    pub async fn images(&self, path: &Path, form: ArchiveForm) -> Result<Vec<ArchivedImage>> {
+        let (this, path) = (self.clone(), path.to_owned());
+        let subject = path.display().to_string();
+        let listed = spawn_blocking(move || this.images_blocking(&path, form)).await;
+        let listed = listed.map_err(io::Error::other).and_then(|listed| listed);
+        listed.map_err(|error| {
+            let kind = match error.kind() {
+                io::ErrorKind::NotFound => Kind::NotFound,
+                io::ErrorKind::InvalidData => Kind::InvalidArgument,
+                _ => Kind::Unavailable,
+            };
+            Error::new(kind, "list the images of", subject).with_source(error)
+        })
+    }
+
+    fn images_blocking(&self, path: &Path, form: ArchiveForm) -> io::Result<Vec<ArchivedImage>> {
+        path.metadata()?;
+        let none = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason.to_owned());
+        match form {
+            ArchiveForm::Oci => {
+                let index = self.open_in(path, Wanted::Index)?;
+                let index = index.ok_or_else(|| none("it has no index.json of an OCI layout"))?;
+                images::of_layout(&index.read(ReferrerList::MAX_DOCUMENT as u64)?)
+            }
+            ArchiveForm::Docker => {
+                let archive = self.archive(path)?;
+                let saved = archive.map(|(_, index)| images::of_saved(&index.saved));
+                let saved = saved.filter(|images| !images.is_empty());
+                saved.ok_or_else(|| none("no image of `docker save` is in it"))
+            }
         }
     }
 
@@ -86,7 +125,10 @@ impl ArchiveSource {
     fn open_in(&self, path: &Path, wanted: Wanted<'_>) -> io::Result<Option<Found>> {
         match path.is_dir() {
             true => layout::open(path, wanted),
-            false => self.in_archive(path, wanted),
+            false => {
+                let archive = self.archive(path)?;
+                Ok(archive.and_then(|(file, index)| index.get(file, wanted)))
+            }
         }
     }
 
@@ -107,7 +149,8 @@ impl ArchiveSource {
         candidates
     }
 
-    fn in_archive(&self, path: &Path, wanted: Wanted<'_>) -> io::Result<Option<Found>> {
+    /// Opens an archive, with its index.
+    fn archive(&self, path: &Path) -> io::Result<Option<(File, Arc<Index>)>> {
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
@@ -132,11 +175,7 @@ impl ArchiveSource {
                 index
             }
         };
-        Ok(index.get(wanted).map(|place| Found {
-            file,
-            offset: place.offset,
-            size: place.size,
-        }))
+        Ok(Some((file, index)))
     }
 }
 
@@ -179,11 +218,13 @@ impl BlobSource for ArchiveSource {
             let error = Error::new(Kind::NotFound, "find in an archive", subject);
             return Err(error.with_source(format!("no archive in {paths:?} has it")));
         };
-        let Found {
-            mut file,
-            offset: start,
-            size,
-        } = found;
+        let (mut file, start, size) = match found {
+            Found::File { file, offset, size } => (file, offset, size),
+            Found::Made(bytes) => {
+                let start = usize::try_from(offset).map_or(bytes.len(), |at| at.min(bytes.len()));
+                return Ok(stream::iter([Ok(bytes.slice(start..))]).boxed());
+            }
+        };
         let sought = file.seek(SeekFrom::Start(start.saturating_add(offset)));
         sought.map_err(|error| failed(&subject, error))?;
         let rest = size.saturating_sub(offset);
