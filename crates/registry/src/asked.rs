@@ -5,6 +5,7 @@
 
 use reqwest::Url;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, RANGE};
+use resnap_core::media_type::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use resnap_core::{Descriptor, Digest, ReferrerList, media_type};
 
 /// The object of a request.
@@ -18,6 +19,8 @@ pub(crate) enum Asked<'a> {
     Page(&'a Url),
     /// The index that clients keep under a tag where a registry does not list referrers.
     ReferrersTag(&'a Digest),
+    /// The index or manifest of a tag or digest.
+    Image(&'a str),
 }
 
 impl Asked<'_> {
@@ -49,16 +52,19 @@ impl Asked<'_> {
             Self::Blob(blob, _) => format!("blobs/{}", blob.digest),
             Self::Referrers(subject, _) => format!("referrers/{subject}"),
             Self::ReferrersTag(subject) => format!("manifests/{}", ReferrerList::tag(subject)),
+            Self::Image(tag) => format!("manifests/{tag}"),
             Self::Page(_) => return None,
         })
     }
 
     /// Returns the headers for all servers.
     pub(crate) fn headers(self) -> HeaderMap {
+        let images = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST].join(", ");
         let accept = match self {
             Self::Blob(blob, _) if is_manifest(blob) => &blob.media_type,
             Self::Blob(..) => "*/*",
-            Self::Referrers(..) | Self::Page(_) | Self::ReferrersTag(_) => media_type::OCI_INDEX,
+            Self::Image(_) => &images,
+            Self::Referrers(..) | Self::Page(_) | Self::ReferrersTag(_) => OCI_INDEX,
         };
         let mut headers = HeaderMap::new();
         let accept = HeaderValue::from_str(accept).ok();

@@ -35,6 +35,8 @@ pub(crate) struct Endpoint {
     pub(crate) root: Url,
     /// Whether plain HTTP is tried where the server does not speak TLS.
     pub(crate) may_be_plain: bool,
+    /// Whether it is asked for the targets of tags.
+    pub(crate) may_resolve: bool,
     pub(crate) tls: TlsFiles,
     /// Headers for this host only.
     pub(crate) headers: HeaderMap,
@@ -118,6 +120,7 @@ pub(crate) fn default_endpoint(host: &str, tls: TlsFiles) -> Option<Endpoint> {
     Some(Endpoint {
         root,
         may_be_plain,
+        may_resolve: true,
         tls,
         headers: HeaderMap::new(),
         dial_timeout: None,
@@ -153,7 +156,9 @@ fn endpoint(key: &str, table: &Table, directory: &Path, address: &str) -> Result
     } else {
         path + "/v2"
     });
-    if !may_pull(&of(key, "capabilities"), table.get("capabilities"))? {
+    let capabilities = capabilities(&of(key, "capabilities"), table.get("capabilities"))?;
+    let may = |name: &str| capabilities.is_empty() || capabilities.iter().any(|may| may == name);
+    if !may("pull") {
         return Ok(None);
     }
     let (tls, headers, dial_timeout) = connection(key, table, directory)?;
@@ -165,6 +170,7 @@ fn endpoint(key: &str, table: &Table, directory: &Path, address: &str) -> Result
     Ok(Some(Endpoint {
         root,
         may_be_plain,
+        may_resolve: may("resolve"),
         tls,
         headers,
         dial_timeout,
@@ -178,18 +184,19 @@ fn of(key: &str, name: &str) -> String {
     }
 }
 
-fn may_pull(key: &str, capabilities: Option<&Value>) -> Result<bool> {
+/// Returns the capabilities of a host; none stands for all.
+fn capabilities(key: &str, capabilities: Option<&Value>) -> Result<Vec<String>> {
     let Some(capabilities) = capabilities else {
-        return Ok(true);
+        return Ok(Vec::new());
     };
-    let names = texts(key, capabilities)?;
+    let names = texts(key, capabilities)?.into_iter();
+    let names: Vec<_> = names.map(|name| name.to_lowercase()).collect();
     for name in &names {
-        let name = name.to_lowercase();
-        if !matches!(&*name, "pull" | "resolve" | "push" | "referrers") {
+        if !matches!(&**name, "pull" | "resolve" | "push" | "referrers") {
             return invalid(key, format!("{name:?} is not a capability"));
         }
     }
-    Ok(names.is_empty() || names.iter().any(|name| name.eq_ignore_ascii_case("pull")))
+    Ok(names)
 }
 
 type Connection = (TlsFiles, HeaderMap, Option<Duration>);

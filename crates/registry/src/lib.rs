@@ -40,6 +40,9 @@
 //! registry lists none (404). A mirror without referrers hides none of the registry. Artifact types are
 //! checked here, since registries may ignore the filter. Further pages are asked of the same host only.
 //!
+//! # Tags
+//! [`RegistrySource::resolve`] asks the same hosts in the same way for the index or manifest of a tag.
+//!
 //! # Absent
 //! Bytes are not verified here; the caller does. HTTP/2 is not used: one connection per blob has more
 //! throughput and fails alone. `oci-client` is not used, since it follows redirects, retries and
@@ -51,6 +54,7 @@ mod certs;
 mod challenge;
 mod clients;
 mod docker_config;
+mod document;
 mod failure;
 mod helper;
 mod hosts;
@@ -58,6 +62,7 @@ mod link;
 mod referrers;
 mod rejections;
 mod request;
+mod resolve;
 mod session;
 mod settings;
 mod source;

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Response, Url};
 use resnap_core::{Digest, Kind, Referrer, ReferrerList, Result, media_type};
@@ -13,9 +12,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::address::{same_origin, shown};
 use crate::asked::Asked;
+use crate::document::document;
 use crate::failure::{Failure, Retry, causes, error};
 use crate::link;
-use crate::request::stalled;
 use crate::session::{Session, Shared};
 
 /// The limit on the number of times that a host is asked.
@@ -166,7 +165,8 @@ impl<'a> Search<'a> {
             let text = format!("{}: answers with no index", shown(&url));
             return Err(Failure::new(Kind::DataLoss, text));
         }
-        let document = document(index, self.shared.settings.stall).await?;
+        let (stall, limit) = (self.shared.settings.stall, ReferrerList::MAX_DOCUMENT);
+        let document = document(index, stall, limit).await?;
         list.add_index(&document).map_err(|error| {
             Failure::new(error.kind(), format!("{}: {}", shown(&url), causes(&error)))
         })
@@ -205,28 +205,4 @@ fn followed(session: &Session, page: &Url, next: &str) -> Result<Url, Failure> {
         );
         Failure::new(Kind::Unavailable, text)
     })
-}
-
-/// Reads a document of limited size.
-async fn document(response: Response, stall: Duration) -> Result<Vec<u8>, Failure> {
-    let url = response.url().clone();
-    let mut pieces = response.bytes_stream();
-    let mut document = Vec::new();
-    loop {
-        let piece = timeout(stall, pieces.next()).await;
-        let piece = match piece.map_err(|_| stalled(&url, stall))? {
-            None => return Ok(document),
-            Some(Ok(piece)) => piece,
-            Some(Err(error)) => {
-                let text = format!("{}: the body broke: {}", shown(&url), causes(&error));
-                return Err(Failure::new(Kind::Unavailable, text).worth(Retry::Soon));
-            }
-        };
-        if document.len() + piece.len() > ReferrerList::MAX_DOCUMENT {
-            let limit = ReferrerList::MAX_DOCUMENT;
-            let text = format!("{}: a list of more than {limit} bytes", shown(&url));
-            return Err(Failure::new(Kind::ResourceExhausted, text));
-        }
-        document.extend_from_slice(&piece);
-    }
 }

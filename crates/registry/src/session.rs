@@ -80,6 +80,11 @@ impl Session {
         is_inwards(&self.endpoint.root)
     }
 
+    /// Returns whether the host is asked for the targets of tags.
+    pub(crate) fn may_resolve(&self) -> bool {
+        self.endpoint.may_resolve
+    }
+
     /// Returns whether an address is at the host.
     pub(crate) fn is_at(&self, url: &Url) -> bool {
         same_origin(&self.endpoint.root, url)

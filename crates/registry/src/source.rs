@@ -3,6 +3,7 @@
 
 //! The source of blobs.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,7 +11,8 @@ use async_trait::async_trait;
 use futures::stream;
 use reqwest::Url;
 use resnap_core::{
-    BlobSource, ByteStream, Error, Kind, MissingBlob, PullCredentials, Referrer, Repository, Result,
+    BlobSource, ByteStream, Error, Image, Kind, Labels, MissingBlob, PodId, PullCredentials,
+    Referrer, Repository, Result,
 };
 
 use crate::address::{is_inwards, is_private};
@@ -19,6 +21,7 @@ use crate::clients::Clients;
 use crate::failure::Failure;
 use crate::referrers::Search;
 use crate::rejections::Rejections;
+use crate::resolve::Resolution;
 use crate::session::{Session, Shared};
 use crate::settings::Settings;
 use crate::transfer::Transfer;
@@ -53,11 +56,43 @@ impl RegistrySource {
         blob: &MissingBlob,
         operation: &'static str,
     ) -> Result<(Vec<Session>, Vec<Failure>)> {
-        let (shared, asked) = (self.0.clone(), blob.clone());
-        let made = tokio::task::spawn_blocking(move || sessions(&shared.settings, &asked));
         let digest = blob.descriptor.digest.as_str();
+        self.sessions_of(repositories(blob), &blob.pods, (operation, digest))
+            .await
+    }
+
+    /// Makes the sessions for these repositories.
+    async fn sessions_of(
+        &self,
+        repositories: Vec<Repository>,
+        pods: &BTreeSet<PodId>,
+        (operation, subject): (&'static str, &str),
+    ) -> Result<(Vec<Session>, Vec<Failure>)> {
+        let (shared, pods) = (self.0.clone(), pods.clone());
+        let made =
+            tokio::task::spawn_blocking(move || sessions(&shared.settings, repositories, &pods));
         made.await
-            .map_err(|error| Error::new(Kind::Internal, operation, digest).with_source(error))
+            .map_err(|error| Error::new(Kind::Internal, operation, subject).with_source(error))
+    }
+
+    /// Returns the image that a reference names now, by its full name: `web` is
+    /// `docker.io/library/web:latest`.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidArgument`] if it is no reference; [`Kind::NotFound`] if the registry does not have it;
+    /// [`Kind::DataLoss`] if the registry answers with something else; otherwise those of
+    /// [`BlobSource::open`].
+    pub async fn resolve(&self, reference: &str) -> Result<Image> {
+        let resolution = Resolution::parse(&self.0, reference)?;
+        let repositories = vec![resolution.repository.clone()];
+        let (pods, about) = (BTreeSet::new(), (Resolution::OPERATION, reference));
+        let sessions = self.sessions_of(repositories, &pods, about);
+        let (sessions, failures) = sessions.await?;
+        Ok(Image {
+            target: resolution.run(sessions, failures).await?,
+            name: resolution.name(),
+            labels: Labels::new(),
+        })
     }
 }
 
@@ -134,9 +169,13 @@ impl BlobSource for RegistrySource {
 
 /// Makes the sessions in which a blob is asked for, in order. The failures are those of hosts whose
 /// configuration is wrong.
-fn sessions(settings: &Settings, blob: &MissingBlob) -> (Vec<Session>, Vec<Failure>) {
+fn sessions(
+    settings: &Settings,
+    repositories: Vec<Repository>,
+    pods: &BTreeSet<PodId>,
+) -> (Vec<Session>, Vec<Failure>) {
     let (mut sessions, mut failures) = (Vec::new(), Vec::new());
-    for repository in repositories(blob) {
+    for repository in repositories {
         let endpoints = match endpoints(&settings.host_directories, repository.host()) {
             Ok(endpoints) => endpoints,
             Err(failure) => {
@@ -152,7 +191,7 @@ fn sessions(settings: &Settings, blob: &MissingBlob) -> (Vec<Session>, Vec<Failu
             failures.push(Failure::new(Kind::FailedPrecondition, text));
         }
         for endpoint in endpoints {
-            match Session::new(endpoint, repository.clone(), blob.pods.clone()) {
+            match Session::new(endpoint, repository.clone(), pods.clone()) {
                 Ok(session) => sessions.push(session),
                 Err(failure) => failures.push(failure),
             }

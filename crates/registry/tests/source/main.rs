@@ -11,5 +11,6 @@ mod faults;
 mod hosts;
 mod log;
 mod referrers;
+mod resolve;
 mod server;
 mod tls;
