@@ -298,7 +298,12 @@ impl Supply {
                 None => state.tried.clone(),
             }
         };
-        Err(chain.missing_blob(&chain.layers()[index], tried).await)
+        let lack = tried.iter().find(|tried| is_lack(&tried.error));
+        Err(match lack {
+            // The blob is not missing: there is no space for it.
+            Some(tried) => chain.failed_layer(index, tried.error.clone()),
+            None => chain.missing_blob(&chain.layers()[index], tried).await,
+        })
     }
 
     /// Makes sure that layers can be written.
@@ -350,9 +355,8 @@ impl Supply {
         }
         let is_copy = layer.state().copy().is_some();
         if is_copy {
-            // What the system lacks, such as space, it lacks for other sources as well.
-            let is_lack = error.kind() == Kind::ResourceExhausted && !is_limit(error);
-            if is_lack || error.kind() == Kind::Cancelled {
+            // It is lacking for other sources as well.
+            if is_lack(error) || error.kind() == Kind::Cancelled {
                 return Ok(false);
             }
             self.add_tried(index, SIBLING, error.clone());
@@ -385,4 +389,9 @@ impl Supply {
         let mut state = self.layer(index).state();
         state.tried.push(Tried::new(source, error));
     }
+}
+
+/// Returns whether the system lacks something, such as space.
+fn is_lack(error: &Error) -> bool {
+    error.kind() == Kind::ResourceExhausted && !is_limit(error)
 }
