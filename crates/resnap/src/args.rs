@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use resnap_platforms::Platform;
 
@@ -29,6 +30,7 @@ use crate::warm::Floor;
   resnap doctor                                is this node well? (exit code 0: yes, 1: no)
   resnap --namespace default images            the images and where they are ready
   resnap jobs                                  the jobs of the daemon
+  resnap --engine local --root DIR unpack oci:LAYOUT:1   make an image ready in DIR, without containerd
 
 Exit codes: 0 done or ready; 1 not ready, from `check --snapshotter`, wrong, from `verify`, or something to do, from
 `doctor`; 2 any error; 130 stopped by a signal.
@@ -41,9 +43,29 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+/// The engine that has images and snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineWord {
+    /// A containerd
+    Containerd,
+    /// The directory --root, without a daemon
+    Local,
+}
+
 /// The arguments of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
+    /// The engine that has images and snapshots
+    #[arg(
+        long,
+        global = true,
+        value_name = "ENGINE",
+        default_value = "containerd"
+    )]
+    pub(crate) engine: EngineWord,
+    /// The directory of the local engine, which is created if it does not exist; it belongs to one user
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
     /// containerd's socket [default: /run/containerd/containerd.sock]
     #[arg(long, short, global = true, env = "CONTAINERD_ADDRESS")]
     pub(crate) address: Option<String>,
@@ -71,6 +93,10 @@ pub(crate) enum Command {
     /// nothing is done twice; otherwise this process does. The first signal (Ctrl-C) cancels the jobs
     /// that this command started, and cleans up; jobs of the daemon with other waiters continue. The
     /// second signal ends the command at once.
+    ///
+    /// With --engine local, images may also be named by where they are: oci:PATH, oci-archive:FILE,
+    /// docker-archive:FILE, with :TAG behind it if there are several, or docker://REFERENCE. They are recorded in
+    /// the directory, by the absolute path or the full reference.
     Unpack(UnpackArguments),
     /// Make images ready in advance, if there is enough space
     Warm(WarmArguments),
@@ -131,6 +157,24 @@ pub(crate) enum Command {
     },
     /// Print the manual page, as in `resnap man | man -l -`
     Man,
+}
+
+impl Command {
+    /// Checks that the local engine has the command.
+    pub(crate) fn require_local(&self) -> Result<()> {
+        match self {
+            Self::Unpack(_)
+            | Self::Check(_)
+            | Self::Verify(_)
+            | Self::Images
+            | Self::Leases(_)
+            | Self::Snapshotters => Ok(()),
+            _ => bail!(
+                "this command is about containerd or the daemon; --engine local has unpack, check, verify, \
+                 images, snapshotters and leases"
+            ),
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -21,9 +21,10 @@ use resnap_applier::{ApplierSettings, Differ, MEMORY, STALL};
 use resnap_containerd::DEFAULT_ADDRESS;
 use resnap_core::{ErofsMode, Profiles};
 use resnap_cri_proxy::{KUBELET_ROOT, Unlabelled, When};
+use resnap_local::Local;
 use resnap_unpacker::Configuration;
 
-use crate::args::{Common, ServeArguments};
+use crate::args::{Common, EngineWord, ServeArguments};
 
 pub(crate) use file::Rule;
 use file::{File, UnpackSection};
@@ -39,6 +40,8 @@ const ARCHIVES: &str = "/var/lib/resnap/archives";
 pub(crate) struct Config {
     /// The path of the configuration file, if there is one.
     pub(crate) file: Setting<Option<PathBuf>>,
+    /// The directory of the local engine; `None` for containerd.
+    pub(crate) local: Option<PathBuf>,
     pub(crate) address: Setting<String>,
     pub(crate) namespace: Setting<String>,
     pub(crate) runtime_dir: Setting<PathBuf>,
@@ -96,12 +99,16 @@ impl Config {
     ) -> Result<Self> {
         let (path, file) = File::load(common.config.as_deref())?;
         let given = Overrides(matches);
-        let runtime_dir = given.resolve(
-            "runtime_dir",
-            common.runtime_dir.clone(),
-            file.runtime_dir,
-            "/run/resnap".into(),
-        );
+        let local = local(common)?;
+        let runtime_dir = match &local {
+            Some(root) => Setting::of_file(None, Local::runtime_dir(root)),
+            None => given.resolve(
+                "runtime_dir",
+                common.runtime_dir.clone(),
+                file.runtime_dir,
+                "/run/resnap".into(),
+            ),
+        };
         let in_runtime_dir = |name| runtime_dir.value.join(name);
         let cri_socket = serve.and_then(|serve| serve.cri_socket.clone());
         let cri_socket_default = in_runtime_dir("cri.sock");
@@ -123,19 +130,28 @@ impl Config {
             applier.erofs_modes.extend(mode);
             section.apply(profiles.entry(&name));
         }
-        let default_snapshotter = file.cri.default_snapshotter;
+        // What any user can have, and containerd's word for what its pods use does not hold there.
+        let default_snapshotter = match local {
+            Some(_) => Some("erofs".to_owned()),
+            None => file.cri.default_snapshotter,
+        };
+        let namespace = match local {
+            Some(_) => Setting::of_file(None, Local::NAMESPACE.to_owned()),
+            None => given.resolve(
+                "namespace",
+                common.namespace.clone(),
+                file.namespace,
+                "k8s.io".to_owned(),
+            ),
+        };
         Ok(Self {
+            local,
+            namespace,
             address: given.resolve(
                 "address",
                 common.address.clone(),
                 file.address,
                 DEFAULT_ADDRESS.to_owned(),
-            ),
-            namespace: given.resolve(
-                "namespace",
-                common.namespace.clone(),
-                file.namespace,
-                "k8s.io".to_owned(),
             ),
             cri_socket: given.resolve(
                 "cri_socket",
@@ -213,6 +229,20 @@ impl Config {
         match changed.any(|changed| changed == snapshotter) {
             true => Source::File,
             false => Source::Default,
+        }
+    }
+}
+
+/// Returns the directory of the local engine, if that is the engine.
+fn local(common: &Common) -> Result<Option<PathBuf>> {
+    match (common.engine, &common.root) {
+        (EngineWord::Containerd, None) => Ok(None),
+        (EngineWord::Local, Some(root)) => Ok(Some(std::path::absolute(root)?)),
+        (EngineWord::Local, None) => {
+            bail!("--engine local needs --root DIR, the directory of its images and snapshots")
+        }
+        (EngineWord::Containerd, Some(root)) => {
+            bail!("--root {root:?} is of the local engine: say --engine local, too")
         }
     }
 }

@@ -9,8 +9,9 @@ use anyhow::Result;
 use resnap_applier::InProcessApplier;
 use resnap_archive::ArchiveSource;
 use resnap_containerd::{Client, DiffServer, LayerWriter};
-use resnap_core::{ManifestPreference, PullCredentials, unpacks_without_parents};
+use resnap_core::{ManifestPreference, Ports, PullCredentials, unpacks_without_parents};
 use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
+use resnap_local::Local;
 use resnap_registry::{RegistrySource, Settings as RegistrySettings};
 use resnap_unpacker::{Engine, EngineObserver, EngineSettings, EvictRequest, Source, UnpackError};
 
@@ -45,12 +46,18 @@ pub(crate) async fn observed_engine(
 async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine> {
     settings.profiles = config.profiles.clone();
     settings.configurations.clone_from(&config.unpack.value);
-    let client = Client::connect(&config.address.value)
-        .await
-        .map_err(UnpackError::from)?;
-    let mut ports = client.ports();
-    ports.applier = Arc::new(InProcessApplier::new(&ports, config.applier.clone()));
+    let ports = ports(config).await.map_err(UnpackError::from)?;
     Ok(Engine::new(ports, &config.namespace.value, settings)?)
+}
+
+/// Returns the ports of the configured engine, with layers that are written in this process.
+async fn ports(config: &Config) -> resnap_core::Result<Ports> {
+    if let Some(root) = &config.local {
+        return Ok(Local::open(root).await?.ports(config.applier.clone()));
+    }
+    let mut ports = Client::connect(&config.address.value).await?.ports();
+    ports.applier = Arc::new(InProcessApplier::new(&ports, config.applier.clone()));
+    Ok(ports)
 }
 
 /// Returns a server of the differ service of the configured containerd.
@@ -70,11 +77,7 @@ fn sources(config: &Config, credentials: &PullCredentials) -> Vec<Source> {
             Some(Source::Blobs(Arc::new(source)))
         }
         SourceName::Registry => {
-            let settings = RegistrySettings {
-                host_directories: config.hosts_dir.value.clone(),
-                ..RegistrySettings::default()
-            };
-            let source = RegistrySource::new(settings, credentials.clone());
+            let source = registry(config, credentials.clone());
             Some(Source::Blobs(Arc::new(source)))
         }
         SourceName::Sibling => match config.sibling.value {
@@ -85,6 +88,15 @@ fn sources(config: &Config, credentials: &PullCredentials) -> Vec<Source> {
         },
     });
     sources.collect()
+}
+
+/// Returns the registries, with the credentials of pulls.
+pub(crate) fn registry(config: &Config, credentials: PullCredentials) -> RegistrySource {
+    let settings = RegistrySettings {
+        host_directories: config.hosts_dir.value.clone(),
+        ..RegistrySettings::default()
+    };
+    RegistrySource::new(settings, credentials)
 }
 
 /// Returns the version of the configured containerd.

@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Warns of diff plugins of containerd at whose sockets nothing answers, and of a containerd that does not start
 /// with one.
 pub(crate) async fn warn(config: &Config) {
+    if config.local.is_some() {
+        return;
+    }
     match warnings(config).await {
         Ok(warnings) => warnings
             .into_iter()

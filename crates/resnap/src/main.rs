@@ -15,6 +15,8 @@ mod diff_plugin;
 mod doctor;
 mod documents;
 mod exit_status;
+mod local_images;
+mod local_step;
 mod logging;
 mod output;
 mod progress;
@@ -71,7 +73,10 @@ fn run(
         _ => None,
     };
     let mut config = Config::load(&common, serve, matches)?;
-    output.set_namespace(&config.namespace.value);
+    output.set_engine(&config);
+    if config.local.is_some() {
+        command.require_local()?;
+    }
     let sockets = match &command {
         Command::Serve(_) => Sockets::handed_over()?,
         _ => Sockets::default(),
@@ -81,7 +86,8 @@ fn run(
         .build()?;
     runtime.block_on(async {
         match command {
-            Command::Unpack(arguments) => {
+            Command::Unpack(mut arguments) => {
+                local_images::record(&mut config, &mut arguments.images).await?;
                 let executor = match arguments.from.is_empty() {
                     true => Executor::find(&config, working_engine(&config)).await?,
                     false => {
@@ -105,7 +111,8 @@ fn run(
             Command::Check(arguments) if arguments.all => {
                 check_all::run(&engine(&config).await?, &config, arguments, output).await
             }
-            Command::Check(arguments) => {
+            Command::Check(mut arguments) => {
+                local_images::rename(&mut config, &mut arguments.images)?;
                 let executor = Executor::find(&config, engine(&config)).await?;
                 check::run(&executor, &config, arguments, output).await
             }
@@ -113,7 +120,8 @@ fn run(
                 let engine = working_engine(&config).await?;
                 doctor_command::run(&engine, &config, arguments, output).await
             }
-            Command::Verify(arguments) => {
+            Command::Verify(mut arguments) => {
+                local_images::rename(&mut config, &mut arguments.images)?;
                 verify::run(&working_engine(&config).await?, arguments, output).await
             }
             Command::Jobs(arguments) => jobs::run(&config, arguments, output).await,

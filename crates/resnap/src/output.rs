@@ -15,7 +15,9 @@ use resnap_unpacker::UnpackError;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::config::Config;
 use crate::exit_status::ExitStatus;
+use crate::local_step;
 use crate::logging::LogFormat;
 
 /// The output of a command.
@@ -24,6 +26,7 @@ pub(crate) struct Output {
     log_format: LogFormat,
     closed: bool,
     namespace: String,
+    is_local: bool,
 }
 
 impl Output {
@@ -33,12 +36,14 @@ impl Output {
             log_format,
             closed: false,
             namespace: String::new(),
+            is_local: false,
         }
     }
 
-    /// Sets the namespace that next steps mention.
-    pub(crate) fn set_namespace(&mut self, namespace: &str) {
-        self.namespace = namespace.to_owned();
+    /// Sets what next steps mention: the namespace, or the local engine.
+    pub(crate) fn set_engine(&mut self, config: &Config) {
+        self.namespace.clone_from(&config.namespace.value);
+        self.is_local = config.local.is_some();
     }
 
     /// Returns whether standard output was closed when something was last printed.
@@ -102,9 +107,10 @@ impl Output {
         let here = here.map(|error| Failure::new(error, &self.namespace));
         let failure = here.or_else(|| error.downcast_ref::<Failure>().cloned());
         let message = error_chain(error.as_ref());
-        let next_step = failure
-            .as_ref()
-            .and_then(|failure| failure.next_step.as_ref());
+        let next_step = failure.as_ref().and_then(|failure| match self.is_local {
+            true => local_step::next_step(failure),
+            false => failure.next_step.clone(),
+        });
         if self.json {
             let kind = failure
                 .as_ref()
@@ -123,7 +129,7 @@ impl Output {
                 let mut stderr = io::stderr();
                 let _ = writeln!(stderr, "resnap: {}", printable(&message));
                 if let Some(next_step) = next_step {
-                    let _ = writeln!(stderr, "  next: {}", printable(next_step));
+                    let _ = writeln!(stderr, "  next: {}", printable(&next_step));
                 }
             }
         }

@@ -48,7 +48,7 @@ const KEPT: &[Expected] = &[
 ];
 
 /// The start of a container makes its mount points.
-const RUN: Expected = kept("run", Field::Mtime, "the container runtime makes it");
+pub(crate) const RUN: Expected = kept("run", Field::Mtime, "the container runtime makes it");
 
 const fn kept(path: &'static str, field: Field, reason: &'static str) -> Expected {
     Expected {
@@ -59,7 +59,7 @@ const fn kept(path: &'static str, field: Field, reason: &'static str) -> Expecte
 }
 
 /// Returns images with the differences of their trees from what containerd writes to overlayfs.
-fn images() -> Result<[(Built, Vec<Expected>); 5]> {
+pub(crate) fn images() -> Result<[(Built, Vec<Expected>); 5]> {
     let (left, right) = shared_pair()?;
     Ok([
         (hello()?, [ROOT_CLOCK, &[RUN]].concat()),

@@ -33,6 +33,7 @@ mod hostile;
 mod integrity;
 mod kubelet;
 mod links;
+mod local;
 mod metrics;
 mod migrate;
 mod misbehaving;
@@ -106,6 +107,7 @@ fn tests() -> Vec<Test> {
         hostile::neighbours::TESTS,
         integrity::TESTS,
         links::TESTS,
+        local::TESTS,
         metrics::TESTS,
         migrate::TESTS,
         migrate::refused::TESTS,
