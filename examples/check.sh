@@ -13,7 +13,7 @@ rm -rf "$copies"
 mkdir -p "$copies/kubelet.service.d" "$copies/resnap.service.d"
 cp systemd/*.service systemd/*.socket baked-nodes/*.service "$copies"
 cp systemd/10-resnap.conf "$copies/kubelet.service.d"
-cp systemd/20-write-layers.conf "$copies/resnap.service.d"
+cp systemd/20-containerd-writes.conf "$copies/resnap.service.d"
 # This machine has neither the programs nor the other services, and systemd-analyze requires both.
 sed -i s,/usr/local/bin/resnap,/bin/true, "$copies"/*.service
 for name in containerd kubelet; do

@@ -114,14 +114,17 @@ async fn serve_metrics(config: &Config) -> Result<Option<Arc<Metrics>>> {
     Ok(Some(metrics))
 }
 
-/// Returns a token that is cancelled on the first signal.
+/// Returns a token that is cancelled on the first signal. SIGHUP, for a reload, is one: the service manager starts the
+/// daemon again, with the mounts that it needs now.
 fn signals() -> Result<CancellationToken> {
     let stop = CancellationToken::new();
     let stopped = stop.clone();
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::spawn(async move {
         tokio::select! {
+            _ = hangup.recv() => {}
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }

@@ -180,8 +180,8 @@ fn systemd_passes_sockets(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// The hardening of the unit as far as it is possible without systemd: everything but the runtime directory is
-/// read-only, and there are no capabilities.
+/// The hardening of the unit with containerd as the writer, as far as it is possible without systemd: everything but
+/// the runtime directory is read-only, and there are no capabilities.
 const CONFINE: &str = r#"set -e
 dir=$1
 shift
@@ -208,8 +208,11 @@ pub(crate) fn confined(command: &Command, dir: &Path) -> Result<Command> {
 
 fn systemd_hardening_allows_all_work(node: &Node) -> Result<()> {
     let unit = include_str!("../../../examples/systemd/resnap.service");
+    let drop_in = include_str!("../../../examples/systemd/20-containerd-writes.conf");
+    for line in ["ReadWritePaths=\n", "CapabilityBoundingSet=\n"] {
+        ensure!(drop_in.contains(line), "the drop-in has no {line}");
+    }
     for line in [
-        "CapabilityBoundingSet=\n",
         "NoNewPrivileges=yes\n",
         "ProtectSystem=strict\n",
         "RuntimeDirectory=resnap\n",
