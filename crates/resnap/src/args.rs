@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use resnap_platforms::Platform;
 
+use crate::install::Handler;
 use crate::warm::Floor;
 
 /// Make a container image already on a node ready for another snapshotter: every layer unpacked
@@ -33,7 +34,7 @@ use crate::warm::Floor;
   resnap --engine local --root DIR unpack oci:LAYOUT:1   make an image ready in DIR, without containerd
 
 Exit codes: 0 done or ready; 1 not ready, from `check --snapshotter`, wrong, from `verify`, or something to do, from
-`doctor`; 2 any error; 130 stopped by a signal.
+`doctor` and `install`; 2 any error; 130 stopped by a signal.
 RESNAP_LOG=info (or debug) logs more to standard error; RESNAP_LOG_FORMAT=json logs\nJSON objects, one per line."
 )]
 pub(crate) struct Arguments {
@@ -150,6 +151,17 @@ pub(crate) enum Command {
     /// Show the configuration of the daemon
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Put resnap between kubelet and containerd on this node, as a service of systemd
+    ///
+    /// Writes this program to /usr/local/bin, resnap's units, and a drop-in that connects kubelet to resnap,
+    /// which is restarted once containerd has answered through resnap. If a step fails, all are undone. A second
+    /// run changes nothing. Pods run on. Exit codes: 0 done; 1 something has to be done by hand before, which
+    /// is printed, and nothing was changed; 2 any error.
+    Install(InstallArguments),
+    /// Take resnap out again: kubelet first, then what `install` has written
+    ///
+    /// The configuration in /etc/resnap stays, and so do images. Exit codes: as those of `install`.
+    Uninstall(UninstallArguments),
     /// Print a completion script, as in `source <(resnap completions bash)`
     Completions {
         /// The shell
@@ -335,6 +347,25 @@ pub(crate) struct ServeArguments {
     /// The loopback address of the metrics for Prometheus, such as 127.0.0.1:9464 [default: none]
     #[arg(long, env = "RESNAP_METRICS_ADDRESS", value_name = "ADDRESS")]
     pub(crate) metrics_address: Option<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallArguments {
+    /// Give a runtime handler of containerd this snapshotter; may be repeated. The entries are a file in a
+    /// directory that containerd's configuration imports, and containerd is restarted. A handler that is not
+    /// there becomes one like the default handler
+    #[arg(long = "handler", value_name = "HANDLER=SNAPSHOTTER")]
+    pub(crate) handlers: Vec<Handler>,
+    /// Only print what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UninstallArguments {
+    /// Only print what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]

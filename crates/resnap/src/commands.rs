@@ -12,6 +12,7 @@ pub(crate) mod executor;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod images;
+pub(crate) mod install;
 pub(crate) mod jobs;
 pub(crate) mod leases;
 pub(crate) mod migrate;

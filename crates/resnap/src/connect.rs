@@ -100,7 +100,7 @@ pub(crate) fn registry(config: &Config, credentials: PullCredentials) -> Registr
 }
 
 /// Returns the version of the configured containerd.
-async fn version(config: &Config) -> Result<String> {
+pub(crate) async fn version(config: &Config) -> Result<String> {
     let connected = Client::connect(&config.address.value).await;
     let client = connected.map_err(UnpackError::from)?;
     Ok(client.version().await.map_err(UnpackError::from)?)

@@ -9,8 +9,8 @@
 pub(crate) enum ExitStatus {
     /// The work is done, or the image is ready.
     Done = 0,
-    /// `check --snapshotter` found an image that is not ready, `verify` a layer that is wrong, or `doctor` something
-    /// to do.
+    /// `check --snapshotter` found an image that is not ready, `verify` a layer that is wrong, or `doctor` or `install`
+    /// something to do.
     Negative = 1,
     /// An error occurred and was reported.
     Failed = 2,

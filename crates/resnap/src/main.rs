@@ -15,6 +15,7 @@ mod diff_plugin;
 mod doctor;
 mod documents;
 mod exit_status;
+mod install;
 mod local_images;
 mod local_step;
 mod logging;
@@ -32,8 +33,9 @@ use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::executor::Executor;
 use commands::{
-    check, check_all, doctor as doctor_command, evict, explain, generate, images, jobs, leases,
-    migrate, snapshotters, unpack, verify, warm as warm_command,
+    check, check_all, doctor as doctor_command, evict, explain, generate, images,
+    install as install_command, jobs, leases, migrate, snapshotters, unpack, verify,
+    warm as warm_command,
 };
 use config::Config;
 use connect::{engine, working_engine};
@@ -127,6 +129,10 @@ fn run(
             Command::Jobs(arguments) => jobs::run(&config, arguments, output).await,
             Command::Cancel(arguments) => jobs::cancel(&config, arguments, output).await,
             Command::Images => images::run(&engine(&config).await?, &config, output).await,
+            Command::Install(arguments) => {
+                install_command::install(&config, arguments, output).await
+            }
+            Command::Uninstall(arguments) => install_command::uninstall(arguments, output).await,
             Command::Snapshotters => snapshotters::run(&engine(&config).await?, output).await,
             // They need no configuration and returned above.
             Command::Completions { .. } | Command::Man => Ok(ExitStatus::Done),

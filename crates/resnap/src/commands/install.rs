@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap install` and `resnap uninstall`.
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use resnap_core::major_minor;
+use serde::Serialize;
+
+use super::signals;
+use crate::args::{InstallArguments, UninstallArguments};
+use crate::config::{Config, Source};
+use crate::connect::{self, engine};
+use crate::exit_status::ExitStatus;
+use crate::install::{Containerd, Facts, Host, Outcome, Run, Step, SystemPrograms};
+use crate::output::{Output, Table};
+
+/// The directory of units, which is locked while they are changed.
+const UNITS: &str = "/etc/systemd/system";
+
+/// The main file of a containerd that was started without one.
+const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
+
+#[derive(Serialize)]
+struct Document<'a> {
+    dry_run: bool,
+    steps: &'a [Step],
+    /// What has to be done by hand before. Nothing was changed.
+    by_hand: Option<&'a str>,
+}
+
+pub(crate) async fn install(
+    config: &Config,
+    arguments: InstallArguments,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    let _lock = lock()?;
+    let facts = facts(config).await?;
+    let containerd = match arguments.handlers.is_empty() {
+        true => None,
+        false => Some(containerd(config).await?),
+    };
+    let entries = containerd
+        .as_ref()
+        .map(|containerd| (containerd, arguments.handlers.as_slice()));
+    let (_, stop) = signals::listen()?;
+    let host = host();
+    let run = Run {
+        host: &host,
+        dry_run: arguments.dry_run,
+        stop: stop.clone(),
+    };
+    let outcome = run.install(&facts, entries).await;
+    let undo = "to undo it: resnap uninstall";
+    report(outcome, &run, undo, output)
+}
+
+pub(crate) async fn uninstall(
+    arguments: UninstallArguments,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    let _lock = lock()?;
+    let (_, stop) = signals::listen()?;
+    let host = host();
+    let run = Run {
+        host: &host,
+        dry_run: arguments.dry_run,
+        stop: stop.clone(),
+    };
+    let outcome = run.uninstall().await;
+    let stays = "the configuration in /etc/resnap and the images stay";
+    report(outcome, &run, stays, output)
+}
+
+fn host() -> Host {
+    Host {
+        root: PathBuf::from("/"),
+        programs: Box::new(SystemPrograms),
+    }
+}
+
+/// Keeps other runs out until the lock is dropped.
+fn lock() -> Result<File> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("units and kubelet are changed by root: run this with sudo");
+    }
+    if !Path::new("/run/systemd/system").exists() {
+        bail!("systemd does not run this machine, so resnap cannot be a service of it");
+    }
+    // The directory itself, so that no file stays.
+    let lock = File::open(UNITS).with_context(|| format!("open {UNITS}"))?;
+    lock.try_lock()
+        .context("another `resnap install` or `resnap uninstall` is running")?;
+    Ok(lock)
+}
+
+async fn facts(config: &Config) -> Result<Facts> {
+    let snapshotters = engine(config).await?.snapshotters().await?;
+    let written = snapshotters
+        .into_iter()
+        .filter(|found| config.applier.writes(&found.name) && found.failure.is_none());
+    // The service reads the configuration file itself.
+    let is_given = matches!(config.address.source, Source::Flag | Source::Environment);
+    Ok(Facts {
+        program: std::env::current_exe().context("find this program")?,
+        address: is_given.then(|| config.address.value.clone()),
+        roots: written
+            .filter_map(|found| found.root)
+            .map(PathBuf::from)
+            .collect(),
+    })
+}
+
+/// Finds the process of containerd, which knows its program and configuration.
+async fn containerd(config: &Config) -> Result<Containerd> {
+    let version = connect::version(config).await?;
+    let Some(version) = major_minor(&version) else {
+        bail!("containerd has the version {version:?}, which is none");
+    };
+    let socket = config.backend();
+    let peer = UnixStream::connect(socket)
+        .and_then(|stream| Ok(rustix::net::sockopt::socket_peercred(&stream)?))
+        .with_context(|| format!("find the process of {socket:?}"))?;
+    let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+    let program = fs::read_link(format!("/proc/{pid}/exe"))
+        .with_context(|| format!("find the program of process {pid}, containerd"))?;
+    let program = program.to_string_lossy();
+    // After an update of the package, until it is restarted.
+    let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
+    let arguments = fs::read(format!("/proc/{pid}/cmdline"))
+        .with_context(|| format!("read the arguments of process {pid}, containerd"))?;
+    let arguments = String::from_utf8_lossy(&arguments);
+    let main = main_file(&arguments.split('\0').collect::<Vec<_>>());
+    Ok(Containerd {
+        program: PathBuf::from(program),
+        config: PathBuf::from(main.unwrap_or(CONTAINERD_CONFIG)),
+        version,
+        pid,
+    })
+}
+
+/// Returns the main file that containerd was started with.
+fn main_file<'a>(arguments: &[&'a str]) -> Option<&'a str> {
+    let flags = ["--config", "-config", "-c", "--c"];
+    let mut arguments = arguments.iter().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.split_once('=') {
+            Some((flag, value)) if flags.contains(&flag) => return Some(value),
+            None if flags.contains(argument) => return arguments.next().copied(),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Prints what was done, or has to be done.
+fn report(
+    outcome: Result<Outcome>,
+    run: &Run<'_>,
+    hint: &str,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    let outcome = match outcome {
+        Err(error) if run.stop.is_cancelled() => {
+            output.error(&error, None);
+            return Ok(ExitStatus::Cancelled);
+        }
+        outcome => outcome?,
+    };
+    let (steps, by_hand) = match &outcome {
+        Outcome::Steps(steps) => (steps.as_slice(), None),
+        Outcome::ByHand(text) => (&[][..], Some(text.as_str())),
+    };
+    let document = Document {
+        dry_run: run.dry_run,
+        steps,
+        by_hand,
+    };
+    output.document(&document, |table| match by_hand {
+        Some(text) => {
+            table.line("nothing was changed: something has to be done by hand before".to_owned());
+            text.lines().for_each(|line| table.line(line.to_owned()));
+        }
+        None => show(steps, run.dry_run, hint, table),
+    })?;
+    Ok(match by_hand {
+        Some(_) => ExitStatus::Negative,
+        None => ExitStatus::Done,
+    })
+}
+
+fn show(steps: &[Step], dry_run: bool, hint: &str, table: &mut Table) {
+    if steps.is_empty() {
+        table.line("nothing is to be changed".to_owned());
+        return;
+    }
+    if dry_run {
+        table.line("this would be done:".to_owned());
+    }
+    for step in steps {
+        match step {
+            Step::Write { path, text } => {
+                table.line(format!("write {}", path.display()));
+                let lines = text.iter().flat_map(|text| text.lines());
+                lines.for_each(|line| table.line(format!("    {line}")));
+            }
+            Step::Remove { path } => table.line(format!("remove {}", path.display())),
+            Step::Run { command } => table.line(format!("run {command}")),
+        }
+    }
+    if !dry_run {
+        table.line(hint.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::main_file;
+
+    #[test]
+    fn the_main_file_is_that_of_the_command_line() {
+        for (line, file) in [
+            ("containerd", None),
+            ("containerd --log-level debug", None),
+            ("containerd -c /a.toml", Some("/a.toml")),
+            (
+                "containerd --config=/a.toml --log-level=debug",
+                Some("/a.toml"),
+            ),
+            (
+                "containerd --log-level debug --config /a.toml",
+                Some("/a.toml"),
+            ),
+            ("containerd --config", None),
+        ] {
+            let words: Vec<&str> = line.split(' ').collect();
+            assert_eq!(main_file(&words), file, "{line}");
+        }
+    }
+}
