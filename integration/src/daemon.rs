@@ -31,6 +31,7 @@ pub use namespaces::in_private_namespaces;
 pub use options::Options;
 
 use namespaces::SOCKETS;
+pub(crate) use namespaces::{run_dir, run_name};
 use processes::Processes;
 
 use crate::debian::{Dist, output};

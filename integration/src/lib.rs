@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod debian;
 pub mod dm_verity;
 pub mod image;
+pub mod machine;
 pub mod python;
 pub mod registry;
 pub mod tap;

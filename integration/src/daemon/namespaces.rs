@@ -71,12 +71,12 @@ pub fn in_private_namespaces() -> Result<()> {
 const SHORT: &str = "/run/resnap-data";
 
 /// Returns the folder of this run, by its short path.
-pub(super) fn run_dir() -> Result<PathBuf> {
+pub(crate) fn run_dir() -> Result<PathBuf> {
     claimed().map(|_| SHORT.into())
 }
 
 /// Returns a name of this run that no other one has.
-pub(super) fn run_name() -> Result<String> {
+pub(crate) fn run_name() -> Result<String> {
     let run = claimed()?;
     Ok(run.file_name().unwrap_or_default().display().to_string())
 }

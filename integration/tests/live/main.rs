@@ -30,6 +30,7 @@ mod examples;
 mod faults;
 mod features;
 mod hostile;
+mod install;
 mod integrity;
 mod kubelet;
 mod links;
@@ -105,6 +106,7 @@ fn tests() -> Vec<Test> {
         hostile::TESTS,
         hostile::layers::TESTS,
         hostile::neighbours::TESTS,
+        install::TESTS,
         integrity::TESTS,
         links::TESTS,
         local::TESTS,
