@@ -138,6 +138,10 @@ impl Machine {
     }
 
     fn end(&mut self) -> Result<()> {
+        if !self.cgroup.exists() {
+            // It was ended before.
+            return Ok(());
+        }
         // The first process ends with it, and with that one all others.
         self.unshare.kill().context("end a machine")?;
         self.unshare.wait()?;
