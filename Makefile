@@ -41,6 +41,7 @@ test: build ## Run all tests; the live suite runs real containerds and needs roo
 	cargo test --workspace --locked
 	@# Those that need root, without those that take minutes.
 	cargo test --locked -p resnap-applier -- --ignored --skip million --skip bombs
+	cargo test --locked -p resnap-local -- --ignored
 	cargo test --locked -p resnap --features otlp --bin resnap traces
 
 # The number for each test of the suite: for commands, and for pods and pulls a fifth of it.

@@ -32,7 +32,7 @@ use crate::debian::{Dist, output};
 /// The time that a machine has to start.
 const START: Duration = Duration::from_secs(30);
 
-/// Where the program under test is in a machine.
+/// The path of the program under test in a machine.
 pub const PROGRAM: &str = "/opt/resnap";
 
 static NEXT: AtomicU32 = AtomicU32::new(1);

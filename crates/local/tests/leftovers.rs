@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What killed processes leave, several processes at once, and files that others have changed.
+//! Leftovers of killed processes, several processes at once, and files that others have changed.
 
 #![allow(clippy::unwrap_used)]
 

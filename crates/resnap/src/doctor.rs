@@ -30,7 +30,7 @@ use disk::Disk;
 use finding::Findings;
 use look::Look;
 
-/// What was found.
+/// The results of a look at the node.
 pub(crate) struct Examined {
     pub(crate) findings: Findings,
     pub(crate) disk: Option<Disk>,

@@ -100,7 +100,7 @@ fn config_of(kubelet_root: &std::path::Path, config: &str) -> String {
     format!("cri.kubelet_root = {kubelet_root:?}\n{config}")
 }
 
-/// What `resnap doctor --json` says.
+/// The output of `resnap doctor --json`.
 struct Examined {
     output: CommandOutput,
     document: Value,

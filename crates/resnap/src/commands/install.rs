@@ -29,7 +29,7 @@ const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 struct Document<'a> {
     dry_run: bool,
     steps: &'a [Step],
-    /// What has to be done by hand before. Nothing was changed.
+    /// The steps to be done by hand before. Nothing was changed.
     by_hand: Option<&'a str>,
 }
 

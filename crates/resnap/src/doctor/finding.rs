@@ -36,9 +36,9 @@ pub(crate) struct Finding {
     pub(crate) severity: Severity,
     pub(crate) subject: String,
     pub(crate) why: String,
-    /// What to do, with the lines to add if there are any.
+    /// The next step, with the lines to add if there are any.
     pub(crate) way_out: String,
-    /// What `--fix` does about it, if that is safe.
+    /// The fix that `--fix` runs, if one is safe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) fix: Option<Fix>,
 }

@@ -31,7 +31,7 @@ use crate::connect;
 use crate::diff_plugin;
 use crate::documents::{IMAGES_AT_ONCE, Overview};
 
-/// What is on the node. What could not be read has the reason.
+/// The state of the node. A part that could not be read has the reason.
 pub(crate) struct Look<'a> {
     pub(crate) config: &'a Config,
     pub(crate) engine: &'a Engine,

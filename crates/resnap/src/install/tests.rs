@@ -24,7 +24,7 @@ const RESTART: &str = "systemctl restart resnap.service";
 const RESTART_KUBELET: &str = "systemctl restart kubelet.service";
 const DISABLE: &str = "systemctl disable --now resnap.socket resnap.service";
 
-/// What the stand-in knows of the node.
+/// The node as the stand-in knows it.
 #[derive(Default)]
 struct State {
     ran: Vec<String>,

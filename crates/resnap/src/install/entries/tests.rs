@@ -3,7 +3,7 @@
 
 use super::*;
 
-/// What containerd 2 prints, shortened.
+/// The output of containerd 2, shortened.
 const DUMP: &str = r#"
 version = 3
 imports = []
