@@ -39,9 +39,9 @@ decoders: setup ## Compare decoders of gzip
 test: NEEDS += mkfs.ext4:e2fsprogs strace:strace
 test: build ## Run all tests; the live suite runs real containerds and needs root
 	cargo test --workspace --locked
-	@# Those that need root, without those that take minutes.
-	cargo test --locked -p resnap-applier -- --ignored --skip million --skip bombs
-	cargo test --locked -p resnap-local -- --ignored
+	@# Those that need root, without those that take minutes or need Go. Of one crate, cargo would build others again.
+	cargo test --workspace --locked --lib --test batch --test conformance -- \
+		--ignored --skip million --skip bombs --skip go::
 	cargo test --locked -p resnap --features otlp --bin resnap traces
 
 # The number for each test of the suite: for commands, and for pods and pulls a fifth of it.

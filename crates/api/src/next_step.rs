@@ -147,8 +147,8 @@ fn snapshot_step(error: &UnpackError, namespace: &str) -> Option<String> {
         UnpackError::Disagreement {
             image, snapshotter, ..
         } => format!(
-            "containerd has a record of it, and {snapshotter} does not have it: `resnap --namespace {namespace} \
-             unpack {} --snapshotter {snapshotter} --repair` removes the record",
+            "`resnap --namespace {namespace} unpack {} --snapshotter {snapshotter} --repair` removes a record of a layer \
+             that {snapshotter} has lost; if that does not help, restart {snapshotter}",
             name_in_title(image)
         ),
         _ => return None,

@@ -65,7 +65,7 @@ impl Run<'_> {
         let kubelet = Kubelet::find(self.host).await?;
         let obstacle = kubelet
             .as_ref()
-            .and_then(|kubelet| kubelet.cannot_be_moved(self.host));
+            .and_then(|kubelet| kubelet.cannot_be_moved(self.host, &facts.containerd));
         if let Some(obstacle) = obstacle {
             return Ok(Outcome::ByHand(obstacle));
         }
@@ -80,7 +80,7 @@ impl Run<'_> {
                 }
             }
         };
-        let service = service::files(self.host, facts)?;
+        let service = service::files(facts)?;
         let drop_in = kubelet.is_some().then(kubelet::drop_in);
         let entries_file = entries.as_ref().map(|entries| &entries.file);
         let all = entries_file.into_iter().chain(&service).chain(&drop_in);

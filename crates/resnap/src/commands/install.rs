@@ -99,14 +99,28 @@ fn lock() -> Result<File> {
 }
 
 async fn facts(config: &Config) -> Result<Facts> {
-    let snapshotters = engine(config).await?.snapshotters().await?;
+    let address = &config.address.value;
+    if address.ends_with("/run/resnap/cri.sock") {
+        bail!("{address} is the socket of resnap itself: name that of containerd by --address");
+    }
+    // kubelet needs more of containerd than its own API.
+    let engine = engine(config).await?;
+    let proxy = connect::proxy(config, engine.clone(), None, None);
+    if let Err(reason) = proxy.facts().await {
+        bail!(
+            "the CRI of the containerd at {address} does not answer, which kubelet needs: {reason}"
+        );
+    }
+    let snapshotters = engine.snapshotters().await?;
     let written = snapshotters
         .into_iter()
         .filter(|found| config.applier.writes(&found.name) && found.failure.is_none());
     // The service reads the configuration file itself.
     let is_given = matches!(config.address.source, Source::Flag | Source::Environment);
     Ok(Facts {
-        program: std::env::current_exe().context("find this program")?,
+        // Also if it was replaced, or is in a container's mount namespace.
+        program: PathBuf::from("/proc/self/exe"),
+        containerd: address.clone(),
         address: is_given.then(|| config.address.value.clone()),
         roots: written
             .filter_map(|found| found.root)

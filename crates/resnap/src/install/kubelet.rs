@@ -19,8 +19,13 @@ const DROP_IN: &str = "/etc/systemd/system/kubelet.service.d/10-resnap.conf";
 /// The variable of the drop-in, with which units of kubelet end.
 const VARIABLE: &str = "KUBELET_EXTRA_ARGS";
 
-/// The flag in the drop-in.
+/// The flag in the drop-in, its name, and its value.
 const FLAG: &str = "--container-runtime-endpoint=unix:///run/resnap/cri.sock";
+const FLAG_NAME: &str = "--container-runtime-endpoint";
+const ENDPOINT: &str = "unix:///run/resnap/cri.sock";
+
+/// The field of kubelet's configuration file that the flag beats.
+const FIELD: &str = "containerRuntimeEndpoint:";
 
 const RELOAD: [&str; 2] = ["systemctl", "daemon-reload"];
 
@@ -29,6 +34,9 @@ const RESTART: [&str; 3] = ["systemctl", "restart", UNIT];
 /// The number of looks at the process of kubelet after a restart, which systemd does not wait for.
 const LOOKS: u32 = 25;
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// The number of looks in a row after which kubelet runs.
+const GOOD_LOOKS: u32 = 3;
 
 /// The drop-in.
 pub(super) fn drop_in() -> NodeFile {
@@ -40,12 +48,51 @@ pub(super) fn drop_in() -> NodeFile {
 pub(super) struct Kubelet {
     uses_variable: bool,
     environment_files: Vec<PathBuf>,
+    /// Whether the unit sets the variable to other flags.
+    sets_flags: bool,
+    /// What it runs with.
+    endpoints: Endpoints,
+}
+
+/// The endpoints that a running kubelet was given.
+#[derive(Default)]
+struct Endpoints {
+    flag: Option<String>,
+    /// The configuration file that has one, and what it has.
+    file: Option<(PathBuf, String)>,
+}
+
+impl Endpoints {
+    fn read(host: &Host, arguments: &[u8]) -> Result<Self> {
+        let arguments = String::from_utf8_lossy(arguments);
+        let arguments: Vec<&str> = arguments.split('\0').collect();
+        let mut file = None;
+        if let Some(path) = last_value(&arguments, "--config").map(PathBuf::from) {
+            let text = host.read(&path)?.unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let value = text.lines().find_map(|line| line.strip_prefix(FIELD));
+            let value = value.map(|value| value.trim().trim_matches(['"', '\'']).to_owned());
+            file = value
+                .filter(|value| !value.is_empty())
+                .map(|value| (path, value));
+        }
+        Ok(Self {
+            flag: last_value(&arguments, FLAG_NAME).map(str::to_owned),
+            file,
+        })
+    }
+
+    /// Returns the one that counts.
+    fn effective(&self) -> Option<&str> {
+        let file = self.file.as_ref().map(|(_, endpoint)| endpoint);
+        self.flag.as_ref().or(file).map(String::as_str)
+    }
 }
 
 impl Kubelet {
     /// Finds the unit. Returns `None` if the node has none.
     pub(super) async fn find(host: &Host) -> Result<Option<Self>> {
-        let unit = host.unit(UNIT, "LoadState,ExecStart,EnvironmentFiles");
+        let unit = host.unit(UNIT, "LoadState,ExecStart,Environment,EnvironmentFiles");
         let unit = unit.await?;
         let property = |name: &str| unit.get(name).map_or("", String::as_str);
         if property("LoadState") != "loaded" {
@@ -57,34 +104,64 @@ impl Kubelet {
         Ok(Some(Self {
             uses_variable: property("ExecStart").contains(VARIABLE),
             environment_files: files.map(PathBuf::from).collect(),
+            sets_flags: sets_other_flags(property("Environment")),
+            endpoints: endpoints(host).await?.unwrap_or_default(),
         }))
     }
 
-    /// Returns what has to be done before the drop-in can move kubelet.
-    pub(super) fn cannot_be_moved(&self, host: &Host) -> Option<String> {
+    /// Returns what has to be done before the drop-in can move kubelet from the containerd at `address`.
+    pub(super) fn cannot_be_moved(&self, host: &Host, address: &str) -> Option<String> {
         if !self.uses_variable {
             return Some(format!(
                 "{UNIT} does not use {VARIABLE}, by which a drop-in sets kubelet's runtime. Put ${VARIABLE} at the \
                  end of its ExecStart= (`systemctl edit --full {UNIT}`), and run this again."
             ));
         }
-        let (file, line) = self.override_of_drop_in(host)?;
-        if line.contains(FLAG) {
-            return None;
+        if let Some(endpoint) = self.endpoints.effective()
+            && ![socket(address), socket(ENDPOINT)].contains(&socket(endpoint))
+        {
+            return Some(format!(
+                "kubelet uses {endpoint}, and resnap would be in front of {address}. If kubelet's is a containerd, name \
+                 it by --address, and run this again."
+            ));
         }
-        let file = file.display();
-        Some(format!(
-            "{file} sets {VARIABLE}, which beats a drop-in of {UNIT}. Add {FLAG} to that line, and run this again \
-             before kubelet is restarted."
-        ))
+        if let Some((file, line)) = self.override_of_drop_in(host) {
+            let file = file.display();
+            return (!has_flag(&line)).then(|| {
+                format!(
+                    "{file} sets {VARIABLE}, which beats a drop-in of {UNIT}. Add {FLAG} to that line, and run this \
+                     again before kubelet is restarted."
+                )
+            });
+        }
+        let file = self.environment_files.last();
+        let file = file.map_or_else(
+            || "/etc/default/kubelet".into(),
+            |file| file.display().to_string(),
+        );
+        self.sets_flags.then(|| {
+            format!(
+                "{UNIT} sets {VARIABLE} (`systemctl cat {UNIT}`), and a drop-in would take the place of these flags. Set \
+                 {VARIABLE} in {file} to them and {FLAG}, if that is an EnvironmentFile= of the unit, and run this again."
+            )
+        })
     }
 
     /// Returns what has to be done before kubelet can be moved back.
     pub(super) fn cannot_be_moved_back(&self, host: &Host) -> Option<String> {
-        let (file, line) = self.override_of_drop_in(host)?;
-        line.contains(FLAG).then(|| {
+        let by_file = self
+            .override_of_drop_in(host)
+            .filter(|(_, line)| has_flag(line));
+        if let Some((file, _)) = by_file {
             let file = file.display();
-            format!("{file} keeps kubelet on resnap. Take {FLAG} out of it, and run this again.")
+            return Some(format!(
+                "{file} keeps kubelet on resnap. Take {FLAG} out of it, and run this again."
+            ));
+        }
+        let (file, endpoint) = self.endpoints.file.as_ref()?;
+        let file = file.display();
+        (socket(endpoint) == socket(ENDPOINT)).then(|| {
+            format!("{file} keeps kubelet on resnap. Change {FIELD} there, and run this again.")
         })
     }
 
@@ -155,12 +232,23 @@ async fn restart(changes: &mut Changes<'_>, is_active: bool, to_resnap: bool) ->
     if changes.dry_run {
         return Ok(());
     }
+    if !is_active {
+        return Ok(());
+    }
+    let mut good = 0;
     for _ in 0..LOOKS {
-        let found = uses_resnap(changes.host).await?;
-        if found.is_none_or(|uses| uses == to_resnap) {
+        // One that ends at once is not there at each look.
+        good = match uses_resnap(changes.host).await? {
+            Some(uses) if uses == to_resnap => good + 1,
+            _ => 0,
+        };
+        if good == GOOD_LOOKS {
             return Ok(());
         }
         tokio::time::sleep(PAUSE).await;
+    }
+    if uses_resnap(changes.host).await?.is_none() {
+        bail!("kubelet does not run after its restart: see `journalctl -u {UNIT}`");
     }
     match to_resnap {
         true => bail!("kubelet was restarted without {FLAG}: see `systemctl cat {UNIT}`"),
@@ -170,17 +258,64 @@ async fn restart(changes: &mut Changes<'_>, is_active: bool, to_resnap: bool) ->
 
 /// Returns whether the running kubelet uses resnap. `None` if it does not run.
 async fn uses_resnap(host: &Host) -> Result<Option<bool>> {
+    let endpoints = endpoints(host).await?;
+    Ok(endpoints.map(|endpoints| endpoints.effective().map(socket) == Some(socket(ENDPOINT))))
+}
+
+/// Returns the endpoints of the running kubelet. `None` if it does not run.
+async fn endpoints(host: &Host) -> Result<Option<Endpoints>> {
     let unit = host.unit(UNIT, "MainPID").await?;
     let process = unit.get("MainPID").filter(|process| *process != "0");
     let Some(process) = process else {
         return Ok(None);
     };
     let arguments = host.read(format!("/proc/{process}/cmdline").as_ref())?;
-    let Some(arguments) = arguments else {
-        return Ok(None);
+    let arguments = arguments.map(|arguments| Endpoints::read(host, &arguments));
+    arguments.transpose()
+}
+
+/// Returns the value of the last flag of this name, which is the one that counts.
+fn last_value<'a>(words: &[&'a str], name: &str) -> Option<&'a str> {
+    let mut found = None;
+    for (index, word) in words.iter().enumerate() {
+        match word.strip_prefix(name) {
+            Some("") => found = words.get(index + 1).copied(),
+            Some(value) => found = value.strip_prefix('=').or(found),
+            None => {}
+        }
+    }
+    found
+}
+
+/// Returns whether a line of an environment file connects kubelet to resnap.
+fn has_flag(line: &str) -> bool {
+    let words = line.split(|char: char| char.is_whitespace() || "\"'".contains(char));
+    let words: Vec<&str> = words
+        .map(|word| word.trim_start_matches(&format!("{VARIABLE}=")))
+        .collect();
+    last_value(&words, FLAG_NAME) == Some(ENDPOINT)
+}
+
+/// Returns whether the environment of a unit, as systemd shows it, has the variable with other flags than that of the
+/// drop-in.
+fn sets_other_flags(environment: &str) -> bool {
+    let Some((_, value)) = environment.split_once(&format!("{VARIABLE}=")) else {
+        return false;
     };
-    let mut arguments = arguments.split(|byte| *byte == 0);
-    Ok(Some(arguments.any(|argument| argument == FLAG.as_bytes())))
+    let is_quote = |char: char| "\"'$".contains(char);
+    let value = value.trim_start_matches(is_quote);
+    let rest = value.strip_prefix(FLAG).unwrap_or(value);
+    rest.trim_start_matches(|char: char| char.is_whitespace() || is_quote(char))
+        .starts_with('-')
+}
+
+/// Returns the path of a socket in an endpoint, by one of its names.
+fn socket(endpoint: &str) -> String {
+    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+    match path.strip_prefix("/var/run/") {
+        Some(rest) => format!("/run/{rest}"),
+        None => path.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -191,5 +326,37 @@ mod tests {
     fn the_drop_in_sets_the_flag() {
         let text = String::from_utf8(drop_in().bytes).unwrap();
         assert!(text.contains(&format!("Environment=\"{VARIABLE}={FLAG}\"")));
+        assert_eq!(format!("{FLAG_NAME}={ENDPOINT}"), FLAG);
+    }
+
+    #[test]
+    fn flags_of_the_unit_are_seen() {
+        for (environment, sets) in [
+            ("", false),
+            ("A=b", false),
+            (&format!("{VARIABLE}={FLAG}"), false),
+            (&format!("A=b \"{VARIABLE}={FLAG}\" C=d"), false),
+            (&format!("{VARIABLE}= A=b"), false),
+            (&format!("\"{VARIABLE}=--node-ip=::1 --v=2\""), true),
+            (&format!("{VARIABLE}=--node-ip=::1"), true),
+            (&format!("\"{VARIABLE}={FLAG} --v=2\""), true),
+            (&format!("{VARIABLE}={FLAG}.bak"), false),
+        ] {
+            assert_eq!(sets_other_flags(environment), sets, "{environment}");
+        }
+    }
+
+    #[test]
+    fn the_last_endpoint_counts() {
+        for (line, has) in [
+            (format!("{VARIABLE}=\"--v=2 {FLAG}\""), true),
+            (format!("{VARIABLE}={FLAG}"), true),
+            (format!("{VARIABLE}={FLAG}.bak"), false),
+            (format!("{VARIABLE}='{FLAG} {FLAG_NAME}=unix:///a'"), false),
+            (format!("{VARIABLE}='{FLAG_NAME} {ENDPOINT}'"), true),
+        ] {
+            assert_eq!(has_flag(&line), has, "{line}");
+        }
+        assert_eq!(socket("unix:///var/run/a.sock"), socket("/run/a.sock"));
     }
 }

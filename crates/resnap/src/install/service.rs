@@ -11,7 +11,6 @@ use anyhow::{Context as _, Result, bail};
 
 use super::changes::Changes;
 use super::files::{NodeFile, PROGRAM, UNITS};
-use super::host::Host;
 use super::record::Record;
 
 const SERVICE: &str = "resnap.service";
@@ -38,8 +37,10 @@ const RESTART: [&str; 3] = ["systemctl", "restart", SERVICE];
 /// The facts about the node that the files depend on.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
-    /// The program that is installed.
+    /// The program that is installed, as this process finds it.
     pub(crate) program: PathBuf,
+    /// containerd's socket.
+    pub(crate) containerd: String,
     /// containerd's socket, if it is not where the service looks for it.
     pub(crate) address: Option<String>,
     /// The roots of the snapshotters that resnap writes.
@@ -47,9 +48,9 @@ pub(crate) struct Facts {
 }
 
 /// Returns the files of the service.
-pub(super) fn files(host: &Host, facts: &Facts) -> Result<Vec<NodeFile>> {
-    let program = host.at(&facts.program);
-    let program = fs::read(&program).with_context(|| format!("read {program:?}"))?;
+pub(super) fn files(facts: &Facts) -> Result<Vec<NodeFile>> {
+    let program = &facts.program;
+    let program = fs::read(program).with_context(|| format!("read {program:?}"))?;
     let mut files = vec![
         NodeFile::program(program),
         NodeFile::embedded(&format!("{UNITS}/{SERVICE}"), UNIT),
@@ -188,6 +189,7 @@ mod tests {
     fn facts(address: Option<&str>, roots: &[&str]) -> Facts {
         Facts {
             program: PathBuf::new(),
+            containerd: "/run/containerd/containerd.sock".to_owned(),
             address: address.map(str::to_owned),
             roots: roots.iter().map(PathBuf::from).collect(),
         }

@@ -31,8 +31,20 @@ struct State {
     /// The command that fails.
     fails: Option<&'static str>,
     is_installed: bool,
+    root: PathBuf,
     /// Cancelled by the command that fails.
     stop: Option<CancellationToken>,
+}
+
+impl State {
+    fn start_kubelet(&self) {
+        let drop_in = "etc/systemd/system/kubelet.service.d/10-resnap.conf";
+        let line = match self.root.join(drop_in).exists() {
+            true => "kubelet\0--container-runtime-endpoint=unix:///run/resnap/cri.sock\0",
+            false => "kubelet\0",
+        };
+        fs::write(self.root.join("proc/77/cmdline"), line).unwrap();
+    }
 }
 
 #[derive(Clone, Default)]
@@ -57,7 +69,7 @@ impl Programs for Systemd {
             };
             return Ok(format!(
                 "LoadState=loaded\nExecStart={{ argv[]=/usr/bin/kubelet $KUBELET_EXTRA_ARGS ; }}\n\
-                 EnvironmentFiles=/etc/default/kubelet (ignore_errors=yes)\nMainPID=0\n\
+                 EnvironmentFiles=/etc/default/kubelet (ignore_errors=yes)\nMainPID=77\n\
                  ActiveState={}\nUnitFileState={}\n",
                 word[0], word[1]
             ));
@@ -73,6 +85,7 @@ impl Programs for Systemd {
         match line.as_str() {
             ENABLE => state.is_installed = true,
             DISABLE => state.is_installed = false,
+            RESTART_KUBELET => state.start_kubelet(),
             _ => {}
         }
         Ok(String::new())
@@ -94,7 +107,9 @@ impl Node {
             root: dir.path().to_owned(),
             programs: Box::new(systemd.clone()),
         };
+        systemd.state().root = dir.path().to_owned();
         let node = Self { dir, systemd, host };
+        node.write("proc/77/cmdline", "kubelet\0");
         node.write("opt/resnap", "the first");
         for directory in ["etc/systemd/system", "usr/local/bin", "var/lib"] {
             fs::create_dir_all(node.dir.path().join(directory)).unwrap();
@@ -155,7 +170,8 @@ impl Node {
 
     fn facts(&self) -> Facts {
         Facts {
-            program: PathBuf::from("/opt/resnap"),
+            program: self.dir.path().join("opt/resnap"),
+            containerd: "/run/containerd/containerd.sock".to_owned(),
             address: None,
             roots: Vec::new(),
         }
@@ -320,7 +336,7 @@ fn a_variable_that_beats_the_drop_in_is_told() {
 fn an_interrupted_run_is_removed() {
     let node = Node::new();
     let before = node.files();
-    let files = service::files(&node.host, &node.facts()).unwrap();
+    let files = service::files(&node.facts()).unwrap();
     let record = Record::default().with(&node.host, files.iter()).unwrap();
     let mut changes = Changes::new(&node.host, false, CancellationToken::new());
     changes.write(&record.file().unwrap()).unwrap();
