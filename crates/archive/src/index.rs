@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
-use std::path::Path;
 
 use bytes::Bytes;
 use resnap_core::{Descriptor, Digest, media_type, null_is_default};
@@ -93,8 +92,8 @@ struct RootFs {
 
 /// Returns the blobs of an archive: those of an OCI layout in it (`blobs/ALGORITHM/ENCODED`), and the configs and
 /// uncompressed layers of `docker save`; the latter are named by the diff IDs of their images.
-pub(crate) fn index(path: &Path) -> io::Result<Index> {
-    let mut archive = Archive::new(File::open(path)?);
+pub(crate) fn index(file: File) -> io::Result<Index> {
+    let mut archive = Archive::new(file);
     let mut places = HashMap::new();
     // Raw, as extended headers would be read whole. All names that matter fit into plain ones.
     for (count, entry) in archive.entries_with_seek()?.raw(true).enumerate() {

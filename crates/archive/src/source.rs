@@ -16,6 +16,8 @@ use futures::{StreamExt as _, stream};
 use resnap_core::{
     BlobSource, ByteStream, Digest, Error, Kind, MissingBlob, Referrer, ReferrerList, Result,
 };
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tokio::task::spawn_blocking;
 
 use crate::images::{self, ArchiveForm, ArchivedImage};
@@ -151,11 +153,16 @@ impl ArchiveSource {
 
     /// Opens an archive, with its index.
     fn archive(&self, path: &Path) -> io::Result<Option<(File, Arc<Index>)>> {
-        let file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
+        // A FIFO must not block.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            file => File::from(file?),
         };
         let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+        }
         let version = (
             metadata.ino(),
             metadata.size(),
@@ -169,7 +176,7 @@ impl ArchiveSource {
         let index = match known {
             Some((known, index)) if known == version => index,
             _ => {
-                let index = Arc::new(index(path)?);
+                let index = Arc::new(index(file.try_clone()?)?);
                 let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
                 indexes.insert(path.to_owned(), (version, Arc::clone(&index)));
                 index

@@ -49,8 +49,13 @@ impl Index {
     /// Replaces the file as a whole. Nobody else may be writing.
     pub(crate) fn write(&self, layout: &Layout) -> Result<(), Fault> {
         let (new, index) = (layout.new_index(), layout.index());
+        let bytes = serde_json::to_vec(&self.0).map_err(io::Error::from)?;
+        if bytes.len() as u64 > MAX_BYTES {
+            let text = format!("{} would have more than {MAX_BYTES} bytes", index.display());
+            return Err(Fault::Refused(Kind::ResourceExhausted, text));
+        }
         let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(&self.0).map_err(io::Error::from)?)?;
+        file.write_all(&bytes)?;
         file.sync_all()?;
         fs::rename(new, index)?;
         File::open(layout.root())?.sync_all()?;
@@ -90,7 +95,8 @@ impl Index {
         let had = entries.len() < before;
         if let Some(target) = target {
             let mut entry = json!(target);
-            entry["annotations"][NAME] = json!(image);
+            // Those of the layout that the image is from are of any size.
+            entry["annotations"] = json!({ NAME: image });
             entries.push(entry);
         }
         had

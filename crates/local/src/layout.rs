@@ -21,8 +21,8 @@ const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 pub(crate) struct Layout(PathBuf);
 
 impl Layout {
-    /// Creates the directories that are missing. The root must belong to this user, and nobody else may write
-    /// to it.
+    /// Creates the directories that are missing. The root must belong to this user, nobody else may write to it,
+    /// and it must be a store already or have nothing in it: garbage collection removes what it does not know.
     pub(crate) fn create(root: PathBuf) -> Result<Self> {
         let subject = root.display().to_string();
         let failed = |kind, error: io::Error| {
@@ -33,6 +33,7 @@ impl Layout {
         let root = made.map_err(|error| failed(Kind::FailedPrecondition, error))?;
         let usable = own(&root).and_then(|()| {
             let this = Self(root);
+            this.require_own()?;
             this.make()?;
             Ok(this)
         });
@@ -41,6 +42,41 @@ impl Layout {
             io::ErrorKind::StorageFull => failed(Kind::ResourceExhausted, error),
             _ => failed(Kind::FailedPrecondition, error),
         })
+    }
+
+    /// Checks that the path can be in the options of mounts, and that nobody else has files there.
+    fn require_own(&self) -> io::Result<()> {
+        let refused = |reason| Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        let special = [':', '\\', '{'];
+        if self.0.to_str().is_none_or(|path| path.contains(special)) {
+            return refused(
+                "its path is not UTF-8 or has one of : \\ {, which the options of mounts cannot have: name another directory",
+            );
+        }
+        if self.database().try_exists()? {
+            return Ok(());
+        }
+        // A process that was killed, or that is creating the store now, has made directories only.
+        if has_others(
+            &self.0,
+            &["blobs", "ingest", "erofs", "overlayfs", "run", "oci-layout"],
+        )? {
+            return refused("it is no store of resnap, and not empty: name an empty directory");
+        }
+        for directory in [
+            "blobs/sha256",
+            "blobs/sha512",
+            "ingest",
+            "erofs/snapshots",
+            "overlayfs/snapshots",
+        ] {
+            if has_others(&self.0.join(directory), &[])? && !self.database().try_exists()? {
+                return refused(
+                    "it has files of a store, and no state.db: name an empty directory, or restore that file",
+                );
+            }
+        }
+        Ok(())
     }
 
     fn make(&self) -> io::Result<()> {
@@ -123,6 +159,22 @@ impl Layout {
 /// Creates a directory for this user only: layers have files that run with the rights of their owner.
 fn make_private(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Returns whether a directory has entries with other names. Those of a database that is being created do not count.
+fn has_others(directory: &Path, names: &[&str]) -> io::Result<bool> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        if !names.contains(&&*name) && !name.starts_with("state.db") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn own(root: &Path) -> io::Result<()> {

@@ -165,3 +165,31 @@ async fn a_store_is_closed_to_others() {
     let error = Local::open(&root).await.unwrap_err();
     assert_eq!(error.kind(), Kind::DataLoss, "{error:?}");
 }
+
+#[tokio::test]
+async fn a_directory_with_other_files_is_not_taken() {
+    let refusal = async |name: &str, file: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join(name);
+        let file = root.join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::set_permissions(&root, Permissions::from_mode(0o700)).unwrap();
+        fs::write(&file, "theirs").unwrap();
+        let error = Local::open(&root).await.unwrap_err();
+        assert_eq!(fs::read(&file).unwrap(), b"theirs");
+        error_chain(&error)
+    };
+    for file in ["index.json", "notes.txt"] {
+        let text = refusal("root", file).await;
+        assert!(text.contains("name an empty directory"), "{text}");
+    }
+    let blob = format!("blobs/sha256/{}", "a".repeat(64));
+    for file in [&*blob, "erofs/snapshots/1/layer.erofs"] {
+        let text = refusal("root", file).await;
+        assert!(text.contains("no state.db"), "{text}");
+    }
+    for name in ["a:b", "a\\b", "a{b"] {
+        let text = refusal(name, "state.db").await;
+        assert!(text.contains("name another directory"), "{text}");
+    }
+}

@@ -13,6 +13,7 @@ pub(crate) fn next_step(failure: &Failure) -> Option<String> {
             "`resnap images` lists what is there; unpack another by where it is, as oci:PATH or docker://REFERENCE"
         }
         ("NO_SUCH_SNAPSHOTTER", _) => "take --snapshotter erofs",
+        _ if failure.message.contains("open the store") => return None,
         ("RUNTIME_DIR", _) => "choose another directory with --root",
         (_, Kind::NotFound | Kind::DataLoss) => {
             "name a place that has it, as oci:PATH or docker://REFERENCE: what is missing is fetched from there"

@@ -58,7 +58,7 @@ pub(crate) async fn run(
     let mut examined = examine(config, engine, &client, arguments.disk).await?;
     let mut fixes = Vec::new();
     if arguments.fix {
-        fixes = fix(engine, &client, &examined.findings, arguments.dry_run).await;
+        fixes = fix(engine, &examined.findings, arguments.dry_run).await;
         if fixes.iter().any(|fixed| fixed.done) {
             examined = examine(config, engine, &client, arguments.disk).await?;
         }
@@ -83,7 +83,7 @@ pub(crate) async fn run(
 }
 
 /// Fixes what can be fixed, each of it once.
-async fn fix(engine: &Engine, client: &Client, findings: &Findings, dry_run: bool) -> Vec<Fixed> {
+async fn fix(engine: &Engine, findings: &Findings, dry_run: bool) -> Vec<Fixed> {
     let mut fixes: Vec<Fixed> = Vec::new();
     for fix in findings
         .findings
@@ -95,7 +95,7 @@ async fn fix(engine: &Engine, client: &Client, findings: &Findings, dry_run: boo
         }
         let result = match dry_run {
             true => None,
-            false => Some(fix.run(engine, client).await),
+            false => Some(fix.run(engine).await),
         };
         let error = result.as_ref().and_then(|result| result.as_ref().err());
         fixes.push(Fixed {

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::containerd_config::changed_since;
-use super::finding::Findings;
+use super::finding::{Findings, quoted};
 use super::look::Look;
 use super::look::daemon::Daemon;
 use crate::config::is_same_file;
@@ -37,7 +37,11 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
             "daemon.target",
             socket,
             format!("the daemon serves namespace {namespace} of the containerd at {address}"),
-            format!("run `resnap --address {address} --namespace {namespace} doctor`"),
+            format!(
+                "run `resnap --address {} --namespace {} doctor`",
+                quoted(address),
+                quoted(namespace)
+            ),
         );
     }
     let own = env!("CARGO_PKG_VERSION");
@@ -98,7 +102,10 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
                 "the daemon goes by this file, and this look by {}",
                 own.display()
             ),
-            format!("run `resnap --config {} doctor`", file.display()),
+            format!(
+                "run `resnap --config {} doctor`",
+                quoted(&file.to_string_lossy())
+            ),
         );
     }
 }

@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::fix::Fix;
+use crate::output::printable;
 
 /// The urgency of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -142,5 +143,34 @@ impl Findings {
             way_out,
             fix: None,
         });
+    }
+}
+
+/// Returns a word for a command of a way out. Names come from images and other clients: they are one word of one line
+/// for a shell, too.
+pub(crate) fn quoted(name: &str) -> String {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "._/:@+-".contains(char);
+    match !name.is_empty() && name.chars().all(is_plain) {
+        true => name.to_owned(),
+        false => format!("'{}'", printable(name).replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_one_word_of_one_line() {
+        for (name, expected) in [
+            ("docker.io/library/web:1", "docker.io/library/web:1"),
+            ("web@sha256:0a", "web@sha256:0a"),
+            ("", "''"),
+            ("web\nfault  $(id)", r"'web\nfault  $(id)'"),
+            ("it's; `id`", r"'it'\''s; `id`'"),
+            ("\u{202e}\u{1b}[2J", r"'\u{202e}\u{1b}[2J'"),
+        ] {
+            assert_eq!(quoted(name), expected);
+        }
     }
 }

@@ -7,8 +7,6 @@ use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use resnap_containerd::Client;
-use resnap_core::Scope;
 use resnap_unpacker::{Engine, Request};
 use serde::Serialize;
 
@@ -18,7 +16,6 @@ use serde::Serialize;
 pub(crate) enum Fix {
     DeleteOrphanedLeases,
     RemoveStaging { root: PathBuf },
-    AbortIngest { name: String },
     CollectGarbage,
     Repair { image: String, snapshotter: String },
     Unpack { image: String, snapshotter: String },
@@ -35,7 +32,6 @@ impl fmt::Display for Fix {
                     root.join(".resnap").display()
                 )
             }
-            Self::AbortIngest { name } => write!(f, "abort the ingest {name}"),
             Self::CollectGarbage => f.write_str("have containerd collect its garbage"),
             Self::Repair { image, snapshotter } => {
                 write!(f, "repair {image} on {snapshotter}, unless it is in use")
@@ -46,21 +42,13 @@ impl fmt::Display for Fix {
 }
 
 impl Fix {
-    pub(crate) async fn run(&self, engine: &Engine, client: &Client) -> Result<()> {
+    pub(crate) async fn run(&self, engine: &Engine) -> Result<()> {
         match self {
             Self::DeleteOrphanedLeases => engine.sweep().await.map(drop)?,
             Self::RemoveStaging { root } => {
                 let root = root.clone();
                 let cleared = tokio::task::spawn_blocking(move || resnap_applier::clear(&root));
                 cleared.await??;
-            }
-            Self::AbortIngest { name } => {
-                let scope = Scope::new(engine.namespace());
-                match client.ports().writer.abort(&scope, name).await {
-                    // It went with a lease.
-                    Err(error) if error.is_not_found() => {}
-                    aborted => aborted?,
-                }
             }
             Self::CollectGarbage => engine.collect_garbage().await?,
             Self::Repair { image, snapshotter } => {

@@ -6,7 +6,7 @@
 use resnap_core::Profile;
 use resnap_unpacker::{Check, LabelState, LayerState};
 
-use super::finding::Findings;
+use super::finding::{Findings, quoted};
 use super::fix::Fix;
 use super::look::Look;
 use super::look::cri::Cri;
@@ -21,7 +21,7 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
                 reason(error, &image.name),
                 format!(
                     "`resnap check {}` says more; pull it again, or remove it",
-                    image.name
+                    quoted(&image.name)
                 ),
             );
         }
@@ -32,7 +32,7 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
                 "images.warning",
                 name,
                 warning,
-                format!("`resnap check {name}` says more"),
+                format!("`resnap check {}` says more", quoted(name)),
             );
         }
         for snapshotter in check.snapshotters.keys() {
@@ -73,7 +73,11 @@ fn on_snapshotter(
         unproven = unproven.or(why.as_deref());
     }
     let subject = format!("{image} on {snapshotter}");
-    let command = format!("`resnap unpack {image} --snapshotter {snapshotter} --repair`");
+    let command = format!(
+        "`resnap unpack {} --snapshotter {} --repair`",
+        quoted(image),
+        quoted(snapshotter)
+    );
     let fix = Fix::Repair {
         image: image.to_owned(),
         snapshotter: snapshotter.to_owned(),
@@ -130,8 +134,9 @@ fn steered(look: &Look<'_>, cri: &Cri, findings: &mut Findings) {
                  fails with \"content digest ... not found\" unless the image is pulled for it"
             ),
             format!(
-                "`resnap unpack {name} --snapshotter {default}`; or [cri] always = true lets `resnap serve` do so for \
-                 each pod"
+                "`resnap unpack {} --snapshotter {}`; or [cri] always = true lets `resnap serve` do so for each pod",
+                quoted(name),
+                quoted(default)
             ),
         );
         findings.with_fix(Fix::Unpack {
@@ -162,7 +167,7 @@ fn sandbox(look: &Look<'_>, cri: &Cri, findings: &mut Findings) {
             "images.sandbox",
             image,
             "the sandbox image is not on the node: the first pod pulls it, for the default snapshotter only",
-            format!("`crictl pull {image}`"),
+            format!("`crictl pull {}`", quoted(image)),
         );
         return;
     };
@@ -185,7 +190,8 @@ fn sandbox(look: &Look<'_>, cri: &Cri, findings: &mut Findings) {
         format!(
             "`ctr --namespace {} images pull --local {image}`, or `resnap unpack {image} --snapshotter SNAPSHOTTER \
              --from FILE` with an archive of it",
-            look.config.namespace.value
+            quoted(&look.config.namespace.value),
+            image = quoted(image)
         ),
     );
 }

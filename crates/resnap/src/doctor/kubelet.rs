@@ -23,7 +23,10 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     let root = &look.config.kubelet_root.value;
     let subject = match kubelet.is_running {
         true => "kubelet".to_owned(),
-        false => format!("kubelet of {}, which does not run", root.display()),
+        false => format!(
+            "kubelet of {}, which does not run on the host",
+            root.display()
+        ),
     };
     let (endpoint, own) = (&kubelet.endpoint, &look.config.cri_socket.value);
     let is_own = is_same_file(endpoint, own);

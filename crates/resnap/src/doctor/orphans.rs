@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use resnap_core::{LeaseInfo, error_chain, labels};
 use resnap_unpacker::Owner;
 
-use super::finding::Findings;
+use super::finding::{Findings, quoted};
 use super::fix::Fix;
 use super::look::Look;
 use crate::output::bytes;
@@ -58,7 +58,10 @@ fn foreign(leases: &[LeaseInfo], namespace: &str, findings: &mut Findings) {
                 "orphans.foreign-leases",
                 format!("lease {id}"),
                 "another client made it more than an hour ago, and it never expires: what it keeps stays",
-                format!("`ctr --namespace {namespace} leases rm {id}`, if its client has ended"),
+                format!(
+                    "`ctr --namespace {} leases rm {}`, if its client has ended",
+                    quoted(namespace), quoted(id)
+                ),
             );
         }
     }
@@ -109,11 +112,9 @@ fn ingests(look: &Look<'_>, findings: &mut Findings) {
                 "nothing was written to it for more than an hour; it has {}",
                 bytes(ingest.bytes)
             ),
-            "none of its bytes is lost if it is aborted: the next pull fetches them again",
+            "nothing: the next pull of its image goes on with it; else containerd's garbage collection removes it \
+             with its lease, or 24 h after a pull without one has opened it",
         );
-        findings.with_fix(Fix::AbortIngest {
-            name: ingest.name.clone(),
-        });
     }
 }
 
@@ -200,5 +201,14 @@ mod tests {
                 .way_out
                 .contains("ctr --namespace k8s.io leases rm old")
         );
+        let mut findings = Findings::default();
+        let forged = [lease("a`\nfault: $(id)", 7200, false)];
+        foreign(&forged, "k8s.io", &mut findings);
+        let way_out = &findings.findings[0].way_out;
+        assert!(
+            way_out.contains(r"leases rm 'a`\nfault: $(id)'"),
+            "{way_out}"
+        );
+        assert_eq!(way_out.lines().count(), 1);
     }
 }

@@ -37,14 +37,26 @@ impl Process {
         }
     }
 
-    /// Returns the processes whose programs have this name. One that ends meanwhile is left out.
-    pub(crate) fn named(name: &str) -> io::Result<Vec<Self>> {
+    /// Returns the processes of the host's root whose programs have this name. Those of pods and other containers can
+    /// have any name, and are left out, as is one that ends meanwhile.
+    ///
+    /// # Errors
+    /// The namespaces of such a process must not be read.
+    pub(crate) fn of_host(name: &str) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let dir = entry?.path();
             let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
-            if comm.trim_end() == name {
-                found.extend(Self::read(&dir).ok());
+            if comm.trim_end() != name {
+                continue;
+            }
+            match is_of_host(&dir) {
+                Ok(true) => found.extend(Self::read(&dir).ok()),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    let text = format!("read the namespaces of {}: {error}", dir.display());
+                    return Err(io::Error::new(error.kind(), text));
+                }
+                Ok(false) | Err(_) => {}
             }
         }
         Ok(found)
@@ -112,6 +124,30 @@ pub(crate) async fn print(command: &mut Command) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Returns whether a process is root's, in the namespaces of this one and in no pod.
+fn is_of_host(dir: &Path) -> io::Result<bool> {
+    // The owner of the directory is root as well if the process is not dumpable.
+    if !is_root(&fs::read_to_string(dir.join("status"))?)
+        || fs::read_to_string(dir.join("cgroup"))?.contains("kubepods")
+    {
+        return Ok(false);
+    }
+    for namespace in ["ns/pid", "ns/mnt", "ns/user"] {
+        let own = fs::read_link(Path::new("/proc/self").join(namespace))?;
+        if fs::read_link(dir.join(namespace))? != own {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Returns whether all user IDs in a `status` are root's.
+fn is_root(status: &str) -> bool {
+    let mut lines = status.lines();
+    let ids = lines.find_map(|line| line.strip_prefix("Uid:"));
+    ids.is_some_and(|ids| ids.split_whitespace().all(|id| id == "0"))
+}
+
 fn argument<'a>(arguments: &'a [String], names: &[&str]) -> Option<&'a str> {
     let mut found = None;
     for (index, word) in arguments.iter().enumerate() {
@@ -160,6 +196,37 @@ mod tests {
         assert_eq!(value("--root-dir"), Some("/b"));
         assert_eq!(value("-v"), None);
         assert_eq!(value("--other"), None);
+    }
+
+    #[test]
+    fn a_process_in_other_hands_is_not_of_the_host() {
+        assert!(is_root("Name:\tkubelet\nUid:\t0\t0\t0\t0\nGid:\t5\n"));
+        assert!(!is_root("Name:\tUid:\t0\nUid:\t1000\t0\t0\t0\n"));
+        assert!(!is_root("Name:\tkubelet\n"));
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fs::write(dir.join("status"), "Uid:\t0\t0\t0\t0\n").unwrap();
+        fs::write(dir.join("cgroup"), "0::/system.slice/kubelet.service\n").unwrap();
+        fs::create_dir(dir.join("ns")).unwrap();
+        for namespace in ["ns/pid", "ns/mnt", "ns/user"] {
+            let own = fs::read_link(Path::new("/proc/self").join(namespace)).unwrap();
+            std::os::unix::fs::symlink(own, dir.join(namespace)).unwrap();
+        }
+        assert!(is_of_host(dir).unwrap());
+        let pod = "0::/kubepods.slice/kubepods-burstable.slice/a.scope\n";
+        fs::write(dir.join("cgroup"), pod).unwrap();
+        assert!(!is_of_host(dir).unwrap());
+        fs::write(dir.join("cgroup"), "0::/\n").unwrap();
+        for namespace in ["ns/pid", "ns/mnt", "ns/user"] {
+            let path = dir.join(namespace);
+            let own = fs::read_link(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink("other:[1]", &path).unwrap();
+            assert!(!is_of_host(dir).unwrap(), "{namespace}");
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink(own, &path).unwrap();
+        }
+        assert!(is_of_host(dir).unwrap());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use resnap_core::{
 use resnap_unpacker::{SurveyedSnapshots, UnpackedImage};
 use tokio::time::{Instant, timeout_at};
 
-use super::finding::Findings;
+use super::finding::{Findings, quoted};
 use super::fix::Fix;
 use super::look::Look;
 
@@ -80,8 +80,9 @@ fn guest(
                 format!("a layer is labelled for a guest, and the host must see the files on {snapshotter}: they are \
                          missing there"),
                 format!(
-                    "`resnap evict {name} --snapshotter {snapshotter}`, then `resnap unpack {name} --snapshotter \
-                     {snapshotter}`; where guests pull, volumes = \"guest\" in [snapshotters.{snapshotter}]"
+                    "{}; where guests pull, volumes = \"guest\" in [snapshotters.{}]",
+                    unpack_again(name, snapshotter),
+                    quoted(snapshotter)
                 ),
             );
         }
@@ -115,7 +116,10 @@ async fn lost(
                         "containerd has a record of its layers, and {snapshotter} does not have them: pulls fail with \
                          \"already exists\", and containers with \"not found\""
                     ),
-                    format!("`resnap unpack {name} --snapshotter {snapshotter} --repair`"),
+                    format!(
+                        "`resnap unpack {} --snapshotter {} --repair`",
+                        quoted(name), quoted(snapshotter)
+                    ),
                 );
                 findings.with_fix(Fix::Repair {
                     image: name.to_owned(),
@@ -170,12 +174,20 @@ async fn parents(look: &Look<'_>, findings: &mut Findings) {
             findings.fault(
                 "snapshots.parents",
                 format!("{name} on {snapshotter}"),
-                format!("files may have wrong owners and modes: {}", error_chain(&error)),
                 format!(
-                    "`resnap evict {name} --snapshotter {snapshotter}`, then `resnap unpack {name} --snapshotter \
-                     {snapshotter}`"
+                    "files may have wrong owners and modes: {}",
+                    error_chain(&error)
                 ),
+                unpack_again(name, snapshotter),
             );
         }
     }
+}
+
+/// Returns the commands that unpack an image anew.
+fn unpack_again(image: &str, snapshotter: &str) -> String {
+    let (image, snapshotter) = (quoted(image), quoted(snapshotter));
+    format!(
+        "`resnap evict {image} --snapshotter {snapshotter}`, then `resnap unpack {image} --snapshotter {snapshotter}`"
+    )
 }

@@ -264,6 +264,25 @@ fn doctor_finds_faults_of_kubelet_and_the_daemon(shared: &Node) -> Result<()> {
     fs::write(&program, "#!/bin/sh\nread -r _\n")?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     let root = format!("--root-dir={}", bed.kubelet_root.display());
+    // A process in a container can have any name.
+    let mut strange = Command::new("unshare")
+        .arg("--mount")
+        .arg(&program)
+        .args([&*root, "--config", "/dev/zero"])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let comm = format!("/proc/{}/comm", strange.id());
+    let run = || {
+        eventually("the stranger runs", DEADLINE, || {
+            Ok(fs::read_to_string(&comm)? == "kubelet\n")
+        })?;
+        bed.doctor(&[])?
+            .assert_found(&["kubelet.endpoint", "kubelet.timeout"])
+    };
+    let ran = run();
+    strange.kill()?;
+    strange.wait()?;
+    ran?;
     let arguments = [&*root, &flag, "--runtime-request-timeout", "2m"];
     let mut kubelet = Command::new(&program)
         .args(arguments)

@@ -3,11 +3,12 @@
 
 //! kubelet's endpoint of the CRI and its deadline: by the arguments of the process, which override its file.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use crate::doctor::process::Process;
@@ -16,6 +17,9 @@ use crate::doctor::process::Process;
 /// `pkg/kubelet/apis/config/v1beta1/defaults.go`).
 const DEFAULT_ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The largest file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// A kubelet.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,7 +36,7 @@ impl Kubelet {
     /// # Errors
     /// Its file cannot be read or is not understood.
     pub(crate) fn look(root: &Path) -> io::Result<Option<Self>> {
-        let running = Process::named("kubelet")?;
+        let running = Process::of_host("kubelet")?;
         let mut running = running.into_iter();
         let process = running.find(|process| {
             let own = process
@@ -45,7 +49,7 @@ impl Kubelet {
             process.and_then(|process| process.argument(&[name]))
         };
         let path = argument("--config").map_or_else(|| root.join("config.yaml"), PathBuf::from);
-        let text = match fs::read_to_string(&path) {
+        let text = match read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => match process {
                 None => return Ok(None),
@@ -79,6 +83,19 @@ impl Kubelet {
     }
 }
 
+/// Returns the text of a file. Others than regular ones may block, or never end.
+fn read(path: &Path) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
+        return Err(io::Error::other("it is no regular file of at most 1 MiB"));
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Returns a value at the top level of a KubeletConfiguration, which is YAML or JSON.
 fn value(text: &str, key: &str) -> Option<String> {
     if let Ok(json) = serde_json::from_str::<Value>(text) {
@@ -102,6 +119,9 @@ fn duration(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -140,5 +160,27 @@ mod tests {
         assert_eq!(kubelet.timeout, DEFAULT_TIMEOUT);
         fs::write(&path, "runtimeRequestTimeout: soon\n").unwrap();
         Kubelet::look(root.path()).unwrap_err();
+    }
+
+    #[test]
+    fn only_small_regular_files_are_read() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("config.yaml");
+        let assert_refused = || {
+            let error = Kubelet::look(root.path()).unwrap_err().to_string();
+            assert!(error.contains("no regular file"), "{error}");
+            fs::remove_file(&path).unwrap();
+        };
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, Mode::RUSR, 0).unwrap();
+        assert_refused();
+        symlink("/dev/zero", &path).unwrap();
+        assert_refused();
+        fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
+        assert_refused();
+        fs::write(root.path().join("file"), "runtimeRequestTimeout: 3s\n").unwrap();
+        symlink("file", &path).unwrap();
+        let kubelet = Kubelet::look(root.path()).unwrap().unwrap();
+        assert_eq!(kubelet.timeout, Duration::from_secs(3));
     }
 }
