@@ -105,7 +105,7 @@ fn ingests(look: &Look<'_>, findings: &mut Findings) {
         Err(error) => return findings.unknown("orphans.ingests", error_chain(error)),
     };
     for ingest in ingests.iter().filter(|ingest| is_long_ago(ingest.updated)) {
-        findings.warning(
+        findings.note(
             "orphans.ingests",
             format!("ingest {}", ingest.name),
             format!(

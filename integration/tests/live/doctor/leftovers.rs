@@ -25,7 +25,7 @@ live_tests! {
     Erofs: doctor_takes_less_than_a_second_for_a_hundred_images,
 }
 
-const LEFT: [&str; 3] = ["orphans.ingests", "orphans.leases", "orphans.staging"];
+const LEFT: [&str; 2] = ["orphans.leases", "orphans.staging"];
 
 /// A lease whose process has ended, as the daemon's runtime directory says.
 fn leave_lease(bed: &Bed) -> Result<()> {
