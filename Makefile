@@ -42,7 +42,7 @@ test: build ## Run all tests; the live suite runs real containerds and needs roo
 	@# Those that need root, without those that take minutes or need Go. Of one crate, cargo would build others again.
 	cargo test --workspace --locked --lib --test batch --test conformance -- \
 		--ignored --skip million --skip bombs --skip go::
-	cargo test --locked -p resnap --features otlp --bin resnap traces
+	cargo test --workspace --locked --features resnap/otlp --bin resnap traces
 
 # The number for each test of the suite: for commands, and for pods and pulls a fifth of it.
 FAULTS ?= 2800

@@ -50,7 +50,7 @@ pub(super) struct Kubelet {
     environment_files: Vec<PathBuf>,
     /// Whether the unit sets the variable to other flags.
     sets_flags: bool,
-    /// What it runs with.
+    /// The endpoints of its process; none, if it does not run.
     endpoints: Endpoints,
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What processes left behind, and a node that is well.
+//! Leftovers of processes, and a node that is well.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -30,7 +30,7 @@ live_tests! {
     Alone: faults_injected_into_commands,
 }
 
-/// What a request does without faults.
+/// A request without faults, as it was observed.
 struct Clean {
     /// The stored layers on each snapshotter that has some afterwards.
     stored: BTreeMap<&'static str, Layers>,
