@@ -17,8 +17,9 @@ use resnap_core::{
 use resnap_handler_wrapper::{
     Children, Handler as _, MAX_DOCUMENT_BYTES, MAX_LAYERS, MissingDocument,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
+use crate::fetch::open;
 use crate::lease::{JobLease, LeaseKeeper};
 use crate::missing::{missing_blob, source_labels};
 use crate::planner::Planner;
@@ -31,10 +32,6 @@ const MAX_DOCUMENTS: usize = 8;
 
 /// The time limit for the fetch of a document from one source.
 const TIME: Duration = Duration::from_secs(60);
-
-/// The time that another client has to write a document, and the pause between two looks.
-const PATIENCE: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(50);
 
 /// The documents of an image, fetched while it is planned.
 pub(crate) struct Documents<'a> {
@@ -162,7 +159,6 @@ impl<'a> Documents<'a> {
         lease
             .add(&Resource::Content(document.digest.clone()))
             .await?;
-        let scope = lease.scope().await?;
         let kind = if media_type::is_index(&document.media_type) {
             "index"
         } else if media_type::is_manifest(&document.media_type) {
@@ -172,18 +168,12 @@ impl<'a> Documents<'a> {
         };
         // containerd's own name (`core/remotes/handlers.go`, `MakeRefKey`).
         let name = format!("{kind}-{}", document.digest);
-        let patience = Instant::now() + PATIENCE;
-        let ingest = loop {
-            match backend.ports.writer.ingest(&scope, &name, document).await {
-                // Another client writes it: the next answer is that it exists.
-                Err(error) if error.kind() == Kind::Unavailable && Instant::now() < patience => {
-                    sleep(POLL).await;
-                }
-                opened => break opened,
-            }
+        let Some(mut ingest) = open(&backend, lease, blob, &name).await? else {
+            return Ok(());
         };
+        // Held meanwhile, so that the lease is not renewed.
+        let scope = lease.scope().await?;
         let committed = async {
-            let mut ingest = ingest?;
             let offset = usize::try_from(ingest.offset()).unwrap_or(usize::MAX);
             ingest.write(bytes.slice(offset.min(bytes.len())..)).await?;
             ingest.commit(&labels).await

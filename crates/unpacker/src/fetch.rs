@@ -160,31 +160,8 @@ impl Fetching<'_> {
         self.commit(ingest).await
     }
 
-    /// Opens the ingest, and waits for another client that writes it; `None` if the blob exists by now.
     async fn open(&self, name: &str) -> Result<Option<Box<dyn Ingest>>> {
-        let blob = &self.blob.descriptor;
-        let writer = &self.backend.ports.writer;
-        let mut pace = Pace::new(0);
-        loop {
-            let opened = {
-                // Held meanwhile: a lease that is renewed would miss the ingest.
-                let scope = self.lease.scope().await?;
-                writer.ingest(&scope, name, blob).await
-            };
-            match opened {
-                Ok(ingest) => return Ok(Some(ingest)),
-                Err(error) if error.is_already_exists() => {
-                    if adopt(self.backend, self.lease, self.blob).await? {
-                        return Ok(None);
-                    }
-                }
-                Err(error) if error.kind() == Kind::Unavailable => {}
-                Err(error) => return Err(error),
-            }
-            let written = writer.written(&self.backend.scope, name).await;
-            pace.check(written.unwrap_or(0), blob.digest.as_str())?;
-            sleep(POLL).await;
-        }
+        open(self.backend, self.lease, self.blob, name).await
     }
 
     async fn commit(&self, ingest: Box<dyn Ingest>) -> Result<()> {
@@ -206,6 +183,37 @@ impl Fetching<'_> {
             }
             committed => committed,
         }
+    }
+}
+
+/// Opens an ingest, and waits for another client that writes it; `None` if the blob exists by now.
+pub(crate) async fn open(
+    backend: &Backend,
+    lease: &JobLease,
+    blob: &MissingBlob,
+    name: &str,
+) -> Result<Option<Box<dyn Ingest>>> {
+    let writer = &backend.ports.writer;
+    let mut pace = Pace::new(0);
+    loop {
+        let opened = {
+            // Held meanwhile: a lease that is renewed would miss the ingest.
+            let scope = lease.scope().await?;
+            writer.ingest(&scope, name, &blob.descriptor).await
+        };
+        match opened {
+            Ok(ingest) => return Ok(Some(ingest)),
+            Err(error) if error.is_already_exists() => {
+                if adopt(backend, lease, blob).await? {
+                    return Ok(None);
+                }
+            }
+            Err(error) if error.kind() == Kind::Unavailable => {}
+            Err(error) => return Err(error),
+        }
+        let written = writer.written(&backend.scope, name).await;
+        pace.check(written.unwrap_or(0), blob.descriptor.digest.as_str())?;
+        sleep(POLL).await;
     }
 }
 
