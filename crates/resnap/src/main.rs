@@ -7,6 +7,7 @@
 //! codes.
 
 mod args;
+mod arguments;
 mod commands;
 mod config;
 mod connect;

@@ -74,7 +74,7 @@ fn install_is_undone_to_the_byte(node: &Node) -> Result<()> {
     })
 }
 
-/// What has to be done by hand is printed, and nothing is changed.
+/// Steps that have to be done by hand are printed, and nothing is changed.
 fn says_what_it_cannot_do(machine: &Machine, version: (u32, u32, u32)) -> Result<()> {
     let before = machine.files()?;
     let handler = format!("{PROGRAM} install --handler other=native");

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::signals;
 use crate::args::{InstallArguments, UninstallArguments};
+use crate::arguments::last_value;
 use crate::config::{Config, Source};
 use crate::connect::{self, engine};
 use crate::exit_status::ExitStatus;
@@ -148,7 +149,8 @@ async fn containerd(config: &Config) -> Result<Containerd> {
     let arguments = fs::read(format!("/proc/{pid}/cmdline"))
         .with_context(|| format!("read the arguments of process {pid}, containerd"))?;
     let arguments = String::from_utf8_lossy(&arguments);
-    let main = main_file(&arguments.split('\0').collect::<Vec<_>>());
+    let arguments: Vec<&str> = arguments.split('\0').collect();
+    let main = main_file(&arguments);
     Ok(Containerd {
         program: PathBuf::from(program),
         config: PathBuf::from(main.unwrap_or(CONTAINERD_CONFIG)),
@@ -158,17 +160,8 @@ async fn containerd(config: &Config) -> Result<Containerd> {
 }
 
 /// Returns the main file that containerd was started with.
-fn main_file<'a>(arguments: &[&'a str]) -> Option<&'a str> {
-    let flags = ["--config", "-config", "-c", "--c"];
-    let mut arguments = arguments.iter().skip(1);
-    while let Some(argument) = arguments.next() {
-        match argument.split_once('=') {
-            Some((flag, value)) if flags.contains(&flag) => return Some(value),
-            None if flags.contains(argument) => return arguments.next().copied(),
-            _ => {}
-        }
-    }
-    None
+fn main_file<'a>(arguments: &'a [&'a str]) -> Option<&'a str> {
+    last_value(arguments, &["--config", "-config", "-c", "--c"])
 }
 
 /// Prints what was done, or has to be done.

@@ -13,6 +13,8 @@ use tokio::net::UnixStream;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::arguments::last_value;
+
 /// The time that a program has which only prints something.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -80,7 +82,7 @@ impl Process {
 
     /// Returns the value of an argument, as `NAME VALUE` or `NAME=VALUE`. The last one counts.
     pub(crate) fn argument(&self, names: &[&str]) -> Option<&str> {
-        argument(&self.arguments, names)
+        last_value(&self.arguments, names)
     }
 
     /// Returns the value of an environment variable when the process was started.
@@ -148,20 +150,6 @@ fn is_root(status: &str) -> bool {
     ids.is_some_and(|ids| ids.split_whitespace().all(|id| id == "0"))
 }
 
-fn argument<'a>(arguments: &'a [String], names: &[&str]) -> Option<&'a str> {
-    let mut found = None;
-    for (index, word) in arguments.iter().enumerate() {
-        let (name, value) = match word.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (word.as_str(), arguments.get(index + 1).map(String::as_str)),
-        };
-        if names.contains(&name) {
-            found = value;
-        }
-    }
-    found
-}
-
 /// Returns the words of a file in which each ends with a zero.
 fn words(bytes: &[u8]) -> Vec<String> {
     let words = bytes.split(|byte| *byte == 0);
@@ -191,7 +179,7 @@ mod tests {
     #[test]
     fn arguments_are_found_in_both_forms() {
         let arguments = words(b"kubelet\0--config=/a\0--root-dir\0/b\0--config\0/c\0-v\0");
-        let value = |name| argument(&arguments, &[name]);
+        let value = |name| last_value(&arguments, &[name]);
         assert_eq!(value("--config"), Some("/c"));
         assert_eq!(value("--root-dir"), Some("/b"));
         assert_eq!(value("-v"), None);

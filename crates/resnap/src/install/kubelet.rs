@@ -12,6 +12,7 @@ use super::changes::Changes;
 use super::files::NodeFile;
 use super::host::Host;
 use super::record::Record;
+use crate::arguments::{kubelet_value, last_value};
 
 const UNIT: &str = "kubelet.service";
 const DROP_IN: &str = "/etc/systemd/system/kubelet.service.d/10-resnap.conf";
@@ -25,7 +26,7 @@ const FLAG_NAME: &str = "--container-runtime-endpoint";
 const ENDPOINT: &str = "unix:///run/resnap/cri.sock";
 
 /// The field of kubelet's configuration file that the flag beats.
-const FIELD: &str = "containerRuntimeEndpoint:";
+const FIELD: &str = "containerRuntimeEndpoint";
 
 const RELOAD: [&str; 2] = ["systemctl", "daemon-reload"];
 
@@ -67,17 +68,13 @@ impl Endpoints {
         let arguments = String::from_utf8_lossy(arguments);
         let arguments: Vec<&str> = arguments.split('\0').collect();
         let mut file = None;
-        if let Some(path) = last_value(&arguments, "--config").map(PathBuf::from) {
+        if let Some(path) = last_value(&arguments, &["--config"]).map(PathBuf::from) {
             let text = host.read(&path)?.unwrap_or_default();
-            let text = String::from_utf8_lossy(&text).into_owned();
-            let value = text.lines().find_map(|line| line.strip_prefix(FIELD));
-            let value = value.map(|value| value.trim().trim_matches(['"', '\'']).to_owned());
-            file = value
-                .filter(|value| !value.is_empty())
-                .map(|value| (path, value));
+            let value = kubelet_value(&String::from_utf8_lossy(&text), FIELD);
+            file = value.map(|value| (path, value));
         }
         Ok(Self {
-            flag: last_value(&arguments, FLAG_NAME).map(str::to_owned),
+            flag: last_value(&arguments, &[FLAG_NAME]).map(str::to_owned),
             file,
         })
     }
@@ -274,26 +271,13 @@ async fn endpoints(host: &Host) -> Result<Option<Endpoints>> {
     arguments.transpose()
 }
 
-/// Returns the value of the last flag of this name, which is the one that counts.
-fn last_value<'a>(words: &[&'a str], name: &str) -> Option<&'a str> {
-    let mut found = None;
-    for (index, word) in words.iter().enumerate() {
-        match word.strip_prefix(name) {
-            Some("") => found = words.get(index + 1).copied(),
-            Some(value) => found = value.strip_prefix('=').or(found),
-            None => {}
-        }
-    }
-    found
-}
-
 /// Returns whether a line of an environment file connects kubelet to resnap.
 fn has_flag(line: &str) -> bool {
     let words = line.split(|char: char| char.is_whitespace() || "\"'".contains(char));
     let words: Vec<&str> = words
         .map(|word| word.trim_start_matches(&format!("{VARIABLE}=")))
         .collect();
-    last_value(&words, FLAG_NAME) == Some(ENDPOINT)
+    last_value(&words, &[FLAG_NAME]) == Some(ENDPOINT)
 }
 
 /// Returns whether the environment of a unit, as systemd shows it, has the variable with other flags than that of the

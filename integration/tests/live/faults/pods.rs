@@ -43,7 +43,7 @@ const SPARE: usize = 8;
 
 struct Setup<'a> {
     node: &'a Node,
-    /// Of the sandbox image and the container's.
+    /// The states of the sandbox image and of the container's.
     states: [State; 2],
     tap: Tap,
     served: RefCell<Served>,

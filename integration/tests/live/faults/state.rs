@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What a containerd has of an image, by its API and in its files.
+//! The state of an image in a containerd, by its API and in its files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

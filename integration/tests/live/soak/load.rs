@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What happens to the daemon.
+//! The load on the daemon.
 
 use std::collections::BTreeMap;
 use std::env;

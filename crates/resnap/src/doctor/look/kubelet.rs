@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use serde_json::Value;
 
+use crate::arguments::kubelet_value as value;
 use crate::doctor::process::Process;
 
 /// The endpoint and the deadline of a kubelet that is told neither (Kubernetes
@@ -94,19 +94,6 @@ fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     file.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
     Ok(text)
-}
-
-/// Returns a value at the top level of a KubeletConfiguration, which is YAML or JSON.
-fn value(text: &str, key: &str) -> Option<String> {
-    if let Ok(json) = serde_json::from_str::<Value>(text) {
-        return Some(json.get(key)?.as_str()?.to_owned());
-    }
-    // A scalar of one line, as kubeadm and everybody writes it.
-    let mut lines = text.lines();
-    let found = lines.find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix(':'))?;
-    let found = found.split(" #").next().unwrap_or_default().trim();
-    let found = found.trim_matches(['"', '\'']);
-    (!found.is_empty()).then(|| found.to_owned())
 }
 
 /// Parses a duration as Go writes it, such as `2m0s`.
