@@ -6,7 +6,7 @@
 use resnap_core::{Platform, major_minor};
 
 use super::containerd_config::ContainerdConfig;
-use super::finding::Findings;
+use super::finding::{Findings, Severity};
 use super::look::Look;
 use super::look::cri::Cri;
 
@@ -57,7 +57,8 @@ fn end_of_life(version: &str, today: &str, findings: &mut Findings) {
         None => return,
     };
     if today >= end {
-        findings.note(
+        findings.add(
+            Severity::Note,
             "containerd.end-of-life",
             format!("containerd {version}"),
             format!("its support ended on {end}: only a distribution may still mend it"),
@@ -80,7 +81,8 @@ fn working(look: &Look<'_>, cri: &Cri, findings: &mut Findings) {
                 Some(failure) => format!("the snapshotter {snapshotter} did not load: {failure}"),
             },
         };
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "containerd.snapshotter",
             format!("handler {handler}"),
             format!("{why}; no pod of the handler starts"),
@@ -96,7 +98,8 @@ fn working(look: &Look<'_>, cri: &Cri, findings: &mut Findings) {
 
 fn changed(config: &ContainerdConfig, findings: &mut Findings) {
     for path in &config.changed {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "containerd.config-changed",
             path.display().to_string(),
             "it has changed since containerd was started: what is said here is what it will do",
@@ -116,7 +119,8 @@ fn statistics(look: &Look<'_>, cri: &Cri, config: &ContainerdConfig, findings: &
     for (handler, snapshotter) in cri.others() {
         if config.platform_snapshotter(handler) != Some(snapshotter) {
             let platform = Platform::host();
-            findings.fault(
+            findings.add(
+                Severity::Fault,
                 "containerd.runtime-platforms",
                 format!("handler {handler}"),
                 format!("there is no runtime_platforms entry with its snapshotter {snapshotter}: {consequence}"),
@@ -129,7 +133,8 @@ fn statistics(look: &Look<'_>, cri: &Cri, config: &ContainerdConfig, findings: &
             );
         }
         if config.is_proxy(snapshotter) && config.exported_root(snapshotter).is_none() {
-            findings.fault(
+            findings.add(
+                Severity::Fault,
                 "containerd.exports-root",
                 format!("handler {handler}"),
                 format!("the plugin of its snapshotter {snapshotter} exports no root directory: {consequence}"),
@@ -149,7 +154,8 @@ fn labels(look: &Look<'_>, cri: &Cri, config: &ContainerdConfig, findings: &mut 
     }
     for snapshotter in cri.snapshotters() {
         if let Some(need) = look.config.profiles.need(snapshotter) {
-            findings.warning(
+            findings.add(
+                Severity::Warning,
                 "containerd.annotations",
                 snapshotter,
                 format!(
@@ -175,7 +181,8 @@ fn discarded(look: &Look<'_>, cri: &Cri, config: &ContainerdConfig, findings: &m
     let subject = "discard_unpacked_layers = true";
     let handlers = others.join(", ");
     if look.config.sources.value.is_empty() {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "containerd.discard",
             subject,
             format!(
@@ -185,7 +192,8 @@ fn discarded(look: &Look<'_>, cri: &Cri, config: &ContainerdConfig, findings: &m
             "name sources in resnap's configuration ([sources] order), or set discard_unpacked_layers = false",
         );
     } else {
-        findings.note(
+        findings.add(
+            Severity::Note,
             "containerd.discard",
             subject,
             format!("resnap gets the layers again for pods of the handlers {handlers}, by [sources]"),

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::containerd_config::changed_since;
-use super::finding::{Findings, quoted};
+use super::finding::{Findings, Severity, quoted};
 use super::look::Look;
 use super::look::daemon::Daemon;
 use crate::config::is_same_file;
@@ -20,7 +20,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     let (info, process) = match &look.daemon {
         Daemon::Absent => return absent(look, &socket, findings),
         Daemon::Silent(why) => {
-            return findings.fault(
+            return findings.add(
+                Severity::Fault,
                 "daemon.api",
                 socket,
                 format!("the socket of the daemon is there, and nothing answers: {why}"),
@@ -33,7 +34,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     let is_same =
         *namespace == config.namespace.value && is_same_file(Path::new(address), config.backend());
     if !is_same {
-        return findings.warning(
+        return findings.add(
+            Severity::Warning,
             "daemon.target",
             socket,
             format!("the daemon serves namespace {namespace} of the containerd at {address}"),
@@ -46,7 +48,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     }
     let own = env!("CARGO_PKG_VERSION");
     if info.version != own {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "daemon.version",
             &socket,
             format!(
@@ -58,7 +61,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     }
     match &look.cri_socket {
         Ok(version) if *version == look.version => {}
-        Ok(version) => findings.warning(
+        Ok(version) => findings.add(
+            Severity::Warning,
             "daemon.cri",
             config.cri_socket.value.display().to_string(),
             format!(
@@ -67,7 +71,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
             ),
             RESTART,
         ),
-        Err(why) => findings.fault(
+        Err(why) => findings.add(
+            Severity::Fault,
             "daemon.cri",
             config.cri_socket.value.display().to_string(),
             format!("containerd does not answer at kubelet's socket: {why}"),
@@ -85,7 +90,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     let own = config.file.value.as_deref();
     let file = file.as_deref().map(Path::new).or(own);
     if let Some(file) = file.filter(|file| changed_since(file, process.started)) {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "daemon.config-changed",
             file.display().to_string(),
             "it has changed since the daemon was started, which goes by what it was",
@@ -95,7 +101,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     if let (Some(file), Some(own)) = (file, own)
         && !is_same_file(file, own)
     {
-        findings.note(
+        findings.add(
+            Severity::Note,
             "daemon.config",
             file.display().to_string(),
             format!(
@@ -117,7 +124,8 @@ fn absent(look: &Look<'_>, socket: &str, findings: &mut Findings) {
         .map(|cri| cri.others().map(|(handler, _)| handler).collect())
         .unwrap_or_default();
     if !handlers.is_empty() {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "daemon.api",
             socket,
             format!(

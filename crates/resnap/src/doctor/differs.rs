@@ -6,7 +6,7 @@
 use resnap_core::major_minor;
 
 use super::containerd_config::ContainerdConfig;
-use super::finding::Findings;
+use super::finding::{Findings, Severity};
 use super::look::Look;
 
 /// The first version whose transfer service knows erofs by default, and with a list of one's own no more.
@@ -16,7 +16,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     match &look.diff_plugins {
         Ok(warnings) => {
             for warning in warnings {
-                findings.fault(
+                findings.add(
+                    Severity::Fault,
                     "containerd.diff-plugin",
                     "containerd's diff plugin",
                     warning,
@@ -43,7 +44,8 @@ fn order(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
         place(name).unwrap_or(usize::MAX) > place(other).unwrap_or(usize::MAX)
     };
     if look.uses_erofs() && is_late("erofs", "walking") {
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "containerd.differ-order",
             &subject,
             "layers on erofs that containerd writes itself are written by the walking differ: files that a layer \
@@ -55,7 +57,8 @@ fn order(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
     for plugin in config.diff_plugins() {
         let others = ["erofs", "walking"];
         if others.iter().any(|other| is_late(plugin, other)) {
-            findings.warning(
+            findings.add(
+                Severity::Warning,
                 "containerd.differ-order",
                 &subject,
                 format!(
@@ -80,7 +83,8 @@ fn transfer(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings)
         .iter()
         .any(|(snapshotter, _)| *snapshotter == "erofs");
     if look.uses_erofs() && version >= EROFS_ENTRY && !entries.is_empty() && !has_erofs {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "containerd.unpack-config",
             subject,
             "it replaces containerd's own list and has no entry for erofs: pulls for erofs by `ctr` and others fail",
@@ -89,7 +93,8 @@ fn transfer(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings)
     }
     let is_left_open = entries.iter().any(|(_, differ)| differ.is_empty());
     if version < (2, 0) && !config.diff_plugins().is_empty() && is_left_open {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "containerd.unpack-config",
             subject,
             "an entry names no differ: with a diff plugin, containerd 1.7 takes any of them at each start",
@@ -103,7 +108,8 @@ fn options(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) 
     let profile = look.config.profiles.get("erofs");
     let writes = look.config.applier.writes("erofs");
     if config.makes_verity_trees() && writes && !profile.integrity.is_on() {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "containerd.erofs-options",
             "enable_dmverity = true",
             "containerd's EROFS differ makes dm-verity trees, and resnap does not",
@@ -111,7 +117,8 @@ fn options(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) 
         );
     }
     if config.has_mkfs_options() && writes {
-        findings.note(
+        findings.add(
+            Severity::Note,
             "containerd.erofs-options",
             "mkfs_options",
             "containerd's EROFS differ has options, which resnap does not follow",

@@ -60,52 +60,22 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
-    pub(crate) fn fault(
+    pub(crate) fn add(
         &mut self,
+        severity: Severity,
         id: &'static str,
         subject: impl Into<String>,
         why: impl Into<String>,
         way_out: impl Into<String>,
     ) {
-        self.add(
-            Severity::Fault,
+        self.findings.push(Finding {
             id,
-            subject.into(),
-            why.into(),
-            way_out.into(),
-        );
-    }
-
-    pub(crate) fn warning(
-        &mut self,
-        id: &'static str,
-        subject: impl Into<String>,
-        why: impl Into<String>,
-        way_out: impl Into<String>,
-    ) {
-        self.add(
-            Severity::Warning,
-            id,
-            subject.into(),
-            why.into(),
-            way_out.into(),
-        );
-    }
-
-    pub(crate) fn note(
-        &mut self,
-        id: &'static str,
-        subject: impl Into<String>,
-        why: impl Into<String>,
-        way_out: impl Into<String>,
-    ) {
-        self.add(
-            Severity::Note,
-            id,
-            subject.into(),
-            why.into(),
-            way_out.into(),
-        );
+            severity,
+            subject: subject.into(),
+            why: why.into(),
+            way_out: way_out.into(),
+            fix: None,
+        });
     }
 
     /// Adds what `--fix` does about the last finding.
@@ -125,24 +95,6 @@ impl Findings {
     /// Puts the most urgent first. Those of one urgency stay in the order of the checks.
     pub(crate) fn sort(&mut self) {
         self.findings.sort_by_key(|finding| finding.severity);
-    }
-
-    fn add(
-        &mut self,
-        severity: Severity,
-        id: &'static str,
-        subject: String,
-        why: String,
-        way_out: String,
-    ) {
-        self.findings.push(Finding {
-            id,
-            severity,
-            subject,
-            why,
-            way_out,
-            fix: None,
-        });
     }
 }
 

@@ -6,7 +6,7 @@
 use resnap_core::Profile;
 use resnap_unpacker::{Check, LabelState, LayerState};
 
-use super::finding::{Findings, quoted};
+use super::finding::{Findings, Severity, quoted};
 use super::fix::Fix;
 use super::look::Look;
 use super::look::cri::Cri;
@@ -15,7 +15,8 @@ use crate::output::reason;
 pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     for image in &look.images {
         if let Err(error) = &image.looked {
-            findings.warning(
+            findings.add(
+                Severity::Warning,
                 "images.unreadable",
                 &image.name,
                 reason(error, &image.name),
@@ -28,7 +29,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     }
     for (name, _, check) in look.known_images() {
         for warning in &check.warnings {
-            findings.note(
+            findings.add(
+                Severity::Note,
                 "images.warning",
                 name,
                 warning,
@@ -84,7 +86,8 @@ fn on_snapshotter(
     };
     if unlabelled > 0 {
         let why = profile.need.as_ref().map_or("", |need| &need.why);
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "images.unlabelled",
             &subject,
             format!("{unlabelled} of {count} layers lack labels; {snapshotter} {why}"),
@@ -93,7 +96,8 @@ fn on_snapshotter(
         findings.with_fix(fix.clone());
     }
     if let Some(why) = unproven {
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "images.unproven",
             &subject,
             format!(
@@ -126,7 +130,8 @@ fn steered(look: &Look<'_>, cri: &Cri, findings: &mut Findings) {
         if is_ready(check, default) || missing == 0 || is_sandbox(cri, check) {
             continue;
         }
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "images.steered",
             format!("{name} on {default}"),
             format!(
@@ -163,7 +168,8 @@ fn sandbox(look: &Look<'_>, cri: &Cri, findings: &mut Findings) {
         .known_images()
         .find(|(_, _, check)| is_sandbox(cri, check))
     else {
-        findings.note(
+        findings.add(
+            Severity::Note,
             "images.sandbox",
             image,
             "the sandbox image is not on the node: the first pod pulls it, for the default snapshotter only",
@@ -180,7 +186,8 @@ fn sandbox(look: &Look<'_>, cri: &Cri, findings: &mut Findings) {
     if missing == 0 || unready.is_empty() {
         return;
     }
-    findings.fault(
+    findings.add(
+        Severity::Fault,
         "images.sandbox",
         format!("{name} on {}", unready.join(", ")),
         format!(

@@ -5,7 +5,7 @@
 
 use resnap_core::{ErofsMode, labels};
 
-use super::finding::Findings;
+use super::finding::{Findings, Severity};
 use super::look::Look;
 
 /// The first Linux that mounts EROFS images with blocks of 512 bytes.
@@ -27,7 +27,8 @@ fn erofs(look: &Look<'_>, findings: &mut Findings) {
     let subject = format!("Linux {}", host.release);
     match host.has_erofs {
         Ok(true) => {}
-        Ok(false) => findings.fault(
+        Ok(false) => findings.add(
+            Severity::Fault,
             "kernel.erofs",
             &subject,
             "it has no EROFS, and no layer on erofs can be mounted",
@@ -39,7 +40,8 @@ fn erofs(look: &Look<'_>, findings: &mut Findings) {
     let config = look.containerd.as_ref();
     let makes_indexes = own_index || config.is_ok_and(|config| config.makes_tar_indexes());
     if makes_indexes && !host.is_at_least(SMALL_BLOCKS) {
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "kernel.erofs-blocks",
             &subject,
             "indexes of tars have blocks of 512 bytes, which it cannot mount: Linux 6.4 and later can",
@@ -47,7 +49,8 @@ fn erofs(look: &Look<'_>, findings: &mut Findings) {
         );
     }
     if !host.is_at_least(FILES) {
-        findings.note(
+        findings.add(
+            Severity::Note,
             "kernel.erofs-files",
             &subject,
             "each layer on erofs takes a loop device: Linux 6.12 and later mount images from files",
@@ -63,7 +66,8 @@ fn selinux(look: &Look<'_>, findings: &mut Findings) {
         .as_ref()
         .is_ok_and(|config| config.enables_selinux());
     if is_enabled && look.host.enforces_selinux {
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "kernel.selinux-erofs",
             "SELinux",
             "it is enforced, and containerd labels containers (enable_selinux): layers on erofs are shared, and the \
@@ -84,7 +88,8 @@ fn mkfs(look: &Look<'_>, findings: &mut Findings) {
         Err(why) => return findings.unknown("tools.mkfs-erofs", why),
     };
     let Some(mkfs) = mkfs else {
-        return findings.warning(
+        return findings.add(
+            Severity::Warning,
             "tools.mkfs-erofs",
             "mkfs.erofs",
             format!("containerd does not find it, and cannot make the layers on erofs {is_left}"),
@@ -99,7 +104,8 @@ fn mkfs(look: &Look<'_>, findings: &mut Findings) {
         }
     };
     if let Some(fault) = mkfs.fault() {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "tools.mkfs-erofs",
             format!("{path} {version}"),
             format!("{fault}; by it containerd makes the layers on erofs {is_left}"),
@@ -136,7 +142,8 @@ fn verity(look: &Look<'_>, findings: &mut Findings) {
     }
     let subject = wanted.join(", ");
     if !host.has_verity {
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "kernel.dm-verity",
             subject,
             "the kernel has no dm-verity (/sys/module/dm_verity is missing): from 2.3 on containerd mounts no layer \
@@ -144,7 +151,8 @@ fn verity(look: &Look<'_>, findings: &mut Findings) {
             "`modprobe dm_verity`, and name it in /etc/modules-load.d for the next boot",
         );
     } else if host.requires_signatures {
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "kernel.dm-verity-signatures",
             subject,
             "dm_verity.require_signatures is set, and containerd passes no signature: no layer with a tree is mounted",

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::finding::Findings;
+use super::finding::{Findings, Severity};
 use super::look::Look;
 use super::look::daemon::Daemon;
 use crate::config::is_same_file;
@@ -36,7 +36,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
         own.display()
     );
     if is_own && !is_served {
-        findings.fault(
+        findings.add(
+            Severity::Fault,
             "kubelet.endpoint",
             &subject,
             format!(
@@ -46,7 +47,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
             "start it (`systemctl start resnap`), or let kubelet talk to containerd again",
         );
     } else if !is_own && is_served {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "kubelet.endpoint",
             &subject,
             format!(
@@ -57,7 +59,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
         );
     }
     if kubelet.timeout < TIMEOUT {
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "kubelet.timeout",
             &subject,
             format!(

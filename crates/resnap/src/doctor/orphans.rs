@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use resnap_core::{LeaseInfo, error_chain, labels};
 use resnap_unpacker::Owner;
 
-use super::finding::{Findings, quoted};
+use super::finding::{Findings, Severity, quoted};
 use super::fix::Fix;
 use super::look::Look;
 use crate::output::bytes;
@@ -35,7 +35,8 @@ fn leases(look: &Look<'_>, findings: &mut Findings) {
         .collect();
     if !images.is_empty() {
         let count = images.len();
-        findings.warning(
+        findings.add(
+            Severity::Warning,
             "orphans.leases",
             format!("{count} lease{}", plural(count)),
             format!(
@@ -54,7 +55,8 @@ fn foreign(leases: &[LeaseInfo], namespace: &str, findings: &mut Findings) {
     for lease in leases {
         if !lease.labels.contains_key(labels::GC_EXPIRE) && is_long_ago(lease.created) {
             let id = &lease.id.0;
-            findings.warning(
+            findings.add(
+                Severity::Warning,
                 "orphans.foreign-leases",
                 format!("lease {id}"),
                 "another client made it more than an hour ago, and it never expires: what it keeps stays",
@@ -80,7 +82,8 @@ fn staging(look: &Look<'_>, findings: &mut Findings) {
         match resnap_applier::leftovers(&root) {
             Ok(left) if left.is_empty() => {}
             Ok(left) => {
-                findings.warning(
+                findings.add(
+                    Severity::Warning,
                     "orphans.staging",
                     root.join(".resnap").display().to_string(),
                     format!(
@@ -105,7 +108,8 @@ fn ingests(look: &Look<'_>, findings: &mut Findings) {
         Err(error) => return findings.unknown("orphans.ingests", error_chain(error)),
     };
     for ingest in ingests.iter().filter(|ingest| is_long_ago(ingest.updated)) {
-        findings.note(
+        findings.add(
+            Severity::Note,
             "orphans.ingests",
             format!("ingest {}", ingest.name),
             format!(
@@ -130,7 +134,8 @@ fn snapshots(look: &Look<'_>, findings: &mut Findings) {
             .filter(|leases| leases.is_empty())
             .count();
         if garbage > 0 {
-            findings.warning(
+            findings.add(
+                Severity::Warning,
                 "orphans.snapshots",
                 format!("{garbage} snapshot{} on {snapshotter}", plural(garbage)),
                 "no image, container or lease keeps them; containerd collects garbage only after something was \
@@ -145,7 +150,8 @@ fn snapshots(look: &Look<'_>, findings: &mut Findings) {
             .filter(|leases| !leases.is_empty());
         let leased = leased.count();
         if leased > 0 {
-            findings.note(
+            findings.add(
+                Severity::Note,
                 "orphans.leased-snapshots",
                 format!("{leased} snapshot{} on {snapshotter}", plural(leased)),
                 "no image and no container needs them, and leases keep them: of jobs that run, or that have ended",

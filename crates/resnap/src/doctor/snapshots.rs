@@ -13,7 +13,7 @@ use resnap_core::{
 use resnap_unpacker::{SurveyedSnapshots, UnpackedImage};
 use tokio::time::{Instant, timeout_at};
 
-use super::finding::{Findings, quoted};
+use super::finding::{Findings, Severity, quoted};
 use super::fix::Fix;
 use super::look::Look;
 
@@ -74,7 +74,8 @@ fn guest(
             .iter()
             .map(|layer| SnapshotKey::from(&layer.chain_id));
         if layers.any(|key| marked.contains(&key)) {
-            findings.fault(
+            findings.add(
+                Severity::Fault,
                 "snapshots.guest",
                 format!("{name} on {snapshotter}"),
                 format!("a layer is labelled for a guest, and the host must see the files on {snapshotter}: they are \
@@ -109,7 +110,8 @@ async fn lost(
         match is_lost {
             Ok(false) => {}
             Ok(true) => {
-                findings.fault(
+                findings.add(
+                    Severity::Fault,
                     "snapshots.lost",
                     format!("{name} on {snapshotter}"),
                     format!(
@@ -171,7 +173,8 @@ async fn parents(look: &Look<'_>, findings: &mut Findings) {
     }
     for (name, snapshotter, looked) in looked {
         if let Ok(Err(error)) = looked {
-            findings.fault(
+            findings.add(
+                Severity::Fault,
                 "snapshots.parents",
                 format!("{name} on {snapshotter}"),
                 format!(
