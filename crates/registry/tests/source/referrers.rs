@@ -319,7 +319,7 @@ async fn hostile_lists_are_refused() {
         (
             vec![b' '; (4 << 20) + 1],
             Kind::ResourceExhausted,
-            "a list of more than 4194304 bytes",
+            "a document of more than 4194304 bytes",
         ),
         (
             document(&many).into_bytes(),
