@@ -52,13 +52,13 @@ FAULTS_SEED ?= 1
 faults: NEEDS += strace:strace
 faults: build ## Inject ten thousand faults, one at a time; needs root
 	RESNAP_FAULTS=$(FAULTS) RESNAP_FAULTS_SEED=$(FAULTS_SEED) \
-		cargo test -p resnap-integration --test live --locked -- faults_injected --nocapture
+		cargo test --workspace --test live --locked -- faults_injected --nocapture
 
 # Seconds.
 SOAK_TIME ?= 3600
 
 soak: build ## Run a daemon under random load, and plot what it takes; needs root
-	RESNAP_SOAK_TIME=$(SOAK_TIME) cargo test -p resnap-integration --test live --locked -- soak --nocapture
+	RESNAP_SOAK_TIME=$(SOAK_TIME) cargo test --workspace --test live --locked -- soak --nocapture
 
 check: NEEDS += systemd-analyze:systemd
 check: setup $(CARGO_DENY) $(KUBERNETES_VALIDATE) ## Check format, lints, documentation, layering, licences and examples

@@ -20,6 +20,7 @@ mod artifact;
 mod chain_view;
 mod credential;
 mod descriptor;
+mod destination;
 mod digest;
 pub mod erofs_layer;
 mod error;
@@ -51,6 +52,7 @@ pub use artifact::{ArtifactSet, Bundle, BundleFault, IndexedLayer, LayerArtifact
 pub use chain_view::ChainView;
 pub use credential::{Credential, PullCredentials, Secret};
 pub use descriptor::{Descriptor, null_is_default};
+pub use destination::Destination;
 pub use digest::{ChainId, DiffId, Digest, Hasher, InvalidDigest};
 pub use error::{Error, Kind, Result, error_chain};
 pub use integrity::{ErofsMode, Integrity, Proof, ProofOrigin, ProofSignature};

@@ -212,6 +212,8 @@ impl State {
         expected: &Layers,
         labelled: Labelled,
     ) -> Result<()> {
+        // Garbage that is about to go would be there in a list, and not when it is read.
+        self.collect_garbage()?;
         let (layers, _) = self.layers(snapshotter)?;
         for (index, info) in &layers {
             let mut labels = info.labels.clone();
