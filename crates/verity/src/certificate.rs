@@ -11,16 +11,10 @@ use rustls_pki_types::UnixTime;
 
 use crate::asn1::{Element, context};
 use crate::name;
+use crate::oid::{
+    BASIC_CONSTRAINTS, CODE_SIGNING, KEY_IDENTIFIER, KEY_USAGE, PURPOSES, RSA, named,
+};
 use crate::signature_error::SignatureError;
-
-pub(crate) const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
-const KEY_IDENTIFIER: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.14");
-const KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.15");
-const BASIC_CONSTRAINTS: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.19");
-const PURPOSES: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37");
-
-/// The purpose of certificates that sign root hashes.
-pub(crate) const CODE_SIGNING: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.3");
 
 /// The bits of RSA keys that are accepted.
 const BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
@@ -29,8 +23,8 @@ const BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Certificate<'a> {
     pub(crate) raw: &'a [u8],
-    serial: Element<'a>,
-    issuer: Element<'a>,
+    pub(crate) serial: Element<'a>,
+    pub(crate) issuer: Element<'a>,
     subject: Element<'a>,
     not_before: DateTime,
     not_after: DateTime,
@@ -158,23 +152,27 @@ impl<'a> Certificate<'a> {
         if self.key_algorithm != RSA {
             return Err(unsupported(format!(
                 "of the algorithm {}",
-                self.key_algorithm
+                named(&self.key_algorithm)
             )));
         }
-        let modulus = Element::only(self.key, Tag::Sequence)?
-            .children()?
-            .take(Tag::Integer)?;
-        let bytes = modulus.value;
-        let bytes = bytes.strip_prefix(&[0]).unwrap_or(bytes);
-        let unused = bytes
-            .first()
-            .map_or(0, |byte| byte.leading_zeros() as usize);
-        let bits = bytes.len() * 8 - unused;
+        let modulus = self.modulus()?;
+        let unused = modulus.first();
+        let unused = unused.map_or(0, |byte| byte.leading_zeros() as usize);
+        let bits = modulus.len() * 8 - unused;
         if BITS.contains(&bits) {
             Ok(self.key)
         } else {
             Err(unsupported(format!("an RSA key of {bits} bits")))
         }
+    }
+
+    /// Returns the modulus of the RSA key, which is as long as a signature.
+    pub(crate) fn modulus(&self) -> Result<&'a [u8]> {
+        let modulus = Element::only(self.key, Tag::Sequence)?
+            .children()?
+            .take(Tag::Integer)?;
+        let bytes = modulus.value;
+        Ok(bytes.strip_prefix(&[0]).unwrap_or(bytes))
     }
 
     /// Returns the value of an extension.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
-use crate::certificate::{CODE_SIGNING, Certificate};
+use crate::certificate::Certificate;
+use crate::oid::CODE_SIGNING;
 use crate::signature_error::SignatureError;
 
 /// Checks that one of the authorities issued a certificate for code signing, directly or through `others`.

@@ -8,7 +8,7 @@
 //! the same UUID and a salt of 32 zero bytes, and [`Leaves`] saves it from reading the image again.
 //! [`verify`] checks a device, or a range of one, against a [`RootHash`]. A [`Sidecar`] is the file
 //! `layer.erofs.dmverity`. With the feature `signatures`, which is a default, `Trust` verifies signatures of root
-//! hashes.
+//! hashes, and `SigningCertificate` and `SigningKey` make them.
 //!
 //! # The device
 //!
@@ -46,11 +46,19 @@ mod block;
 #[cfg(feature = "signatures")]
 mod certificate;
 #[cfg(feature = "signatures")]
+mod certificate_file;
+#[cfg(feature = "signatures")]
+mod certificates_error;
+#[cfg(feature = "signatures")]
 mod chain;
+#[cfg(feature = "signatures")]
+mod encode;
 mod error;
 mod leaves;
 #[cfg(feature = "signatures")]
 mod name;
+#[cfg(feature = "signatures")]
+mod oid;
 mod root_hash;
 mod shape;
 mod sidecar;
@@ -58,27 +66,41 @@ mod sidecar;
 mod signature_error;
 #[cfg(feature = "signatures")]
 mod signed_data;
+#[cfg(feature = "signatures")]
+mod signing;
+#[cfg(feature = "signatures")]
+mod signing_error;
+#[cfg(feature = "signatures")]
+mod signing_key;
+#[cfg(feature = "signatures")]
+mod signing_key_error;
 mod superblock;
 #[cfg(feature = "signatures")]
 mod trust;
-#[cfg(feature = "signatures")]
-mod trust_error;
 mod verify;
 mod work;
 
 pub use append::{Appended, append};
 pub use block::BlockSize;
+#[cfg(feature = "signatures")]
+pub use certificates_error::CertificatesError;
 pub use error::{BoxedError, Error, Place};
 pub use leaves::Leaves;
 pub use root_hash::{RootHash, RootHashError};
 pub use sidecar::{SIDECAR_FILE, SIGNATURE_FILE, Sidecar, SidecarError};
 #[cfg(feature = "signatures")]
 pub use signature_error::SignatureError;
+#[cfg(feature = "signatures")]
+pub use signing::SigningCertificate;
+#[cfg(feature = "signatures")]
+pub use signing_error::SigningError;
+#[cfg(feature = "signatures")]
+pub use signing_key::SigningKey;
+#[cfg(feature = "signatures")]
+pub use signing_key_error::SigningKeyError;
 pub use superblock::{Superblock, SuperblockError};
 #[cfg(feature = "signatures")]
 pub use trust::{Signer, Trust};
-#[cfg(feature = "signatures")]
-pub use trust_error::TrustError;
 pub use verify::verify;
 pub use work::Work;
 

@@ -4,29 +4,14 @@
 //! PKCS#7 signed data, as the kernel takes it for root hashes.
 
 use der::Tag;
-use der::asn1::ObjectIdentifier;
+use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 
 use crate::asn1::{Element, context};
-use crate::certificate::{Certificate, RSA};
+use crate::certificate::Certificate;
 use crate::name::{hex, text};
+use crate::oid::{RSA, RSA_PSS, RSA_SHA256, SHA256, SIGNED_DATA, named};
+use crate::root_hash::RootHash;
 use crate::signature_error::{CERTIFICATE_LIMIT, CERTIFICATES, LIMIT, SignatureError};
-
-const SIGNED_DATA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.7.2");
-const SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
-const RSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
-const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
-
-/// The names of algorithms that are met and not accepted.
-const NAMES: &[(&str, &str)] = &[
-    ("1.3.14.3.2.26", "SHA-1"),
-    ("2.16.840.1.101.3.4.2.2", "SHA-384"),
-    ("2.16.840.1.101.3.4.2.3", "SHA-512"),
-    ("1.2.840.113549.1.1.5", "RSA with SHA-1"),
-    ("1.2.840.113549.1.1.12", "RSA with SHA-384"),
-    ("1.2.840.113549.1.1.13", "RSA with SHA-512"),
-    ("1.2.840.10045.4.3.2", "ECDSA with SHA-256"),
-    ("1.3.101.112", "Ed25519"),
-];
 
 /// A detached signature with one signer, SHA-256 and RSASSA-PKCS1-v1_5, and without signed attributes.
 #[derive(Debug)]
@@ -82,6 +67,20 @@ impl<'a> SignedData<'a> {
             Ok((issuer, serial)) => certificate.has_number(&issuer, &serial),
             Err(_) => certificate.has_key_identifier(self.signer.value),
         }
+    }
+
+    /// Checks that this is a signature of the root hash with the key of the certificate.
+    pub(crate) fn verify(
+        &self,
+        certificate: &Certificate<'_>,
+        root_hash: &RootHash,
+    ) -> Result<(), SignatureError> {
+        let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, certificate.rsa_key()?);
+        let verified = key.verify(root_hash.to_string().as_bytes(), self.signature);
+        verified.map_err(|_| SignatureError::RootHash {
+            subject: certificate.subject(),
+            root_hash: *root_hash,
+        })
     }
 
     /// Returns what the signer says about its certificate.
@@ -151,12 +150,6 @@ fn signer(set: Element<'_>) -> Result<(Element<'_>, &[u8]), SignatureError> {
     fields.take_if(context(1, true))?;
     fields.end()?;
     Ok((signer, signature))
-}
-
-fn named(oid: &ObjectIdentifier) -> String {
-    let oid = oid.to_string();
-    let known = NAMES.iter().find(|(number, _)| *number == oid);
-    known.map_or(oid, |(_, name)| (*name).to_owned())
 }
 
 /// Returns the first bytes as text.

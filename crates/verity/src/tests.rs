@@ -9,4 +9,6 @@ mod hostile;
 mod leaves;
 #[cfg(feature = "signatures")]
 mod signatures;
+#[cfg(feature = "signatures")]
+mod signing;
 mod verify;

@@ -6,18 +6,20 @@
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::certificate::Certificate;
+use crate::certificate_file::{check_signer, parse, read};
+use crate::certificates_error::CertificatesError;
 use crate::chain;
 use crate::name::hex;
 use crate::root_hash::RootHash;
-use crate::signature_error::{CERTIFICATE_LIMIT, SignatureError};
+use crate::signature_error::SignatureError;
 use crate::signed_data::SignedData;
-use crate::trust_error::{CERTIFICATES, TrustError};
+
+/// The largest number of authorities, and of signers.
+const CERTIFICATES: usize = 64;
 
 /// The certificates that signers are checked against: those of authorities, which issue others, and of signers.
 ///
@@ -73,16 +75,16 @@ impl Trust {
     /// # Errors
     ///
     /// A file without certificates, or with one that is not an authority's, is refused as a whole.
-    pub fn add_authorities(&mut self, pem: &[u8]) -> Result<(), TrustError> {
-        let more = certificates(pem)?;
+    pub fn add_authorities(&mut self, pem: &[u8]) -> Result<(), CertificatesError> {
+        let more = read(pem, CERTIFICATES)?;
         for (number, der) in (1..).zip(&more) {
             let certificate = parse(number, der)?;
             let is_authority = certificate.is_authority();
             let is_authority =
-                is_authority.map_err(|source| TrustError::Malformed { number, source })?;
+                is_authority.map_err(|source| CertificatesError::Malformed { number, source })?;
             if !is_authority || webpki::anchor_from_trusted_cert(der).is_err() {
                 let subject = certificate.subject();
-                return Err(TrustError::NotAnAuthority { number, subject });
+                return Err(CertificatesError::NotAnAuthority { number, subject });
             }
         }
         add(&mut self.authorities, more)
@@ -93,20 +95,10 @@ impl Trust {
     /// # Errors
     ///
     /// A file without certificates, or with one whose signatures would never be accepted, is refused as a whole.
-    pub fn add_signers(&mut self, pem: &[u8]) -> Result<(), TrustError> {
-        let more = certificates(pem)?;
+    pub fn add_signers(&mut self, pem: &[u8]) -> Result<(), CertificatesError> {
+        let more = read(pem, CERTIFICATES)?;
         for (number, der) in (1..).zip(&more) {
-            let certificate = parse(number, der)?;
-            let malformed = |source| TrustError::Malformed { number, source };
-            let key = certificate.rsa_key().map(drop);
-            let usable = match certificate.is_for_code().map_err(malformed)? {
-                Some(false) => key.and(Err(chain::purpose(&certificate))),
-                Some(true) | None => key,
-            };
-            usable.map_err(|source| TrustError::Signer {
-                number,
-                source: Box::new(source),
-            })?;
+            check_signer(number, &parse(number, der)?)?;
         }
         add(&mut self.signers, more)
     }
@@ -135,7 +127,7 @@ impl Trust {
             if !signed.names(certificate) {
                 continue;
             }
-            let trusted = verify_signature(&signed, certificate, root_hash).and_then(|()| {
+            let trusted = signed.verify(certificate, root_hash).and_then(|()| {
                 if pinned {
                     let valid = certificate.check_validity(now);
                     valid.map_err(|reason| chain::error(certificate, reason))
@@ -152,19 +144,6 @@ impl Trust {
     }
 }
 
-fn verify_signature(
-    signed: &SignedData<'_>,
-    certificate: &Certificate<'_>,
-    root_hash: &RootHash,
-) -> Result<(), SignatureError> {
-    let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, certificate.rsa_key()?);
-    let verified = key.verify(root_hash.to_string().as_bytes(), signed.signature);
-    verified.map_err(|_| SignatureError::RootHash {
-        subject: certificate.subject(),
-        root_hash: *root_hash,
-    })
-}
-
 fn signer(certificate: &Certificate<'_>) -> Signer {
     Signer {
         subject: certificate.subject(),
@@ -172,34 +151,12 @@ fn signer(certificate: &Certificate<'_>) -> Signer {
     }
 }
 
-/// Reads the certificates of a PEM file.
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TrustError> {
-    let mut certificates = Vec::new();
-    for certificate in CertificateDer::pem_slice_iter(pem) {
-        certificates.push(certificate.map_err(TrustError::Pem)?);
-        if certificates.len() > CERTIFICATES {
-            return Err(TrustError::TooMany);
-        }
-    }
-    if certificates.is_empty() {
-        return Err(TrustError::Empty);
-    }
-    Ok(certificates)
-}
-
-fn parse<'a>(number: usize, der: &'a CertificateDer<'_>) -> Result<Certificate<'a>, TrustError> {
-    if der.len() > CERTIFICATE_LIMIT {
-        return Err(TrustError::TooLarge { number });
-    }
-    Certificate::parse(der).map_err(|source| TrustError::Malformed { number, source })
-}
-
 fn add(
     to: &mut Vec<CertificateDer<'static>>,
     more: Vec<CertificateDer<'static>>,
-) -> Result<(), TrustError> {
+) -> Result<(), CertificatesError> {
     if to.len() + more.len() > CERTIFICATES {
-        return Err(TrustError::TooMany);
+        return Err(CertificatesError::TooMany(CERTIFICATES));
     }
     to.extend(more);
     Ok(())

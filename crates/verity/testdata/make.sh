@@ -3,8 +3,8 @@
 # Copyright The resnap Authors
 
 # Makes the certificates and signatures that the tests use: make.sh OPENSSL DIRECTORY. It needs OpenSSL 3.4 or later.
-# Those beside this file were made by it; the keys are thrown away. All certificates are valid in 2025, except
-# "expired", "future" and "old-ca".
+# Those beside this file were made by it; the keys are thrown away, but for those that tests sign with and are refused
+# with. All certificates are valid in 2025, except "expired", "future" and "old-ca".
 set -eu
 OPTION=
 openssl=$1
@@ -78,13 +78,19 @@ certificate mail ca mail
 certificate no-purpose ca plain
 certificate foreign foreign-ca code
 certificate self self code
+certificate publisher publisher code
 certificate expired ca code RSA 20200101000000Z 20210101000000Z
 certificate future ca code RSA 20300101000000Z 20310101000000Z
 OPTION=rsa_keygen_bits:1024
 certificate short ca code
 OPTION=ec_paramgen_curve:P-256
 certificate curve ca code EC
-cp ca.pem middle.pem old-ca.pem foreign-ca.pem signer.pem self.pem expired.pem mail.pem root-hash "$out"
+cp ca.pem middle.pem old-ca.pem foreign-ca.pem signer.pem self.pem expired.pem mail.pem publisher.pem publisher.key \
+	curve.key root-hash "$out"
+"$openssl" pkey -in publisher.key -traditional -out "$out/publisher-pkcs1.key"
+"$openssl" pkey -in publisher.key -aes256 -passout pass:secret -out "$out/encrypted.key"
+"$openssl" pkey -in publisher.key -traditional -aes256 -passout pass:secret -out "$out/encrypted-pkcs1.key"
+"$openssl" pkey -in curve.key -traditional -out "$out/curve-sec1.key"
 
 # shellcheck disable=SC2046
 {
@@ -92,6 +98,7 @@ cp ca.pem middle.pem old-ca.pem foreign-ca.pem signer.pem self.pem expired.pem m
 	sign no-certificate -noattr -nocerts $(by signer)
 	sign self -noattr -nocerts $(by self)
 	sign chain -noattr -certfile middle.pem $(by below-middle)
+	sign publisher -noattr $(by publisher)
 	sign no-ca -noattr -certfile no-ca.pem $(by below-no-ca)
 	sign unfit -noattr -certfile unfit.pem $(by below-unfit)
 	for name in mail no-purpose foreign below-old expired future short curve; do

@@ -10,6 +10,14 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Appended, BlockSize, BoxedError, Leaves, Work, append};
 
+/// A file that `testdata/make.sh` made.
+macro_rules! made {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/", $name))
+    };
+}
+pub(super) use made;
+
 pub(super) const UUID: [u8; 16] = *b"0123456789abcdef";
 
 pub(super) const SIZES: [BlockSize; 2] = [BlockSize::B512, BlockSize::B4096];

@@ -11,14 +11,8 @@ use proptest::prelude::{any, proptest};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
-use crate::{RootHash, SignatureError, Signer, Trust, TrustError};
-
-/// A file that `testdata/make.sh` made.
-macro_rules! made {
-    ($name:literal) => {
-        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/", $name))
-    };
-}
+use super::common::made;
+use crate::{CertificatesError, RootHash, SignatureError, Signer, Trust};
 
 /// The middle of 2025.
 const NOW: Duration = Duration::from_secs(1_751_328_000);
@@ -214,7 +208,7 @@ fn files_that_have_nothing_to_trust_are_refused() {
     let both = [&made!("ca.pem")[..], made!("signer.pem")].concat();
     let error = trust.add_authorities(&both).expect_err("a signer");
     assert!(
-        matches!(error, TrustError::NotAnAuthority { number: 2, .. }),
+        matches!(error, CertificatesError::NotAnAuthority { number: 2, .. }),
         "{error:?}"
     );
     assert!(verify(&trust, made!("good.p7s")).is_err());

@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The reasons why certificates are not trusted.
+//! The reasons why certificates are refused.
 
 use rustls_pki_types::pem;
 
 use crate::signature_error::{CERTIFICATE_LIMIT, SignatureError};
 
-/// The largest number of authorities, and of signers.
-pub(crate) const CERTIFICATES: usize = 64;
-
-/// The reason why a file has no certificates to trust.
+/// The reason why the certificates of a file are refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum TrustError {
+pub enum CertificatesError {
     /// The file is not PEM.
     #[error("it is not PEM")]
     Pem(#[source] pem::Error),
@@ -21,8 +18,8 @@ pub enum TrustError {
     #[error("it has no certificates")]
     Empty,
     /// There are too many certificates.
-    #[error("there are more than {CERTIFICATES} certificates")]
-    TooMany,
+    #[error("there are more than {0} certificates")]
+    TooMany(usize),
     /// A certificate is too large.
     #[error("its certificate {number} has more than {CERTIFICATE_LIMIT} bytes")]
     TooLarge {
