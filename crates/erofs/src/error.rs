@@ -9,6 +9,7 @@ use std::io;
 use resnap_layer::resolve;
 
 use crate::governor::Refusal;
+use crate::source::ImageError;
 
 /// The reason why an image was not written.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,18 @@ pub enum Fault {
     /// from containerd's differ, and would not inherit it in an image.
     #[error("its directory has a default access control list, which nothing inherits in an image")]
     DefaultAcl,
+    /// The image of a layer that is merged is malformed or cannot be read.
+    #[error("read the image of layer {number}, counted from the lowest")]
+    Layer {
+        /// The position of the layer, counted from 1.
+        number: usize,
+        /// The reason.
+        #[source]
+        source: ImageError,
+    },
+    /// An attribute of overlayfs in a layer that is merged.
+    #[error("the attribute \"{}\" is not supported", String::from_utf8_lossy(.0).escape_debug())]
+    Overlay(Vec<u8>),
     /// The [`Governor`](crate::Governor) stopped the writer.
     #[error(transparent)]
     Refused(Refusal),

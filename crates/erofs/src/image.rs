@@ -86,7 +86,7 @@ impl Node {
         self.offset + (self.inode.length + self.inode.xattrs) as u64
     }
 
-    fn corrupt(&self, what: &'static str) -> ImageError {
+    pub(crate) fn corrupt(&self, what: &'static str) -> ImageError {
         ImageError::Corrupt {
             what,
             offset: self.offset,
@@ -198,6 +198,15 @@ impl<R: ReadAt> Image<R> {
             done += part.len();
         }
         Ok(done)
+    }
+
+    /// Returns the bytes of a hole at `offset` of a node that are known to be one without reading them.
+    pub(crate) fn hole(&self, node: &Node, offset: u64) -> Result<u64> {
+        if node.inode.layout != Layout::Chunks {
+            return Ok(0);
+        }
+        let piece = self.locate(node, offset)?;
+        Ok(piece.place.map_or(piece.length, |_| 0))
     }
 
     /// Returns the offset in the file of all data of a node.

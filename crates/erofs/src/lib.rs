@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Image layers as EROFS images: a writer that reads a layer once, and a reader of the trees of images.
+//! Image layers as EROFS images: a writer that reads a layer once, a reader of the trees of images, and
+//! [`merge`], which makes one image of those of all layers.
 //!
 //! ```
 //! use std::io::Cursor;
@@ -110,7 +111,8 @@
 //!
 //! - **Memory** of a [`Writer`] is limited by its [`Governor`], whatever the layer contains: each inode and
 //!   name counts, also those that are replaced later, and each distinct set of attributes, also of the
-//!   layers below. In addition there are a buffer and one entry. A [`Stack`] keeps one path.
+//!   layers below. In addition there are a buffer and one entry. A [`Stack`] keeps one path, and [`merge`] a block
+//!   of each directory that is merged.
 //! - **Time** to add an entry is proportional to its bytes and to the components of its path, whose number is
 //!   limited for an entry and for all of them ([`resnap_layer::resolve`]). [`Writer::finish`] calls [`Lower`]
 //!   at most once for each directory; in a [`Stack`] that takes one lookup in each image. This may take long
@@ -128,7 +130,9 @@ mod image;
 mod layout;
 mod lookup;
 mod lower;
+mod merge;
 mod output;
+mod overlay;
 mod plan;
 mod read_xattr;
 mod reader;
@@ -136,6 +140,7 @@ mod source;
 mod stack;
 mod superblock;
 mod tree;
+mod union;
 mod walk;
 mod writer;
 mod xattr;
@@ -148,6 +153,7 @@ pub use governor::{Governor, Memory, Refusal};
 pub use image::Node;
 pub use layout::{Summary, joined_size};
 pub use lower::{Lower, NoLower};
+pub use merge::merge;
 pub use reader::{Entries, ErofsReader, Named};
 pub use source::{ImageError, ReadAt};
 pub use stack::Stack;

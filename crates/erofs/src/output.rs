@@ -63,6 +63,18 @@ impl<W: Write + Seek> Output<W> {
         Ok(())
     }
 
+    /// Writes bytes of which zeros that are enough for a hole become one.
+    pub(crate) fn put_sparse(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let (zeros, rest) = bytes.split_at(run(bytes, true));
+            self.hole(zeros.len() as u64)?;
+            let (data, rest) = rest.split_at(run(rest, false));
+            self.put(data)?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
     /// Skips `count` bytes, which read as zeros. If they are many, they become a hole of the file.
     pub(crate) fn hole(&mut self, count: u64) -> io::Result<()> {
         if count < HOLE as u64 {
@@ -102,4 +114,12 @@ impl<W: Write + Seek> Output<W> {
         self.buffer.clear();
         Ok(())
     }
+}
+
+/// Returns the bytes of the first blocks that all have zeros only, or that all have something else.
+fn run(bytes: &[u8], is_zero: bool) -> usize {
+    let zeros = [0; HOLE];
+    let blocks = bytes.chunks(HOLE);
+    let blocks = blocks.take_while(|block| zeros.starts_with(block) == is_zero);
+    blocks.map(<[u8]>::len).sum()
 }

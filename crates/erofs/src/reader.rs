@@ -213,6 +213,12 @@ impl<R: ReadAt> ErofsReader<R> {
         self.image.read(node, offset, buffer)
     }
 
+    /// Returns the bytes of a hole at `offset` of a file that need not be read. `offset` must be less than its
+    /// size.
+    pub(crate) fn hole(&self, node: &Node, offset: u64) -> Result<u64> {
+        self.image.hole(node, offset)
+    }
+
     /// Returns the offset in the image of the data of a file, which is all there.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use resnap_layer::Metadata;
 
 use crate::image::Node;
 use crate::lower::Lower;
+use crate::overlay::visible;
 use crate::reader::ErofsReader;
 use crate::source::{ImageError, ReadAt};
 
@@ -106,29 +107,14 @@ fn child<R: ReadAt>(
     parts: &[(usize, Node)],
     name: &[u8],
 ) -> Result<Vec<(usize, Node)>, ImageError> {
-    let mut found = Vec::new();
-    for (index, node) in parts {
-        let Some(image) = images.get(*index) else {
-            continue;
-        };
-        let Some(child) = image.child(node, name)? else {
-            continue;
-        };
-        // A whiteout or a file hides the lower directories.
-        if !child.is_directory() {
-            break;
-        }
-        found.push((*index, child));
-        // overlayfs ignores the attribute on roots.
-        if is_opaque(image, &child)? {
-            break;
-        }
-    }
-    Ok(found)
-}
-
-fn is_opaque<R: ReadAt>(image: &ErofsReader<R>, node: &Node) -> Result<bool, ImageError> {
-    image.has_xattr(node, b"trusted.overlay.opaque", b"y")
+    let nodes = parts.iter().filter_map(|(index, node)| {
+        let child = images.get(*index)?.child(node, name).transpose()?;
+        let child = child.map(|child| (*index, child));
+        Some(child.map_err(|error| (*index, error)))
+    });
+    let mut shown = visible(images, nodes).map_err(|(_, error)| error)?;
+    shown.retain(|(_, node)| node.is_directory());
+    Ok(shown)
 }
 
 impl<R: ReadAt> Lower for Stack<R> {

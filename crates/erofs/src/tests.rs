@@ -5,7 +5,10 @@
 
 mod common;
 mod index;
+#[cfg(target_os = "linux")]
+mod kernel;
 mod merge;
+mod merged_image;
 mod prefixes;
 mod random;
 mod tree;

@@ -189,6 +189,14 @@ impl Tree {
         self.text(name.start, name.length.into())
     }
 
+    /// Returns the name of a directory until all names are sealed; it is empty for the root.
+    pub(crate) fn directory_name(&self, number: u32) -> &[u8] {
+        let inode = self.inode(number).filter(|_| number != ROOT);
+        let index = inode.and_then(|inode| usize::try_from(inode.size).ok());
+        let name = index.and_then(|index| self.names.get(index));
+        name.map_or(&[], |name| self.name(name))
+    }
+
     /// Returns the target of a symbolic link.
     pub(crate) fn target(&self, link: &Inode) -> &[u8] {
         self.text(link.place, usize::try_from(link.size).unwrap_or(0))

@@ -35,17 +35,11 @@ impl Walk {
     pub(crate) fn next(&mut self, tree: &Tree) -> Option<u32> {
         let (number, length) = self.todo.pop()?;
         self.path.truncate(length);
-        if number != ROOT
-            && let Some(inode) = tree.inode(number)
-            && let Some(name) = tree
-                .names
-                .get(usize::try_from(inode.size).unwrap_or(usize::MAX))
-        {
-            if length > 0 {
-                self.path.push(b'/');
-            }
-            self.path.extend_from_slice(tree.name(name));
+        let name = tree.directory_name(number);
+        if length > 0 {
+            self.path.push(b'/');
         }
+        self.path.extend_from_slice(name);
         let first = self
             .children
             .partition_point(|(parent, _)| *parent < number);

@@ -200,3 +200,24 @@ pub(crate) fn names(image: &ErofsReader<Vec<u8>>, path: &str) -> Vec<String> {
         .map(|(name, _)| name)
         .collect()
 }
+
+/// A target that counts its bytes and keeps none.
+#[derive(Debug, Default)]
+pub(crate) struct Sink(pub(crate) u64);
+
+impl std::io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl std::io::Seek for Sink {
+    fn seek(&mut self, _: std::io::SeekFrom) -> std::io::Result<u64> {
+        Ok(0)
+    }
+}

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::common::*;
-use crate::{ErofsReader, Stack};
+use crate::{ErofsReader, Memory, Stack, merge};
 use proptest::prelude::*;
 use resnap_layer::testing::typeflag;
 
@@ -140,7 +140,7 @@ fn apply(model: &mut Model, number: usize, item: &Item) -> Option<()> {
     Some(())
 }
 
-fn items() -> impl Strategy<Value = Vec<Item>> {
+pub(super) fn items() -> impl Strategy<Value = Vec<Item>> {
     let name = prop::sample::select(vec![
         "a",
         "b",
@@ -225,6 +225,13 @@ fn exhaust(bytes: Vec<u8>) {
         let file = image.lookup(b"f").ok().flatten();
         let _ = file.map(|file| image.read(&file, 0, &mut [0; 100]));
     }
+    let images = vec![image.clone(), image.clone()];
+    let _ = merge(
+        images,
+        Sink::default(),
+        Box::new(Memory::new(1 << 18)),
+        [0; 16],
+    );
     let _ = Stack::new(vec![image]).directory(b"d/a/b");
 }
 

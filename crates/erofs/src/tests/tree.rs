@@ -516,27 +516,6 @@ fn an_entry_costs_no_more_names_than_are_left() {
     );
 }
 
-/// A target that counts its bytes and keeps none.
-#[derive(Debug, Default)]
-struct Sink(u64);
-
-impl std::io::Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl std::io::Seek for Sink {
-    fn seek(&mut self, _: std::io::SeekFrom) -> std::io::Result<u64> {
-        Ok(0)
-    }
-}
-
 #[test]
 fn holes_take_no_room_and_have_an_end() {
     let sparse = |size: u64| {
