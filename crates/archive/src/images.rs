@@ -7,6 +7,7 @@ use std::io;
 
 use resnap_core::{Descriptor, media_type, null_is_default};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::index::Saved;
 
@@ -38,13 +39,24 @@ pub struct ArchivedImage {
 #[derive(Deserialize)]
 struct Index {
     #[serde(default, deserialize_with = "null_is_default")]
-    manifests: Vec<Descriptor>,
+    manifests: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    target: Descriptor,
+    /// Set for what refers to an image.
+    #[serde(rename = "artifactType", default)]
+    artifact_type: Option<IgnoredAny>,
 }
 
 /// Returns the images of the index of a layout.
 pub(crate) fn of_layout(index: &[u8]) -> io::Result<Vec<ArchivedImage>> {
     let index: Index = serde_json::from_slice(index)?;
-    Ok(index.manifests.into_iter().filter_map(image).collect())
+    let entries = index.manifests.into_iter();
+    let images = entries.filter(|entry| entry.artifact_type.is_none());
+    Ok(images.filter_map(|entry| image(entry.target)).collect())
 }
 
 /// Returns the images of `docker save`.

@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
+use std::iter;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -23,6 +24,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::{Descriptor, Digest};
 
 mod document;
+mod encode;
 mod fault;
 mod names;
 
@@ -93,6 +95,36 @@ impl Bundle {
     /// The limit on the bytes of an artifact's manifest.
     pub const MAX_BYTES: usize = 4 << 20;
 
+    /// The media type and the bytes of the config of a bundle's manifest.
+    pub const CONFIG: (&str, &[u8]) = (document::EMPTY_CONFIG.0, b"{}");
+
+    /// Returns a bundle of these artifacts, by the digests of their layers' blobs.
+    pub fn new(set: ArtifactSet, layers: BTreeMap<Digest, LayerArtifact>) -> Self {
+        Self { set, layers }
+    }
+
+    /// Returns the manifest of the artifact of the image with the manifest `subject`. The same bundle always has the
+    /// same bytes. Its config is [`Bundle::CONFIG`].
+    pub fn encode(&self, subject: &Descriptor) -> Vec<u8> {
+        let set = self.set;
+        let mut parts = Vec::new();
+        for (layer, artifact) in &self.layers {
+            if let Some(IndexedLayer { index, tree }) = &artifact.indexed {
+                parts.push(encode::part(set, Payload::Index, layer, index, []));
+                parts.push(encode::part(set, Payload::Tree, layer, tree, []));
+            }
+            let root_hash = (set.root_hash(), artifact.root_hash.clone());
+            let inline = set
+                .inline_signature()
+                .zip(artifact.inline_signature.as_ref());
+            let inline = inline.map(|(key, bytes)| (key, STANDARD.encode(bytes)));
+            let annotations = iter::once(root_hash).chain(inline);
+            let (payload, signature) = (Payload::Signature, &artifact.signature);
+            parts.push(encode::part(set, payload, layer, signature, annotations));
+        }
+        encode::manifest(set, &parts, subject)
+    }
+
     /// Parses the manifest of an artifact of the image with the manifest `subject`. Each layer in it has all
     /// three payloads, or a signature only. The addresses (`urls`) and annotations of the payloads are dropped.
     ///
@@ -145,6 +177,31 @@ impl Bundle {
             set,
             layers: layers.collect::<Result<_, _>>()?,
         })
+    }
+}
+
+impl LayerArtifact {
+    /// Returns the artifact of a layer: its index and tree, unless it is an EROFS image, and its signature, with the
+    /// bytes of that if the manifest is to have them.
+    pub fn new(
+        root_hash: String,
+        indexed: Option<IndexedLayer>,
+        signature: Descriptor,
+        inline_signature: Option<Vec<u8>>,
+    ) -> Self {
+        Self {
+            root_hash,
+            indexed,
+            signature,
+            inline_signature,
+        }
+    }
+}
+
+impl IndexedLayer {
+    /// Returns an index with its tree.
+    pub fn new(index: Descriptor, tree: Descriptor) -> Self {
+        Self { index, tree }
     }
 }
 

@@ -15,6 +15,8 @@
 //!
 //! A config may have no diff IDs. Each layer then has its own in an annotation.
 
+use std::collections::BTreeMap;
+
 use crate::media_type::{self, EROFS_CHUNK_INDEX, EROFS_IMAGE, Format};
 use crate::{Descriptor, DiffId, Digest};
 
@@ -28,6 +30,9 @@ const UNCOMPRESSED_DIGEST: &str = "org.erofs.uncompressed-digest";
 /// hash.
 const TREE_OFFSET: &str = "org.erofs.dmverity.hash_offset";
 const TREE_ROOT: &str = "org.erofs.dmverity.root_digest";
+
+/// The annotation with the size of the tree's blocks in bytes, which is in the superblock, too.
+const TREE_BLOCK: &str = "org.erofs.dmverity.block_size";
 
 /// The dm-verity tree that a layer brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +68,21 @@ pub fn own_tree(layer: &Descriptor) -> Result<Option<OwnTree>, String> {
         hash_offset: offset.parse().map_err(malformed)?,
         root_hash: root.strip_prefix("sha256:").unwrap_or(root).to_owned(),
     }))
+}
+
+/// Returns the annotations of a layer that brings a dm-verity tree with blocks of `block` bytes.
+pub fn tree_annotations(tree: &OwnTree, block: u64) -> BTreeMap<String, String> {
+    let root = format!("sha256:{}", tree.root_hash);
+    BTreeMap::from([
+        (TREE_OFFSET.to_owned(), tree.hash_offset.to_string()),
+        (TREE_ROOT.to_owned(), root),
+        (TREE_BLOCK.to_owned(), block.to_string()),
+    ])
+}
+
+/// Returns the annotation of a layer of the EROFS image format with this diff ID.
+pub fn diff_id_annotation(diff_id: &DiffId) -> (String, String) {
+    (UNCOMPRESSED_DIGEST.to_owned(), diff_id.0.to_string())
 }
 
 /// Returns whether a layer of this media type is of the EROFS image format. Roles are defined for images
@@ -111,6 +131,20 @@ pub fn diff_id(layer: &Descriptor) -> Result<Option<DiffId>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn written_annotations_are_read() {
+        let tree = OwnTree {
+            hash_offset: 8192,
+            root_hash: "a".repeat(64),
+        };
+        let mut written = layer(EROFS_IMAGE, &[]);
+        written.annotations = tree_annotations(&tree, 4096);
+        let diff = DiffId(Digest::sha256(b"image"));
+        written.annotations.extend([diff_id_annotation(&diff)]);
+        assert_eq!(own_tree(&written), Ok(Some(tree)));
+        assert_eq!(diff_id(&written), Ok(Some(diff)));
+    }
 
     fn layer(media_type: &str, annotations: &[(&str, &str)]) -> Descriptor {
         let annotations = annotations.iter();

@@ -69,6 +69,16 @@ impl Kind {
         Self::Unauthenticated,
     ];
 
+    /// Returns the kind of an error of the file system; [`Kind::Unknown`] if there is no other for it.
+    pub fn of_io(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::ResourceExhausted,
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Self::PermissionDenied,
+            _ => Self::Unknown,
+        }
+    }
+
     /// Returns the number of the gRPC code of this name (grpc `doc/statuscodes.md`).
     pub const fn code(self) -> u8 {
         self as u8

@@ -21,10 +21,10 @@ pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json"
 const OCTETS: &str = "application/octet-stream";
 
 /// A layer that is an EROFS image (containerd 2.3 `core/images/mediatypes.go`, `MediaTypeErofsLayer`).
-const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
+pub const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
 
 /// A layer of the EROFS image format (a draft specification); see [`crate::erofs_layer`].
-pub(crate) const EROFS_IMAGE: &str = "application/vnd.erofs";
+pub const EROFS_IMAGE: &str = "application/vnd.erofs";
 
 /// An index of the chunks of another layer in that format.
 pub(crate) const EROFS_CHUNK_INDEX: &str = "application/vnd.erofs.chunk-index.v1";

@@ -24,6 +24,18 @@ pub(crate) enum Retry {
     After(Duration),
 }
 
+impl Retry {
+    /// Returns the wait after an attempt, the first being 1; `None` if another one is not worth it.
+    pub(crate) fn wait(self, backoff: Duration, attempt: u32) -> Option<Duration> {
+        let backoff = backoff.saturating_mul(1 << (attempt - 1));
+        match self {
+            Self::Never => None,
+            Self::Soon => Some(backoff),
+            Self::After(wait) => Some(wait.max(backoff)),
+        }
+    }
+}
+
 /// A failed attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {

@@ -10,7 +10,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use toml::{Table, Value};
 
-use crate::address::is_loopback;
+use crate::address::{is_loopback, is_registry};
 
 /// The files and the setting of TLS for a host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -28,19 +28,36 @@ impl TlsFiles {
     }
 }
 
-/// A host that serves a registry's blobs.
+/// A host that serves a registry.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
     /// The root of the distribution API, such as `https://a.b/v2`.
     pub(crate) root: Url,
     /// Whether plain HTTP is tried where the server does not speak TLS.
     pub(crate) may_be_plain: bool,
-    /// Whether it is asked for the targets of tags.
-    pub(crate) may_resolve: bool,
+    pub(crate) may: Capabilities,
     pub(crate) tls: TlsFiles,
     /// Headers for this host only.
     pub(crate) headers: HeaderMap,
     pub(crate) dial_timeout: Option<Duration>,
+}
+
+/// The purposes that a host serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Capabilities {
+    pub(crate) pull: bool,
+    /// Whether it is asked for the targets of tags.
+    pub(crate) resolve: bool,
+    pub(crate) push: bool,
+}
+
+impl Capabilities {
+    /// The capabilities of a registry itself.
+    const ALL: Self = Self {
+        pull: true,
+        resolve: true,
+        push: true,
+    };
 }
 
 /// An error in a file: its key, and what is wrong.
@@ -59,9 +76,9 @@ fn invalid<T>(key: &str, reason: impl ToString) -> Result<T> {
     })
 }
 
-/// Returns the hosts that blobs are pulled from, in order. Unknown keys are ignored. Relative paths are
-/// those of `directory`. `host` is the registry's.
-pub(crate) fn parse(text: &str, directory: &Path, host: &str) -> Result<Vec<Endpoint>> {
+/// Returns the hosts that are pulled from or pushed to, in order. Unknown keys are ignored. Relative paths
+/// are those of `directory`. `registry` is the registry's host.
+pub(crate) fn parse(text: &str, directory: &Path, registry: &str) -> Result<Vec<Endpoint>> {
     let table: Table = match text.parse() {
         Ok(table) => table,
         Err(error) => return invalid("the file", toml::de::Error::message(&error)),
@@ -75,18 +92,19 @@ pub(crate) fn parse(text: &str, directory: &Path, host: &str) -> Result<Vec<Endp
                 let Value::Table(host) = value else {
                     return invalid(&key, "is not a table");
                 };
-                endpoints.extend(endpoint(&key, host, directory, address)?);
+                let own = |root: &Url| is_registry(root, registry);
+                endpoints.extend(endpoint(&key, host, directory, address, own)?);
             }
         }
         Some(_) => return invalid("host", "is not a table"),
     }
     match table.get("server") {
         Some(Value::String(server)) if !server.is_empty() => {
-            endpoints.extend(endpoint("server", &table, directory, server)?);
+            endpoints.extend(endpoint("server", &table, directory, server, |_| true)?);
         }
         None | Some(Value::String(_)) => {
             let (tls, headers, dial_timeout) = connection("the file", &table, directory)?;
-            endpoints.extend(default_endpoint(host, tls).map(|endpoint| Endpoint {
+            endpoints.extend(default_endpoint(registry, tls).map(|endpoint| Endpoint {
                 headers,
                 dial_timeout,
                 ..endpoint
@@ -120,15 +138,22 @@ pub(crate) fn default_endpoint(host: &str, tls: TlsFiles) -> Option<Endpoint> {
     Some(Endpoint {
         root,
         may_be_plain,
-        may_resolve: true,
+        may: Capabilities::ALL,
         tls,
         headers: HeaderMap::new(),
         dial_timeout: None,
     })
 }
 
-/// Returns the host of one table; `None` if it is not for pulling.
-fn endpoint(key: &str, table: &Table, directory: &Path, address: &str) -> Result<Option<Endpoint>> {
+/// Returns the host of one table; `None` if it is neither for pulling nor for pushing. A mirror is pushed to only if
+/// the file says so, and not for want of a list of capabilities. `is_own` tells the registry from mirrors.
+fn endpoint(
+    key: &str,
+    table: &Table,
+    directory: &Path,
+    address: &str,
+    is_own: impl Fn(&Url) -> bool,
+) -> Result<Option<Endpoint>> {
     let address = if address.contains("://") {
         address.to_owned()
     } else {
@@ -157,8 +182,13 @@ fn endpoint(key: &str, table: &Table, directory: &Path, address: &str) -> Result
         path + "/v2"
     });
     let capabilities = capabilities(&of(key, "capabilities"), table.get("capabilities"))?;
-    let may = |name: &str| capabilities.is_empty() || capabilities.iter().any(|may| may == name);
-    if !may("pull") {
+    let has = |name: &str| capabilities.iter().any(|may| may == name);
+    let may = Capabilities {
+        pull: capabilities.is_empty() || has("pull"),
+        resolve: capabilities.is_empty() || has("resolve"),
+        push: has("push") || (capabilities.is_empty() && is_own(&root)),
+    };
+    if !may.pull && !may.push {
         return Ok(None);
     }
     let (tls, headers, dial_timeout) = connection(key, table, directory)?;
@@ -170,7 +200,7 @@ fn endpoint(key: &str, table: &Table, directory: &Path, address: &str) -> Result
     Ok(Some(Endpoint {
         root,
         may_be_plain,
-        may_resolve: may("resolve"),
+        may,
         tls,
         headers,
         dial_timeout,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Missing blobs of images, and the manifests that refer to images, from registries.
+//! Missing blobs of images, and the manifests that refer to images, from registries; and images and artifacts to
+//! them ([`RegistryDestination`]).
 //!
 //! [`RegistrySource`] is the source `registry` of [`resnap_core::BlobSource`]. It asks the repository of
 //! the image's reference, then those that the image's blobs were pulled from before.
@@ -24,7 +25,7 @@
 //! - for the addresses in a descriptor (`urls`), which are tried last;
 //! - for the log.
 //!
-//! Tokens are not kept beyond a transfer. What this crate holds of credentials is zeroed when it is
+//! Tokens for pulling are not kept beyond a transfer. What this crate holds of credentials is zeroed when it is
 //! dropped; buffers of HTTP and TLS are not.
 //!
 //! # Transfers
@@ -43,6 +44,17 @@
 //! # Tags
 //! [`RegistrySource::resolve`] asks the same hosts in the same way for the index or manifest of a tag.
 //!
+//! # Pushing
+//! A repository is pushed to at one host: the first of `hosts.toml` with the capability `push`, which a mirror has
+//! only if it is listed. Credentials are those of Docker's config files and helpers; one token serves all requests
+//! of a [`RegistryDestination`] until it expires. What is there is not pushed again. A blob is put in one piece, which
+//! breaks off before its last bytes if they are not those of its digest, and is sent once; all other requests are
+//! repeated like those for pulling. An address of an upload at another host gets no credentials.
+//!
+//! A registry that does not answer with `OCI-Subject` lists no referrers. The index under their tag is kept for it.
+//! Registries have no way to change it in one step: of two processes that add referrers of one image at the same
+//! moment, one may have to do so again.
+//!
 //! # Absent
 //! Bytes are not verified here; the caller does. HTTP/2 is not used: one connection per blob has more
 //! throughput and fails alone. `oci-client` is not used, since it follows redirects, retries and
@@ -59,17 +71,24 @@ mod failure;
 mod helper;
 mod hosts;
 mod link;
+mod listing;
+mod push;
+mod reference;
 mod referrers;
+mod refusal;
 mod rejections;
 mod request;
 mod resolve;
 mod session;
 mod settings;
 mod source;
+mod stored;
 mod tls;
 mod token;
 mod transfer;
+mod upload;
 
+pub use push::RegistryDestination;
 pub use settings::Settings;
 pub use source::RegistrySource;
 

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use crate::address::{same_origin, shown};
 use crate::asked::Asked;
 use crate::document::document;
-use crate::failure::{Failure, Retry, causes, error};
+use crate::failure::{Failure, causes, error};
 use crate::link;
 use crate::session::{Session, Shared};
 
@@ -54,9 +54,10 @@ impl<'a> Search<'a> {
                     }
                     Err(failure) => {
                         tracing::debug!(subject = %self.subject, failure = failure.text, "a source lists no referrers");
-                        match failure.retry {
-                            Retry::Soon | Retry::After(_) if attempt < MAX_ATTEMPTS => {
-                                wait = wait.max(self.wait(attempt, failure.retry));
+                        let backoff = self.shared.settings.backoff;
+                        match failure.retry.wait(backoff, attempt) {
+                            Some(least) if attempt < MAX_ATTEMPTS => {
+                                wait = wait.max(least);
                                 again.push(session);
                             }
                             _ => failures.push(failure),
@@ -79,18 +80,6 @@ impl<'a> Search<'a> {
         Err(error(Self::OPERATION, self.subject.as_str(), &failures))
     }
 
-    fn wait(&self, attempt: u32, retry: Retry) -> Duration {
-        let backoff = self
-            .shared
-            .settings
-            .backoff
-            .saturating_mul(1 << (attempt - 1));
-        match retry {
-            Retry::After(wait) => wait.max(backoff),
-            Retry::Soon | Retry::Never => backoff,
-        }
-    }
-
     async fn timed(&self, session: &mut Session) -> Result<Vec<Referrer>, Failure> {
         let limit = self.shared.settings.stall.saturating_mul(MAX_STALLS);
         let name = session.name();
@@ -110,7 +99,7 @@ impl<'a> Search<'a> {
         let mut left = ReferrerList::MAX_DOCUMENTS;
         for artifact_type in self.artifact_types {
             let asked = Asked::Referrers(self.subject, artifact_type);
-            let first = found(session.get(self.shared, asked).await)?;
+            let first = found(session.ask(self.shared, asked).await)?;
             let Some(first) = first.filter(is_index) else {
                 self.tagged(session, &mut list).await?;
                 break;
@@ -142,7 +131,7 @@ impl<'a> Search<'a> {
                 return Ok(());
             };
             let next = followed(session, &url, &next)?;
-            page = session.get(self.shared, Asked::Page(&next)).await?;
+            page = session.ask(self.shared, Asked::Page(&next)).await?;
         }
     }
 
@@ -153,7 +142,7 @@ impl<'a> Search<'a> {
         list: &mut ReferrerList<'a>,
     ) -> Result<(), Failure> {
         let asked = Asked::ReferrersTag(self.subject);
-        match found(session.get(self.shared, asked).await)? {
+        match found(session.ask(self.shared, asked).await)? {
             None => Ok(()),
             Some(index) => self.add(index, list).await,
         }
@@ -174,7 +163,7 @@ impl<'a> Search<'a> {
 }
 
 /// Returns the response, or `None` if there is no such thing.
-fn found(response: Result<Response, Failure>) -> Result<Option<Response>, Failure> {
+pub(crate) fn found(response: Result<Response, Failure>) -> Result<Option<Response>, Failure> {
     match response {
         Err(failure) if failure.kind == Kind::NotFound => Ok(None),
         response => response.map(Some),
@@ -183,7 +172,7 @@ fn found(response: Result<Response, Failure>) -> Result<Option<Response>, Failur
 
 /// Returns whether a response is an index. A server that lists no referrers may answer with a page for
 /// people.
-fn is_index(response: &Response) -> bool {
+pub(crate) fn is_index(response: &Response) -> bool {
     let media_type = response.headers().get(CONTENT_TYPE);
     let media_type = media_type.and_then(|media_type| media_type.to_str().ok());
     let media_type = media_type.and_then(|media_type| media_type.split(';').next());

@@ -4,28 +4,24 @@
 //! Single requests. Redirects are followed here, since each hop decides what the next server may see.
 
 use std::error::Error as StdError;
-use std::time::{Duration, SystemTime};
+use std::pin::pin;
+use std::time::Duration;
 
-use futures::StreamExt;
-use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
-use reqwest::{RequestBuilder, Response, StatusCode, Url};
+use bytes::Bytes;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
 use resnap_core::Kind;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::address::{is_inwards, is_private, same_origin, shown};
 use crate::clients::Clients;
 use crate::failure::{Failure, Retry, causes};
 use crate::tls::Material;
+use crate::upload::Upload;
 
 /// The limit on the number of redirects.
 const MAX_REDIRECTS: usize = 10;
-
-/// The limit on the size of an error's or token's body.
-const MAX_BODY: usize = 64 << 10;
-
-/// The limit on the wait that a server asks for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// The way to reach a server.
 #[derive(Clone, Copy)]
@@ -39,30 +35,29 @@ pub(crate) struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// Gets an address. `own` are the headers for its server only: a redirect to another scheme, host
-    /// or port goes without them and without a client certificate, and so do the redirects after it.
-    pub(crate) async fn get(
-        &self,
-        url: &Url,
-        own: &HeaderMap,
-        all: &HeaderMap,
-    ) -> Result<Response, Failure> {
+    /// Sends a request to an address. What is for its server only stays there: a redirect to another scheme, host
+    /// or port goes without it, and so do the redirects after it. What changes something is not redirected.
+    pub(crate) async fn ask(&self, url: &Url, asked: &Request) -> Result<Response, Failure> {
         let others = self.material.for_others();
         let mut url = url.clone();
         let mut is_own = true;
         for _ in 0..=MAX_REDIRECTS {
             let material = if is_own { self.material } else { &others };
             let client = self.clients.get(material, &url, self.connect)?;
-            let mut request = client.get(url.clone()).headers(all.clone());
+            let request = client.request(asked.method.clone(), url.clone());
+            let mut request = request.headers(asked.all.clone());
             if is_own {
-                request = request.headers(own.clone());
+                request = request.headers(asked.own.clone());
+            }
+            if let Some(body) = &asked.body {
+                request = request.body(body.clone());
             }
             let response = self.send(&url, request).await?;
             if !is_redirect(response.status()) {
                 return Ok(response);
             }
             let next = location(&url, &response)?;
-            if !self.may_redirect(&url, &next) {
+            if !asked.method.is_safe() || !self.may_redirect(&url, &next) {
                 let text = format!(
                     "{} redirects to {}, which is not followed",
                     shown(&url),
@@ -94,8 +89,45 @@ impl Way<'_> {
         let request = client
             .post(url.clone())
             .header("content-type", "application/x-www-form-urlencoded")
-            .body(bytes::Bytes::from_owner(Form(form)));
+            .body(Bytes::from_owner(Form(form)));
         self.send(url, request).await
+    }
+
+    /// Puts a body to the address that a server gave for it, `to`, in its answer from `from`, for as long as it
+    /// takes bytes.
+    pub(crate) async fn upload(
+        &self,
+        (from, to): (&Url, &Url),
+        own: HeaderMap,
+        upload: &Upload,
+        body: Body,
+    ) -> Result<Response, Failure> {
+        if !same_origin(from, to) && !self.may_redirect(from, to) {
+            let (from, to) = (shown(from), shown(to));
+            let text = format!("{from} wants the blob at {to}, which is not followed");
+            return Err(Failure::new(Kind::Unavailable, text));
+        }
+        let client = self.clients.get(self.material, to, self.connect)?;
+        let request = client.put(to.clone()).headers(own);
+        let request = request
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(CONTENT_LENGTH, upload.size())
+            .body(body);
+        let mut response = pin!(request.send());
+        loop {
+            match timeout_at(upload.until(self.stall), &mut response).await {
+                Ok(response) => return response.map_err(|error| unsent(to, &error)),
+                Err(_) if upload.until(self.stall) <= Instant::now() => {
+                    let limit = upload.limit(self.stall).as_secs_f32();
+                    let text = format!(
+                        "{}: it took no bytes and did not answer for {limit} s",
+                        shown(to)
+                    );
+                    return Err(Failure::new(Kind::DeadlineExceeded, text));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Sends one request, and waits for the head of the response.
@@ -106,6 +138,17 @@ impl Way<'_> {
             Err(_) => Err(stalled(url, self.stall)),
         }
     }
+}
+
+/// A request without its address.
+#[derive(Default)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    /// The headers for the address's own server only.
+    pub(crate) own: HeaderMap,
+    /// The headers for all servers.
+    pub(crate) all: HeaderMap,
+    pub(crate) body: Option<Bytes>,
 }
 
 struct Form(Zeroizing<String>);
@@ -162,8 +205,8 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Returns where a response redirects to.
-fn location(url: &Url, response: &Response) -> Result<Url, Failure> {
+/// Returns where a response leads to.
+pub(crate) fn location(url: &Url, response: &Response) -> Result<Url, Failure> {
     let location = response.headers().get(LOCATION);
     let next = location.and_then(|location| url.join(location.to_str().ok()?).ok());
     let is_usable = |next: &Url| {
@@ -173,7 +216,7 @@ fn location(url: &Url, response: &Response) -> Result<Url, Failure> {
     };
     next.filter(is_usable).ok_or_else(|| {
         let text = format!(
-            "{}: {} to an unusable address",
+            "{}: {} leads to an unusable address",
             shown(url),
             response.status()
         );
@@ -181,95 +224,9 @@ fn location(url: &Url, response: &Response) -> Result<Url, Failure> {
     })
 }
 
-/// Returns the failure that a response with a status other than success is.
-pub(crate) async fn refused(url: &Url, response: Response, stall: Duration) -> Failure {
-    let status = response.status();
-    let wait = retry_after(response.headers(), SystemTime::now());
-    let body = body(response, stall).await.unwrap_or_default();
-    let reason = reason(&body).map(|reason| format!(" ({reason})"));
-    let text = format!("{}: {status}{}", shown(url), reason.unwrap_or_default());
-    let (kind, is_worth) = match status.as_u16() {
-        401 => (Kind::Unauthenticated, false),
-        403 => (Kind::PermissionDenied, false),
-        404 | 410 => (Kind::NotFound, false),
-        408 => (Kind::Unavailable, true),
-        416 => (Kind::DataLoss, false),
-        429 => (Kind::ResourceExhausted, true),
-        500 | 502 | 503 | 504 => (Kind::Unavailable, true),
-        _ => (Kind::Unavailable, false),
-    };
-    let failure = Failure::new(kind, text);
-    match (is_worth, wait) {
-        (false, _) => failure,
-        (true, None) => failure.worth(Retry::Soon),
-        (true, Some(wait)) => failure.worth(Retry::After(wait)),
-    }
-}
-
-/// Returns how long a server asks to wait (RFC 9110 section 10.2.3), up to a limit.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let until = httpdate::parse_http_date(text).ok()?;
-            until.duration_since(now).unwrap_or_default()
-        }
-    };
-    Some(wait.min(MAX_RETRY_AFTER))
-}
-
-/// Returns the code and the message of an error's body (distribution specification, "Error Codes").
-fn reason(body: &[u8]) -> Option<String> {
-    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
-    let error = body.get("errors")?.get(0)?;
-    let text = |key: &str| {
-        error
-            .get(key)
-            .and_then(|value| value.as_str())
-            .unwrap_or_default()
-    };
-    let mut reason = format!("{} {}", text("code"), text("message"));
-    reason.truncate(reason.floor_char_boundary(160));
-    Some(reason.trim().to_owned()).filter(|reason| !reason.is_empty())
-}
-
-/// Reads a small body; `None` if it is larger, breaks, or does not come within `limit`.
-pub(crate) async fn body(response: Response, limit: Duration) -> Option<Zeroizing<Vec<u8>>> {
-    // All of it at once, since a vector that grows leaves copies.
-    let mut body = Zeroizing::new(Vec::with_capacity(MAX_BODY));
-    let mut pieces = response.bytes_stream();
-    let read = async {
-        while let Some(piece) = pieces.next().await {
-            let piece = piece.ok()?;
-            if body.len() + piece.len() > MAX_BODY {
-                return None;
-            }
-            body.extend_from_slice(&piece);
-        }
-        Some(())
-    };
-    timeout(limit, read).await.ok()??;
-    Some(body)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn waits_are_seconds_or_dates_and_limited() {
-        let now = httpdate::parse_http_date("Fri, 27 Nov 2026 12:00:00 GMT").unwrap();
-        let wait = |text: &str| {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
-            retry_after(&headers, now).map(|wait| wait.as_secs())
-        };
-        assert_eq!(wait("7"), Some(7));
-        assert_eq!(wait("99999999999"), Some(60));
-        assert_eq!(wait("Fri, 27 Nov 2026 12:00:05 GMT"), Some(5));
-        assert_eq!(wait("Fri, 27 Nov 2026 11:00:05 GMT"), Some(0));
-        assert_eq!(wait("soon"), None);
-    }
 
     #[test]
     fn redirects_lead_neither_to_plain_http_nor_inwards() {
@@ -297,13 +254,5 @@ mod tests {
                 "{from} {to}"
             );
         }
-    }
-
-    #[test]
-    fn the_reason_of_a_registry_is_read() {
-        let body = br#"{"errors":[{"code":"DENIED","message":"no","detail":{"secret":1}}]}"#;
-        assert_eq!(reason(body).as_deref(), Some("DENIED no"));
-        assert_eq!(reason(b"<html>"), None);
-        assert_eq!(reason(b"{}"), None);
     }
 }

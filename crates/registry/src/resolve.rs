@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use reqwest::header::CONTENT_TYPE;
-use resnap_core::{Descriptor, Digest, Error, Kind, Repository, Result, media_type};
+use resnap_core::{Descriptor, Digest, Kind, Repository, Result, media_type};
 use serde::Deserialize;
 use tokio::time::sleep;
 
@@ -14,6 +14,7 @@ use crate::address::shown;
 use crate::asked::Asked;
 use crate::document::document;
 use crate::failure::{Failure, Retry, error};
+use crate::reference::Reference;
 use crate::session::{Session, Shared};
 
 /// The limit on the number of times that a host is asked.
@@ -24,9 +25,6 @@ const MAX_DOCUMENT: usize = 4 << 20;
 
 /// The tag of a reference without one.
 const LATEST: &str = "latest";
-
-/// The longest tag (distribution specification).
-const MAX_TAG: usize = 128;
 
 /// The search for the target of a reference.
 pub(crate) struct Resolution<'a> {
@@ -43,39 +41,13 @@ impl<'a> Resolution<'a> {
     pub(crate) const OPERATION: &'static str = "resolve";
 
     pub(crate) fn parse(shared: &'a Shared, reference: &'a str) -> Result<Self> {
-        let invalid = |reason: &'static str| {
-            Error::new(Kind::InvalidArgument, Self::OPERATION, reference).with_source(reason)
-        };
-        let repository = Repository::of_reference(reference);
-        let repository =
-            repository.ok_or_else(|| invalid("it names no repository of a registry"))?;
-        let (name, digest) = match reference.split_once('@') {
-            None => (reference, None),
-            Some((name, digest)) => {
-                let digest = digest.parse::<Digest>();
-                let digest = digest.map_err(|_| invalid("what follows the @ is no digest"))?;
-                (name, Some(digest))
-            }
-        };
-        let tag = match name.rsplit_once(':') {
-            Some((_, tag)) if !tag.contains('/') => tag,
-            _ => LATEST,
-        };
-        // It becomes a part of an address.
-        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        if tag.is_empty()
-            || tag.len() > MAX_TAG
-            || !tag.bytes().all(is_word)
-            || tag.starts_with(['.', '-'])
-        {
-            return Err(invalid("its tag is malformed"));
-        }
+        let parsed = Reference::parse(reference, Self::OPERATION)?;
         Ok(Self {
             shared,
             reference,
-            repository,
-            digest,
-            tag,
+            repository: parsed.repository,
+            digest: parsed.digest,
+            tag: parsed.tag.unwrap_or(LATEST),
         })
     }
 
@@ -123,7 +95,7 @@ impl<'a> Resolution<'a> {
 
     async fn ask(&self, session: &mut Session) -> Result<Descriptor, Failure> {
         let asked = self.digest.as_ref().map_or(self.tag, Digest::as_str);
-        let response = session.get(self.shared, Asked::Image(asked)).await?;
+        let response = session.ask(self.shared, Asked::Image(asked)).await?;
         let url = response.url().clone();
         let header = response.headers().get(CONTENT_TYPE).cloned();
         let header = header.as_ref().and_then(|header| header.to_str().ok());

@@ -5,22 +5,28 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use reqwest::header::{AUTHORIZATION, HeaderValue};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Body, Response, StatusCode, Url};
 use resnap_core::{Credential, Kind, PodId, PullCredentials, Repository};
+use tokio::time::sleep;
 
 use crate::address::{authority, is_inwards, is_registry, same_origin};
 use crate::asked::Asked;
 use crate::challenge::Challenge;
 use crate::clients::Clients;
-use crate::docker_config::{Found, read_all};
 use crate::failure::{Failure, Retry, worst};
 use crate::hosts::Endpoint;
+use crate::refusal::{foreign, refused};
 use crate::rejections::Rejections;
-use crate::request::{Way, refused};
+use crate::request::{Request, Way};
 use crate::settings::Settings;
+use crate::stored::stored;
 use crate::tls::Material;
-use crate::{helper, token};
+use crate::token::{self, Access};
+use crate::upload::Upload;
+
+/// The limit on the number of times that a host is asked for the same.
+const MAX_ATTEMPTS: u32 = 3;
 
 /// The state that all transfers share.
 pub(crate) struct Shared {
@@ -30,12 +36,15 @@ pub(crate) struct Shared {
     pub(crate) rejections: Rejections,
 }
 
-/// The requests for one blob, or for one list of referrers, at one host.
+/// The requests for one blob, or for one list of referrers, at one host. A clone has the same credential in use.
+#[derive(Clone)]
 pub(crate) struct Session {
     endpoint: Endpoint,
     material: Material,
     repository: Repository,
     pods: BTreeSet<PodId>,
+    /// The actions that tokens are asked for.
+    access: Access,
     /// The last challenge of the host.
     challenge: Option<Challenge>,
     /// The credentials that are still to be tried, no credential last; `None` until they are needed.
@@ -55,12 +64,14 @@ impl Session {
         endpoint: Endpoint,
         repository: Repository,
         pods: BTreeSet<PodId>,
+        access: Access,
     ) -> Result<Self, Failure> {
         Ok(Self {
             material: Material::read(&endpoint.tls)?,
             endpoint,
             repository,
             pods,
+            access,
             challenge: None,
             credentials: None,
             current: None,
@@ -82,7 +93,7 @@ impl Session {
 
     /// Returns whether the host is asked for the targets of tags.
     pub(crate) fn may_resolve(&self) -> bool {
-        self.endpoint.may_resolve
+        self.endpoint.may.resolve
     }
 
     /// Returns whether an address is at the host.
@@ -91,21 +102,20 @@ impl Session {
     }
 
     /// Asks the host. Credentials are tried when it asks for one.
-    pub(crate) async fn get(
+    pub(crate) async fn ask(
         &mut self,
         shared: &Shared,
         asked: Asked<'_>,
     ) -> Result<Response, Failure> {
         loop {
             let url = self.url(asked);
-            let mut own = self.endpoint.headers.clone();
-            if let Some(value) = &self.authorization {
-                own.insert(AUTHORIZATION, value.clone());
-            }
-            let response = self
-                .way(shared, &self.material)
-                .get(&url, &own, &asked.headers())
-                .await;
+            let request = Request {
+                method: asked.method(),
+                own: self.own_headers(),
+                all: asked.headers(),
+                body: asked.body(),
+            };
+            let response = self.way(shared, &self.material).ask(&url, &request).await;
             let response = match response {
                 Err(failure) if failure.is_plain && self.endpoint.may_be_plain => {
                     self.endpoint.may_be_plain = false;
@@ -123,12 +133,12 @@ impl Session {
                 status = status.as_u16(),
                 "asked a registry"
             );
-            if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+            if asked.is_answer(status) {
                 self.has_worked = true;
                 return Ok(response);
             }
             if !same_origin(response.url(), &url) {
-                return Err(foreign(response, shared).await);
+                return Err(foreign(response, shared.settings.stall).await);
             }
             let challenge = Challenge::of(response.headers());
             let failure = refused(&url, response, shared.settings.stall).await;
@@ -144,6 +154,66 @@ impl Session {
                 return Err(worst(&self.failures));
             }
         }
+    }
+
+    /// Asks the host, and again after failures that pass.
+    pub(crate) async fn ask_again(
+        &mut self,
+        shared: &Shared,
+        asked: Asked<'_>,
+    ) -> Result<Response, Failure> {
+        let mut attempt = 1;
+        loop {
+            let failure = match self.ask(shared, asked).await {
+                Ok(response) => return Ok(response),
+                Err(failure) => failure,
+            };
+            match failure.retry.wait(shared.settings.backoff, attempt) {
+                Some(wait) if attempt < MAX_ATTEMPTS => sleep(wait).await,
+                _ => return Err(failure),
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Sends a body to the address that the host gave for it, `to`, in its answer from `from`. It is sent once. Another
+    /// host gets no credentials.
+    pub(crate) async fn upload(
+        &self,
+        shared: &Shared,
+        (from, to): (&Url, &Url),
+        upload: &Upload,
+        body: Body,
+    ) -> Result<(), Failure> {
+        let others = self.material.for_others();
+        let is_own = self.is_at(to);
+        let way = self.way(shared, if is_own { &self.material } else { &others });
+        let own = is_own.then(|| self.own_headers());
+        let response = way
+            .upload((from, to), own.unwrap_or_default(), upload, body)
+            .await?;
+        tracing::debug!(
+            host = authority(to),
+            path = to.path(),
+            status = response.status().as_u16(),
+            "uploaded a blob"
+        );
+        if response.status().is_success() {
+            return Ok(());
+        }
+        match is_own {
+            true => Err(refused(to, response, shared.settings.stall).await),
+            false => Err(foreign(response, shared.settings.stall).await),
+        }
+    }
+
+    /// Returns the headers for the host alone.
+    fn own_headers(&self) -> HeaderMap {
+        let mut own = self.endpoint.headers.clone();
+        if let Some(value) = &self.authorization {
+            own.insert(AUTHORIZATION, value.clone());
+        }
+        own
     }
 
     fn url(&self, asked: Asked<'_>) -> Url {
@@ -256,6 +326,7 @@ impl Session {
             service: service.as_deref(),
             scope: scope.as_deref(),
             path: self.repository.path(),
+            access: self.access,
         };
         let token = token::request(self.way(shared, material), wanted, credential).await?;
         Ok(token::bearer(&token))
@@ -274,40 +345,10 @@ impl Session {
         } else {
             authority(&self.endpoint.root)
         };
-        let settings = &shared.settings;
-        let paths = settings.docker_configs.clone();
-        let read = tokio::task::spawn_blocking(move || read_all(&paths)).await;
-        let (configs, mut notes) = read.unwrap_or_default();
-        for place in configs
-            .iter()
-            .flat_map(|config| config.find(&host, self.repository.path()))
-        {
-            match place {
-                Found::Here(credential) => found.push_back(Some(credential)),
-                Found::Helper { name, server } => {
-                    match helper::get(&name, &settings.helper_directories, &server).await {
-                        Ok(credential) => found.extend(credential.map(Some)),
-                        Err(note) => notes.push(note),
-                    }
-                }
-            }
-        }
-        let notes = notes
-            .into_iter()
-            .map(|note| Failure::new(Kind::FailedPrecondition, note));
+        let (stored, notes) = stored(&shared.settings, &host, self.repository.path()).await;
+        found.extend(stored.into_iter().map(Some));
         self.failures.extend(notes);
         found.push_back(None);
         found
     }
-}
-
-/// Returns the failure of a server that is not the registry's. It asks for no credential that there
-/// could be.
-pub(crate) async fn foreign(response: Response, shared: &Shared) -> Failure {
-    let url = response.url().clone();
-    let mut failure = refused(&url, response, shared.settings.stall).await;
-    if matches!(failure.kind, Kind::Unauthenticated | Kind::PermissionDenied) {
-        failure.kind = Kind::Unavailable;
-    }
-    failure
 }

@@ -24,6 +24,7 @@ use crate::rejections::Rejections;
 use crate::resolve::Resolution;
 use crate::session::{Session, Shared};
 use crate::settings::Settings;
+use crate::token::Access;
 use crate::transfer::Transfer;
 
 /// The limit on the number of repositories that are asked for one blob.
@@ -177,13 +178,14 @@ fn sessions(
     let (mut sessions, mut failures) = (Vec::new(), Vec::new());
     for repository in repositories {
         let endpoints = match endpoints(&settings.host_directories, repository.host()) {
-            Ok(endpoints) => endpoints,
+            Ok(endpoints) => endpoints.into_iter().filter(|host| host.may.pull),
             Err(failure) => {
                 failures.push(failure);
                 continue;
             }
         };
-        if endpoints.is_empty() {
+        let mut endpoints = endpoints.peekable();
+        if endpoints.peek().is_none() {
             let text = format!(
                 "{}: hosts.toml has no host with the capability pull",
                 repository.host()
@@ -191,7 +193,7 @@ fn sessions(
             failures.push(Failure::new(Kind::FailedPrecondition, text));
         }
         for endpoint in endpoints {
-            match Session::new(endpoint, repository.clone(), pods.clone()) {
+            match Session::new(endpoint, repository.clone(), pods.clone(), Access::Pull) {
                 Ok(session) => sessions.push(session),
                 Err(failure) => failures.push(failure),
             }

@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 
 use crate::address::{is_private, shown};
 use crate::failure::Failure;
-use crate::request::{Way, body, refused};
+use crate::refusal::{body, refused};
+use crate::request::{Request, Way};
 
 #[derive(Deserialize)]
 struct Answer {
@@ -22,6 +23,25 @@ struct Answer {
     token: Zeroizing<String>,
     #[serde(default)]
     access_token: Zeroizing<String>,
+}
+
+/// The actions that a token permits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Pull,
+    Push,
+    Delete,
+}
+
+impl Access {
+    /// Returns the end of the scope.
+    fn actions(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Push => "pull,push",
+            Self::Delete => "pull,push,delete",
+        }
+    }
 }
 
 /// The properties of a token that is asked for.
@@ -33,9 +53,10 @@ pub(crate) struct Wanted<'a> {
     pub(crate) scope: Option<&'a str>,
     /// The path of the repository.
     pub(crate) path: &'a str,
+    pub(crate) access: Access,
 }
 
-/// Gets a token for pulling. A credential is sent only to a realm that nobody on the network can
+/// Gets a token. A credential is sent only to a realm that nobody on the network can
 /// listen to.
 pub(crate) async fn request(
     way: Way<'_>,
@@ -78,7 +99,11 @@ pub(crate) async fn request(
             if let Some(value) = credential.and_then(basic) {
                 own.insert(AUTHORIZATION, value);
             }
-            way.get(&url, &own, &HeaderMap::new()).await?
+            let request = Request {
+                own,
+                ..Request::default()
+            };
+            way.ask(&url, &request).await?
         }
     };
     if !response.status().is_success() {
@@ -116,16 +141,19 @@ fn realm(text: &str) -> Result<Url, Failure> {
     })
 }
 
-/// Returns the scope to ask for: the registry's own if it is for pulling alone, since behind a mirror
-/// the repository may have another name.
+/// Returns the scope to ask for: of the repository that the registry named, if it named one alone, since behind a
+/// mirror it may have another name. The actions are ours: the first request needs only some.
 fn scope(wanted: Wanted<'_>) -> String {
-    let named = wanted.scope.filter(|scope| {
-        scope.len() <= 512
-            && scope.starts_with("repository:")
-            && scope.ends_with(":pull")
-            && !scope.contains(char::is_whitespace)
+    let named = wanted.scope.and_then(|scope| {
+        let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
+        let is_usable = scope.len() <= 512 && !scope.contains(char::is_whitespace);
+        let mut actions = actions.split(',');
+        let is_asked =
+            actions.all(|action| wanted.access.actions().split(',').any(|own| own == action));
+        (is_usable && is_asked).then_some(name)
     });
-    named.map_or_else(|| format!("repository:{}:pull", wanted.path), str::to_owned)
+    let name = named.unwrap_or(wanted.path);
+    format!("repository:{name}:{}", wanted.access.actions())
 }
 
 /// Returns the header with a name and a password; `None` for another credential.
@@ -190,6 +218,7 @@ mod tests {
             service: None,
             scope,
             path: "a/b",
+            access: Access::Pull,
         };
         assert_eq!(scope(wanted(None)), "repository:a/b:pull");
         assert_eq!(
@@ -202,6 +231,42 @@ mod tests {
             "repository:x:push y:pull",
         ] {
             assert_eq!(scope(wanted(Some(other))), "repository:a/b:pull");
+        }
+    }
+
+    #[test]
+    fn pushing_needs_one_token_for_all_requests() {
+        let wanted = |scope, access| Wanted {
+            realm: "",
+            service: None,
+            scope: Some(scope),
+            path: "a/b",
+            access,
+        };
+        for (named, access, expected) in [
+            (
+                "repository:p/a:pull",
+                Access::Push,
+                "repository:p/a:pull,push",
+            ),
+            (
+                "repository:p/a:push,pull",
+                Access::Push,
+                "repository:p/a:pull,push",
+            ),
+            ("repository:p/a:*", Access::Push, "repository:a/b:pull,push"),
+            (
+                "repository:p/a:delete",
+                Access::Push,
+                "repository:a/b:pull,push",
+            ),
+            (
+                "repository:p/a:delete",
+                Access::Delete,
+                "repository:p/a:pull,push,delete",
+            ),
+        ] {
+            assert_eq!(scope(wanted(named, access)), expected, "{named}");
         }
     }
 }

@@ -17,8 +17,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::address::{authority, shown};
 use crate::asked::Asked;
 use crate::failure::{Failure, Retry, causes, error};
-use crate::request::{Way, stalled};
-use crate::session::{Session, Shared, foreign};
+use crate::refusal::foreign;
+use crate::request::{Request, Way, stalled};
+use crate::session::{Session, Shared};
 use crate::tls::Material;
 
 /// The limit on the number of attempts without progress.
@@ -79,7 +80,7 @@ impl Candidate {
     ) -> Result<Response, Failure> {
         let asked = Asked::Blob(blob, offset);
         match &mut self.place {
-            Place::Session(session) => session.get(shared, asked).await,
+            Place::Session(session) => session.ask(shared, asked).await,
             Place::Address(url) => {
                 let way = Way {
                     clients: &shared.clients,
@@ -88,11 +89,14 @@ impl Candidate {
                     stall: shared.settings.stall,
                     is_private: true,
                 };
-                let own = Default::default();
-                let response = way.get(url, &own, &asked.headers()).await?;
+                let request = Request {
+                    all: asked.headers(),
+                    ..Request::default()
+                };
+                let response = way.ask(url, &request).await?;
                 match response.status() {
                     StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
-                    _ => Err(foreign(response, shared).await),
+                    _ => Err(foreign(response, shared.settings.stall).await),
                 }
             }
         }

@@ -14,7 +14,7 @@ use crate::{Digest, media_type, null_is_default};
 
 /// The media type, digest and size of the config of an artifact, `{}` (image-spec `manifest.md`, "Guidance
 /// for an Empty Descriptor").
-const EMPTY_CONFIG: (&str, &str, u64) = (
+pub(super) const EMPTY_CONFIG: (&str, &str, u64) = (
     "application/vnd.oci.empty.v1+json",
     "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
     2,

@@ -102,14 +102,18 @@ impl ArtifactSet {
     }
 
     pub(super) fn payload(self, media_type: &str) -> Option<Payload> {
+        let mut all = [Payload::Index, Payload::Tree, Payload::Signature].into_iter();
+        all.find(|payload| self.media_type(*payload) == media_type)
+    }
+
+    /// Returns the media type of a payload.
+    pub fn media_type(self, payload: Payload) -> &'static str {
         let names = self.names();
-        [
-            (names.index, Payload::Index),
-            (names.tree, Payload::Tree),
-            (names.signature, Payload::Signature),
-        ]
-        .into_iter()
-        .find_map(|(name, payload)| (name == media_type).then_some(payload))
+        match payload {
+            Payload::Index => names.index,
+            Payload::Tree => names.tree,
+            Payload::Signature => names.signature,
+        }
     }
 
     /// Returns the annotation with the digest of the layer.
@@ -124,7 +128,8 @@ impl ArtifactSet {
         self.names().root_hash
     }
 
-    pub(super) fn inline_signature(self) -> Option<&'static str> {
+    /// Returns the annotation of the signature with its bytes, if the set has one.
+    pub fn inline_signature(self) -> Option<&'static str> {
         self.names().inline_signature
     }
 

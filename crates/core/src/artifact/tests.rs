@@ -394,3 +394,41 @@ fn bundles_are_bounded() {
     let text = parse(&document).unwrap_err().to_string();
     assert!(text.len() < 400, "{}", text.len());
 }
+
+#[test]
+fn encoded_bundles_are_parsed() {
+    let blob = |name: &str| Descriptor {
+        media_type: String::new(),
+        digest: digest(name),
+        size: name.len() as u64,
+        annotations: BTreeMap::new(),
+        platform: None,
+    };
+    for set in ArtifactSet::ALL {
+        let layer = |name: &str| {
+            let signature = Descriptor {
+                media_type: set.media_type(Payload::Signature).to_owned(),
+                ..blob(name)
+            };
+            let inline = set.inline_signature().map(|_| name.as_bytes().to_vec());
+            LayerArtifact::new(ROOT.to_owned(), None, signature, inline)
+        };
+        let typed = |name: &str, payload| Descriptor {
+            media_type: set.media_type(payload).to_owned(),
+            ..blob(name)
+        };
+        let indexed =
+            IndexedLayer::new(typed("index", Payload::Index), typed("tree", Payload::Tree));
+        let mut tar = layer("signature of a tar");
+        tar.indexed = Some(indexed);
+        let layers = [(digest("tar"), tar), (digest("image"), layer("another"))];
+        let bundle = Bundle::new(set, layers.into());
+        let subject = Descriptor {
+            digest: subject(),
+            media_type: media_type::OCI_MANIFEST.to_owned(),
+            ..blob("")
+        };
+        let encoded = bundle.encode(&subject);
+        assert_eq!(Bundle::parse(&encoded, &subject.digest), Ok(bundle));
+    }
+}

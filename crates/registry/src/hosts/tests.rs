@@ -33,12 +33,41 @@ fn hosts_are_in_the_order_of_the_file_and_the_server_is_last() {
         roots(text),
         [
             "https://z.mirror/v2",
+            "https://push.only/v2",
             "https://a.mirror:444/sub/v2",
             "https://c.mirror/v2/proxy",
             "http://d.mirror:5000/v2",
             "https://up.stream/v2",
         ]
     );
+}
+
+#[test]
+fn a_mirror_is_pushed_to_only_if_that_is_listed() {
+    let text = r#"
+        server = "https://up.stream"
+        [host."https://listed"]
+        capabilities = ["Push"]
+        [host."https://pull.only"]
+        capabilities = ["pull"]
+        [host."https://all"]
+        [host."http://a.b"]
+        [host."https://nothing"]
+        capabilities = ["referrers"]
+    "#;
+    let endpoints = parsed(text).unwrap();
+    let may = |may: fn(Capabilities) -> bool| {
+        let endpoints = endpoints.iter().filter(|endpoint| may(endpoint.may));
+        let hosts = endpoints.filter_map(|endpoint| endpoint.root.host_str());
+        hosts.collect::<Vec<_>>()
+    };
+    assert_eq!(may(|may| may.push), ["listed", "a.b", "up.stream"]);
+    assert_eq!(
+        may(|may| may.pull),
+        ["pull.only", "all", "a.b", "up.stream"]
+    );
+    assert_eq!(may(|may| may.resolve), ["all", "a.b", "up.stream"]);
+    assert_eq!(endpoints.len(), 5);
 }
 
 #[test]

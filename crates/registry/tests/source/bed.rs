@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use resnap_core::{
     BlobSource, Descriptor, Digest, MissingBlob, PodId, PullCredentials, Result, error_chain,
 };
-use resnap_registry::{RegistrySource, Settings};
+use resnap_registry::{RegistryDestination, RegistrySource, Settings};
 use tempfile::TempDir;
 
 /// The blob of the tests.
@@ -58,6 +58,12 @@ impl Bed {
 
     pub(crate) fn source(&self) -> RegistrySource {
         RegistrySource::new(self.settings.clone(), self.credentials.clone())
+    }
+
+    /// Returns the repository `team/web` of a registry.
+    pub(crate) fn destination(&self, host: &str) -> RegistryDestination {
+        let reference = format!("{host}/team/web:1");
+        RegistryDestination::new(self.settings.clone(), &reference).unwrap()
     }
 
     pub(crate) async fn fetch(&self, blob: &MissingBlob) -> Result<Vec<u8>> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The source against servers that misbehave.
+//! The source and the destination against servers that misbehave.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,6 +10,8 @@ mod credentials;
 mod faults;
 mod hosts;
 mod log;
+mod push;
+mod pushed;
 mod referrers;
 mod resolve;
 mod server;

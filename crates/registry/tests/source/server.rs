@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -14,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 /// A request. The names of its headers are in lower case.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
+    pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: String,
@@ -57,6 +59,7 @@ pub(crate) struct Reply {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     end: End,
+    after: Duration,
 }
 
 impl Reply {
@@ -66,6 +69,7 @@ impl Reply {
             headers: Vec::new(),
             body: body.as_ref().to_vec(),
             end: End::Complete,
+            after: Duration::ZERO,
         }
     }
 
@@ -82,6 +86,12 @@ impl Reply {
 
     pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sends it after this time.
+    pub(crate) fn after(mut self, after: Duration) -> Self {
+        self.after = after;
         self
     }
 
@@ -183,8 +193,10 @@ async fn serve(
     }
     let head = String::from_utf8(head).ok()?;
     let mut lines = head.lines();
+    let mut words = lines.next()?.split(' ');
     let mut request = Request {
-        target: lines.next()?.split(' ').nth(1)?.to_owned(),
+        method: words.next()?.to_owned(),
+        target: words.next()?.to_owned(),
         ..Request::default()
     };
     for line in lines {
@@ -201,6 +213,7 @@ async fn serve(
     stream.read_exact(&mut body).await.ok()?;
     request.body = String::from_utf8(body).ok()?;
     let reply = answer(request);
+    tokio::time::sleep(reply.after).await;
     let mut text = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", reply.status);
     if reply.end != End::Unsized {
         text += &format!("content-length: {}\r\n", reply.body.len());
