@@ -8,11 +8,13 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use resnap_erofs::{ErofsReader, Memory, NoLower, Writer, joined_size};
+use resnap_integration::debian::output;
 use resnap_integration::image::tar_entry::{self, Entry};
-use resnap_integration::image::{digest, noise};
+use resnap_integration::image::{HELLO_SAYS, digest, hello, noise};
 use resnap_integration::uml::run_script;
 use resnap_layer::Layer;
 use resnap_verity::{Appended, BlockSize, Work, append};
@@ -223,4 +225,47 @@ mount -t erofs -o ro,device=/dev/loop1 /dev/loop0 /tmp/mnt && {SHOW}"
     );
     let finished = run_script(work.path(), &script, LIMIT).unwrap();
     assert_eq!(finished.output.trim_end(), shown(None));
+}
+
+/// The recipe of `examples/micro-vm`.
+const RECIPE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/micro-vm");
+
+#[test]
+fn a_micro_vm_runs_a_program_of_an_image_and_finds_a_changed_byte() {
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let image = hello().unwrap();
+    let test = std::env::current_exe().unwrap();
+    let programs = test.ancestors().nth(2).unwrap();
+    let search = std::env::var("PATH").unwrap();
+    let mut make = Command::new(format!("{RECIPE}/make-disk.sh"));
+    make.arg(format!("oci-archive:{}", image.archive.display()))
+        .arg(at("disk"))
+        .env("PATH", format!("{}:{search}", programs.display()))
+        .env("RESNAP_CONFIG", at("config.toml"));
+    fs::write(at("config.toml"), "").unwrap();
+    output(&mut make).unwrap();
+    fs::copy(format!("{RECIPE}/mount-root.sh"), at("mount-root.sh")).unwrap();
+
+    let mut bytes = fs::read(at("disk")).unwrap();
+    let said = HELLO_SAYS.as_bytes();
+    let position = bytes.windows(said.len()).position(|window| window == said);
+    bytes[position.unwrap()] ^= 1;
+    fs::write(at("changed"), bytes).unwrap();
+    let script = "exec 2>&1; mkdir /tmp/root
+for disk in disk changed; do
+    device=$(losetup -f) && losetup -r $device $disk
+    sh mount-root.sh $device disk.table /tmp/root && chroot /tmp/root /bin/cat /etc/message
+    umount /tmp/root && dmsetup remove root
+done";
+    let finished = run_script(work.path(), script, LIMIT).unwrap();
+    let lines: Vec<_> = finished.output.lines().collect();
+    assert_eq!(lines.first(), Some(&HELLO_SAYS), "{finished:?}");
+    assert_eq!(lines.len(), 2, "{finished:?}");
+    assert!(lines[1].ends_with("Input/output error"), "{finished:?}");
+    assert_eq!(
+        finished.output.matches(HELLO_SAYS).count(),
+        1,
+        "{finished:?}"
+    );
 }

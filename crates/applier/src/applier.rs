@@ -102,10 +102,10 @@ impl resnap_core::Applier for InProcessApplier {
                     erofs::SNAPSHOTTER
                 )))
             }
-            (Integrity::Signed, _) => self.0.trust().and_then(|_| proof::require_kernel()),
-            (Integrity::Verity, _) => proof::require_kernel(),
+            (Integrity::Signed, _) => self.0.trust().and_then(|_| self.0.require_kernel()),
+            (Integrity::Verity, _) => self.0.require_kernel(),
         };
-        if required.is_ok() && integrity.is_on() {
+        if required.is_ok() && integrity.is_on() && self.0.settings.mounts_here {
             proof::warn_of_required_signatures();
         }
         required.map_err(|error| failed("prove layers of", snapshotter, error))

@@ -204,7 +204,7 @@ impl StagedBatch {
         };
         let look = || async {
             if integrity.is_on() {
-                return proof::require_kernel().map(|()| true);
+                return self.context.shared.require_kernel().map(|()| true);
             }
             let (token, looked_at) = (self.track()?, root.to_owned());
             let looked = spawn_blocking(move || {

@@ -161,6 +161,7 @@ mod xattr;
 pub use applier::InProcessApplier;
 pub use memory::MemoryUse;
 pub use probe::probe;
+pub use proof::tree_uuid;
 pub use remove::remove_tree;
 pub use settings::{ApplierSettings, Differ, MEMORY, STALL};
 pub use staging::{clear, leftovers};

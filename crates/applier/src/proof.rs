@@ -25,6 +25,7 @@ pub(crate) use own_tree::own_tree;
 pub(crate) use seal::{lock, replace, seal, signed_tree};
 pub(crate) use sidecar::{proof, write_sidecar};
 pub(crate) use signed::{verify_signature, verify_snapshot};
+pub use tree::tree_uuid;
 pub(crate) use tree::{append, tree_block};
 
 mod compare;

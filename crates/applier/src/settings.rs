@@ -51,6 +51,8 @@ pub struct ApplierSettings {
     pub stall: Duration,
     /// The certificates by which signatures of root hashes are verified, if there are any.
     pub trust: Option<Arc<Trust>>,
+    /// Whether layers are mounted on this machine, so that its kernel must be able to. True by default.
+    pub mounts_here: bool,
     /// The number of layers of a batch that are written at once. The number of cores by default.
     pub parallel: Option<NonZeroUsize>,
 }
@@ -71,6 +73,7 @@ impl Default for ApplierSettings {
             memory_use: MemoryUse::default(),
             stall: STALL,
             trust: None,
+            mounts_here: true,
             parallel: None,
         }
     }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::memory::MemoryBudget;
+use crate::proof;
 use crate::settings::ApplierSettings;
 use crate::watch;
 
@@ -62,6 +63,14 @@ impl Shared {
             let text = "no certificates are configured ([integrity] authorities or signers)";
             Error::Unproven(text.to_owned())
         })
+    }
+
+    /// Checks that this machine can mount layers with a proof, if it has to.
+    pub(crate) fn require_kernel(&self) -> std::result::Result<(), Error> {
+        match self.settings.mounts_here {
+            true => proof::require_kernel(),
+            false => Ok(()),
+        }
     }
 
     /// Does work that reads or writes snapshots, in a thread, unless it makes no progress. Dropping the

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use futures::StreamExt as _;
 use resnap_core::{ByteStream, ContentReader, Descriptor, Digest, Result, Scope};
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -63,7 +64,9 @@ pub(crate) async fn open(
 
 /// Returns the file of a blob below the root of the content store, if it exists and has this size.
 pub(crate) fn file(root: &Path, digest: &Digest, size: u64) -> Option<File> {
-    let file = File::open(path(root, digest)).ok()?;
+    // In a layout of a stranger it may be anything: a FIFO must not block, and a link must not lead elsewhere.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path(root, digest), flags, Mode::empty()).ok()?);
     let metadata = file.metadata().ok()?;
     (metadata.is_file() && metadata.size() == size).then_some(file)
 }

@@ -91,6 +91,14 @@ impl Client {
         ingest::list(&self.0, scope).await
     }
 
+    /// Returns the names of all namespaces, in no particular order.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn namespaces(&self) -> Result<Vec<String>> {
+        introspection::namespaces(&self.0).await
+    }
+
     /// Returns the version that containerd reports (containerd
     /// `api/services/version/v1/version.proto`).
     ///

@@ -23,6 +23,22 @@ struct PluginsRequest {
     filters: Vec<String>,
 }
 
+/// `containerd.services.namespaces.v1.ListNamespacesResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct NamespacesResponse {
+    /// Field 1.
+    #[prost(message, repeated, tag = "1")]
+    namespaces: Vec<NamespaceMessage>,
+}
+
+/// `containerd.services.namespaces.v1.Namespace`, without its labels.
+#[derive(Clone, PartialEq, prost::Message)]
+struct NamespaceMessage {
+    /// Field 1.
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
 /// `containerd.services.introspection.v1.PluginsResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
 struct PluginsResponse {
@@ -99,6 +115,8 @@ const VERSION: PathAndQuery =
     PathAndQuery::from_static("/containerd.services.version.v1.Version/Version");
 const SERVER: PathAndQuery =
     PathAndQuery::from_static("/containerd.services.introspection.v1.Introspection/Server");
+const NAMESPACES: PathAndQuery =
+    PathAndQuery::from_static("/containerd.services.namespaces.v1.Namespaces/List");
 const PLUGINS: PathAndQuery =
     PathAndQuery::from_static("/containerd.services.introspection.v1.Introspection/Plugins");
 
@@ -150,6 +168,17 @@ pub struct DiffPlugin {
     pub name: String,
     /// The path of its socket.
     pub address: String,
+}
+
+/// See [`Client::namespaces`](crate::Client::namespaces).
+pub(crate) async fn namespaces(connection: &Connection) -> Result<Vec<String>> {
+    let answer: NamespacesResponse =
+        introspect(connection, "list the namespaces of", NAMESPACES, ()).await?;
+    let names = answer
+        .namespaces
+        .into_iter()
+        .map(|namespace| namespace.name);
+    Ok(names.collect())
 }
 
 /// See [`Client::version`](crate::Client::version).

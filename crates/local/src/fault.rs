@@ -33,7 +33,7 @@ impl Fault {
         match self {
             Self::Refused(kind, reason) => error(kind).with_source(reason),
             Self::Database(fault) => error(database_kind(&fault)).with_source(fault),
-            Self::File(fault) => error(file_kind(fault.kind())).with_source(fault),
+            Self::File(fault) => error(Kind::of_io(&fault)).with_source(fault),
         }
     }
 }
@@ -68,14 +68,6 @@ fn database_kind(error: &rusqlite::Error) -> Kind {
         ErrorCode::PermissionDenied | ErrorCode::ReadOnly | ErrorCode::CannotOpen => {
             Kind::PermissionDenied
         }
-        _ => Kind::Unknown,
-    }
-}
-
-fn file_kind(kind: io::ErrorKind) -> Kind {
-    match kind {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::ResourceExhausted,
-        io::ErrorKind::PermissionDenied => Kind::PermissionDenied,
         _ => Kind::Unknown,
     }
 }

@@ -40,8 +40,10 @@ impl Local {
         Ok(Self(Arc::new(opened?)))
     }
 
-    /// Returns the ports of the store. Layers are written in this process.
-    pub fn ports(&self, settings: ApplierSettings) -> Ports {
+    /// Returns the ports of the store. Layers are written in this process; nothing is mounted, so that this machine's
+    /// kernel need not know dm-verity.
+    pub fn ports(&self, mut settings: ApplierSettings) -> Ports {
+        settings.mounts_here = false;
         let this = Arc::new(self.clone());
         let mut ports = Ports {
             images: this.clone(),

@@ -14,6 +14,7 @@ use clap_complete::Shell;
 use resnap_platforms::Platform;
 
 use crate::install::Handler;
+use crate::publish_args::{ArtifactsCommand, CacheCommand, ConvertArguments};
 use crate::warm::Floor;
 
 /// Make a container image already on a node ready for another snapshotter: every layer unpacked
@@ -126,6 +127,18 @@ pub(crate) enum Command {
     /// also if a daemon runs. Exit codes: 0 all layers are right, or were healed; 1 a layer is wrong; 2 a layer cannot be
     /// compared or healed, or another error; 130 after a signal, which ends the work with what is known by then.
     Verify(VerifyArguments),
+    /// Convert an image to EROFS: to files, or to an image with native EROFS layers
+    ///
+    /// To files, it is one for each layer, or one for all. To a layout or registry, the image gets another manifest
+    /// for nodes that take EROFS layers, behind the plain one, in a new index. No root is needed, and no containerd unless the image is named by a name in it. The bytes depend on nothing
+    /// but the image and the options. Each layer is checked against its diff ID.
+    Convert(ConvertArguments),
+    /// Make, sign, push and verify what nodes need for `integrity = "signed"`
+    #[command(subcommand)]
+    Artifacts(ArtifactsCommand),
+    /// Build and prune caches of EROFS layers for containerd 2.4
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// List the images and the snapshotters they are ready on
     Images,
     /// List the daemon's jobs: images that are being unpacked
@@ -176,6 +189,9 @@ impl Command {
     pub(crate) fn require_local(&self) -> Result<()> {
         match self {
             Self::Unpack(_)
+            | Self::Convert(_)
+            | Self::Artifacts(_)
+            | Self::Cache(_)
             | Self::Check(_)
             | Self::Verify(_)
             | Self::Images

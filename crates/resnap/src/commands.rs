@@ -3,8 +3,11 @@
 
 //! The commands.
 
+pub(crate) mod artifacts;
+pub(crate) mod cache;
 pub(crate) mod check;
 pub(crate) mod check_all;
+pub(crate) mod convert;
 pub(crate) mod daemon_client;
 pub(crate) mod doctor;
 pub(crate) mod evict;

@@ -5,6 +5,7 @@
 
 mod file;
 mod setting;
+mod trust;
 mod words;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub(crate) use file::Rule;
 use file::{File, UnpackSection};
 use setting::Overrides;
 pub(crate) use setting::{Setting, Source};
+pub(crate) use trust::trust;
 pub(crate) use words::{KeepWord, SiblingWord, SourceName};
 
 /// The default directory of archives.
@@ -118,7 +120,9 @@ impl Config {
         let mut applier = ApplierSettings::default();
         applier.max_layer_bytes = max_layer_bytes.value;
         (applier.memory, applier.stall) = (memory.value, stall.value);
-        applier.trust = file.integrity.trust()?.map(Arc::new);
+        let authorities = Setting::of_file(file.integrity.authorities, Vec::new());
+        let signers = Setting::of_file(file.integrity.signers, Vec::new());
+        applier.trust = trust(&authorities.value, &signers.value)?.map(Arc::new);
         let changed_profiles = file.snapshotters.keys().cloned().collect();
         let mut profiles = Profiles::default();
         for (name, section) in file.snapshotters {
@@ -190,8 +194,8 @@ impl Config {
             ),
             sibling: Setting::of_file(file.sources.sibling, SiblingWord::WhenMissing),
             keep_fetched: Setting::of_file(file.sources.keep_fetched, KeepWord::Auto),
-            authorities: Setting::of_file(file.integrity.authorities, Vec::new()),
-            signers: Setting::of_file(file.integrity.signers, Vec::new()),
+            authorities,
+            signers,
             hosts_dir: Setting::of_file(
                 file.sources.hosts_dir,
                 resnap_registry::Settings::default().host_directories,
@@ -199,6 +203,14 @@ impl Config {
             archives: Setting::of_file(file.sources.archives, vec![ARCHIVES.into()]),
             changed_profiles,
         })
+    }
+
+    /// Sets the local engine with the store in a directory.
+    pub(crate) fn use_store(&mut self, root: &Path) {
+        self.local = Some(root.to_owned());
+        self.runtime_dir = Setting::of_file(None, Local::runtime_dir(root));
+        self.namespace = Setting::of_file(None, Local::NAMESPACE.to_owned());
+        self.default_snapshotter = Some("erofs".to_owned());
     }
 
     /// Makes these archives the first source of missing layers.

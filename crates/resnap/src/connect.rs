@@ -51,7 +51,7 @@ async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine
 }
 
 /// Returns the ports of the configured engine, with layers that are written in this process.
-async fn ports(config: &Config) -> resnap_core::Result<Ports> {
+pub(crate) async fn ports(config: &Config) -> resnap_core::Result<Ports> {
     if let Some(root) = &config.local {
         return Ok(Local::open(root).await?.ports(config.applier.clone()));
     }
@@ -92,11 +92,14 @@ fn sources(config: &Config, credentials: &PullCredentials) -> Vec<Source> {
 
 /// Returns the registries, with the credentials of pulls.
 pub(crate) fn registry(config: &Config, credentials: PullCredentials) -> RegistrySource {
-    let settings = RegistrySettings {
+    RegistrySource::new(registry_settings(config), credentials)
+}
+
+pub(crate) fn registry_settings(config: &Config) -> RegistrySettings {
+    RegistrySettings {
         host_directories: config.hosts_dir.value.clone(),
         ..RegistrySettings::default()
-    };
-    RegistrySource::new(settings, credentials)
+    }
 }
 
 /// Returns the version of the configured containerd.

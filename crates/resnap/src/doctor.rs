@@ -26,9 +26,11 @@ use resnap_containerd::Client;
 use resnap_unpacker::Engine;
 
 use crate::config::Config;
+pub(crate) use containerd_config::{ContainerdConfig, DEFAULT_FILE};
 use disk::Disk;
 use finding::Findings;
 use look::Look;
+pub(crate) use process::Process;
 
 /// The results of a look at the node.
 pub(crate) struct Examined {

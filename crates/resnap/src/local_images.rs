@@ -27,20 +27,20 @@ use crate::connect::registry;
 const MAX_LISTED: usize = 8;
 
 /// The prefix of a reference to a registry.
-const REGISTRY: &str = "docker://";
+pub(crate) const REGISTRY: &str = "docker://";
 
 /// An image in an archive or layout.
 #[derive(Debug, PartialEq, Eq)]
-struct Archived<'a> {
+pub(crate) struct Archived<'a> {
     transport: &'static str,
-    form: ArchiveForm,
-    path: PathBuf,
-    tag: Option<&'a str>,
+    pub(crate) form: ArchiveForm,
+    pub(crate) path: PathBuf,
+    pub(crate) tag: Option<&'a str>,
 }
 
 impl<'a> Archived<'a> {
     /// Parses the name of an image; `None` if it names no archive.
-    fn parse(name: &'a str) -> Result<Option<Self>> {
+    pub(crate) fn parse(name: &'a str) -> Result<Option<Self>> {
         let transports = [
             ("oci", ArchiveForm::Oci),
             ("oci-archive", ArchiveForm::Oci),
@@ -73,7 +73,7 @@ impl<'a> Archived<'a> {
     }
 
     /// Returns the image among those of the archive.
-    fn choose(&self, images: Vec<ArchivedImage>) -> Result<Image> {
+    pub(crate) fn choose(&self, images: Vec<ArchivedImage>) -> Result<Image> {
         let all = images.len();
         let names = images.iter().flat_map(|image| image.names.iter().cloned());
         let mut listed: Vec<_> = names.take(MAX_LISTED + 1).collect();

@@ -8,23 +8,30 @@
 
 mod args;
 mod arguments;
+mod cache_use;
 mod commands;
 mod config;
 mod connect;
 mod daemon;
+mod destination;
 mod diff_plugin;
 mod doctor;
 mod documents;
 mod exit_status;
 mod install;
+mod layer_bar;
 mod local_images;
 mod local_step;
 mod logging;
 mod output;
 mod progress;
+mod publish_args;
+mod signer;
+mod source_image;
 mod timeline;
 #[cfg(feature = "otlp")]
 mod traces;
+mod version;
 mod warm;
 
 use std::alloc::System;
@@ -34,9 +41,9 @@ use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::executor::Executor;
 use commands::{
-    check, check_all, doctor as doctor_command, evict, explain, generate, images,
-    install as install_command, jobs, leases, migrate, snapshotters, unpack, verify,
-    warm as warm_command,
+    artifacts, cache, check, check_all, convert, doctor as doctor_command, evict, explain,
+    generate, images, install as install_command, jobs, leases, migrate, snapshotters, unpack,
+    verify, warm as warm_command,
 };
 use config::Config;
 use connect::{engine, working_engine};
@@ -127,6 +134,9 @@ fn run(
                 local_images::rename(&mut config, &mut arguments.images)?;
                 verify::run(&working_engine(&config).await?, arguments, output).await
             }
+            Command::Convert(arguments) => convert::run(&config, arguments, output).await,
+            Command::Artifacts(command) => artifacts::run(&mut config, command, output).await,
+            Command::Cache(command) => cache::run(&config, command, output).await,
             Command::Jobs(arguments) => jobs::run(&config, arguments, output).await,
             Command::Cancel(arguments) => jobs::cancel(&config, arguments, output).await,
             Command::Images => images::run(&engine(&config).await?, &config, output).await,

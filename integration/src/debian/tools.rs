@@ -23,12 +23,13 @@ const CONTAINERD: [Suite; 3] = [Suite::Bookworm, Suite::Trixie, Suite::Forky];
 
 /// runc of a newer suite wants a newer libc, this one runs on Debian 12; the
 /// libseccomp2 that it needs is there wherever apt is.
-const BOOKWORM: [&str; 5] = [
+const BOOKWORM: [&str; 6] = [
     "containerd",
     "runc",
     "busybox-static",
     "docker-registry",
     "prometheus",
+    "umoci",
 ];
 
 const TRIXIE: [&str; 2] = ["containerd", "nydus-snapshotter"];
@@ -77,7 +78,7 @@ impl Dist {
 
     /// Returns the folder with the programs that all containerds share: `runc`,
     /// `containerd-nydus-grpc`, `nydus-overlayfs`, `mkfs.erofs`, `fsck.erofs`,
-    /// `dump.erofs`, `veritysetup`, `openssl`, a static `busybox`, `docker-registry`, `promtool` and the
+    /// `dump.erofs`, `veritysetup`, `openssl`, a static `busybox`, `docker-registry`, `promtool`, `umoci` and the
     /// shim of containerd 1.7.
     pub fn tools(&self) -> &Path {
         &self.tools
@@ -231,6 +232,7 @@ fn link_tools(root: &Path, bin: &Path) -> Result<()> {
         "common/bin/busybox",
         "common/usr/bin/docker-registry",
         "common/usr/bin/promtool",
+        "common/usr/bin/umoci",
         "containerd-trixie/usr/bin/containerd-shim-runc-v2",
     ] {
         let from = root.join(program);

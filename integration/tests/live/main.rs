@@ -46,6 +46,7 @@ mod policy;
 mod poll;
 mod prewarm;
 mod proxy;
+mod publish;
 mod publisher;
 mod referrers;
 mod registry;
@@ -119,6 +120,7 @@ fn tests() -> Vec<Test> {
         policy::TESTS,
         prewarm::TESTS,
         proxy::TESTS,
+        publish::TESTS,
         repair::TESTS,
         misbehaving::TESTS,
         missing::TESTS,

@@ -9,7 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::debian::{output, provision};
-use resnap_verity::{RootHash, Trust};
+use resnap_verity::{RootHash, SigningCertificate, SigningKey, Trust};
 use tempfile::TempDir;
 
 use crate::node::Node;
@@ -38,6 +38,9 @@ enum By {
 
 use By::{Authority, Signer};
 
+/// The signature that is made here, with another certificate in it.
+const MADE: &str = "made";
+
 /// The signatures that are accepted, and so by openssl.
 const ACCEPTED: &[(&str, By)] = &[
     ("good", Authority("ca")),
@@ -47,6 +50,7 @@ const ACCEPTED: &[(&str, By)] = &[
     ("good", Signer("signer")),
     ("no-certificate", Signer("signer")),
     ("self", Signer("self")),
+    (MADE, Signer("publisher")),
 ];
 
 /// The signatures that are refused with a reason, and whether openssl accepts them.
@@ -170,11 +174,29 @@ fn verify(directory: &Path, name: &str, by: By) -> Result<()> {
     Ok(())
 }
 
+/// Signs as openssl does, to the byte, and then with one more certificate.
+fn make(directory: &Path) -> Result<()> {
+    let read = |name: &str| std::fs::read(directory.join(name)).context(name.to_owned());
+    let root: RootHash = String::from_utf8(read("root-hash")?)?.parse()?;
+    let raw = SigningKey::from_pem(&read("publisher.key")?)?.sign(&root)?;
+    let mut certificates = read("publisher.pem")?;
+    let signature = SigningCertificate::from_pem(&certificates)?.signature(&root, &raw)?;
+    ensure!(
+        signature == read("publisher.p7s")?,
+        "other bytes than openssl"
+    );
+    certificates.extend(read("middle.pem")?);
+    let signature = SigningCertificate::from_pem(&certificates)?.signature(&root, &raw)?;
+    std::fs::write(directory.join(format!("{MADE}.p7s")), signature)?;
+    Ok(())
+}
+
 fn verity_signatures_are_verified_as_by_openssl(_: &Node) -> Result<()> {
     let directory = TempDir::new()?;
     let program = provision()?.tools().join("openssl");
     output(Command::new(SCRIPT).arg(program).arg(directory.path()))?;
     let directory = directory.path();
+    make(directory)?;
     for (name, by) in ACCEPTED {
         verify(directory, name, *by).context(*name)?;
         ensure!(

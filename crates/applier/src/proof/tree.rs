@@ -12,8 +12,9 @@ use resnap_verity::{BlockSize, Leaves, Sidecar, Work};
 use crate::error::{Error, IoContext as _};
 use crate::guard::Guard;
 
-/// Returns the UUID of a layer's tree. A layer gets the same tree on every node.
-fn uuid(blob: &Digest) -> [u8; 16] {
+/// Returns the UUID of the dm-verity tree of a layer, by the digest of its blob. A layer gets the same tree on every
+/// node.
+pub fn tree_uuid(blob: &Digest) -> [u8; 16] {
     let name = format!("dm-verity:blobs/{blob}");
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).into_bytes()
 }
@@ -47,7 +48,14 @@ pub(crate) fn append(
         file.set_len(length).context("resize the image")?;
     }
     let check = || Ok(guard.step()?);
-    let appended = resnap_verity::append(file, size, block, uuid(blob), leaves, Work::new(&check))?;
+    let appended = resnap_verity::append(
+        file,
+        size,
+        block,
+        tree_uuid(blob),
+        leaves,
+        Work::new(&check),
+    )?;
     file.sync_all().context("flush the image")?;
     Ok(Sidecar::new(appended.root_hash, appended.hash_offset))
 }

@@ -31,3 +31,15 @@ pub(super) fn listen() -> Result<(JoinHandle<()>, CancellationToken)> {
     });
     Ok((listening, stopped))
 }
+
+/// Returns the result of the work, or `None` if a signal stopped it. The second signal ends the process without
+/// waiting until the work has cleaned up.
+pub(super) async fn until_stopped<T>(work: impl Future<Output = T>) -> Result<Option<T>> {
+    let (signals, stop) = listen()?;
+    let done = tokio::select! {
+        done = work => Some(done),
+        () = stop.cancelled() => None,
+    };
+    signals.abort();
+    Ok(done)
+}

@@ -15,7 +15,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use resnap_core::{LabelRequirement, LabeledLayers, Profile, Volumes};
 use resnap_unpacker::Configuration;
-use resnap_verity::Trust;
 use serde::Deserialize;
 
 use super::words::{
@@ -126,28 +125,6 @@ pub(super) struct SourcesSection {
 pub(super) struct IntegritySection {
     pub(super) authorities: Option<Vec<PathBuf>>,
     pub(super) signers: Option<Vec<PathBuf>>,
-}
-
-impl IntegritySection {
-    /// Reads the certificates, if there are any.
-    pub(super) fn trust(&self) -> Result<Option<Trust>> {
-        let all = |paths: &Option<Vec<PathBuf>>| paths.clone().unwrap_or_default();
-        let (authorities, signers) = (all(&self.authorities), all(&self.signers));
-        if authorities.is_empty() && signers.is_empty() {
-            return Ok(None);
-        }
-        let mut trust = Trust::new();
-        let read = |path: &Path| fs::read(path).with_context(|| format!("read {path:?}"));
-        for path in &authorities {
-            let added = trust.add_authorities(&read(path)?);
-            added.with_context(|| format!("[integrity] authorities: {path:?}"))?;
-        }
-        for path in &signers {
-            let added = trust.add_signers(&read(path)?);
-            added.with_context(|| format!("[integrity] signers: {path:?}"))?;
-        }
-        Ok(Some(trust))
-    }
 }
 
 /// A rule for images that are unpacked in advance.

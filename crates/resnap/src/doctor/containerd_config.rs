@@ -13,10 +13,11 @@ use toml::{Table, Value};
 use super::process::Process;
 
 /// The file that containerd reads if it is started with no other one.
-const DEFAULT_FILE: &str = "/etc/containerd/config.toml";
+pub(crate) const DEFAULT_FILE: &str = "/etc/containerd/config.toml";
 
 const IMAGES: &str = "io.containerd.cri.v1.images";
 const RUNTIME: &str = "io.containerd.cri.v1.runtime";
+const EROFS_SNAPSHOTTER: &str = "io.containerd.snapshotter.v1.erofs";
 const EROFS_DIFFER: &str = "io.containerd.differ.v1.erofs";
 /// The CRI plugin of containerd 1.
 const CRI: &str = "io.containerd.grpc.v1.cri";
@@ -79,6 +80,11 @@ impl ContainerdConfig {
     /// Returns a switch of a plugin; `None` if this containerd does not have it.
     fn switch(&self, plugin: &str, name: &str) -> Option<bool> {
         self.get(&["plugins", plugin, name])?.as_bool()
+    }
+
+    /// Returns the directories with caches of EROFS layers.
+    pub(crate) fn layer_caches(&self) -> Vec<String> {
+        self.texts(&["plugins", EROFS_SNAPSHOTTER, "layer_content_caches"])
     }
 
     /// Returns a switch of the CRI's images.
@@ -230,6 +236,8 @@ mod tests {
         root = "/nydus"
         [proxy_plugins.resnap]
         type = "diff"
+        [plugins.'io.containerd.snapshotter.v1.erofs']
+        layer_content_caches = ["/cache"]
     "#;
 
     const OLD: &str = r#"
@@ -254,6 +262,7 @@ mod tests {
     #[test]
     fn plugins_are_read() {
         let config = ContainerdConfig::parse(NEW).unwrap();
+        assert_eq!(config.layer_caches(), ["/cache"]);
         assert_eq!(config.platform_snapshotter("kata"), Some("nydus"));
         assert_eq!(config.platform_snapshotter("other"), None);
         assert_eq!(config.differs(), ["erofs", "walking"]);

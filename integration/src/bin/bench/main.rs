@@ -8,7 +8,8 @@
 //! to `target/bench/index.html`.
 //! The names of tables as arguments choose some.
 //!
-//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `images`, `proxy`, `pods`, `streams`, `hostile`, `apply` and `sibling`
+//! `RESNAP_BENCH_BINARY=PROGRAM` has `warm`, `images`, `proxy`, `pods`, `streams`, `hostile`, `apply`, `sibling`
+//! and `convert`
 //! measure another build of resnap as well, in turns with this one.
 
 // Printing is the purpose of this program.
@@ -16,6 +17,7 @@
 
 mod apply;
 mod cold;
+mod convert;
 mod fetch;
 mod herd;
 mod hostile;
@@ -62,6 +64,7 @@ const TABLES: &[(&str, Measure)] = &[
     ("fetch", fetch::run),
     ("pull", pull::run),
     ("verity", verity::run),
+    ("convert", convert::run),
 ];
 
 fn main() -> ExitCode {

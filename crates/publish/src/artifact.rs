@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Artifacts of an image that have no signatures yet.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use resnap_core::{
+    ArtifactSet, Descriptor, Destination, Digest, ErofsMode, Error, Kind, Payload, Platform,
+    Referrer, Result, erofs_layer, media_type,
+};
+use resnap_erofs::ErofsReader;
+use resnap_handler_wrapper::Choice;
+use resnap_verity::BlockSize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::blob_file::{FileBlob, FileRange, put_bytes};
+use crate::fault::{IoContext as _, blocking};
+use crate::image::SourceImage;
+use crate::layers::{Progress, WrittenLayer, write_layers};
+use crate::scratch::Scratch;
+use crate::tree::append_tree;
+
+/// The type of the artifact, whose config says what is to be signed.
+pub(crate) const UNSIGNED: &str = "application/vnd.resnap.dmverity.unsigned.v1";
+const UNSIGNED_CONFIG: &str = "application/vnd.resnap.dmverity.unsigned.v1+json";
+
+/// The artifacts of an image's layers, before they are signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnsignedArtifacts {
+    /// The manifest of the image.
+    pub subject: Descriptor,
+    /// The set of names: `containerd` or `notary`.
+    #[serde(with = "set_name")]
+    pub set: ArtifactSet,
+    /// The layers, the lowest first. One that an image has several times is here once.
+    pub layers: Vec<UnsignedLayer>,
+}
+
+/// The artifacts of a layer, before they are signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnsignedLayer {
+    /// The digest of the layer's blob.
+    pub layer: Digest,
+    /// The root hash: 64 lower-case hexadecimal digits, which are what is signed.
+    pub root_hash: String,
+    /// The index and the tree; none for a layer that is an EROFS image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub indexed: Option<UnsignedIndex>,
+}
+
+/// The index of a layer's tar, and the hash tree of both.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnsignedIndex {
+    /// The index.
+    pub index: Descriptor,
+    /// The hash tree with its superblock, as `veritysetup format` writes it to a device of its own.
+    pub tree: Descriptor,
+}
+
+/// Makes the artifacts of an image's layers for a platform, and stores them with the documents of the image, so that
+/// they can be signed there. The layers themselves are not stored.
+///
+/// # Errors
+/// Those of [`SourceImage::choose`], of reading layers, and of the destination.
+pub async fn build_artifacts(
+    image: &SourceImage,
+    platform: &Platform,
+    set: ArtifactSet,
+    to: &dyn Destination,
+    tag: &str,
+    progress: Arc<dyn Progress>,
+) -> Result<UnsignedArtifacts> {
+    let choice = image.choose(platform).await?;
+    let temporary = std::env::temp_dir();
+    let scratch = Scratch::new(&temporary).during("make a directory in", &temporary)?;
+    let (store, mode) = (scratch.join("store"), ErofsMode::TarIndex);
+    let written = write_layers(image, &choice, mode, &store, progress).await?;
+    let mut layers = BTreeMap::new();
+    let mut order = Vec::new();
+    for layer in written {
+        let digest = layer.descriptor.digest.clone();
+        if layers.contains_key(&digest) {
+            continue;
+        }
+        let (unsigned, blobs) = blocking(move || unsigned(&layer, set)).await?;
+        for blob in blobs {
+            blob.put(to).await?;
+        }
+        layers.insert(digest.clone(), unsigned);
+        order.push(digest);
+    }
+    let artifacts = UnsignedArtifacts {
+        subject: Descriptor {
+            annotations: BTreeMap::new(),
+            platform: None,
+            ..choice.manifest.clone()
+        },
+        set,
+        layers: order
+            .iter()
+            .filter_map(|digest| layers.remove(digest))
+            .collect(),
+    };
+    copy_documents(image, &choice, to, tag).await?;
+    let (referrer, bytes) = artifacts.manifest(to).await?;
+    to.put_referrer(&referrer, bytes, &artifacts.subject.digest)
+        .await?;
+    Ok(artifacts)
+}
+
+/// Stores the documents of an image that lead to a manifest, under a tag.
+async fn copy_documents(
+    image: &SourceImage,
+    choice: &Choice,
+    to: &dyn Destination,
+    tag: &str,
+) -> Result<()> {
+    let config = &choice.config_descriptor;
+    put_bytes(to, &config.media_type, image.document(config).await?.into()).await?;
+    let is_target = choice.manifest.digest == image.target.digest;
+    let manifest = image.document(&choice.manifest).await?;
+    let own = is_target.then_some(tag);
+    to.put_manifest(&choice.manifest, manifest, own).await?;
+    if !is_target {
+        let index = image.document(&image.target).await?;
+        to.put_manifest(&image.target, index, Some(tag)).await?;
+    }
+    Ok(())
+}
+
+/// Returns the artifacts of a layer, and the blobs of them.
+fn unsigned(layer: &WrittenLayer, set: ArtifactSet) -> Result<(UnsignedLayer, Vec<FileBlob>)> {
+    let digest = &layer.descriptor.digest;
+    let file = FileRange::whole(&layer.path)?;
+    if erofs_layer::is_image(&layer.descriptor) {
+        let own = erofs_layer::own_tree(&layer.descriptor).map_err(|reason| {
+            Error::new(Kind::InvalidArgument, "read layer", digest.as_str()).with_source(reason)
+        })?;
+        let root_hash = match own {
+            Some(own) => own.root_hash,
+            None => {
+                let block = BlockSize::B4096;
+                let tree = append_tree(&layer.path, (file.size, block.bytes()), block, digest)?;
+                tree.appended.root_hash.to_string()
+            }
+        };
+        let layer = UnsignedLayer {
+            layer: digest.clone(),
+            root_hash,
+            indexed: None,
+        };
+        return Ok((layer, Vec::new()));
+    }
+    let index = FileRange {
+        size: index_size(&layer.path)?,
+        ..file.clone()
+    };
+    let device = index.size + layer.tar_size;
+    let tree = append_tree(
+        &layer.path,
+        (device, set.padding()),
+        BlockSize::B512,
+        digest,
+    )?;
+    let offset = tree.appended.hash_offset;
+    let tree_range = FileRange {
+        offset,
+        size: tree.appended.size - offset,
+        path: layer.path.clone(),
+    };
+    let index = index.blob(set.media_type(Payload::Index))?;
+    let tree_blob = tree_range.blob(set.media_type(Payload::Tree))?;
+    let indexed = UnsignedIndex {
+        index: index.descriptor.clone(),
+        tree: tree_blob.descriptor.clone(),
+    };
+    let layer = UnsignedLayer {
+        layer: digest.clone(),
+        root_hash: tree.appended.root_hash.to_string(),
+        indexed: Some(indexed),
+    };
+    Ok((layer, vec![index, tree_blob]))
+}
+
+/// Returns the size of the index at the beginning of a file.
+fn index_size(path: &Path) -> Result<u64> {
+    let file = File::open(path).during("open", path)?;
+    let image = ErofsReader::open(file).map_err(|error| {
+        Error::new(Kind::Internal, "read", path.display().to_string()).with_source(error)
+    })?;
+    Ok(image.size())
+}
+
+impl UnsignedArtifacts {
+    /// Stores the config, and returns the manifest.
+    async fn manifest(&self, to: &dyn Destination) -> Result<(Referrer, Bytes)> {
+        let config = json!(self).to_string().into_bytes();
+        let config = put_bytes(to, UNSIGNED_CONFIG, config).await?;
+        let indexed = self
+            .layers
+            .iter()
+            .filter_map(|layer| layer.indexed.as_ref());
+        let blobs = indexed.flat_map(|indexed| [&indexed.index, &indexed.tree]);
+        let subject = &self.subject;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": media_type::OCI_MANIFEST,
+            "artifactType": UNSIGNED,
+            "config": config,
+            "layers": blobs.collect::<Vec<_>>(),
+            "subject": subject,
+        });
+        let bytes = Bytes::from(manifest.to_string());
+        let (digest, size) = (Digest::sha256(&bytes), bytes.len() as u64);
+        Ok((Referrer::new(UNSIGNED, digest, size), bytes))
+    }
+
+    /// Reads those of a manifest in an image's place.
+    pub(crate) async fn read(image: &SourceImage, referrer: &Referrer) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Manifest {
+            config: Descriptor,
+        }
+        let malformed = |error| {
+            let digest = referrer.descriptor.digest.as_str();
+            Error::new(Kind::InvalidArgument, "read artifact", digest).with_source(error)
+        };
+        let bytes = image.document(&referrer.descriptor).await?;
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(malformed)?;
+        let bytes = image.document(&manifest.config).await?;
+        serde_json::from_slice(&bytes).map_err(malformed)
+    }
+}
+
+/// The names of the sets.
+mod set_name {
+    use resnap_core::ArtifactSet;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Name {
+        Containerd,
+        Notary,
+    }
+
+    pub(super) fn serialize<S: Serializer>(set: &ArtifactSet, to: S) -> Result<S::Ok, S::Error> {
+        let name = match set {
+            ArtifactSet::Containerd => Name::Containerd,
+            ArtifactSet::Notary => Name::Notary,
+        };
+        serde::Serialize::serialize(&name, to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ArtifactSet, D::Error> {
+        Ok(match Name::deserialize(from)? {
+            Name::Containerd => ArtifactSet::Containerd,
+            Name::Notary => ArtifactSet::Notary,
+        })
+    }
+}

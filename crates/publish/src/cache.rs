@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! Layers in the layout of containerd's cache of EROFS layers (containerd 2.4 `docs/snapshotters/erofs.md`,
+//! `layer_content_caches`): `ALGORITHM/XX/HEX.erofs` by diff ID.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use resnap_core::{DiffId, Error, Kind, Platform, Result, erofs_layer};
+use resnap_erofs::ErofsReader;
+use resnap_handler_wrapper::Choice;
+use resnap_verity::BlockSize;
+use serde::Serialize;
+
+use crate::cache_dir::CacheDir;
+use crate::fault::{IoContext as _, blocking};
+use crate::image::SourceImage;
+use crate::layers::{Progress, WrittenLayer, write_alone};
+use crate::parents::needed_directory;
+use crate::scratch::Scratch;
+use crate::sidecar::{sidecar_of, write_sidecar};
+use crate::tree::append_tree;
+
+/// A layer of an image in a cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CachedLayer {
+    /// Its diff ID.
+    pub diff_id: DiffId,
+    /// Its path in the cache.
+    pub path: PathBuf,
+    /// The outcome.
+    #[serde(flatten)]
+    pub outcome: CacheOutcome,
+}
+
+/// The outcome of a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum CacheOutcome {
+    /// It was there already.
+    Existed,
+    /// It was written.
+    Written {
+        /// Its size in bytes, with its tree.
+        size: u64,
+    },
+    /// It was left out: containerd has no cache for layers that are EROFS images.
+    Native,
+    /// It was left out: it has files in a directory that it does not state, so that its image is another one on
+    /// other layers.
+    NeedsParents {
+        /// The directory.
+        directory: String,
+    },
+}
+
+/// Writes the layers of an image for a platform that are missing in a cache, with dm-verity trees or without. Any
+/// number of processes may build one cache, and containerd may read it: a file that is there is complete.
+///
+/// # Errors
+/// Those of [`SourceImage::choose`], of reading layers, and of writing.
+pub async fn build_cache(
+    image: &SourceImage,
+    platform: &Platform,
+    verity: bool,
+    dir: &Path,
+    progress: Arc<dyn Progress>,
+) -> Result<Vec<CachedLayer>> {
+    let choice = image.choose(platform).await?;
+    let cache = CacheDir::new(dir)?;
+    let builder = cache.clone();
+    let (scratch, _building) = blocking(move || {
+        let building = builder.build()?;
+        let scratch = Scratch::new(builder.path());
+        Ok((
+            scratch.during("make a directory in", builder.path())?,
+            building,
+        ))
+    })
+    .await?;
+    let missing = missing(&choice, &cache, verity);
+    let written = write_alone(image, &choice, &missing, &scratch.join("store"), progress).await?;
+    blocking(move || {
+        let mut builder = Builder {
+            cache,
+            verity,
+            written: written
+                .into_iter()
+                .map(|layer| (layer.diff_id.clone(), layer))
+                .collect(),
+            below: Vec::new(),
+            known: HashMap::new(),
+        };
+        let layers = choice.layers.iter().zip(&choice.config.diff_ids);
+        let placed = layers.map(|(layer, diff_id)| {
+            let outcome = match erofs_layer::is_image(layer) {
+                true => CacheOutcome::Native,
+                false => builder.place(diff_id)?,
+            };
+            Ok(CachedLayer {
+                diff_id: diff_id.clone(),
+                path: builder.cache.image(diff_id),
+                outcome,
+            })
+        });
+        let placed = placed.collect();
+        drop(scratch);
+        placed
+    })
+    .await
+}
+
+/// Returns the indexes of the layers to write, each diff ID once.
+fn missing(choice: &Choice, cache: &CacheDir, verity: bool) -> Vec<usize> {
+    let mut seen = std::collections::HashSet::new();
+    let layers = choice
+        .layers
+        .iter()
+        .zip(&choice.config.diff_ids)
+        .enumerate();
+    let missing = layers.filter(|(_, (layer, diff_id))| {
+        seen.insert(*diff_id) && !erofs_layer::is_image(layer) && !cache.has(diff_id, verity)
+    });
+    missing.map(|(index, _)| index).collect()
+}
+
+struct Builder {
+    cache: CacheDir,
+    verity: bool,
+    /// The layers that were missing.
+    written: HashMap<DiffId, WrittenLayer>,
+    /// The images of the layers below, the topmost first.
+    below: Vec<ErofsReader<Arc<File>>>,
+    /// The outcomes of the layers before.
+    known: HashMap<DiffId, CacheOutcome>,
+}
+
+impl Builder {
+    /// Moves a layer to its place in the cache, if it may be there.
+    fn place(&mut self, diff_id: &DiffId) -> Result<CacheOutcome> {
+        let path = match self.written.get(diff_id) {
+            Some(layer) => layer.path.clone(),
+            None => self.cache.image(diff_id),
+        };
+        let file = File::open(&path).during("open", &path)?;
+        let image = ErofsReader::open(Arc::new(file)).map_err(|error| unreadable(&path, error))?;
+        let needed = needed_directory(&image, &self.below);
+        let needed = needed.map_err(|error| unreadable(&path, error))?;
+        self.below.insert(0, image);
+        let outcome = match (needed, self.written.get(diff_id)) {
+            (Some(directory), _) => CacheOutcome::NeedsParents { directory },
+            (None, Some(_)) if self.known.contains_key(diff_id) => CacheOutcome::Existed,
+            (None, Some(layer)) => self.write(layer)?,
+            (None, None) => CacheOutcome::Existed,
+        };
+        self.known.insert(diff_id.clone(), outcome.clone());
+        Ok(outcome)
+    }
+
+    fn write(&self, layer: &WrittenLayer) -> Result<CacheOutcome> {
+        let (from, to) = (&layer.path, self.cache.image(&layer.diff_id));
+        let directory = self.cache.make_directory(&layer.diff_id)?;
+        // A copy: the layers above are still compared with the file.
+        let staged = from.with_file_name("staged");
+        fs::copy(from, &staged).during("copy to", &staged)?;
+        let size = staged.metadata().during("look at", &staged)?.len();
+        let sidecar = sidecar_of(&staged);
+        if self.verity {
+            let block = BlockSize::B4096;
+            let tree = append_tree(&staged, (size, block.bytes()), block, &layer.diff_id.0)?;
+            write_sidecar(&tree, &staged)?;
+        }
+        for path in [&staged, &sidecar] {
+            if *path == staged || self.verity {
+                publish_mode(path)?;
+            }
+        }
+        let size = staged.metadata().during("look at", &staged)?.len();
+        // containerd looks for the image, and takes the sidecar that is there then.
+        if self.verity {
+            let to = sidecar_of(&to);
+            fs::rename(&sidecar, &to).during("move to", &to)?;
+        }
+        fs::rename(&staged, &to).during("move to", &to)?;
+        let opened = File::open(&directory).during("open", &directory)?;
+        opened.sync_all().during("flush", &directory)?;
+        Ok(CacheOutcome::Written { size })
+    }
+}
+
+/// Lets everybody read a file, whatever the umask is, and flushes it to the disk.
+fn publish_mode(path: &Path) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644)).during("set the mode of", path)?;
+    let file = File::open(path).during("open", path)?;
+    file.sync_all().during("flush", path)
+}
+
+fn unreadable(path: &Path, error: resnap_erofs::ImageError) -> Error {
+    Error::new(Kind::DataLoss, "read", path.display().to_string()).with_source(error)
+}

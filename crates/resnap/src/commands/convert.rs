@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The resnap Authors
+
+//! `resnap convert`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use resnap_platforms::Platform;
+use resnap_publish::{
+    ConvertedFiles, FileForm, NativeForm, NativeImage, SourceImage, convert_to_files,
+    convert_to_native,
+};
+use resnap_unpacker::UnpackError;
+
+use super::signals::until_stopped;
+use crate::config::Config;
+use crate::destination::{self, LATEST};
+use crate::exit_status::ExitStatus;
+use crate::layer_bar::LayerBar;
+use crate::output::{Output, bytes};
+use crate::publish_args::ConvertArguments;
+use crate::source_image::source_image;
+use crate::version::MajorMinor;
+
+pub(crate) async fn run(
+    config: &Config,
+    arguments: ConvertArguments,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    if destination::is_named(&arguments.destination) {
+        require_readers(&arguments)?;
+        let image = source_image(config, &arguments.image).await?;
+        return to_native(config, &image, arguments, output).await;
+    }
+    let image = source_image(config, &arguments.image).await?;
+    to_files(&image, arguments, output).await
+}
+
+async fn to_files(
+    image: &SourceImage,
+    arguments: ConvertArguments,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    let platform = match &*arguments.platforms {
+        [] => Platform::host(),
+        [platform] => platform.clone(),
+        _ => bail!("files are of one platform, and --platform was given several times"),
+    };
+    let mut form = FileForm::default();
+    (form.merge, form.verity) = (arguments.merge, arguments.verity);
+    let bar = Arc::new(LayerBar::new());
+    let to = Path::new(&arguments.destination);
+    let converted = convert_to_files(image, &platform, form, to, Arc::clone(&bar) as _);
+    let converted = until_stopped(converted).await?;
+    bar.finish();
+    let Some(converted) = converted else {
+        return Ok(ExitStatus::Cancelled);
+    };
+    show_files(&converted.map_err(UnpackError::from)?, output)?;
+    Ok(ExitStatus::Done)
+}
+
+fn show_files(converted: &ConvertedFiles, output: &mut Output) -> Result<()> {
+    output.document(converted, |table| {
+        table.header(["FILE", "SIZE", "LAYERS", "ROOT HASH"]);
+        for file in &converted.files {
+            let root_hash = file.verity.as_ref().map(|tree| tree.root_hash.clone());
+            table.row([
+                file.path.display().to_string(),
+                bytes(file.size),
+                file.layers.len().to_string(),
+                root_hash.unwrap_or_default(),
+            ]);
+        }
+        for tree in converted
+            .files
+            .iter()
+            .filter_map(|file| file.verity.as_ref())
+        {
+            table.line(format!("dm table: {}", tree.table));
+        }
+    })
+}
+
+/// Checks that each containerd that is to use the image can take its layers, or none of another format.
+fn require_readers(arguments: &ConvertArguments) -> Result<()> {
+    if arguments.merge {
+        bail!(
+            "--merge writes one file, and {} is an image",
+            arguments.destination
+        );
+    }
+    let (format, oldest) = (arguments.format, arguments.oldest_containerd);
+    let since = format
+        .oldest_containerd()
+        .map(|(major, minor)| MajorMinor(major, minor));
+    if let Some(since) = since.filter(|since| oldest < *since) {
+        bail!(
+            "containerd {oldest} takes {format} layers for images, and mounts of them fail; {since} is the first that reads them: say --oldest-containerd {since}, or take another --format"
+        );
+    }
+    Ok(())
+}
+
+async fn to_native(
+    config: &Config,
+    image: &SourceImage,
+    arguments: ConvertArguments,
+    output: &mut Output,
+) -> Result<ExitStatus> {
+    let to = destination::open(config, &arguments.destination).await?;
+    let mut form = NativeForm::default();
+    (form.format, form.verity) = (arguments.format, arguments.verity);
+    let platforms = match arguments.platforms.is_empty() {
+        true => vec![Platform::host()],
+        false => arguments.platforms,
+    };
+    let bar = Arc::new(LayerBar::new());
+    let tag = to.tag.as_deref().unwrap_or(LATEST);
+    let (to, progress) = (&*to.destination, Arc::clone(&bar) as _);
+    let converted = convert_to_native(image, &platforms, &form, to, tag, progress);
+    let converted = until_stopped(converted).await?;
+    bar.finish();
+    let Some(converted) = converted else {
+        return Ok(ExitStatus::Cancelled);
+    };
+    show_native(
+        &converted.map_err(UnpackError::from)?,
+        &arguments.destination,
+        &form,
+        output,
+    )?;
+    Ok(ExitStatus::Done)
+}
+
+fn show_native(
+    converted: &NativeImage,
+    destination: &str,
+    form: &NativeForm,
+    output: &mut Output,
+) -> Result<()> {
+    output.document(converted, |table| {
+        table.line(format!(
+            "{destination} is now {}, and was made of {}",
+            converted.index, converted.source
+        ));
+        table.header([
+            "PLATFORM",
+            "MANIFEST",
+            "LAYERS",
+            "PLAIN MANIFEST, UNCHANGED",
+        ]);
+        for manifest in &converted.manifests {
+            table.row([
+                manifest.platform.to_string(),
+                manifest.digest.to_string(),
+                bytes(manifest.size),
+                manifest.plain.to_string(),
+            ]);
+        }
+        if !converted.left_out.is_empty() {
+            let platforms = converted.left_out.join(", ");
+            table.line(format!(
+                "left out, as {} has no content of them: {platforms}",
+                converted.source
+            ));
+        }
+        if form.format.oldest_containerd().is_none() {
+            table.line(format!(
+                "no release of containerd reads {} layers",
+                form.format
+            ));
+        }
+    })
+}
