@@ -97,7 +97,7 @@ pub(crate) fn index(file: File) -> io::Result<Index> {
     let mut places = HashMap::new();
     // Raw, as extended headers would be read whole. All names that matter fit into plain ones.
     for (count, entry) in archive.entries_with_seek()?.raw(true).enumerate() {
-        let entry = entry?;
+        let entry = entry.map_err(no_tar)?;
         if count == MAX_ENTRIES {
             return Err(io::Error::other(format!("more than {MAX_ENTRIES} files")));
         }
@@ -123,6 +123,11 @@ pub(crate) fn index(file: File) -> io::Result<Index> {
     });
     index.blobs.extend(layouts);
     Ok(index)
+}
+
+fn no_tar(error: io::Error) -> io::Error {
+    let text = format!("it is no tar archive, or is cut short: {error}");
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 /// Adds the images in the `manifest.json`, with their configs and layers.

@@ -9,6 +9,8 @@
 //! The images themselves can be listed, too ([`ArchiveSource::images`]). Those of `docker save` have no manifest; one
 //! is made of their config and layers.
 //!
+//! Of several places that have a blob, one whose bytes turned out to be wrong is asked last.
+//!
 //! An archive is indexed once, and again when its size or time of modification has changed. Compressed
 //! archives are not read: a blob in them has no place of its own.
 //!
@@ -25,6 +27,7 @@ mod index;
 mod layout;
 mod layout_files;
 mod referrers;
+mod rejections;
 mod source;
 
 pub use destination::LayoutDestination;

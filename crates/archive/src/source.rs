@@ -24,6 +24,7 @@ use crate::images::{self, ArchiveForm, ArchivedImage};
 use crate::index::{Index, index};
 use crate::layout::{self, Found, Wanted, is_layout};
 use crate::referrers::Walk;
+use crate::rejections::Rejections;
 
 /// The size of the pieces of a blob.
 const PIECE_BYTES: usize = 1 << 20;
@@ -34,6 +35,7 @@ const PIECE_BYTES: usize = 1 << 20;
 pub struct ArchiveSource {
     paths: Arc<[PathBuf]>,
     indexes: Arc<Mutex<HashMap<PathBuf, Indexed>>>,
+    rejections: Arc<Rejections>,
 }
 
 /// The version of an archive: its inode, size and time of modification.
@@ -49,6 +51,7 @@ impl ArchiveSource {
         Self {
             paths: paths.into_iter().map(Into::into).collect(),
             indexes: Arc::default(),
+            rejections: Arc::default(),
         }
     }
 
@@ -56,7 +59,7 @@ impl ArchiveSource {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if it does not exist; [`Kind::InvalidArgument`] if it is no archive or layout of this
-    /// form; [`Kind::Unavailable`] if it cannot be read.
+    /// form; [`Kind::PermissionDenied`] if this user may not read it; [`Kind::Unavailable`] if it cannot be read.
     pub async fn images(&self, path: &Path, form: ArchiveForm) -> Result<Vec<ArchivedImage>> {
         let (this, path) = (self.clone(), path.to_owned());
         let subject = path.display().to_string();
@@ -66,6 +69,7 @@ impl ArchiveSource {
             let kind = match error.kind() {
                 io::ErrorKind::NotFound => Kind::NotFound,
                 io::ErrorKind::InvalidData => Kind::InvalidArgument,
+                io::ErrorKind::PermissionDenied => Kind::PermissionDenied,
                 _ => Kind::Unavailable,
             };
             Error::new(kind, "list the images of", subject).with_source(error)
@@ -90,7 +94,8 @@ impl ArchiveSource {
         }
     }
 
-    async fn find(&self, blob: &MissingBlob) -> Result<Option<Found>> {
+    /// Finds a blob, and its place.
+    async fn find(&self, blob: &MissingBlob) -> Result<Option<(PathBuf, Found)>> {
         let digest = blob.descriptor.digest.clone();
         let (this, wanted) = (self.clone(), digest.clone());
         let found = spawn_blocking(move || this.find_blocking(&wanted));
@@ -100,10 +105,15 @@ impl ArchiveSource {
             .map_err(|error| failed(digest.as_str(), error))
     }
 
-    fn find_blocking(&self, digest: &Digest) -> io::Result<Option<Found>> {
-        for path in self.candidates() {
+    fn find_blocking(&self, digest: &Digest) -> io::Result<Option<(PathBuf, Found)>> {
+        let rejected = self.rejections.of(digest);
+        let (last, first): (Vec<_>, Vec<_>) = self
+            .candidates()
+            .into_iter()
+            .partition(|path| rejected.contains(path));
+        for path in first.into_iter().chain(last) {
             match self.open_in(&path, Wanted::Blob(digest)) {
-                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(Some(found)) => return Ok(Some((path, found))),
                 Ok(None) => {}
                 // One bad file must not hide the others.
                 Err(error) => tracing::debug!(?path, %error, "the archive cannot be read"),
@@ -218,6 +228,10 @@ impl BlobSource for ArchiveSource {
             .map_err(|error| failed(&text, io::Error::other(error)))
     }
 
+    fn reject(&self, blob: &MissingBlob) -> bool {
+        self.rejections.reject(&blob.descriptor.digest)
+    }
+
     async fn open(&self, blob: &MissingBlob, offset: u64) -> Result<ByteStream> {
         let subject = blob.descriptor.digest.to_string();
         let Some(found) = self.find(blob).await? else {
@@ -225,6 +239,8 @@ impl BlobSource for ArchiveSource {
             let error = Error::new(Kind::NotFound, "find in an archive", subject);
             return Err(error.with_source(format!("no archive in {paths:?} has it")));
         };
+        let (place, found) = found;
+        self.rejections.serve(&blob.descriptor.digest, &place);
         let (mut file, start, size) = match found {
             Found::File { file, offset, size } => (file, offset, size),
             Found::Made(bytes) => {
@@ -236,7 +252,7 @@ impl BlobSource for ArchiveSource {
         sought.map_err(|error| failed(&subject, error))?;
         let rest = size.saturating_sub(offset);
         let pieces = stream::unfold(Some((file, rest)), move |state| {
-            let subject = subject.clone();
+            let (subject, place) = (subject.clone(), place.clone());
             async move {
                 let (file, rest) = state.filter(|(_, rest)| *rest > 0)?;
                 let read = spawn_blocking(move || read_piece(file, rest)).await;
@@ -246,7 +262,12 @@ impl BlobSource for ArchiveSource {
                         let rest = rest - piece.len() as u64;
                         (Ok(piece), Some((file, rest)))
                     }
-                    Err(error) => (Err(failed(&subject, error)), None),
+                    Err(error) => {
+                        // Not that it is unavailable: another place may have it.
+                        let error = format!("{}: {error}", place.display());
+                        let damaged = Error::new(Kind::DataLoss, "read", subject);
+                        (Err(damaged.with_source(error)), None)
+                    }
                 })
             }
         });
@@ -352,6 +373,48 @@ mod tests {
         assert!(!source.has(&missing).await.unwrap());
         let error = read(&source, &missing, 0).await.unwrap_err();
         assert_eq!(error.kind(), Kind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_place_with_wrong_bytes_is_asked_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = b"of the right digest";
+        let wanted = blob(good);
+        let name = format!("blobs/sha256/{}", wanted.descriptor.digest.encoded());
+        // In the order in which they are asked.
+        for (place, bytes) in [("1", &b"of another digest"[..]), ("2", b"of"), ("4", good)] {
+            let path = dir.path().join(place).join(&name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(dir.path().join(place).join("oci-layout"), "{}").unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let cut = dir.path().join("3");
+        archive(&cut, &[(&name, &[7; 5000])]);
+        let file = File::options().write(true).open(&cut).unwrap();
+        file.set_len(1000).unwrap();
+
+        let source = ArchiveSource::new([dir.path()]);
+        let mut served = Vec::new();
+        for _ in 0..4 {
+            served.push(
+                read(&source, &wanted, 0)
+                    .await
+                    .map_err(|error| error.kind()),
+            );
+            if served.last().unwrap().as_deref() == Ok(good) {
+                break;
+            }
+            assert!(source.reject(&wanted), "another has it");
+        }
+        let wrong = [Ok(b"of another digest".to_vec()), Ok(b"of".to_vec())];
+        let cut = Err(Kind::DataLoss);
+        assert_eq!(served, [&wrong[..], &[cut, Ok(good.to_vec())]].concat());
+        assert!(source.reject(&wanted));
+        assert_eq!(
+            read(&source, &wanted, 0).await.unwrap(),
+            b"of another digest"
+        );
+        assert!(!source.reject(&wanted), "all were asked");
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use resnap_handler_wrapper::{
 };
 use tokio::time::timeout;
 
-use crate::fetch::open;
+use crate::fetch::{MAX_SERVERS, open};
 use crate::lease::{JobLease, LeaseKeeper};
 use crate::missing::{missing_blob, source_labels};
 use crate::planner::Planner;
@@ -205,8 +205,19 @@ fn with_tried(mut error: UnpackError, from: Vec<Tried>) -> UnpackError {
     error
 }
 
-/// Reads a document from a source, and checks it.
+/// Reads a document from a source, whose next server is asked if the bytes of one are wrong.
 async fn read(source: &dyn BlobSource, blob: &MissingBlob) -> Result<Bytes> {
+    for _ in 1..MAX_SERVERS {
+        match read_once(source, blob).await {
+            Err(error) if error.kind() == Kind::DataLoss && source.reject(blob) => {}
+            read => return read,
+        }
+    }
+    read_once(source, blob).await
+}
+
+/// Reads a document from a source, and checks it.
+async fn read_once(source: &dyn BlobSource, blob: &MissingBlob) -> Result<Bytes> {
     let Descriptor { digest, size, .. } = &blob.descriptor;
     let wrong = |kind, reason| Err(Error::new(kind, "fetch", digest.as_str()).with_source(reason));
     if *size > MAX_DOCUMENT_BYTES as u64 {

@@ -39,7 +39,7 @@ const PACE_WINDOW: Duration = Duration::from_secs(300);
 
 /// The number of servers of a source whose bytes of a blob may be wrong or too slow. A source forgets which
 /// it has rejected, and a fetch from all of them takes time.
-const MAX_SERVERS: usize = 8;
+pub(crate) const MAX_SERVERS: usize = 8;
 
 /// The pace of a transfer.
 struct Pace {
