@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use resnap_core::{ContentInfo, Digest, Labels};
@@ -109,6 +110,29 @@ pub(crate) fn delete(
 ) -> Result<(), Fault> {
     transaction.execute("DELETE FROM blobs WHERE digest = ?1", [digest.as_str()])?;
     unlink(&layout.blob(digest))
+}
+
+/// Removes a blob whose bytes are not those of its digest, as they were read from `file`, so that it is fetched again.
+/// The labels stay: what they keep is not wrong. Nobody else may be writing.
+pub(crate) fn remove_damaged(layout: &Layout, digest: &Digest, file: &File) -> Result<(), Fault> {
+    let path = layout.blob(digest);
+    match require_same(file, &path) {
+        Ok(()) => unlink(&path),
+        // Another process did it, and may have fetched the blob.
+        Err(fault) if fault.is_missing() => Ok(()),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Checks that a path leads to an open file.
+pub(crate) fn require_same(file: &File, path: &Path) -> Result<(), Fault> {
+    let inode = file.metadata()?.ino();
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.ino() == inode => Ok(()),
+        Ok(_) => Err(Fault::missing()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Fault::missing()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Removes a file, if it exists.

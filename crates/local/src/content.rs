@@ -5,20 +5,21 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
+use std::future::ready;
 use std::io::{self, Read as _};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use resnap_core::{
-    ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Labels, Result, Scope,
+    ByteStream, ContentInfo, ContentLabeler, ContentReader, Digest, Hasher, Kind, Labels, Result,
+    Scope,
 };
-use tokio::task::spawn_blocking;
 
 use crate::blobs;
 use crate::fault::Fault;
 use crate::local::Local;
-use crate::state::is_own;
+use crate::state::{State, is_own};
 use crate::store::check_labels;
 
 /// The size of the pieces of a blob.
@@ -35,32 +36,49 @@ impl ContentReader for Local {
         .await
     }
 
+    /// Returns no blob that has the size of a document and is damaged, and removes it. A larger one is removed
+    /// once it has been read.
     async fn open(&self, scope: &Scope, digest: &Digest) -> Result<ByteStream> {
         let wanted = digest.clone();
-        let file = self
+        let (first, rest) = self
             .call_in(scope, "read content", digest.as_str(), move |state| {
-                blobs::open(&state.layout, &wanted)
+                let mut reading = Reading {
+                    file: blobs::open(&state.layout, &wanted)?,
+                    hasher: wanted.hasher(),
+                    digest: wanted,
+                };
+                let piece = reading.next()?;
+                if !is_last(&piece) {
+                    return Ok((piece, Some(reading)));
+                }
+                match reading.end(state)? {
+                    None => Ok((piece, None)),
+                    Some(damage) => Err(Fault::Refused(Kind::NotFound, damage)),
+                }
             })
             .await?;
-        let subject = digest.to_string();
-        let pieces = stream::unfold(Some(file), move |file| {
-            let subject = subject.clone();
+        let (local, subject) = (self.clone(), digest.to_string());
+        let pieces = stream::unfold(rest, move |rest| {
+            let (local, subject) = (local.clone(), subject.clone());
             async move {
-                let read = spawn_blocking(move || file.map(read_piece).transpose()).await;
-                let read = read.map_err(io::Error::other).and_then(|read| read);
-                match read {
-                    Ok(read) => {
-                        let (piece, file) = read?;
-                        (!piece.is_empty()).then_some((Ok(piece), Some(file)))
+                let mut reading = rest?;
+                let next = local.call("read content", &subject, |state| {
+                    let piece = reading.next()?;
+                    if !is_last(&piece) {
+                        return Ok((piece, Some(reading)));
                     }
-                    Err(error) => {
-                        let error = Fault::File(error).of("read content", &subject);
-                        Some((Err(error), None))
-                    }
-                }
+                    // Whoever reads the bytes checks them.
+                    reading.end(state)?;
+                    Ok((piece, None))
+                });
+                Some(match next.await {
+                    Ok((piece, rest)) => (Ok(piece), rest),
+                    Err(error) => (Err(error), None),
+                })
             }
         });
-        Ok(pieces.boxed())
+        let pieces = stream::iter([Ok(first)]).chain(pieces);
+        Ok(pieces.try_filter(|piece| ready(!piece.is_empty())).boxed())
     }
 
     async fn existing(&self, scope: &Scope, digests: &[Digest]) -> Result<HashSet<Digest>> {
@@ -83,10 +101,40 @@ impl ContentReader for Local {
     }
 }
 
-fn read_piece(mut file: File) -> io::Result<(Bytes, File)> {
-    let mut piece = Vec::new();
-    (&mut file).take(PIECE_BYTES).read_to_end(&mut piece)?;
-    Ok((piece.into(), file))
+/// A blob that is being read.
+struct Reading {
+    file: File,
+    digest: Digest,
+    hasher: Hasher,
+}
+
+impl Reading {
+    /// Reads the next piece.
+    fn next(&mut self) -> io::Result<Bytes> {
+        let mut piece = Vec::new();
+        (&self.file).take(PIECE_BYTES).read_to_end(&mut piece)?;
+        self.hasher.update(&piece);
+        Ok(piece.into())
+    }
+
+    /// Removes the blob if it is damaged, and returns what is wrong.
+    fn end(self, state: &State) -> Result<Option<String>, Fault> {
+        let (wanted, found) = (&self.digest, self.hasher.digest());
+        if found == *wanted {
+            return Ok(None);
+        }
+        state
+            .store
+            .write(|_| blobs::remove_damaged(&state.layout, wanted, &self.file))?;
+        tracing::warn!(%wanted, %found, "a damaged blob was removed");
+        Ok(Some(format!(
+            "it was damaged, with the digest {found}, and was removed"
+        )))
+    }
+}
+
+fn is_last(piece: &Bytes) -> bool {
+    (piece.len() as u64) < PIECE_BYTES
 }
 
 #[async_trait]

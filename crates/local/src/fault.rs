@@ -27,6 +27,10 @@ impl Fault {
         Self::Refused(Kind::AlreadyExists, "it exists".to_owned())
     }
 
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused(Kind::NotFound, _))
+    }
+
     /// Returns the error of `operation` on `subject`.
     pub(crate) fn of(self, operation: &'static str, subject: &str) -> Error {
         let error = |kind| Error::new(kind, operation, subject);

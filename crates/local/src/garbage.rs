@@ -59,6 +59,15 @@ pub(crate) fn collect(state: &State, now: SystemTime) -> Result<(), Fault> {
     ALL.into_iter().try_for_each(|name| empty(layout, name))
 }
 
+/// Collects garbage after something else that has been done, whatever comes of it.
+pub(crate) fn collect_leniently(state: &State) {
+    if let Err(fault) = collect(state, SystemTime::now()) {
+        let error = fault.of("collect", "garbage");
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(error, "garbage stays until the next collection");
+    }
+}
+
 fn expire(transaction: &Transaction<'_>, now: SystemTime) -> Result<(), Fault> {
     let mut statement = transaction.prepare("SELECT id, labels FROM leases")?;
     let mut leases = statement.query([])?;

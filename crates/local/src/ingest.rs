@@ -5,9 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -77,14 +75,14 @@ impl ContentWriter for Local {
     }
 
     async fn abort(&self, scope: &Scope, name: &str) -> Result<()> {
-        let wanted = name.to_owned();
+        let (called, wanted) = (scope.clone(), name.to_owned());
         self.call_in(scope, "abort ingest", name, move |state| {
             state.store.write(|transaction| {
                 let path = state.layout.ingest(&wanted);
                 if !path.try_exists()? {
                     return Err(Fault::missing());
                 }
-                resource::release(transaction, &Resource::Ingest(wanted))?;
+                resource::release(transaction, &called, &Resource::Ingest(wanted))?;
                 blobs::unlink(&path)
             })
         })
@@ -167,12 +165,17 @@ impl Written {
             require_new(layout, &blob.digest)?;
             let content = Resource::Content(blob.digest.clone());
             resource::hold(transaction, &commit.scope, &content)?;
-            blobs::set_labels(transaction, &blob.digest, &commit.labels)
+            // Those of a blob that was damaged or lost keep what was made of it.
+            let mut labels = blobs::labels(transaction, &blob.digest)?;
+            labels.extend(commit.labels.clone());
+            blobs::set_labels(transaction, &blob.digest, &labels)
         })?;
         state.store.write(|transaction| {
             require_new(layout, &blob.digest)?;
-            require_same(&self.file, &from)?;
-            resource::release(transaction, &Resource::Ingest(commit.name.clone()))?;
+            // The ingest was removed while it was written, if its lease has ended.
+            blobs::require_same(&self.file, &from)?;
+            let ingest = Resource::Ingest(commit.name.clone());
+            resource::release(transaction, &commit.scope, &ingest)?;
             let directory = to.parent().unwrap_or(&to);
             DirBuilder::new()
                 .recursive(true)
@@ -190,17 +193,6 @@ fn require_new(layout: &Layout, digest: &Digest) -> Result<(), Fault> {
         Ok(_) => Err(Fault::taken()),
         Err(Fault::Refused(..)) => Ok(()),
         Err(fault) => Err(fault),
-    }
-}
-
-/// Checks that an ingest was not removed while it was written, as it is when its lease has ended.
-fn require_same(file: &File, path: &Path) -> Result<(), Fault> {
-    let inode = file.metadata()?.ino();
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.ino() == inode => Ok(()),
-        Ok(_) => Err(Fault::missing()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Fault::missing()),
-        Err(error) => Err(error.into()),
     }
 }
 

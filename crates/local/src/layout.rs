@@ -16,11 +16,31 @@ use crate::snapshotters::ALL;
 /// The marker of an OCI layout (image-spec `image-layout.md`).
 const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
+/// The file that makes a directory a store.
+const DATABASE: &str = "state.db";
+
 /// The paths below the root.
 #[derive(Debug)]
 pub(crate) struct Layout(PathBuf);
 
 impl Layout {
+    /// Checks that there is a store.
+    pub(crate) fn require(root: &Path) -> Result<()> {
+        let failed = |kind| Error::new(kind, "open the store", root.display().to_string());
+        let what = match root.try_exists() {
+            Err(error) => return Err(failed(Kind::PermissionDenied).with_source(error)),
+            Ok(false) => "there is no such directory",
+            Ok(true) => "the directory is no store of resnap",
+        };
+        match root.join(DATABASE).try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(failed(Kind::NotFound).with_source(format!(
+                "{what}: name that of a store, which is created with its first image"
+            ))),
+            Err(error) => Err(failed(Kind::PermissionDenied).with_source(error)),
+        }
+    }
+
     /// Creates the directories that are missing. The root must belong to this user, nobody else may write to it,
     /// and it must be a store already or have nothing in it: garbage collection removes what it does not know.
     pub(crate) fn create(root: PathBuf) -> Result<Self> {
@@ -99,7 +119,7 @@ impl Layout {
     }
 
     pub(crate) fn database(&self) -> PathBuf {
-        self.0.join("state.db")
+        self.0.join(DATABASE)
     }
 
     pub(crate) fn index(&self) -> PathBuf {

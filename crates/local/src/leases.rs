@@ -7,32 +7,24 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use resnap_core::{Labels, LeaseId, LeaseInfo, Leases, Resource, Result, Scope};
+use rusqlite::Transaction;
 
 use crate::fault::Fault;
-use crate::garbage::collect;
+use crate::garbage::{collect, collect_leniently};
+use crate::lease_rows::{delete, insert};
 use crate::local::Local;
 use crate::resource;
 use crate::state::is_own;
-use crate::store::{check_labels, labels_text, nanoseconds, parse_labels, time};
+use crate::store::{parse_labels, time};
 
 #[async_trait]
 impl Leases for Local {
     async fn create(&self, scope: &Scope, lease: &LeaseId, labels: &Labels) -> Result<()> {
         let (id, labels) = (lease.clone(), labels.clone());
-        let work = move |transaction: &rusqlite::Transaction<'_>| {
-            check_labels(&labels)?;
-            let created = nanoseconds(SystemTime::now());
-            let inserted = transaction.execute(
-                "INSERT OR IGNORE INTO leases VALUES (?1, ?2, ?3)",
-                (&*id.0, created, labels_text(&labels)),
-            )?;
-            match inserted {
-                0 => Err(Fault::taken()),
-                _ => Ok(()),
-            }
-        };
-        self.call_in(scope, "create lease", &lease.0, |state| {
-            state.store.write(work)
+        self.call_in(scope, "create lease", &lease.0, move |state| {
+            state
+                .store
+                .write(|transaction| insert(transaction, &id, &labels))
         })
         .await
     }
@@ -41,17 +33,10 @@ impl Leases for Local {
     async fn delete(&self, scope: &Scope, lease: &LeaseId) -> Result<()> {
         let id = lease.clone();
         self.call_in(scope, "delete lease", &lease.0, move |state| {
-            state.store.write(|transaction| {
-                match transaction.execute("DELETE FROM leases WHERE id = ?1", [&*id.0])? {
-                    0 => Err(Fault::missing()),
-                    _ => Ok(()),
-                }
-            })?;
-            if let Err(fault) = collect(state, SystemTime::now()) {
-                let error = fault.of("collect", "garbage");
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "garbage stays until the next collection");
+            if !state.store.write(|transaction| delete(transaction, &id))? {
+                return Err(Fault::missing());
             }
+            collect_leniently(state);
             Ok(())
         })
         .await
@@ -113,7 +98,7 @@ impl Leases for Local {
     }
 }
 
-fn all(transaction: &rusqlite::Transaction<'_>) -> Result<Vec<LeaseInfo>, Fault> {
+fn all(transaction: &Transaction<'_>) -> Result<Vec<LeaseInfo>, Fault> {
     let mut statement = transaction.prepare("SELECT id, created, labels FROM leases")?;
     let mut rows = statement.query([])?;
     let mut leases = Vec::new();

@@ -33,6 +33,12 @@
 //!
 //! The content of a layer is on the disk before its commit is, so that a loss of power leaves whole layers or none.
 //!
+//! # Damage
+//!
+//! A blob whose bytes turn out to be those of another digest while they are read is removed, and a committed snapshot
+//! whose files are gone counts as missing, as do those above: an engine then fetches and makes them again. Nothing is
+//! read to find damage.
+//!
 //! # Garbage
 //!
 //! The rules are containerd's. Garbage is collected whenever a lease is deleted, and by
@@ -51,9 +57,11 @@ mod index;
 mod ingest;
 mod introspection;
 mod layout;
+mod lease_rows;
 mod leases;
 mod local;
 mod mounts;
+mod records;
 mod removal;
 mod resource;
 mod rows;
@@ -61,6 +69,8 @@ mod snapshots;
 mod snapshotters;
 mod state;
 mod store;
+mod whole;
+mod work;
 
 pub use local::Local;
 

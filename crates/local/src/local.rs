@@ -5,14 +5,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use resnap_applier::ApplierSettings;
-use resnap_core::{Descriptor, Error, Image, Kind, Ports, Result, Scope};
+use resnap_core::{Error, Image, Kind, Ports, Result, Scope};
 use tokio::task::spawn_blocking;
 
 use crate::applier::{LayerByLayer, NoFallback};
 use crate::fault::Fault;
-use crate::index::Index;
+use crate::records;
 use crate::state::{NAMESPACE, State, is_own};
 
 /// A store of images and their snapshots in a directory. Several processes may use it at once. Clones are the
@@ -24,6 +25,9 @@ impl Local {
     /// The namespace of all that is in a store.
     pub const NAMESPACE: &str = NAMESPACE;
 
+    /// The time for which [`Local::keep_image`] keeps the content of an image.
+    pub const KEPT: Duration = Duration::from_secs(3600);
+
     /// Opens the store in a directory, which is created if it does not exist. It must belong to this user.
     ///
     /// # Errors
@@ -31,9 +35,23 @@ impl Local {
     /// [`Kind::FailedPrecondition`] if it cannot be created, or another version of resnap made it;
     /// [`Kind::DataLoss`] if its database is damaged.
     pub async fn open(root: impl Into<PathBuf>) -> Result<Self> {
-        let root = root.into();
+        Self::open_by(root.into(), State::open).await
+    }
+
+    /// Opens the store in a directory, and creates nothing.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if there is no store, and those of [`Local::open`].
+    pub async fn open_existing(root: impl Into<PathBuf>) -> Result<Self> {
+        Self::open_by(root.into(), State::open_existing).await
+    }
+
+    async fn open_by(
+        root: PathBuf,
+        open: impl FnOnce(PathBuf) -> Result<State> + Send + 'static,
+    ) -> Result<Self> {
         let subject = root.display().to_string();
-        let opened = spawn_blocking(move || State::open(root)).await;
+        let opened = spawn_blocking(move || open(root)).await;
         let opened = opened.map_err(|error| {
             Error::new(Kind::Internal, "open the store", subject).with_source(error)
         })?;
@@ -65,49 +83,42 @@ impl Local {
         root.join("run")
     }
 
+    /// Keeps the content of an image that has no record yet, for [`Local::KEPT`] from the last call on. An engine
+    /// can make it ready meanwhile, while another image has the name.
+    ///
+    /// # Errors
+    /// [`Kind::ResourceExhausted`] if there is no space.
+    pub async fn keep_image(&self, image: &Image) -> Result<()> {
+        let kept = image.clone();
+        self.call("keep image", &image.name, move |state| {
+            records::keep(state, &kept, Self::KEPT)
+        })
+        .await
+    }
+
     /// Records an image, in the place of the one with this name if there is one. Its content may be missing:
-    /// an engine fetches it from its sources.
+    /// an engine fetches it from its sources. What the other alone kept is removed after [`Local::keep_image`], and
+    /// goes with the next garbage collection otherwise.
     ///
     /// # Errors
     /// [`Kind::ResourceExhausted`] if there is no space; [`Kind::DataLoss`] if the index of the layout is
     /// damaged.
     pub async fn set_image(&self, image: &Image) -> Result<()> {
-        let (name, target) = (image.name.clone(), image.target.clone());
-        self.change_images("record image", &image.name, move |index| {
-            index.set(&name, Some(&target));
-            Ok(())
+        let new = image.clone();
+        self.call("record image", &image.name, move |state| {
+            records::set(state, &new)
         })
         .await
     }
 
-    /// Removes the record of an image. What only it kept goes with the next garbage collection.
+    /// Removes the record of an image, and what only it kept.
     ///
     /// # Errors
     /// [`Kind::NotFound`] if there is no image of this name, and those of [`Local::set_image`].
     pub async fn remove_image(&self, name: &str) -> Result<()> {
         let image = name.to_owned();
-        self.change_images("remove image", name, move |index| {
-            match index.set(&image, None::<&Descriptor>) {
-                true => Ok(()),
-                false => Err(Fault::missing()),
-            }
-        })
-        .await
-    }
-
-    async fn change_images(
-        &self,
-        operation: &'static str,
-        name: &str,
-        change: impl FnOnce(&mut Index) -> Result<(), Fault> + Send + 'static,
-    ) -> Result<()> {
-        self.call(operation, name, move |state| {
-            // The transaction is the lock of the file.
-            state.store.write(|_| {
-                let mut index = Index::read(&state.layout)?;
-                change(&mut index)?;
-                index.write(&state.layout)
-            })
+        self.call("remove image", name, move |state| {
+            records::remove(state, &image)
         })
         .await
     }

@@ -77,12 +77,19 @@ pub(crate) fn hold(
     }
 }
 
-/// Removes a resource from all leases.
-pub(crate) fn release(transaction: &Transaction<'_>, resource: &Resource) -> Result<(), Fault> {
+/// Removes a resource from the lease of a call, if it has one.
+pub(crate) fn release(
+    transaction: &Transaction<'_>,
+    scope: &Scope,
+    resource: &Resource,
+) -> Result<(), Fault> {
+    let Some(lease) = &scope.lease else {
+        return Ok(());
+    };
     let (kind, name) = row(resource);
     transaction.execute(
-        "DELETE FROM resources WHERE kind = ?1 AND name = ?2",
-        (kind, name),
+        "DELETE FROM resources WHERE lease = ?1 AND kind = ?2 AND name = ?3",
+        (&*lease.0, kind, name),
     )?;
     Ok(())
 }

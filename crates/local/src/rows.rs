@@ -183,17 +183,19 @@ pub(crate) fn get(
     find(transaction, snapshotter, key)?.ok_or_else(Fault::missing)
 }
 
-/// Returns the numbers of the committed snapshot `top` and of those below, the topmost first.
+/// Returns the numbers of the committed snapshot `top` and of those below, the topmost first. Those that are not
+/// `there` do not exist.
 pub(crate) fn chain(
     transaction: &Transaction<'_>,
     snapshotter: &str,
     top: Option<&SnapshotKey>,
+    is_there: impl Fn(&Row) -> bool,
 ) -> Result<Vec<i64>, Fault> {
     let mut chain = Vec::new();
     let mut next = top.cloned();
     while let Some(key) = next {
         let row = find(transaction, snapshotter, &key)?;
-        let row = row.filter(|row| row.kind == SnapshotKind::Committed);
+        let row = row.filter(|row| row.kind == SnapshotKind::Committed && is_there(row));
         let row = row.ok_or_else(|| {
             let text = format!("the snapshot below, {key}, does not exist");
             Fault::Refused(Kind::NotFound, text)

@@ -25,6 +25,12 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Opens the store in a directory that has one.
+    pub(crate) fn open_existing(root: PathBuf) -> Result<Self> {
+        Layout::require(&root)?;
+        Self::open(root)
+    }
+
     /// Opens the store in a directory, which is created if it does not exist.
     pub(crate) fn open(root: PathBuf) -> Result<Self> {
         let layout = Layout::create(root)?;

@@ -79,7 +79,7 @@ pub enum UnpackError {
         others: Vec<Platform>,
     },
     /// containerd has no such snapshotter, or it did not load.
-    #[error("no snapshotter {snapshotter:?} in this containerd{}; it has {}", because(failure), available.join(", "))]
+    #[error("no snapshotter {snapshotter:?}{}; there are {}", because(failure), available.join(", "))]
     NoSuchSnapshotter {
         /// As the caller wrote it.
         snapshotter: String,

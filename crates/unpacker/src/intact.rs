@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Blobs that are read again before a layer is removed to be made of them.
+//! Blobs that are read again: before a layer is removed to be made of them, and if a layer that was made of one is
+//! wrong.
 
 use std::ops::Range;
 
@@ -23,7 +24,8 @@ pub(crate) async fn require_intact(chain: &Chain, layers: Range<usize>) -> Resul
     Ok(())
 }
 
-async fn read(chain: &Chain, index: usize) -> Result<(), Error> {
+/// Checks that the blob of a layer, if it is on the node, has its digest.
+pub(crate) async fn read(chain: &Chain, index: usize) -> Result<(), Error> {
     let (backend, digest) = (&chain.backend, &chain.layers()[index].descriptor.digest);
     let mut stream = match backend.ports.content.open(&backend.scope, digest).await {
         // It is fetched while the layer is made.

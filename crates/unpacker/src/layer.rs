@@ -18,6 +18,7 @@ use crate::artifacts::{find_signatures, reject_artifact};
 use crate::backoff::is_limit;
 use crate::chain::{ATTEMPTS, Chain};
 use crate::event::{LayerOutcome, Phase};
+use crate::intact::read;
 use crate::monitor::JobMonitor;
 use crate::plan::PlannedLayer;
 use crate::supply::Supply;
@@ -327,6 +328,14 @@ impl MissingLayer<'_> {
         if !is_right {
             return Ok(None);
         }
+        self.check_diff_id(applied).await
+    }
+
+    /// Checks that a layer that was written is the image's. Returns `None` if its content has to come from another
+    /// source.
+    async fn check_diff_id(&self, applied: Applied) -> Result<Option<Applied>, UnpackError> {
+        let (chain, job, layer) = (self.chain, &self.chain.job, self.layer());
+        let supply = &self.batch.supply;
         let Some(computed) = applied
             .diff_id
             .clone()
@@ -334,6 +343,20 @@ impl MissingLayer<'_> {
         else {
             return Ok(Some(applied));
         };
+        // The image may be right, and the blob damaged.
+        let read = tokio::select! {
+            read = read(chain, self.index) => read,
+            () = job.cancelled() => return Err(job.cancelled_error()),
+        };
+        let unpacked = Error::new(Kind::DataLoss, "unpack", layer.descriptor.digest.as_str());
+        let unpacked =
+            unpacked.with_source(format!("its blob is damaged: it unpacks to {computed}"));
+        if supply.copied_from(self.index).is_none()
+            && supply.fall_back(chain, self.index, &unpacked).await?
+        {
+            return Ok(None);
+        }
+        read.map_err(|error| self.failed(error))?;
         Err(UnpackError::WrongDiffId {
             image: job.spec.title.clone(),
             digest: layer.descriptor.digest.clone(),

@@ -366,6 +366,10 @@ impl Supply {
             if adopted.unwrap_or(true) {
                 return Ok(false);
             }
+            if !error.is_not_found() {
+                // It was there, and the content store has removed it since, as damaged.
+                self.add_tried(index, "content store", error.clone());
+            }
         }
         self.advance(chain, index).await;
         self.require_way(chain, index).await?;

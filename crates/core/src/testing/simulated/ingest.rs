@@ -6,7 +6,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::state::not_found;
+use super::state::{Namespace, not_found};
 use super::{Operation, Simulated};
 use crate::{ContentWriter, Descriptor, Error, Ingest, Kind, Labels, Result, Scope};
 
@@ -56,12 +56,21 @@ impl ContentWriter for Simulated {
     async fn abort(&self, scope: &Scope, name: &str) -> Result<()> {
         let (scope, ingest) = (scope.clone(), name.to_owned());
         self.call(Operation::AbortIngest, name, move |state| {
-            let removed = state.namespace(&scope.namespace).ingests.remove(&ingest);
-            removed
-                .map(drop)
-                .ok_or_else(|| not_found("abort ingest", ingest))
+            let namespace = state.namespace(&scope.namespace);
+            let removed = namespace.ingests.remove(&ingest);
+            removed.ok_or_else(|| not_found("abort ingest", &ingest))?;
+            release(namespace, &scope, &ingest);
+            Ok(())
         })
         .await
+    }
+}
+
+/// Removes an ingest from the lease of a call.
+fn release(namespace: &mut Namespace, scope: &Scope, name: &str) {
+    let lease = scope.lease.as_ref();
+    if let Some(lease) = lease.and_then(|lease| namespace.leases.get_mut(&lease.0)) {
+        lease.ingests.remove(name);
     }
 }
 
@@ -123,6 +132,7 @@ impl Ingest for OpenIngest {
                 if let Some(lease) = &scope.lease {
                     namespace.lease(lease)?.content.insert(digest.clone());
                 }
+                release(namespace, &scope, &name);
                 let (bytes, _) = namespace.ingests.remove(&name).unwrap_or_default();
                 namespace.blobs.insert(digest.clone(), (bytes, labels));
                 Ok(())
