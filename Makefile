@@ -24,7 +24,7 @@ build: setup ## Build everything, tests too
 	@# Also the tests: without them cargo would choose other features, and build twice.
 	cargo build --workspace --all-targets --locked
 
-demo: build ## Show resnap at work on a real containerd; needs root
+demo: build ## Show resnap at work on a real containerd; without root, the local engine
 	$(TARGET)/debug/demo
 
 bench: build ## Measure resnap on a real containerd, next to ctr; needs root

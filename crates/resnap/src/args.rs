@@ -161,6 +161,11 @@ pub(crate) enum Command {
     Serve(ServeArguments),
     /// List the snapshotters, their capabilities and whether they need labels
     Snapshotters,
+    /// Remove images of the local engine, and what only they needed
+    ///
+    /// The layers that a container stands on stay until its snapshot is removed. Images of containerd are removed
+    /// by `crictl rmi` or `ctr images rm`.
+    Remove(RemoveArguments),
     /// Show the configuration of the daemon
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -196,10 +201,11 @@ impl Command {
             | Self::Verify(_)
             | Self::Images
             | Self::Leases(_)
+            | Self::Remove(_)
             | Self::Snapshotters => Ok(()),
             _ => bail!(
                 "this command is about containerd or the daemon; --engine local has unpack, check, verify, \
-                 images, snapshotters and leases"
+                 images, remove, snapshotters and leases"
             ),
         }
     }
@@ -338,6 +344,14 @@ pub(crate) struct LeasesArguments {
     /// Delete orphaned leases; layers that only they hold are unpacked again when they are needed
     #[arg(long)]
     pub(crate) sweep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArguments {
+    /// An exact name, as `resnap images` lists it, the place of an image (oci:PATH:TAG, docker://REFERENCE), or a
+    /// Docker name
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ pub(crate) mod install;
 pub(crate) mod jobs;
 pub(crate) mod leases;
 pub(crate) mod migrate;
+pub(crate) mod remove;
 mod signals;
 pub(crate) mod snapshotters;
 pub(crate) mod unpack;

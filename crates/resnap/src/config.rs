@@ -26,6 +26,7 @@ use resnap_local::Local;
 use resnap_unpacker::Configuration;
 
 use crate::args::{Common, EngineWord, ServeArguments};
+use crate::pending_images::PendingImages;
 
 pub(crate) use file::Rule;
 use file::{File, UnpackSection};
@@ -44,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) file: Setting<Option<PathBuf>>,
     /// The directory of the local engine; `None` for containerd.
     pub(crate) local: Option<PathBuf>,
+    /// The images that the local engine is to record.
+    pub(crate) pending: Option<PendingImages>,
     pub(crate) address: Setting<String>,
     pub(crate) namespace: Setting<String>,
     pub(crate) runtime_dir: Setting<PathBuf>,
@@ -150,6 +153,7 @@ impl Config {
         };
         Ok(Self {
             local,
+            pending: None,
             namespace,
             address: given.resolve(
                 "address",

@@ -53,7 +53,13 @@ async fn connect(config: &Config, mut settings: EngineSettings) -> Result<Engine
 /// Returns the ports of the configured engine, with layers that are written in this process.
 pub(crate) async fn ports(config: &Config) -> resnap_core::Result<Ports> {
     if let Some(root) = &config.local {
-        return Ok(Local::open(root).await?.ports(config.applier.clone()));
+        let Some(pending) = &config.pending else {
+            let store = Local::open_existing(root).await?;
+            return Ok(store.ports(config.applier.clone()));
+        };
+        let mut ports = pending.store().ports(config.applier.clone());
+        pending.add_to(&mut ports);
+        return Ok(ports);
     }
     let mut ports = Client::connect(&config.address.value).await?.ports();
     ports.applier = Arc::new(InProcessApplier::new(&ports, config.applier.clone()));

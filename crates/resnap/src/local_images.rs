@@ -22,6 +22,8 @@ use resnap_unpacker::UnpackError;
 
 use crate::config::Config;
 use crate::connect::registry;
+use crate::local_step::{not_in_archive, not_in_registry};
+use crate::pending_images::PendingImages;
 
 /// The limit on the images of an archive that an error lists.
 const MAX_LISTED: usize = 8;
@@ -85,51 +87,60 @@ impl<'a> Archived<'a> {
         if let Some(tag) = self.tag {
             found.retain(|image| image.names.iter().any(|name| name == tag));
         }
-        let listed = listed.join(", ");
+        let listed = match listed.is_empty() {
+            true => "none has a name".to_owned(),
+            false => format!("there are: {}", listed.join(", ")),
+        };
         match (self.tag, <[ArchivedImage; 1]>::try_from(found)) {
             (_, Ok([image])) => Ok(Image {
                 name: self.name(),
                 target: image.target,
                 labels: Labels::new(),
             }),
+            (_, Err(_)) if all == 0 => bail!("{:?} has no images", self.path),
             (None, Err(_)) => bail!(
-                "{:?} has {all} images: name one, as {}:TAG; there are: {listed}",
+                "{:?} has {all} images: name one, as {}:TAG; {listed}",
                 self.path,
                 self.name()
             ),
             (Some(tag), Err(found)) if found.is_empty() => {
-                bail!("{:?} has no image {tag}; there are: {listed}", self.path)
+                bail!("{:?} has no image {tag}; {listed}", self.path)
             }
             (Some(tag), Err(_)) => bail!("{:?} has several images {tag}", self.path),
         }
     }
 }
 
-/// Records images that are named by where they are in the store of the local engine, gives them the names of their
-/// records, and makes their places the first sources of content.
-pub(crate) async fn record(config: &mut Config, images: &mut [String]) -> Result<()> {
+/// Finds images that are named by where they are, for the local engine to make ready, gives them the names that their
+/// records will have, and makes their places the first sources of content. The store is created for the first.
+pub(crate) async fn find(config: &mut Config, names: &mut [String]) -> Result<()> {
     let Some(root) = config.local.clone() else {
         return Ok(());
     };
-    let store = Local::open(root).await.map_err(UnpackError::from)?;
     let source = ArchiveSource::new(Vec::<PathBuf>::new());
-    for name in images {
+    let mut images = Vec::new();
+    for name in names {
         let image = if let Some(archived) = Archived::parse(name)? {
             let listed = source.images(&archived.path, archived.form).await;
-            let image = archived.choose(listed.map_err(UnpackError::from)?)?;
+            let listed = listed.map_err(|error| not_in_archive(name, &error))?;
+            let image = archived.choose(listed)?;
             config.prepend_archives(&[archived.path])?;
             image
         } else if let Some(reference) = name.strip_prefix(REGISTRY) {
             let resolved = registry(config, PullCredentials::new())
                 .resolve(reference)
                 .await;
-            resolved.map_err(UnpackError::from)?
+            resolved.map_err(|error| not_in_registry(name, &error))?
         } else {
             continue;
         };
-        let recorded = store.set_image(&image).await;
-        recorded.map_err(UnpackError::from)?;
-        *name = image.name;
+        name.clone_from(&image.name);
+        images.push(image);
+    }
+    if !images.is_empty() {
+        let store = Local::open(root).await.map_err(UnpackError::from)?;
+        let pending = PendingImages::new(store, images).await;
+        config.pending = Some(pending.map_err(UnpackError::from)?);
     }
     Ok(())
 }

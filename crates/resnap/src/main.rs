@@ -24,6 +24,7 @@ mod local_images;
 mod local_step;
 mod logging;
 mod output;
+mod pending_images;
 mod progress;
 mod publish_args;
 mod signer;
@@ -37,13 +38,14 @@ mod warm;
 use std::alloc::System;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use args::{Arguments, Command, ConfigCommand};
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 use commands::executor::Executor;
 use commands::{
     artifacts, cache, check, check_all, convert, doctor as doctor_command, evict, explain,
-    generate, images, install as install_command, jobs, leases, migrate, snapshotters, unpack,
-    verify, warm as warm_command,
+    generate, images, install as install_command, jobs, leases, migrate, remove, snapshotters,
+    unpack, verify, warm as warm_command,
 };
 use config::Config;
 use connect::{engine, working_engine};
@@ -51,6 +53,7 @@ use daemon::Sockets;
 use exit_status::ExitStatus;
 use logging::LogFormat;
 use output::Output;
+use pending_images::keep_during;
 use zeroizing_alloc::ZeroAlloc;
 
 /// Zeroes memory that is freed. The credentials of pulls pass through buffers of libraries.
@@ -97,7 +100,7 @@ fn run(
     runtime.block_on(async {
         match command {
             Command::Unpack(mut arguments) => {
-                local_images::record(&mut config, &mut arguments.images).await?;
+                local_images::find(&mut config, &mut arguments.images).await?;
                 let executor = match arguments.from.is_empty() {
                     true => Executor::find(&config, working_engine(&config)).await?,
                     false => {
@@ -105,7 +108,8 @@ fn run(
                         Executor::Local(working_engine(&config).await?)
                     }
                 };
-                unpack::run(&executor, &config, arguments, output).await
+                let unpacked = unpack::run(&executor, &config, arguments, output);
+                keep_during(config.pending.as_ref(), unpacked).await
             }
             Command::Serve(_) => daemon::run(&config, sockets).await,
             Command::Config(ConfigCommand::Explain(_)) => explain::run(&config, output).await,
@@ -144,6 +148,16 @@ fn run(
                 install_command::install(&config, arguments, output).await
             }
             Command::Uninstall(arguments) => install_command::uninstall(arguments, output).await,
+            Command::Remove(mut arguments) => {
+                let Some(root) = config.local.clone() else {
+                    bail!(
+                        "`resnap remove` is for the local engine (--engine local); \
+                         `crictl rmi` and `ctr images rm` remove images of containerd"
+                    );
+                };
+                local_images::rename(&mut config, &mut arguments.images)?;
+                remove::run(&engine(&config).await?, &root, arguments, output).await
+            }
             Command::Snapshotters => snapshotters::run(&engine(&config).await?, output).await,
             // They need no configuration and returned above.
             Command::Completions { .. } | Command::Man => Ok(ExitStatus::Done),

@@ -15,13 +15,14 @@ use resnap_unpacker::UnpackError;
 use crate::config::Config;
 use crate::connect::{engine, ports, registry};
 use crate::local_images::{Archived, REGISTRY};
+use crate::local_step::{not_in_archive, not_in_registry};
 
 /// Finds an image by where it is, or by its name in the store of the engine.
 pub(crate) async fn source_image(config: &Config, name: &str) -> Result<SourceImage> {
     if let Some(archived) = Archived::parse(name)? {
         let source = ArchiveSource::new([&archived.path]);
         let listed = source.images(&archived.path, archived.form).await;
-        let image = archived.choose(listed.map_err(UnpackError::from)?)?;
+        let image = archived.choose(listed.map_err(|error| not_in_archive(name, &error))?)?;
         let layout = archived.path.is_dir().then_some(archived.path);
         let source = Arc::new(source);
         return Ok(SourceImage::in_source(
@@ -34,7 +35,8 @@ pub(crate) async fn source_image(config: &Config, name: &str) -> Result<SourceIm
     }
     if let Some(reference) = name.strip_prefix(REGISTRY) {
         let source = registry(config, PullCredentials::new());
-        let image = source.resolve(reference).await.map_err(UnpackError::from)?;
+        let image = source.resolve(reference).await;
+        let image = image.map_err(|error| not_in_registry(name, &error))?;
         let (target, reference) = (image.target, Some(image.name));
         return Ok(SourceImage::in_source(
             name,

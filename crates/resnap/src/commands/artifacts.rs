@@ -21,6 +21,7 @@ use crate::exit_status::ExitStatus;
 use crate::layer_bar::LayerBar;
 use crate::local_images;
 use crate::output::{Output, Table, short};
+use crate::pending_images::keep_during;
 use crate::publish_args::{
     ArtifactsCommand, BuildArguments, PushArguments, SignArguments, VerifyArtifactsArguments,
 };
@@ -159,14 +160,20 @@ async fn verify(
         .insert(SNAPSHOTTER.to_owned(), Differ::Resnap);
     output.set_engine(config);
     let mut images = [arguments.image];
-    local_images::record(config, &mut images).await?;
+    local_images::find(config, &mut images).await?;
     let [name] = images;
+    if config.pending.is_none() {
+        bail!(
+            "{name:?} names no place of an image: want oci:PATH, oci-archive:FILE or docker://REFERENCE"
+        );
+    }
     let executor = Executor::Local(working_engine(config).await?);
     let mut request = Request::new(name);
     request.snapshotter = Some(SNAPSHOTTER.to_owned());
     request.platform = arguments.platform;
     let (signals, stop) = listen()?;
-    let unpacked = executor.unpack(request.clone(), stop, |_| ()).await;
+    let unpacked = executor.unpack(request.clone(), stop, |_| ());
+    let unpacked = keep_during(config.pending.as_ref(), unpacked).await;
     signals.abort();
     unpacked?;
     let check = executor.check(&request).await?;

@@ -51,6 +51,7 @@ pub(crate) async fn run(
         request.platform.clone_from(&arguments.platform);
         request.repair = arguments.repair;
         let (executor, sender, stop) = (executor.clone(), sender.clone(), stop.clone());
+        let (pending, namespace) = (config.pending.clone(), config.namespace.value.clone());
         let jobs = Arc::clone(&jobs);
         tokio::spawn(async move {
             let _job = jobs.acquire().await;
@@ -58,8 +59,15 @@ pub(crate) async fn run(
                 // The receiver is dropped only when the process ends.
                 let _ = sender.send((number, update));
             };
+            let name = request.image.clone();
             let unpacked = executor.unpack(request, stop, |event| send(Update::Event(event)));
-            send(Update::End(Box::new(unpacked.await)));
+            let mut unpacked = unpacked.await;
+            if let (Ok(_), Some(pending)) = (&unpacked, pending)
+                && let Err(error) = pending.record(&name).await
+            {
+                unpacked = Err(Failure::new(&error.into(), &namespace));
+            }
+            send(Update::End(Box::new(unpacked)));
         });
     }
     drop(sender);

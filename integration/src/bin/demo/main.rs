@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! `make demo`: resnap at work on a real containerd, with every command and what it printed.
+//! `make demo`: resnap at work on a real containerd, with every command and what it printed. Where no containerd can
+//! be had, it shows the local engine, which needs none.
 //!
 //! The program runs twice: the outer one starts the inner one, which makes private namespaces and
 //! plays the demo there, and looks from the outside whether anything was left behind.
@@ -10,6 +11,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod leftovers;
+mod local;
+mod steps;
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,6 +24,7 @@ use resnap_integration::cri::Cri;
 use resnap_integration::daemon::{Containerd, Options, in_private_namespaces};
 use resnap_integration::debian::{output, provision, target_dir};
 use resnap_integration::image::{Built, WEB_SAYS, pause, web};
+use steps::{run, say, seconds};
 
 /// The namespace of kubelet, and the default of resnap.
 const NAMESPACE: &str = "k8s.io";
@@ -34,7 +38,10 @@ const IMAGE: &str = "web:1";
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1) {
         Some(id) => in_private_namespaces().and_then(|()| play(&id)),
-        None => outer(),
+        None => match containerd_can_be_had() {
+            Ok(()) => outer(),
+            Err(reason) => local::play(&reason),
+        },
     };
     match result {
         Ok(code) => code,
@@ -43,6 +50,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Checks that a containerd can be started here.
+fn containerd_can_be_had() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "only root may start one"
+    );
+    provision().map(drop)
 }
 
 /// Starts the inner program, and looks at what it left.
@@ -262,26 +278,4 @@ impl Demo {
         println!("[{}]", seconds(self.step));
         self.step = Instant::now();
     }
-}
-
-fn say(text: &str) {
-    println!("\n# {}", text.replace('\n', "\n# "));
-}
-
-fn seconds(since: Instant) -> String {
-    format!("{:.1} s", since.elapsed().as_secs_f64())
-}
-
-/// Runs the command, whose output is the demo's.
-fn run(command: &mut Command, code: i32) -> Result<()> {
-    let status = command
-        // In one stream both stay in order, wherever the demo's output goes.
-        .stderr(std::io::stdout())
-        .status()
-        .with_context(|| format!("start {command:?}"))?;
-    ensure!(
-        status.code() == Some(code),
-        "{command:?}: {status}, not exit code {code}"
-    );
-    Ok(())
 }
