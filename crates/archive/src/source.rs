@@ -82,7 +82,10 @@ impl ArchiveSource {
         match form {
             ArchiveForm::Oci => {
                 let index = self.open_in(path, Wanted::Index)?;
-                let index = index.ok_or_else(|| none("it has no index.json of an OCI layout"))?;
+                let index = index.ok_or_else(|| match path.is_dir() {
+                    true => none("it has no index.json of an OCI layout"),
+                    false => none("it has no index.json of an OCI layout, or is cut short"),
+                })?;
                 images::of_layout(&index.read(ReferrerList::MAX_DOCUMENT as u64)?)
             }
             ArchiveForm::Docker => {

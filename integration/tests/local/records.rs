@@ -116,7 +116,7 @@ fn errors_say_what_to_do() {
     fs::write(&cut, &bytes[..600]).unwrap();
     fs::create_dir(&empty).unwrap();
     let named = |transport: &str, path: &std::path::Path| format!("{transport}:{}", path.display());
-    let no_archive = ["it is no tar archive, or is cut short", "next: oci: takes"];
+    let no_archive = ["or is cut short", "next: oci: takes"];
     for (name, says_so) in [
         (
             named("oci", &store.beside("nowhere")),
