@@ -3,9 +3,9 @@
 
 //! Layouts as destinations.
 
-use std::io::{self, ErrorKind};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,8 +18,12 @@ use resnap_core::{
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use crate::layout::{self, Wanted};
-use crate::layout_files::{Lock, Temporary, prepare};
+use crate::directory::Directory;
+use crate::layout_files::{Lock, Temporary, open_blob, prepare};
+use crate::tag;
+
+/// The size of the pieces in which a blob is checked.
+const PIECE_BYTES: u64 = 1 << 20;
 
 /// The interval at which a lock of another process is tried: waiting in flock cannot be cancelled.
 const POLL: Duration = Duration::from_millis(10);
@@ -30,7 +34,7 @@ const MAX_WAIT: Duration = Duration::from_secs(30);
 /// An OCI layout in a directory, as a destination. Clones are the same destination.
 #[derive(Debug, Clone)]
 pub struct LayoutDestination {
-    path: Arc<PathBuf>,
+    layout: Directory,
 }
 
 impl LayoutDestination {
@@ -40,36 +44,34 @@ impl LayoutDestination {
     /// [`Kind::InvalidArgument`] if the directory is neither a layout nor empty; [`Kind::PermissionDenied`],
     /// [`Kind::ResourceExhausted`] and [`Kind::Unavailable`] if it cannot be written to.
     pub async fn open(path: impl Into<PathBuf>) -> Result<Self> {
-        let layout = Self {
-            path: Arc::new(path.into()),
-        };
-        let path = layout.path.clone();
-        layout.blocking(move || prepare(&path)).await?;
-        let path = layout.path.clone();
-        layout.locked(move |mut lock| lock.complete(&path)).await?;
-        Ok(layout)
+        let path = path.into();
+        let named = path.clone();
+        let layout = blocking(&named, move || prepare(&path)).await?;
+        let destination = Self { layout };
+        destination
+            .locked(|mut lock, layout| lock.complete(layout))
+            .await?;
+        Ok(destination)
     }
 
     /// Runs work with files.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(&Directory) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let done = spawn_blocking(work).await.map_err(io::Error::other);
-        done.and_then(|done| done)
-            .map_err(|error| self.failed(kind(&error), error))
+        let layout = self.layout.clone();
+        blocking(self.layout.path(), move || work(&layout)).await
     }
 
     /// Runs work while no other writer changes the index.
     async fn locked<T: Send + 'static>(
         &self,
-        work: impl FnOnce(Lock) -> io::Result<T> + Send + 'static,
+        work: impl FnOnce(Lock, &Directory) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let until = Instant::now() + MAX_WAIT;
         loop {
-            let path = self.path.clone();
-            if let Some(lock) = self.blocking(move || Lock::try_new(&path)).await? {
-                return self.blocking(move || work(lock)).await;
+            if let Some(lock) = self.blocking(Lock::try_new).await? {
+                return self.blocking(move |layout| work(lock, layout)).await;
             }
             if Instant::now() > until {
                 let text = format!(
@@ -86,8 +88,7 @@ impl LayoutDestination {
         &self,
         change: impl FnOnce(&mut IndexDocument) -> bool + Send + 'static,
     ) -> Result<()> {
-        let path = self.path.clone();
-        self.locked(move |lock| lock.edit_index(&path, change))
+        self.locked(move |lock, layout| lock.edit_index(layout, change))
             .await
     }
 
@@ -97,9 +98,22 @@ impl LayoutDestination {
     }
 
     fn failed(&self, kind: Kind, error: io::Error) -> Error {
-        let path = self.path.display().to_string();
-        Error::new(kind, "write to the layout", path).with_source(error)
+        failed(self.layout.path(), kind, error)
     }
+}
+
+/// Runs work with the files of a layout.
+async fn blocking<T: Send + 'static>(
+    layout: &Path,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = spawn_blocking(work).await.map_err(io::Error::other);
+    done.and_then(|done| done)
+        .map_err(|error| failed(layout, kind(&error), error))
+}
+
+fn failed(layout: &Path, kind: Kind, error: io::Error) -> Error {
+    Error::new(kind, "write to the layout", layout.display().to_string()).with_source(error)
 }
 
 fn kind(error: &io::Error) -> Kind {
@@ -111,6 +125,29 @@ fn kind(error: &io::Error) -> Kind {
         ErrorKind::InvalidInput | ErrorKind::NotADirectory => Kind::InvalidArgument,
         ErrorKind::InvalidData => Kind::DataLoss,
         _ => Kind::Unavailable,
+    }
+}
+
+/// A blob that is being checked.
+struct Checking {
+    file: File,
+    hasher: Hasher,
+    rest: u64,
+}
+
+impl Checking {
+    /// Reads the next piece.
+    fn read(mut self) -> io::Result<Self> {
+        let mut piece = Vec::new();
+        let length = self.rest.min(PIECE_BYTES);
+        (&self.file).take(length).read_to_end(&mut piece)?;
+        self.hasher.update(&piece);
+        // It may have been cut meanwhile.
+        self.rest = match piece.is_empty() {
+            true => 0,
+            false => self.rest - piece.len() as u64,
+        };
+        Ok(self)
     }
 }
 
@@ -150,20 +187,34 @@ fn wrong(blob: &Descriptor, actual: &str) -> io::Error {
 #[async_trait]
 impl Destination for LayoutDestination {
     async fn has(&self, descriptor: &Descriptor) -> Result<bool> {
-        let (path, descriptor) = (self.path.clone(), descriptor.clone());
-        self.blocking(move || {
-            let found = layout::open(&path, Wanted::Blob(&descriptor.digest))?;
-            Ok(found.is_some_and(|found| found.size() == descriptor.size))
-        })
-        .await
+        let digest = descriptor.digest.clone();
+        let opened = self.blocking(move |layout| match open_blob(layout, &digest)? {
+            Some(file) => Ok(Some((file.metadata()?.len(), file))),
+            None => Ok(None),
+        });
+        let Some((size, file)) = opened.await? else {
+            return Ok(false);
+        };
+        if size != descriptor.size {
+            return Ok(false);
+        }
+        let mut checking = Checking {
+            file,
+            hasher: descriptor.digest.hasher(),
+            rest: size,
+        };
+        // In pieces, as this future may be dropped.
+        while checking.rest > 0 {
+            checking = self.blocking(move |_| checking.read()).await?;
+        }
+        Ok(checking.hasher.digest() == descriptor.digest)
     }
 
     async fn put_blob(&self, blob: &Descriptor, mut bytes: ByteStream) -> Result<()> {
         if self.has(blob).await? {
             return Ok(());
         }
-        let path = self.path.clone();
-        let file = self.locked(move |lock| lock.temporary(&path)).await?;
+        let file = self.locked(|lock, layout| lock.temporary(layout)).await?;
         let mut writing = Writing {
             file,
             hasher: blob.digest.hasher(),
@@ -175,10 +226,10 @@ impl Destination for LayoutDestination {
             if writing.size > blob.size {
                 return Err(self.failed(Kind::DataLoss, wrong(blob, "more")));
             }
-            writing = self.blocking(move || writing.write(&piece)).await?;
+            writing = self.blocking(move |_| writing.write(&piece)).await?;
         }
-        let (path, blob) = (self.path.clone(), blob.clone());
-        self.blocking(move || writing.checked(&blob)?.store(&path, &blob.digest))
+        let blob = blob.clone();
+        self.blocking(move |layout| writing.checked(&blob)?.store(layout, &blob.digest))
             .await
     }
 
@@ -188,6 +239,8 @@ impl Destination for LayoutDestination {
         bytes: Bytes,
         tag: Option<&str>,
     ) -> Result<()> {
+        let checked = tag.map_or(Ok(()), tag::check);
+        checked.map_err(|error| self.failed(kind(&error), error))?;
         self.put_document(manifest, bytes).await?;
         let Some(tag) = tag else {
             return Ok(());

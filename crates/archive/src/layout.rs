@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use resnap_core::Digest;
@@ -71,16 +71,14 @@ pub(crate) fn is_layout(path: &Path) -> bool {
     path.join(MARKER).is_file()
 }
 
-/// Returns the directory with the blobs of a digest's algorithm.
-pub(crate) fn blobs(layout: &Path, digest: &Digest) -> PathBuf {
-    layout.join(BLOBS).join(digest.algorithm())
-}
-
 /// Opens a file of a layout that is a directory; `None` if it does not have the file.
 pub(crate) fn open(layout: &Path, wanted: Wanted<'_>) -> io::Result<Option<Found>> {
     let path = match wanted {
         Wanted::Index => layout.join(INDEX),
-        Wanted::Blob(digest) => blobs(layout, digest).join(digest.encoded()),
+        Wanted::Blob(digest) => {
+            let blobs = layout.join(BLOBS).join(digest.algorithm());
+            blobs.join(digest.encoded())
+        }
     };
     let is_file = match path.symlink_metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,

@@ -20,8 +20,12 @@
 //! locked while its writer lives, and renamed once they are complete and on disk. What a killed process leaves is
 //! removed when the layout is opened again. A manifest without a tag that refers to none has no entry: its digest
 //! leads to it.
+//!
+//! A blob that is there is read and hashed before it counts as there. Links in a layout are not followed, and files of
+//! other types are not opened.
 
 mod destination;
+mod directory;
 mod images;
 mod index;
 mod layout;
@@ -29,6 +33,7 @@ mod layout_files;
 mod referrers;
 mod rejections;
 mod source;
+mod tag;
 
 pub use destination::LayoutDestination;
 pub use images::{ArchiveForm, ArchivedImage};
