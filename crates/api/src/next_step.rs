@@ -26,6 +26,9 @@ fn request_step(error: &UnpackError, namespace: &str) -> Option<String> {
         UnpackError::NoSuchImage { tags, .. } if !tags.is_empty() => {
             "name one of these tags, or pull the digest".to_owned()
         }
+        UnpackError::NoSuchImage { image, .. } if image.contains("oci:") || image.contains("://") => {
+            "for an image that is named by where it is, say `--engine local --root DIR`".to_owned()
+        }
         UnpackError::NoSuchImage { .. } => format!(
             "`resnap images --namespace {namespace}` lists what is there; `ctr namespaces ls` the namespaces"
         ),

@@ -256,7 +256,7 @@ pub(crate) struct UnpackArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct WarmArguments {
-    /// Name patterns of images as `resnap images` lists them; * matches any text
+    /// Names of images, or patterns of the names that `resnap images` lists; * matches any text
     #[arg(required_unless_present = "all", value_name = "PATTERN")]
     pub(crate) images: Vec<String>,
     /// Select all images of the node

@@ -32,6 +32,7 @@ use crate::sibling::inspect;
 use crate::signed::{Views, verify_signed};
 use crate::slots::Slots;
 use crate::support::require_reference;
+use crate::unpacked::request_of;
 use crate::verify::Verifier;
 use crate::watch::watch_jobs;
 use crate::{
@@ -294,6 +295,18 @@ impl Engine {
         self.require_snapshotter(snapshotter).await?;
         let inventory = Inventory::read(&self.backend, snapshotter).await?;
         Ok(inventory.unpacked())
+    }
+
+    /// Returns a request for each image that is unpacked on a snapshotter, for the manifest that is unpacked there.
+    ///
+    /// # Errors
+    /// As for [`Engine::unpacked_images`].
+    pub async fn unpacked_requests(&self, snapshotter: &str) -> Result<Vec<Request>, UnpackError> {
+        let mut requests = Vec::new();
+        for image in self.unpacked_images(snapshotter).await? {
+            requests.push(request_of(&self.backend, &self.planner, &image, snapshotter).await);
+        }
+        Ok(requests)
     }
 
     /// Evicts images from a snapshotter: removes the labels by which garbage collection keeps their

@@ -113,6 +113,7 @@ mod support;
 mod survey;
 mod title;
 mod unpack;
+mod unpacked;
 mod verification;
 mod verify;
 mod warnings;

@@ -27,17 +27,26 @@ pub(crate) async fn run(
     arguments: UnpackArguments,
     output: &mut Output,
 ) -> Result<ExitStatus> {
-    let (images, jobs) = match (&arguments.snapshotter, arguments.all) {
+    let (requests, jobs) = match (&arguments.snapshotter, arguments.all) {
         (Some(snapshotter), true) => {
-            let unpacked = working_engine(config)
-                .await?
-                .unpacked_images(snapshotter)
-                .await?;
-            let names = unpacked.iter().map(|image| image.name().to_owned());
-            (names.collect(), config.prewarm_jobs.value)
+            let engine = working_engine(config).await?;
+            let requests = engine.unpacked_requests(snapshotter).await?;
+            (requests, config.prewarm_jobs.value)
         }
-        _ => (arguments.images, Semaphore::MAX_PERMITS),
+        _ => {
+            let requests = arguments.images.iter().map(|image| {
+                let mut request = Request::new(image);
+                request.snapshotter.clone_from(&arguments.snapshotter);
+                request.platform.clone_from(&arguments.platform);
+                request
+            });
+            (requests.collect(), Semaphore::MAX_PERMITS)
+        }
     };
+    let images: Vec<_> = requests
+        .iter()
+        .map(|request| request.image.clone())
+        .collect();
     if arguments.timeline.is_some() && images.len() > 1 {
         bail!("--timeline draws one image; {} are named", images.len());
     }
@@ -45,10 +54,7 @@ pub(crate) async fn run(
     let mut progress = (!output.is_json()).then(|| Progress::new(images.len()));
     let jobs = Arc::new(Semaphore::new(jobs));
     let (sender, mut updates) = mpsc::unbounded_channel();
-    for (number, image) in images.iter().enumerate() {
-        let mut request = Request::new(image);
-        request.snapshotter.clone_from(&arguments.snapshotter);
-        request.platform.clone_from(&arguments.platform);
+    for (number, mut request) in requests.into_iter().enumerate() {
         request.repair = arguments.repair;
         let (executor, sender, stop) = (executor.clone(), sender.clone(), stop.clone());
         let (pending, namespace) = (config.pending.clone(), config.namespace.value.clone());

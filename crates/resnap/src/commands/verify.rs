@@ -24,15 +24,9 @@ pub(crate) async fn run(
     let snapshotter = &arguments.snapshotter;
     let (signals, stop) = listen()?;
     engine.require_snapshotter(snapshotter).await?;
-    let images = match arguments.all {
-        false => arguments.images,
-        true => {
-            let unpacked = engine.unpacked_images(snapshotter).await?;
-            unpacked
-                .iter()
-                .map(|image| image.name().to_owned())
-                .collect()
-        }
+    let requests = match arguments.all {
+        false => arguments.images.iter().map(Request::new).collect(),
+        true => engine.unpacked_requests(snapshotter).await?,
     };
     let mut run = Run {
         verifier: engine.verifier(snapshotter).rate(arguments.rate),
@@ -42,12 +36,13 @@ pub(crate) async fn run(
         stop,
     };
     let (mut verified, mut worst) = (Vec::new(), ExitStatus::Done);
-    for image in &images {
+    for request in &requests {
+        let image = &*request.image;
         if run.stop.is_cancelled() {
             break;
         }
         // One image that fails must not keep the others from being verified.
-        match run.image(&Request::new(image)).await {
+        match run.image(request).await {
             Err(error) => worst = worst.max(output.error(&error, Some(image))),
             Ok((document, failure)) => {
                 worst = worst.max(status(&document.verification));

@@ -117,6 +117,12 @@ pub(crate) async fn run(
     };
     let (overview, names, pick) = read?;
     let mut patterns = arguments.images;
+    for pattern in &mut patterns {
+        // A name as `ctr`, Docker or `crictl` takes it; one that is nowhere is a typo.
+        if !pattern.contains(['*', '?']) && !names.contains(pattern) {
+            *pattern = overview.reader.resolve(pattern).await?.name;
+        }
+    }
     if arguments.all {
         patterns.push("*".to_owned());
     }
