@@ -223,9 +223,14 @@ fn soak_stays_flat(node: &Node) -> Result<()> {
     plot::write(&page, &about, &samples)?;
     println!("{about}; see {}", page.display());
     is_flat(&samples)?;
-    eventually("no lease is left", DEADLINE, || {
-        Ok(node.leases()?.is_empty())
-    })?;
+    // A containerd that was killed leaves leases of its own.
+    let own = || -> Result<Vec<String>> {
+        let mut leases = node.leases()?;
+        leases.retain(|lease| lease.starts_with("resnap-"));
+        Ok(leases)
+    };
+    let gone = eventually("no lease is left", DEADLINE, || Ok(own()?.is_empty()));
+    gone.with_context(|| format!("{:?}", own()))?;
     for snapshotter in node.targets() {
         node.assert_no_active_snapshot(snapshotter)?;
         let staged = node.staged(snapshotter)?;
