@@ -9,26 +9,44 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use resnap_core::erofs_layer::{self, OwnTree};
 use resnap_core::{
-    ArtifactSet, Descriptor, Destination, Digest, ErofsMode, Error, Kind, Payload, Platform,
-    Referrer, Result, erofs_layer, media_type,
+    ArtifactSet, BlobSource, Descriptor, Destination, Digest, ErofsMode, Error, Kind, Payload,
+    Platform, Referrer, Result, media_type,
 };
 use resnap_erofs::ErofsReader;
 use resnap_handler_wrapper::Choice;
-use resnap_verity::BlockSize;
+use resnap_verity::{BlockSize, RootHash, Work, verify};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::blob_file::{FileBlob, FileRange, put_bytes};
-use crate::fault::{IoContext as _, blocking};
+use crate::content::missing;
+use crate::fault::{IoContext as _, Stop, blocking};
 use crate::image::SourceImage;
 use crate::layers::{Progress, WrittenLayer, write_layers};
 use crate::scratch::Scratch;
 use crate::tree::append_tree;
 
-/// The type of the artifact, whose config says what is to be signed.
-pub(crate) const UNSIGNED: &str = "application/vnd.resnap.dmverity.unsigned.v1";
+/// The types of the artifacts of the sets, whose configs say what is to be signed.
+const UNSIGNED: [&str; 2] = [
+    "application/vnd.resnap.dmverity.unsigned.containerd.v1",
+    "application/vnd.resnap.dmverity.unsigned.notary.v1",
+];
 const UNSIGNED_CONFIG: &str = "application/vnd.resnap.dmverity.unsigned.v1+json";
+
+/// Returns the types of all unsigned artifacts.
+pub(crate) fn unsigned_types() -> [&'static str; 2] {
+    UNSIGNED
+}
+
+fn unsigned_type(set: ArtifactSet) -> &'static str {
+    let [containerd, notary] = UNSIGNED;
+    match set {
+        ArtifactSet::Containerd => containerd,
+        ArtifactSet::Notary => notary,
+    }
+}
 
 /// The artifacts of an image's layers, before they are signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +84,27 @@ pub struct UnsignedIndex {
     pub tree: Descriptor,
 }
 
-/// Makes the artifacts of an image's layers for a platform, and stores them with the documents of the image, so that
-/// they can be signed there. The layers themselves are not stored.
+/// The place of unsigned artifacts: a layout.
+#[derive(Clone, Copy)]
+pub struct Unsigned<'a> {
+    /// The layout.
+    pub destination: &'a dyn Destination,
+    /// The same layout as a source.
+    pub source: &'a dyn BlobSource,
+    /// The tag of the image there, if its documents are to be stored: `None` if they are there.
+    pub tag: Option<&'a str>,
+}
+
+impl std::fmt::Debug for Unsigned<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Unsigned")
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes the artifacts of an image's layers for a platform, and stores them where they can be signed, in the place of
+/// others of the same set. The layers themselves are not stored.
 ///
 /// # Errors
 /// Those of [`SourceImage::choose`], of reading layers, and of the destination.
@@ -75,13 +112,11 @@ pub async fn build_artifacts(
     image: &SourceImage,
     platform: &Platform,
     set: ArtifactSet,
-    to: &dyn Destination,
-    tag: &str,
+    to: Unsigned<'_>,
     progress: Arc<dyn Progress>,
 ) -> Result<UnsignedArtifacts> {
     let choice = image.choose(platform).await?;
-    let temporary = std::env::temp_dir();
-    let scratch = Scratch::new(&temporary).during("make a directory in", &temporary)?;
+    let scratch = Scratch::temporary().await?;
     let (store, mode) = (scratch.join("store"), ErofsMode::TarIndex);
     let written = write_layers(image, &choice, mode, &store, progress).await?;
     let mut layers = BTreeMap::new();
@@ -91,9 +126,9 @@ pub async fn build_artifacts(
         if layers.contains_key(&digest) {
             continue;
         }
-        let (unsigned, blobs) = blocking(move || unsigned(&layer, set)).await?;
+        let (unsigned, blobs) = blocking(move |stop| unsigned(&layer, set, stop)).await?;
         for blob in blobs {
-            blob.put(to).await?;
+            blob.put(to.destination).await?;
         }
         layers.insert(digest.clone(), unsigned);
         order.push(digest);
@@ -110,10 +145,26 @@ pub async fn build_artifacts(
             .filter_map(|digest| layers.remove(digest))
             .collect(),
     };
-    copy_documents(image, &choice, to, tag).await?;
-    let (referrer, bytes) = artifacts.manifest(to).await?;
-    to.put_referrer(&referrer, bytes, &artifacts.subject.digest)
+    let subject = artifacts.subject.clone();
+    if let Some(tag) = to.tag {
+        copy_documents(image, &choice, to.destination, tag).await?;
+    }
+    let (referrer, bytes) = artifacts.manifest(to.destination).await?;
+    to.destination
+        .put_referrer(&referrer, bytes, &subject.digest)
         .await?;
+    let types = [unsigned_type(set)];
+    for other in to
+        .source
+        .referrers(&missing(subject.clone(), None), &types)
+        .await?
+    {
+        if other.descriptor.digest != referrer.descriptor.digest {
+            to.destination
+                .remove_referrer(&other, &subject.digest)
+                .await?;
+        }
+    }
     Ok(artifacts)
 }
 
@@ -138,7 +189,11 @@ async fn copy_documents(
 }
 
 /// Returns the artifacts of a layer, and the blobs of them.
-fn unsigned(layer: &WrittenLayer, set: ArtifactSet) -> Result<(UnsignedLayer, Vec<FileBlob>)> {
+fn unsigned(
+    layer: &WrittenLayer,
+    set: ArtifactSet,
+    stop: &Stop,
+) -> Result<(UnsignedLayer, Vec<FileBlob>)> {
     let digest = &layer.descriptor.digest;
     let file = FileRange::whole(&layer.path)?;
     if erofs_layer::is_image(&layer.descriptor) {
@@ -146,10 +201,11 @@ fn unsigned(layer: &WrittenLayer, set: ArtifactSet) -> Result<(UnsignedLayer, Ve
             Error::new(Kind::InvalidArgument, "read layer", digest.as_str()).with_source(reason)
         })?;
         let root_hash = match own {
-            Some(own) => own.root_hash,
+            Some(own) => verified_root(layer, &own)?,
             None => {
                 let block = BlockSize::B4096;
-                let tree = append_tree(&layer.path, (file.size, block.bytes()), block, digest)?;
+                let size = (file.size, block.bytes());
+                let tree = append_tree(&layer.path, size, block, digest, stop)?;
                 tree.appended.root_hash.to_string()
             }
         };
@@ -165,12 +221,8 @@ fn unsigned(layer: &WrittenLayer, set: ArtifactSet) -> Result<(UnsignedLayer, Ve
         ..file.clone()
     };
     let device = index.size + layer.tar_size;
-    let tree = append_tree(
-        &layer.path,
-        (device, set.padding()),
-        BlockSize::B512,
-        digest,
-    )?;
+    let size = (device, set.padding());
+    let tree = append_tree(&layer.path, size, BlockSize::B512, digest, stop)?;
     let offset = tree.appended.hash_offset;
     let tree_range = FileRange {
         offset,
@@ -189,6 +241,23 @@ fn unsigned(layer: &WrittenLayer, set: ArtifactSet) -> Result<(UnsignedLayer, Ve
         indexed: Some(indexed),
     };
     Ok((layer, vec![index, tree_blob]))
+}
+
+/// Returns the root hash of the tree that a layer brings. What its annotation says is signed only if it is of the data.
+fn verified_root(layer: &WrittenLayer, own: &OwnTree) -> Result<String> {
+    let digest = layer.descriptor.digest.as_str();
+    let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
+        Error::new(Kind::DataLoss, "verify the hash tree of layer", digest).with_source(error)
+    };
+    let root_hash: RootHash = own
+        .root_hash
+        .parse()
+        .map_err(|error| wrong(Box::new(error)))?;
+    let file = File::open(&layer.path).during("open", &layer.path)?;
+    let check = || Ok(());
+    let verified = verify(&file, own.hash_offset, &root_hash, .., Work::new(&check));
+    verified.map_err(|error| wrong(Box::new(error)))?;
+    Ok(root_hash.to_string())
 }
 
 /// Returns the size of the index at the beginning of a file.
@@ -214,14 +283,14 @@ impl UnsignedArtifacts {
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": media_type::OCI_MANIFEST,
-            "artifactType": UNSIGNED,
+            "artifactType": unsigned_type(self.set),
             "config": config,
             "layers": blobs.collect::<Vec<_>>(),
             "subject": subject,
         });
         let bytes = Bytes::from(manifest.to_string());
         let (digest, size) = (Digest::sha256(&bytes), bytes.len() as u64);
-        Ok((Referrer::new(UNSIGNED, digest, size), bytes))
+        Ok((Referrer::new(unsigned_type(self.set), digest, size), bytes))
     }
 
     /// Reads those of a manifest in an image's place.

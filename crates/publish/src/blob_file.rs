@@ -89,7 +89,7 @@ impl FileRange {
             let Some((mut range, file)) = state.filter(|(range, _)| range.size > 0) else {
                 return Ok(None);
             };
-            blocking(move || {
+            blocking(move |_| {
                 let mut file = match file {
                     Some(file) => file,
                     None => range.open()?,

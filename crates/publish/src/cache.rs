@@ -17,12 +17,12 @@ use resnap_verity::BlockSize;
 use serde::Serialize;
 
 use crate::cache_dir::CacheDir;
-use crate::fault::{IoContext as _, blocking};
+use crate::fault::{IoContext as _, Stop, blocking};
 use crate::image::SourceImage;
 use crate::layers::{Progress, WrittenLayer, write_alone};
 use crate::parents::needed_directory;
 use crate::scratch::Scratch;
-use crate::sidecar::{sidecar_of, write_sidecar};
+use crate::sidecar::{remove_if_there, sidecar_of, write_sidecar};
 use crate::tree::append_tree;
 
 /// A layer of an image in a cache.
@@ -55,6 +55,9 @@ pub enum CacheOutcome {
     NeedsParents {
         /// The directory.
         directory: String,
+        /// Whether the cache has an image of it nevertheless, made for an image in which it needs no parents.
+        /// containerd takes it for this image, too.
+        cached: bool,
     },
 }
 
@@ -73,8 +76,8 @@ pub async fn build_cache(
     let choice = image.choose(platform).await?;
     let cache = CacheDir::new(dir)?;
     let builder = cache.clone();
-    let (scratch, _building) = blocking(move || {
-        let building = builder.build()?;
+    let (scratch, _building) = blocking(move |stop| {
+        let building = builder.build(stop)?;
         let scratch = Scratch::new(builder.path());
         Ok((
             scratch.during("make a directory in", builder.path())?,
@@ -84,7 +87,7 @@ pub async fn build_cache(
     .await?;
     let missing = missing(&choice, &cache, verity);
     let written = write_alone(image, &choice, &missing, &scratch.join("store"), progress).await?;
-    blocking(move || {
+    blocking(move |stop| {
         let mut builder = Builder {
             cache,
             verity,
@@ -96,10 +99,16 @@ pub async fn build_cache(
             known: HashMap::new(),
         };
         let layers = choice.layers.iter().zip(&choice.config.diff_ids);
+        let mut is_on_native = false;
         let placed = layers.map(|(layer, diff_id)| {
-            let outcome = match erofs_layer::is_image(layer) {
-                true => CacheOutcome::Native,
-                false => builder.place(diff_id)?,
+            stop.check_before_end()?;
+            let is_native = erofs_layer::is_image(layer);
+            is_on_native |= is_native;
+            let outcome = match (is_native, is_on_native) {
+                (true, _) => CacheOutcome::Native,
+                // Its directories may be those of the native layer.
+                (false, true) => builder.left_out(diff_id, "/".to_owned()),
+                (false, false) => builder.place(diff_id, stop)?,
             };
             Ok(CachedLayer {
                 diff_id: diff_id.clone(),
@@ -141,7 +150,7 @@ struct Builder {
 
 impl Builder {
     /// Moves a layer to its place in the cache, if it may be there.
-    fn place(&mut self, diff_id: &DiffId) -> Result<CacheOutcome> {
+    fn place(&mut self, diff_id: &DiffId, stop: &Stop) -> Result<CacheOutcome> {
         let path = match self.written.get(diff_id) {
             Some(layer) => layer.path.clone(),
             None => self.cache.image(diff_id),
@@ -152,16 +161,23 @@ impl Builder {
         let needed = needed.map_err(|error| unreadable(&path, error))?;
         self.below.insert(0, image);
         let outcome = match (needed, self.written.get(diff_id)) {
-            (Some(directory), _) => CacheOutcome::NeedsParents { directory },
+            (Some(directory), _) => self.left_out(diff_id, directory),
             (None, Some(_)) if self.known.contains_key(diff_id) => CacheOutcome::Existed,
-            (None, Some(layer)) => self.write(layer)?,
+            (None, Some(layer)) => self.write(layer, stop)?,
             (None, None) => CacheOutcome::Existed,
         };
         self.known.insert(diff_id.clone(), outcome.clone());
         Ok(outcome)
     }
 
-    fn write(&self, layer: &WrittenLayer) -> Result<CacheOutcome> {
+    fn left_out(&self, diff_id: &DiffId, directory: String) -> CacheOutcome {
+        CacheOutcome::NeedsParents {
+            directory,
+            cached: self.cache.image(diff_id).exists(),
+        }
+    }
+
+    fn write(&self, layer: &WrittenLayer, stop: &Stop) -> Result<CacheOutcome> {
         let (from, to) = (&layer.path, self.cache.image(&layer.diff_id));
         let directory = self.cache.make_directory(&layer.diff_id)?;
         // A copy: the layers above are still compared with the file.
@@ -171,7 +187,13 @@ impl Builder {
         let sidecar = sidecar_of(&staged);
         if self.verity {
             let block = BlockSize::B4096;
-            let tree = append_tree(&staged, (size, block.bytes()), block, &layer.diff_id.0)?;
+            let tree = append_tree(
+                &staged,
+                (size, block.bytes()),
+                block,
+                &layer.diff_id.0,
+                stop,
+            )?;
             write_sidecar(&tree, &staged)?;
         }
         for path in [&staged, &sidecar] {
@@ -181,9 +203,11 @@ impl Builder {
         }
         let size = staged.metadata().during("look at", &staged)?.len();
         // containerd looks for the image, and takes the sidecar that is there then.
-        if self.verity {
-            let to = sidecar_of(&to);
-            fs::rename(&sidecar, &to).during("move to", &to)?;
+        let placed = sidecar_of(&to);
+        match self.verity {
+            true => fs::rename(&sidecar, &placed).during("move to", &placed)?,
+            // That of an image that is gone.
+            false => remove_if_there(&placed)?,
         }
         fs::rename(&staged, &to).during("move to", &to)?;
         let opened = File::open(&directory).during("open", &directory)?;

@@ -5,13 +5,16 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use resnap_core::{DiffId, Error, Kind, Result};
-use rustix::fs::{FlockOperation, flock};
+use resnap_erofs::ErofsReader;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::Serialize;
 
-use crate::fault::IoContext as _;
+use crate::fault::{IoContext as _, Stop};
 use crate::sidecar::sidecar_of;
 
 /// The extension of images.
@@ -19,6 +22,10 @@ const EXTENSION: &str = "erofs";
 
 /// The file that builders hold a shared lock of, and whoever prunes an exclusive one.
 const LOCK: &str = ".resnap-lock";
+
+/// The interval at which a lock is tried, and the limit on the time. It is held for the time of removing files.
+const POLL: Duration = Duration::from_millis(20);
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// The directory of a cache.
 #[derive(Debug, Clone)]
@@ -66,31 +73,43 @@ impl CacheDir {
         Ok(directory)
     }
 
-    /// Returns whether a layer is there, with a tree if it is to have one.
+    /// Returns whether a layer is there and complete, with a tree if it is to have one.
     pub(crate) fn has(&self, diff_id: &DiffId, verity: bool) -> bool {
-        let image = self.image(diff_id);
-        image.is_file() && (!verity || sidecar_of(&image).is_file())
+        let path = self.image(diff_id);
+        let is_complete = || {
+            let file = open(&path, OFlags::RDONLY).ok()?;
+            let length = file.metadata().ok()?.len();
+            let image = ErofsReader::open(file).ok()?;
+            Some(image.size() <= length)
+        };
+        is_complete() == Some(true) && (!verity || sidecar_of(&path).is_file())
     }
 
     /// Creates the directory, and returns a lock against pruning.
-    pub(crate) fn build(&self) -> Result<File> {
+    pub(crate) fn build(&self, stop: &Stop) -> Result<File> {
         fs::create_dir_all(&self.0).during("make", &self.0)?;
         let lock = self.lock_file()?;
-        let locked = flock(&lock, FlockOperation::LockShared);
-        locked
-            .map_err(std::io::Error::from)
-            .during("lock", &self.0)?;
+        let start = Instant::now();
+        while flock(&lock, FlockOperation::NonBlockingLockShared).is_err() {
+            stop.check_before_end()?;
+            if start.elapsed() > MAX_WAIT {
+                return Err(self.busy("build", "pruning it"));
+            }
+            std::thread::sleep(POLL);
+        }
         Ok(lock)
     }
 
     fn lock_file(&self) -> Result<File> {
         let path = self.0.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path);
-        lock.during("open", &path)
+        open(&path, OFlags::WRONLY | OFlags::CREATE).during("open", &path)
+    }
+
+    fn busy(&self, operation: &'static str, doing: &str) -> Error {
+        let error = Error::new(Kind::Aborted, operation, self.0.display().to_string());
+        error.with_source(format!(
+            "a process is {doing}: try again when that has ended"
+        ))
     }
 
     /// Returns the layers that are not among those to keep, ordered by diff ID.
@@ -114,20 +133,17 @@ impl CacheDir {
     /// Removes layers.
     ///
     /// # Errors
-    /// [`Kind::Unavailable`] while a process builds the cache; errors of the file system.
+    /// [`Kind::Aborted`] while a process builds the cache; errors of the file system.
     pub fn remove(&self, entries: &[CacheEntry]) -> Result<()> {
         let lock = self.lock_file()?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let prune = Error::new(Kind::Unavailable, "prune", self.0.display().to_string());
-            return Err(
-                prune.with_source("a process is building it: try again when that has ended")
-            );
+            return Err(self.busy("prune", "building it"));
         }
         for entry in entries {
             // The image first: one without its sidecar would be mounted unverified.
             for path in [entry.path.clone(), sidecar_of(&entry.path)] {
                 match fs::remove_file(&path) {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
                     removed => removed.during("remove", &path)?,
                 }
             }
@@ -136,16 +152,33 @@ impl CacheDir {
     }
 }
 
-/// Returns the paths in a directory; none if it is no directory.
+/// Opens a regular file, which others may have replaced by anything.
+fn open(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no regular file")),
+    }
+}
+
+/// Returns the paths in a directory, without hidden ones; none if it is no directory, or is gone.
 fn children(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = match directory.read_dir() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::NotFound) => {
+            return Ok(Vec::new());
+        }
         entries => entries.during("read", directory)?,
     };
     let paths = entries.map(|entry| Ok(entry?.path()));
-    paths
-        .collect::<std::io::Result<_>>()
-        .during("read", directory)
+    let mut paths = paths
+        .collect::<io::Result<Vec<_>>>()
+        .during("read", directory)?;
+    paths.retain(|path| {
+        let name = path.file_name().unwrap_or_default();
+        !name.as_encoded_bytes().starts_with(b".")
+    });
+    Ok(paths)
 }
 
 /// Returns the layer at a path, if it is one.
@@ -165,7 +198,11 @@ fn entry(algorithm: &Path, path: PathBuf) -> Result<Option<CacheEntry>> {
     let Ok(digest) = format!("{}:{}", name(algorithm), name(&path)).parse() else {
         return Ok(None);
     };
-    let size = path.metadata().during("look at", &path)?.len();
+    let metadata = path.symlink_metadata().during("look at", &path)?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let size = metadata.len();
     Ok(Some(CacheEntry {
         diff_id: DiffId(digest),
         path,

@@ -93,30 +93,31 @@ impl SourceContent {
         manifest: &Descriptor,
         artifact_types: &[&str],
     ) -> Result<Vec<Referrer>> {
-        let subject = self.missing(manifest.clone());
+        let subject = missing(manifest.clone(), self.reference.clone());
         self.source.referrers(&subject, artifact_types).await
-    }
-
-    fn missing(&self, descriptor: Descriptor) -> MissingBlob {
-        MissingBlob {
-            descriptor,
-            reference: self.reference.clone(),
-            repositories: BTreeMap::new(),
-            urls: Vec::new(),
-            pods: BTreeSet::new(),
-        }
     }
 
     /// Returns the bytes of a blob. A transfer that breaks is continued where it broke.
     fn transfer(&self, descriptor: Descriptor) -> ByteStream {
         let transfer = Transfer {
             source: Arc::clone(&self.source),
-            blob: self.missing(descriptor),
+            blob: missing(descriptor, self.reference.clone()),
             stream: None,
             offset: 0,
             left: ATTEMPTS,
         };
         stream::try_unfold(transfer, Transfer::next).boxed()
+    }
+}
+
+/// Returns a blob to ask a source for.
+pub(crate) fn missing(descriptor: Descriptor, reference: Option<String>) -> MissingBlob {
+    MissingBlob {
+        descriptor,
+        reference,
+        repositories: BTreeMap::new(),
+        urls: Vec::new(),
+        pods: BTreeSet::new(),
     }
 }
 

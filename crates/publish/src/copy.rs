@@ -3,8 +3,12 @@
 
 //! Copies of images.
 
+use std::collections::HashSet;
+
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use resnap_core::{Descriptor, Destination, Error, Kind, Result, media_type, null_is_default};
+use resnap_core::{
+    ByteStream, Descriptor, Destination, Digest, Error, Kind, media_type, null_is_default,
+};
 use serde::Deserialize;
 
 use crate::image::SourceImage;
@@ -14,6 +18,9 @@ const PARALLEL: usize = 3;
 
 /// The limit on the nesting of indexes. Real images have one.
 const MAX_DEPTH: usize = 8;
+
+/// The limit on the documents that are copied for one image.
+const MAX_DOCUMENTS: usize = 4096;
 
 /// The parts of an index or manifest.
 #[derive(Deserialize)]
@@ -26,51 +33,190 @@ struct Parts {
     layers: Vec<Descriptor>,
 }
 
-/// Copies an index or manifest with all that it refers to, unchanged.
-///
-/// # Errors
-/// [`Kind::NotFound`] if the source does not have all of it.
-pub(crate) async fn copy(
-    image: &SourceImage,
-    document: &Descriptor,
-    to: &dyn Destination,
-) -> Result<()> {
-    copy_nested(image, document, to, MAX_DEPTH).await
+/// The reason why a document was not copied.
+pub(crate) enum CopyError {
+    /// The source lacks a part.
+    Missing(Error),
+    /// Any other.
+    Other(Error),
 }
 
-async fn copy_nested(
-    image: &SourceImage,
-    document: &Descriptor,
-    to: &dyn Destination,
-    depth: usize,
-) -> Result<()> {
-    let digest = document.digest.as_str();
-    if depth == 0 {
-        let deep = Error::new(Kind::ResourceExhausted, "copy index", digest);
-        return Err(deep.with_source(format!("indexes are nested more than {MAX_DEPTH} deep")));
-    }
-    let bytes = image.document(document).await?;
-    let parts: Parts = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::new(Kind::InvalidArgument, "read", digest).with_source(error))?;
-    if media_type::is_index(&document.media_type) {
-        for manifest in &parts.manifests {
-            Box::pin(copy_nested(image, manifest, to, depth - 1)).await?;
+impl From<CopyError> for Error {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Missing(error) | CopyError::Other(error) => error,
         }
-    } else {
-        let blobs = parts.config.into_iter().chain(parts.layers);
-        let copied =
-            stream::iter(blobs).map(|blob| async move { copy_blob(image, &blob, to).await });
-        copied
-            .buffer_unordered(PARALLEL)
-            .try_collect::<()>()
-            .await?;
     }
-    to.put_manifest(document, bytes, None).await
 }
 
-async fn copy_blob(image: &SourceImage, blob: &Descriptor, to: &dyn Destination) -> Result<()> {
-    match to.has(blob).await? {
-        true => Ok(()),
-        false => to.put_blob(blob, image.blob(blob).await?).await,
+impl CopyError {
+    fn of_source(error: Error) -> Self {
+        match error.is_not_found() {
+            true => Self::Missing(error),
+            false => Self::Other(error),
+        }
+    }
+}
+
+/// Copies documents of an image with all that they refer to, unchanged, each once.
+pub(crate) struct Copy<'a> {
+    image: &'a SourceImage,
+    to: &'a dyn Destination,
+    seen: HashSet<Digest>,
+}
+
+impl<'a> Copy<'a> {
+    pub(crate) fn new(image: &'a SourceImage, to: &'a dyn Destination) -> Self {
+        Self {
+            image,
+            to,
+            seen: HashSet::new(),
+        }
+    }
+
+    /// Copies an index or manifest.
+    pub(crate) async fn document(
+        &mut self,
+        document: &Descriptor,
+    ) -> std::result::Result<(), CopyError> {
+        self.nested(document, MAX_DEPTH).await
+    }
+
+    async fn nested(
+        &mut self,
+        document: &Descriptor,
+        depth: usize,
+    ) -> std::result::Result<(), CopyError> {
+        if !self.seen.insert(document.digest.clone()) {
+            return Ok(());
+        }
+        let digest = document.digest.as_str();
+        let limit = match (depth, self.seen.len()) {
+            (0, _) => Some(format!("indexes are nested more than {MAX_DEPTH} deep")),
+            (_, count) if count > MAX_DOCUMENTS => {
+                Some(format!("the image has more than {MAX_DOCUMENTS} documents"))
+            }
+            _ => None,
+        };
+        if let Some(reason) = limit {
+            let copy = Error::new(Kind::ResourceExhausted, "copy", digest);
+            return Err(CopyError::Other(copy.with_source(reason)));
+        }
+        let bytes = self.image.document(document).await;
+        let bytes = bytes.map_err(CopyError::of_source)?;
+        let parts: Parts = serde_json::from_slice(&bytes).map_err(|error| {
+            let read = Error::new(Kind::InvalidArgument, "read", digest);
+            CopyError::Other(read.with_source(error))
+        })?;
+        if media_type::is_index(&document.media_type) {
+            for manifest in &parts.manifests {
+                Box::pin(self.nested(manifest, depth - 1)).await?;
+            }
+        } else {
+            let (image, to) = (self.image, self.to);
+            let blobs = parts.config.into_iter().chain(parts.layers);
+            let copied =
+                stream::iter(blobs).map(|blob| async move { copy_blob(image, &blob, to).await });
+            let copied = copied.buffer_unordered(PARALLEL);
+            copied.try_collect::<()>().await?;
+        }
+        let put = self.to.put_manifest(document, bytes, None).await;
+        put.map_err(CopyError::Other)
+    }
+}
+
+/// Copies a blob, unless it is there.
+pub(crate) async fn copy_blob(
+    image: &SourceImage,
+    blob: &Descriptor,
+    to: &dyn Destination,
+) -> std::result::Result<(), CopyError> {
+    if to.has(blob).await.map_err(CopyError::Other)? {
+        return Ok(());
+    }
+    let bytes = image.blob(blob).await.map_err(CopyError::of_source)?;
+    let put = to.put_blob(blob, checked(bytes, blob.clone())).await;
+    put.map_err(CopyError::Other)
+}
+
+/// Returns a stream that ends with an error, instead of its last piece, if it is not that of the blob.
+fn checked(bytes: ByteStream, blob: Descriptor) -> ByteStream {
+    struct Checked {
+        bytes: ByteStream,
+        blob: Descriptor,
+        left: u64,
+        hasher: Option<resnap_core::Hasher>,
+    }
+    let hasher = Some(blob.digest.hasher());
+    let start = Checked {
+        left: blob.size,
+        bytes,
+        blob,
+        hasher,
+    };
+    let wrong = |blob: &Descriptor, reason: String| {
+        Error::new(Kind::DataLoss, "read from the source", blob.digest.as_str()).with_source(reason)
+    };
+    stream::try_unfold(start, move |mut state| async move {
+        let Some(piece) = state.bytes.next().await else {
+            let size = state.blob.size;
+            return match state.left {
+                0 => Ok(None),
+                left => {
+                    let reason = format!("it ends after {} of {size} bytes", size - left);
+                    Err(wrong(&state.blob, reason))
+                }
+            };
+        };
+        let piece = piece?;
+        let size = state.blob.size;
+        let left = state.left.checked_sub(piece.len() as u64);
+        state.left =
+            left.ok_or_else(|| wrong(&state.blob, format!("it has more than {size} bytes")))?;
+        if let Some(hasher) = &mut state.hasher {
+            hasher.update(&piece);
+        }
+        if state.left == 0
+            && let Some(hasher) = state.hasher.take()
+        {
+            let actual = hasher.digest();
+            if actual != state.blob.digest {
+                return Err(wrong(
+                    &state.blob,
+                    format!("its bytes have the digest {actual}"),
+                ));
+            }
+        }
+        Ok(Some((piece, state)))
+    })
+    .boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::blob_file::descriptor;
+
+    #[tokio::test]
+    async fn wrong_bytes_are_errors_before_their_end() {
+        let blob = descriptor("", Digest::sha256(b"right"), 5);
+        for (pieces, reason) in [
+            (vec!["ri", "ght"], None),
+            (vec!["wr", "ong"], Some("have the digest")),
+            (vec!["ri"], Some("ends after 2 of 5")),
+            (vec!["right", "s"], Some("more than 5")),
+        ] {
+            let pieces = pieces.into_iter().map(|piece| Ok(Bytes::from(piece)));
+            let stream = stream::iter(pieces.collect::<Vec<_>>()).boxed();
+            let read: resnap_core::Result<Vec<Bytes>> =
+                checked(stream, blob.clone()).try_collect().await;
+            let text = read.err().map(|error| resnap_core::error_chain(&error));
+            match (text, reason) {
+                (text, None) => assert_eq!(text, None),
+                (text, Some(reason)) => assert!(text.unwrap().contains(reason)),
+            }
+        }
     }
 }

@@ -13,11 +13,11 @@ use resnap_handler_wrapper::Choice;
 use resnap_verity::BlockSize;
 use serde::Serialize;
 
-use crate::fault::{IoContext as _, blocking};
+use crate::fault::{IoContext as _, Stop, blocking};
 use crate::image::SourceImage;
 use crate::layers::{Progress, WrittenLayer, write_layers};
 use crate::scratch::Scratch;
-use crate::sidecar::{sidecar_of, write_sidecar};
+use crate::sidecar::{remove_if_there, sidecar_of, write_sidecar};
 use crate::tree::{Tree, append_tree};
 
 /// The limit on the memory for the tree of a merged image.
@@ -107,18 +107,21 @@ pub async fn convert_to_files(
     progress: Arc<dyn Progress>,
 ) -> Result<ConvertedFiles> {
     let choice = image.choose(platform).await?;
-    let (parent, name) = place(to)?;
-    if !form.merge {
-        require_empty(to)?;
-    }
-    let scratch = Scratch::new(&parent).during("make a directory in", &parent)?;
+    let (parent, to) = place(to)?;
+    let exists = match form.merge {
+        true => refuse_directory(&to).map(|()| false)?,
+        false => is_empty_directory(&to)?,
+    };
+    // An existing directory keeps its owner and mode, and may be a mount point.
+    let beside = if exists { to.clone() } else { parent };
+    let scratch = blocking(move |_| Scratch::new(&beside).during("make a directory in", &beside));
+    let scratch = scratch.await?;
     let store = scratch.join("store");
     let layers = write_layers(image, &choice, ErofsMode::Full, &store, progress).await?;
     let (manifest, platform) = (choice.manifest.digest.clone(), choice.platform());
-    let to = parent.join(name);
-    let files = blocking(move || match form.merge {
-        true => merged(&scratch, &layers, &choice, form, &to),
-        false => separate(&scratch, &layers, form, &to),
+    let files = blocking(move |stop| match form.merge {
+        true => merged(&scratch, &layers, &choice, (form, stop), &to),
+        false => separate(&scratch, &layers, (form, stop), &to, exists),
     });
     Ok(ConvertedFiles {
         platform,
@@ -127,27 +130,39 @@ pub async fn convert_to_files(
     })
 }
 
-/// Returns the directory and the name of a file that may not exist yet.
-fn place(to: &Path) -> Result<(PathBuf, std::ffi::OsString)> {
+/// Returns the directory of a file that may not exist yet, and its absolute path.
+fn place(to: &Path) -> Result<(PathBuf, PathBuf)> {
     let absolute = std::path::absolute(to).during("find", to)?;
-    let parts = absolute.parent().zip(absolute.file_name());
-    let parts = parts.map(|(parent, name)| (parent.to_owned(), name.to_owned()));
-    parts.ok_or_else(|| {
+    let parent = absolute.file_name().and_then(|_| absolute.parent());
+    let parent = parent.map(Path::to_owned).ok_or_else(|| {
         let write = Error::new(Kind::InvalidArgument, "write to", to.display().to_string());
         write.with_source("name a file or a directory in another one")
-    })
+    })?;
+    Ok((parent, absolute))
 }
 
-fn require_empty(to: &Path) -> Result<()> {
+fn refuse_directory(to: &Path) -> Result<()> {
+    if !to.is_dir() {
+        return Ok(());
+    }
+    let write = Error::new(Kind::AlreadyExists, "write to", to.display().to_string());
+    Err(write.with_source("it is a directory: name a file for the merged image"))
+}
+
+/// Returns whether a directory exists, which must be empty.
+fn is_empty_directory(to: &Path) -> Result<bool> {
     let reason = match to.read_dir() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
             "it is a file: name a directory, or merge the layers into one image"
         }
-        entries => match entries.during("read", to)?.next() {
-            None => return Ok(()),
-            Some(_) => "the directory is not empty: name another, or remove what is in it",
-        },
+        entries => {
+            let mut entries = entries.during("read", to)?.flatten();
+            match entries.all(|entry| Scratch::is_one(&entry.file_name())) {
+                true => return Ok(true),
+                false => "the directory is not empty: name another, or remove what is in it",
+            }
+        }
     };
     let write = Error::new(Kind::AlreadyExists, "write to", to.display().to_string());
     Err(write.with_source(reason))
@@ -156,8 +171,9 @@ fn require_empty(to: &Path) -> Result<()> {
 fn separate(
     scratch: &Scratch,
     layers: &[WrittenLayer],
-    form: FileForm,
+    form: (FileForm, &Stop),
     to: &Path,
+    exists: bool,
 ) -> Result<Vec<ConvertedFile>> {
     let all = scratch.join("files");
     fs::create_dir(&all).during("make", &all)?;
@@ -168,12 +184,21 @@ fn separate(
         let path = all.join(&name);
         fs::rename(&layer.path, &path).during("move an image to", &path)?;
         let digest = &layer.descriptor.digest;
-        let mut file = complete(&path, digest, vec![digest.clone()], form)?;
+        let image = (&*path, layer.data_size);
+        let mut file = complete(image, digest, vec![digest.clone()], form)?;
         file.path = to.join(name);
         files.push(file);
     }
-    // An empty directory is replaced.
-    fs::rename(&all, to).during("move the images to", to)?;
+    form.1.check_before_end()?;
+    if !exists {
+        fs::rename(&all, to).during("move the images to", to)?;
+        return Ok(files);
+    }
+    for entry in all.read_dir().during("read", &all)? {
+        let entry = entry.during("read", &all)?;
+        let place = to.join(entry.file_name());
+        fs::rename(entry.path(), &place).during("move an image to", &place)?;
+    }
     Ok(files)
 }
 
@@ -181,14 +206,15 @@ fn merged(
     scratch: &Scratch,
     layers: &[WrittenLayer],
     choice: &Choice,
-    form: FileForm,
+    form: (FileForm, &Stop),
     to: &Path,
 ) -> Result<Vec<ConvertedFile>> {
     let path = scratch.join("merged");
     let manifest = &choice.manifest.digest;
     let open = |layer: &WrittenLayer| {
         let file = File::open(&layer.path).during("open", &layer.path)?;
-        ErofsReader::open(Arc::new(file)).map_err(|error| failed(&layer.path, error))
+        let image = ErofsReader::open(Arc::new(file));
+        image.map_err(|error| failed("read layer", layer.descriptor.digest.as_str(), error))
     };
     let images: Vec<_> = layers.iter().map(open).collect::<Result<_>>()?;
     let output = File::options()
@@ -199,17 +225,22 @@ fn merged(
     let name = format!("erofs:merged/{manifest}");
     let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, name.as_bytes()).into_bytes();
     let memory = Box::new(Memory::new(MERGE_MEMORY));
-    merge(images, output.during("make", &path)?, memory, uuid)
-        .map_err(|error| failed(&path, error))?;
+    let merged = merge(images, output.during("make", &path)?, memory, uuid);
+    merged.map_err(|error| failed("merge the layers of", manifest.as_str(), error))?;
     let digests = layers.iter().map(|layer| layer.descriptor.digest.clone());
-    let mut file = complete(&path, manifest, digests.collect(), form)?;
+    let size = path.metadata().during("look at", &path)?.len();
+    let mut file = complete((&path, size), manifest, digests.collect(), form)?;
+    form.1.check_before_end()?;
     let sidecar = sidecar_of(to);
-    match form.verity {
+    if form.0.verity || sidecar.exists() {
+        // An image is never beside the root hash of another one.
+        remove_if_there(to)?;
+    }
+    match form.0.verity {
         true => {
             let from = sidecar_of(&path);
             fs::rename(&from, &sidecar).during("move the root hash to", &sidecar)?;
         }
-        // That of another image.
         false => remove_if_there(&sidecar)?,
     }
     fs::rename(&path, to).during("move the image to", to)?;
@@ -217,26 +248,24 @@ fn merged(
     Ok(vec![file])
 }
 
-fn failed(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(
-        Kind::Unknown,
-        "merge the layers to",
-        path.display().to_string(),
-    )
-    .with_source(error)
+fn failed(
+    operation: &'static str,
+    subject: &str,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> Error {
+    Error::new(Kind::InvalidArgument, operation, subject).with_source(error)
 }
 
-/// Adds the tree to an image if it is to have one.
+/// Adds the tree to an image with this size if it is to have one.
 fn complete(
-    path: &Path,
+    (path, size): (&Path, u64),
     of: &Digest,
     layers: Vec<Digest>,
-    form: FileForm,
+    (form, stop): (FileForm, &Stop),
 ) -> Result<ConvertedFile> {
-    let length = path.metadata().during("look at", path)?.len();
     let tree = form.verity.then(|| {
         let block = BlockSize::B4096;
-        append_tree(path, (length, block.bytes()), block, of)
+        append_tree(path, (size, block.bytes()), block, of, stop)
     });
     let tree = tree.transpose()?;
     if let Some(tree) = &tree {
@@ -248,11 +277,4 @@ fn complete(
         layers,
         verity: tree.as_ref().map(FileTree::new),
     })
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        removed => removed.during("remove", path),
-    }
 }

@@ -117,21 +117,34 @@ impl SourceImage {
         )))
     }
 
+    /// Chooses the manifests of platforms, each once.
+    ///
+    /// # Errors
+    /// As [`SourceImage::choose`].
+    pub async fn choose_all(&self, platforms: &[Platform]) -> Result<Vec<Choice>> {
+        let mut choices: Vec<Choice> = Vec::new();
+        for platform in platforms {
+            let choice = self.choose(platform).await?;
+            if choices
+                .iter()
+                .all(|other| other.manifest.digest != choice.manifest.digest)
+            {
+                choices.push(choice);
+            }
+        }
+        Ok(choices)
+    }
+
     fn no_match(&self, platform: &Platform, platforms: &[Platform]) -> Error {
         let platforms: Vec<_> = platforms.iter().map(Platform::to_string).collect();
-        let reason = format!(
-            "it has no manifest for {}; it has: {}",
-            platform,
-            platforms.join(", ")
-        );
+        let platforms = platforms.join(", ");
+        let reason = format!("it has no manifest for {platform}; it has: {platforms}");
         Error::new(Kind::NotFound, "choose a manifest of", &*self.name).with_source(reason)
     }
 
     /// Returns a document of the image, checked.
     pub(crate) async fn document(&self, descriptor: &Descriptor) -> Result<Bytes> {
-        if let Some(source) = &self.source {
-            source.fetch(descriptor).await?;
-        }
+        self.add(descriptor);
         let mut large = LargeRead::default();
         let (content, scope) = (&*self.content, &self.scope);
         let read = read_verified(content, scope, descriptor, MAX_DOCUMENT_BYTES, &mut large).await;

@@ -14,7 +14,7 @@ use resnap_core::{
     ApplyMonitor, ApplyPermit, Batch, BatchApplier, ByteStream, ChainId, ContentInfo,
     ContentReader, Descriptor, DiffId, Digest, ErofsMode, Error, Integrity, Introspection, Kind,
     Labels, Mount, Preparer, Result, Scope, SnapshotKey, Snapshotter, SnapshotterInfo, Stage,
-    StageTiming, in_batch,
+    StageTiming, erofs_layer, in_batch,
 };
 use resnap_erofs::{Memory, NoLower, Writer};
 use resnap_handler_wrapper::Choice;
@@ -44,6 +44,8 @@ pub(crate) struct WrittenLayer {
     pub(crate) path: PathBuf,
     /// The size of the layer's tar.
     pub(crate) tar_size: u64,
+    /// The bytes that a tree would be of: the file without the tree that the layer brings.
+    pub(crate) data_size: u64,
 }
 
 /// Writes the layers of a manifest as EROFS images to a new directory, the lowest first. Each is checked against
@@ -59,12 +61,7 @@ pub(crate) async fn write_layers(
     dir: &Path,
     progress: Arc<dyn Progress>,
 ) -> Result<Vec<WrittenLayer>> {
-    let diff_ids = &choice.config.diff_ids;
-    if diff_ids.len() != choice.layers.len() {
-        let (layers, count) = (choice.layers.len(), diff_ids.len());
-        let read = Error::new(Kind::InvalidArgument, "read image", &*image.name);
-        return Err(read.with_source(format!("it has {layers} layers and {count} diff IDs")));
-    }
+    let diff_ids = diff_ids(image, choice)?;
     let layers = choice
         .layers
         .iter()
@@ -72,6 +69,17 @@ pub(crate) async fn write_layers(
         .zip(diff_ids.iter().cloned())
         .collect();
     write(image, layers, mode, None, dir, progress).await
+}
+
+/// Returns the diff IDs of the layers of a manifest.
+fn diff_ids<'a>(image: &SourceImage, choice: &'a Choice) -> Result<&'a [DiffId]> {
+    let (layers, diff_ids) = (choice.layers.len(), &choice.config.diff_ids);
+    if diff_ids.len() != layers {
+        let count = diff_ids.len();
+        let read = Error::new(Kind::InvalidArgument, "read image", &*image.name);
+        return Err(read.with_source(format!("it has {layers} layers and {count} diff IDs")));
+    }
+    Ok(diff_ids)
 }
 
 /// Writes these layers of a manifest as [`write_layers`] does, but each on an empty layer, and by its diff ID alone: the
@@ -85,7 +93,7 @@ pub(crate) async fn write_alone(
 ) -> Result<Vec<WrittenLayer>> {
     let (mut layers, mut blobs) = (Vec::new(), HashMap::new());
     for index in indexes {
-        let diff_id = choice.config.diff_ids.get(*index);
+        let diff_id = diff_ids(image, choice)?.get(*index);
         if let (Some(layer), Some(diff_id)) = (choice.layers.get(*index), diff_id) {
             blobs.insert(diff_id.0.clone(), layer.clone());
             // The UUID of an image is made of the digest.
@@ -234,11 +242,22 @@ impl Work<'_> {
         let view = SnapshotKey::from(format!("view-{index}"));
         let mounts = snapshotter.view(&scope, &view, chain).await?;
         snapshotter.remove(&scope, &view).await?;
+        let path = image_of(&mounts)?;
+        let own = erofs_layer::own_tree(layer).map_err(|reason| {
+            let read = Error::new(Kind::InvalidArgument, "read layer", layer.digest.as_str());
+            read.with_source(reason)
+        })?;
+        let own = own.filter(|_| erofs_layer::is_image(layer));
+        let data_size = match own {
+            Some(own) => own.hash_offset,
+            None => path.metadata().during("look at", &path)?.len(),
+        };
         Ok(WrittenLayer {
             descriptor: layer.clone(),
             diff_id: diff_id.clone(),
-            path: image_of(&mounts)?,
+            path,
             tar_size: applied.size,
+            data_size,
         })
     }
 }

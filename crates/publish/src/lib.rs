@@ -15,7 +15,7 @@
 //! [`Destination`](resnap_core::Destination), or moved to its place when it is complete. It depends on nothing but
 //! the image and the form that is asked for: no time, path, user, umask or number of cores is in it.
 //!
-//! Temporary files are in a directory `.resnap-*` beside the result, or for a destination in `TMPDIR`. It is
+//! Temporary files are in a directory `.resnap-scratch-*` beside the result, or for a destination in `TMPDIR`. It is
 //! removed when the work ends, and one that a killed process left is removed by the next.
 //!
 //! # Hostile images
@@ -41,7 +41,7 @@ mod sidecar;
 mod signing;
 mod tree;
 
-pub use artifact::{UnsignedArtifacts, UnsignedIndex, UnsignedLayer, build_artifacts};
+pub use artifact::{Unsigned, UnsignedArtifacts, UnsignedIndex, UnsignedLayer, build_artifacts};
 pub use cache::{CacheOutcome, CachedLayer, build_cache};
 pub use cache_dir::{CacheDir, CacheEntry};
 pub use files::{ConvertedFile, ConvertedFiles, FileForm, FileTree, convert_to_files};
@@ -49,6 +49,7 @@ pub use image::SourceImage;
 pub use layer_format::{LayerFormat, UnknownFormat};
 pub use layers::Progress;
 pub use native::{NativeForm, NativeImage, NativeManifest, convert_to_native};
+pub use scratch::Scratch;
 pub use signing::{RootHashSigner, SignedArtifact, push_artifacts, sign_artifacts};
 
 #[cfg(doctest)]

@@ -18,8 +18,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::blob_file::{FileBlob, FileRange, descriptor, put_bytes};
-use crate::copy::copy;
-use crate::fault::{IoContext as _, blocking};
+use crate::copy::{Copy, CopyError};
+use crate::fault::{Stop, blocking};
 use crate::image::{SourceImage, is_index};
 use crate::layer_format::LayerFormat;
 use crate::layers::{Progress, WrittenLayer, write_layers};
@@ -81,11 +81,14 @@ pub async fn convert_to_native(
         to,
         progress,
     };
-    let mut choices = Vec::new();
-    for platform in platforms {
-        choices.push(image.choose(platform).await?);
+    let choices = image.choose_all(platforms).await?;
+    for choice in &choices {
+        work.require_plain(choice)?;
     }
     let (mut index, left_out) = work.plain(&choices).await?;
+    for choice in &choices {
+        index.position(choice)?;
+    }
     let mut manifests = Vec::new();
     for choice in &choices {
         let (entry, manifest) = work.native(choice).await?;
@@ -115,11 +118,27 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
+    fn require_plain(&self, choice: &Choice) -> Result<()> {
+        let platform = choice.platform();
+        if !platform
+            .os_features
+            .iter()
+            .any(|feature| feature == EROFS_FEATURE)
+        {
+            return Ok(());
+        }
+        let convert = Error::new(Kind::InvalidArgument, "convert image", &*self.image.name);
+        Err(convert.with_source(format!(
+            "its manifest for {platform} has native layers already"
+        )))
+    }
+
     /// Copies the plain manifests, and returns an index of them and the platforms of those that the source does not
     /// have.
     async fn plain(&self, choices: &[Choice]) -> Result<(Index, Vec<String>)> {
+        let mut copy = Copy::new(self.image, self.to);
         if !is_index(&self.image.target) {
-            copy(self.image, &self.image.target, self.to).await?;
+            copy.document(&self.image.target).await?;
             let platform = choices.first().map(Choice::platform);
             return Ok((Index::of_manifest(&self.image.target, platform), Vec::new()));
         }
@@ -130,8 +149,8 @@ impl Work<'_> {
             let is_chosen = choices
                 .iter()
                 .any(|choice| choice.manifest.digest == entry.digest);
-            match copy(self.image, &entry, self.to).await {
-                Err(error) if error.is_not_found() && !is_chosen => {
+            match copy.document(&entry).await {
+                Err(CopyError::Missing(_)) if !is_chosen => {
                     let platform = entry.platform.as_ref().map(Platform::to_string);
                     left_out.push(platform.unwrap_or_else(|| entry.digest.to_string()));
                     index.remove(&entry.digest);
@@ -144,8 +163,7 @@ impl Work<'_> {
 
     /// Publishes the native manifest of a plain one, and returns its entry in the index.
     async fn native(&self, choice: &Choice) -> Result<(Value, NativeManifest)> {
-        let temporary = std::env::temp_dir();
-        let scratch = Scratch::new(&temporary).during("make a directory in", &temporary)?;
+        let scratch = Scratch::temporary().await?;
         let store = scratch.join("store");
         let mode = ErofsMode::Full;
         let written =
@@ -153,7 +171,8 @@ impl Work<'_> {
         let (mut layers, mut diff_ids, mut size) = (Vec::new(), Vec::new(), 0);
         for (number, layer) in written.into_iter().enumerate() {
             let (form, compressed) = (self.form.clone(), scratch.join(&format!("{number}.zst")));
-            let native = blocking(move || NativeLayer::new(&layer, &form, &compressed)).await?;
+            let native =
+                blocking(move |stop| NativeLayer::new(&layer, &form, &compressed, stop)).await?;
             native.blob.put(self.to).await?;
             size += native.blob.descriptor.size;
             diff_ids.push(native.diff_id.clone());
@@ -215,11 +234,16 @@ struct NativeLayer {
 }
 
 impl NativeLayer {
-    fn new(layer: &WrittenLayer, form: &NativeForm, compressed: &Path) -> Result<Self> {
+    fn new(
+        layer: &WrittenLayer,
+        form: &NativeForm,
+        compressed: &Path,
+        stop: &Stop,
+    ) -> Result<Self> {
         let tree = form.verity.then(|| {
             let block = BlockSize::B4096;
-            let size = FileRange::whole(&layer.path)?.size;
-            append_tree(&layer.path, (size, block.bytes()), block, &layer.diff_id.0)
+            let size = (layer.data_size, block.bytes());
+            append_tree(&layer.path, size, block, &layer.diff_id.0, stop)
         });
         let tree = tree.transpose()?;
         let plain = FileRange::whole(&layer.path)?;
@@ -304,25 +328,28 @@ impl Index {
         }
     }
 
+    /// Returns the place of a plain manifest.
+    fn position(&mut self, choice: &Choice) -> Result<usize> {
+        let plain = choice.manifest.digest.as_str();
+        let mut entries = self.manifests().into_iter().flatten();
+        let position = entries.position(|entry| entry["digest"] == plain);
+        position.ok_or_else(|| {
+            let nested = Error::new(Kind::Unimplemented, "convert manifest", plain);
+            nested.with_source("it is in an index that is in another one")
+        })
+    }
+
     /// Inserts the entry of a native manifest behind that of the plain one, in the place of an older one.
     fn insert(&mut self, entry: Value, choice: &Choice) -> Result<()> {
         let platform = entry["platform"].clone();
-        let plain = choice.manifest.digest.as_str();
-        let manifests = self.manifests();
-        let place = manifests.and_then(|manifests| {
+        if let Some(manifests) = self.manifests() {
             manifests.retain(|other| other["platform"] != platform);
-            let place = manifests
-                .iter()
-                .position(|other| other["digest"] == plain)?;
-            manifests.insert(place + 1, entry);
-            Some(())
-        });
-        place.ok_or_else(|| {
-            let nested = Error::new(Kind::Unimplemented, "convert manifest", plain);
-            nested.with_source(
-                "it is in an index that is in another one, or has native layers itself",
-            )
-        })
+        }
+        let place = self.position(choice)? + 1;
+        if let Some(manifests) = self.manifests() {
+            manifests.insert(place, entry);
+        }
+        Ok(())
     }
 
     fn encode(&self) -> String {

@@ -28,3 +28,11 @@ pub(crate) fn write_sidecar(tree: &Tree, image: &Path) -> Result<()> {
     })?;
     fs::write(&path, encoded).during("write", &path)
 }
+
+/// Removes a file, if there is one.
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.during("remove", path),
+    }
+}

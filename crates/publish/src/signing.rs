@@ -14,8 +14,9 @@ use resnap_core::{
 use resnap_verity::RootHash;
 use serde::Serialize;
 
-use crate::artifact::{UNSIGNED, UnsignedArtifacts};
+use crate::artifact::{UnsignedArtifacts, unsigned_types};
 use crate::blob_file::put_bytes;
+use crate::copy::copy_blob;
 use crate::image::SourceImage;
 
 /// Makes signatures.
@@ -53,10 +54,23 @@ pub async fn sign_artifacts(
     to: &dyn Destination,
 ) -> Result<Vec<SignedArtifact>> {
     let manifest = image.choose(platform).await?.manifest;
-    let unsigned = image.referrers(&manifest, &[UNSIGNED]).await?;
+    let sign = |kind| Error::new(kind, "sign the artifacts of", &*image.name);
+    let mut unsigned = image.referrers(&manifest, &unsigned_types()).await?;
     if unsigned.is_empty() {
-        let sign = Error::new(Kind::NotFound, "sign the artifacts of", &*image.name);
-        return Err(sign.with_source("it has none: `resnap artifacts build` makes them"));
+        let reason = "it has none: `resnap artifacts build` makes them";
+        return Err(sign(Kind::NotFound).with_source(reason));
+    }
+    unsigned.sort_by(|left, right| left.artifact_type.cmp(&right.artifact_type));
+    for pair in unsigned.windows(2) {
+        if let [one, other] = pair
+            && one.artifact_type == other.artifact_type
+        {
+            let (one, other) = (&one.descriptor.digest, &other.descriptor.digest);
+            let reason = format!(
+                "it has two, {one} and {other}, and which one was made of it is not known: build them again"
+            );
+            return Err(sign(Kind::FailedPrecondition).with_source(reason));
+        }
     }
     let mut signed = Vec::new();
     for referrer in &unsigned {
@@ -72,12 +86,13 @@ pub async fn sign_artifacts(
         let bytes = Bytes::from(bundle.encode(&artifacts.subject));
         let artifact_type = artifacts.set.artifact_type();
         let new = Referrer::new(artifact_type, Digest::sha256(&bytes), bytes.len() as u64);
-        for old in image.referrers(&manifest, &[artifact_type]).await? {
+        let old = image.referrers(&manifest, &[artifact_type]).await?;
+        to.put_referrer(&new, bytes, &manifest.digest).await?;
+        for old in old {
             if old.descriptor.digest != new.descriptor.digest {
                 to.remove_referrer(&old, &manifest.digest).await?;
             }
         }
-        to.put_referrer(&new, bytes, &manifest.digest).await?;
         signed.push(described(&bundle, &new, &manifest.digest));
     }
     Ok(signed)
@@ -175,9 +190,7 @@ pub async fn push_artifacts(
             let indexed = artifact.indexed.iter();
             let indexed = indexed.flat_map(|indexed| [&indexed.index, &indexed.tree]);
             for blob in indexed.chain([&artifact.signature]) {
-                if !to.has(blob).await? {
-                    to.put_blob(blob, image.blob(blob).await?).await?;
-                }
+                copy_blob(image, blob, to).await?;
             }
         }
         to.put_referrer(&referrer, bytes, &manifest.digest).await?;

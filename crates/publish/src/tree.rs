@@ -10,7 +10,7 @@ use resnap_applier::tree_uuid;
 use resnap_core::{Digest, Error, Kind, Result};
 use resnap_verity::{Appended, BlockSize, Work, append};
 
-use crate::fault::IoContext as _;
+use crate::fault::{IoContext as _, Stop};
 
 /// A tree behind the data of a file.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +28,7 @@ pub(crate) fn append_tree(
     (size, multiple): (u64, u64),
     block: BlockSize,
     of: &Digest,
+    stop: &Stop,
 ) -> Result<Tree> {
     const WRITE: &str = "write the hash tree of";
     let file = File::options().read(true).write(true).open(path);
@@ -37,7 +38,7 @@ pub(crate) fn append_tree(
     for length in [size, data] {
         file.set_len(length).during(WRITE, path)?;
     }
-    let check = || Ok(());
+    let check = || Ok(stop.check()?);
     let appended = append(&file, data, block, tree_uuid(of), None, Work::new(&check));
     let appended = appended.map_err(|error| {
         Error::new(Kind::Unknown, WRITE, path.display().to_string()).with_source(error)

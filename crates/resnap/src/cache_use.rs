@@ -14,7 +14,7 @@ use resnap_core::{Scope, SnapshotKind};
 use resnap_publish::CacheEntry;
 use resnap_unpacker::UnpackError;
 
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::doctor::{ContainerdConfig, DEFAULT_FILE, Process};
 
 /// The snapshotter that mounts cached layers where they are.
@@ -34,6 +34,12 @@ pub(crate) async fn require_unused(
         return Ok(());
     }
     if !socket.exists() {
+        if config.address.source != Source::Default {
+            bail!(
+                "containerd ({}) cannot be asked what it uses: it does not listen there",
+                socket.display()
+            );
+        }
         let configured = fs::read_to_string(DEFAULT_FILE).unwrap_or_default();
         let dir = dir.display().to_string();
         if configured.contains(&dir) {

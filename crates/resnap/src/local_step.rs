@@ -7,7 +7,7 @@ use resnap_api::Failure;
 use resnap_core::{Error, Kind, error_chain};
 
 /// The [`Failure::reason`] of an image that is not where its name says.
-const PLACE: &str = "PLACE";
+pub(crate) const PLACE: &str = "PLACE";
 
 /// Returns the failure to find an image in an archive or layout.
 pub(crate) fn not_in_archive(name: &str, error: &Error) -> Failure {

@@ -27,6 +27,7 @@ mod output;
 mod pending_images;
 mod progress;
 mod publish_args;
+mod publish_step;
 mod signer;
 mod source_image;
 mod timeline;

@@ -14,11 +14,11 @@ use crate::version::MajorMinor;
 
 #[derive(Debug, Args)]
 pub(crate) struct ConvertArguments {
-    /// The image: oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], docker://REFERENCE, or a name
-    /// in containerd
+    /// The image: oci:PATH, oci-archive:FILE or docker-archive:FILE, with :TAG if there are several, docker://REFERENCE,
+    /// or a name in containerd
     pub(crate) image: String,
-    /// A directory that is empty or does not exist; with --merge a file; or oci:PATH[:TAG] or docker://REFERENCE for
-    /// an image with native EROFS layers, by the tag `latest` if none is named
+    /// A directory that is empty or does not exist; with --merge a file; or oci:PATH:TAG or docker://REFERENCE for an
+    /// image with native EROFS layers, by the tag `latest` if none is named
     pub(crate) destination: String,
     /// Write one EROFS image of all layers, without what upper layers hide
     #[arg(long)]
@@ -31,13 +31,13 @@ pub(crate) struct ConvertArguments {
     #[arg(long = "platform", value_name = "PLATFORM")]
     pub(crate) platforms: Vec<Platform>,
     /// The format of native layers: vnd.erofs.layer.v1, or vnd.erofs of the draft specification, which no release of
-    /// containerd reads; with +zstd if they are to be compressed
-    #[arg(long, default_value_t)]
-    pub(crate) format: LayerFormat,
+    /// containerd reads; with +zstd if they are to be compressed [default: vnd.erofs.layer.v1]
+    #[arg(long)]
+    pub(crate) format: Option<LayerFormat>,
     /// The oldest containerd that is to use the image with native layers. Before 2.3 it could take compressed layers
-    /// for images
-    #[arg(long, default_value = "2.1", value_name = "VERSION")]
-    pub(crate) oldest_containerd: MajorMinor,
+    /// for images [default: 2.1]
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) oldest_containerd: Option<MajorMinor>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -77,10 +77,10 @@ impl From<SetWord> for ArtifactSet {
 
 #[derive(Debug, Args)]
 pub(crate) struct BuildArguments {
-    /// The image: oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], docker://REFERENCE, or a name
-    /// in containerd
+    /// The image: oci:PATH, oci-archive:FILE or docker-archive:FILE, with :TAG if there are several, docker://REFERENCE,
+    /// or a name in containerd
     pub(crate) image: String,
-    /// The layout that gets the artifacts, as oci:PATH[:TAG], with the image's documents, but without its layers
+    /// The layout that gets the artifacts, as oci:PATH:TAG, with the image's documents, but without its layers
     /// [default: that of the image]
     #[arg(long, value_name = "LAYOUT")]
     pub(crate) to: Option<String>,
@@ -103,7 +103,7 @@ pub(crate) enum SignOutput {
 
 #[derive(Debug, Args)]
 pub(crate) struct SignArguments {
-    /// The image with artifacts, as oci:PATH[:TAG]
+    /// The image with artifacts, as oci:PATH:TAG
     pub(crate) image: String,
     /// The certificate of the signer in PEM, and behind it those that a node does not have
     #[arg(long, value_name = "FILE")]
@@ -125,9 +125,9 @@ pub(crate) struct SignArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct PushArguments {
-    /// The image with artifacts, as oci:PATH[:TAG]
+    /// The image with artifacts, as oci:PATH:TAG
     pub(crate) image: String,
-    /// The same image elsewhere: docker://REFERENCE or oci:PATH[:TAG]
+    /// The same image elsewhere: docker://REFERENCE or oci:PATH:TAG
     pub(crate) destination: String,
     /// Remove other artifacts of the same type there; nodes refuse an image that has several
     #[arg(long)]
@@ -139,7 +139,7 @@ pub(crate) struct PushArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArtifactsArguments {
-    /// The image: oci:PATH[:TAG], oci-archive:FILE[:TAG] or docker://REFERENCE
+    /// The image: oci:PATH, oci-archive:FILE, with :TAG if there are several, or docker://REFERENCE
     pub(crate) image: String,
     /// Trust the signers whose certificates are in this file, in PEM; may be repeated [default: `signers` of the
     /// configuration]
@@ -167,8 +167,8 @@ pub(crate) enum CacheCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct CacheBuildArguments {
-    /// The image: oci:PATH[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], docker://REFERENCE, or a name
-    /// in containerd
+    /// The image: oci:PATH, oci-archive:FILE or docker-archive:FILE, with :TAG if there are several, docker://REFERENCE,
+    /// or a name in containerd
     pub(crate) image: String,
     /// The directory
     pub(crate) dir: PathBuf,

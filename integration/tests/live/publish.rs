@@ -4,6 +4,7 @@
 //! The recipe of `examples/publish`: an image that is built, converted, signed and pushed, and runs on a node that
 //! wants signatures.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -127,6 +128,15 @@ fn published_images_run_where_signatures_are_wanted(node: &Node) -> Result<()> {
         ensure!(unpacked.code == Some(0), "{unpacked:?}");
         assert_signed(node, &config, arguments)?;
     }
+    // Each of both manifests, which have one name.
+    let mut verify = node.configured_command(&config)?;
+    verify.args(["verify", "--all", "--json", "--snapshotter", "erofs"]);
+    let verified = run_to_end(&mut verify)?;
+    ensure!(verified.code == Some(0), "{verified:?}");
+    let verified: Value = serde_json::from_str(&verified.stdout)?;
+    let layers = verified.as_array().into_iter().flatten();
+    let layers: BTreeSet<_> = layers.map(|image| image["layers"].to_string()).collect();
+    ensure!(layers.len() == 2, "{verified}");
     let said = node.run("erofs", &reference)?;
     ensure!(said == SAYS, "{said}");
     node.assert_nothing_left("erofs")

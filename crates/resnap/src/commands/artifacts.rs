@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use resnap_applier::Differ;
+use resnap_archive::ArchiveSource;
 use resnap_core::Integrity;
 use resnap_platforms::Platform;
-use resnap_publish::{SignedArtifact, build_artifacts, push_artifacts, sign_artifacts};
-use resnap_unpacker::{LayerState, Request, UnpackError};
+use resnap_publish::{
+    Scratch, SignedArtifact, Unsigned, build_artifacts, push_artifacts, sign_artifacts,
+};
+use resnap_unpacker::{LayerState, Request};
 
 use super::executor::Executor;
 use super::signals::{listen, until_stopped};
@@ -25,6 +28,7 @@ use crate::pending_images::keep_during;
 use crate::publish_args::{
     ArtifactsCommand, BuildArguments, PushArguments, SignArguments, VerifyArtifactsArguments,
 };
+use crate::publish_step::failure;
 use crate::signer::Signer;
 use crate::source_image::source_image;
 
@@ -47,26 +51,37 @@ async fn build(
     output: &mut Output,
 ) -> Result<ExitStatus> {
     let image = source_image(config, &arguments.image).await?;
-    let to = match &arguments.to {
-        Some(to) => to,
-        None if arguments.image.starts_with("oci:") => &arguments.image,
+    let (name, is_own) = match &arguments.to {
+        Some(to) => (to, false),
+        None if arguments.image.starts_with("oci:") => (&arguments.image, true),
         None => bail!(
             "{} is not in a layout: name one for the artifacts, as --to oci:PATH",
             arguments.image
         ),
     };
-    let to = destination::open(config, to).await?;
+    let to = destination::open(config, name).await?;
+    let Some(layout) = &to.layout else {
+        bail!(
+            "{name} is no layout: artifacts are signed in one, and pushed then; name one, as --to oci:PATH"
+        );
+    };
+    let source = ArchiveSource::new([layout]);
     let platform = arguments.platform.unwrap_or_else(Platform::host);
     let bar = Arc::new(LayerBar::new());
     let (set, progress) = (arguments.set.into(), Arc::clone(&bar) as _);
     let tag = to.tag.as_deref().unwrap_or(LATEST);
-    let built = build_artifacts(&image, &platform, set, &*to.destination, tag, progress);
+    let to = Unsigned {
+        destination: &*to.destination,
+        source: &source,
+        tag: (!is_own).then_some(tag),
+    };
+    let built = build_artifacts(&image, &platform, set, to, progress);
     let built = until_stopped(built).await?;
     bar.finish();
     let Some(built) = built else {
         return Ok(ExitStatus::Cancelled);
     };
-    let built = built.map_err(UnpackError::from)?;
+    let built = built.map_err(failure)?;
     output.document(&built, |table| {
         table.line(format!("manifest: {}", built.subject.digest));
         table.header(["LAYER", "INDEX", "HASH TREE", "ROOT HASH"]);
@@ -118,7 +133,7 @@ fn show_signed(
     let Some(signed) = signed else {
         return Ok(ExitStatus::Cancelled);
     };
-    let signed = signed.map_err(UnpackError::from)?;
+    let signed = signed.map_err(failure)?;
     output.documents(&signed, |artifact, table| {
         table.line(format!("manifest: {}", artifact.subject));
         table.line(format!(
@@ -151,8 +166,8 @@ async fn verify(
     if config.applier.trust.is_none() {
         bail!("no certificates are trusted: name some with --signer FILE or --authority FILE");
     }
-    let store = tempfile::tempdir()?;
-    config.use_store(store.path());
+    let scratch = Scratch::temporary().await.map_err(failure)?;
+    config.use_store(&scratch.path().join("store"));
     config.profiles.entry(SNAPSHOTTER).integrity = Integrity::Signed;
     config
         .applier

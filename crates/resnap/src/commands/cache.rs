@@ -12,7 +12,6 @@ use anyhow::{Context as _, Result, bail};
 use resnap_core::{DiffId, Digest};
 use resnap_platforms::Platform;
 use resnap_publish::{CacheDir, CacheEntry, CacheOutcome, CachedLayer, build_cache};
-use resnap_unpacker::UnpackError;
 
 use super::signals::until_stopped;
 use crate::cache_use::require_unused;
@@ -21,6 +20,7 @@ use crate::exit_status::ExitStatus;
 use crate::layer_bar::LayerBar;
 use crate::output::{Output, bytes};
 use crate::publish_args::{CacheBuildArguments, CacheCommand, CachePruneArguments};
+use crate::publish_step::failure;
 use crate::source_image::source_image;
 
 pub(crate) async fn run(
@@ -48,7 +48,7 @@ async fn build(
     let Some(built) = built else {
         return Ok(ExitStatus::Cancelled);
     };
-    let built = built.map_err(UnpackError::from)?;
+    let built = built.map_err(failure)?;
     output.document(&built, |table| {
         table.header(["DIFF ID", "OUTCOME"]);
         for layer in &built {
@@ -63,9 +63,13 @@ fn outcome(layer: &CachedLayer) -> String {
         CacheOutcome::Existed => "there already".to_owned(),
         CacheOutcome::Written { size } => format!("written, {}", bytes(*size)),
         CacheOutcome::Native => "left out: it is an EROFS image itself".to_owned(),
-        CacheOutcome::NeedsParents { directory } => {
-            format!("left out: {directory} is that of the layers below")
-        }
+        CacheOutcome::NeedsParents { directory, cached } => match cached {
+            false => format!("left out: {directory} is that of the layers below"),
+            true => format!(
+                "there, made for an image that has it at the bottom; wrong for this one: {directory} is that of the layers below; remove {}",
+                layer.path.display()
+            ),
+        },
     }
 }
 
@@ -75,15 +79,21 @@ async fn prune(
     output: &mut Output,
 ) -> Result<ExitStatus> {
     let keep = read_list(&arguments.keep)?;
+    if keep.is_empty() && arguments.remove {
+        bail!(
+            "--keep {:?} has no diff IDs, and all would be removed: remove the directory instead",
+            arguments.keep
+        );
+    }
     let dir = arguments
         .dir
         .canonicalize()
         .with_context(|| format!("{:?}", arguments.dir))?;
-    let cache = CacheDir::new(&dir).map_err(UnpackError::from)?;
-    let others = cache.others(&keep).map_err(UnpackError::from)?;
+    let cache = CacheDir::new(&dir).map_err(failure)?;
+    let others = cache.others(&keep).map_err(failure)?;
     require_unused(config, &dir, &others).await?;
     if arguments.remove {
-        cache.remove(&others).map_err(UnpackError::from)?;
+        cache.remove(&others).map_err(failure)?;
     }
     show(&others, arguments.remove, output)?;
     Ok(ExitStatus::Done)

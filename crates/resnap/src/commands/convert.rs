@@ -12,7 +12,6 @@ use resnap_publish::{
     ConvertedFiles, FileForm, NativeForm, NativeImage, SourceImage, convert_to_files,
     convert_to_native,
 };
-use resnap_unpacker::UnpackError;
 
 use super::signals::until_stopped;
 use crate::config::Config;
@@ -21,8 +20,12 @@ use crate::exit_status::ExitStatus;
 use crate::layer_bar::LayerBar;
 use crate::output::{Output, bytes};
 use crate::publish_args::ConvertArguments;
+use crate::publish_step::failure;
 use crate::source_image::source_image;
 use crate::version::MajorMinor;
+
+/// The oldest containerd that is to use an image, if none is named: the first with EROFS layers.
+const OLDEST: MajorMinor = MajorMinor(2, 1);
 
 pub(crate) async fn run(
     config: &Config,
@@ -33,6 +36,13 @@ pub(crate) async fn run(
         require_readers(&arguments)?;
         let image = source_image(config, &arguments.image).await?;
         return to_native(config, &image, arguments, output).await;
+    }
+    destination::require_path(&arguments.destination)?;
+    if arguments.format.is_some() || arguments.oldest_containerd.is_some() {
+        bail!(
+            "--format and --oldest-containerd are of native layers, and {} gets files",
+            arguments.destination
+        );
     }
     let image = source_image(config, &arguments.image).await?;
     to_files(&image, arguments, output).await
@@ -58,7 +68,7 @@ async fn to_files(
     let Some(converted) = converted else {
         return Ok(ExitStatus::Cancelled);
     };
-    show_files(&converted.map_err(UnpackError::from)?, output)?;
+    show_files(&converted.map_err(failure)?, output)?;
     Ok(ExitStatus::Done)
 }
 
@@ -92,7 +102,8 @@ fn require_readers(arguments: &ConvertArguments) -> Result<()> {
             arguments.destination
         );
     }
-    let (format, oldest) = (arguments.format, arguments.oldest_containerd);
+    let format = arguments.format.unwrap_or_default();
+    let oldest = arguments.oldest_containerd.unwrap_or(OLDEST);
     let since = format
         .oldest_containerd()
         .map(|(major, minor)| MajorMinor(major, minor));
@@ -110,13 +121,15 @@ async fn to_native(
     arguments: ConvertArguments,
     output: &mut Output,
 ) -> Result<ExitStatus> {
-    let to = destination::open(config, &arguments.destination).await?;
     let mut form = NativeForm::default();
-    (form.format, form.verity) = (arguments.format, arguments.verity);
+    (form.format, form.verity) = (arguments.format.unwrap_or_default(), arguments.verity);
     let platforms = match arguments.platforms.is_empty() {
         true => vec![Platform::host()],
         false => arguments.platforms,
     };
+    // What the image does not have is said before anything is made.
+    image.choose_all(&platforms).await.map_err(failure)?;
+    let to = destination::open(config, &arguments.destination).await?;
     let bar = Arc::new(LayerBar::new());
     let tag = to.tag.as_deref().unwrap_or(LATEST);
     let (to, progress) = (&*to.destination, Arc::clone(&bar) as _);
@@ -127,7 +140,7 @@ async fn to_native(
         return Ok(ExitStatus::Cancelled);
     };
     show_native(
-        &converted.map_err(UnpackError::from)?,
+        &converted.map_err(failure)?,
         &arguments.destination,
         &form,
         output,
