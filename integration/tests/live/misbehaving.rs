@@ -20,7 +20,7 @@ use crate::suite::live_tests;
 use raw::{DEADLINE, Frames, connect, ends};
 
 live_tests! {
-    Containerd: proxy_survives_misbehaving_clients,
+    One: proxy_survives_misbehaving_clients,
 }
 
 const VERSION: &str = "/runtime.v1.RuntimeService/Version";

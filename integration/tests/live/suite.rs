@@ -59,6 +59,8 @@ pub(crate) use live_tests;
 pub(crate) enum Needs {
     /// Nothing but the daemon, which it shares with other tests.
     Containerd,
+    /// The same, of one version for all: the test is of resnap alone, and takes long.
+    One,
     /// A working erofs snapshotter; the daemon is shared.
     Erofs,
     /// A containerd whose runtime handlers can have snapshotters of their own; the daemon is shared.
@@ -97,6 +99,9 @@ impl Needs {
             }
             Self::NydusHandler | Self::Handler if containerd.version() < (1, 7, 0) => {
                 Some("no handler")
+            }
+            Self::One if containerd.version() < (1, 7, 0) || containerd.version() >= (2, 0, 0) => {
+                Some("on 1.7")
             }
             Self::DiffPlugin if containerd.version() < (1, 7, 0) => Some("no diff plugin"),
             _ => None,
@@ -242,7 +247,7 @@ fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
                 namespace: "k8s.io".to_owned(),
             }
         }
-        Needs::Containerd | Needs::Erofs | Needs::Handler => Node {
+        Needs::Containerd | Needs::One | Needs::Erofs | Needs::Handler => Node {
             containerd: shared,
             namespace: unique("test"),
         },

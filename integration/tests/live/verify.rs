@@ -24,7 +24,7 @@ use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: verify_has_no_false_alarm,
+    One: verify_has_no_false_alarm,
     Containerd: verify_finds_and_heals_each_difference,
     Containerd: verify_says_what_it_cannot_do,
     Erofs: verify_reads_images_by_their_blobs,
