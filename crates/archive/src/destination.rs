@@ -117,14 +117,12 @@ fn failed(layout: &Path, kind: Kind, error: io::Error) -> Error {
 }
 
 fn kind(error: &io::Error) -> Kind {
-    match error.kind() {
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Kind::PermissionDenied,
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
-            Kind::ResourceExhausted
-        }
-        ErrorKind::InvalidInput | ErrorKind::NotADirectory => Kind::InvalidArgument,
-        ErrorKind::InvalidData => Kind::DataLoss,
-        _ => Kind::Unavailable,
+    match (error.kind(), Kind::of_io(error)) {
+        (ErrorKind::InvalidInput | ErrorKind::NotADirectory, _) => Kind::InvalidArgument,
+        (ErrorKind::InvalidData, _) => Kind::DataLoss,
+        (ErrorKind::FileTooLarge, _) => Kind::ResourceExhausted,
+        (_, Kind::Unknown) => Kind::Unavailable,
+        (_, kind) => kind,
     }
 }
 

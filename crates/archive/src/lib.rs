@@ -9,7 +9,7 @@
 //! The images themselves can be listed, too ([`ArchiveSource::images`]). Those of `docker save` have no manifest; one
 //! is made of their config and layers.
 //!
-//! Of several places that have a blob, one whose bytes turned out to be wrong is asked last.
+//! A place whose bytes of a blob turned out to be wrong is asked last for it.
 //!
 //! An archive is indexed once, and again when its size or time of modification has changed. Compressed
 //! archives are not read: a blob in them has no place of its own.

@@ -294,19 +294,9 @@ mod tests {
     use super::*;
 
     fn blob(bytes: &[u8]) -> MissingBlob {
-        MissingBlob {
-            descriptor: Descriptor {
-                media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
-                digest: Digest::sha256(bytes),
-                size: bytes.len() as u64,
-                annotations: Default::default(),
-                platform: None,
-            },
-            reference: None,
-            repositories: Default::default(),
-            urls: Vec::new(),
-            pods: Default::default(),
-        }
+        let media_type = "application/vnd.oci.image.layer.v1.tar";
+        let (digest, size) = (Digest::sha256(bytes), bytes.len() as u64);
+        MissingBlob::new(Descriptor::new(media_type, digest, size), None)
     }
 
     async fn read(source: &ArchiveSource, blob: &MissingBlob, offset: u64) -> Result<Vec<u8>> {

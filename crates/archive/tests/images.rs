@@ -25,13 +25,7 @@ fn archive(path: &Path, files: &[(&str, &[u8])]) {
 }
 
 async fn read(source: &ArchiveSource, descriptor: &Descriptor) -> Vec<u8> {
-    let blob = MissingBlob {
-        descriptor: descriptor.clone(),
-        reference: None,
-        repositories: Default::default(),
-        urls: Vec::new(),
-        pods: Default::default(),
-    };
+    let blob = MissingBlob::new(descriptor.clone(), None);
     let mut bytes = Vec::new();
     let mut stream = source.open(&blob, 0).await.unwrap();
     while let Some(piece) = stream.try_next().await.unwrap() {

@@ -83,19 +83,8 @@ fn referrer(descriptor: &Value) -> Referrer {
 }
 
 async fn referrers(path: &Path) -> Vec<Referrer> {
-    let subject = MissingBlob {
-        descriptor: Descriptor {
-            media_type: media_type::OCI_MANIFEST.to_owned(),
-            digest: image(),
-            size: 1,
-            annotations: Default::default(),
-            platform: None,
-        },
-        reference: None,
-        repositories: Default::default(),
-        urls: Vec::new(),
-        pods: Default::default(),
-    };
+    let subject = Descriptor::new(media_type::OCI_MANIFEST, image(), 1);
+    let subject = MissingBlob::new(subject, None);
     let source = ArchiveSource::new([path]);
     source.referrers(&subject, &["a/1"]).await.unwrap()
 }

@@ -20,6 +20,7 @@ use std::iter;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
 
 use crate::{Descriptor, Digest};
 
@@ -68,7 +69,7 @@ pub struct LayerArtifact {
 }
 
 /// The EROFS index of a layer's tar, and the hash tree of both.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct IndexedLayer {
     /// The index.
@@ -307,14 +308,7 @@ fn checked(
             limit: payload.limit(),
         });
     }
-    let descriptor = Descriptor {
-        media_type: part.media_type.clone(),
-        digest,
-        size: part.size,
-        annotations: BTreeMap::new(),
-        platform: None,
-    };
-    Ok((layer, descriptor))
+    Ok((layer, Descriptor::new(&part.media_type, digest, part.size)))
 }
 
 impl fmt::Debug for LayerArtifact {

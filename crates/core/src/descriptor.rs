@@ -35,6 +35,19 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
 }
 
+impl Descriptor {
+    /// Returns a descriptor with neither annotations nor a platform.
+    pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
+        Self {
+            media_type: media_type.into(),
+            digest,
+            size,
+            annotations: BTreeMap::new(),
+            platform: None,
+        }
+    }
+}
+
 /// Deserializes `null` as the default: Go writes an absent list or map as `null`.
 ///
 /// Not part of the public API; the other crates that read documents use it.

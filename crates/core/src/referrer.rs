@@ -4,7 +4,7 @@
 //! Manifests that refer to another one, such as signatures (distribution specification, "Listing
 //! Referrers").
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
@@ -25,13 +25,7 @@ impl Referrer {
     pub fn new(artifact_type: impl Into<String>, digest: Digest, size: u64) -> Self {
         Self {
             artifact_type: artifact_type.into(),
-            descriptor: Descriptor {
-                media_type: media_type::OCI_MANIFEST.to_owned(),
-                digest,
-                size,
-                annotations: BTreeMap::new(),
-                platform: None,
-            },
+            descriptor: Descriptor::new(media_type::OCI_MANIFEST, digest, size),
         }
     }
 }

@@ -26,6 +26,19 @@ pub struct MissingBlob {
     pub pods: BTreeSet<PodId>,
 }
 
+impl MissingBlob {
+    /// Returns a blob of which no more is known, and which no pod waits for.
+    pub fn new(descriptor: Descriptor, reference: Option<String>) -> Self {
+        Self {
+            descriptor,
+            reference,
+            repositories: BTreeMap::new(),
+            urls: Vec::new(),
+            pods: BTreeSet::new(),
+        }
+    }
+}
+
 /// A source of blobs. It may be asked for several blobs concurrently.
 #[async_trait]
 pub trait BlobSource: Send + Sync {

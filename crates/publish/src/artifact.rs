@@ -3,7 +3,7 @@
 
 //! Artifacts of an image that have no signatures yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use resnap_core::erofs_layer::{self, OwnTree};
 use resnap_core::{
-    ArtifactSet, BlobSource, Descriptor, Destination, Digest, ErofsMode, Error, Kind, Payload,
-    Platform, Referrer, Result, media_type,
+    ArtifactSet, BlobSource, Descriptor, Destination, Digest, ErofsMode, Error, IndexedLayer, Kind,
+    MissingBlob, Payload, Platform, Referrer, Result, media_type,
 };
 use resnap_erofs::ErofsReader;
 use resnap_handler_wrapper::Choice;
@@ -21,7 +21,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::blob_file::{FileBlob, FileRange, put_bytes};
-use crate::content::missing;
 use crate::fault::{IoContext as _, Stop, blocking};
 use crate::image::SourceImage;
 use crate::layers::{Progress, WrittenLayer, write_layers};
@@ -29,16 +28,11 @@ use crate::scratch::Scratch;
 use crate::tree::append_tree;
 
 /// The types of the artifacts of the sets, whose configs say what is to be signed.
-const UNSIGNED: [&str; 2] = [
+pub(crate) const UNSIGNED: [&str; 2] = [
     "application/vnd.resnap.dmverity.unsigned.containerd.v1",
     "application/vnd.resnap.dmverity.unsigned.notary.v1",
 ];
 const UNSIGNED_CONFIG: &str = "application/vnd.resnap.dmverity.unsigned.v1+json";
-
-/// Returns the types of all unsigned artifacts.
-pub(crate) fn unsigned_types() -> [&'static str; 2] {
-    UNSIGNED
-}
 
 fn unsigned_type(set: ArtifactSet) -> &'static str {
     let [containerd, notary] = UNSIGNED;
@@ -55,7 +49,6 @@ pub struct UnsignedArtifacts {
     /// The manifest of the image.
     pub subject: Descriptor,
     /// The set of names: `containerd` or `notary`.
-    #[serde(with = "set_name")]
     pub set: ArtifactSet,
     /// The layers, the lowest first. One that an image has several times is here once.
     pub layers: Vec<UnsignedLayer>,
@@ -69,19 +62,10 @@ pub struct UnsignedLayer {
     pub layer: Digest,
     /// The root hash: 64 lower-case hexadecimal digits, which are what is signed.
     pub root_hash: String,
-    /// The index and the tree; none for a layer that is an EROFS image.
+    /// The index and the tree, with its superblock as `veritysetup format` writes it to a device of its own; none for a
+    /// layer that is an EROFS image.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub indexed: Option<UnsignedIndex>,
-}
-
-/// The index of a layer's tar, and the hash tree of both.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct UnsignedIndex {
-    /// The index.
-    pub index: Descriptor,
-    /// The hash tree with its superblock, as `veritysetup format` writes it to a device of its own.
-    pub tree: Descriptor,
+    pub indexed: Option<IndexedLayer>,
 }
 
 /// The place of unsigned artifacts: a layout.
@@ -119,19 +103,16 @@ pub async fn build_artifacts(
     let scratch = Scratch::temporary().await?;
     let (store, mode) = (scratch.join("store"), ErofsMode::TarIndex);
     let written = write_layers(image, &choice, mode, &store, progress).await?;
-    let mut layers = BTreeMap::new();
-    let mut order = Vec::new();
+    let (mut layers, mut seen) = (Vec::new(), HashSet::new());
     for layer in written {
-        let digest = layer.descriptor.digest.clone();
-        if layers.contains_key(&digest) {
+        if !seen.insert(layer.descriptor.digest.clone()) {
             continue;
         }
         let (unsigned, blobs) = blocking(move |stop| unsigned(&layer, set, stop)).await?;
         for blob in blobs {
             blob.put(to.destination).await?;
         }
-        layers.insert(digest.clone(), unsigned);
-        order.push(digest);
+        layers.push(unsigned);
     }
     let artifacts = UnsignedArtifacts {
         subject: Descriptor {
@@ -140,12 +121,9 @@ pub async fn build_artifacts(
             ..choice.manifest.clone()
         },
         set,
-        layers: order
-            .iter()
-            .filter_map(|digest| layers.remove(digest))
-            .collect(),
+        layers,
     };
-    let subject = artifacts.subject.clone();
+    let subject = &artifacts.subject;
     if let Some(tag) = to.tag {
         copy_documents(image, &choice, to.destination, tag).await?;
     }
@@ -153,17 +131,14 @@ pub async fn build_artifacts(
     to.destination
         .put_referrer(&referrer, bytes, &subject.digest)
         .await?;
-    let types = [unsigned_type(set)];
-    for other in to
-        .source
-        .referrers(&missing(subject.clone(), None), &types)
-        .await?
-    {
-        if other.descriptor.digest != referrer.descriptor.digest {
-            to.destination
-                .remove_referrer(&other, &subject.digest)
-                .await?;
-        }
+    let subject = MissingBlob::new(subject.clone(), None);
+    let all = to.source.referrers(&subject, &[unsigned_type(set)]).await?;
+    let subject = &subject.descriptor.digest;
+    let old = all
+        .iter()
+        .filter(|other| other.descriptor.digest != referrer.descriptor.digest);
+    for old in old {
+        to.destination.remove_referrer(old, subject).await?;
     }
     Ok(artifacts)
 }
@@ -197,11 +172,8 @@ fn unsigned(
     let digest = &layer.descriptor.digest;
     let file = FileRange::whole(&layer.path)?;
     if erofs_layer::is_image(&layer.descriptor) {
-        let own = erofs_layer::own_tree(&layer.descriptor).map_err(|reason| {
-            Error::new(Kind::InvalidArgument, "read layer", digest.as_str()).with_source(reason)
-        })?;
-        let root_hash = match own {
-            Some(own) => verified_root(layer, &own)?,
+        let root_hash = match &layer.own_tree {
+            Some(own) => verified_root(layer, own, stop)?,
             None => {
                 let block = BlockSize::B4096;
                 let size = (file.size, block.bytes());
@@ -231,10 +203,7 @@ fn unsigned(
     };
     let index = index.blob(set.media_type(Payload::Index))?;
     let tree_blob = tree_range.blob(set.media_type(Payload::Tree))?;
-    let indexed = UnsignedIndex {
-        index: index.descriptor.clone(),
-        tree: tree_blob.descriptor.clone(),
-    };
+    let indexed = IndexedLayer::new(index.descriptor.clone(), tree_blob.descriptor.clone());
     let layer = UnsignedLayer {
         layer: digest.clone(),
         root_hash: tree.appended.root_hash.to_string(),
@@ -244,7 +213,7 @@ fn unsigned(
 }
 
 /// Returns the root hash of the tree that a layer brings. What its annotation says is signed only if it is of the data.
-fn verified_root(layer: &WrittenLayer, own: &OwnTree) -> Result<String> {
+fn verified_root(layer: &WrittenLayer, own: &OwnTree, stop: &Stop) -> Result<String> {
     let digest = layer.descriptor.digest.as_str();
     let wrong = |error: Box<dyn std::error::Error + Send + Sync>| {
         Error::new(Kind::DataLoss, "verify the hash tree of layer", digest).with_source(error)
@@ -254,7 +223,7 @@ fn verified_root(layer: &WrittenLayer, own: &OwnTree) -> Result<String> {
         .parse()
         .map_err(|error| wrong(Box::new(error)))?;
     let file = File::open(&layer.path).during("open", &layer.path)?;
-    let check = || Ok(());
+    let check = || Ok(stop.check()?);
     let verified = verify(&file, own.hash_offset, &root_hash, .., Work::new(&check));
     verified.map_err(|error| wrong(Box::new(error)))?;
     Ok(root_hash.to_string())
@@ -307,33 +276,5 @@ impl UnsignedArtifacts {
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(malformed)?;
         let bytes = image.document(&manifest.config).await?;
         serde_json::from_slice(&bytes).map_err(malformed)
-    }
-}
-
-/// The names of the sets.
-mod set_name {
-    use resnap_core::ArtifactSet;
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    #[derive(serde::Serialize, serde::Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    enum Name {
-        Containerd,
-        Notary,
-    }
-
-    pub(super) fn serialize<S: Serializer>(set: &ArtifactSet, to: S) -> Result<S::Ok, S::Error> {
-        let name = match set {
-            ArtifactSet::Containerd => Name::Containerd,
-            ArtifactSet::Notary => Name::Notary,
-        };
-        serde::Serialize::serialize(&name, to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ArtifactSet, D::Error> {
-        Ok(match Name::deserialize(from)? {
-            Name::Containerd => ArtifactSet::Containerd,
-            Name::Notary => ArtifactSet::Notary,
-        })
     }
 }

@@ -78,7 +78,7 @@ impl FileRange {
     /// Returns the blob of this media type.
     pub(crate) fn blob(self, media_type: &str) -> Result<FileBlob> {
         Ok(FileBlob {
-            descriptor: descriptor(media_type, self.digest()?, self.size),
+            descriptor: Descriptor::new(media_type, self.digest()?, self.size),
             range: self,
         })
     }
@@ -111,10 +111,7 @@ impl FileRange {
 impl FileBlob {
     /// Stores the blob, unless it is there.
     pub(crate) async fn put(&self, to: &dyn Destination) -> Result<()> {
-        match to.has(&self.descriptor).await? {
-            true => Ok(()),
-            false => to.put_blob(&self.descriptor, self.range.stream()).await,
-        }
+        to.put_blob(&self.descriptor, self.range.stream()).await
     }
 }
 
@@ -124,23 +121,10 @@ pub(crate) async fn put_bytes(
     media_type: &str,
     bytes: Vec<u8>,
 ) -> Result<Descriptor> {
-    let blob = descriptor(media_type, Digest::sha256(&bytes), bytes.len() as u64);
-    if !to.has(&blob).await? {
-        let bytes = stream::iter([Ok(Bytes::from(bytes))]).boxed();
-        to.put_blob(&blob, bytes).await?;
-    }
+    let blob = Descriptor::new(media_type, Digest::sha256(&bytes), bytes.len() as u64);
+    let bytes = stream::iter([Ok(Bytes::from(bytes))]).boxed();
+    to.put_blob(&blob, bytes).await?;
     Ok(blob)
-}
-
-/// Returns a descriptor with neither annotations nor a platform.
-pub(crate) fn descriptor(media_type: &str, digest: Digest, size: u64) -> Descriptor {
-    Descriptor {
-        media_type: media_type.to_owned(),
-        digest,
-        size,
-        annotations: Default::default(),
-        platform: None,
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! Layers in the layout of containerd's cache of EROFS layers (containerd 2.4 `docs/snapshotters/erofs.md`,
 //! `layer_content_caches`): `ALGORITHM/XX/HEX.erofs` by diff ID.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -96,7 +96,7 @@ pub async fn build_cache(
                 .map(|layer| (layer.diff_id.clone(), layer))
                 .collect(),
             below: Vec::new(),
-            known: HashMap::new(),
+            placed: HashSet::new(),
         };
         let layers = choice.layers.iter().zip(&choice.config.diff_ids);
         let mut is_on_native = false;
@@ -125,7 +125,7 @@ pub async fn build_cache(
 
 /// Returns the indexes of the layers to write, each diff ID once.
 fn missing(choice: &Choice, cache: &CacheDir, verity: bool) -> Vec<usize> {
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     let layers = choice
         .layers
         .iter()
@@ -144,8 +144,8 @@ struct Builder {
     written: HashMap<DiffId, WrittenLayer>,
     /// The images of the layers below, the topmost first.
     below: Vec<ErofsReader<Arc<File>>>,
-    /// The outcomes of the layers before.
-    known: HashMap<DiffId, CacheOutcome>,
+    /// The layers that were moved to the cache.
+    placed: HashSet<DiffId>,
 }
 
 impl Builder {
@@ -162,11 +162,11 @@ impl Builder {
         self.below.insert(0, image);
         let outcome = match (needed, self.written.get(diff_id)) {
             (Some(directory), _) => self.left_out(diff_id, directory),
-            (None, Some(_)) if self.known.contains_key(diff_id) => CacheOutcome::Existed,
-            (None, Some(layer)) => self.write(layer, stop)?,
-            (None, None) => CacheOutcome::Existed,
+            (None, Some(layer)) if self.placed.insert(diff_id.clone()) => {
+                self.write(layer, stop)?
+            }
+            (None, _) => CacheOutcome::Existed,
         };
-        self.known.insert(diff_id.clone(), outcome.clone());
         Ok(outcome)
     }
 
@@ -183,7 +183,7 @@ impl Builder {
         // A copy: the layers above are still compared with the file.
         let staged = from.with_file_name("staged");
         fs::copy(from, &staged).during("copy to", &staged)?;
-        let size = staged.metadata().during("look at", &staged)?.len();
+        let mut size = staged.metadata().during("look at", &staged)?.len();
         let sidecar = sidecar_of(&staged);
         if self.verity {
             let block = BlockSize::B4096;
@@ -195,13 +195,10 @@ impl Builder {
                 stop,
             )?;
             write_sidecar(&tree, &staged)?;
+            publish_mode(&sidecar)?;
+            size = tree.appended.size;
         }
-        for path in [&staged, &sidecar] {
-            if *path == staged || self.verity {
-                publish_mode(path)?;
-            }
-        }
-        let size = staged.metadata().during("look at", &staged)?.len();
+        publish_mode(&staged)?;
         // containerd looks for the image, and takes the sidecar that is there then.
         let placed = sidecar_of(&to);
         match self.verity {

@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::Serialize;
 
 use crate::fault::{IoContext as _, Stop};
-use crate::sidecar::sidecar_of;
+use crate::sidecar::{remove_if_there, sidecar_of};
 
 /// The extension of images.
 const EXTENSION: &str = "erofs";
@@ -142,10 +142,7 @@ impl CacheDir {
         for entry in entries {
             // The image first: one without its sidecar would be mounted unverified.
             for path in [entry.path.clone(), sidecar_of(&entry.path)] {
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    removed => removed.during("remove", &path)?,
-                }
+                remove_if_there(&path)?;
             }
         }
         Ok(())

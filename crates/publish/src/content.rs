@@ -3,7 +3,7 @@
 
 //! The content of an image that is read from a source of blobs, without a content store.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -93,7 +93,7 @@ impl SourceContent {
         manifest: &Descriptor,
         artifact_types: &[&str],
     ) -> Result<Vec<Referrer>> {
-        let subject = missing(manifest.clone(), self.reference.clone());
+        let subject = MissingBlob::new(manifest.clone(), self.reference.clone());
         self.source.referrers(&subject, artifact_types).await
     }
 
@@ -101,23 +101,12 @@ impl SourceContent {
     fn transfer(&self, descriptor: Descriptor) -> ByteStream {
         let transfer = Transfer {
             source: Arc::clone(&self.source),
-            blob: missing(descriptor, self.reference.clone()),
+            blob: MissingBlob::new(descriptor, self.reference.clone()),
             stream: None,
             offset: 0,
             left: ATTEMPTS,
         };
         stream::try_unfold(transfer, Transfer::next).boxed()
-    }
-}
-
-/// Returns a blob to ask a source for.
-pub(crate) fn missing(descriptor: Descriptor, reference: Option<String>) -> MissingBlob {
-    MissingBlob {
-        descriptor,
-        reference,
-        repositories: BTreeMap::new(),
-        urls: Vec::new(),
-        pods: BTreeSet::new(),
     }
 }
 

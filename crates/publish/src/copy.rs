@@ -4,11 +4,10 @@
 //! Copies of images.
 
 use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use resnap_core::{
-    ByteStream, Descriptor, Destination, Digest, Error, Kind, media_type, null_is_default,
-};
+use resnap_core::{Descriptor, Destination, Digest, Error, Kind, media_type, null_is_default};
 use serde::Deserialize;
 
 use crate::image::SourceImage;
@@ -131,92 +130,25 @@ pub(crate) async fn copy_blob(
     blob: &Descriptor,
     to: &dyn Destination,
 ) -> std::result::Result<(), CopyError> {
-    if to.has(blob).await.map_err(CopyError::Other)? {
-        return Ok(());
-    }
-    let bytes = image.blob(blob).await.map_err(CopyError::of_source)?;
-    let put = to.put_blob(blob, checked(bytes, blob.clone())).await;
-    put.map_err(CopyError::Other)
-}
-
-/// Returns a stream that ends with an error, instead of its last piece, if it is not that of the blob.
-fn checked(bytes: ByteStream, blob: Descriptor) -> ByteStream {
-    struct Checked {
-        bytes: ByteStream,
-        blob: Descriptor,
-        left: u64,
-        hasher: Option<resnap_core::Hasher>,
-    }
-    let hasher = Some(blob.digest.hasher());
-    let start = Checked {
-        left: blob.size,
-        bytes,
-        blob,
-        hasher,
-    };
-    let wrong = |blob: &Descriptor, reason: String| {
-        Error::new(Kind::DataLoss, "read from the source", blob.digest.as_str()).with_source(reason)
-    };
-    stream::try_unfold(start, move |mut state| async move {
-        let Some(piece) = state.bytes.next().await else {
-            let size = state.blob.size;
-            return match state.left {
-                0 => Ok(None),
-                left => {
-                    let reason = format!("it ends after {} of {size} bytes", size - left);
-                    Err(wrong(&state.blob, reason))
-                }
-            };
-        };
-        let piece = piece?;
-        let size = state.blob.size;
-        let left = state.left.checked_sub(piece.len() as u64);
-        state.left =
-            left.ok_or_else(|| wrong(&state.blob, format!("it has more than {size} bytes")))?;
-        if let Some(hasher) = &mut state.hasher {
-            hasher.update(&piece);
-        }
-        if state.left == 0
-            && let Some(hasher) = state.hasher.take()
-        {
-            let actual = hasher.digest();
-            if actual != state.blob.digest {
-                return Err(wrong(
-                    &state.blob,
-                    format!("its bytes have the digest {actual}"),
-                ));
+    let of_source = Arc::new(Mutex::new(None));
+    let seen = Arc::clone(&of_source);
+    let bytes = image.blob(blob).inspect_err(move |error| {
+        *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+    });
+    let put = to.put_blob(blob, bytes.boxed()).await;
+    put.map_err(|error| {
+        let of_source = of_source
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match (of_source, error.kind()) {
+            (Some(error), _) => CopyError::of_source(error),
+            // The destination has found that out.
+            (None, Kind::DataLoss) => {
+                let read = Error::new(Kind::DataLoss, "read from the source", blob.digest.as_str());
+                CopyError::Other(read.with_source(error))
             }
+            (None, _) => CopyError::Other(error),
         }
-        Ok(Some((piece, state)))
     })
-    .boxed()
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::blob_file::descriptor;
-
-    #[tokio::test]
-    async fn wrong_bytes_are_errors_before_their_end() {
-        let blob = descriptor("", Digest::sha256(b"right"), 5);
-        for (pieces, reason) in [
-            (vec!["ri", "ght"], None),
-            (vec!["wr", "ong"], Some("have the digest")),
-            (vec!["ri"], Some("ends after 2 of 5")),
-            (vec!["right", "s"], Some("more than 5")),
-        ] {
-            let pieces = pieces.into_iter().map(|piece| Ok(Bytes::from(piece)));
-            let stream = stream::iter(pieces.collect::<Vec<_>>()).boxed();
-            let read: resnap_core::Result<Vec<Bytes>> =
-                checked(stream, blob.clone()).try_collect().await;
-            let text = read.err().map(|error| resnap_core::error_chain(&error));
-            match (text, reason) {
-                (text, None) => assert_eq!(text, None),
-                (text, Some(reason)) => assert!(text.unwrap().contains(reason)),
-            }
-        }
-    }
 }

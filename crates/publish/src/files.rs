@@ -182,9 +182,9 @@ fn separate(
     for (number, layer) in layers.iter().enumerate() {
         let name = format!("{number:0width$}.erofs");
         let path = all.join(&name);
+        let image = (&*path, layer.data_size()?);
         fs::rename(&layer.path, &path).during("move an image to", &path)?;
         let digest = &layer.descriptor.digest;
-        let image = (&*path, layer.data_size);
         let mut file = complete(image, digest, vec![digest.clone()], form)?;
         file.path = to.join(name);
         files.push(file);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use resnap_core::{
     BlobSource, ByteStream, ContentReader, Descriptor, Error, Kind, LargeRead, Platform, Referrer,
     Result, Scope, media_type, read_verified,
@@ -151,10 +152,13 @@ impl SourceImage {
         Ok(read?.into())
     }
 
-    /// Returns the bytes of a blob, unchecked.
-    pub(crate) async fn blob(&self, descriptor: &Descriptor) -> Result<ByteStream> {
+    /// Returns the bytes of a blob, unchecked. Nothing is asked for before the stream is read.
+    pub(crate) fn blob(&self, descriptor: &Descriptor) -> ByteStream {
         self.add(descriptor);
-        self.content.open(&self.scope, &descriptor.digest).await
+        let (content, scope) = (Arc::clone(&self.content), self.scope.clone());
+        let digest = descriptor.digest.clone();
+        let opened = async move { content.open(&scope, &digest).await };
+        stream::once(opened).try_flatten().boxed()
     }
 
     /// Returns the manifests that refer to a manifest of the image.

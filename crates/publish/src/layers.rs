@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use resnap_applier::{ApplierSettings, Differ, InProcessApplier};
+use resnap_core::erofs_layer::{self, OwnTree};
 use resnap_core::{
     ApplyMonitor, ApplyPermit, Batch, BatchApplier, ByteStream, ChainId, ContentInfo,
     ContentReader, Descriptor, DiffId, Digest, ErofsMode, Error, Integrity, Introspection, Kind,
     Labels, Mount, Preparer, Result, Scope, SnapshotKey, Snapshotter, SnapshotterInfo, Stage,
-    StageTiming, erofs_layer, in_batch,
+    StageTiming, in_batch,
 };
 use resnap_erofs::{Memory, NoLower, Writer};
 use resnap_handler_wrapper::Choice;
@@ -44,8 +45,18 @@ pub(crate) struct WrittenLayer {
     pub(crate) path: PathBuf,
     /// The size of the layer's tar.
     pub(crate) tar_size: u64,
-    /// The bytes that a tree would be of: the file without the tree that the layer brings.
-    pub(crate) data_size: u64,
+    /// The tree that the layer brings behind its image.
+    pub(crate) own_tree: Option<OwnTree>,
+}
+
+impl WrittenLayer {
+    /// Returns the number of bytes that a tree would be of: those of the file without the tree that the layer brings.
+    pub(crate) fn data_size(&self) -> Result<u64> {
+        match &self.own_tree {
+            Some(own) => Ok(own.hash_offset),
+            None => Ok(self.path.metadata().during("look at", &self.path)?.len()),
+        }
+    }
 }
 
 /// Writes the layers of a manifest as EROFS images to a new directory, the lowest first. Each is checked against
@@ -247,17 +258,12 @@ impl Work<'_> {
             let read = Error::new(Kind::InvalidArgument, "read layer", layer.digest.as_str());
             read.with_source(reason)
         })?;
-        let own = own.filter(|_| erofs_layer::is_image(layer));
-        let data_size = match own {
-            Some(own) => own.hash_offset,
-            None => path.metadata().during("look at", &path)?.len(),
-        };
         Ok(WrittenLayer {
             descriptor: layer.clone(),
             diff_id: diff_id.clone(),
             path,
             tar_size: applied.size,
-            data_size,
+            own_tree: own.filter(|_| erofs_layer::is_image(layer)),
         })
     }
 }

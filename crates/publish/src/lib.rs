@@ -41,7 +41,7 @@ mod sidecar;
 mod signing;
 mod tree;
 
-pub use artifact::{Unsigned, UnsignedArtifacts, UnsignedIndex, UnsignedLayer, build_artifacts};
+pub use artifact::{Unsigned, UnsignedArtifacts, UnsignedLayer, build_artifacts};
 pub use cache::{CacheOutcome, CachedLayer, build_cache};
 pub use cache_dir::{CacheDir, CacheEntry};
 pub use files::{ConvertedFile, ConvertedFiles, FileForm, FileTree, convert_to_files};

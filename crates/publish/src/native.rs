@@ -17,7 +17,7 @@ use resnap_verity::BlockSize;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::blob_file::{FileBlob, FileRange, descriptor, put_bytes};
+use crate::blob_file::{FileBlob, FileRange, put_bytes};
 use crate::copy::{Copy, CopyError};
 use crate::fault::{Stop, blocking};
 use crate::image::{SourceImage, is_index};
@@ -96,7 +96,7 @@ pub async fn convert_to_native(
         manifests.push(manifest);
     }
     let bytes = Bytes::from(index.encode());
-    let target = descriptor(
+    let target = Descriptor::new(
         media_type::OCI_INDEX,
         Digest::sha256(&bytes),
         bytes.len() as u64,
@@ -187,7 +187,7 @@ impl Work<'_> {
         });
         let bytes = Bytes::from(manifest.to_string());
         let (digest, length) = (Digest::sha256(&bytes), bytes.len() as u64);
-        let manifest = descriptor(media_type::OCI_MANIFEST, digest.clone(), length);
+        let manifest = Descriptor::new(media_type::OCI_MANIFEST, digest.clone(), length);
         self.to.put_manifest(&manifest, bytes, None).await?;
         let mut platform = choice.platform();
         platform.os_features.push(EROFS_FEATURE.to_owned());
@@ -242,7 +242,7 @@ impl NativeLayer {
     ) -> Result<Self> {
         let tree = form.verity.then(|| {
             let block = BlockSize::B4096;
-            let size = (layer.data_size, block.bytes());
+            let size = (layer.data_size()?, block.bytes());
             append_tree(&layer.path, size, block, &layer.diff_id.0, stop)
         });
         let tree = tree.transpose()?;

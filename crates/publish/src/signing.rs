@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use resnap_core::{
-    ArtifactSet, Bundle, Destination, Digest, Error, IndexedLayer, Kind, LayerArtifact, Payload,
-    Platform, Referrer, Result,
+    ArtifactSet, Bundle, Destination, Digest, Error, Kind, LayerArtifact, Payload, Platform,
+    Referrer, Result,
 };
 use resnap_verity::RootHash;
 use serde::Serialize;
 
-use crate::artifact::{UnsignedArtifacts, unsigned_types};
+use crate::artifact::{UNSIGNED, UnsignedArtifacts};
 use crate::blob_file::put_bytes;
 use crate::copy::copy_blob;
 use crate::image::SourceImage;
@@ -55,7 +55,7 @@ pub async fn sign_artifacts(
 ) -> Result<Vec<SignedArtifact>> {
     let manifest = image.choose(platform).await?.manifest;
     let sign = |kind| Error::new(kind, "sign the artifacts of", &*image.name);
-    let mut unsigned = image.referrers(&manifest, &unsigned_types()).await?;
+    let mut unsigned = image.referrers(&manifest, &UNSIGNED).await?;
     if unsigned.is_empty() {
         let reason = "it has none: `resnap artifacts build` makes them";
         return Err(sign(Kind::NotFound).with_source(reason));
@@ -129,10 +129,7 @@ async fn bundle(
         let signature = signer.sign(&root_hash).await?;
         let media_type = set.media_type(Payload::Signature);
         let descriptor = put_bytes(to, media_type, signature.clone()).await?;
-        let indexed = layer
-            .indexed
-            .as_ref()
-            .map(|indexed| IndexedLayer::new(indexed.index.clone(), indexed.tree.clone()));
+        let indexed = layer.indexed.clone();
         let inline = set.inline_signature().map(|_| signature);
         let artifact = LayerArtifact::new(root_hash.to_string(), indexed, descriptor, inline);
         layers.insert(layer.layer.clone(), artifact);

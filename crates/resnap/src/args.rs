@@ -130,7 +130,8 @@ pub(crate) enum Command {
     /// Convert an image to EROFS: to files, or to an image with native EROFS layers
     ///
     /// To files, it is one for each layer, or one for all. To a layout or registry, the image gets another manifest
-    /// for nodes that take EROFS layers, behind the plain one, in a new index. No root is needed, and no containerd unless the image is named by a name in it. The bytes depend on nothing
+    /// for nodes that take EROFS layers, behind the plain one, in a new index. No root is needed, and no containerd
+    /// unless the image is named by a name in it. The bytes depend on nothing
     /// but the image and the options. Each layer is checked against its diff ID.
     Convert(ConvertArguments),
     /// Make, sign, push and verify what nodes need for `integrity = "signed"`

@@ -4,20 +4,20 @@
 //! The progress of reading an image, on standard error, if that is a terminal.
 
 use std::io::{self, IsTerminal as _};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use resnap_core::Descriptor;
 use resnap_publish::Progress;
 
 /// A bar of the bytes that were read, of all layers.
-pub(crate) struct LayerBar {
+struct LayerBar {
     bar: ProgressBar,
     read: Mutex<Vec<u64>>,
 }
 
 impl LayerBar {
-    pub(crate) fn new() -> Self {
+    fn new() -> Self {
         let bar = match io::stderr().is_terminal() {
             true => ProgressBar::new(0),
             false => ProgressBar::hidden(),
@@ -31,10 +31,23 @@ impl LayerBar {
             read: Mutex::default(),
         }
     }
+}
 
-    /// Removes the bar.
-    pub(crate) fn finish(&self) {
-        self.bar.finish_and_clear();
+/// Shows the bar during work that gets it. The work may be dropped before its end.
+pub(crate) async fn shown<T, W: Future<Output = T>>(
+    work: impl FnOnce(Arc<dyn Progress>) -> W,
+) -> T {
+    let bar = Arc::new(LayerBar::new());
+    let _cleared = ClearOnDrop(Arc::clone(&bar));
+    work(bar).await
+}
+
+/// Removes the bar on drop.
+struct ClearOnDrop(Arc<LayerBar>);
+
+impl Drop for ClearOnDrop {
+    fn drop(&mut self) {
+        self.0.bar.finish_and_clear();
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What somebody else has damaged or deleted.
+//! Files of a store that somebody else has damaged or deleted.
 
 use std::fs;
 use std::path::PathBuf;

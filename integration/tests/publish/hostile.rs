@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use resnap_integration::debian::output;
-use resnap_integration::image::digest;
+use resnap_integration::image::{digest, host_platform};
 use serde_json::Value;
 
 use crate::bed::{Bed, files, image, json, ok, refused};
@@ -111,4 +111,57 @@ fn documents_that_repeat_are_copied_once() {
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
     let converted = json(bed.resnap(&["convert", "--json", "oci:app:bomb", "oci:copy:1"]));
     assert_eq!(converted["manifests"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_wrong_or_missing_is_of_the_source() {
+    let bed = Bed::new();
+    let image = image("source");
+    bed.layout(&image, "app");
+    let layout = bed.path("app");
+    let blob = |digest: &str| layout.join("blobs").join(digest.replace(':', "/"));
+    let store = |value: &Value| {
+        let bytes = value.to_string();
+        let digest = digest(bytes.as_bytes());
+        fs::write(blob(&digest), &bytes).unwrap();
+        (digest, bytes.len())
+    };
+    // Another platform has a manifest, and no layer.
+    let mut other: Value =
+        serde_json::from_slice(&fs::read(blob(&image.manifest)).unwrap()).unwrap();
+    other["layers"][0]["digest"] = digest(b"not there").into();
+    let (other, size) = store(&other);
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let plain = serde_json::json!({
+        "mediaType": kind, "digest": image.manifest, "size": fs::read(blob(&image.manifest)).unwrap().len(),
+        "platform": { "os": "linux", "architecture": host_platform().1 },
+    });
+    let foreign = serde_json::json!({
+        "mediaType": kind, "digest": other, "size": size,
+        "platform": { "os": "linux", "architecture": "mips" },
+    });
+    let index = "application/vnd.oci.image.index.v1+json";
+    let document = serde_json::json!({
+        "schemaVersion": 2, "mediaType": index, "manifests": [plain, foreign],
+    });
+    let (document, size) = store(&document);
+    let entry = serde_json::json!({ "mediaType": index, "digest": document, "size": size });
+    let layouts = serde_json::json!({ "schemaVersion": 2, "manifests": [entry] });
+    fs::write(layout.join("index.json"), layouts.to_string()).unwrap();
+    let converted = json(bed.resnap(&["convert", "--json", "oci:app", "oci:copy:1"]));
+    assert_eq!(converted["left_out"], serde_json::json!(["linux/mips"]));
+
+    let layer = blob(&image.layers[1].digest);
+    let good = fs::read(&layer).unwrap();
+    let mut changed = good.clone();
+    changed[20] ^= 1;
+    for wrong in [
+        &changed[..],
+        &good[..good.len() - 1],
+        &[&good[..], b"more"].concat(),
+    ] {
+        fs::write(&layer, wrong).unwrap();
+        let parts = ["read from the source", &image.layers[1].digest];
+        refused(bed.resnap(&["convert", "oci:app", "oci:damaged:1"]), &parts);
+    }
 }

@@ -20,13 +20,7 @@ use serde_json::{Value, json};
 use crate::support::{BLOB, EMPTY, files, image, layer, pieces, referrer};
 
 fn missing(descriptor: &Descriptor) -> MissingBlob {
-    MissingBlob {
-        descriptor: descriptor.clone(),
-        reference: None,
-        repositories: Default::default(),
-        urls: Vec::new(),
-        pods: Default::default(),
-    }
+    MissingBlob::new(descriptor.clone(), None)
 }
 
 fn index(layout: &Path) -> Value {

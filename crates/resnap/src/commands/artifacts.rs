@@ -21,9 +21,9 @@ use crate::config::{Config, trust};
 use crate::connect::working_engine;
 use crate::destination::{self, LATEST};
 use crate::exit_status::ExitStatus;
-use crate::layer_bar::LayerBar;
+use crate::layer_bar::shown;
 use crate::local_images;
-use crate::output::{Output, Table, short};
+use crate::output::{Output, bytes, short};
 use crate::pending_images::keep_during;
 use crate::publish_args::{
     ArtifactsCommand, BuildArguments, PushArguments, SignArguments, VerifyArtifactsArguments,
@@ -67,17 +67,15 @@ async fn build(
     };
     let source = ArchiveSource::new([layout]);
     let platform = arguments.platform.unwrap_or_else(Platform::host);
-    let bar = Arc::new(LayerBar::new());
-    let (set, progress) = (arguments.set.into(), Arc::clone(&bar) as _);
+    let set = arguments.set.into();
     let tag = to.tag.as_deref().unwrap_or(LATEST);
     let to = Unsigned {
         destination: &*to.destination,
         source: &source,
         tag: (!is_own).then_some(tag),
     };
-    let built = build_artifacts(&image, &platform, set, to, progress);
+    let built = shown(|bar| build_artifacts(&image, &platform, set, to, bar));
     let built = until_stopped(built).await?;
-    bar.finish();
     let Some(built) = built else {
         return Ok(ExitStatus::Cancelled);
     };
@@ -86,14 +84,12 @@ async fn build(
         table.line(format!("manifest: {}", built.subject.digest));
         table.header(["LAYER", "INDEX", "HASH TREE", "ROOT HASH"]);
         for layer in &built.layers {
-            let size = |size: u64| crate::output::bytes(size);
-            let indexed = layer.indexed.as_ref();
-            table.row([
-                short(layer.layer.as_str()),
-                indexed.map_or_else(|| "-".to_owned(), |indexed| size(indexed.index.size)),
-                indexed.map_or_else(|| "-".to_owned(), |indexed| size(indexed.tree.size)),
-                layer.root_hash.clone(),
-            ]);
+            let (index, tree) = match &layer.indexed {
+                Some(indexed) => (bytes(indexed.index.size), bytes(indexed.tree.size)),
+                None => ("-".to_owned(), "-".to_owned()),
+            };
+            let root_hash = layer.root_hash.clone();
+            table.row([short(layer.layer.as_str()), index, tree, root_hash]);
         }
     })?;
     Ok(ExitStatus::Done)
@@ -140,16 +136,12 @@ fn show_signed(
             "artifact: {} ({})",
             artifact.artifact, artifact.artifact_type
         ));
-        show_root_hashes(artifact, table);
+        table.header(["LAYER", "ROOT HASH"]);
+        for (layer, root_hash) in &artifact.root_hashes {
+            table.row([short(layer.as_str()), root_hash.clone()]);
+        }
     })?;
     Ok(ExitStatus::Done)
-}
-
-fn show_root_hashes(artifact: &SignedArtifact, table: &mut Table) {
-    table.header(["LAYER", "ROOT HASH"]);
-    for (layer, root_hash) in &artifact.root_hashes {
-        table.row([short(layer.as_str()), root_hash.clone()]);
-    }
 }
 
 /// Unpacks the image as a node would, in a store that is removed then.

@@ -6,7 +6,6 @@
 use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use resnap_core::{DiffId, Digest};
@@ -17,7 +16,7 @@ use super::signals::until_stopped;
 use crate::cache_use::require_unused;
 use crate::config::Config;
 use crate::exit_status::ExitStatus;
-use crate::layer_bar::LayerBar;
+use crate::layer_bar::shown;
 use crate::output::{Output, bytes};
 use crate::publish_args::{CacheBuildArguments, CacheCommand, CachePruneArguments};
 use crate::publish_step::failure;
@@ -41,10 +40,9 @@ async fn build(
 ) -> Result<ExitStatus> {
     let image = source_image(config, &arguments.image).await?;
     let platform = arguments.platform.unwrap_or_else(Platform::host);
-    let bar = Arc::new(LayerBar::new());
-    let (verity, dir, progress) = (arguments.verity, &*arguments.dir, Arc::clone(&bar) as _);
-    let built = until_stopped(build_cache(&image, &platform, verity, dir, progress)).await?;
-    bar.finish();
+    let (verity, dir) = (arguments.verity, &*arguments.dir);
+    let built = shown(|bar| build_cache(&image, &platform, verity, dir, bar));
+    let built = until_stopped(built).await?;
     let Some(built) = built else {
         return Ok(ExitStatus::Cancelled);
     };

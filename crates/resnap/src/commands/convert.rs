@@ -4,7 +4,6 @@
 //! `resnap convert`.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use resnap_platforms::Platform;
@@ -17,7 +16,7 @@ use super::signals::until_stopped;
 use crate::config::Config;
 use crate::destination::{self, LATEST};
 use crate::exit_status::ExitStatus;
-use crate::layer_bar::LayerBar;
+use crate::layer_bar::shown;
 use crate::output::{Output, bytes};
 use crate::publish_args::ConvertArguments;
 use crate::publish_step::failure;
@@ -60,11 +59,9 @@ async fn to_files(
     };
     let mut form = FileForm::default();
     (form.merge, form.verity) = (arguments.merge, arguments.verity);
-    let bar = Arc::new(LayerBar::new());
     let to = Path::new(&arguments.destination);
-    let converted = convert_to_files(image, &platform, form, to, Arc::clone(&bar) as _);
+    let converted = shown(|bar| convert_to_files(image, &platform, form, to, bar));
     let converted = until_stopped(converted).await?;
-    bar.finish();
     let Some(converted) = converted else {
         return Ok(ExitStatus::Cancelled);
     };
@@ -130,12 +127,10 @@ async fn to_native(
     // What the image does not have is said before anything is made.
     image.choose_all(&platforms).await.map_err(failure)?;
     let to = destination::open(config, &arguments.destination).await?;
-    let bar = Arc::new(LayerBar::new());
     let tag = to.tag.as_deref().unwrap_or(LATEST);
-    let (to, progress) = (&*to.destination, Arc::clone(&bar) as _);
-    let converted = convert_to_native(image, &platforms, &form, to, tag, progress);
+    let to = &*to.destination;
+    let converted = shown(|bar| convert_to_native(image, &platforms, &form, to, tag, bar));
     let converted = until_stopped(converted).await?;
-    bar.finish();
     let Some(converted) = converted else {
         return Ok(ExitStatus::Cancelled);
     };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! What the demo prints, and the commands that it runs.
+//! The lines that the demo prints, and the commands that it runs.
 
 use std::process::Command;
 use std::time::Instant;
