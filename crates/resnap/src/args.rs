@@ -33,6 +33,7 @@ use crate::warm::Floor;
   resnap --namespace default images            the images and where they are ready
   resnap jobs                                  the jobs of the daemon
   resnap --engine local --root DIR unpack oci:LAYOUT:1   make an image ready in DIR, without containerd
+  resnap convert oci:LAYOUT:1 DIR              an EROFS image of each layer, in files, without containerd
 
 Exit codes: 0 done or ready; 1 not ready, from `check --snapshotter`, wrong, from `verify`, or something to do, from
 `doctor` and `install`; 2 any error; 130 stopped by a signal.
@@ -65,7 +66,7 @@ pub(crate) struct Common {
         default_value = "containerd"
     )]
     pub(crate) engine: EngineWord,
-    /// The directory of the local engine, which is created if it does not exist; it belongs to one user
+    /// The directory of the local engine, which `unpack` creates; it belongs to one user
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
     /// containerd's socket [default: /run/containerd/containerd.sock]
