@@ -206,10 +206,9 @@ pub(crate) fn tools() -> Result<&'static Path> {
 /// Unpacks the packages to `prefix`, once for every set of their versions.
 pub(crate) fn lay_out(prefix: &Path, debs: &[PathBuf]) -> Result<()> {
     let stamp = prefix.join(".packages");
-    let want: String = debs
-        .iter()
-        .map(|deb| format!("{}\n", deb.display()))
-        .collect();
+    // Their names have the versions; where they lie depends on the path of the target directory.
+    let names = debs.iter().filter_map(|deb| deb.file_name());
+    let want: String = names.map(|name| format!("{}\n", name.display())).collect();
     if fs::read_to_string(&stamp).is_ok_and(|have| have == want) {
         return Ok(());
     }

@@ -31,7 +31,7 @@ use crate::served::Served;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: api_and_process_have_the_same_output,
+    One: api_and_process_have_the_same_output,
     ErofsHandler: api_joins_commands_and_pods,
     Containerd: api_cancels_a_job_for_all_callers,
     Containerd: api_signals_spare_the_jobs_of_others,

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{
     Built, Compression, EDGE_CASES_CLOCK, Entry, ImageBuilder, Layer, ROOT_CLOCK, edge_cases,
-    hello, noise, shared_pair, web,
+    hello, noise, web,
 };
 use resnap_integration::tree::{Expected, Field, Kind, Surprise, Tree, compare, surprises};
 
@@ -24,8 +24,8 @@ use crate::unpack::assert_labels;
 
 live_tests! {
     Alone: applier_writes_the_same_trees_as_containerd,
-    Alone: applier_builds_several_layers_at_once,
-    Alone: applier_files_of_a_killed_process_are_removed,
+    ErofsAlone: applier_builds_several_layers_at_once,
+    ErofsAlone: applier_files_of_a_killed_process_are_removed,
 }
 
 /// The intended differences from the walking differ on the image of edge cases, besides its times.
@@ -59,13 +59,10 @@ const fn kept(path: &'static str, field: Field, reason: &'static str) -> Expecte
 }
 
 /// Returns images with the differences of their trees from what containerd writes to overlayfs.
-pub(crate) fn images() -> Result<[(Built, Vec<Expected>); 5]> {
-    let (left, right) = shared_pair()?;
+pub(crate) fn images() -> Result<[(Built, Vec<Expected>); 3]> {
     Ok([
         (hello()?, [ROOT_CLOCK, &[RUN]].concat()),
         (web()?, ROOT_CLOCK.to_vec()),
-        (left, ROOT_CLOCK.to_vec()),
-        (right, ROOT_CLOCK.to_vec()),
         (edge_cases()?, edge_cases_expected()),
     ])
 }

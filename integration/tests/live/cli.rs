@@ -15,10 +15,10 @@ use crate::node::{Node, host_platform};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: an_image_is_found_by_all_its_names,
+    One: an_image_is_found_by_all_its_names,
     Containerd: unpack_json_lists_each_step,
     Containerd: unpack_prints_each_layer,
-    Containerd: check_lists_each_layer,
+    One: check_lists_each_layer,
     Containerd: images_lists_where_images_are_ready,
     Containerd: snapshotters_lists_all,
     Containerd: wrong_usage_ends_with_2,

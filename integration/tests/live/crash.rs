@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_containerd::Client;
+use resnap_core::SnapshotKind;
 use resnap_integration::image::{Built, hello};
 use resnap_integration::tap::Tap;
 use resnap_unpacker::{Engine, EngineSettings, Request};
@@ -118,8 +119,8 @@ impl Setup {
 
     fn snapshots(&self, snapshotter: &str) -> Result<(usize, usize)> {
         let snapshots = self.node.snapshots(snapshotter)?;
-        let count = |kind: &str| snapshots.values().filter(|have| *have == kind).count();
-        Ok((count("Active"), count("Committed")))
+        let count = |kind| snapshots.values().filter(|have| have.kind == kind).count();
+        Ok((count(SnapshotKind::Active), count(SnapshotKind::Committed)))
     }
 
     /// Returns an engine in this process, through the tap, and what is asked of it.

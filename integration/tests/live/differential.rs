@@ -35,7 +35,7 @@ use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Alone: random_tars_give_the_same_trees,
+    ErofsAlone: random_tars_give_the_same_trees,
     Alone: differences_from_containerd_are_in_the_table,
     Alone: differ_containerd_writes_the_tree_of_ctr,
 }

@@ -18,6 +18,7 @@ mod blob;
 mod cli;
 mod command;
 mod conformance;
+mod connection;
 mod crash;
 mod credentials;
 mod diff_plugin;

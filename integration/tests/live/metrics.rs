@@ -32,8 +32,8 @@ live_tests! {
     ErofsHandler: metrics_count_completed_work,
     ErofsHandler: metrics_count_running_and_failed_work,
     Containerd: metrics_have_dashboards_and_alerts_that_are_valid,
-    Alone: metrics_healthz_reports_containerd,
-    Containerd: metrics_healthz_answers_under_load,
+    OneAlone: metrics_healthz_reports_containerd,
+    One: metrics_healthz_answers_under_load,
     Containerd: metrics_refuse_malformed_requests,
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod runs;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
+use resnap_core::SnapshotKind;
 use resnap_integration::cri::Cri;
 use resnap_integration::image::{Built, HELLO_SAYS, beside_hello, hello, many, pause, shared_pair};
 use resnap_integration::registry::Registry;
@@ -21,8 +22,8 @@ use crate::served::Served;
 use crate::suite::live_tests;
 
 live_tests! {
-    Alone: migrate_moves_all_images_of_a_node,
-    Alone: migrate_moves_images_whose_layers_were_discarded,
+    ErofsAlone: migrate_moves_all_images_of_a_node,
+    ErofsAlone: migrate_moves_images_whose_layers_were_discarded,
 }
 
 const FROM: &str = "overlayfs";
@@ -119,7 +120,7 @@ fn usage(node: &Node, snapshotter: &str) -> Result<u64> {
         let words: Vec<&str> = row.split_whitespace().collect();
         if committed
             .get(words[0])
-            .is_some_and(|kind| kind == "Committed")
+            .is_some_and(|info| info.kind == SnapshotKind::Committed)
         {
             bytes += words[1].parse::<u64>()?;
         }
@@ -228,7 +229,9 @@ fn migrate_moves_all_images_of_a_node(node: &Node) -> Result<()> {
         .map(|layer| &*layer.chain_id)
         .collect();
     let left = node.snapshots(FROM)?;
-    let left = left.iter().filter(|(_, kind)| *kind == "Committed");
+    let left = left
+        .iter()
+        .filter(|(_, info)| info.kind == SnapshotKind::Committed);
     let left: BTreeSet<&str> = left.map(|(key, _)| &**key).collect();
     ensure!(left == expected, "{left:?}");
     ensure!(cri.exec(&container, &["/bin/echo", "on"])? == "on\n");

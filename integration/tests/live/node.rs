@@ -9,7 +9,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
+use resnap_core::{Scope, SnapshotInfo, SnapshotKey, SnapshotKind};
 use resnap_integration::daemon::Containerd;
 use resnap_integration::debian::output;
 use resnap_integration::image::{self, Built};
@@ -18,6 +19,7 @@ use resnap_integration::tree::{self, Tree};
 use serde_json::Value;
 
 use crate::command::{CommandOutput, resnap, run_to_end};
+use crate::connection::Connection;
 
 /// A containerd and a namespace on it.
 pub(crate) struct Node {
@@ -141,30 +143,39 @@ impl Node {
 
     /// Returns the labels of a snapshot.
     pub(crate) fn labels(&self, snapshotter: &str, key: &str) -> Result<BTreeMap<String, String>> {
-        let text = self.ctr(&["snapshots", "--snapshotter", snapshotter, "info", key])?;
-        let mut info: Value = serde_json::from_str(&text)?;
-        Ok(serde_json::from_value(info["Labels"].take()).unwrap_or_default())
+        let Connection { runtime, ports } = self.connect()?;
+        let on = ports.snapshotters.snapshotter(snapshotter);
+        let info = runtime.block_on(on.stat(&self.scope(), &SnapshotKey::from(key.to_owned())))?;
+        Ok(info.labels)
     }
 
-    /// Keys of the snapshots on a snapshotter with their kinds (`Committed`, `Active`, `View`).
-    pub(crate) fn snapshots(&self, snapshotter: &str) -> Result<BTreeMap<String, String>> {
-        let table = self.ctr(&["snapshots", "--snapshotter", snapshotter, "ls"])?;
-        let rows = table.lines().skip(1);
-        rows.map(|row| {
-            // A key may hold a blank (`extract-… sha256:…`), and a base has no parent.
-            let kind = row.split_whitespace().last().context("a row of no words")?;
-            let key = row.strip_suffix(kind).unwrap_or(row).trim();
-            let key = key.split("   ").next().unwrap_or(key).trim();
-            let key = key.split_once(" sha256:").map_or(key, |(first, _)| first);
-            Ok((key.to_owned(), kind.to_owned()))
-        })
-        .collect()
+    /// Returns the snapshots on a snapshotter by their keys.
+    pub(crate) fn snapshots(&self, snapshotter: &str) -> Result<BTreeMap<String, SnapshotInfo>> {
+        let Connection { runtime, ports } = self.connect()?;
+        let on = ports.snapshotters.snapshotter(snapshotter);
+        let snapshots = runtime.block_on(on.list(&self.scope()))?;
+        Ok(snapshots
+            .into_iter()
+            .map(|info| (info.key.as_str().to_owned(), info))
+            .collect())
+    }
+
+    fn connect(&self) -> Result<Connection> {
+        Connection::new(&self.containerd)
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::new(&self.namespace)
     }
 
     /// Returns the leases of the namespace.
     pub(crate) fn leases(&self) -> Result<Vec<String>> {
-        let leases = self.ctr(&["leases", "ls", "-q"])?;
-        Ok(leases.lines().map(str::to_owned).collect())
+        let Connection { runtime, ports } = self.connect()?;
+        let leases = runtime.block_on(ports.leases.list(&self.scope(), None))?;
+        Ok(leases
+            .into_iter()
+            .map(|lease| lease.id.0.to_string())
+            .collect())
     }
 
     /// Checks that resnap left no lease and no active snapshot.
@@ -179,7 +190,7 @@ impl Node {
         let snapshots = self.snapshots(snapshotter)?;
         let active: Vec<_> = snapshots
             .iter()
-            .filter(|(_, kind)| *kind != "Committed")
+            .filter(|(_, info)| info.kind != SnapshotKind::Committed)
             .collect();
         ensure!(
             active.is_empty(),
@@ -190,10 +201,8 @@ impl Node {
 
     /// Runs a garbage collection now and waits for it.
     pub(crate) fn collect_garbage(&self) -> Result<()> {
-        let lease = unique("throwaway");
-        self.ctr(&["leases", "create", "--id", &lease])?;
-        self.ctr(&["leases", "delete", "--sync", &lease])?;
-        Ok(())
+        let Connection { runtime, ports } = self.connect()?;
+        Ok(runtime.block_on(ports.leases.collect_garbage(&self.scope()))?)
     }
 
     pub(crate) fn in_new_namespace(&self) -> Self {

@@ -15,7 +15,7 @@ use crate::node::{Node, unique};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: all_images_take_as_few_calls_as_one,
+    One: all_images_take_as_few_calls_as_one,
     Containerd: check_all_says_what_check_says,
 }
 

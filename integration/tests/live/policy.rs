@@ -108,7 +108,7 @@ fn policy_sandbox_image_is_pulled(node: &Node) -> Result<()> {
     let options = Options {
         nydus: true,
         pause_image: reference.clone(),
-        ..Options::default()
+        ..crate::suite::options()
     };
     let node = Node {
         containerd: Arc::new(Containerd::start(dist, options)?),

@@ -15,7 +15,7 @@ use crate::unpack::assert_labels;
 
 live_tests! {
     Containerd: warm_makes_all_images_ready,
-    Alone: prewarm_follows_its_rules,
+    OneAlone: prewarm_follows_its_rules,
 }
 
 /// Returns the states that `resnap warm` prints, by image.

@@ -18,7 +18,7 @@ use crate::node::{Node, unique};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: faults_of_registries_end_well_or_as_errors,
+    One: faults_of_registries_end_well_or_as_errors,
     One: a_registry_that_stalls_is_an_error,
     Containerd: a_redirect_of_a_registry_is_followed,
     Containerd: a_registry_with_tls_and_a_mirror_is_asked_by_hosts_toml,

@@ -4,8 +4,6 @@
 //! `unpack --repair` where labels alone mend nothing: layers are removed and unpacked again,
 //! unless somebody uses them.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer, hello};
 
@@ -54,19 +52,6 @@ fn pair(node: &Node) -> Result<(Built, Built)> {
     Ok((image("one")?, image("other")?))
 }
 
-/// All there is: the snapshots with their kinds and labels.
-type State = BTreeMap<String, (String, BTreeMap<String, String>)>;
-
-fn state(node: &Node, snapshotter: &str) -> Result<State> {
-    let snapshots = node.snapshots(snapshotter)?.into_iter();
-    snapshots
-        .map(|(key, kind)| {
-            let labels = node.labels(snapshotter, &key)?;
-            Ok((key, (kind, labels)))
-        })
-        .collect()
-}
-
 fn repair(node: &Node, snapshotter: &str, image: &str) -> Result<CommandOutput> {
     let on = ["--snapshotter", snapshotter];
     node.resnap(&[&["unpack", "--json", "--repair", image], &on[..]].concat())
@@ -74,7 +59,7 @@ fn repair(node: &Node, snapshotter: &str, image: &str) -> Result<CommandOutput> 
 
 /// Checks that a repair is refused because of `user`, and changes nothing.
 fn assert_refused(node: &Node, snapshotter: &str, image: &str, user: &str) -> Result<()> {
-    let before = state(node, snapshotter)?;
+    let before = node.snapshots(snapshotter)?;
     let error = repair(node, snapshotter, image)?.error()?;
     let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
     ensure!(error["kind"] == "FailedPrecondition", "{error}");
@@ -86,7 +71,7 @@ fn assert_refused(node: &Node, snapshotter: &str, image: &str, user: &str) -> Re
         text("next_step").contains("nothing was removed") && text("next_step").contains(user),
         "{error}"
     );
-    let after = state(node, snapshotter)?;
+    let after = node.snapshots(snapshotter)?;
     ensure!(after == before, "{before:#?}\nbecame\n{after:#?}");
     ensure!(node.leases()?.is_empty(), "a lease is left");
     Ok(())
@@ -149,6 +134,8 @@ fn repair_reports_snapshots_that_containerd_cannot_remove(node: &Node) -> Result
     let (one, other) = pair(node)?;
     // containerd still counts children that garbage collection has removed.
     node.ctr(&["images", "rm", "--sync", &other.reference])?;
+    let kept = node.snapshots("overlayfs")?;
+    ensure!(kept.len() == one.layers.len(), "{kept:#?}");
     let says = [&*one.reference, &*one.layers[1].chain_id, "overlayfs"];
     let output = repair(node, "overlayfs", &one.reference)?;
     assert_error(output, "FailedPrecondition", &says, "images rm --sync")?;

@@ -16,7 +16,7 @@ use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: verity_signatures_are_verified_as_by_openssl,
+    One: verity_signatures_are_verified_as_by_openssl,
 }
 
 const SCRIPT: &str = concat!(

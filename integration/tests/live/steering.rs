@@ -83,7 +83,7 @@ impl Bed {
             discard_layers: true,
             native: true,
             pull_for_handlers,
-            ..Options::default()
+            ..crate::suite::options()
         };
         let containerd = Containerd::start(dist, options)?;
         let handler = match containerd.has_erofs() {

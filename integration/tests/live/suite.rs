@@ -59,7 +59,7 @@ pub(crate) use live_tests;
 pub(crate) enum Needs {
     /// Nothing but the daemon, which it shares with other tests.
     Containerd,
-    /// The same, of one version for all: the test is of resnap alone, and takes long.
+    /// The same, of one version for all: the test is of resnap alone, whatever containerd it has.
     One,
     /// A working erofs snapshotter; the daemon is shared.
     Erofs,
@@ -67,6 +67,8 @@ pub(crate) enum Needs {
     Handler,
     /// A containerd of its own, to stop and start.
     Alone,
+    /// The same, of one version for all.
+    OneAlone,
     /// A working erofs snapshotter, in a containerd of its own.
     ErofsAlone,
     /// A containerd of its own with nydus, which does not tell namespaces apart.
@@ -100,7 +102,9 @@ impl Needs {
             Self::NydusHandler | Self::Handler if containerd.version() < (1, 7, 0) => {
                 Some("no handler")
             }
-            Self::One if containerd.version() < (1, 7, 0) || containerd.version() >= (2, 0, 0) => {
+            Self::One | Self::OneAlone
+                if containerd.version() < (1, 7, 0) || containerd.version() >= (2, 0, 0) =>
+            {
                 Some("on 1.7")
             }
             Self::DiffPlugin if containerd.version() < (1, 7, 0) => Some("no diff plugin"),
@@ -184,7 +188,7 @@ fn prepare() -> Result<Vec<(Dist, Arc<Containerd>)>> {
 
 /// Daemons with their files in memory where that works: each layer that is unpacked costs several
 /// fsyncs, and the suite unpacks thousands.
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         tmpfs: tmpfs_serves().then_some("8g"),
         ..Options::default()
@@ -228,6 +232,7 @@ fn trial(test: Test, dist: Dist, shared: Arc<Containerd>, results: &Results) -> 
 fn run(test: Test, dist: &Dist, shared: Arc<Containerd>) -> Result<()> {
     let node = match test.needs {
         Needs::Alone
+        | Needs::OneAlone
         | Needs::ErofsAlone
         | Needs::Nydus
         | Needs::NydusHandler

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use resnap_core::SnapshotKind;
 use resnap_integration::image::{Built, hello};
 use resnap_integration::tap::{Action, Method, Point, Side, Tap};
 use tonic::{Code, Status};
@@ -81,8 +82,8 @@ fn failed_with(output: &CommandOutput, text: &str) -> Result<()> {
 /// Returns the number of active and of committed snapshots.
 fn kinds(node: &Node) -> Result<(usize, usize)> {
     let snapshots = node.snapshots("native")?;
-    let count = |kind: &str| snapshots.values().filter(|have| *have == kind).count();
-    Ok((count("Active"), count("Committed")))
+    let count = |kind| snapshots.values().filter(|have| have.kind == kind).count();
+    Ok((count(SnapshotKind::Active), count(SnapshotKind::Committed)))
 }
 
 fn has(node: &Node, active: usize, committed: usize) -> Result<()> {
@@ -218,7 +219,7 @@ fn tap_cuts_a_connection(node: &Node) -> Result<()> {
     tap.on(Method::LEASE_CREATE, 1, Point::Before, Action::Cut);
     let output = run_to_end(&mut unpack(node, &tap, &image)?)?;
     failed_with(&output, UNAVAILABLE)?;
-    ensure!(node.ctr(&["leases", "ls", "-q"])?.trim().is_empty());
+    ensure!(node.leases()?.is_empty());
 
     // After a cut in the middle the client comes again to clean up.
     tap.on(Method::APPLY, 1, Point::During, Action::Cut);

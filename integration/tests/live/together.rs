@@ -35,7 +35,7 @@ live_tests! {
     Containerd: a_cold_plan_reads_each_document_once,
     Containerd: requests_of_one_process_unpack_once,
     Containerd: processes_unpack_once,
-    Containerd: images_that_share_layers_unpack_them_once,
+    One: images_that_share_layers_unpack_them_once,
     Containerd: a_job_outlives_its_callers,
     Containerd: a_panic_fails_a_job_once,
     Containerd: cancel_stops_a_job_for_all_callers,

@@ -25,7 +25,7 @@ use crate::suite::live_tests;
 
 live_tests! {
     One: verify_has_no_false_alarm,
-    Containerd: verify_finds_and_heals_each_difference,
+    Erofs: verify_finds_and_heals_each_difference,
     Containerd: verify_says_what_it_cannot_do,
     Erofs: verify_reads_images_by_their_blobs,
     Erofs: verify_reads_images_by_their_trees,

@@ -17,8 +17,8 @@ use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: verity_trees_are_those_of_veritysetup,
-    Containerd: verity_trees_with_any_salt_are_read,
+    One: verity_trees_are_those_of_veritysetup,
+    One: verity_trees_with_any_salt_are_read,
 }
 
 const UUID: [u8; 16] = *b"0123456789abcdef";

@@ -15,7 +15,7 @@ use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: crash_leases_are_renewed_before_expiry,
+    One: crash_leases_are_renewed_before_expiry,
 }
 
 /// A lease's life, cut to whole seconds; it is succeeded after a third of it.

@@ -19,7 +19,7 @@ use crate::repair::pull;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: doctor_finds_images_that_lack_something,
+    One: doctor_finds_images_that_lack_something,
     Containerd: doctor_repairs_layers_that_the_snapshotter_has_lost,
     Handler: doctor_finds_images_without_blobs,
     Erofs: doctor_finds_layers_without_a_proof,

@@ -21,7 +21,7 @@ use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: doctor_removes_what_processes_left,
+    One: doctor_removes_what_processes_left,
     Erofs: doctor_takes_less_than_a_second_for_a_hundred_images,
 }
 

@@ -14,7 +14,7 @@ use crate::node::{Node, unique};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: a_digest_finds_a_tag,
+    One: a_digest_finds_a_tag,
     Containerd: an_id_selects_the_complete_image,
 }
 

@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_containerd::Client;
 use resnap_core::labels::{GC_EXPIRE, GC_SNAPSHOT_PREFIX};
 use resnap_core::{
     ChainId, Descriptor, Digest, Labels, LeaseId, Ports, Scope, SnapshotInfo, SnapshotKey,
     SnapshotKind, Snapshotter,
 };
 use resnap_integration::image::Built;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use super::stored::{Layers, differences, stored};
+use crate::connection::Connection;
 use crate::node::{Node, unique};
 use crate::poll::{DEADLINE, eventually};
 use crate::unpack::{IMAGE_WRITER, expected_labels};
@@ -45,12 +45,10 @@ pub(crate) enum Labelled {
 
 impl State {
     pub(crate) fn new(node: &Node, image: &Built) -> Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let address = node.containerd.socket().to_string_lossy();
-        let client = runtime.block_on(Client::connect(&address))?;
+        let Connection { runtime, ports } = Connection::new(&node.containerd)?;
         Ok(Self {
             runtime,
-            ports: client.ports(),
+            ports,
             scope: Scope::new(&node.namespace),
             image: image.clone(),
             content: node

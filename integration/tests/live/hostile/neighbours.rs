@@ -21,10 +21,10 @@ use crate::suite::live_tests;
 
 live_tests! {
     ErofsHandler: pods_start_beside_large_requests_that_wait,
-    Alone: a_layer_of_long_symlink_chains_is_cancelled_at_once,
-    Alone: images_of_long_symlink_chains_do_not_block_others,
-    Alone: images_of_large_configs_do_not_block_others,
-    Alone: layers_built_ahead_share_one_memory_budget,
+    OneAlone: a_layer_of_long_symlink_chains_is_cancelled_at_once,
+    OneAlone: images_of_long_symlink_chains_do_not_block_others,
+    OneAlone: images_of_large_configs_do_not_block_others,
+    ErofsAlone: layers_built_ahead_share_one_memory_budget,
 }
 
 const ON: &str = "overlayfs";

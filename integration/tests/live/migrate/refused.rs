@@ -13,7 +13,7 @@ use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: evict_refuses_pinned_and_sandbox_images,
+    One: evict_refuses_pinned_and_sandbox_images,
     Containerd: evict_refuses_images_without_layers,
     Containerd: evict_accepts_images_that_can_be_copied_back,
     Containerd: evict_names_all_images_that_go_together,

@@ -17,9 +17,9 @@ use crate::node::Node;
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: migrate_that_was_killed_is_completed_by_the_next,
+    One: migrate_that_was_killed_is_completed_by_the_next,
     Containerd: migrate_of_named_images_leaves_others,
-    Containerd: migrate_by_two_processes_at_once,
+    One: migrate_by_two_processes_at_once,
     Containerd: migrate_without_room_evicts_nothing,
 }
 

@@ -21,9 +21,9 @@ use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
-    Containerd: tap_passes_streams,
+    One: tap_passes_streams,
     Containerd: tap_passes_events,
-    Containerd: tap_passes_resets,
+    One: tap_passes_resets,
     Containerd: tap_passes_any_method_and_size,
 }
 
