@@ -76,14 +76,17 @@ impl<'a> EvictCheck<'a> {
             let Some(image) = names.first() else {
                 continue;
             };
-            if let Some(image) = names.iter().find(|name| self.is_pinned(name)) {
-                let image = image.clone();
-                return Ok(Some(Refusal::Pinned { image }));
-            }
             let image = image.clone();
+            // containerd pins it, and would do so again.
             if self.sandboxes.contains(config) {
                 let snapshotter = snapshotter.clone();
                 return Ok(Some(Refusal::Sandbox { image, snapshotter }));
+            }
+            if let Some(image) = names.iter().find(|name| self.is_pinned(name)) {
+                return Ok(Some(Refusal::Pinned {
+                    image: image.clone(),
+                    namespace: self.keeper.backend.scope.namespace.to_string(),
+                }));
             }
             if let Some(to) = &self.request.moved_to
                 && !self.is_moved(chain, config, to)

@@ -3,7 +3,7 @@
 
 //! Evictions: which images are to leave a snapshotter, and what came of it.
 
-use resnap_core::{Digest, ManifestPreference, SnapshotKey, Usage};
+use resnap_core::{Digest, ManifestPreference, SnapshotKey, Usage, labels};
 use serde::{Serialize, Serializer};
 
 use crate::error::attempts;
@@ -126,15 +126,20 @@ pub enum EvictState {
 pub enum Refusal {
     /// An image is pinned.
     #[error(
-        "image {image} is pinned: it must stay usable; if it need not, unpin it (`ctr images label {image} io.cri-containerd.pinned=`)"
+        "image {image} is pinned: it must stay usable; if it need not, unpin it \
+         (`ctr --namespace {namespace} images label {image} {}=`)",
+        labels::PINNED
     )]
     Pinned {
         /// The image.
         image: String,
+        /// Its namespace.
+        namespace: String,
     },
     /// Sandboxes need an image.
     #[error(
-        "image {image} is the sandbox image: without it on {snapshotter}, no pod there starts if it cannot be unpacked again"
+        "image {image} is the sandbox image: without it on {snapshotter}, no pod there starts if it cannot be \
+         unpacked again; it stays as long as containerd's configuration names it"
     )]
     Sandbox {
         /// The image.

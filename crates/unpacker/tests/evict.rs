@@ -279,7 +279,7 @@ async fn pinned_and_sandbox_images_stay() {
     let mut with_sandbox = request(&["registry.k8s.io/pause:3.10"]);
     with_sandbox.sandbox_images =
         vec!["registry.k8s.io/pause:3.10".to_owned(), "none:1".to_owned()];
-    let text = refusal(&node.evict(with_sandbox).await);
+    let text = refusal(&node.evict(with_sandbox.clone()).await);
     assert!(text.contains("is the sandbox image"), "{text}");
     // A pin counts for all names of the image.
     node.add("docker.io/library/other:1", &pause).await;
@@ -290,8 +290,18 @@ async fn pinned_and_sandbox_images_stay() {
         "pinned",
     );
     let text = refusal(&node.evict(request(&["registry.k8s.io/pause:3.10"])).await);
+    let unpin = format!(
+        "`ctr --namespace {NAMESPACE} images label docker.io/library/other:1 io.cri-containerd.pinned=`"
+    );
     assert!(
         text.contains("docker.io/library/other:1 is pinned"),
+        "{text}"
+    );
+    assert!(text.contains(&unpin), "{text}");
+    // containerd would pin it again.
+    let text = refusal(&node.evict(with_sandbox).await);
+    assert!(
+        text.contains("is the sandbox image") && !text.contains("images label"),
         "{text}"
     );
     assert_eq!(node.count("from"), 1);

@@ -66,11 +66,15 @@ fn is_refused(node: &Node, config: &str, image: &str, parts: &[&str]) -> Result<
 fn evict_refuses_pinned_and_sandbox_images(node: &Node) -> Result<()> {
     let image = unpacked(node, hello()?)?.reference;
     let sandbox = format!("cri.sandbox_image = {image:?}\n");
-    is_refused(node, &sandbox, "hello:1", &[&image, "sandbox image"])?;
+    let stays = ["sandbox image", "containerd's configuration"];
+    is_refused(node, &sandbox, "hello:1", &stays)?;
     node.ctr(&["images", "label", &image, "io.cri-containerd.pinned=pinned"])?;
-    is_refused(node, "", &image, &[&image, "pinned", "ctr images label"])?;
+    is_refused(node, &sandbox, "hello:1", &stays)?;
+    let unpin = ["images", "label", &image, "io.cri-containerd.pinned="];
+    let step = format!("`ctr --namespace {} {}`", node.namespace, unpin.join(" "));
+    is_refused(node, "", &image, &["is pinned", &step])?;
     // The next step of the refusal works.
-    node.ctr(&["images", "label", &image, "io.cri-containerd.pinned="])?;
+    node.ctr(&unpin)?;
     let (code, document) = evict(node, "", &image)?;
     ensure!(code == Some(0), "{document:#}");
     ensure!(node.snapshots(FROM)?.is_empty(), "{document:#}");
