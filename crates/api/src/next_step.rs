@@ -24,7 +24,7 @@ pub(crate) fn next_step(error: &UnpackError, namespace: &str) -> Option<String> 
 fn request_step(error: &UnpackError, namespace: &str) -> Option<String> {
     Some(match error {
         UnpackError::NoSuchImage { tags, .. } if !tags.is_empty() => {
-            "name one of these tags, or pull the digest".to_owned()
+            "name one of these tags, or pull it".to_owned()
         }
         UnpackError::NoSuchImage { image, .. } if image.contains("oci:") || image.contains("://") => {
             "for an image that is named by where it is, say `--engine local --root DIR`".to_owned()

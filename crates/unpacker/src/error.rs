@@ -22,8 +22,7 @@ pub enum UnpackError {
         image: String,
         /// The namespace that was searched.
         namespace: String,
-        /// For a reference with a digest: the existing names of the same repository, each with its
-        /// digest.
+        /// Existing names that may be meant, the nearest first, each with its digest.
         tags: Vec<(String, Digest)>,
     },
     /// The image is not a container image.

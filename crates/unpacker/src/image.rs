@@ -73,44 +73,67 @@ pub(crate) async fn resolve(
             Err(error) => return Err(error.into()),
         }
     }
-    let tags = match digested(image) {
-        Some(wanted) => {
-            let mut tags = ports.images.list(scope).await?;
-            tags.retain(|other| is_of_repository(&other.name, &wanted));
-            tags.sort_by(|left, right| left.name.cmp(&right.name));
-            let is_wanted = |other: &&Image| wanted.digest() == Some(other.target.digest.as_str());
-            if let Some(found) = tags.iter().find(is_wanted) {
-                return with_reference(ports, scope, found.clone()).await;
-            }
-            tags
-        }
-        None => match by_id(ports, scope, image).await? {
-            Some(found) => return Ok(found),
-            None => Vec::new(),
+    let images = ports.images.list(scope).await?;
+    let found = match digested(image) {
+        Some(wanted) => match with_digest(&images, &wanted) {
+            Some(found) => Some(with_reference(ports, scope, found.clone()).await?),
+            None => None,
         },
+        None => by_id(ports, scope, image, &images).await?,
     };
-    let tags = tags.into_iter().take(MAX_TAGS);
-    Err(UnpackError::NoSuchImage {
+    found.ok_or_else(|| UnpackError::NoSuchImage {
         image: image.to_owned(),
         namespace: scope.namespace.to_string(),
-        tags: tags.map(|tag| (tag.name, tag.target.digest)).collect(),
+        tags: similar(images, image),
     })
 }
 
-/// The limit on the tags listed if a digest does not exist.
-const MAX_TAGS: usize = 8;
+/// The limit on the names that are told instead of one that does not exist.
+const MAX_SIMILAR: usize = 3;
+
+/// Parses a Docker name; `None` for a bare ID and for any other text.
+fn docker_name(name: &str) -> Option<Reference> {
+    name.parse().ok().filter(|_| rank(name) != Rank::BareId)
+}
 
 /// Parses a Docker name with a digest; `None` for any other name.
 fn digested(name: &str) -> Option<Reference> {
-    let reference: Reference = name.parse().ok().filter(|_| rank(name) == Rank::Digested)?;
-    reference.digest().is_some().then_some(reference)
+    docker_name(name).filter(|reference| reference.digest().is_some())
 }
 
-/// Returns whether `name` is a Docker name of the repository of `wanted`.
-fn is_of_repository(name: &str, wanted: &Reference) -> bool {
-    let of = |name: &Reference| (name.registry().to_owned(), name.repository().to_owned());
-    let name = (rank(name) != Rank::BareId).then(|| name.parse().ok());
-    name.flatten().is_some_and(|name| of(&name) == of(wanted))
+/// Returns the image of the repository of `wanted` that has its digest.
+fn with_digest<'a>(images: &'a [Image], wanted: &Reference) -> Option<&'a Image> {
+    let has_digest = |image: &&Image| wanted.digest() == Some(image.target.digest.as_str());
+    let same = images.iter().filter(has_digest);
+    let same = same.filter(|image| {
+        docker_name(&image.name).is_some_and(|name| is_same_repository(&name, wanted))
+    });
+    same.min_by_key(|image| &image.name)
+}
+
+fn is_same_repository(left: &Reference, right: &Reference) -> bool {
+    left.registry() == right.registry() && left.repository() == right.repository()
+}
+
+/// Returns the names of the same repository, and then those of repositories that end with the same part, each with its
+/// digest.
+fn similar(images: Vec<Image>, wanted: &str) -> Vec<(String, Digest)> {
+    let Some(wanted) = docker_name(wanted) else {
+        return Vec::new();
+    };
+    let last_part = |name: &Reference| name.repository().rsplit('/').next().map(str::to_owned);
+    let mut similar = Vec::new();
+    for image in images {
+        if let Some(name) = docker_name(&image.name)
+            && last_part(&name) == last_part(&wanted)
+        {
+            let distance = (!is_same_repository(&name, &wanted), rank(&image.name));
+            similar.push((distance, image.name, image.target.digest));
+        }
+    }
+    similar.sort();
+    let similar = similar.into_iter().take(MAX_SIMILAR);
+    similar.map(|(_, name, digest)| (name, digest)).collect()
 }
 
 /// Returns the full form of a Docker name, as the CRI plugin stores it: if there are a tag and a
@@ -185,6 +208,7 @@ async fn by_id(
     ports: &Ports,
     scope: &Scope,
     prefix: &str,
+    images: &[Image],
 ) -> Result<Option<ResolvedImage>, UnpackError> {
     let hex = prefix.strip_prefix("sha256:").unwrap_or(prefix);
     if hex.is_empty() || hex.len() > 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -193,13 +217,13 @@ async fn by_id(
     let hex = hex.to_ascii_lowercase();
     let mut found = Vec::new();
     let mut ids = BTreeSet::new();
-    for image in ports.images.list(scope).await? {
-        let Some(id) = image_id(ports, scope, &image).await? else {
+    for image in images {
+        let Some(id) = image_id(ports, scope, image).await? else {
             continue;
         };
         if id.encoded().starts_with(&hex) {
             ids.insert(id);
-            found.push(image);
+            found.push(image.clone());
         }
     }
     if ids.len() > 1 {
@@ -283,6 +307,32 @@ mod tests {
         }
         assert_eq!(normalise(&digest), None);
         assert_eq!(normalise("No Name"), None);
+    }
+
+    #[test]
+    fn the_nearest_names_are_told_first() {
+        let names = [
+            "docker.io/library/web:1",
+            "docker.io/library/web:2",
+            "docker.io/me/web:1",
+            "localhost:5000/web:1",
+            "docker.io/library/web-server:1",
+            "docker.io/library/other:1",
+            &format!("docker.io/library/web@{}", Digest::sha256(b"x")),
+            &Digest::sha256(b"web").to_string(),
+            "no name",
+        ];
+        let told = |wanted| {
+            let tags = similar(names.map(image).into(), wanted);
+            let tags: Vec<String> = tags.into_iter().map(|(name, _)| name).collect();
+            tags
+        };
+        assert_eq!(told("web"), [names[0], names[1], names[6]]);
+        assert_eq!(told("me/web"), [names[2], names[0], names[1]]);
+        assert_eq!(told("quay.io/a/b/other:3"), [names[5]]);
+        for none in ["nothing", "No Name", names[7], "0123"] {
+            assert!(told(none).is_empty(), "{none}");
+        }
     }
 
     #[test]

@@ -62,6 +62,12 @@ fn no_such_image(node: &Node) -> Result<()> {
     let says = ["no image", "docker.io/library/nobody:1", &node.namespace];
     let output = unpack(node, "docker.io/library/nobody:1", "native")?;
     assert_error(output, "NotFound", &says, "resnap images")?;
+    // Another tag of it is there.
+    let image = hello()?;
+    node.import(&image)?;
+    let says = ["\"hello\"", &*image.reference];
+    let output = unpack(node, "hello", "native")?;
+    assert_error(output, "NotFound", &says, "name one of these tags")?;
     node.assert_nothing_left("native")
 }
 
