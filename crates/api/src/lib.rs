@@ -30,6 +30,7 @@ pub mod v1 {
 
 pub use client::{DaemonClient, JobStream, UnpackStep, UnpackStream};
 pub use failure::Failure;
+pub use next_step::MAKE_ROOM;
 pub use server::serve;
 
 use resnap_core::Digest;

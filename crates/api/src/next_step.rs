@@ -3,8 +3,15 @@
 
 //! The next step for a user of the command line after an error.
 
-use resnap_core::Kind;
+use std::error::Error as _;
+use std::io;
+
+use resnap_core::{Error, Kind};
 use resnap_unpacker::{Fetch, UnpackError, name_in_title};
+
+/// The next step where a file system has too little space.
+pub const MAKE_ROOM: &str = "make room: `resnap doctor --disk` shows what takes it, and `resnap evict` removes images \
+                             from a snapshotter";
 
 /// Returns what to do about an error that concerns an image of `namespace`, if anything is known.
 pub(crate) fn next_step(error: &UnpackError, namespace: &str) -> Option<String> {
@@ -13,6 +20,7 @@ pub(crate) fn next_step(error: &UnpackError, namespace: &str) -> Option<String> 
             next_step(cause, namespace)
         }
         error => request_step(error, namespace)
+            .or_else(|| full_step(error))
             .or_else(|| image_step(error))
             .or_else(|| content_step(error, namespace))
             .or_else(|| snapshot_step(error, namespace))
@@ -74,6 +82,30 @@ fn request_step(error: &UnpackError, namespace: &str) -> Option<String> {
         UnpackError::SharedJob { id, .. } => format!("`resnap cancel {id}` ends it for all"),
         _ => return None,
     })
+}
+
+/// Returns the step for a file system without space.
+fn full_step(error: &UnpackError) -> Option<String> {
+    match error {
+        UnpackError::Layer { source, .. }
+        | UnpackError::Documents { source, .. }
+        | UnpackError::Image { source, .. }
+        | UnpackError::Backend(source) => is_full(source).then(|| MAKE_ROOM.to_owned()),
+        _ => None,
+    }
+}
+
+/// Returns whether the reason of an error is a file system without space.
+fn is_full(error: &Error) -> bool {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let system = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+        if let Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) = system {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
 }
 
 /// Returns the step for an image that cannot be unpacked.
@@ -215,9 +247,27 @@ fn backend_step(kind: Kind) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use resnap_core::{Digest, Error};
+    use resnap_core::Digest;
 
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_limit() {
+        for (kind, is_full) in [
+            (io::ErrorKind::StorageFull, true),
+            (io::ErrorKind::QuotaExceeded, true),
+            (io::ErrorKind::OutOfMemory, false),
+        ] {
+            let reason = Error::new(Kind::ResourceExhausted, "write", "a")
+                .with_source(io::Error::from(kind));
+            let error = UnpackError::Image {
+                image: "web".to_owned(),
+                source: Error::new(Kind::ResourceExhausted, "apply", "a").with_source(reason),
+            };
+            let step = next_step(&error, "k8s.io");
+            assert_eq!(step.as_deref() == Some(MAKE_ROOM), is_full, "{step:?}");
+        }
+    }
 
     #[test]
     fn a_blob_is_broken_where_a_digest_says_so() {

@@ -50,6 +50,10 @@ fn warm_makes_all_images_ready(node: &Node) -> Result<()> {
     ensure!(full.code == Some(2), "{full:?}");
     let document: Value = serde_json::from_str(&full.stdout)?;
     ensure!(are(&document, "no room"), "{document}");
+    let next = document[0]["next_step"].as_str().unwrap_or_default();
+    for part in ["resnap doctor --disk", "resnap evict", "--min-free"] {
+        ensure!(next.contains(part), "{part} is not in {next:?}");
+    }
 
     let one = run(&["*/hello:*"])?.json()?;
     ensure!(states(&one) == [(names[0], "unpacked")], "{one}");

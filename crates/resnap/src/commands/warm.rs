@@ -3,7 +3,10 @@
 
 //! `resnap warm`.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
+use resnap_api::MAKE_ROOM;
 use resnap_unpacker::{Engine, Event, UnpackError};
 use serde::Serialize;
 use wildmatch::WildMatch;
@@ -31,6 +34,7 @@ pub(crate) struct Row {
     pub(crate) unpacked: Option<u64>,
     /// The reason why the image is not ready.
     pub(crate) problem: Option<String>,
+    pub(crate) next_step: Option<String>,
 }
 
 impl Row {
@@ -42,7 +46,7 @@ impl Row {
         warmed: Result<Warmed, UnpackError>,
         is_named: bool,
     ) -> Self {
-        let (mut unpacked, mut problem) = (None, None);
+        let (mut unpacked, mut problem, mut next_step) = (None, None, None);
         let state = match warmed {
             Ok(Warmed::Ready) => "ready",
             Ok(Warmed::Would) => "would unpack",
@@ -53,6 +57,7 @@ impl Row {
             Ok(Warmed::NoRoom { free, floor }) => {
                 let (free, floor) = (bytes(free), bytes(floor));
                 problem = Some(format!("{free} are free, and {floor} must stay free"));
+                next_step = Some(format!("{MAKE_ROOM}; or lower --min-free"));
                 "no room"
             }
             Ok(Warmed::Skipped(error)) if !is_named => {
@@ -70,6 +75,7 @@ impl Row {
             state,
             unpacked,
             problem,
+            next_step,
         }
     }
 
@@ -82,7 +88,9 @@ impl Row {
 /// Shows rows as a table.
 pub(crate) fn show<'a>(rows: impl IntoIterator<Item = &'a Row>, table: &mut Table) {
     table.header(["IMAGE", "SNAPSHOTTER", "STATE", "UNPACKED", "PROBLEM"]);
+    let mut steps = BTreeSet::new();
     for row in rows {
+        steps.extend(&row.next_step);
         table.row([
             row.image.clone(),
             row.snapshotter.clone(),
@@ -92,6 +100,9 @@ pub(crate) fn show<'a>(rows: impl IntoIterator<Item = &'a Row>, table: &mut Tabl
                 .as_ref()
                 .map_or_else(|| "-".to_owned(), |why| table.cut(why, 72)),
         ]);
+    }
+    for step in steps {
+        table.line(format!("next: {step}"));
     }
 }
 

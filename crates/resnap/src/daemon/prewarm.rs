@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use futures::StreamExt as _;
+use resnap_api::MAKE_ROOM;
 use resnap_containerd::Client;
 use resnap_core::{ManifestPreference, error_chain};
 use resnap_unpacker::{Engine, UnpackError};
@@ -154,6 +155,7 @@ impl Prewarmer {
                     snapshotter,
                     free,
                     floor,
+                    next_step = format!("{MAKE_ROOM}; or lower min_free of the rule"),
                     "not made ready in advance: not enough space"
                 );
             }
