@@ -20,6 +20,7 @@ use resnap_integration::tap::{Action, Method, Point};
 use tonic::Code;
 use tonic::Status;
 
+use crate::command::run_to_end;
 use crate::node::{Node, unique};
 use crate::poll::{DEADLINE, eventually};
 use crate::proxy::pulled;
@@ -168,6 +169,20 @@ fn metrics_count_completed_work(node: &Node) -> Result<()> {
         "started at {started}"
     );
 
+    // No job can start, and the request has a code as a job has.
+    let mut none = node.resnap_command()?;
+    none.env("RESNAP_RUNTIME_DIR", &served.dir);
+    let refused = run_to_end(none.args(["unpack", "--json", "nobody.example/none:1"]))?;
+    ensure!(refused.kind()? == "NotFound", "{refused:?}");
+    let (_, samples) = metrics(address)?;
+    want(
+        &samples,
+        &[
+            ("resnap_unpacks_total{outcome=\"failed\"}", 1.0),
+            ("resnap_unpack_failures_total{code=\"NotFound\"}", 1.0),
+        ],
+    )?;
+
     // containerd's own API is another's, whatever its method is called.
     ensure!(
         samples
@@ -237,6 +252,7 @@ fn metrics_count_running_and_failed_work(node: &Node) -> Result<()> {
             (IN_FLIGHT, 0.0),
             (READY, before[READY] + 1.0),
             ("resnap_unpacks_total{outcome=\"failed\"}", 1.0),
+            ("resnap_unpack_failures_total{code=\"Internal\"}", 1.0),
             (
                 "resnap_unpack_duration_seconds_count{snapshotter=\"erofs\",outcome=\"failed\"}",
                 1.0,

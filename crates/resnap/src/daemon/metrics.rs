@@ -23,7 +23,7 @@ use prometheus_client::registry::{Registry, Unit};
 use resnap_applier::{ApplierSettings, MemoryUse};
 use resnap_core::Kind;
 use resnap_cri_proxy::{ForwardReason, ProxyEvent};
-use resnap_unpacker::{AskedOutcome, EngineEvent, Phase};
+use resnap_unpacker::{AskedOutcome, EngineEvent, Phase, UnpackError};
 
 use labels::{
     CANCELLED, FAILED, Labels, READY, code_name, code_of, layer_outcome, outcome, reason,
@@ -121,8 +121,8 @@ impl Metrics {
         );
         all.register(
             "unpack_failures",
-            "Jobs that failed, by gRPC code; ResourceExhausted or DeadlineExceeded if a layer \
-             exceeded a limit",
+            "Jobs that failed, and requests for which no job could start, by gRPC code; ResourceExhausted or \
+             DeadlineExceeded if a layer exceeded a limit",
             self.failures.clone(),
         );
         all.register_with_unit(
@@ -271,6 +271,16 @@ impl Metrics {
         Ok(text)
     }
 
+    /// Counts the end of a job or request, and returns its outcome.
+    fn count_end(&self, error: Option<&UnpackError>) -> Labels<1> {
+        let outcome = outcome(error);
+        self.unpacks.get_or_create(&outcome).inc();
+        if let Some(error) = error.filter(|_| outcome == FAILED) {
+            self.failures.get_or_create(&code_of(error.kind())).inc();
+        }
+        outcome
+    }
+
     /// Returns the value of the label for a snapshotter.
     fn snapshotter(&self, name: &str) -> String {
         let seen = self.snapshotters.lock();
@@ -289,7 +299,7 @@ impl resnap_unpacker::EngineObserver for Metrics {
     fn on_event(&self, event: &EngineEvent<'_>) {
         match *event {
             EngineEvent::Refused(error) => {
-                self.unpacks.get_or_create(&outcome(Some(error))).inc();
+                self.count_end(Some(error));
             }
             EngineEvent::Joined => {
                 self.joined.inc();
@@ -317,14 +327,8 @@ impl resnap_unpacker::EngineObserver for Metrics {
                 result,
                 seconds,
             } => {
-                let error = result.err();
-                let outcome = outcome(error);
                 self.in_flight.dec();
-                if let Some(error) = error.filter(|_| outcome == FAILED) {
-                    self.failures.get_or_create(&code_of(error.kind())).inc();
-                }
-                self.unpacks.get_or_create(&outcome).inc();
-                let [(_, word)] = outcome;
+                let [(_, word)] = self.count_end(result.err());
                 let labels = [
                     ("snapshotter", self.snapshotter(snapshotter)),
                     ("outcome", word.to_owned()),
