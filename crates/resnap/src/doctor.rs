@@ -30,6 +30,7 @@ pub(crate) use containerd_config::{ContainerdConfig, DEFAULT_FILE};
 use disk::Disk;
 use finding::Findings;
 use look::Look;
+pub(crate) use look::daemon::config_warning;
 pub(crate) use process::Process;
 
 /// The results of a look at the node.

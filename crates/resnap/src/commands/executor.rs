@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::daemon_client;
 use crate::config::Config;
+use crate::doctor::config_warning;
 use crate::warm::follow;
 
 /// The place where the work is done.
@@ -29,7 +30,12 @@ impl Executor {
         local: impl Future<Output = Result<Engine>>,
     ) -> Result<Self> {
         match daemon_client::connect(config).await {
-            Ok(client) => Ok(Self::Daemon(client)),
+            Ok(client) => {
+                if let Some(warning) = config_warning(config).await {
+                    tracing::warn!("{warning}");
+                }
+                Ok(Self::Daemon(client))
+            }
             Err(reason) => {
                 tracing::debug!(%reason, "no daemon, working in this process");
                 Ok(Self::Local(local.await?))

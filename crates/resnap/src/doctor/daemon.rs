@@ -3,16 +3,15 @@
 
 //! Checks of the daemon against this program and the configuration file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::containerd_config::changed_since;
 use super::finding::{Findings, Severity, quoted};
 use super::look::Look;
-use super::look::daemon::Daemon;
+use super::look::daemon::{CHANGED, Daemon, RESTART, config_file};
 use crate::config::is_same_file;
 
 const START: &str = "start it (`systemctl start resnap`)";
-const RESTART: &str = "restart it (`systemctl restart resnap`; pods run on)";
 
 pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     let config = look.config;
@@ -85,21 +84,20 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
             return findings.unknown("daemon.config-changed", format!("the daemon: {error}"));
         }
     };
-    let file = process.argument(&["--config"]).map(str::to_owned);
-    let file = file.or_else(|| process.variable("RESNAP_CONFIG"));
     let own = config.file.value.as_deref();
-    let file = file.as_deref().map(Path::new).or(own);
-    if let Some(file) = file.filter(|file| changed_since(file, process.started)) {
+    let file = config_file(process, own);
+    let changed = |file: &&PathBuf| changed_since(file, process.started);
+    if let Some(file) = file.as_ref().filter(changed) {
         findings.add(
             Severity::Warning,
             "daemon.config-changed",
             file.display().to_string(),
-            "it has changed since the daemon was started, which goes by what it was",
+            CHANGED,
             RESTART,
         );
     }
     if let (Some(file), Some(own)) = (file, own)
-        && !is_same_file(file, own)
+        && !is_same_file(&file, own)
     {
         findings.add(
             Severity::Note,

@@ -52,6 +52,19 @@ pub(crate) struct Unknown {
     pub(crate) why: String,
 }
 
+/// The parts of a node, as IDs begin with them, in the order in which they are mended: a way out may need that those
+/// before it are well.
+const PARTS: [&str; 8] = [
+    "kernel",
+    "tools",
+    "containerd",
+    "daemon",
+    "kubelet",
+    "images",
+    "snapshots",
+    "orphans",
+];
+
 /// The results of all checks.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Findings {
@@ -92,9 +105,14 @@ impl Findings {
         });
     }
 
-    /// Puts the most urgent first. Those of one urgency stay in the order of the checks.
+    /// Puts first what has to be done first, and notes last: by part, and within a part by urgency.
     pub(crate) fn sort(&mut self) {
-        self.findings.sort_by_key(|finding| finding.severity);
+        self.findings.sort_by_key(|finding| {
+            let (part, _) = finding.id.split_once('.').unwrap_or_default();
+            let place = PARTS.iter().position(|other| *other == part);
+            let is_note = finding.severity == Severity::Note;
+            (is_note, place, finding.severity)
+        });
     }
 }
 
@@ -111,6 +129,31 @@ pub(crate) fn quoted(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_thing_to_do_is_the_first() {
+        use Severity::{Fault, Note, Warning};
+        let order = [
+            ("kernel.erofs", Fault),
+            ("containerd.runtime-platforms", Fault),
+            ("containerd.config-changed", Warning),
+            ("daemon.config-changed", Warning),
+            ("kubelet.endpoint", Fault),
+            ("images.unlabelled", Fault),
+            ("images.steered", Warning),
+            ("orphans.leases", Warning),
+            ("containerd.discard", Note),
+            ("orphans.ingests", Note),
+        ];
+        let mut findings = Findings::default();
+        for (id, severity) in order.into_iter().rev() {
+            findings.add(severity, id, "", "", "");
+        }
+        findings.sort();
+        let sorted = findings.findings.iter();
+        let sorted: Vec<_> = sorted.map(|found| (found.id, found.severity)).collect();
+        assert_eq!(sorted, order);
+    }
 
     #[test]
     fn names_are_one_word_of_one_line() {

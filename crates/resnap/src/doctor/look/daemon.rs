@@ -4,7 +4,7 @@
 //! The daemon, `resnap serve`, at the sockets of the configuration.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use resnap_api::{DaemonClient, Info};
@@ -13,10 +13,18 @@ use resnap_core::error_chain;
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::doctor::containerd_config::changed_since;
 use crate::doctor::process::Process;
 
 /// The time that a daemon has to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The reason to restart a daemon, about its configuration file.
+pub(crate) const CHANGED: &str =
+    "it has changed since the daemon was started, which goes by what it was";
+
+/// The way out for a daemon that is not as it should be.
+pub(crate) const RESTART: &str = "restart it (`systemctl restart resnap`; pods run on)";
 
 /// The daemon at the socket of the API.
 #[derive(Debug)]
@@ -48,6 +56,22 @@ impl Daemon {
             Err(_) => Self::Silent(format!("no answer within {PATIENCE:?}")),
         }
     }
+}
+
+/// Returns the configuration file of a daemon: `own` if it was started with no other one.
+pub(crate) fn config_file(process: &Process, own: Option<&Path>) -> Option<PathBuf> {
+    let named = process.argument(&["--config"]).map(PathBuf::from);
+    let named = named.or_else(|| process.variable("RESNAP_CONFIG").map(PathBuf::from));
+    named.or_else(|| own.map(Path::to_owned))
+}
+
+/// Returns a warning if the configuration file of the daemon has changed since the daemon was started. A daemon whose
+/// process is not known gets none.
+pub(crate) async fn config_warning(config: &Config) -> Option<String> {
+    let process = Process::listening_at(&config.api_socket.value).await.ok()?;
+    let file = config_file(&process, config.file.value.as_deref())?;
+    let warning = || format!("{}: {CHANGED}; {RESTART}", file.display());
+    changed_since(&file, process.started).then(warning)
 }
 
 /// Asks for containerd's version at the socket of the CRI, through the daemon.
