@@ -11,8 +11,6 @@ use super::look::Look;
 use super::look::daemon::{CHANGED, Daemon, RESTART, config_file};
 use crate::config::is_same_file;
 
-const START: &str = "start it (`systemctl start resnap`)";
-
 pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     let config = look.config;
     let socket = config.api_socket.value.display().to_string();
@@ -24,7 +22,7 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
                 "daemon.api",
                 socket,
                 format!("the socket of the daemon is there, and nothing answers: {why}"),
-                START,
+                look.start(),
             );
         }
         Daemon::Running { info, process } => (info, process),
@@ -130,7 +128,7 @@ fn absent(look: &Look<'_>, socket: &str, findings: &mut Findings) {
                 "no daemon runs: no image is made ready for pods of the handlers {} before they need it",
                 handlers.join(", ")
             ),
-            START,
+            look.start(),
         );
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
                 "it talks to resnap at {}, which does not serve: no pod starts",
                 own.display()
             ),
-            "start it (`systemctl start resnap`), or let kubelet talk to containerd again",
+            format!("{}, or let kubelet talk to containerd again", look.start()),
         );
     } else if !is_own && is_served {
         findings.add(

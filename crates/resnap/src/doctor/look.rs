@@ -159,6 +159,14 @@ impl<'a> Look<'a> {
         })
     }
 
+    /// Returns how the daemon is started.
+    pub(crate) fn start(&self) -> &'static str {
+        match self.host.has_unit {
+            true => "start it (`systemctl start resnap`)",
+            false => "install it as a service (`resnap install`)",
+        }
+    }
+
     /// Returns whether pods run on erofs, or layers are there.
     pub(crate) fn uses_erofs(&self) -> bool {
         let cri = self.cri.as_ref();

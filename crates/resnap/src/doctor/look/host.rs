@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! The kernel of this machine.
+//! This machine: its kernel, and the units of its service manager.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// The kernel, by its files. What cannot be read has the error.
+/// The directories of systemd's units (systemd.unit(5)).
+const UNITS: [&str; 3] = [
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/lib/systemd/system",
+];
+
+/// The machine, by its files. What cannot be read has the error.
 #[derive(Debug)]
 pub(crate) struct Host {
     /// The version, such as `6.12.101-amd64`.
@@ -18,6 +25,8 @@ pub(crate) struct Host {
     /// Whether it mounts only dm-verity devices whose signature it was given.
     pub(crate) requires_signatures: bool,
     pub(crate) enforces_selinux: bool,
+    /// Whether the daemon is installed as a service of systemd.
+    pub(crate) has_unit: bool,
 }
 
 impl Host {
@@ -30,6 +39,9 @@ impl Host {
             has_verity: verity.exists(),
             requires_signatures: text("/sys/module/dm_verity/parameters/require_signatures")
                 .starts_with('Y'),
+            has_unit: UNITS
+                .iter()
+                .any(|dir| Path::new(dir).join("resnap.service").exists()),
             enforces_selinux: text("/sys/fs/selinux/enforce").trim() == "1",
             release,
         }
