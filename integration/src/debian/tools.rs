@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::command::output;
 use super::dirs::{lock, target_dir};
@@ -93,6 +93,37 @@ impl Dist {
     pub fn name(&self) -> String {
         let (major, minor, patch) = self.version;
         format!("containerd {major}.{minor}.{patch}")
+    }
+
+    /// Returns the same programs in the new folder `dir`, of which containerd says it has another version: so is seen
+    /// what its clients do about that.
+    ///
+    /// # Errors
+    /// The version is not as long as its own, or the files cannot be read or written.
+    pub fn saying(&self, version: &str, dir: &Path) -> Result<Self> {
+        let (major, minor, patch) = self.version;
+        let own = format!("{major}.{minor}.{patch}");
+        ensure!(
+            own.len() == version.len(),
+            "{version} is not as long as {own}"
+        );
+        fs::create_dir(dir)?;
+        for program in fs::read_dir(&self.bin)? {
+            let program = program?;
+            if program.file_name() != "containerd" {
+                symlink(program.path(), dir.join(program.file_name()))?;
+            }
+        }
+        let path = dir.join("containerd");
+        fs::copy(self.bin.join("containerd"), &path)?;
+        let replace = format!("s/{}/{version}/g", own.replace('.', "[.]"));
+        output(
+            Command::new("sed")
+                .env("LC_ALL", "C")
+                .args(["-i", &replace])
+                .arg(&path),
+        )?;
+        Self::open(dir.to_owned(), self.tools.clone())
     }
 
     fn open(bin: PathBuf, tools: PathBuf) -> Result<Self> {

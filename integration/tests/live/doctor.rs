@@ -3,19 +3,23 @@
 
 //! `resnap doctor`: faults are planted on real daemons, found, and mended as it says.
 
+pub(crate) mod daemon;
 pub(crate) mod images;
+pub(crate) mod later;
 pub(crate) mod leftovers;
 pub(crate) mod settings;
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_integration::daemon::{Containerd, Options};
+use resnap_integration::debian::Dist;
 use resnap_integration::image::pause;
 use serde_json::Value;
 
@@ -36,7 +40,11 @@ struct Bed {
 impl Bed {
     /// Starts a node of the version of `shared`, with this configuration of resnap.
     fn start(shared: &Node, options: Options, config: &str) -> Result<Self> {
-        let containerd = Containerd::start(shared.containerd.dist(), options)?;
+        Self::of(shared.containerd.dist(), options, config)
+    }
+
+    fn of(dist: &Dist, options: Options, config: &str) -> Result<Self> {
+        let containerd = Containerd::start(dist, options)?;
         let node = Node {
             containerd: Arc::new(containerd),
             namespace: "k8s.io".to_owned(),
@@ -69,7 +77,7 @@ impl Bed {
         let mut command = self.node.resnap_command()?;
         command
             .env("RESNAP_RUNTIME_DIR", &self.served.dir)
-            .env("RESNAP_CONFIG", self.served.dir.join("config.toml"));
+            .env("RESNAP_CONFIG", self.config());
         Ok(command)
     }
 
@@ -81,10 +89,15 @@ impl Bed {
     /// Runs `resnap doctor` with another configuration than the daemon's.
     fn doctor_with(&self, config: &str, arguments: &[&str]) -> Result<Examined> {
         let path = self.node.containerd.scratch().join(unique("config"));
-        fs::write(&path, config_of(&self.kubelet_root, config))?;
+        edit(&path, config_of(&self.kubelet_root, config))?;
         let mut command = self.command()?;
         command.env("RESNAP_CONFIG", path);
         Examined::by(command.args(["doctor", "--json"]).args(arguments))
+    }
+
+    /// Returns the configuration file of the daemon.
+    fn config(&self) -> PathBuf {
+        self.served.dir.join("config.toml")
     }
 
     fn assert_well(&self) -> Result<()> {
@@ -96,8 +109,48 @@ impl Bed {
 }
 
 /// Returns a configuration with a directory of kubelet's own: there may be another kubelet.
-fn config_of(kubelet_root: &std::path::Path, config: &str) -> String {
+fn config_of(kubelet_root: &Path, config: &str) -> String {
     format!("cri.kubelet_root = {kubelet_root:?}\n{config}")
+}
+
+/// Writes a file as if it had been so from the start.
+fn edit(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
+    fs::write(path, text)?;
+    changed_at(path, SystemTime::UNIX_EPOCH)
+}
+
+/// Moves the time of a file's last change past that of anything that runs.
+fn touch(path: &Path) -> Result<()> {
+    changed_at(path, SystemTime::now() + Duration::from_secs(60))
+}
+
+fn changed_at(path: &Path, time: SystemTime) -> Result<()> {
+    Ok(File::options()
+        .append(true)
+        .open(path)?
+        .set_modified(time)?)
+}
+
+/// Returns the command in a mount namespace of its own, after `script`.
+fn behind(script: &str, command: &Command) -> Command {
+    let mut wrapped = Command::new("unshare");
+    let script = format!("set -e; {script}; exec \"$@\"");
+    wrapped.args([
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-c",
+        &script,
+        "sh",
+    ]);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            wrapped.env(name, value);
+        }
+    }
+    wrapped
 }
 
 /// The output of `resnap doctor --json`.
@@ -134,6 +187,27 @@ impl Examined {
         ensure!(self.document["well"] == expected.is_empty(), "{}", told());
         let code = i32::from(!expected.is_empty());
         ensure!(self.output.code == Some(code), "{:?}", self.output);
+        Ok(())
+    }
+
+    /// Checks that these are the IDs of all faults and warnings, in this order.
+    fn assert_order(&self, ids: &[&str]) -> Result<()> {
+        let urgent = self.findings().filter(|found| found["severity"] != "note");
+        let found: Vec<&str> = urgent.filter_map(|found| found["id"].as_str()).collect();
+        ensure!(found == ids, "{found:?}");
+        Ok(())
+    }
+
+    /// Checks that a check could not look, and the reason.
+    fn assert_unknown(&self, id: &str, why: &str) -> Result<()> {
+        let unknown = self.document["unknown"].as_array();
+        let is_told = unknown.into_iter().flatten().any(|unknown| {
+            unknown["id"] == id
+                && unknown["why"]
+                    .as_str()
+                    .is_some_and(|text| text.contains(why))
+        });
+        ensure!(is_told, "{id} {why:?}: {:#}", self.document);
         Ok(())
     }
 

@@ -57,7 +57,7 @@ impl ContainerdConfig {
         Ok(this)
     }
 
-    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+    pub(super) fn parse(text: &str) -> Result<Self, toml::de::Error> {
         Ok(Self {
             path: PathBuf::new(),
             changed: BTreeSet::new(),

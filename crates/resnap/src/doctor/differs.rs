@@ -30,8 +30,11 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
     // A check of containerd says why it is not known.
     if let Ok(config) = &look.containerd {
         order(look, config, findings);
-        transfer(look, config, findings);
-        options(look, config, findings);
+        transfer(&look.version, look.uses_erofs(), config, findings);
+        if look.config.applier.writes("erofs") {
+            let has_trees = look.config.profiles.get("erofs").integrity.is_on();
+            options(has_trees, config, findings);
+        }
     }
 }
 
@@ -73,16 +76,16 @@ fn order(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
 }
 
 /// Finds lists of the transfer service that leave a snapshotter out, or its differ to chance.
-fn transfer(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
+fn transfer(version: &str, uses_erofs: bool, config: &ContainerdConfig, findings: &mut Findings) {
     let Some(entries) = config.unpack_entries() else {
         return;
     };
-    let version = major_minor(&look.version).unwrap_or_default();
+    let version = major_minor(version).unwrap_or_default();
     let subject = "unpack_config of the transfer service";
     let has_erofs = entries
         .iter()
         .any(|(snapshotter, _)| *snapshotter == "erofs");
-    if look.uses_erofs() && version >= EROFS_ENTRY && !entries.is_empty() && !has_erofs {
+    if uses_erofs && version >= EROFS_ENTRY && !entries.is_empty() && !has_erofs {
         findings.add(
             Severity::Warning,
             "containerd.unpack-config",
@@ -103,11 +106,10 @@ fn transfer(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings)
     }
 }
 
-/// Finds options of containerd's EROFS differ that resnap is not told of.
-fn options(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
-    let profile = look.config.profiles.get("erofs");
-    let writes = look.config.applier.writes("erofs");
-    if config.makes_verity_trees() && writes && !profile.integrity.is_on() {
+/// Finds options of containerd's EROFS differ that resnap does not follow where it writes the layers, with dm-verity
+/// trees or without.
+fn options(has_trees: bool, config: &ContainerdConfig, findings: &mut Findings) {
+    if config.makes_verity_trees() && !has_trees {
         findings.add(
             Severity::Warning,
             "containerd.erofs-options",
@@ -116,7 +118,7 @@ fn options(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) 
             "set integrity = \"verity\" in [snapshotters.erofs] of resnap's configuration",
         );
     }
-    if config.has_mkfs_options() && writes {
+    if config.has_mkfs_options() {
         findings.add(
             Severity::Note,
             "containerd.erofs-options",
@@ -124,5 +126,56 @@ fn options(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) 
             "containerd's EROFS differ has options, which resnap does not follow",
             "set differ = \"containerd\" in [snapshotters.erofs] of resnap's configuration if they matter",
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(findings: &Findings) -> Vec<(&str, &str)> {
+        let findings = findings.findings.iter();
+        findings.map(|found| (found.id, &*found.subject)).collect()
+    }
+
+    #[test]
+    fn a_list_of_ones_own_has_erofs_from_2_3_on() {
+        let entries = |snapshotters: &[&str]| {
+            let entry = |name: &&str| {
+                format!(
+                    "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nsnapshotter = {name:?}\n"
+                )
+            };
+            let text: String = snapshotters.iter().map(entry).collect();
+            ContainerdConfig::parse(&text).unwrap()
+        };
+        for (version, uses_erofs, snapshotters, expected) in [
+            ("v2.3.5", true, &["overlayfs"][..], 1),
+            ("v2.3.5", true, &["overlayfs", "erofs"], 0),
+            ("v2.3.5", true, &[], 0),
+            ("v2.3.5", false, &["overlayfs"], 0),
+            ("v2.2.9", true, &["overlayfs"], 0),
+        ] {
+            let mut findings = Findings::default();
+            transfer(version, uses_erofs, &entries(snapshotters), &mut findings);
+            let found = findings.findings.iter();
+            let found = found.filter(|found| found.id == "containerd.unpack-config");
+            assert_eq!(found.count(), expected, "{version} {snapshotters:?}");
+        }
+    }
+
+    #[test]
+    fn trees_that_only_containerd_makes_are_found() {
+        let text = "[plugins.'io.containerd.differ.v1.erofs']\nenable_dmverity = true\nmkfs_options = ['-zlz4']\n";
+        let config = ContainerdConfig::parse(text).unwrap();
+        let (trees, mkfs) = (
+            ("containerd.erofs-options", "enable_dmverity = true"),
+            ("containerd.erofs-options", "mkfs_options"),
+        );
+        for (has_trees, expected) in [(false, &[trees, mkfs][..]), (true, &[mkfs])] {
+            let mut findings = Findings::default();
+            options(has_trees, &config, &mut findings);
+            assert_eq!(ids(&findings), expected);
+        }
     }
 }

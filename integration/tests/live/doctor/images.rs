@@ -8,10 +8,13 @@ use std::fs;
 use anyhow::{Result, ensure};
 use resnap_integration::daemon::Options;
 use resnap_integration::dm_verity::with_dm_verity;
-use resnap_integration::image::{beside_hello, hello, many, pause, shared_pair};
+use resnap_integration::image::{
+    Built, Entry, ImageBuilder, Index, Layer, Part, beside_hello, foreign_architecture, hello,
+    host_platform, many, pause, shared_pair,
+};
 use serde_json::json;
 
-use super::{Bed, Examined};
+use super::{Bed, Examined, edit, touch};
 use crate::command::run_to_end;
 use crate::missing::discard;
 use crate::node::{Node, unique};
@@ -49,6 +52,11 @@ fn doctor_finds_images_that_lack_something(shared: &Node) -> Result<()> {
         &about,
         &["--snapshotter overlayfs --repair"],
     )?;
+    // First the daemon has to know the configuration by which it repairs.
+    touch(&bed.config())?;
+    let found = bed.doctor_with(labels, &[])?;
+    found.assert_order(&["daemon.config-changed", "images.unlabelled"])?;
+    edit(&bed.config(), fs::read(bed.config())?)?;
     bed.doctor_with(labels, &["--fix"])?.assert_found(&[])?;
 
     // As nydus labels layers that guests pull.
@@ -82,7 +90,29 @@ fn doctor_finds_images_that_lack_something(shared: &Node) -> Result<()> {
     )?;
     node.import(&left)?;
     bed.doctor(&["--fix"])?.assert_found(&[])?;
+
+    node.import(&disagreeing(node)?)?;
+    let found = bed.doctor(&[])?;
+    found.assert_found(&[])?;
+    let about = ["docker.io/library/disagree:1", "the index lists"];
+    found.assert_way_out(
+        "images.warning",
+        &about,
+        &["resnap check docker.io/library/disagree:1"],
+    )?;
     bed.served.stop()
+}
+
+/// Returns an image whose index lists another platform than its config has.
+fn disagreeing(node: &Node) -> Result<Built> {
+    let image = ImageBuilder::new("")
+        .platform(host_platform().0, foreign_architecture())
+        .layer(Layer::of(&[Entry::dir("./")])?)
+        .edit(Part::Entry, |entry| {
+            entry["platform"]["architecture"] = json!(host_platform().1);
+        });
+    let index = Index::new("docker.io/library/disagree:1").image(image);
+    index.write(&node.containerd.scratch().join(unique("disagree")))
 }
 
 /// Its directory is emptied, as by whoever cleans up: containerd keeps its records.

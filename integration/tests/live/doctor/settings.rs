@@ -1,43 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! Faults of configurations, the kernel, kubelet and the daemon.
+//! Faults of containerd's configuration and of the kernel.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 use resnap_integration::daemon::Options;
+use resnap_integration::image::host_platform;
 
-use super::{Bed, Examined};
-use crate::command::run_to_end;
+use super::{Bed, Examined, behind, config_of, edit, touch};
 use crate::node::Node;
-use crate::poll::{DEADLINE, eventually};
 use crate::suite::live_tests;
 
 live_tests! {
     Handler: doctor_finds_faults_of_containerds_configuration,
     Erofs: doctor_finds_faults_of_the_kernel,
-    Containerd: doctor_finds_faults_of_kubelet_and_the_daemon,
-}
-
-/// Moves the time of a file's last change past that of anything that runs.
-fn touch(path: &Path) -> Result<()> {
-    let later = SystemTime::now() + Duration::from_secs(60);
-    Ok(File::options()
-        .append(true)
-        .open(path)?
-        .set_modified(later)?)
-}
-
-/// Writes a file as if it had been so from the start.
-fn edit(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
-    fs::write(path, text)?;
-    let file = File::options().append(true).open(path)?;
-    Ok(file.set_modified(SystemTime::UNIX_EPOCH)?)
 }
 
 fn doctor_finds_faults_of_containerds_configuration(shared: &Node) -> Result<()> {
@@ -76,6 +57,27 @@ fn doctor_finds_faults_of_containerds_configuration(shared: &Node) -> Result<()>
         found.assert_found(&["containerd.config-changed"])?;
         let restart = ["systemctl restart containerd"];
         found.assert_way_out("containerd.config-changed", &["containerd.toml"], &restart)?;
+    }
+
+    if node.containerd.version() < (2, 3, 0) {
+        found.assert_way_out("containerd.end-of-life", &["support ended"], &["2.3"])?;
+    }
+    let handlers = "cri.handlers.lost = \"nosuch\"\ncri.handlers.broken = \"devmapper\"\n";
+    let found = bed.doctor_with(handlers, &[])?;
+    let steps = ["[proxy_plugins.nosuch]"];
+    found.assert_way_out(
+        "containerd.snapshotter",
+        &["handler lost", "no snapshotter nosuch"],
+        &steps,
+    )?;
+    let steps = ["restart containerd"];
+    found.assert_way_out(
+        "containerd.snapshotter",
+        &["handler broken", "did not load"],
+        &steps,
+    )?;
+    if node.containerd.version() < (2, 0, 0) {
+        finds_faults_of_diff_plugins(&bed, &path, &before)?;
     }
 
     let edits = [
@@ -128,26 +130,31 @@ fn doctor_finds_faults_of_containerds_configuration(shared: &Node) -> Result<()>
     bed.served.stop()
 }
 
-/// Returns the command in a mount namespace of its own, after `script`.
-fn behind(script: &str, command: &Command) -> Command {
-    let mut wrapped = Command::new("unshare");
-    let script = format!("set -e; {script}; exec \"$@\"");
-    wrapped.args([
-        "--mount",
-        "--propagation",
-        "slave",
-        "sh",
-        "-c",
-        &script,
-        "sh",
-    ]);
-    wrapped.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        if let Some(value) = value {
-            wrapped.env(name, value);
-        }
-    }
-    wrapped
+/// Lines for a diff plugin as somebody may write them: the transfer service of 1.7 takes any differ.
+fn finds_faults_of_diff_plugins(bed: &Bed, path: &Path, before: &str) -> Result<()> {
+    let (os, architecture) = host_platform();
+    let lines = format!(
+        "[proxy_plugins.other]\n  type = \"diff\"\n  address = \"/run/other.sock\"\n\
+         [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  \
+         platform = \"{os}/{architecture}\"\n  snapshotter = \"overlayfs\"\n"
+    );
+    edit(path, format!("{before}{lines}"))?;
+    let found = bed.doctor(&[])?;
+    found.assert_found(&["containerd.differ-order", "containerd.unpack-config"])?;
+    let first = ["put \"other\" first"];
+    found.assert_way_out(
+        "containerd.differ-order",
+        &["other is not asked first"],
+        &first,
+    )?;
+    let differ = "differ = \"walking\"";
+    found.assert_way_out("containerd.unpack-config", &["names no differ"], &[differ])?;
+    let ordered = before.replace(
+        "default = [\"walking\"]",
+        "default = [\"other\", \"walking\"]",
+    );
+    edit(path, format!("{ordered}{lines}  {differ}\n"))?;
+    bed.doctor(&[])?.assert_found(&[])
 }
 
 fn doctor_finds_faults_of_the_kernel(shared: &Node) -> Result<()> {
@@ -205,10 +212,44 @@ fn doctor_finds_faults_of_the_kernel(shared: &Node) -> Result<()> {
     fs::set_permissions(&mkfs, fs::Permissions::from_mode(0o755))?;
     bed.assert_well()?;
 
+    let verity = scratch.join("verity.toml");
+    edit(
+        &verity,
+        config_of(
+            &bed.kubelet_root,
+            "snapshotters.erofs.integrity = \"verity\"\n",
+        ),
+    )?;
+    for (requires, ids) in [("Y", &["kernel.dm-verity-signatures"][..]), ("N", &[])] {
+        let mut command = bed.command()?;
+        command
+            .args(["doctor", "--json"])
+            .env("RESNAP_CONFIG", &verity);
+        let parameters = "/sys/module/dm_verity/parameters";
+        let script = format!(
+            "mount -t tmpfs none /sys/module; mkdir -p {parameters}; echo {requires} >{parameters}/require_signatures"
+        );
+        let found = Examined::by(&mut behind(&script, &command))?;
+        found.assert_found(ids)?;
+        for id in ids {
+            found.assert_way_out(
+                id,
+                &["integrity"],
+                &["without dm_verity.require_signatures"],
+            )?;
+        }
+    }
+
     let path = node.containerd.root().with_file_name("containerd.toml");
+    let before = fs::read_to_string(&path)?;
+    let options = "[plugins.\"io.containerd.differ.v1.erofs\"]\n  mkfs_options = [\"-zlz4\"]\n";
+    edit(&path, format!("{before}{options}"))?;
+    let found = bed.doctor(&[])?;
+    found.assert_found(&[])?;
+    let steps = ["differ = \"containerd\""];
+    found.assert_way_out("containerd.erofs-options", &["mkfs_options"], &steps)?;
     let labels = "disable_apparmor = true\n  enable_selinux = true";
-    let text = fs::read_to_string(&path)?.replace("disable_apparmor = true", labels);
-    edit(&path, text)?;
+    edit(&path, before.replace("disable_apparmor = true", labels))?;
     let found = doctor(
         "mount -t tmpfs none /sys/fs; mkdir /sys/fs/selinux; echo 1 >/sys/fs/selinux/enforce",
     )?;
@@ -234,105 +275,5 @@ fn doctor_finds_faults_of_the_kernel(shared: &Node) -> Result<()> {
     ensure!(blind.output.code == Some(2), "{:?}", blind.output);
     let unknown = blind.document["unknown"].to_string();
     ensure!(unknown.contains("another PID namespace"), "{unknown}");
-    bed.served.stop()
-}
-
-fn doctor_finds_faults_of_kubelet_and_the_daemon(shared: &Node) -> Result<()> {
-    let options = Options {
-        pull_for_handlers: true,
-        ..Options::default()
-    };
-    let mut bed = Bed::start(shared, options, "")?;
-    bed.assert_well()?;
-    fs::create_dir(&bed.kubelet_root)?;
-    let file = bed.kubelet_root.join("config.yaml");
-    let (direct, own) = (
-        bed.node.containerd.socket().to_owned(),
-        bed.served.socket.clone(),
-    );
-    let endpoint =
-        |socket: &Path| format!("containerRuntimeEndpoint: unix://{}\n", socket.display());
-    fs::write(&file, endpoint(&direct) + "runtimeRequestTimeout: 10s\n")?;
-    let found = bed.doctor(&[])?;
-    found.assert_found(&["kubelet.endpoint", "kubelet.timeout"])?;
-    let flag = format!("--container-runtime-endpoint=unix://{}", own.display());
-    found.assert_way_out("kubelet.endpoint", &["past resnap"], &[&flag])?;
-    found.assert_way_out("kubelet.timeout", &["10s"], &["2m"])?;
-    // The arguments of the process override its file.
-    let program = bed.node.containerd.scratch().join("kubelet.bin/kubelet");
-    fs::create_dir(program.with_file_name(""))?;
-    fs::write(&program, "#!/bin/sh\nread -r _\n")?;
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    let root = format!("--root-dir={}", bed.kubelet_root.display());
-    // A process in a container can have any name.
-    let mut strange = Command::new("unshare")
-        .arg("--mount")
-        .arg(&program)
-        .args([&*root, "--config", "/dev/zero"])
-        .stdin(Stdio::piped())
-        .spawn()?;
-    let comm = format!("/proc/{}/comm", strange.id());
-    let run = || {
-        eventually("the stranger runs", DEADLINE, || {
-            Ok(fs::read_to_string(&comm)? == "kubelet\n")
-        })?;
-        bed.doctor(&[])?
-            .assert_found(&["kubelet.endpoint", "kubelet.timeout"])
-    };
-    let ran = run();
-    strange.kill()?;
-    strange.wait()?;
-    ran?;
-    let arguments = [&*root, &flag, "--runtime-request-timeout", "2m"];
-    let mut kubelet = Command::new(&program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .spawn()?;
-    let run = || {
-        eventually("kubelet is well", DEADLINE, || {
-            Ok(bed.doctor(&[])?.output.code == Some(0))
-        })?;
-        bed.assert_well()
-    };
-    let ran = run();
-    kubelet.kill()?;
-    kubelet.wait()?;
-    ran?;
-    fs::write(&file, endpoint(&own))?;
-    bed.assert_well()?;
-
-    touch(&bed.served.dir.join("config.toml"))?;
-    let found = bed.doctor(&[])?;
-    found.assert_found(&["daemon.config-changed"])?;
-    found.assert_way_out(
-        "daemon.config-changed",
-        &["config.toml"],
-        &["systemctl restart resnap"],
-    )?;
-    let mut command = bed.node.in_new_namespace().resnap_command()?;
-    command.env("RESNAP_RUNTIME_DIR", &bed.served.dir);
-    let found = Examined::by(command.args(["doctor", "--json"]))?;
-    found.assert_way_out("daemon.target", &["k8s.io"], &["--namespace k8s.io doctor"])?;
-    fs::remove_file(&own)?;
-    let found = bed.doctor(&[])?;
-    found.assert_found(&["daemon.config-changed", "daemon.cri"])?;
-    found.assert_way_out("daemon.cri", &["cri.sock"], &["systemctl restart resnap"])?;
-
-    bed.served.kill()?;
-    let found = bed.doctor(&[])?;
-    found.assert_found(&["daemon.api", "kubelet.endpoint"])?;
-    let start = ["systemctl start resnap"];
-    found.assert_way_out("daemon.api", &["nothing answers"], &start)?;
-    found.assert_way_out("kubelet.endpoint", &["no pod starts"], &start)?;
-    bed.served = bed.served.again(&bed.node, &direct)?;
-    bed.wait_for_daemon()?;
-    let config = bed.served.dir.join("config.toml");
-    edit(&config, fs::read(&config)?)?;
-    bed.assert_well()?;
-
-    bed.node.containerd.kill()?;
-    let down = run_to_end(bed.command()?.args(["doctor", "--json"]))?;
-    ensure!(down.kind()? == "Unavailable", "{down:?}");
-    bed.node.containerd.restart()?;
     bed.served.stop()
 }
