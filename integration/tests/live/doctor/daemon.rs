@@ -29,7 +29,7 @@ live_tests! {
 fn doctor_finds_faults_of_kubelet_and_the_daemon(shared: &Node) -> Result<()> {
     let options = Options {
         pull_for_handlers: true,
-        ..Options::default()
+        ..crate::suite::options()
     };
     let mut bed = Bed::start(shared, options, "")?;
     bed.assert_well()?;

@@ -32,7 +32,7 @@ fn options() -> Options {
     Options {
         pull_for_handlers: true,
         native: true,
-        ..Options::default()
+        ..crate::suite::options()
     }
 }
 

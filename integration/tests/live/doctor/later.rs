@@ -25,7 +25,7 @@ fn doctor_finds_faults_of_later_containerds(shared: &Node) -> Result<()> {
         .saying("2.3.9", &scratch.join(unique("later")))?;
     let options = Options {
         pull_for_handlers: true,
-        ..Options::default()
+        ..crate::suite::options()
     };
     let bed = Bed::of(&dist, options, "")?;
     let node = &bed.node;

@@ -119,7 +119,7 @@ fn assert_fixes(examined: &Examined, done: bool) -> Result<()> {
 fn doctor_removes_what_processes_left(shared: &Node) -> Result<()> {
     let options = Options {
         pull_for_handlers: true,
-        ..Options::default()
+        ..crate::suite::options()
     };
     let bed = Bed::start(shared, options, "")?;
     let node = &bed.node;
@@ -186,7 +186,7 @@ fn doctor_removes_what_processes_left(shared: &Node) -> Result<()> {
 fn doctor_takes_less_than_a_second_for_a_hundred_images(shared: &Node) -> Result<()> {
     let options = Options {
         pull_for_handlers: true,
-        ..Options::default()
+        ..crate::suite::options()
     };
     let bed = Bed::start(shared, options, "")?;
     let path = bed.node.containerd.scratch().join("crowd");

@@ -24,7 +24,7 @@ live_tests! {
 fn doctor_finds_faults_of_containerds_configuration(shared: &Node) -> Result<()> {
     let options = Options {
         nydus: true,
-        ..Options::default()
+        ..crate::suite::options()
     };
     let bed = Bed::start(shared, options, "")?;
     let node = &bed.node;
@@ -160,7 +160,7 @@ fn finds_faults_of_diff_plugins(bed: &Bed, path: &Path, before: &str) -> Result<
 fn doctor_finds_faults_of_the_kernel(shared: &Node) -> Result<()> {
     let options = Options {
         pull_for_handlers: true,
-        ..Options::default()
+        ..crate::suite::options()
     };
     let bed = Bed::start(
         shared,

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use super::fault::Fault;
 
 /// The number of faults for each test.
-const COUNT: (&str, usize) = ("RESNAP_FAULTS", 50);
+const COUNT: (&str, usize) = ("RESNAP_FAULTS", 84);
 
 const SEED: (&str, u64) = ("RESNAP_FAULTS_SEED", 1);
 
