@@ -83,6 +83,14 @@ impl Client {
         introspection::diff_plugins(&self.0).await
     }
 
+    /// Returns the names of the differs that work, in no particular order.
+    ///
+    /// # Errors
+    /// Those of any call.
+    pub async fn differs(&self) -> Result<Vec<String>> {
+        introspection::differs(&self.0).await
+    }
+
     /// Returns the ingests of a namespace, in no particular order.
     ///
     /// # Errors

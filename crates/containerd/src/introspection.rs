@@ -120,6 +120,9 @@ const NAMESPACES: PathAndQuery =
 const PLUGINS: PathAndQuery =
     PathAndQuery::from_static("/containerd.services.introspection.v1.Introspection/Plugins");
 
+/// The type of differs.
+const DIFFER: &str = "io.containerd.differ.v1";
+
 #[async_trait]
 impl Introspection for Connection {
     async fn content_root(&self) -> Result<Option<String>> {
@@ -148,8 +151,7 @@ impl Introspection for Connection {
 
 /// See [`Client::diff_plugins`](crate::Client::diff_plugins).
 pub(crate) async fn diff_plugins(connection: &Connection) -> Result<Vec<DiffPlugin>> {
-    let kind = "io.containerd.differ.v1";
-    let plugins = plugins(connection, "list differs of", kind).await?;
+    let plugins = plugins(connection, "list differs of", DIFFER).await?;
     // The differs of containerd itself export no address.
     let plugin = |mut plugin: PluginMessage| {
         let address = plugin.exports.remove("address")?;
@@ -159,6 +161,15 @@ pub(crate) async fn diff_plugins(connection: &Connection) -> Result<Vec<DiffPlug
         })
     };
     Ok(plugins.into_iter().filter_map(plugin).collect())
+}
+
+/// See [`Client::differs`](crate::Client::differs).
+pub(crate) async fn differs(connection: &Connection) -> Result<Vec<String>> {
+    let plugins = plugins(connection, "list differs of", DIFFER).await?;
+    let working = plugins
+        .into_iter()
+        .filter(|plugin| plugin.init_error.is_none());
+    Ok(working.map(|plugin| plugin.id).collect())
 }
 
 /// A differ of containerd's configuration that is another program.

@@ -115,6 +115,13 @@ pub(crate) async fn version(config: &Config) -> Result<String> {
     Ok(client.version().await.map_err(UnpackError::from)?)
 }
 
+/// Returns the names of the differs that work in the configured containerd.
+pub(crate) async fn differs(config: &Config) -> Result<Vec<String>> {
+    let connected = Client::connect(&config.address.value).await;
+    let client = connected.map_err(UnpackError::from)?;
+    Ok(client.differs().await.map_err(UnpackError::from)?)
+}
+
 /// Returns the preference by which this containerd chooses manifests for containers.
 pub(crate) async fn manifest_preference(config: &Config) -> Result<ManifestPreference> {
     Ok(ManifestPreference::by_containerd(&version(config).await?))

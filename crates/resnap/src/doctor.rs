@@ -26,7 +26,7 @@ use resnap_containerd::Client;
 use resnap_unpacker::Engine;
 
 use crate::config::Config;
-pub(crate) use containerd_config::{ContainerdConfig, DEFAULT_FILE};
+pub(crate) use containerd_config::{ContainerdConfig, DEFAULT_FILE, main_file};
 use disk::Disk;
 use finding::Findings;
 use look::Look;

@@ -15,6 +15,7 @@ mod connect;
 mod daemon;
 mod destination;
 mod diff_plugin;
+mod differ_order;
 mod doctor;
 mod documents;
 mod exit_status;

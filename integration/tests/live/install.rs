@@ -3,12 +3,14 @@
 
 //! `resnap install` and `resnap uninstall` on machines with systemd, and the service that they install.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use resnap_integration::cri::Cri;
 use resnap_integration::image::{HELLO_SAYS, hello, pause};
 use resnap_integration::machine::{Files, Machine, PROGRAM};
+use serde_json::Value;
 
 use crate::command::{CommandOutput, resnap, run_to_end};
 use crate::node::Node;
@@ -88,12 +90,12 @@ fn says_what_it_cannot_do(machine: &Machine, version: (u32, u32, u32)) -> Result
     }
     // A variable that beats the drop-in.
     let environment = machine.path("/etc/default");
-    std::fs::create_dir_all(&environment)?;
+    fs::create_dir_all(&environment)?;
     let environment = environment.join("kubelet");
-    std::fs::write(&environment, "KUBELET_EXTRA_ARGS=\n")?;
+    fs::write(&environment, "KUBELET_EXTRA_ARGS=\n")?;
     let says = ["/etc/default/kubelet sets KUBELET_EXTRA_ARGS", FLAG];
     assert_by_hand(machine, &machine.files()?, "install", &says)?;
-    std::fs::remove_file(&environment)?;
+    fs::remove_file(&environment)?;
     Ok(())
 }
 
@@ -171,9 +173,10 @@ fn install_gives_handlers_snapshotters_and_a_service(node: &Node) -> Result<()> 
 }
 
 fn serves_handlers(machine: &Machine) -> Result<()> {
-    std::fs::create_dir_all(machine.path("/etc/resnap"))?;
-    std::fs::write(machine.path("/etc/resnap/config.toml"), CONFIG)?;
-    std::fs::create_dir_all(machine.path("/etc/containerd/conf.d"))?;
+    fs::create_dir_all(machine.path("/etc/resnap"))?;
+    fs::write(machine.path("/etc/resnap/config.toml"), CONFIG)?;
+    fs::create_dir_all(machine.path("/etc/containerd/conf.d"))?;
+    use_other_file(machine)?;
     let before = machine.files()?;
     let (hello, pause) = (hello()?, pause()?);
     for image in [&hello, &pause] {
@@ -181,6 +184,17 @@ fn serves_handlers(machine: &Machine) -> Result<()> {
         let import = "ctr --namespace k8s.io images import --all-platforms --no-unpack";
         machine.run(&format!("{import} {archive}"))?;
     }
+    let refused = run(
+        machine,
+        &format!("{PROGRAM} install --handler erofs=erofsx"),
+    )?;
+    ensure!(refused.code == Some(2), "{refused:#?}");
+    ensure!(
+        refused.stderr.contains("no snapshotter erofsx; it has")
+            && refused.stderr.contains(" overlayfs"),
+        "{refused:#?}"
+    );
+    assert_same(machine, &before)?;
     let installed = run(machine, &format!("{PROGRAM} install --handler erofs=erofs"))?.ok()?;
     ensure!(installed.contains("snapshotter = \"erofs\""), "{installed}");
     let again = run(machine, &format!("{PROGRAM} install --handler erofs=erofs"))?.ok()?;
@@ -206,14 +220,37 @@ fn serves_handlers(machine: &Machine) -> Result<()> {
     let verify = format!("resnap verify {} --snapshotter erofs", hello.reference);
     run(machine, &verify)?.ok()?;
 
+    let doctor: Value = serde_json::from_str(&run(machine, "resnap --json doctor")?.stdout)?;
+    let findings = doctor["findings"].as_array().context("no findings")?;
+    let faults: Vec<&Value> = findings
+        .iter()
+        .filter(|finding| finding["severity"] == "fault")
+        .collect();
+    ensure!(faults.is_empty(), "{faults:#?}");
+
     restarts_by_itself(machine)?;
     is_reloaded(machine)?;
 
     run(machine, "resnap uninstall")?.ok()?;
     ensure!(!kubelet_uses_resnap(machine)?);
-    let dump = machine.run("containerd config dump")?;
+    let dump = machine.run("containerd --config /etc/other/main.toml config dump")?;
     ensure!(!dump.contains("runtimes.erofs"), "{dump}");
     assert_same(machine, &before)?;
+    Ok(())
+}
+
+/// Starts containerd with another main file, which has names that are relative.
+fn use_other_file(machine: &Machine) -> Result<()> {
+    fs::create_dir_all(machine.path("/etc/other/conf.d"))?;
+    let config = fs::read_to_string(machine.path("/etc/containerd/config.toml"))?;
+    let config = config.replace("/etc/containerd/conf.d", "conf.d");
+    fs::write(machine.path("/etc/other/main.toml"), config)?;
+    let drop_in = machine.path("/etc/systemd/system/containerd.service.d");
+    fs::create_dir_all(&drop_in)?;
+    let text = "[Service]\nWorkingDirectory=/etc/other\nExecStart=\n\
+                ExecStart=/opt/containerd/containerd --config main.toml\n";
+    fs::write(drop_in.join("other.conf"), text)?;
+    machine.run("systemctl daemon-reload && systemctl restart containerd.service")?;
     Ok(())
 }
 
@@ -229,8 +266,8 @@ fn run_pod(machine: &Machine, handler: &str, name: &str) -> Result<String> {
 /// The service comes back after its watchdog, and when its socket is asked.
 fn restarts_by_itself(machine: &Machine) -> Result<()> {
     let drop_in = machine.path("/run/systemd/system/resnap.service.d");
-    std::fs::create_dir_all(&drop_in)?;
-    std::fs::write(drop_in.join("test.conf"), "[Service]\nWatchdogSec=1\n")?;
+    fs::create_dir_all(&drop_in)?;
+    fs::write(drop_in.join("test.conf"), "[Service]\nWatchdogSec=1\n")?;
     machine.run("systemctl daemon-reload && systemctl restart resnap.service")?;
     let process = machine.property("resnap.service", "MainPID")?;
     machine.run(&format!("kill -STOP {process}"))?;
@@ -239,7 +276,7 @@ fn restarts_by_itself(machine: &Machine) -> Result<()> {
     let journal = machine.run("journalctl --unit resnap.service --output cat")?;
     ensure!(journal.contains("Watchdog timeout"), "{journal}");
     ensure!(machine.property("resnap.service", "MainPID")? != process);
-    std::fs::remove_dir_all(&drop_in)?;
+    fs::remove_dir_all(&drop_in)?;
     machine.run("systemctl daemon-reload && systemctl stop resnap.service")?;
     ensure!(machine.property("resnap.service", "ActiveState")? == "inactive");
     Cri::connect(&machine.path(CRI), &machine.shared())?.status()?;
@@ -251,11 +288,11 @@ fn restarts_by_itself(machine: &Machine) -> Result<()> {
 fn is_reloaded(machine: &Machine) -> Result<()> {
     let process = machine.property("resnap.service", "MainPID")?;
     let config = machine.path("/etc/resnap/config.toml");
-    std::fs::write(&config, "prewarm_jobs = \"many\"\n")?;
+    fs::write(&config, "prewarm_jobs = \"many\"\n")?;
     let refused = run(machine, "systemctl reload resnap.service")?;
     ensure!(refused.code == Some(1), "{refused:#?}");
     ensure!(machine.property("resnap.service", "MainPID")? == process);
-    std::fs::write(&config, CONFIG)?;
+    fs::write(&config, CONFIG)?;
     machine.run("systemctl reload resnap.service")?;
     let deadline = Instant::now() + Duration::from_secs(20);
     while machine.property("resnap.service", "ActiveState")? != "active"

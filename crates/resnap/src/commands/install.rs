@@ -3,28 +3,25 @@
 
 //! `resnap install` and `resnap uninstall`.
 
-use std::fs::{self, File};
-use std::os::unix::net::UnixStream;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use resnap_core::major_minor;
+use resnap_unpacker::Engine;
 use serde::Serialize;
 
 use super::signals;
 use crate::args::{InstallArguments, UninstallArguments};
-use crate::arguments::last_value;
 use crate::config::{Config, Source};
 use crate::connect::{self, engine};
+use crate::doctor::{Process, main_file};
 use crate::exit_status::ExitStatus;
 use crate::install::{Containerd, Facts, Host, Outcome, Run, Step, SystemPrograms};
 use crate::output::{Output, Table};
 
 /// The directory of units, which is locked while they are changed.
 const UNITS: &str = "/etc/systemd/system";
-
-/// The main file of a containerd that was started without one.
-const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -40,10 +37,11 @@ pub(crate) async fn install(
     output: &mut Output,
 ) -> Result<ExitStatus> {
     let _lock = lock()?;
-    let facts = facts(config).await?;
+    let engine = engine(config).await?;
+    let facts = facts(config, &engine).await?;
     let containerd = match arguments.handlers.is_empty() {
         true => None,
-        false => Some(containerd(config).await?),
+        false => Some(containerd(config, &engine).await?),
     };
     let entries = containerd
         .as_ref()
@@ -99,13 +97,12 @@ fn lock() -> Result<File> {
     Ok(lock)
 }
 
-async fn facts(config: &Config) -> Result<Facts> {
+async fn facts(config: &Config, engine: &Engine) -> Result<Facts> {
     let address = &config.address.value;
     if address.ends_with("/run/resnap/cri.sock") {
         bail!("{address} is the socket of resnap itself: name that of containerd by --address");
     }
     // kubelet needs more of containerd than its own API.
-    let engine = engine(config).await?;
     let proxy = connect::proxy(config, engine.clone(), None, None);
     if let Err(reason) = proxy.facts().await {
         bail!(
@@ -131,37 +128,25 @@ async fn facts(config: &Config) -> Result<Facts> {
 }
 
 /// Finds the process of containerd, which knows its program and configuration.
-async fn containerd(config: &Config) -> Result<Containerd> {
+async fn containerd(config: &Config, engine: &Engine) -> Result<Containerd> {
     let version = connect::version(config).await?;
     let Some(version) = major_minor(&version) else {
         bail!("containerd has the version {version:?}, which is none");
     };
     let socket = config.backend();
-    let peer = UnixStream::connect(socket)
-        .and_then(|stream| Ok(rustix::net::sockopt::socket_peercred(&stream)?))
-        .with_context(|| format!("find the process of {socket:?}"))?;
-    let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
-    let program = fs::read_link(format!("/proc/{pid}/exe"))
-        .with_context(|| format!("find the program of process {pid}, containerd"))?;
-    let program = program.to_string_lossy();
-    // After an update of the package, until it is restarted.
-    let program = program.strip_suffix(" (deleted)").unwrap_or(&program);
-    let arguments = fs::read(format!("/proc/{pid}/cmdline"))
-        .with_context(|| format!("read the arguments of process {pid}, containerd"))?;
-    let arguments = String::from_utf8_lossy(&arguments);
-    let arguments: Vec<&str> = arguments.split('\0').collect();
-    let main = main_file(&arguments);
+    let process = Process::listening_at(socket).await;
+    let process = process.with_context(|| format!("find the process of {socket:?}"))?;
+    let pid = process.pid;
+    let program = process.program();
     Ok(Containerd {
-        program: PathBuf::from(program),
-        config: PathBuf::from(main.unwrap_or(CONTAINERD_CONFIG)),
+        program: program
+            .with_context(|| format!("find the program of process {pid}, containerd"))?,
+        config: main_file(&process),
         version,
         pid,
+        snapshotters: engine.snapshotters().await?,
+        differs: connect::differs(config).await?,
     })
-}
-
-/// Returns the main file that containerd was started with.
-fn main_file<'a>(arguments: &'a [&'a str]) -> Option<&'a str> {
-    last_value(arguments, &["--config", "-config", "-c", "--c"])
 }
 
 /// Prints what was done, or has to be done.
@@ -221,31 +206,5 @@ fn show(steps: &[Step], dry_run: bool, hint: &str, table: &mut Table) {
     }
     if !dry_run {
         table.line(hint.to_owned());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::main_file;
-
-    #[test]
-    fn the_main_file_is_that_of_the_command_line() {
-        for (line, file) in [
-            ("containerd", None),
-            ("containerd --log-level debug", None),
-            ("containerd -c /a.toml", Some("/a.toml")),
-            (
-                "containerd --config=/a.toml --log-level=debug",
-                Some("/a.toml"),
-            ),
-            (
-                "containerd --log-level debug --config /a.toml",
-                Some("/a.toml"),
-            ),
-            ("containerd --config", None),
-        ] {
-            let words: Vec<&str> = line.split(' ').collect();
-            assert_eq!(main_file(&words), file, "{line}");
-        }
     }
 }

@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use toml::{Table, Value};
 
 use super::process::Process;
+use crate::arguments::last_value;
+use crate::differ_order;
 
 /// The file that containerd reads if it is started with no other one.
 pub(crate) const DEFAULT_FILE: &str = "/etc/containerd/config.toml";
@@ -38,16 +40,15 @@ impl ContainerdConfig {
     /// # Errors
     /// A text that names the file and the reason.
     pub(crate) async fn of(process: &Process) -> Result<Self, String> {
-        let file = process
-            .argument(&["--config", "-c"])
-            .unwrap_or(DEFAULT_FILE);
+        let path = main_file(process);
+        let file = path.to_string_lossy();
         let failed = |why: &dyn std::fmt::Display| {
             format!("containerd's configuration {file} could not be read by its program: {why}")
         };
-        let text = process.print(&["--config", file, "config", "dump"]).await;
+        let text = process.print(&["--config", &file, "config", "dump"]).await;
         let text = text.map_err(|error| failed(&error))?;
         let mut this = Self::parse(&text).map_err(|error| failed(&error))?;
-        this.path = PathBuf::from(file);
+        this.path = path;
         // The file itself may be among those that it imports.
         let imports = this.texts(&["imports"]);
         let mut files: BTreeSet<PathBuf> = imports.into_iter().map(PathBuf::from).collect();
@@ -152,11 +153,7 @@ impl ContainerdConfig {
 
     /// Returns the differs in the order in which the diff service tries them.
     pub(crate) fn differs(&self) -> Vec<String> {
-        self.texts(&[
-            "plugins",
-            "io.containerd.service.v1.diff-service",
-            "default",
-        ])
+        self.texts(&["plugins", differ_order::PLUGIN, differ_order::KEY])
     }
 
     /// Returns the snapshotters of the transfer service with their differs, which may be empty; `None` if they
@@ -203,6 +200,16 @@ impl ContainerdConfig {
     }
 }
 
+/// Returns the main file with which a containerd was started.
+pub(crate) fn main_file(process: &Process) -> PathBuf {
+    process.absolute(file_argument(&process.arguments).unwrap_or(DEFAULT_FILE))
+}
+
+/// Returns the argument with the main file, by any of its names.
+fn file_argument<S: AsRef<str>>(arguments: &[S]) -> Option<&str> {
+    last_value(arguments, &["--config", "-config", "--c", "-c"])
+}
+
 /// Returns whether a file was changed after this time. `stat` tells the start of a process to a hundredth of a
 /// second, and that of the machine to a second.
 pub(crate) fn changed_since(path: &Path, started: SystemTime) -> bool {
@@ -247,6 +254,28 @@ mod tests {
         [plugins."io.containerd.grpc.v1.cri".containerd]
         discard_unpacked_layers = true
     "#;
+
+    #[test]
+    fn the_main_file_is_that_of_the_command_line() {
+        for (line, file) in [
+            ("containerd", None),
+            ("containerd --log-level debug", None),
+            ("containerd -c /a.toml", Some("/a.toml")),
+            (
+                "containerd --config=/a.toml --log-level=debug",
+                Some("/a.toml"),
+            ),
+            (
+                "containerd --log-level debug --config /a.toml",
+                Some("/a.toml"),
+            ),
+            ("containerd -config a.toml", Some("a.toml")),
+            ("containerd --config", None),
+        ] {
+            let words: Vec<&str> = line.split(' ').collect();
+            assert_eq!(file_argument(&words), file, "{line}");
+        }
+    }
 
     #[test]
     fn both_forms_of_the_cri_are_read() {

@@ -8,6 +8,7 @@ use resnap_core::major_minor;
 use super::containerd_config::ContainerdConfig;
 use super::finding::{Findings, Severity};
 use super::look::Look;
+use crate::differ_order::{is_erofs_late, is_late};
 
 /// The first version whose transfer service knows erofs by default, and with a list of one's own no more.
 const EROFS_ENTRY: (u32, u32) = (2, 3);
@@ -41,12 +42,8 @@ pub(crate) fn check(look: &Look<'_>, findings: &mut Findings) {
 /// Finds differs that write layers before the one that is meant for them.
 fn order(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
     let differs = config.differs();
-    let place = |name: &str| differs.iter().position(|differ| differ == name);
     let subject = format!("diff service: {}", differs.join(", "));
-    let is_late = |name: &str, other: &str| {
-        place(name).unwrap_or(usize::MAX) > place(other).unwrap_or(usize::MAX)
-    };
-    if look.uses_erofs() && is_late("erofs", "walking") {
+    if look.uses_erofs() && is_erofs_late(&differs) {
         findings.add(
             Severity::Fault,
             "containerd.differ-order",
@@ -59,7 +56,7 @@ fn order(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
     }
     for plugin in config.diff_plugins() {
         let others = ["erofs", "walking"];
-        if others.iter().any(|other| is_late(plugin, other)) {
+        if others.iter().any(|other| is_late(&differs, plugin, other)) {
             findings.add(
                 Severity::Warning,
                 "containerd.differ-order",

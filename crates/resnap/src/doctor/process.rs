@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A process.
 #[derive(Debug)]
 pub(crate) struct Process {
+    pub(crate) pid: u32,
     dir: PathBuf,
     pub(crate) arguments: Vec<String>,
     pub(crate) started: SystemTime,
@@ -31,7 +32,7 @@ impl Process {
     pub(crate) async fn listening_at(socket: &Path) -> io::Result<Self> {
         let peer = UnixStream::connect(socket).await?.peer_cred()?;
         match peer.pid() {
-            Some(pid) if pid > 0 => Self::read(&Path::new("/proc").join(pid.to_string())),
+            Some(pid) if pid > 0 => Self::read(pid.unsigned_abs()),
             _ => Err(io::Error::other(format!(
                 "the process at {} is in another PID namespace",
                 socket.display()
@@ -48,12 +49,16 @@ impl Process {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let dir = entry?.path();
+            let name_of_dir = dir.file_name().and_then(|name| name.to_str());
+            let Some(pid) = name_of_dir.and_then(|name| name.parse().ok()) else {
+                continue;
+            };
             let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
             if comm.trim_end() != name {
                 continue;
             }
             match is_of_host(&dir) {
-                Ok(true) => found.extend(Self::read(&dir).ok()),
+                Ok(true) => found.extend(Self::read(pid).ok()),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     let text = format!("read the namespaces of {}: {error}", dir.display());
                     return Err(io::Error::new(error.kind(), text));
@@ -64,7 +69,8 @@ impl Process {
         Ok(found)
     }
 
-    fn read(dir: &Path) -> io::Result<Self> {
+    fn read(pid: u32) -> io::Result<Self> {
+        let dir = Path::new("/proc").join(pid.to_string());
         let context = |error: io::Error| {
             io::Error::new(error.kind(), format!("read {}: {error}", dir.display()))
         };
@@ -74,7 +80,8 @@ impl Process {
         let started = started(&stat, &boot)
             .ok_or_else(|| io::Error::other(format!("{}/stat is not understood", dir.display())))?;
         Ok(Self {
-            dir: dir.to_owned(),
+            pid,
+            dir,
             arguments: words(&line),
             started,
         })
@@ -83,6 +90,22 @@ impl Process {
     /// Returns the value of an argument, as `NAME VALUE` or `NAME=VALUE`. The last one counts.
     pub(crate) fn argument(&self, names: &[&str]) -> Option<&str> {
         last_value(&self.arguments, names)
+    }
+
+    /// Returns the path of the program. After an update, it is that of the new one.
+    pub(crate) fn program(&self) -> io::Result<PathBuf> {
+        let program = fs::read_link(self.dir.join("exe"))?;
+        let text = program.to_string_lossy();
+        Ok(match text.strip_suffix(" (deleted)") {
+            Some(path) => PathBuf::from(path),
+            None => program,
+        })
+    }
+
+    /// Returns a path that the process was given, which may be relative to its directory.
+    pub(crate) fn absolute(&self, path: &str) -> PathBuf {
+        let dir = fs::read_link(self.dir.join("cwd")).unwrap_or_default();
+        dir.join(path)
     }
 
     /// Returns the value of an environment variable when the process was started.
@@ -228,7 +251,7 @@ mod tests {
             Some(UNIX_EPOCH + expected)
         );
         assert_eq!(started("7 (a) S 1", "btime 1000\n"), None);
-        let own = Process::read(Path::new("/proc/self")).unwrap();
+        let own = Process::read(std::process::id()).unwrap();
         let age = own.started.elapsed().unwrap();
         assert!(age < Duration::from_secs(3600), "{age:?}");
     }

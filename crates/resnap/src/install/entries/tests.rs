@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
+use resnap_core::SnapshotterInfo;
+use resnap_platforms::Platform;
+
+use super::layout::{RUNTIME, RUNTIME_BEFORE_2};
 use super::*;
 
 /// The output of containerd 2, shortened.
@@ -30,12 +34,18 @@ fn handlers(texts: &[&str]) -> Vec<Handler> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
 fn containerd(config: &str, version: (u32, u32)) -> Containerd {
     Containerd {
         program: PathBuf::from("containerd"),
         config: PathBuf::from(config),
         version,
         pid: 1,
+        snapshotters: Vec::new(),
+        differs: words(&["erofs", "walking"]),
     }
 }
 
@@ -110,9 +120,13 @@ fn any_other_difference_is_refused() {
         containerd: containerd("/etc/containerd/config.toml", (2, 1)),
         before: before.clone(),
         handlers,
+        differs: Some(words(&["erofs", "walking"])),
     };
     let mut after = before.clone();
     merge(&mut after, added);
+    let error = entries.check(&after).unwrap_err().to_string();
+    assert!(error.contains("order of its differs"), "{error}");
+    insert(&mut after, &DIFFERS, words(&["erofs", "walking"]).into());
     insert(&mut after, &["imports"], Value::Array(vec!["a".into()]));
     entries.check(&after).unwrap();
 
@@ -168,4 +182,73 @@ fn handlers_are_written_with_their_snapshotters() {
     for text in ["erofs", "=erofs", "erofs="] {
         text.parse::<Handler>().unwrap_err();
     }
+}
+
+#[test]
+fn a_snapshotter_is_one_that_works() {
+    let snapshotter = |name: &str, failure: Option<&str>| SnapshotterInfo {
+        name: name.to_owned(),
+        capabilities: Vec::new(),
+        platforms: Vec::new(),
+        root: None,
+        failure: failure.map(str::to_owned),
+    };
+    let mut containerd = containerd("/etc/containerd/config.toml", (2, 1));
+    containerd.snapshotters = vec![
+        snapshotter("btrfs", Some("no btrfs")),
+        snapshotter("erofs", None),
+        snapshotter("overlayfs", None),
+    ];
+    let require = |text: &str| handlers(&[text])[0].require_snapshotter(&containerd);
+    require("a=erofs").unwrap();
+    let error = require("a=erofsx").unwrap_err().to_string();
+    assert!(
+        error.contains("no snapshotter erofsx; it has erofs, overlayfs"),
+        "{error}"
+    );
+    let error = require("a=btrfs").unwrap_err().to_string();
+    assert!(error.contains("did not load: no btrfs"), "{error}");
+}
+
+#[test]
+fn the_order_of_differs_is_set_for_erofs_only() {
+    let mut containerd = containerd("/etc/containerd/config.toml", (2, 1));
+    let mut dump = table(DUMP);
+    insert(&mut dump, &DIFFERS, words(&["walking"]).into());
+    let order = |containerd: &Containerd, dump: &Table, text: &str| {
+        order_of_differs(dump, containerd, &handlers(&[text]))
+    };
+    let ordered = words(&["erofs", "walking"]);
+    assert_eq!(order(&containerd, &dump, "a=erofs"), Some(ordered.clone()));
+    assert_eq!(order(&containerd, &dump, "a=native"), None);
+    // containerd starts with no diff service if it lists a differ that does not work.
+    containerd.differs = words(&["walking"]);
+    assert_eq!(order(&containerd, &dump, "a=erofs"), None);
+    containerd.differs = ordered.clone();
+    remove(&mut dump, &DIFFERS);
+    insert(&mut dump, &DIFFERS, ordered.into());
+    assert_eq!(order(&containerd, &dump, "a=erofs"), None);
+}
+
+/// The lines that the example tells operators to add are those that `install` adds.
+#[test]
+fn the_example_has_the_same_lines() {
+    let example = include_str!("../../../../../examples/crictl/README.md");
+    let (_, lines) = example.split_once("```toml\n").unwrap();
+    let (lines, _) = lines.split_once("```").unwrap();
+    let mut dump = table(DUMP);
+    let options = [
+        "plugins",
+        RUNTIME,
+        "containerd",
+        "runtimes",
+        "runc",
+        "options",
+    ];
+    remove(&mut dump, &options);
+    let handlers = handlers(&["erofs=erofs"]);
+    let mut entries = Layout::Since2.entries(&dump, &handlers, Some(3)).unwrap();
+    insert(&mut entries, &DIFFERS, words(&["erofs", "walking"]).into());
+    let host = Platform::host().to_string();
+    assert_eq!(table(&lines.replace("linux/amd64", &host)), entries);
 }
