@@ -388,7 +388,7 @@ pub(crate) struct InstallArguments {
     /// there becomes one like the default handler
     #[arg(long = "handler", value_name = "HANDLER=SNAPSHOTTER")]
     pub(crate) handlers: Vec<Handler>,
-    /// Only print what would be done
+    /// Only print what would be done: each command, and each file with its text or what changes in it
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

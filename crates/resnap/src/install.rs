@@ -14,6 +14,8 @@
 //! fails, those before it are undone. A [`record`] is written first: it has the files and directories to remove.
 
 mod changes;
+mod content;
+mod difference;
 mod entries;
 mod files;
 mod host;

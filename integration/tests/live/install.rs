@@ -102,6 +102,12 @@ fn says_what_it_cannot_do(machine: &Machine, version: (u32, u32, u32)) -> Result
 fn is_undone(machine: &Machine) -> Result<()> {
     let before = machine.files()?;
     let listed = run(machine, &format!("{PROGRAM} install --dry-run"))?.ok()?;
+    for line in [
+        "    ExecStart=/usr/local/bin/resnap serve",
+        "    Environment=\"KUBELET_EXTRA_ARGS=",
+    ] {
+        ensure!(listed.contains(line), "no {line:?} in {listed}");
+    }
     assert_same(machine, &before)?;
     // The last step fails.
     machine.run("echo >/run/kubelet-fails")?;

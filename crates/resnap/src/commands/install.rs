@@ -195,9 +195,14 @@ fn show(steps: &[Step], dry_run: bool, hint: &str, table: &mut Table) {
     }
     for step in steps {
         match step {
-            Step::Write { path, text } => {
+            Step::Write {
+                path,
+                text,
+                difference,
+            } => {
                 table.line(format!("write {}", path.display()));
-                let lines = text.iter().flat_map(|text| text.lines());
+                let texts = text.iter().chain(difference);
+                let lines = texts.flat_map(|text| text.lines());
                 lines.for_each(|line| table.line(format!("    {line}")));
             }
             Step::Remove { path } => table.line(format!("remove {}", path.display())),

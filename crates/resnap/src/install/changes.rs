@@ -3,16 +3,16 @@
 
 //! Changes to a node that can be undone.
 
-use std::fs::{self, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use serde::Serialize;
-use tempfile::NamedTempFile;
 use tokio_util::sync::CancellationToken;
 
+use super::content::{Content, put};
+use super::difference;
 use super::files::NodeFile;
 use super::host::Host;
 
@@ -23,8 +23,10 @@ pub(crate) enum Step {
     /// A file was written.
     Write {
         path: PathBuf,
-        /// The text, if it was made for this node.
+        /// The text of a file that is new: if it was made for this node, or is only listed.
         text: Option<String>,
+        /// The differences from the file that was there, if they are only listed.
+        difference: Option<String>,
     },
     /// A file was removed.
     Remove { path: PathBuf },
@@ -37,13 +39,6 @@ enum Undo {
     Restore(PathBuf, Option<Content>),
     RemoveDirectory(PathBuf),
     Run(Vec<String>),
-}
-
-/// The content of a file, with its mode.
-#[derive(PartialEq)]
-struct Content {
-    bytes: Vec<u8>,
-    mode: u32,
 }
 
 /// The changes of a run.
@@ -73,7 +68,7 @@ impl<'a> Changes<'a> {
 
     /// Returns whether the node has another file at the path, or none.
     pub(super) fn is_new(&self, file: &NodeFile) -> Result<bool> {
-        let there = content(&self.host.at(&file.path))?;
+        let there = Content::read(&self.host.at(&file.path))?;
         Ok(!there.is_some_and(|there| there.bytes == file.bytes && there.mode == file.mode))
     }
 
@@ -82,24 +77,28 @@ impl<'a> Changes<'a> {
         if !self.is_new(file)? {
             return Ok(());
         }
-        let text = String::from_utf8_lossy(&file.bytes);
+        let path = self.host.at(&file.path);
+        let there = Content::read(&path)?;
+        let difference = there.as_ref().filter(|_| self.dry_run);
+        let difference = difference.map(|there| difference::of(there, file));
+        let is_shown = file.is_own_text || self.dry_run && difference.is_none();
         self.start(Step::Write {
             path: file.path.clone(),
-            text: file.is_own_text.then(|| text.into_owned()),
+            text: file.text().filter(|_| is_shown).map(str::to_owned),
+            difference,
         })?;
         if self.dry_run {
             return Ok(());
         }
-        let path = self.host.at(&file.path);
         self.make_directories(path.parent().context("a file has no directory")?)?;
-        self.undo.push(Undo::Restore(path.clone(), content(&path)?));
-        put(&path, &file.bytes, file.mode)
+        self.undo.push(Undo::Restore(path.clone(), there));
+        put(&path, &Content::of(file))
     }
 
     /// Removes a file, if it is there.
     pub(super) fn remove(&mut self, path: &Path) -> Result<()> {
         let place = self.host.at(path);
-        let Some(there) = content(&place)? else {
+        let Some(there) = Content::read(&place)? else {
             return Ok(());
         };
         self.start(Step::Remove {
@@ -158,7 +157,7 @@ impl<'a> Changes<'a> {
         let mut failures = Vec::new();
         while let Some(undo) = self.undo.pop() {
             let undone = match undo {
-                Undo::Restore(path, Some(there)) => put(&path, &there.bytes, there.mode),
+                Undo::Restore(path, Some(there)) => put(&path, &there),
                 Undo::Restore(path, None) => {
                     remove_if_there(&path).with_context(|| format!("remove {path:?}"))
                 }
@@ -206,37 +205,6 @@ impl<'a> Changes<'a> {
 
 fn run_to_undo(words: &[&str]) -> Undo {
     Undo::Run(words.iter().map(|&word| word.to_owned()).collect())
-}
-
-/// Returns the content of a file, if it is there.
-fn content(path: &Path) -> Result<Option<Content>> {
-    let read = || {
-        let mode = fs::metadata(path)?.permissions().mode() & 0o7777;
-        Ok(Content {
-            bytes: fs::read(path)?,
-            mode,
-        })
-    };
-    match read() {
-        Ok(content) => Ok(Some(content)),
-        Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("read {path:?}")),
-    }
-}
-
-/// Puts a whole file in the place of what is there.
-fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let write = || {
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let mut file = NamedTempFile::new_in(directory)?;
-        file.write_all(bytes)?;
-        let file_mode = Permissions::from_mode(mode);
-        file.as_file().set_permissions(file_mode)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        io::Result::Ok(())
-    };
-    write().with_context(|| format!("write {path:?}"))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

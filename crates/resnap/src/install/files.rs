@@ -42,6 +42,12 @@ impl NodeFile {
         }
     }
 
+    /// Returns the text. A program has none.
+    pub(super) fn text(&self) -> Option<&str> {
+        let text = str::from_utf8(&self.bytes).ok();
+        text.filter(|_| self.path != Path::new(PROGRAM))
+    }
+
     /// Returns the program itself.
     pub(super) fn program(bytes: Vec<u8>) -> Self {
         Self {

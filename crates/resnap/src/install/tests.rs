@@ -301,6 +301,55 @@ fn files_of_others_are_kept() {
 }
 
 #[test]
+fn a_dry_run_shows_texts_and_differences() {
+    let node = Node::new();
+    let run = Run {
+        host: &node.host,
+        dry_run: true,
+        stop: CancellationToken::new(),
+    };
+    let shown = |path: &str| {
+        let outcome = block_on(run.install(&node.facts(), None)).unwrap();
+        let Outcome::Steps(steps) = outcome else {
+            panic!("something is to be done by hand");
+        };
+        let mut found = steps.into_iter().filter_map(|step| match step {
+            Step::Write {
+                path: written,
+                text,
+                difference,
+            } => written.ends_with(path).then_some((text, difference)),
+            _ => None,
+        });
+        found.next()
+    };
+    let before = node.files();
+    let (text, _) = shown("resnap.service").unwrap();
+    assert!(
+        text.unwrap()
+            .contains("ExecStart=/usr/local/bin/resnap serve")
+    );
+    assert_eq!(shown("bin/resnap"), Some((None, None)));
+    assert_eq!(node.files(), before);
+
+    node.run(true, None).1.unwrap();
+    assert_eq!(shown("resnap.service"), None);
+    let unit = "etc/systemd/system/resnap.service";
+    let text = fs::read_to_string(node.dir.path().join(unit)).unwrap();
+    node.write(unit, &text.replace("WatchdogSec=30", "WatchdogSec=5"));
+    node.write("opt/resnap", "the second");
+    let (text, difference) = shown("resnap.service").unwrap();
+    assert_eq!(text, None);
+    let difference = difference.unwrap();
+    assert!(
+        difference.contains("\n-WatchdogSec=5\n+WatchdogSec=30\n"),
+        "{difference}"
+    );
+    let another = Some("another program\n".to_owned());
+    assert_eq!(shown("bin/resnap"), Some((None, another)));
+}
+
+#[test]
 fn a_variable_that_beats_the_drop_in_is_told() {
     let node = Node::new();
     let by_hand = |outcome: Result<Outcome>| match outcome.unwrap() {
