@@ -175,8 +175,9 @@ pub(crate) enum Command {
     ///
     /// Writes this program to /usr/local/bin, resnap's units, and a drop-in that connects kubelet to resnap,
     /// which is restarted once containerd has answered through resnap. If a step fails, all are undone. A second
-    /// run changes nothing. Pods run on. Exit codes: 0 done; 1 something has to be done by hand before, which
-    /// is printed, and nothing was changed; 2 any error.
+    /// run changes nothing. Pods run on. Exit codes: 0 done, also on a node without a kubelet.service, where
+    /// it says how kubelet is moved later; 1 something has to be done by hand before, which is printed, and nothing
+    /// was changed; 2 any error.
     Install(InstallArguments),
     /// Take resnap out again: kubelet first, then what `install` has written
     ///

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use resnap_applier::InProcessApplier;
 use resnap_archive::ArchiveSource;
-use resnap_containerd::{Client, DiffServer, LayerWriter};
+use resnap_containerd::{Client, DiffPlugin, DiffServer, LayerWriter};
 use resnap_core::{ManifestPreference, Ports, PullCredentials, unpacks_without_parents};
 use resnap_cri_proxy::{Proxy, ProxyObserver, ProxySettings};
 use resnap_local::Local;
@@ -113,6 +113,12 @@ pub(crate) async fn version(config: &Config) -> Result<String> {
     let connected = Client::connect(&config.address.value).await;
     let client = connected.map_err(UnpackError::from)?;
     Ok(client.version().await.map_err(UnpackError::from)?)
+}
+
+/// Returns the differs of the configured containerd that are other programs.
+pub(crate) async fn diff_plugins(config: &Config) -> resnap_core::Result<Vec<DiffPlugin>> {
+    let client = Client::connect(&config.address.value).await?;
+    client.diff_plugins().await
 }
 
 /// Returns the names of the differs that work in the configured containerd.

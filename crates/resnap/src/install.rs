@@ -14,6 +14,7 @@
 //! fails, those before it are undone. A [`record`] is written first: it has the files and directories to remove.
 
 mod changes;
+mod clients;
 mod content;
 mod difference;
 mod entries;
@@ -30,8 +31,6 @@ use changes::Changes;
 pub(crate) use changes::Step;
 pub(crate) use entries::{Containerd, Handler};
 use entries::{Entries, Plan};
-#[cfg(test)]
-use host::Programs;
 pub(crate) use host::{Host, SystemPrograms};
 use kubelet::Kubelet;
 use record::Record;
@@ -39,8 +38,12 @@ pub(crate) use service::Facts;
 
 /// The result of a run.
 pub(crate) enum Outcome {
-    /// The steps that were done, or would be; none, if nothing is to be changed.
-    Steps(Vec<Step>),
+    Done {
+        /// The steps that were done, or would be; none, if nothing is to be changed.
+        steps: Vec<Step>,
+        /// The text of what is left to the operator.
+        left: Option<&'static str>,
+    },
     /// The text of what has to be done by hand before. Nothing was changed.
     ByHand(String),
 }
@@ -72,7 +75,7 @@ impl Run<'_> {
             return Ok(Outcome::ByHand(obstacle));
         }
         let record = Record::load(self.host)?.unwrap_or_default();
-        let entries = match entries {
+        let mut entries = match entries {
             None => None,
             Some((containerd, handlers)) => {
                 match Entries::plan(self.host, containerd, handlers, &record).await? {
@@ -82,12 +85,14 @@ impl Run<'_> {
                 }
             }
         };
-        let service = service::files(facts)?;
-        let drop_in = kubelet.is_some().then(kubelet::drop_in);
-        let entries_file = entries.as_ref().map(|entries| &entries.file);
-        let all = entries_file.into_iter().chain(&service).chain(&drop_in);
-        let record = record.with(self.host, all)?;
-        self.all_or_nothing(async |changes| {
+        let mut service = service::files(facts)?;
+        let mut drop_in = kubelet.is_some().then(kubelet::drop_in);
+        let entries_file = entries.as_mut().map(|entries| &mut entries.file);
+        let all = entries_file.into_iter().chain(&mut service);
+        let record = record.with(self.host, all.chain(&mut drop_in))?;
+        let record = record.with_units(&service::disabled(self.host).await?);
+        let left = kubelet.is_none().then_some(kubelet::NOT_MOVED);
+        self.all_or_nothing(left, async |changes| {
             changes.write(&record.file()?)?;
             if let Some(entries) = &entries {
                 entries.install(changes).await?;
@@ -101,28 +106,41 @@ impl Run<'_> {
         .await
     }
 
-    /// Removes all that [`Self::install`] has written, kubelet's part first.
+    /// Removes all that [`Self::install`] has written, kubelet's part first. `diff_plugins` are the sockets of
+    /// containerd's diff plugins, if they are known.
     ///
     /// # Errors
     /// A step failed. Those before it were undone, or the error says why not.
-    pub(crate) async fn uninstall(&self) -> Result<Outcome> {
+    pub(crate) async fn uninstall(&self, diff_plugins: &[String]) -> Result<Outcome> {
         let Some(record) = Record::load(self.host)? else {
-            return Ok(Outcome::Steps(Vec::new()));
+            return Ok(Outcome::Done {
+                steps: Vec::new(),
+                left: None,
+            });
         };
         let kubelet = Kubelet::find(self.host).await?;
-        let obstacle = kubelet
-            .as_ref()
-            .and_then(|kubelet| kubelet.cannot_be_moved_back(self.host));
+        let is_removed = service::is_removed(&record);
+        let mut obstacle = match &kubelet {
+            Some(kubelet) => kubelet.cannot_be_moved_back(self.host, &record),
+            None if is_removed => service::is_used(self.host).await?,
+            None => None,
+        };
+        if obstacle.is_none() && is_removed {
+            obstacle = service::cannot_be_removed(self.host, diff_plugins)?;
+        }
         if let Some(obstacle) = obstacle {
             return Ok(Outcome::ByHand(obstacle));
         }
         let outcome = self
-            .all_or_nothing(async |changes| {
+            .all_or_nothing(None, async |changes| {
                 kubelet::uninstall(changes, &record, kubelet.as_ref()).await?;
                 service::uninstall(changes, &record).await?;
                 entries::uninstall(changes, &record).await?;
                 changes.remove(record::PATH.as_ref())?;
-                changes.remove_all(service::RUNTIME_DIRECTORY.as_ref())
+                match is_removed {
+                    true => changes.remove_all(service::RUNTIME_DIRECTORY.as_ref()),
+                    false => Ok(()),
+                }
             })
             .await?;
         if !self.dry_run {
@@ -134,12 +152,16 @@ impl Run<'_> {
     /// Makes changes, and undoes them if they fail.
     async fn all_or_nothing(
         &self,
+        left: Option<&'static str>,
         make: impl AsyncFnOnce(&mut Changes<'_>) -> Result<()>,
     ) -> Result<Outcome> {
         let mut changes = Changes::new(self.host, self.dry_run, self.stop.clone());
         let made = make(&mut changes).await;
         match made {
-            Ok(()) => Ok(Outcome::Steps(changes.into_steps())),
+            Ok(()) => Ok(Outcome::Done {
+                steps: changes.into_steps(),
+                left,
+            }),
             Err(error) => Err(changes.undo(error).await),
         }
     }

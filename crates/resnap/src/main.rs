@@ -149,7 +149,9 @@ fn run(
             Command::Install(arguments) => {
                 install_command::install(&config, arguments, output).await
             }
-            Command::Uninstall(arguments) => install_command::uninstall(arguments, output).await,
+            Command::Uninstall(arguments) => {
+                install_command::uninstall(&config, arguments, output).await
+            }
             Command::Remove(mut arguments) => {
                 let Some(root) = config.local.clone() else {
                     bail!(

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -16,8 +16,8 @@ const COMPARED: [&str; 4] = ["/etc", "/usr/local", "/usr/lib/systemd", "/var/lib
 /// Directories of daemons that change by themselves.
 const SKIPPED: [&str; 2] = ["/var/lib/containerd", "/var/lib/systemd"];
 
-/// Files by path, with their modes and contents; links with their targets.
-pub type Files = BTreeMap<PathBuf, (u32, Vec<u8>)>;
+/// Files by path, with their modes, owners and contents; links with their targets.
+pub type Files = BTreeMap<PathBuf, (u32, [u32; 2], Vec<u8>)>;
 
 /// Returns the files and directories of the machine whose root directory is here.
 pub(super) fn read(root: &Path) -> Result<Files> {
@@ -46,7 +46,8 @@ fn add(root: &Path, path: &Path, files: &mut Files) -> Result<()> {
     };
     let (metadata, content) = read().with_context(|| format!("read {here:?}"))?;
     let is_directory = metadata.is_dir();
-    files.insert(path.to_owned(), (metadata.permissions().mode(), content));
+    let owner = [metadata.uid(), metadata.gid()];
+    files.insert(path.to_owned(), (metadata.mode(), owner, content));
     if is_directory {
         for entry in fs::read_dir(&here).with_context(|| format!("list {here:?}"))? {
             add(root, &path.join(entry?.file_name()), files)?;

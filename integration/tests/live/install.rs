@@ -3,7 +3,9 @@
 
 //! `resnap install` and `resnap uninstall` on machines with systemd, and the service that they install.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -100,6 +102,14 @@ fn says_what_it_cannot_do(machine: &Machine, version: (u32, u32, u32)) -> Result
 }
 
 fn is_undone(machine: &Machine) -> Result<()> {
+    // A unit of the operator, with the same text.
+    let unit = machine.path("/etc/systemd/system/resnap.socket");
+    fs::write(
+        &unit,
+        include_str!("../../../examples/systemd/resnap.socket"),
+    )?;
+    fs::set_permissions(&unit, Permissions::from_mode(0o640))?;
+    chown(&unit, Some(1), Some(2))?;
     let before = machine.files()?;
     let listed = run(machine, &format!("{PROGRAM} install --dry-run"))?.ok()?;
     for line in [
@@ -242,7 +252,7 @@ fn serves_handlers(machine: &Machine) -> Result<()> {
     let dump = machine.run("containerd --config /etc/other/main.toml config dump")?;
     ensure!(!dump.contains("runtimes.erofs"), "{dump}");
     assert_same(machine, &before)?;
-    Ok(())
+    goes_without_kubelet(machine)
 }
 
 /// Starts containerd with another main file, which has names that are relative.
@@ -258,6 +268,41 @@ fn use_other_file(machine: &Machine) -> Result<()> {
     fs::write(drop_in.join("other.conf"), text)?;
     machine.run("systemctl daemon-reload && systemctl restart containerd.service")?;
     Ok(())
+}
+
+/// On nodes whose kubelet does not run yet, and on those without its unit.
+fn goes_without_kubelet(machine: &Machine) -> Result<()> {
+    let before = machine.files()?;
+    let install = format!("{PROGRAM} install");
+    // As before kubeadm has run: systemd starts it again and again.
+    fs::write(machine.path("/usr/bin/kubelet"), "#!/bin/sh\nexit 1\n")?;
+    let drop_in = "/run/systemd/system/kubelet.service.d";
+    fs::create_dir_all(machine.path(drop_in))?;
+    let text = "[Service]\nRestart=always\nRestartSec=60\n";
+    fs::write(machine.path(drop_in).join("test.conf"), text)?;
+    machine.run("systemctl daemon-reload && systemctl restart kubelet.service")?;
+    run(machine, &install)?.ok()?;
+    let environment = machine.property("kubelet.service", "Environment")?;
+    ensure!(environment.contains(FLAG), "{environment}");
+    run(machine, "resnap uninstall")?.ok()?;
+    assert_same(machine, &before)?;
+
+    let unit = "/etc/systemd/system/kubelet.service";
+    machine.run(&format!(
+        "systemctl stop kubelet.service && rm {unit} && systemctl daemon-reload"
+    ))?;
+    let before = machine.files()?;
+    let installed = run(machine, &install)?.ok()?;
+    ensure!(installed.contains("kubelet was not moved"), "{installed}");
+    let client = UnixStream::connect(machine.path(CRI))?;
+    let says = ["Something is connected to /run/resnap/cri.sock"];
+    assert_by_hand(machine, &machine.files()?, "uninstall", &says)?;
+    drop(client);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while run(machine, "resnap uninstall")?.code != Some(0) {
+        ensure!(Instant::now() < deadline, "the client is not forgotten");
+    }
+    assert_same(machine, &before)
 }
 
 /// Returns what a pod says that is started through resnap.

@@ -29,6 +29,8 @@ struct Document<'a> {
     steps: &'a [Step],
     /// The steps to be done by hand before. Nothing was changed.
     by_hand: Option<&'a str>,
+    /// The text of what is left to the operator, after the steps.
+    left: Option<&'a str>,
 }
 
 pub(crate) async fn install(
@@ -59,6 +61,7 @@ pub(crate) async fn install(
 }
 
 pub(crate) async fn uninstall(
+    config: &Config,
     arguments: UninstallArguments,
     output: &mut Output,
 ) -> Result<ExitStatus> {
@@ -70,7 +73,7 @@ pub(crate) async fn uninstall(
         dry_run: arguments.dry_run,
         stop: stop.clone(),
     };
-    let outcome = run.uninstall().await;
+    let outcome = run.uninstall(&diff_plugins(config).await).await;
     let stays = "the configuration in /etc/resnap and the images stay";
     report(outcome, &run, stays, output)
 }
@@ -149,6 +152,12 @@ async fn containerd(config: &Config, engine: &Engine) -> Result<Containerd> {
     })
 }
 
+/// Returns the sockets of containerd's diff plugins; none, if it does not run.
+async fn diff_plugins(config: &Config) -> Vec<String> {
+    let plugins = connect::diff_plugins(config).await.unwrap_or_default();
+    plugins.into_iter().map(|plugin| plugin.address).collect()
+}
+
 /// Prints what was done, or has to be done.
 fn report(
     outcome: Result<Outcome>,
@@ -163,21 +172,25 @@ fn report(
         }
         outcome => outcome?,
     };
-    let (steps, by_hand) = match &outcome {
-        Outcome::Steps(steps) => (steps.as_slice(), None),
-        Outcome::ByHand(text) => (&[][..], Some(text.as_str())),
+    let (steps, by_hand, left) = match &outcome {
+        Outcome::Done { steps, left } => (steps.as_slice(), None, *left),
+        Outcome::ByHand(text) => (&[][..], Some(text.as_str()), None),
     };
     let document = Document {
         dry_run: run.dry_run,
         steps,
         by_hand,
+        left,
     };
     output.document(&document, |table| match by_hand {
         Some(text) => {
             table.line("nothing was changed: something has to be done by hand before".to_owned());
             text.lines().for_each(|line| table.line(line.to_owned()));
         }
-        None => show(steps, run.dry_run, hint, table),
+        None => {
+            show(steps, run.dry_run, hint, table);
+            left.iter().for_each(|left| table.line((*left).to_owned()));
+        }
     })?;
     Ok(match by_hand {
         Some(_) => ExitStatus::Negative,

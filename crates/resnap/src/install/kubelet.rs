@@ -12,6 +12,7 @@ use super::changes::Changes;
 use super::files::NodeFile;
 use super::host::Host;
 use super::record::Record;
+use super::service;
 use crate::arguments::{kubelet_value, last_value};
 
 const UNIT: &str = "kubelet.service";
@@ -31,6 +32,14 @@ const FIELD: &str = "containerRuntimeEndpoint";
 const RELOAD: [&str; 2] = ["systemctl", "daemon-reload"];
 
 const RESTART: [&str; 3] = ["systemctl", "restart", UNIT];
+
+/// The text for a node without the unit.
+pub(super) const NOT_MOVED: &str = concat!(
+    "kubelet was not moved: this node has no kubelet.service. When it has one, run this again. Where another ",
+    "program is the kubelet (k3s, RKE2), give it --container-runtime-endpoint=unix:///run/resnap/cri.sock and restart ",
+    "it: with k3s and RKE2 as a kubelet-arg, since their own flag of that name ends their containerd. Take that out ",
+    "again before `resnap uninstall`"
+);
 
 /// The number of looks at the process of kubelet after a restart, which systemd does not wait for.
 const LOOKS: u32 = 25;
@@ -145,7 +154,7 @@ impl Kubelet {
     }
 
     /// Returns what has to be done before kubelet can be moved back.
-    pub(super) fn cannot_be_moved_back(&self, host: &Host) -> Option<String> {
+    pub(super) fn cannot_be_moved_back(&self, host: &Host, record: &Record) -> Option<String> {
         let by_file = self
             .override_of_drop_in(host)
             .filter(|(_, line)| has_flag(line));
@@ -155,10 +164,21 @@ impl Kubelet {
                 "{file} keeps kubelet on resnap. Take {FLAG} out of it, and run this again."
             ));
         }
-        let (file, endpoint) = self.endpoints.file.as_ref()?;
-        let file = file.display();
-        (socket(endpoint) == socket(ENDPOINT)).then(|| {
-            format!("{file} keeps kubelet on resnap. Change {FIELD} there, and run this again.")
+        if let Some((file, endpoint)) = &self.endpoints.file
+            && socket(endpoint) == socket(ENDPOINT)
+        {
+            let file = file.display();
+            return Some(format!(
+                "{file} keeps kubelet on resnap. Change {FIELD} there, and run this again."
+            ));
+        }
+        let is_moved = self.endpoints.effective().map(socket) == Some(socket(ENDPOINT))
+            || matches!(host.read(DROP_IN.as_ref()), Ok(Some(_)));
+        (is_moved && !record.has(DROP_IN) && service::is_removed(record)).then(|| {
+            format!(
+                "kubelet is on resnap, and not by `resnap install`. Take {FLAG} out (`systemctl cat {UNIT}` shows \
+                 where it is), restart kubelet, and run this again."
+            )
         })
     }
 
@@ -184,9 +204,9 @@ pub(super) async fn install(changes: &mut Changes<'_>, drop_in: &NodeFile) -> Re
     if is_moved && uses_resnap(changes.host).await? != Some(false) {
         return Ok(());
     }
-    let is_active = will_restart(changes).await?;
+    let runs = will_restart(changes).await?;
     changes.write(drop_in)?;
-    restart(changes, is_active, true).await
+    restart(changes, runs, true).await
 }
 
 /// Connects kubelet to containerd again, if the node still has it.
@@ -205,31 +225,30 @@ pub(super) async fn uninstall(
     if !is_moved && uses_resnap(changes.host).await? != Some(true) {
         return Ok(());
     }
-    let is_active = will_restart(changes).await?;
+    let runs = will_restart(changes).await?;
     changes.remove(DROP_IN.as_ref())?;
-    restart(changes, is_active, false).await
+    restart(changes, runs, false).await
 }
 
-/// Has kubelet restarted when the changes are undone. Returns whether it is active: if not, it is not started.
+/// Has kubelet restarted when the changes are undone. Returns whether it runs. If not, it is not started: before
+/// kubeadm has run, systemd starts it again and again, and the next time as its unit says then.
 async fn will_restart(changes: &mut Changes<'_>) -> Result<bool> {
-    let is_active = changes.host.is_active(UNIT).await?;
-    if is_active {
+    let runs = endpoints(changes.host).await?.is_some();
+    if runs {
         changes.on_undo(&RESTART)?;
     }
     changes.on_undo(&RELOAD)?;
-    Ok(is_active)
+    Ok(runs)
 }
 
-/// Restarts kubelet if it is active, and checks where it is connected then.
-async fn restart(changes: &mut Changes<'_>, is_active: bool, to_resnap: bool) -> Result<()> {
+/// Restarts kubelet if it runs, and checks where it is connected then.
+async fn restart(changes: &mut Changes<'_>, runs: bool, to_resnap: bool) -> Result<()> {
     changes.run(&RELOAD).await?;
-    if is_active {
-        changes.run(&RESTART).await?;
-    }
-    if changes.dry_run {
+    if !runs {
         return Ok(());
     }
-    if !is_active {
+    changes.run(&RESTART).await?;
+    if changes.dry_run {
         return Ok(());
     }
     let mut good = 0;

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::files::{NodeFile, PROGRAM};
+use super::content::Content;
+use super::files::NodeFile;
 use super::host::Host;
 
 /// The path of the record.
@@ -23,6 +24,8 @@ pub(super) struct Record {
     files: BTreeSet<PathBuf>,
     /// Those that were not there before.
     directories: BTreeSet<PathBuf>,
+    /// The units that were not enabled before.
+    units: BTreeSet<String>,
 }
 
 impl Record {
@@ -45,31 +48,50 @@ impl Record {
         self.files.iter().map(PathBuf::as_path)
     }
 
-    /// Returns the record with these files, and with the directories that they need.
+    /// Returns whether the unit was enabled by the installation.
+    pub(super) fn has_enabled(&self, unit: &str) -> bool {
+        self.units.contains(unit)
+    }
+
+    /// Returns the record with these units, which are to be enabled.
+    pub(super) fn with_units(mut self, units: &[&str]) -> Self {
+        self.units.extend(units.iter().map(|&unit| unit.to_owned()));
+        self
+    }
+
+    /// Returns the record with these files, and with the directories that they need. A file that is there with the
+    /// same content is the operator's, and keeps its mode.
     ///
     /// # Errors
     /// A file is there with another content, and does not belong to the installation.
     pub(super) fn with<'a>(
         mut self,
         host: &Host,
-        files: impl Iterator<Item = &'a NodeFile>,
+        files: impl Iterator<Item = &'a mut NodeFile>,
     ) -> Result<Self> {
         self.add_directories(host, PATH.as_ref());
         for file in files {
-            let there = host.read(&file.path)?;
-            let is_same = there.as_ref() == Some(&file.bytes);
-            if there.is_some() && !is_same && !self.has(&file.path) {
+            let path = &file.path;
+            let there = match self.has(path) {
+                true => None,
+                false => Content::read(&host.at(path))?,
+            };
+            let Some(there) = there else {
+                self.add_directories(host, path);
+                self.files.insert(path.clone());
+                continue;
+            };
+            if there.bytes != file.bytes {
                 bail!(
-                    "{:?} is there already, and not from `resnap install`: move it away first",
-                    file.path
+                    "{path:?} is there already, and not from `resnap install`: move it away first"
                 );
             }
-            // The operator put it there, and keeps it.
-            if is_same && file.path == Path::new(PROGRAM) && !self.has(PROGRAM) {
-                continue;
+            if file.mode & !there.mode & 0o100 != 0 {
+                bail!(
+                    "{path:?} is there already and is not executable: `chmod 755` it, or move it away first"
+                );
             }
-            self.add_directories(host, &file.path);
-            self.files.insert(file.path.clone());
+            file.mode = there.mode;
         }
         Ok(self)
     }

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::changes::Changes;
+use super::clients;
 use super::files::{NodeFile, PROGRAM, UNITS};
+use super::host::Host;
 use super::record::Record;
 
 const SERVICE: &str = "resnap.service";
@@ -103,6 +105,56 @@ fn value(path: &str) -> Result<String> {
     Ok(path.replace('%', "%%"))
 }
 
+/// Returns the units that are not enabled.
+pub(super) async fn disabled(host: &Host) -> Result<Vec<&'static str>> {
+    let mut disabled = Vec::new();
+    for unit in [SOCKET, SERVICE] {
+        if !host.is_enabled(unit).await? {
+            disabled.push(unit);
+        }
+    }
+    Ok(disabled)
+}
+
+/// Returns whether `uninstall` ends the service, or takes its program away.
+pub(super) fn is_removed(record: &Record) -> bool {
+    record.has(PROGRAM) || record.has_enabled(SERVICE)
+}
+
+/// Returns what has to be done before the service can be removed, if something still uses it.
+pub(super) async fn is_used(host: &Host) -> Result<Option<String>> {
+    let unit = host.unit(SERVICE, "MainPID").await?;
+    let process = unit.get("MainPID").map_or("0", String::as_str);
+    Ok(clients::are_connected(host, process, CRI)?.then(|| {
+        format!(
+            "Something is connected to {CRI}, such as a kubelet without a kubelet.service (k3s, RKE2). Give that its \
+             --container-runtime-endpoint of before, restart it, and run this again."
+        )
+    }))
+}
+
+/// Returns what has to be done before the service can be removed, for containerd's sake. `plugins` are the sockets of
+/// its diff plugins, if it is known.
+pub(super) fn cannot_be_removed(host: &Host, plugins: &[String]) -> Result<Option<String>> {
+    let own = plugins
+        .iter()
+        .find(|plugin| Path::new(plugin).starts_with(RUNTIME_DIRECTORY));
+    if let Some(own) = own {
+        return Ok(Some(format!(
+            "containerd's configuration has a diff plugin at {own}, which is resnap: without it, no image could be \
+             pulled. Take those lines out, restart containerd, remove {DIFF_SOCKET} if it is there \
+             (`systemctl disable --now` first), and run this again."
+        )));
+    }
+    let has_unit = host.read(DIFF_SOCKET.as_ref())?.is_some();
+    Ok(has_unit.then(|| {
+        format!(
+            "{DIFF_SOCKET} is there, by which containerd reaches resnap's diff plugin. Take the lines of the plugin \
+             out of containerd's configuration, restart containerd, disable and remove that unit, and run this again."
+        )
+    }))
+}
+
 /// Installs and starts the service. It answers then.
 pub(super) async fn install(changes: &mut Changes<'_>, files: &[NodeFile]) -> Result<()> {
     let host = changes.host;
@@ -156,26 +208,21 @@ pub(super) async fn install(changes: &mut Changes<'_>, files: &[NodeFile]) -> Re
 /// Stops the service and removes its files. kubelet does not use it any more.
 pub(super) async fn uninstall(changes: &mut Changes<'_>, record: &Record) -> Result<()> {
     let host = changes.host;
-    if host.read(DIFF_SOCKET.as_ref())?.is_some() {
-        bail!(
-            "{DIFF_SOCKET:?} is there: while containerd's configuration names resnap's diff plugin, no image can be \
-             pulled without resnap. Take those lines out and restart containerd, then remove that unit"
-        );
+    let path = |unit: &str| Path::new(UNITS).join(unit);
+    let mut units = Vec::new();
+    for unit in [SOCKET, SERVICE] {
+        if record.has_enabled(unit) && host.read(&path(unit))?.is_some() {
+            units.push(unit);
+        }
     }
-    let unit = Path::new(UNITS).join(SERVICE);
-    if record.has(&unit) && host.read(&unit)?.is_some() {
-        changes.on_undo(&["systemctl", "enable", "--now", SOCKET, SERVICE])?;
+    if !units.is_empty() {
+        changes.on_undo(&[&["systemctl", "enable", "--now"], units.as_slice()].concat())?;
         changes
-            .run(&["systemctl", "disable", "--now", SOCKET, SERVICE])
+            .run(&[&["systemctl", "disable", "--now"], units.as_slice()].concat())
             .await?;
     }
     changes.on_undo(&RELOAD)?;
-    let own = [
-        PROGRAM.into(),
-        unit,
-        Path::new(UNITS).join(SOCKET),
-        DROP_IN.into(),
-    ];
+    let own = [PROGRAM.into(), path(SERVICE), path(SOCKET), DROP_IN.into()];
     for file in own.iter().filter(|file| record.has(file)) {
         changes.remove(file)?;
     }

@@ -1,187 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The resnap Authors
 
-//! A directory in a node's place, with a stand-in for its programs.
-
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use anyhow::{Result, bail};
-use async_trait::async_trait;
-use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
+use std::path::Path;
 
 use super::*;
+use node::*;
 
-const DROP_IN: &str = "etc/systemd/system/kubelet.service.d/10-resnap.conf";
-
-const RELOAD: &str = "systemctl daemon-reload";
-const ENABLE: &str = "systemctl enable --now resnap.socket resnap.service";
-const ASK: &str = "/usr/local/bin/resnap --address /run/resnap/cri.sock snapshotters";
-const RESTART: &str = "systemctl restart resnap.service";
-const RESTART_KUBELET: &str = "systemctl restart kubelet.service";
-const DISABLE: &str = "systemctl disable --now resnap.socket resnap.service";
-
-/// The node as the stand-in knows it.
-#[derive(Default)]
-struct State {
-    ran: Vec<String>,
-    /// The command that fails.
-    fails: Option<&'static str>,
-    is_installed: bool,
-    root: PathBuf,
-    /// Cancelled by the command that fails.
-    stop: Option<CancellationToken>,
-}
-
-impl State {
-    fn start_kubelet(&self) {
-        let drop_in = "etc/systemd/system/kubelet.service.d/10-resnap.conf";
-        let line = match self.root.join(drop_in).exists() {
-            true => "kubelet\0--container-runtime-endpoint=unix:///run/resnap/cri.sock\0",
-            false => "kubelet\0",
-        };
-        fs::write(self.root.join("proc/77/cmdline"), line).unwrap();
-    }
-}
-
-#[derive(Clone, Default)]
-struct Systemd(Arc<Mutex<State>>);
-
-impl Systemd {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[async_trait]
-impl Programs for Systemd {
-    async fn run(&self, words: &[&str]) -> Result<String> {
-        let mut state = self.state();
-        let line = words.join(" ");
-        if words[1] == "show" {
-            let word = if state.is_installed {
-                ["active", "enabled"]
-            } else {
-                ["inactive", "disabled"]
-            };
-            return Ok(format!(
-                "LoadState=loaded\nExecStart={{ argv[]=/usr/bin/kubelet $KUBELET_EXTRA_ARGS ; }}\n\
-                 EnvironmentFiles=/etc/default/kubelet (ignore_errors=yes)\nMainPID=77\n\
-                 ActiveState={}\nUnitFileState={}\n",
-                word[0], word[1]
-            ));
-        }
-        state.ran.push(line.clone());
-        if state.fails == Some(line.as_str()) {
-            if let Some(stop) = state.stop.take() {
-                stop.cancel();
-                return Ok(String::new());
-            }
-            bail!("`{line}` failed");
-        }
-        match line.as_str() {
-            ENABLE => state.is_installed = true,
-            DISABLE => state.is_installed = false,
-            RESTART_KUBELET => state.start_kubelet(),
-            _ => {}
-        }
-        Ok(String::new())
-    }
-}
-
-/// A node.
-struct Node {
-    dir: TempDir,
-    systemd: Systemd,
-    host: Host,
-}
-
-impl Node {
-    fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let systemd = Systemd::default();
-        let host = Host {
-            root: dir.path().to_owned(),
-            programs: Box::new(systemd.clone()),
-        };
-        systemd.state().root = dir.path().to_owned();
-        let node = Self { dir, systemd, host };
-        node.write("proc/77/cmdline", "kubelet\0");
-        node.write("opt/resnap", "the first");
-        for directory in ["etc/systemd/system", "usr/local/bin", "var/lib"] {
-            fs::create_dir_all(node.dir.path().join(directory)).unwrap();
-        }
-        node
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        let path = self.dir.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
-    /// Returns all files and directories with their contents.
-    fn files(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
-        let mut files = BTreeMap::new();
-        let mut open = vec![self.dir.path().to_owned()];
-        while let Some(path) = open.pop() {
-            if path.is_dir() {
-                open.extend(
-                    fs::read_dir(&path)
-                        .unwrap()
-                        .map(|entry| entry.unwrap().path()),
-                );
-            }
-            let content = fs::read(&path).ok();
-            files.insert(path, content);
-        }
-        files
-    }
-
-    /// Returns the commands that a run ran, and how it ended.
-    fn run(&self, install: bool, fails: Option<&'static str>) -> (Vec<String>, Result<Outcome>) {
-        self.run_until(install, fails, CancellationToken::new())
-    }
-
-    fn run_until(
-        &self,
-        install: bool,
-        fails: Option<&'static str>,
-        stop: CancellationToken,
-    ) -> (Vec<String>, Result<Outcome>) {
-        self.systemd.state().ran.clear();
-        self.systemd.state().fails = fails;
-        let run = Run {
-            host: &self.host,
-            dry_run: false,
-            stop,
-        };
-        let outcome = block_on(async {
-            match install {
-                true => run.install(&self.facts(), None).await,
-                false => run.uninstall().await,
-            }
-        });
-        (self.systemd.state().ran.clone(), outcome)
-    }
-
-    fn facts(&self) -> Facts {
-        Facts {
-            program: self.dir.path().join("opt/resnap"),
-            containerd: "/run/containerd/containerd.sock".to_owned(),
-            address: None,
-            roots: Vec::new(),
-        }
-    }
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_time().build().unwrap().block_on(future)
-}
+mod node;
 
 #[test]
 fn it_installs_once_updates_and_removes_all() {
@@ -195,7 +21,7 @@ fn it_installs_once_updates_and_removes_all() {
     assert_eq!(fs::read_to_string(&program).unwrap(), "the first");
 
     let (ran, outcome) = node.run(true, None);
-    assert!(matches!(outcome.unwrap(), Outcome::Steps(steps) if steps.is_empty()));
+    assert!(matches!(outcome.unwrap(), Outcome::Done { steps, .. } if steps.is_empty()));
     assert!(ran.is_empty(), "{ran:?}");
 
     node.write("opt/resnap", "the second");
@@ -210,7 +36,7 @@ fn it_installs_once_updates_and_removes_all() {
     node.write("opt/resnap", "the first");
     assert_eq!(node.files(), before);
     let (ran, outcome) = node.run(false, None);
-    assert!(matches!(outcome.unwrap(), Outcome::Steps(steps) if steps.is_empty()));
+    assert!(matches!(outcome.unwrap(), Outcome::Done { steps, .. } if steps.is_empty()));
     assert!(ran.is_empty(), "{ran:?}");
 }
 
@@ -289,15 +115,85 @@ fn files_of_others_are_kept() {
     assert!(ran.is_empty(), "{ran:?}");
     assert_eq!(node.files(), before);
 
-    // The program that an operator has put there.
+    // A program that cannot be run.
     let node = Node::new();
     node.write("usr/local/bin/resnap", "the first");
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(node.dir.path().join("usr/local/bin/resnap"), mode).unwrap();
-    let before = node.files();
+    node.set_mode("usr/local/bin/resnap", 0o644);
+    let error = format!("{:#}", node.run(true, None).1.err().unwrap());
+    assert!(error.contains("is not executable"), "{error}");
+}
+
+#[test]
+fn files_that_the_operator_put_there_stay_as_they_are() {
+    let node = Node::new();
+    let files = service::files(&node.facts()).unwrap();
+    for (file, mode) in files.iter().zip([0o700, 0o640, 0o600]) {
+        let name = file.path.strip_prefix("/").unwrap().to_str().unwrap();
+        node.write(name, &String::from_utf8_lossy(&file.bytes));
+        node.set_mode(name, mode);
+    }
+    let before = (node.files(), node.modes());
     node.run(true, None).1.unwrap();
+    let (ran, outcome) = node.run(false, None);
+    outcome.unwrap();
+    assert_eq!(ran, [RELOAD, RESTART_KUBELET, DISABLE, RELOAD]);
+    assert_eq!((node.files(), node.modes()), before);
+
+    // They were in use, and stay so.
+    node.systemd.state().is_installed = true;
+    node.run(true, None).1.unwrap();
+    let (ran, outcome) = node.run(false, None);
+    outcome.unwrap();
+    assert_eq!(ran, [RELOAD, RESTART_KUBELET, RELOAD]);
+    assert_eq!((node.files(), node.modes()), before);
+    node.systemd.state().is_installed = false;
+
+    // kubelet would have no runtime.
+    let drop_in = kubelet::drop_in();
+    node.write(DROP_IN, &String::from_utf8_lossy(&drop_in.bytes));
+    node.run(true, None).1.unwrap();
+    let text = by_hand(node.run(false, None).1);
+    assert!(text.contains("and not by `resnap install`"), "{text}");
+    fs::remove_file(node.dir.path().join(DROP_IN)).unwrap();
+    node.systemd.state().start_kubelet();
     node.run(false, None).1.unwrap();
+}
+
+#[test]
+fn kubelet_that_does_not_run_yet_is_moved_when_it_starts() {
+    let node = Node::new();
+    let before = node.files();
+    node.systemd.state().kubelet = "0";
+    let (ran, outcome) = node.run(true, None);
+    assert!(matches!(outcome.unwrap(), Outcome::Done { left: None, .. }));
+    assert_eq!(ran, [RELOAD, ENABLE, ASK, RELOAD]);
+    assert!(node.dir.path().join(DROP_IN).exists());
+    let (ran, outcome) = node.run(false, None);
+    outcome.unwrap();
+    assert_eq!(ran, [RELOAD, DISABLE, RELOAD]);
     assert_eq!(node.files(), before);
+}
+
+#[test]
+fn diff_plugins_keep_the_service() {
+    let node = Node::new();
+    node.run(true, None).1.unwrap();
+    let run = Run {
+        host: &node.host,
+        dry_run: false,
+        stop: CancellationToken::new(),
+    };
+    let plugins = ["/run/resnap/diff.sock".to_owned()];
+    node.systemd.state().ran.clear();
+    let text = by_hand(block_on(run.uninstall(&plugins)));
+    assert!(
+        text.contains("has a diff plugin at /run/resnap/diff.sock"),
+        "{text}"
+    );
+    node.write("etc/systemd/system/resnap-diff.socket", "");
+    let text = by_hand(block_on(run.uninstall(&[])));
+    assert!(text.contains("resnap-diff.socket is there"), "{text}");
+    assert!(node.systemd.state().ran.is_empty());
 }
 
 #[test]
@@ -310,7 +206,7 @@ fn a_dry_run_shows_texts_and_differences() {
     };
     let shown = |path: &str| {
         let outcome = block_on(run.install(&node.facts(), None)).unwrap();
-        let Outcome::Steps(steps) = outcome else {
+        let Outcome::Done { steps, .. } = outcome else {
             panic!("something is to be done by hand");
         };
         let mut found = steps.into_iter().filter_map(|step| match step {
@@ -352,10 +248,6 @@ fn a_dry_run_shows_texts_and_differences() {
 #[test]
 fn a_variable_that_beats_the_drop_in_is_told() {
     let node = Node::new();
-    let by_hand = |outcome: Result<Outcome>| match outcome.unwrap() {
-        Outcome::ByHand(text) => text,
-        Outcome::Steps(steps) => panic!("{steps:?}"),
-    };
     node.write(
         "etc/default/kubelet",
         "# a comment\nKUBELET_EXTRA_ARGS=\"--v=2\"\n",
@@ -385,8 +277,10 @@ fn a_variable_that_beats_the_drop_in_is_told() {
 fn an_interrupted_run_is_removed() {
     let node = Node::new();
     let before = node.files();
-    let files = service::files(&node.facts()).unwrap();
-    let record = Record::default().with(&node.host, files.iter()).unwrap();
+    let mut files = service::files(&node.facts()).unwrap();
+    let record = Record::default()
+        .with(&node.host, files.iter_mut())
+        .unwrap();
     let mut changes = Changes::new(&node.host, false, CancellationToken::new());
     changes.write(&record.file().unwrap()).unwrap();
     changes.write(&files[0]).unwrap();
