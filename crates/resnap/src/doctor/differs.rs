@@ -50,7 +50,8 @@ fn order(look: &Look<'_>, config: &ContainerdConfig, findings: &mut Findings) {
             &subject,
             "layers on erofs that containerd writes itself are written by the walking differ: files that a layer \
              deletes can come back",
-            "put \"erofs\" before \"walking\" in containerd's configuration, and restart it:\n\
+            "put \"erofs\" before \"walking\" in containerd's configuration, and restart it (without mkfs.erofs its diff \
+             service would not load):\n\
              [plugins.\"io.containerd.service.v1.diff-service\"]\n  default = [\"erofs\", \"walking\"]",
         );
     }
