@@ -308,16 +308,12 @@ fn complete(
             extraction.finish(&lower)?;
             Ok(None)
         }
-        (Rest::Tree(extraction), _) => {
+        (Rest::Tree(extraction), Target::Copy { .. }) => {
             extraction.finish(&LowerDirs::default())?;
             Ok(None)
         }
-        (Rest::Image(writer, tar, guard), target) => {
-            let parents = match target {
-                Target::Image { parents, .. } => known.open(parents),
-                _ => Ok(Vec::new()),
-            };
-            let finished = parents.and_then(|parents| {
+        (Rest::Image(writer, tar, guard), Target::Image { parents, .. }) => {
+            let finished = known.open(parents).and_then(|parents| {
                 let (file, size) = erofs::finish(*writer, parents, blob, &guard)?;
                 let Some(tar) = tar else {
                     return Ok(Image::new(file, size, guard));
@@ -331,11 +327,11 @@ fn complete(
             });
             finished.map(Some).inspect_err(|_| discard(path))
         }
-        (Rest::Indexed((file, size), guard), _) => Ok(Some(Image {
+        (Rest::Indexed((file, size), guard), Target::Image { .. }) => Ok(Some(Image {
             block: BlockSize::B512,
             ..Image::new(HashedFile::new(file, false), size, guard)
         })),
-        (Rest::Blob((size, block), guard), _) => {
+        (Rest::Blob((size, block), guard), Target::Image { .. }) => {
             let file = File::options().read(true).write(true).open(path);
             let file = HashedFile::new(file.context("open the EROFS image")?, false);
             Ok(Some(Image {
@@ -343,5 +339,10 @@ fn complete(
                 ..Image::new(file, size, guard)
             }))
         }
+        // It was built ahead, for a snapshot like the first one.
+        (_, target) => Err(Error::Unsupported(format!(
+            "{:?} is of another form than the first layer's snapshot",
+            target.snapshot()
+        ))),
     }
 }

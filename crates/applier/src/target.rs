@@ -92,7 +92,9 @@ impl Target {
     /// Returns whether a layer that was not completed may have left files: an image is removed.
     pub(crate) fn may_have_files(&self) -> bool {
         match self {
-            Self::Upper { directory, .. } | Self::Copy { directory } => !is_empty(directory),
+            Self::Upper { directory, .. } | Self::Copy { directory } => {
+                !is_empty(directory).unwrap_or_default()
+            }
             Self::Image { .. } => false,
         }
     }
@@ -152,10 +154,12 @@ impl Target {
             (Self::Image { .. }, Format::Erofs) => LayerForm::Blob { has_tree },
             (_, Format::Erofs) => return unsupported("an EROFS image cannot be written as files"),
             // The lowest layer has no parent to copy.
-            (Self::Copy { directory }, Format::Tar) => LayerForm::Tree(match is_empty(directory) {
-                true => WhiteoutMode::Base,
-                false => WhiteoutMode::Copy,
-            }),
+            (Self::Copy { directory }, Format::Tar) => {
+                LayerForm::Tree(match is_empty(directory)? {
+                    true => WhiteoutMode::Base,
+                    false => WhiteoutMode::Copy,
+                })
+            }
             (Self::Upper { is_lowest, .. }, Format::Tar) => LayerForm::Tree(match is_lowest {
                 true => WhiteoutMode::Base,
                 false => WhiteoutMode::Upper,
@@ -241,7 +245,7 @@ fn bind(mount: &Mount, root: &Path, preparation: Preparation) -> Result<Target, 
         return Ok(Target::Copy { directory });
     }
     let (fs, snapshot) = (directory.join("fs"), directory);
-    if snapshot.join(".erofslayer").exists() {
+    if is_of_erofs(&snapshot)? {
         return Ok(Target::Image {
             directory: snapshot,
             parents: Vec::new(),
@@ -273,7 +277,7 @@ fn overlay(
     if !is_fs {
         return unsupported(format!("the upper directory is {upperdir:?}"));
     }
-    let is_image = snapshot.join(".erofslayer").exists();
+    let is_image = is_of_erofs(&snapshot)?;
     if !below.is_empty() {
         if !is_image || !lower.starts_with("{{") {
             return unsupported("mounts below an overlay");
@@ -297,11 +301,20 @@ fn overlay(
     }
 }
 
+/// Returns whether a snapshot is one of the erofs snapshotter, by its marker (containerd's
+/// `docs/snapshotters/erofs.md`).
+fn is_of_erofs(snapshot: &Path) -> Result<bool, Error> {
+    let marker = snapshot.join(".erofslayer");
+    // A layer of another form would break the snapshot.
+    let found = marker.try_exists();
+    found.or_else(|error| unsupported(format!("{marker:?}: {error}")))
+}
+
 /// Returns the target of a layer that containerd 2.2 and later unpacks in parallel with those below it, which
 /// are not known: a bind mount that was made an overlay (`core/unpack/unpacker.go`, `bindToOverlay`).
 fn parallel(upperdir: &str, root: &Path) -> Result<Target, Error> {
     let (snapshot, is_fs) = snapshot_of(Path::new(upperdir), root)?;
-    if !is_fs || snapshot.join(".erofslayer").exists() {
+    if !is_fs || is_of_erofs(&snapshot)? {
         return unsupported(format!("the upper directory is {upperdir:?}"));
     }
     upper(snapshot.join("fs"), &snapshot, Vec::new(), false)
@@ -387,23 +400,21 @@ fn upper(
     if !snapshot.join("work").is_dir() {
         return unsupported(format!("no overlay's work directory in {snapshot:?}"));
     }
-    match directory
-        .read_dir()
-        .map(|mut entries| entries.next().is_none())
-    {
-        Ok(true) => Ok(Target::Upper {
+    match is_empty(&directory)? {
+        true => Ok(Target::Upper {
             directory,
             lower,
             is_lowest,
         }),
-        Ok(false) => unsupported(format!("{directory:?} is not empty")),
-        Err(error) => unsupported(format!("{directory:?}: {error}")),
+        false => unsupported(format!("{directory:?} is not empty")),
     }
 }
 
-fn is_empty(directory: &Path) -> bool {
-    let entries = directory.read_dir();
-    entries.is_ok_and(|mut entries| entries.next().is_none())
+fn is_empty(directory: &Path) -> Result<bool, Error> {
+    match directory.read_dir() {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) => unsupported(format!("{directory:?}: {error}")),
+    }
 }
 
 /// Refuses options that are not known.

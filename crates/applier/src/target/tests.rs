@@ -138,3 +138,28 @@ fn a_snapshot_must_be_new_or_the_one_that_the_backend_sees() {
     assert!(found(Preparation::ByBackend(std::process::id())));
     assert!(!found(Preparation::ByBackend(u32::MAX)));
 }
+
+#[test]
+fn a_snapshot_that_cannot_be_looked_at_is_of_no_form() {
+    let root = root();
+    let snapshot = |number: u32| root.path().join(format!("snapshots/{number}"));
+    let bound = mount(
+        "bind",
+        &snapshot(1).join("fs").to_string_lossy(),
+        &["rw".to_owned(), "rbind".to_owned()],
+    );
+    let upper = format!("upperdir={}", snapshot(1).join("fs").display());
+    let lower = format!("lowerdir={}", snapshot(2).join("fs").display());
+    let work = format!("workdir={}", snapshot(1).join("work").display());
+    let over = mount("overlay", "overlay", &[upper.clone(), lower, work]);
+    let alone = mount("overlay", "overlay", &[upper]);
+    for mount in [bound, over, alone] {
+        assert!(found(root.path(), mount.clone(), OWN).is_ok());
+        // Its target cannot be found out.
+        let marker = snapshot(1).join(".erofslayer");
+        std::os::unix::fs::symlink(".erofslayer", &marker).unwrap();
+        let target = found(root.path(), mount, OWN);
+        assert!(matches!(target, Err(Error::Unsupported(_))), "{target:?}");
+        fs::remove_file(&marker).unwrap();
+    }
+}

@@ -47,6 +47,26 @@ fn snapshots_on_another_file_system_are_written_in_turn() {
     run("umount", &[&show(&snapshots)]);
 }
 
+#[tokio::test]
+#[ignore = "needs root: make test runs it"]
+async fn layers_are_not_moved_to_snapshots_of_another_form() {
+    let bed = Bed::new();
+    let layers = layers(&bed, "a", 2);
+    let batch = bed.batch_by(Differ::Resnap, &layers, false);
+    let scope = Scope::new("default");
+    let (first, mounts) = bed.prepare(&[], &[]);
+    batch.apply(&scope, 0, &mounts).await.unwrap();
+    // As that of a layer on erofs.
+    let (second, mounts) = bed.prepare(&[first], &[]);
+    let snapshot = bed.fs(second).with_file_name("");
+    fs::write(snapshot.join(".erofslayer"), "").unwrap();
+    let error = batch.apply(&scope, 1, &mounts).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition, "{error:?}");
+    assert!(!snapshot.join("layer.erofs").exists());
+    batch.end().await;
+    assert!(bed.staged().is_empty(), "{:?}", bed.staged());
+}
+
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn a_full_file_system_is_left_as_it_was() {

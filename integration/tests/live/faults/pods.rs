@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,12 +75,15 @@ impl<'a> Setup<'a> {
             .try_for_each(|state| state.clear(&[HANDLER]))
     }
 
+    /// Returns the socket and the directory for logs of a client.
+    fn client(&self) -> (PathBuf, PathBuf) {
+        let socket = self.served.borrow().socket.clone();
+        (socket, self.node.containerd.scratch())
+    }
+
     fn connect(&self) -> Result<Cri> {
-        let cri = Cri::connect(
-            &self.served.borrow().socket,
-            &self.node.containerd.scratch(),
-        )?;
-        Ok(cri.with_timeout(CALL))
+        let (socket, logs) = self.client();
+        connect(&socket, &logs)
     }
 
     fn learn(&self) -> Result<(Vec<Call>, [Layers; 2])> {
@@ -121,11 +125,11 @@ impl<'a> Setup<'a> {
         let begin = Instant::now();
         let mut errors = Vec::new();
         loop {
-            let cri = self.connect()?;
+            let (socket, logs) = self.client();
             let result = thread::scope(|scope| {
                 let image = &self.states[1].image.reference;
-                let cri = &cri;
-                let attempt = scope.spawn(move || pod(cri, image));
+                // The fault may come while it connects.
+                let attempt = scope.spawn(move || pod(&connect(&socket, &logs)?, image));
                 while !attempt.is_finished() {
                     helped = helped || self.help(fault)?;
                     thread::sleep(Duration::from_millis(3));
@@ -198,6 +202,10 @@ impl<'a> Setup<'a> {
         let pid = self.served.borrow().process.id();
         Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
     }
+}
+
+fn connect(socket: &Path, logs: &Path) -> Result<Cri> {
+    Ok(Cri::connect(socket, logs)?.with_timeout(CALL))
 }
 
 /// Starts a pod as kubelet does; its container is created only.
