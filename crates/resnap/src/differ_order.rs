@@ -3,9 +3,12 @@
 
 //! The order in which containerd's diff service asks its differs to write a layer.
 
-/// The plugin of the diff service, and its key with the order.
-pub(crate) const PLUGIN: &str = "io.containerd.service.v1.diff-service";
-pub(crate) const KEY: &str = "default";
+/// The path of the order in containerd's configuration.
+pub(crate) const PATH: [&str; 3] = [
+    "plugins",
+    "io.containerd.service.v1.diff-service",
+    "default",
+];
 
 /// The differ for layers on erofs, and the one for all.
 const EROFS: &str = "erofs";

@@ -32,6 +32,7 @@ mod publish_step;
 mod signer;
 mod source_image;
 mod timeline;
+mod toml_table;
 #[cfg(feature = "otlp")]
 mod traces;
 mod version;

@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_containerd::Client;
-use resnap_core::SnapshotKind;
 use resnap_integration::image::{Built, hello};
 use resnap_integration::tap::Tap;
 use resnap_unpacker::{Engine, EngineSettings, Request};
@@ -111,16 +110,10 @@ impl Setup {
 
     /// Checks the numbers of active and committed snapshots.
     fn has(&self, active: usize, committed: usize, snapshotter: &str) -> Result<()> {
-        let have = self.snapshots(snapshotter)?;
+        let have = self.node.kinds(snapshotter)?;
         let want = (active, committed);
         ensure!(have == want, "{have:?} active and committed, want {want:?}");
         Ok(())
-    }
-
-    fn snapshots(&self, snapshotter: &str) -> Result<(usize, usize)> {
-        let snapshots = self.node.snapshots(snapshotter)?;
-        let count = |kind| snapshots.values().filter(|have| have.kind == kind).count();
-        Ok((count(SnapshotKind::Active), count(SnapshotKind::Committed)))
     }
 
     /// Returns an engine in this process, through the tap, and what is asked of it.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, ensure};
-use resnap_core::{Scope, SnapshotInfo, SnapshotKey, SnapshotKind};
+use resnap_core::{Labels, LeaseId, Resource, Scope, SnapshotInfo, SnapshotKey, SnapshotKind};
 use resnap_integration::daemon::Containerd;
 use resnap_integration::debian::output;
 use resnap_integration::image::{self, Built};
@@ -158,6 +158,29 @@ impl Node {
             .into_iter()
             .map(|info| (info.key.as_str().to_owned(), info))
             .collect())
+    }
+
+    /// Returns the numbers of active and of committed snapshots on a snapshotter.
+    pub(crate) fn kinds(&self, snapshotter: &str) -> Result<(usize, usize)> {
+        let snapshots = self.snapshots(snapshotter)?;
+        let count = |kind| snapshots.values().filter(|have| have.kind == kind).count();
+        Ok((count(SnapshotKind::Active), count(SnapshotKind::Committed)))
+    }
+
+    /// Keeps a snapshot, with those below it, by a new lease. Returns its name.
+    pub(crate) fn keep(&self, snapshotter: &str, key: &str) -> Result<String> {
+        let Connection { runtime, ports } = self.connect()?;
+        let (scope, name) = (self.scope(), unique("keeper"));
+        let lease = LeaseId(name.clone().into());
+        let snapshot = Resource::Snapshot {
+            snapshotter: snapshotter.to_owned(),
+            key: SnapshotKey::from(key.to_owned()),
+        };
+        runtime.block_on(async {
+            ports.leases.create(&scope, &lease, &Labels::new()).await?;
+            ports.leases.add_resource(&scope, &lease, &snapshot).await
+        })?;
+        Ok(name)
     }
 
     fn connect(&self) -> Result<Connection> {

@@ -5,11 +5,9 @@
 //! unless somebody uses them.
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_core::{Labels, LeaseId, Resource, Scope, SnapshotKey};
 use resnap_integration::image::{Built, Entry, HELLO_SAYS, ImageBuilder, Layer, hello};
 
 use crate::command::CommandOutput;
-use crate::connection::Connection;
 use crate::errors::assert_error;
 use crate::node::{Node, unique};
 use crate::suite::live_tests;
@@ -132,23 +130,6 @@ fn repair_keeps_another_image(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Keeps a snapshot of overlayfs, with those below it, by a lease. Returns its name.
-fn keep(node: &Node, chain_id: &str) -> Result<String> {
-    let Connection { runtime, ports } = Connection::new(&node.containerd)?;
-    let (scope, name) = (Scope::new(&node.namespace), unique("keeper"));
-    let lease = LeaseId(name.clone().into());
-    let snapshot = Resource::Snapshot {
-        snapshotter: "overlayfs".to_owned(),
-        key: SnapshotKey::from(chain_id.to_owned()),
-    };
-    runtime.block_on(async {
-        let leases = &ports.leases;
-        leases.create(&scope, &lease, &Labels::new()).await?;
-        leases.add_resource(&scope, &lease, &snapshot).await
-    })?;
-    Ok(name)
-}
-
 fn repair_reports_snapshots_that_containerd_cannot_remove(node: &Node) -> Result<()> {
     let (one, other) = pair(node)?;
     // containerd still counts children that garbage collection has removed.
@@ -157,7 +138,7 @@ fn repair_reports_snapshots_that_containerd_cannot_remove(node: &Node) -> Result
     ensure!(kept.len() == one.layers.len(), "{kept:#?}");
     let says = [&*one.reference, &*one.layers[1].chain_id, "overlayfs"];
     // Garbage collection between two removals would take the rest.
-    let keeper = keep(node, &one.layers[1].chain_id)?;
+    let keeper = node.keep("overlayfs", &one.layers[1].chain_id)?;
     let output = repair(node, "overlayfs", &one.reference)?;
     assert_error(output, "FailedPrecondition", &says, "images rm --sync")?;
     node.ctr(&["leases", "rm", &keeper])?;

@@ -12,7 +12,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use resnap_core::SnapshotKind;
 use resnap_integration::image::{Built, hello};
 use resnap_integration::tap::{Action, Method, Point, Side, Tap};
 use tonic::{Code, Status};
@@ -79,15 +78,8 @@ fn failed_with(output: &CommandOutput, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the number of active and of committed snapshots.
-fn kinds(node: &Node) -> Result<(usize, usize)> {
-    let snapshots = node.snapshots("native")?;
-    let count = |kind| snapshots.values().filter(|have| have.kind == kind).count();
-    Ok((count(SnapshotKind::Active), count(SnapshotKind::Committed)))
-}
-
 fn has(node: &Node, active: usize, committed: usize) -> Result<()> {
-    let have = kinds(node)?;
+    let have = node.kinds("native")?;
     ensure!(
         have == (active, committed),
         "{have:?} snapshots are active and committed, want {:?}",
@@ -178,7 +170,7 @@ fn tap_holds_and_delays_a_call(node: &Node) -> Result<()> {
     let mut resnap = start(&mut unpack(node, &tap, &image)?)?;
     during.wait()?;
     eventually("containerd has prepared it", DEADLINE, || {
-        Ok(kinds(node)? == (1, 0))
+        Ok(node.kinds("native")? == (1, 0))
     })?;
     ensure!(tap.count(Method::APPLY) == 0, "the reply has passed");
     during.release();

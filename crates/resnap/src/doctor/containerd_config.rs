@@ -13,6 +13,7 @@ use toml::{Table, Value};
 use super::process::Process;
 use crate::arguments::last_value;
 use crate::differ_order;
+use crate::toml_table;
 
 /// The file that containerd reads if it is started with no other one.
 pub(crate) const DEFAULT_FILE: &str = "/etc/containerd/config.toml";
@@ -67,15 +68,11 @@ impl ContainerdConfig {
     }
 
     fn get(&self, keys: &[&str]) -> Option<&Value> {
-        let (first, rest) = keys.split_first()?;
-        rest.iter()
-            .try_fold(self.table.get(*first)?, |value, key| value.get(*key))
+        toml_table::at(&self.table, keys)
     }
 
     fn texts(&self, keys: &[&str]) -> Vec<String> {
-        let values = self.get(keys).and_then(Value::as_array);
-        let texts = values.into_iter().flatten().filter_map(Value::as_str);
-        texts.map(str::to_owned).collect()
+        toml_table::texts(&self.table, keys)
     }
 
     /// Returns a switch of a plugin; `None` if this containerd does not have it.
@@ -153,7 +150,7 @@ impl ContainerdConfig {
 
     /// Returns the differs in the order in which the diff service tries them.
     pub(crate) fn differs(&self) -> Vec<String> {
-        self.texts(&["plugins", differ_order::PLUGIN, differ_order::KEY])
+        self.texts(&differ_order::PATH)
     }
 
     /// Returns the snapshotters of the transfer service with their differs, which may be empty; `None` if they

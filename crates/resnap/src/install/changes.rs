@@ -69,16 +69,16 @@ impl<'a> Changes<'a> {
     /// Returns whether the node has another file at the path, or none.
     pub(super) fn is_new(&self, file: &NodeFile) -> Result<bool> {
         let there = Content::read(&self.host.at(&file.path))?;
-        Ok(!there.is_some_and(|there| there.bytes == file.bytes && there.mode == file.mode))
+        Ok(!there.is_some_and(|there| there.is_of(file)))
     }
 
     /// Writes a file, unless it is there already.
     pub(super) fn write(&mut self, file: &NodeFile) -> Result<()> {
-        if !self.is_new(file)? {
-            return Ok(());
-        }
         let path = self.host.at(&file.path);
         let there = Content::read(&path)?;
+        if there.as_ref().is_some_and(|there| there.is_of(file)) {
+            return Ok(());
+        }
         let difference = there.as_ref().filter(|_| self.dry_run);
         let difference = difference.map(|there| difference::of(there, file));
         let is_shown = file.is_own_text || self.dry_run && difference.is_none();

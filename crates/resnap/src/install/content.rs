@@ -31,6 +31,11 @@ impl Content {
         }
     }
 
+    /// Returns whether it is that of the file, whoever owns it.
+    pub(super) fn is_of(&self, file: &NodeFile) -> bool {
+        self.bytes == file.bytes && self.mode == file.mode
+    }
+
     /// Reads a file. Returns `None` if it is not there.
     pub(super) fn read(path: &Path) -> Result<Option<Self>> {
         let read = || {

@@ -17,15 +17,14 @@ use super::files::NodeFile;
 use super::host::Host;
 use super::record::Record;
 use crate::differ_order;
+use crate::toml_table::{difference, insert, merge, remove, texts};
 pub(crate) use containerd::Containerd;
 pub(crate) use handler::Handler;
 use layout::Layout;
-use table::{at, insert, merge, remove};
 
 mod containerd;
 mod handler;
 mod layout;
-mod table;
 
 const FILE: &str = "resnap.toml";
 const UNIT: &str = "containerd.service";
@@ -33,9 +32,6 @@ const RESTART: [&str; 3] = ["systemctl", "restart", UNIT];
 
 /// The snapshotter that has a differ of its own, by the name of both.
 const EROFS: &str = "erofs";
-
-/// The path of the differs, in their order.
-const DIFFERS: [&str; 3] = ["plugins", differ_order::PLUGIN, differ_order::KEY];
 
 /// The result of a look at containerd's configuration.
 pub(super) enum Plan {
@@ -91,7 +87,7 @@ impl Entries {
         let version = main.get("version").and_then(Value::as_integer);
         let mut entries = layout.entries(&before, &missing, version)?;
         if let Some(differs) = &differs {
-            insert(&mut entries, &DIFFERS, differs.clone().into());
+            insert(&mut entries, &differ_order::PATH, differs.clone().into());
         }
         let path = match place(host, containerd, layout, &main).await? {
             Place::Imported(path) => path,
@@ -155,16 +151,16 @@ impl Entries {
             }
         }
         if let Some(differs) = &self.differs {
-            if differs_of(&after) != *differs {
+            if texts(&after, &differ_order::PATH) != *differs {
                 bail!("the order of its differs is not {}", differs.join(", "));
             }
-            remove(&mut before, &DIFFERS);
-            remove(&mut after, &DIFFERS);
+            remove(&mut before, &differ_order::PATH);
+            remove(&mut after, &differ_order::PATH);
         }
         // containerd lists the files.
         remove(&mut before, &["imports"]);
         remove(&mut after, &["imports"]);
-        match table::difference(&before, &after) {
+        match difference(&before, &after) {
             None => Ok(()),
             Some(path) => bail!("`containerd config dump` differs in {path} with it"),
         }
@@ -233,14 +229,7 @@ fn order_of_differs(
 ) -> Option<Vec<String>> {
     let is_used = handlers.iter().any(|handler| handler.snapshotter == EROFS);
     let works = containerd.differs.iter().any(|differ| differ == EROFS);
-    (is_used && works).then(|| differ_order::with_erofs_first(&differs_of(dump)))?
-}
-
-/// Returns the differs of a configuration, in their order.
-fn differs_of(dump: &Table) -> Vec<String> {
-    let differs = at(dump, &DIFFERS).and_then(Value::as_array);
-    let differs = differs.into_iter().flatten().filter_map(Value::as_str);
-    differs.map(str::to_owned).collect()
+    (is_used && works).then(|| differ_order::with_erofs_first(&texts(dump, &differ_order::PATH)))?
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ fn crash_of_containerd_under_a_run(node: &Node) -> Result<()> {
         let status = wait_for_exit(&mut resnap)?;
         ensure!(back.elapsed() < RETURN);
         ensure!(matches!(status.code(), Some(0 | 2)), "{status}");
-        let (_, committed) = setup.snapshots(snapshotter)?;
+        let (_, committed) = setup.node.kinds(snapshotter)?;
         // The Commit that was held may have been done.
         ensure!((1..=3).contains(&committed), "{committed} layers are there");
         setup.goes_on_from(committed, snapshotter)?;
@@ -65,7 +65,7 @@ fn crash_of_containerd_and_an_engine_cleans_up(node: &Node) -> Result<()> {
     ensure!(error.kind() == Kind::Unavailable, "{error:?}");
     node.containerd.restart()?;
     eventually("its active snapshot is removed", DEADLINE, || {
-        Ok(setup.snapshots("native")? == (0, 1))
+        Ok(setup.node.kinds("native")? == (0, 1))
     })?;
     setup.goes_on_from(1, "native")?;
     drop(held);

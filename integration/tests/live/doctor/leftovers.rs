@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use resnap_containerd::Client;
-use resnap_core::{Descriptor, Digest, LeaseId, Resource, Scope, SnapshotKey};
+use resnap_core::{Descriptor, Digest, LeaseId, Scope};
 use resnap_integration::daemon::Options;
 use resnap_integration::image::{crowd, hello};
 
@@ -80,23 +80,6 @@ fn leave_ingest(bed: &Bed) -> Result<()> {
     })
 }
 
-/// Puts a snapshot of native on a lease.
-fn keep(bed: &Bed, lease: &str, chain_id: &str) -> Result<()> {
-    tokio::runtime::Runtime::new()?.block_on(async {
-        let socket = bed.node.containerd.socket().to_string_lossy();
-        let leases = Client::connect(&socket).await?.ports().leases;
-        let snapshot = Resource::Snapshot {
-            snapshotter: "native".to_owned(),
-            key: SnapshotKey::from(chain_id.to_owned()),
-        };
-        let scope = Scope::new(&bed.node.namespace);
-        leases
-            .add_resource(&scope, &LeaseId(lease.into()), &snapshot)
-            .await?;
-        anyhow::Ok(())
-    })
-}
-
 /// Checks that all was fixed, or would be, but for the ingest, which goes with its lease.
 fn assert_fixes(examined: &Examined, done: bool) -> Result<()> {
     let fixes = &examined.document["fixes"];
@@ -159,14 +142,13 @@ fn doctor_removes_what_processes_left(shared: &Node) -> Result<()> {
         "containerd.io/gc.ref.snapshot.native=",
     ];
     node.unpack("native", &image.reference)?;
-    node.ctr(&["leases", "create", "--id", "keeper"])?;
-    keep(&bed, "keeper", image.chain_id())?;
+    let keeper = node.keep("native", image.chain_id())?;
     node.ctr(&label)?;
     let found = bed.doctor(&[])?;
     found.assert_found(&[])?;
     let about = ["3 snapshots on native", "leases keep them"];
     found.assert_way_out("orphans.leased-snapshots", &about, &["resnap leases"])?;
-    node.ctr(&["leases", "rm", "keeper"])?;
+    node.ctr(&["leases", "rm", &keeper])?;
     eventually("snapshots without an image are found", DEADLINE, || {
         node.unpack("native", &image.reference)?;
         node.ctr(&label)?;

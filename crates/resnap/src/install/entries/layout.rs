@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 use super::containerd::Containerd;
 use super::handler::Handler;
-use super::table::{self, at, insert};
+use crate::toml_table::{at, insert, stated};
 
 /// The plugin with the runtime handlers, since containerd 2.0 and before.
 pub(super) const RUNTIME: &str = "io.containerd.cri.v1.runtime";
@@ -105,9 +105,7 @@ impl Layout {
                 let default = default.context("containerd has no default runtime handler")?;
                 let copied = ["runtime_type", "options"].into_iter();
                 runtime.extend(
-                    copied.filter_map(|key| {
-                        Some((key.to_owned(), table::stated(default.get(key)?)?))
-                    }),
+                    copied.filter_map(|key| Some((key.to_owned(), stated(default.get(key)?)?))),
                 );
             }
             let snapshotter = Value::from(snapshotter.clone());

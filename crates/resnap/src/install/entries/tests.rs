@@ -6,6 +6,7 @@ use resnap_platforms::Platform;
 
 use super::layout::{RUNTIME, RUNTIME_BEFORE_2};
 use super::*;
+use crate::toml_table::at;
 
 /// The output of containerd 2, shortened.
 const DUMP: &str = r#"
@@ -25,6 +26,16 @@ BinaryName = ""
 IoUid = 0
 SystemdCgroup = true
 "#;
+
+/// The path of the options of its default handler.
+const RUNC_OPTIONS: [&str; 6] = [
+    "plugins",
+    RUNTIME,
+    "containerd",
+    "runtimes",
+    "runc",
+    "options",
+];
 
 fn table(text: &str) -> Table {
     text.parse().unwrap()
@@ -126,22 +137,20 @@ fn any_other_difference_is_refused() {
     merge(&mut after, added);
     let error = entries.check(&after).unwrap_err().to_string();
     assert!(error.contains("order of its differs"), "{error}");
-    insert(&mut after, &DIFFERS, words(&["erofs", "walking"]).into());
+    insert(
+        &mut after,
+        &differ_order::PATH,
+        words(&["erofs", "walking"]).into(),
+    );
     insert(&mut after, &["imports"], Value::Array(vec!["a".into()]));
     entries.check(&after).unwrap();
 
     let error = entries.check(&before).unwrap_err().to_string();
     assert!(error.contains("\"erofs\" is not there"), "{error}");
-    let cgroup = [
-        "plugins",
-        RUNTIME,
-        "containerd",
-        "runtimes",
-        "runc",
-        "options",
-        "SystemdCgroup",
-    ];
-    remove(&mut after, &cgroup);
+    remove(
+        &mut after,
+        &[&RUNC_OPTIONS[..], &["SystemdCgroup"]].concat(),
+    );
     let error = entries.check(&after).unwrap_err().to_string();
     assert!(error.contains("\"options\".\"SystemdCgroup\""), "{error}");
 }
@@ -214,7 +223,7 @@ fn a_snapshotter_is_one_that_works() {
 fn the_order_of_differs_is_set_for_erofs_only() {
     let mut containerd = containerd("/etc/containerd/config.toml", (2, 1));
     let mut dump = table(DUMP);
-    insert(&mut dump, &DIFFERS, words(&["walking"]).into());
+    insert(&mut dump, &differ_order::PATH, words(&["walking"]).into());
     let order = |containerd: &Containerd, dump: &Table, text: &str| {
         order_of_differs(dump, containerd, &handlers(&[text]))
     };
@@ -225,8 +234,8 @@ fn the_order_of_differs_is_set_for_erofs_only() {
     containerd.differs = words(&["walking"]);
     assert_eq!(order(&containerd, &dump, "a=erofs"), None);
     containerd.differs = ordered.clone();
-    remove(&mut dump, &DIFFERS);
-    insert(&mut dump, &DIFFERS, ordered.into());
+    remove(&mut dump, &differ_order::PATH);
+    insert(&mut dump, &differ_order::PATH, ordered.into());
     assert_eq!(order(&containerd, &dump, "a=erofs"), None);
 }
 
@@ -237,18 +246,14 @@ fn the_example_has_the_same_lines() {
     let (_, lines) = example.split_once("```toml\n").unwrap();
     let (lines, _) = lines.split_once("```").unwrap();
     let mut dump = table(DUMP);
-    let options = [
-        "plugins",
-        RUNTIME,
-        "containerd",
-        "runtimes",
-        "runc",
-        "options",
-    ];
-    remove(&mut dump, &options);
+    remove(&mut dump, &RUNC_OPTIONS);
     let handlers = handlers(&["erofs=erofs"]);
     let mut entries = Layout::Since2.entries(&dump, &handlers, Some(3)).unwrap();
-    insert(&mut entries, &DIFFERS, words(&["erofs", "walking"]).into());
+    insert(
+        &mut entries,
+        &differ_order::PATH,
+        words(&["erofs", "walking"]).into(),
+    );
     let host = Platform::host().to_string();
     assert_eq!(table(&lines.replace("linux/amd64", &host)), entries);
 }

@@ -6,7 +6,7 @@
 use toml::{Table, Value};
 
 /// Returns the value at a path.
-pub(super) fn at<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Value> {
+pub(crate) fn at<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
     let value = table.get(*first)?;
     match rest {
@@ -15,8 +15,15 @@ pub(super) fn at<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Value> {
     }
 }
 
+/// Returns the texts in the array at a path; none, if there is no array.
+pub(crate) fn texts(table: &Table, path: &[&str]) -> Vec<String> {
+    let values = at(table, path).and_then(Value::as_array);
+    let texts = values.into_iter().flatten().filter_map(Value::as_str);
+    texts.map(str::to_owned).collect()
+}
+
 /// Puts a value at a path.
-pub(super) fn insert(table: &mut Table, path: &[&str], value: Value) {
+pub(crate) fn insert(table: &mut Table, path: &[&str], value: Value) {
     let tables = path.iter().rev();
     let nested = tables.fold(value, |value, key| {
         Value::Table(Table::from_iter([((*key).to_owned(), value)]))
@@ -27,7 +34,7 @@ pub(super) fn insert(table: &mut Table, path: &[&str], value: Value) {
 }
 
 /// Removes the value at a path, and the tables that are empty then.
-pub(super) fn remove(table: &mut Table, path: &[&str]) {
+pub(crate) fn remove(table: &mut Table, path: &[&str]) {
     match path {
         [] => {}
         [key] => drop(table.remove(*key)),
@@ -43,7 +50,7 @@ pub(super) fn remove(table: &mut Table, path: &[&str]) {
 }
 
 /// Adds the values of another table that are not there.
-pub(super) fn merge(table: &mut Table, other: Table) {
+pub(crate) fn merge(table: &mut Table, other: Table) {
     for (key, value) in other {
         match (table.get_mut(&key), value) {
             (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),
@@ -54,7 +61,7 @@ pub(super) fn merge(table: &mut Table, other: Table) {
 }
 
 /// Returns the path of a value that only one of two tables has, or that differs.
-pub(super) fn difference(left: &Table, right: &Table) -> Option<String> {
+pub(crate) fn difference(left: &Table, right: &Table) -> Option<String> {
     let keys = left.keys().chain(right.keys());
     keys.filter(|key| left.get(*key) != right.get(*key))
         .map(|key| match (left.get(key), right.get(key)) {
@@ -68,7 +75,7 @@ pub(super) fn difference(left: &Table, right: &Table) -> Option<String> {
 }
 
 /// Returns what a value states: without empty texts, zeros and the like, which are the defaults.
-pub(super) fn stated(value: &Value) -> Option<Value> {
+pub(crate) fn stated(value: &Value) -> Option<Value> {
     match value {
         Value::Table(table) => {
             let stated = table
