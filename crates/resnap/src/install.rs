@@ -120,13 +120,14 @@ impl Run<'_> {
         };
         let kubelet = Kubelet::find(self.host).await?;
         let is_removed = service::is_removed(&record);
-        let mut obstacle = match &kubelet {
-            Some(kubelet) => kubelet.cannot_be_moved_back(self.host, &record),
-            None if is_removed => service::is_used(self.host).await?,
-            None => None,
-        };
+        let unit = kubelet.as_ref();
+        let mut obstacle = unit.and_then(|unit| unit.cannot_be_moved_back(self.host, &record));
+        // Another program may be the kubelet.
+        if obstacle.is_none() && is_removed && !unit.is_some_and(Kubelet::runs) {
+            obstacle = service::is_used(self.host).await?;
+        }
         if obstacle.is_none() && is_removed {
-            obstacle = service::cannot_be_removed(self.host, diff_plugins)?;
+            obstacle = service::cannot_be_removed(self.host, &record, diff_plugins).await?;
         }
         if let Some(obstacle) = obstacle {
             return Ok(Outcome::ByHand(obstacle));

@@ -141,14 +141,18 @@ impl<'a> Changes<'a> {
     /// Has a command run when the changes are undone: after the changes that follow, before those so far.
     pub(super) fn on_undo(&mut self, words: &[&str]) -> Result<()> {
         self.go_on()?;
-        self.undo.push(run_to_undo(words));
+        if !self.dry_run {
+            self.undo.push(run_to_undo(words));
+        }
         Ok(())
     }
 
     /// Has a command run when all other changes are undone.
     pub(super) fn on_undo_last(&mut self, words: &[&str]) -> Result<()> {
         self.go_on()?;
-        self.undo.insert(0, run_to_undo(words));
+        if !self.dry_run {
+            self.undo.insert(0, run_to_undo(words));
+        }
         Ok(())
     }
 

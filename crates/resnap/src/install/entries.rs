@@ -167,14 +167,20 @@ impl Entries {
     }
 }
 
-/// Removes the file of the entries, and restarts containerd.
+/// Removes the files of the entries, of which there are several if containerd's imports have changed, and restarts
+/// containerd.
 pub(super) async fn uninstall(changes: &mut Changes<'_>, record: &Record) -> Result<()> {
-    let file = record.files().find(|file| file.ends_with(FILE));
-    let Some(file) = file.filter(|file| matches!(changes.host.read(file), Ok(Some(_)))) else {
+    let host = changes.host;
+    let files = record.files().filter(|file| file.ends_with(FILE));
+    let files = files.filter(|file| matches!(host.read(file), Ok(Some(_))));
+    let mut files = files.peekable();
+    if files.peek().is_none() {
         return Ok(());
-    };
+    }
     changes.on_undo(&RESTART)?;
-    changes.remove(file)?;
+    for file in files {
+        changes.remove(file)?;
+    }
     changes.run(&RESTART).await
 }
 

@@ -11,6 +11,14 @@ pub(super) const PROGRAM: &str = "/usr/local/bin/resnap";
 /// The directory of units.
 pub(super) const UNITS: &str = "/etc/systemd/system";
 
+/// Returns a path below `/run` by that name: `/var/run` is a link to it.
+pub(super) fn in_run(path: &str) -> String {
+    match path.strip_prefix("/var/run/") {
+        Some(rest) => format!("/run/{rest}"),
+        None => path.to_owned(),
+    }
+}
+
 /// A file of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NodeFile {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::changes::Changes;
-use super::files::NodeFile;
+use super::files::{NodeFile, in_run};
 use super::host::Host;
 use super::record::Record;
 use super::service;
@@ -60,12 +60,11 @@ pub(super) struct Kubelet {
     environment_files: Vec<PathBuf>,
     /// Whether the unit sets the variable to other flags.
     sets_flags: bool,
-    /// The endpoints of its process; none, if it does not run.
-    endpoints: Endpoints,
+    /// The endpoints of its process, if it runs.
+    endpoints: Option<Endpoints>,
 }
 
 /// The endpoints that a running kubelet was given.
-#[derive(Default)]
 struct Endpoints {
     flag: Option<String>,
     /// The configuration file that has one, and what it has.
@@ -111,8 +110,16 @@ impl Kubelet {
             uses_variable: property("ExecStart").contains(VARIABLE),
             environment_files: files.map(PathBuf::from).collect(),
             sets_flags: sets_other_flags(property("Environment")),
-            endpoints: endpoints(host).await?.unwrap_or_default(),
+            endpoints: endpoints(host).await?,
         }))
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        self.endpoints.is_some()
+    }
+
+    fn endpoint(&self) -> Option<&str> {
+        self.endpoints.as_ref()?.effective()
     }
 
     /// Returns what has to be done before the drop-in can move kubelet from the containerd at `address`.
@@ -123,7 +130,7 @@ impl Kubelet {
                  end of its ExecStart= (`systemctl edit --full {UNIT}`), and run this again."
             ));
         }
-        if let Some(endpoint) = self.endpoints.effective()
+        if let Some(endpoint) = self.endpoint()
             && ![socket(address), socket(ENDPOINT)].contains(&socket(endpoint))
         {
             return Some(format!(
@@ -164,7 +171,8 @@ impl Kubelet {
                 "{file} keeps kubelet on resnap. Take {FLAG} out of it, and run this again."
             ));
         }
-        if let Some((file, endpoint)) = &self.endpoints.file
+        let file = self.endpoints.as_ref().and_then(|own| own.file.as_ref());
+        if let Some((file, endpoint)) = file
             && socket(endpoint) == socket(ENDPOINT)
         {
             let file = file.display();
@@ -172,7 +180,7 @@ impl Kubelet {
                 "{file} keeps kubelet on resnap. Change {FIELD} there, and run this again."
             ));
         }
-        let is_moved = self.endpoints.effective().map(socket) == Some(socket(ENDPOINT))
+        let is_moved = self.endpoint().map(socket) == Some(socket(ENDPOINT))
             || matches!(host.read(DROP_IN.as_ref()), Ok(Some(_)));
         (is_moved && !record.has(DROP_IN) && service::is_removed(record)).then(|| {
             format!(
@@ -314,11 +322,7 @@ fn sets_other_flags(environment: &str) -> bool {
 
 /// Returns the path of a socket in an endpoint, by one of its names.
 fn socket(endpoint: &str) -> String {
-    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
-    match path.strip_prefix("/var/run/") {
-        Some(rest) => format!("/run/{rest}"),
-        None => path.to_owned(),
-    }
+    in_run(endpoint.strip_prefix("unix://").unwrap_or(endpoint))
 }
 
 #[cfg(test)]

@@ -77,6 +77,9 @@ impl Record {
                 false => Content::read(&host.at(path))?,
             };
             let Some(there) = there else {
+                if !self.has(path) && host.at(path).is_symlink() {
+                    bail!("{path:?} is a link to a file that is not there: move it away first");
+                }
                 self.add_directories(host, path);
                 self.files.insert(path.clone());
                 continue;

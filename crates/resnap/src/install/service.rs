@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::changes::Changes;
 use super::clients;
-use super::files::{NodeFile, PROGRAM, UNITS};
+use super::files::{NodeFile, PROGRAM, UNITS, in_run};
 use super::host::Host;
 use super::record::Record;
 
@@ -133,12 +133,22 @@ pub(super) async fn is_used(host: &Host) -> Result<Option<String>> {
     }))
 }
 
-/// Returns what has to be done before the service can be removed, for containerd's sake. `plugins` are the sockets of
-/// its diff plugins, if it is known.
-pub(super) fn cannot_be_removed(host: &Host, plugins: &[String]) -> Result<Option<String>> {
+/// Returns what has to be done before the service can be removed, where it is not `install` that began it, or for
+/// containerd's sake. `plugins` are the sockets of its diff plugins, if it is known.
+pub(super) async fn cannot_be_removed(
+    host: &Host,
+    record: &Record,
+    plugins: &[String],
+) -> Result<Option<String>> {
+    if !record.has_enabled(SERVICE) && host.is_enabled(SERVICE).await? {
+        return Ok(Some(format!(
+            "{SERVICE} is enabled, and not by `resnap install`, whose program it runs. Disable it (`systemctl disable \
+             --now {SOCKET} {SERVICE}`), and run this again."
+        )));
+    }
     let own = plugins
         .iter()
-        .find(|plugin| Path::new(plugin).starts_with(RUNTIME_DIRECTORY));
+        .find(|plugin| Path::new(&in_run(plugin)).starts_with(RUNTIME_DIRECTORY));
     if let Some(own) = own {
         return Ok(Some(format!(
             "containerd's configuration has a diff plugin at {own}, which is resnap: without it, no image could be \

@@ -183,13 +183,14 @@ fn diff_plugins_keep_the_service() {
         dry_run: false,
         stop: CancellationToken::new(),
     };
-    let plugins = ["/run/resnap/diff.sock".to_owned()];
     node.systemd.state().ran.clear();
-    let text = by_hand(block_on(run.uninstall(&plugins)));
-    assert!(
-        text.contains("has a diff plugin at /run/resnap/diff.sock"),
-        "{text}"
-    );
+    for plugin in ["/run/resnap/diff.sock", "/var/run/resnap/diff.sock"] {
+        let text = by_hand(block_on(run.uninstall(&[plugin.to_owned()])));
+        assert!(
+            text.contains(&format!("has a diff plugin at {plugin}")),
+            "{text}"
+        );
+    }
     node.write("etc/systemd/system/resnap-diff.socket", "");
     let text = by_hand(block_on(run.uninstall(&[])));
     assert!(text.contains("resnap-diff.socket is there"), "{text}");
@@ -243,6 +244,77 @@ fn a_dry_run_shows_texts_and_differences() {
     );
     let another = Some("another program\n".to_owned());
     assert_eq!(shown("bin/resnap"), Some((None, another)));
+}
+
+#[test]
+fn a_dry_run_that_fails_runs_nothing() {
+    let node = Node::new();
+    node.run(true, None).1.unwrap();
+    let program = node.dir.path().join("usr/local/bin/resnap");
+    fs::remove_file(&program).unwrap();
+    fs::create_dir(&program).unwrap();
+    let before = node.files();
+    let run = Run {
+        host: &node.host,
+        dry_run: true,
+        stop: CancellationToken::new(),
+    };
+    node.systemd.state().ran.clear();
+    assert!(block_on(run.uninstall(&[])).is_err());
+    assert!(node.systemd.state().ran.is_empty());
+    assert_eq!(node.files(), before);
+}
+
+#[test]
+fn a_service_that_others_enabled_keeps_its_program() {
+    let node = Node::new();
+    let files = service::files(&node.facts()).unwrap();
+    for file in files.iter().filter(|file| file.mode == 0o644) {
+        let name = file.path.strip_prefix("/").unwrap().to_str().unwrap();
+        node.write(name, &String::from_utf8_lossy(&file.bytes));
+    }
+    let before = node.files();
+    node.systemd.state().is_installed = true;
+    node.run(true, None).1.unwrap();
+    let (ran, outcome) = node.run(false, None);
+    let text = by_hand(outcome);
+    assert!(text.contains("systemctl disable --now"), "{text}");
+    assert!(ran.is_empty(), "{ran:?}");
+    node.systemd.state().is_installed = false;
+    node.run(false, None).1.unwrap();
+    assert_eq!(node.files(), before);
+}
+
+#[test]
+fn links_of_the_operator_are_kept() {
+    let node = Node::new();
+    let link = node.dir.path().join("usr/local/bin/resnap");
+    std::os::unix::fs::symlink("/nowhere", &link).unwrap();
+    let (ran, outcome) = node.run(true, None);
+    let error = format!("{:#}", outcome.err().unwrap());
+    assert!(error.contains("is a link to a file"), "{error}");
+    assert!(ran.is_empty() && link.is_symlink(), "{ran:?}");
+}
+
+#[test]
+fn all_files_of_entries_are_removed() {
+    let node = Node::new();
+    let before = node.files();
+    let mut files = ["/etc/a/resnap.toml", "/etc/b/resnap.toml"]
+        .map(|path| files::NodeFile::embedded(path, ""));
+    let record = Record::default();
+    let record = record.with(&node.host, files.iter_mut()).unwrap();
+    let mut changes = Changes::new(&node.host, false, CancellationToken::new());
+    changes.write(&record.file().unwrap()).unwrap();
+    for file in &files {
+        changes.write(file).unwrap();
+    }
+    drop(changes);
+    let (ran, outcome) = node.run(false, None);
+    outcome.unwrap();
+    let restart = "systemctl restart containerd.service";
+    assert_eq!(ran.iter().filter(|line| *line == restart).count(), 1);
+    assert_eq!(node.files(), before);
 }
 
 #[test]

@@ -60,8 +60,9 @@ impl Daemon {
 
 /// Returns the configuration file of a daemon: `own` if it was started with no other one.
 pub(crate) fn config_file(process: &Process, own: Option<&Path>) -> Option<PathBuf> {
-    let named = process.argument(&["--config"]).map(PathBuf::from);
-    let named = named.or_else(|| process.variable("RESNAP_CONFIG").map(PathBuf::from));
+    let named = process.argument(&["--config"]).map(str::to_owned);
+    let named = named.or_else(|| process.variable("RESNAP_CONFIG"));
+    let named = named.map(|path| process.absolute(&path));
     named.or_else(|| own.map(Path::to_owned))
 }
 

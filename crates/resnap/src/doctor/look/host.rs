@@ -8,9 +8,10 @@ use std::io;
 use std::path::Path;
 
 /// The directories of systemd's units (systemd.unit(5)).
-const UNITS: [&str; 3] = [
+const UNITS: [&str; 4] = [
     "/etc/systemd/system",
     "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
 ];
 
